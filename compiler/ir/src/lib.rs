@@ -1,0 +1,1 @@
+//! The contract between all crates: graph, circuit, plan, interpreters and artifact files.

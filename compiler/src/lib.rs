@@ -1,0 +1,1 @@
+//! Trained graph to fixed-point circuit, chosen for cost.

@@ -1,0 +1,1 @@
+//! Blocks, re-keyed hash, bit transposition, half-gates and the garbled sign circuit.

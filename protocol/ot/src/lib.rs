@@ -1,0 +1,1 @@
+//! Correlated oblivious transfer, both directions, as message-in message-out state machines.

@@ -1,0 +1,1 @@
+//! Prime fields, NTT, RNS, polynomials and the online convolution.

@@ -1,0 +1,1 @@
+//! BFV over RNS: parameters, keys, encryption, packing, flooding and modulus switching.

@@ -1,0 +1,1 @@
+//! The two-party computation: shares, linear layers, activations and sessions over a channel.

@@ -1,0 +1,1 @@
+//! Processes, sockets, files and time: pi-server, pi-client and pi-demo over QUIC.

@@ -1,0 +1,1 @@
+//! Owner of the cross-crate tests (`tests/`) and benchmarks (`benches/`) of Pianissimo.

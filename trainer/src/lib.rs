@@ -1,0 +1,1 @@
+//! Trains networks whose activations a two-party computation can afford.
