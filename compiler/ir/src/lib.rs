@@ -1,1 +1,28 @@
-//! The contract between all crates: graph, circuit, plan, interpreters and artifact files.
+//! The contract between all crates: what a network is before, and after, it becomes a circuit.
+//!
+//! - [`graph`]: the float network a trainer exports.
+//! - [`circuit`]: the fixed-point arithmetic circuit a two-party computation evaluates (public part).
+//! - [`weights`]: what only the server may hold: integer kernels, biases, polynomial coefficients.
+//! - [`plan`]: how tensors are packed into ciphertexts; data that both parties read.
+//! - [`trace`]: the client's shares of one run, which make the interpreter exact.
+//!
+//! No cryptography, no training framework, no files opened here: bytes in, bytes out.
+#![forbid(unsafe_code)]
+
+pub mod circuit;
+pub mod graph;
+pub mod plan;
+pub mod shape;
+pub mod trace;
+pub mod weights;
+
+pub use circuit::{Activation, Circuit, Conv, Kind, Layer, Range, Step, SumPool, TensorId, Term};
+pub use graph::{ActivationKind, Graph, Node, NodeId, Op};
+pub use plan::{Answer, Layout, Plan, Upload};
+pub use shape::{Padding, Shape};
+pub use trace::{LayerTrace, Trace};
+pub use weights::{LayerWeights, Polynomial, Weights};
+
+/// The plaintext field of the protocol, `F_p` with `p = 2^60 - 2^18 + 1`: every value of a circuit is
+/// a signed integer far below `p / 2`.
+pub const P: u64 = (1 << 60) - (1 << 18) + 1;

@@ -1,0 +1,191 @@
+//! The public half of a compiled network: a fixed-point arithmetic circuit in layered form.
+//!
+//! A circuit is a list of layers. Each layer sums *terms* (convolutions of earlier tensors and
+//! residual additions of earlier tensors), optionally sums windows, and then either truncates and
+//! activates, which makes a new *tensor*, or is the output. Dense layers, flattening and 1x1
+//! shortcuts are convolutions; an average pool is a sum whose divisor lives in scales and weights.
+//!
+//! Arithmetic, exactly (all integers; `x` at scale `2^s` stands for the number `x / 2^s`):
+//!
+//! 1. `z = sum(conv(W_k, t_k)) + bias + sum(2^shift_j pool_j(t_j))` per output element, then the
+//!    layer's own [`SumPool`] if any (`bias` is added before it, once per position).
+//! 2. `|z| <= 2^bound_bits - 2^truncate` by range analysis; `y = truncate(z, truncate)`.
+//! 3. Per element of `y`: ReLU `max(y, 0)`; identity `y`; square `truncate(y^2, post)`;
+//!    polynomial `truncate(a y^2 + b y + k, post)` with the server's integers `a, b, k`.
+//!
+//! Two-party truncation is floor, plus one with probability equal to the fraction (the interpreter
+//! rounds to nearest, or takes the client's shares and reproduces every carry).
+
+use crate::shape::{Padding, Shape};
+use serde::{Deserialize, Serialize};
+
+/// A tensor that exists as shares: 0 is the input image, `i + 1` is made by layer `i`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TensorId(pub u32);
+
+/// The public circuit. Tensor 0 is the quantised, normalised image; the last layer is the output.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Circuit {
+    /// Name of the network.
+    pub name: String,
+    /// Shape of the image.
+    pub input: Shape,
+    /// Scale of the image: pixel `v` in `[0, 1]` becomes `round((v - mean) / std * 2^input_frac_bits)`.
+    pub input_frac_bits: u8,
+    /// Per-channel mean.
+    pub mean: Vec<f32>,
+    /// Per-channel deviation.
+    pub std: Vec<f32>,
+    /// Class names, in the order of the logits (may be empty).
+    pub classes: Vec<String>,
+    /// The layers, in order; only the last has [`Step::Output`].
+    pub layers: Vec<Layer>,
+}
+
+/// One linear combination with what follows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Name used in tables and messages; unique in the circuit.
+    pub name: String,
+    /// What is summed; at least one term.
+    pub terms: Vec<Term>,
+    /// Windows summed after the terms (an average pool before the activation).
+    pub pool: Option<SumPool>,
+    /// Shape after `pool`: the shape of the layer's result.
+    pub shape: Shape,
+    /// `log2 B` of the value before truncation: `|z| <= B - 2^truncate`.
+    pub bound_bits: u8,
+    /// How `bound_bits` is known.
+    pub range: Range,
+    /// What happens to the sum.
+    pub step: Step,
+}
+
+/// How a bound is known.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Range {
+    /// Interval analysis proves it for every input.
+    Proved,
+    /// The largest magnitude seen on calibration data; the bound leaves head room above it.
+    Calibrated {
+        /// Largest `|z|` seen.
+        max_seen: u64,
+    },
+}
+
+/// One summand of a layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Term {
+    /// A convolution with weights that the server holds.
+    Conv(Conv),
+    /// `2^shift` times an earlier tensor (after summing windows, if `pool`): local, no cryptography.
+    Residual {
+        /// The tensor added.
+        input: TensorId,
+        /// Windows summed first.
+        pool: Option<SumPool>,
+        /// Power of two that brings it to the layer's scale.
+        shift: u8,
+    },
+}
+
+/// Shape of a convolution; weights are in the server's [`crate::weights::LayerWeights`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Conv {
+    /// The tensor it reads.
+    pub input: TensorId,
+    /// Output channels.
+    pub out_channels: u32,
+    /// Rows and columns of the kernel.
+    pub kernel: (u32, u32),
+    /// Vertical and horizontal stride.
+    pub stride: (u32, u32),
+    /// Zeros around the input.
+    pub padding: Padding,
+    /// Public bound on the weights: `|w| < 2^weight_bits` (7 for 8-bit weights).
+    pub weight_bits: u8,
+}
+
+/// Sums over windows: rows and columns rounded down, nothing padded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SumPool {
+    /// Rows and columns of the window.
+    pub kernel: (u32, u32),
+    /// Vertical and horizontal stride.
+    pub stride: (u32, u32),
+}
+
+/// What happens to a layer's sum.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Step {
+    /// Truncate, activate, re-base: makes tensor `layer + 1`.
+    Activate(Activation),
+    /// The server sends its share; the client learns the sum, untruncated.
+    Output {
+        /// Scale of the logits.
+        frac_bits: u8,
+    },
+}
+
+/// Truncation and activation of one layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Activation {
+    /// Bits cut off the sum, `f`; 0 is allowed.
+    pub truncate: u8,
+    /// Scale of the resulting tensor, for all kinds of elements.
+    pub frac_bits: u8,
+    /// One kind per element `[c][h][w]`.
+    pub kinds: Vec<Kind>,
+    /// Bits cut off squares; used where a kind is [`Kind::Square`].
+    pub square: Option<PostTruncation>,
+    /// Bits cut off polynomials; used where a kind is [`Kind::Polynomial`].
+    pub polynomial: Option<PostTruncation>,
+}
+
+/// The second truncation of square and polynomial elements.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PostTruncation {
+    /// Bits cut off.
+    pub truncate: u8,
+    /// `log2 B` of the value before it: `|v| <= B - 2^truncate`.
+    pub bound_bits: u8,
+    /// How that is known.
+    pub range: Range,
+}
+
+/// What one element of a layer computes; public.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Kind {
+    /// `max(y, 0)`, by garbled sign and gadget.
+    Relu,
+    /// `y`: free online.
+    Identity,
+    /// `y^2`: one OLE.
+    Square,
+    /// `a y^2 + b y + k`, coefficients private to the server: two OLEs.
+    Polynomial,
+}
+
+impl Circuit {
+    /// Shape of a tensor: the input, or the result of layer `id - 1`.
+    ///
+    /// # Panics
+    /// If no such tensor exists; a verified circuit refers to none.
+    pub fn tensor_shape(&self, id: TensorId) -> Shape {
+        if id.0 == 0 {
+            self.input
+        } else {
+            self.layers[id.0 as usize - 1].shape
+        }
+    }
+}
+
+impl Layer {
+    /// Width of the sign circuit: `m = log2 B - f + 1` bits.
+    pub fn sign_bits(&self) -> Option<u8> {
+        match &self.step {
+            Step::Activate(a) => Some(self.bound_bits - a.truncate + 1),
+            Step::Output { .. } => None,
+        }
+    }
+}

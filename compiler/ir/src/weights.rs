@@ -1,0 +1,59 @@
+//! What only the server holds. A client never receives a value of these types.
+
+use serde::{Deserialize, Serialize};
+
+/// The server's integers, one entry per layer of the circuit.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct Weights {
+    /// In the order of [`crate::Circuit::layers`].
+    pub layers: Vec<LayerWeights>,
+}
+
+/// The server's integers of one layer.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerWeights {
+    /// One kernel per [`crate::Term::Conv`] of the layer, in order: `[out][in][kernel_h][kernel_w]`.
+    pub kernels: Vec<Vec<i16>>,
+    /// One integer per output channel, at the scale of the sum.
+    pub bias: Vec<i64>,
+    /// Per channel; empty when no element of the layer is [`crate::Kind::Polynomial`].
+    pub polynomials: Vec<Polynomial>,
+}
+
+/// `a y^2 + b y + k` in integers: with `y` at scale `2^s` and `a` at `2^u`, `b` is at `2^(s+u)`, `k` at
+/// `2^(2s+u)`, and the result is cut by `s + u` bits (the layer's `polynomial.truncate`).
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Polynomial {
+    /// Quadratic coefficient.
+    pub a: i64,
+    /// Linear coefficient.
+    pub b: i64,
+    /// Constant.
+    pub k: i64,
+}
+
+impl std::fmt::Debug for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Weights {{ {} layers, values withheld }}",
+            self.layers.len()
+        )
+    }
+}
+
+impl std::fmt::Debug for LayerWeights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "LayerWeights {{ {} kernels, values withheld }}",
+            self.kernels.len()
+        )
+    }
+}
+
+impl std::fmt::Debug for Polynomial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Polynomial { values withheld }")
+    }
+}
