@@ -1,0 +1,1 @@
+//! Fuzz targets: see `tests/`. They run as ordinary tests, and under a fuzzer with `cargo bolero`.
