@@ -1,0 +1,547 @@
+//! MITCCR, the re-keyed hash of labels (Guo, Katz, Wang, Weng, Yu, CRYPTO 2020, section 5).
+//!
+//! `H(x, t) = AES_K(s(x)) xor s(x)` with `K = nonce xor t` and `s(a || b) = (a xor b) || a`. The nonce is
+//! public, 128 random bits of both parties per bundle.
+//!
+//! # Why re-keyed
+//! With one fixed key an adversary gets `2^128 / C` for `C` gates ever garbled under it, since one trial
+//! is tested against all of them: 85 bits after `2^20` bundles of a large network. Here a key hashes at
+//! most the two labels `x`, `x xor delta` of one wire, so a trial concerns one wire and the bound stays at
+//! 128 bits less the one that `delta` gives to its colour. The proof is in the ideal-cipher model.
+//! The construction allows up to `mu` instances per key for `log2 mu` bits; we take `mu = 1`.
+//!
+//! # Tweaks
+//! The class stands in the two top bits, a counter that runs through the whole bundle in the low 64. No
+//! tweak repeats within a bundle as long as every [`TweakRange`] comes from the bundle's one
+//! [`TweakCounter`]. Both parties draw the same ranges in the same order.
+
+use rayon::prelude::*;
+use zeroize::Zeroize;
+
+use crate::block::{Block, Delta};
+use crate::field;
+
+/// What a label is hashed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TweakClass {
+    /// The garbler's half of an AND gate.
+    GateG = 0,
+    /// The evaluator's half of an AND gate.
+    GateE = 1,
+    /// The pad of the output gadget.
+    Output = 2,
+    /// The pad of the correlated OT that runs from the evaluator to the garbler.
+    ReverseCot = 3,
+}
+
+/// The bundle-wide counter of tweaks.
+#[derive(Debug)]
+pub struct TweakCounter {
+    nonce: Block,
+    next: u64,
+}
+
+impl TweakCounter {
+    /// Returns the counter of a new bundle; `nonce` must not have served any bundle before.
+    pub fn new(nonce: Block) -> Self {
+        TweakCounter { nonce, next: 0 }
+    }
+
+    /// Takes the next `instances` times `stride` counter values; a sign circuit of `m` bits needs `m`.
+    ///
+    /// # Panics
+    /// If the counter would exceed 64 bits.
+    pub fn take(&mut self, instances: usize, stride: u32) -> TweakRange {
+        let range = TweakRange {
+            nonce: self.nonce,
+            first: self.next,
+            stride: stride as u64,
+        };
+        let used = (instances as u64)
+            .checked_mul(range.stride)
+            .and_then(|used| self.next.checked_add(used));
+        self.next = used.expect("a bundle has fewer than 2^64 gates");
+        range
+    }
+}
+
+/// The tweaks of one layer: `stride` consecutive counter values per instance.
+#[derive(Clone, Copy, Debug)]
+pub struct TweakRange {
+    nonce: Block,
+    first: u64,
+    stride: u64,
+}
+
+impl TweakRange {
+    /// Returns the AES key for gate `gate` of an instance.
+    #[inline]
+    pub fn key(&self, class: TweakClass, instance: usize, gate: usize) -> Block {
+        let counter = self.first + instance as u64 * self.stride + gate as u64;
+        self.nonce ^ Block::new((class as u128) << 126 | counter as u128)
+    }
+
+    /// Returns the number of counter values per instance.
+    pub fn stride(&self) -> u32 {
+        self.stride as u32
+    }
+}
+
+/// Returns `H(x)` under the key of one tweak: the definition, one label at a time.
+pub fn hash(key: Block, x: Block) -> Block {
+    scalar::hash(key, x)
+}
+
+/// Hashes one label per instance to a field element, instance `j` at the first counter value of its own.
+///
+/// The full 128 bits are reduced modulo `p`, so an element is within `2^-68` of uniform.
+///
+/// # Panics
+/// If `labels` and `out` differ in length.
+pub fn hash_to_field(tweaks: &TweakRange, class: TweakClass, labels: &[Block], out: &mut [u64]) {
+    assert_eq!(labels.len(), out.len(), "one element per label");
+    labels
+        .par_chunks(TASK)
+        .zip(out.par_chunks_mut(TASK))
+        .enumerate()
+        .for_each(|(task, (labels, out))| {
+            for (group, (labels, out)) in
+                labels.chunks(LANES).zip(out.chunks_mut(LANES)).enumerate()
+            {
+                let first = task * TASK + group * LANES;
+                let keys = std::array::from_fn(|lane| tweaks.key(class, first + lane, 0));
+                let mut x = [Block::ZERO; LANES];
+                x[..labels.len()].copy_from_slice(labels);
+                hash_lanes(&keys, &mut x);
+                for (out, x) in out.iter_mut().zip(&x) {
+                    *out = field::reduce(x.value());
+                }
+                x.zeroize();
+            }
+        });
+}
+
+/// Hashes both labels of a wire per instance to field elements: `H(zero)` and `H(zero xor delta)`.
+///
+/// # Panics
+/// If the slices differ in length.
+pub fn hash_pairs_to_field(
+    tweaks: &TweakRange,
+    class: TweakClass,
+    zeros: &[Block],
+    delta: &Delta,
+    out_zero: &mut [u64],
+    out_one: &mut [u64],
+) {
+    assert_eq!(zeros.len(), out_zero.len(), "one element per label");
+    assert_eq!(zeros.len(), out_one.len(), "one element per label");
+    let outs = out_zero
+        .par_chunks_mut(LANES)
+        .zip(out_one.par_chunks_mut(LANES));
+    zeros
+        .par_chunks(LANES)
+        .zip(outs)
+        .with_min_len(TASK / LANES)
+        .enumerate()
+        .for_each(|(group, (zeros, outs))| {
+            let keys = std::array::from_fn(|lane| tweaks.key(class, group * LANES + lane, 0));
+            let mut x = [Block::ZERO; LANES];
+            x[..zeros.len()].copy_from_slice(zeros);
+            let mut y = x.map(|x| x ^ delta.block());
+            hash_pairs(&keys, &mut x, &mut y);
+            for lane in 0..zeros.len() {
+                outs.0[lane] = field::reduce(x[lane].value());
+                outs.1[lane] = field::reduce(y[lane].value());
+            }
+            x.zeroize();
+            y.zeroize();
+        });
+}
+
+/// Instances hashed side by side.
+pub(crate) const LANES: usize = 16;
+
+/// Labels per parallel task when only hashing.
+const TASK: usize = 64 * LANES;
+
+/// Replaces `x[i]` and `y[i]` by their hashes under `keys[i]`.
+#[inline]
+pub(crate) fn hash_pairs(keys: &[Block; LANES], x: &mut [Block; LANES], y: &mut [Block; LANES]) {
+    match Backend::detected() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `detected` found the features that the function enables.
+        Backend::Vaes => unsafe { vaes::hash_pairs(keys, x, y) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Backend::AesNi => unsafe { aes_ni::hash_pairs(keys, x, y) },
+        Backend::Scalar => scalar::hash_pairs(keys, x, y),
+    }
+}
+
+/// Replaces `x[i]` by its hash under `keys[i]`.
+#[inline]
+pub(crate) fn hash_lanes(keys: &[Block; LANES], x: &mut [Block; LANES]) {
+    match Backend::detected() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `detected` found the features that the function enables.
+        Backend::Vaes => unsafe { vaes::hash_lanes(keys, x) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Backend::AesNi => unsafe { aes_ni::hash_lanes(keys, x) },
+        Backend::Scalar => scalar::hash_lanes(keys, x),
+    }
+}
+
+/// How AES is computed. No crate computes many key schedules side by side, which is most of the work here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Backend {
+    /// The `aes` crate, block by block: the definition, and what the others are tested against.
+    Scalar,
+    /// 128-bit AES instructions, four keys side by side.
+    #[cfg(target_arch = "x86_64")]
+    AesNi,
+    /// 512-bit AES instructions, all keys side by side.
+    #[cfg(target_arch = "x86_64")]
+    Vaes,
+}
+
+impl Backend {
+    #[inline]
+    fn detected() -> Self {
+        // The standard library caches the result; a test is one load.
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        {
+            if vaes_supported() {
+                return Backend::Vaes;
+            }
+            if aes_ni_supported() {
+                return Backend::AesNi;
+            }
+        }
+        Backend::Scalar
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn vaes_supported() -> bool {
+    is_x86_feature_detected!("vaes")
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn aes_ni_supported() -> bool {
+    is_x86_feature_detected!("aes") && is_x86_feature_detected!("ssse3")
+}
+
+/// The linear orthomorphism `s(a || b) = (a xor b) || a`: both `s` and `x -> s(x) xor x` are permutations.
+#[inline]
+const fn sigma(x: Block) -> Block {
+    let high = x.value() & (u64::MAX as u128) << 64;
+    Block::new(x.value().rotate_left(64) ^ high)
+}
+
+mod scalar {
+    use super::{Block, LANES, sigma};
+    use aes::Aes128Enc;
+    use aes::cipher::{Array, BlockCipherEncrypt, KeyInit};
+
+    pub(super) fn hash(key: Block, x: Block) -> Block {
+        hash_with(&Aes128Enc::new(&Array::from(key.to_bytes())), x)
+    }
+
+    pub(super) fn hash_lanes(keys: &[Block; LANES], x: &mut [Block; LANES]) {
+        for (key, x) in keys.iter().zip(x) {
+            *x = hash(*key, *x);
+        }
+    }
+
+    pub(super) fn hash_pairs(
+        keys: &[Block; LANES],
+        x: &mut [Block; LANES],
+        y: &mut [Block; LANES],
+    ) {
+        for ((key, x), y) in keys.iter().zip(x).zip(y) {
+            let cipher = Aes128Enc::new(&Array::from(key.to_bytes()));
+            *x = hash_with(&cipher, *x);
+            *y = hash_with(&cipher, *y);
+        }
+    }
+
+    fn hash_with(cipher: &Aes128Enc, x: Block) -> Block {
+        let x = sigma(x);
+        let mut block = Array::from(x.to_bytes());
+        cipher.encrypt_block(&mut block);
+        Block::from_bytes(block.into()) ^ x
+    }
+}
+
+/// The two vector versions are one text at two widths: `$n` registers of keys at a time, each with its own
+/// key schedule, and one or two registers of data under each.
+#[cfg(target_arch = "x86_64")]
+macro_rules! vector_hash {
+    (
+        $feature:literal, $vector:ty, $width:expr, $n:expr, zero: $zero:ident, broadcast: $broadcast:ident,
+        load: $load:ident, store: $store:ident, xor: $xor:ident, and: $and:ident, shuffle_bytes: $shuffle:ident,
+        swap: $swap:ident, shift4: $shift4:ident, shift8: $shift8:ident, enc: $enc:ident, last: $last:ident
+    ) => {
+        use super::{Block, LANES};
+        use std::arch::x86_64::*;
+
+        /// Registers of keys side by side: enough chains to hide the latency of the AES instruction, few
+        /// enough that keys and data stay in registers.
+        const N: usize = $n;
+        /// Blocks in a register.
+        const WIDTH: usize = $width;
+        const ROUND_CONSTANTS: [i32; 10] = [1, 2, 4, 8, 16, 32, 64, 128, 0x1b, 0x36];
+
+        #[target_feature(enable = $feature)]
+        pub(super) fn hash_pairs(
+            keys: &[Block; LANES],
+            x: &mut [Block; LANES],
+            y: &mut [Block; LANES],
+        ) {
+            for first in (0..LANES).step_by(N * WIDTH) {
+                let mut data = [load_sigma(x, first), load_sigma(y, first)];
+                encrypt(load(keys, first), &mut data);
+                store(x, first, data[0]);
+                store(y, first, data[1]);
+            }
+        }
+
+        #[target_feature(enable = $feature)]
+        pub(super) fn hash_lanes(keys: &[Block; LANES], x: &mut [Block; LANES]) {
+            for first in (0..LANES).step_by(N * WIDTH) {
+                let mut data = [load_sigma(x, first)];
+                encrypt(load(keys, first), &mut data);
+                store(x, first, data[0]);
+            }
+        }
+
+        /// Replaces every `s` in `data` by `AES(s) xor s` under the key of its lane.
+        #[target_feature(enable = $feature)]
+        #[inline]
+        fn encrypt<const D: usize>(mut keys: [$vector; N], data: &mut [[$vector; N]; D]) {
+            // Rotates the last word of a round key and copies it to all four columns.
+            let rotate_last = $broadcast(_mm_set1_epi32(0x0c0f0e0d));
+            let plain = *data;
+            for d in 0..D {
+                for i in 0..N {
+                    data[d][i] = $xor(data[d][i], keys[i]);
+                }
+            }
+            for round in 0..10 {
+                let constant = $broadcast(_mm_set1_epi32(ROUND_CONSTANTS[round]));
+                for i in 0..N {
+                    // All columns are equal, so the row shift of the last-round instruction does nothing: what
+                    // is left is the byte substitution and the round constant.
+                    let word = $last($shuffle(keys[i], rotate_last), constant);
+                    let prefix = $xor(keys[i], $shift4::<4>(keys[i]));
+                    let prefix = $xor(prefix, $shift8::<8>(prefix));
+                    keys[i] = $xor(prefix, word);
+                }
+                for d in 0..D {
+                    for i in 0..N {
+                        data[d][i] = match round {
+                            9 => $last(data[d][i], keys[i]),
+                            _ => $enc(data[d][i], keys[i]),
+                        };
+                    }
+                }
+            }
+            for d in 0..D {
+                for i in 0..N {
+                    data[d][i] = $xor(data[d][i], plain[d][i]);
+                }
+            }
+        }
+
+        #[target_feature(enable = $feature)]
+        #[inline]
+        fn load_sigma(x: &[Block; LANES], first: usize) -> [$vector; N] {
+            let high = $broadcast(_mm_set_epi64x(-1, 0));
+            let mut data = load(x, first);
+            for data in &mut data {
+                // 0x4e exchanges the 64-bit halves of every block.
+                *data = $xor($swap::<0x4e>(*data), $and(*data, high));
+            }
+            data
+        }
+
+        #[target_feature(enable = $feature)]
+        #[inline]
+        fn load(x: &[Block; LANES], first: usize) -> [$vector; N] {
+            let x = &x[first..first + N * WIDTH];
+            let mut data = [$zero(); N];
+            for (i, data) in data.iter_mut().enumerate() {
+                // SAFETY: register `i` reads blocks `i * WIDTH..(i + 1) * WIDTH` of a slice of `N * WIDTH` blocks, all
+                // initialised; the load has no alignment requirement.
+                *data = unsafe { $load(x.as_ptr().add(i * WIDTH).cast()) };
+            }
+            data
+        }
+
+        #[target_feature(enable = $feature)]
+        #[inline]
+        fn store(x: &mut [Block; LANES], first: usize, data: [$vector; N]) {
+            let x = &mut x[first..first + N * WIDTH];
+            for (i, data) in data.into_iter().enumerate() {
+                // SAFETY: register `i` writes blocks `i * WIDTH..(i + 1) * WIDTH` of a slice of `N * WIDTH` blocks
+                // borrowed mutably; any bits are a valid block; the store has no alignment requirement.
+                unsafe { $store(x.as_mut_ptr().add(i * WIDTH).cast(), data) }
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+mod aes_ni {
+    vector_hash!(
+        "aes,ssse3", __m128i, 1, 4, zero: _mm_setzero_si128, broadcast: same,
+        load: _mm_loadu_si128, store: _mm_storeu_si128, xor: _mm_xor_si128, and: _mm_and_si128,
+        shuffle_bytes: _mm_shuffle_epi8, swap: _mm_shuffle_epi32,
+        shift4: _mm_slli_si128, shift8: _mm_slli_si128, enc: _mm_aesenc_si128, last: _mm_aesenclast_si128
+    );
+
+    /// A 128-bit register holds one block, so nothing is repeated.
+    #[inline(always)]
+    fn same(x: __m128i) -> __m128i {
+        x
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod vaes {
+    vector_hash!(
+        "vaes,avx512f,avx512bw", __m512i, 4, 4, zero: _mm512_setzero_si512, broadcast: _mm512_broadcast_i32x4,
+        load: _mm512_loadu_si512, store: _mm512_storeu_si512, xor: _mm512_xor_si512, and: _mm512_and_si512,
+        shuffle_bytes: _mm512_shuffle_epi8, swap: _mm512_shuffle_epi32,
+        shift4: _mm512_bslli_epi128, shift8: _mm512_bslli_epi128,
+        enc: _mm512_aesenc_epi128, last: _mm512_aesenclast_epi128
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand_chacha::ChaCha20Rng;
+    use rand_core::{CryptoRng, SeedableRng};
+
+    fn blocks(rng: &mut (impl CryptoRng)) -> [Block; LANES] {
+        std::array::from_fn(|_| Block::random(rng))
+    }
+
+    #[test]
+    fn hash_follows_its_definition() {
+        // AES vector of FIPS 197, appendix C.1: choose x so that sigma(x) is its plaintext.
+        let key = Block::new(0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f_u128.swap_bytes());
+        let plain = 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff_u128.swap_bytes();
+        let cipher = 0x69c4_e0d8_6a7b_0430_d8cd_b780_70b4_c55a_u128.swap_bytes();
+        // (a xor b) || a = plain.
+        let (top, a) = (plain >> 64, plain & u64::MAX as u128);
+        let x = Block::new(a << 64 | (top ^ a));
+        assert_eq!(sigma(x).value(), plain);
+        assert_eq!(hash(key, x).value(), cipher ^ plain);
+    }
+
+    #[test]
+    fn every_back_end_equals_the_definition() {
+        let mut rng = ChaCha20Rng::seed_from_u64(11);
+        type Pairs = fn(&[Block; LANES], &mut [Block; LANES], &mut [Block; LANES]);
+        type Single = fn(&[Block; LANES], &mut [Block; LANES]);
+        let mut backends: Vec<(&str, Pairs, Single)> = vec![
+            ("scalar", scalar::hash_pairs, scalar::hash_lanes),
+            ("detected", hash_pairs, hash_lanes),
+        ];
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        {
+            if aes_ni_supported() {
+                // SAFETY: the features were just found.
+                backends.push((
+                    "aes-ni",
+                    |k, x, y| unsafe { aes_ni::hash_pairs(k, x, y) },
+                    |k, x| unsafe { aes_ni::hash_lanes(k, x) },
+                ));
+            }
+            if vaes_supported() {
+                // SAFETY: the features were just found.
+                backends.push((
+                    "vaes",
+                    |k, x, y| unsafe { vaes::hash_pairs(k, x, y) },
+                    |k, x| unsafe { vaes::hash_lanes(k, x) },
+                ));
+            }
+        }
+        for (name, pairs, single) in backends {
+            for _ in 0..20 {
+                let (keys, x, y) = (blocks(&mut rng), blocks(&mut rng), blocks(&mut rng));
+                let (mut hx, mut hy, mut h) = (x, y, x);
+                pairs(&keys, &mut hx, &mut hy);
+                single(&keys, &mut h);
+                for i in 0..LANES {
+                    assert_eq!(hx[i].value(), hash(keys[i], x[i]).value(), "{name} x {i}");
+                    assert_eq!(hy[i].value(), hash(keys[i], y[i]).value(), "{name} y {i}");
+                    assert_eq!(h[i].value(), hx[i].value(), "{name} {i}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tweaks_of_a_bundle_never_repeat() {
+        let mut counter = TweakCounter::new(Block::new(0xabc));
+        let mut keys = Vec::new();
+        for (instances, stride) in [(3, 16), (5, 2), (1, 17)] {
+            let range = counter.take(instances, stride);
+            for instance in 0..instances {
+                for gate in 0..stride as usize {
+                    for class in [
+                        TweakClass::GateG,
+                        TweakClass::GateE,
+                        TweakClass::Output,
+                        TweakClass::ReverseCot,
+                    ] {
+                        keys.push(range.key(class, instance, gate).value());
+                    }
+                }
+            }
+        }
+        let all = keys.len();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), all);
+    }
+
+    #[test]
+    fn field_hashes_equal_the_definition() {
+        let mut rng = ChaCha20Rng::seed_from_u64(12);
+        let mut counter = TweakCounter::new(Block::random(&mut rng));
+        counter.take(77, 3);
+        for count in [0, 1, 15, 16, 17, 1500] {
+            let tweaks = counter.take(count, 5);
+            let delta = Delta::random(&mut rng);
+            let zeros: Vec<Block> = (0..count).map(|_| Block::random(&mut rng)).collect();
+            let (mut single, mut zero, mut one) = (vec![0; count], vec![0; count], vec![0; count]);
+            hash_to_field(&tweaks, TweakClass::Output, &zeros, &mut single);
+            hash_pairs_to_field(
+                &tweaks,
+                TweakClass::Output,
+                &zeros,
+                &delta,
+                &mut zero,
+                &mut one,
+            );
+            assert_eq!(single, zero);
+            for j in 0..count {
+                let key = tweaks.key(TweakClass::Output, j, 0);
+                assert_eq!(zero[j], field::reduce(hash(key, zeros[j]).value()));
+                assert_eq!(
+                    one[j],
+                    field::reduce(hash(key, zeros[j] ^ delta.block()).value())
+                );
+            }
+        }
+    }
+}

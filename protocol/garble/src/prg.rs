@@ -1,0 +1,151 @@
+//! The pseudorandom generator: AES-128 in counter mode, starting at a secret counter.
+//!
+//! For both parties, wherever a seed is stretched: columns of the OT extension, labels of the server's
+//! inputs. A session knows millions of seeds at a time, and with a public starting counter one guessed
+//! key could be tried against all of them at once. Here the key *and* the starting counter come from the
+//! 32-byte seed, so a guess concerns one seed.
+
+use std::fmt;
+
+use aes::Aes128Enc;
+use aes::cipher::{Array, BlockCipherEncrypt, KeyInit};
+use rand_core::{CryptoRng, RngCore};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::block::{BLOCK_BYTES, Block, Labels};
+
+/// Size of a seed.
+pub const SEED_BYTES: usize = 32;
+
+/// A seed of the generator, erased when dropped.
+pub type Seed = Zeroizing<[u8; SEED_BYTES]>;
+
+/// The stream of one seed.
+///
+/// Every call that reads from the stream starts on a new block, so that both parties stay in step as long
+/// as they make the same calls.
+#[derive(Clone)]
+pub struct Prg {
+    cipher: Aes128Enc,
+    start: u128,
+    next: u128,
+}
+
+impl Prg {
+    /// Returns the stream of a seed, at its beginning.
+    pub fn new(seed: &[u8; SEED_BYTES]) -> Self {
+        let (key, start) = seed.split_at(BLOCK_BYTES);
+        let key: [u8; BLOCK_BYTES] = key.try_into().expect("half of 32 bytes");
+        let start: [u8; BLOCK_BYTES] = start.try_into().expect("half of 32 bytes");
+        Prg {
+            cipher: Aes128Enc::new(&Array::from(key)),
+            start: u128::from_le_bytes(start),
+            next: 0,
+        }
+    }
+
+    /// Fills `out` with the stream from block `position` on, without moving the stream.
+    pub fn fill_at(&self, position: u128, out: &mut [u8]) {
+        // 64 blocks are what the widest back end of `aes` takes at a time.
+        const BATCH: usize = 64;
+        let mut counter = self.start.wrapping_add(position);
+        for chunk in out.chunks_mut(BATCH * BLOCK_BYTES) {
+            let mut blocks = [Array::from([0; BLOCK_BYTES]); BATCH];
+            let used = &mut blocks[..chunk.len().div_ceil(BLOCK_BYTES)];
+            for block in used.iter_mut() {
+                *block = Array::from(counter.to_le_bytes());
+                counter = counter.wrapping_add(1);
+            }
+            self.cipher.encrypt_blocks(used);
+            for (bytes, block) in chunk.chunks_mut(BLOCK_BYTES).zip(used) {
+                bytes.copy_from_slice(&block[..bytes.len()]);
+            }
+        }
+    }
+
+    /// Returns the next `count` blocks of the stream.
+    pub fn blocks(&mut self, count: usize) -> Labels {
+        let mut blocks = Zeroizing::new(vec![Block::ZERO; count]);
+        self.fill_bytes(bytemuck::cast_slice_mut(&mut blocks));
+        blocks
+    }
+}
+
+impl RngCore for Prg {
+    fn next_u32(&mut self) -> u32 {
+        self.next_u64() as u32
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        let mut bytes = [0; 8];
+        self.fill_bytes(&mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    fn fill_bytes(&mut self, out: &mut [u8]) {
+        self.fill_at(self.next, out);
+        self.next += out.len().div_ceil(BLOCK_BYTES) as u128;
+    }
+}
+
+impl CryptoRng for Prg {}
+
+// The cipher erases its own key schedule.
+impl Drop for Prg {
+    fn drop(&mut self) {
+        self.start.zeroize();
+    }
+}
+
+impl fmt::Debug for Prg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Prg(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_block_is_the_encrypted_start() {
+        // FIPS 197, appendix C.1.
+        let mut seed = [0; SEED_BYTES];
+        for i in 0..16 {
+            seed[i] = i as u8;
+            seed[16 + i] = (i * 0x11) as u8;
+        }
+        let expected = 0x69c4_e0d8_6a7b_0430_d8cd_b780_70b4_c55a_u128.to_be_bytes();
+        let mut out = [0; 16];
+        Prg::new(&seed).fill_bytes(&mut out);
+        assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn pieces_equal_the_whole() {
+        let prg = Prg::new(&[7; SEED_BYTES]);
+        let mut whole = vec![0; 5000];
+        prg.fill_at(0, &mut whole);
+        for (start, len) in [(0, 1), (3, 16), (10, 100), (64, 1024), (1, 4000)] {
+            let mut piece = vec![0; len];
+            prg.fill_at(start, &mut piece);
+            assert_eq!(piece, whole[start as usize * 16..][..len]);
+        }
+        let mut stream = prg.clone();
+        stream.next_u64();
+        assert_eq!(stream.next_u64().to_le_bytes(), whole[16..24]);
+    }
+
+    #[test]
+    fn both_halves_of_the_seed_matter() {
+        let mut streams = vec![Prg::new(&[0; SEED_BYTES]).next_u64()];
+        for i in 0..SEED_BYTES {
+            let mut seed = [0; SEED_BYTES];
+            seed[i] = 1;
+            streams.push(Prg::new(&seed).next_u64());
+        }
+        streams.sort_unstable();
+        streams.dedup();
+        assert_eq!(streams.len(), 1 + SEED_BYTES);
+    }
+}
