@@ -16,7 +16,8 @@
 //! Two-party truncation is floor, plus one with probability equal to the fraction (the interpreter
 //! rounds to nearest, or takes the client's shares and reproduces every carry).
 
-use crate::shape::{Padding, Shape};
+use crate::shape::{Padding, Shape, windows};
+use crate::{limits, wire};
 use serde::{Deserialize, Serialize};
 
 /// A tensor that exists as shares: 0 is the input image, `i + 1` is made by layer `i`.
@@ -37,8 +38,10 @@ pub struct Circuit {
     /// Per-channel deviation.
     pub std: Vec<f32>,
     /// Class names, in the order of the logits (may be empty).
+    #[serde(deserialize_with = "wire::limited::<_, _, { limits::CLASSES }>")]
     pub classes: Vec<String>,
     /// The layers, in order; only the last has [`Step::Output`].
+    #[serde(deserialize_with = "wire::limited::<_, _, { limits::LAYERS }>")]
     pub layers: Vec<Layer>,
 }
 
@@ -48,6 +51,7 @@ pub struct Layer {
     /// Name used in tables and messages; unique in the circuit.
     pub name: String,
     /// What is summed; at least one term.
+    #[serde(deserialize_with = "wire::limited::<_, _, { limits::TERMS }>")]
     pub terms: Vec<Term>,
     /// Windows summed after the terms (an average pool before the activation).
     pub pool: Option<SumPool>,
@@ -135,6 +139,7 @@ pub struct Activation {
     /// Scale of the resulting tensor, for all kinds of elements.
     pub frac_bits: u8,
     /// One kind per element `[c][h][w]`.
+    #[serde(with = "wire::kinds")]
     pub kinds: Vec<Kind>,
     /// Bits cut off squares; used where a kind is [`Kind::Square`].
     pub square: Option<PostTruncation>,
@@ -180,7 +185,107 @@ impl Circuit {
     }
 }
 
+impl Conv {
+    /// Shape of the result on a tensor of shape `input`; `None` if no window fits.
+    pub fn output(&self, input: Shape) -> Option<Shape> {
+        let (p, k, s) = (&self.padding, self.kernel, self.stride);
+        Some(Shape {
+            c: self.out_channels,
+            h: windows(input.h, (p.top, p.bottom), k.0, s.0)?,
+            w: windows(input.w, (p.left, p.right), k.1, s.1)?,
+        })
+    }
+
+    /// Number of weights on a tensor of shape `input`, at most `usize::MAX`.
+    pub fn weight_count(&self, input: Shape) -> usize {
+        [input.c, self.kernel.0, self.kernel.1]
+            .iter()
+            .fold(self.out_channels as usize, |n, &side| {
+                n.saturating_mul(side as usize)
+            })
+    }
+}
+
+impl SumPool {
+    /// Shape of the result on a tensor of shape `input`; `None` if no window fits.
+    pub fn output(&self, input: Shape) -> Option<Shape> {
+        Some(Shape {
+            c: input.c,
+            h: windows(input.h, (0, 0), self.kernel.0, self.stride.0)?,
+            w: windows(input.w, (0, 0), self.kernel.1, self.stride.1)?,
+        })
+    }
+}
+
+impl Term {
+    /// The tensor it reads.
+    pub fn input(&self) -> TensorId {
+        match self {
+            Term::Conv(conv) => conv.input,
+            Term::Residual { input, .. } => *input,
+        }
+    }
+
+    /// Shape of the result on a tensor of shape `input`; `None` if no window fits.
+    pub fn output(&self, input: Shape) -> Option<Shape> {
+        match self {
+            Term::Conv(conv) => conv.output(input),
+            Term::Residual { pool: None, .. } => Some(input),
+            Term::Residual { pool: Some(p), .. } => p.output(input),
+        }
+    }
+}
+
+impl Kind {
+    /// Whether the element is truncated a second time.
+    pub fn is_quadratic(self) -> bool {
+        matches!(self, Kind::Square | Kind::Polynomial)
+    }
+}
+
+impl wire::TwoBits for Kind {
+    fn code(self) -> u8 {
+        match self {
+            Kind::Relu => 0,
+            Kind::Identity => 1,
+            Kind::Square => 2,
+            Kind::Polynomial => 3,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        [Kind::Relu, Kind::Identity, Kind::Square, Kind::Polynomial]
+            .get(usize::from(code))
+            .copied()
+    }
+}
+
+impl Activation {
+    /// The second truncation of an element of this kind: none for ReLU and identity.
+    pub fn post(&self, kind: Kind) -> Option<&PostTruncation> {
+        match kind {
+            Kind::Relu | Kind::Identity => None,
+            Kind::Square => self.square.as_ref(),
+            Kind::Polynomial => self.polynomial.as_ref(),
+        }
+    }
+}
+
 impl Layer {
+    /// Shape of the sum of the terms, before [`Layer::pool`]; `None` if a term's window does not fit.
+    pub fn sum_shape(&self, circuit: &Circuit) -> Option<Shape> {
+        let term = self.terms.first()?;
+        term.output(circuit.tensor_shape(term.input()))
+    }
+
+    /// Bits cut off the sum; none at the output.
+    pub fn truncate(&self) -> u8 {
+        match &self.step {
+            Step::Activate(a) => a.truncate,
+            Step::Output { .. } => 0,
+        }
+    }
+
     /// Width of the sign circuit: `m = log2 B - f + 1` bits.
     pub fn sign_bits(&self) -> Option<u8> {
         match &self.step {

@@ -1,6 +1,7 @@
 //! The float network as a trainer leaves it: a list of nodes in topological order.
 
-use crate::shape::{Padding, Shape};
+use crate::shape::{Padding, Shape, windows};
+use crate::{limits, wire};
 use serde::{Deserialize, Serialize};
 
 /// Index of a node in [`Graph::nodes`]; a node reads only nodes before it.
@@ -17,8 +18,10 @@ pub struct Graph {
     /// Per-channel deviation that divides them afterwards.
     pub std: Vec<f32>,
     /// Class names, in the order of the logits (may be empty).
+    #[serde(deserialize_with = "wire::limited::<_, _, { limits::CLASSES }>")]
     pub classes: Vec<String>,
     /// The nodes, in topological order.
+    #[serde(deserialize_with = "wire::limited::<_, _, { limits::NODES }>")]
     pub nodes: Vec<Node>,
 }
 
@@ -44,8 +47,10 @@ pub enum Op {
     /// Cross-correlation, as deep-learning frameworks define `conv2d`.
     Conv2d {
         /// `[out][in][kernel_h][kernel_w]`, row-major.
+        #[serde(with = "wire::f32s")]
         weight: Vec<f32>,
         /// One per output channel, or empty.
+        #[serde(with = "wire::f32s")]
         bias: Vec<f32>,
         /// Output channels.
         out_channels: u32,
@@ -59,8 +64,10 @@ pub enum Op {
     /// `y = W x + b` on a flattened tensor `[n, 1, 1]`.
     Dense {
         /// `[out][in]`, row-major.
+        #[serde(with = "wire::f32s")]
         weight: Vec<f32>,
         /// One per output, or empty.
+        #[serde(with = "wire::f32s")]
         bias: Vec<f32>,
         /// Outputs.
         out: u32,
@@ -68,12 +75,16 @@ pub enum Op {
     /// `gamma (x - mean) / sqrt(var + eps) + beta`, per channel, with running statistics.
     BatchNorm {
         /// Scale.
+        #[serde(with = "wire::f32s")]
         gamma: Vec<f32>,
         /// Shift.
+        #[serde(with = "wire::f32s")]
         beta: Vec<f32>,
         /// Running mean.
+        #[serde(with = "wire::f32s")]
         mean: Vec<f32>,
         /// Running variance.
+        #[serde(with = "wire::f32s")]
         var: Vec<f32>,
         /// Added to the variance.
         eps: f32,
@@ -92,6 +103,7 @@ pub enum Op {
     /// A kind per element; polynomial elements use their channel's coefficients.
     Activation {
         /// One kind per element `[c][h][w]`.
+        #[serde(with = "wire::kinds")]
         kinds: Vec<ActivationKind>,
         /// Per channel `(a, b, c)` of `a x^2 + b x + c`; empty when no element is polynomial.
         coefficients: Vec<[f32; 3]>,
@@ -107,4 +119,112 @@ pub enum ActivationKind {
     Identity,
     /// `a x^2 + b x + c` with its channel's coefficients.
     Polynomial,
+}
+
+impl wire::TwoBits for ActivationKind {
+    fn code(self) -> u8 {
+        match self {
+            ActivationKind::Relu => 0,
+            ActivationKind::Identity => 1,
+            ActivationKind::Polynomial => 2,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        [
+            ActivationKind::Relu,
+            ActivationKind::Identity,
+            ActivationKind::Polynomial,
+        ]
+        .get(usize::from(code))
+        .copied()
+    }
+}
+
+impl Op {
+    /// Number of nodes it reads.
+    pub fn arity(&self) -> usize {
+        match self {
+            Op::Input { .. } => 0,
+            Op::Add => 2,
+            _ => 1,
+        }
+    }
+
+    /// Shape of the result on inputs of these shapes.
+    ///
+    /// # Errors
+    /// In words, if the inputs do not fit the operation.
+    pub fn output(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        if inputs.len() != self.arity() {
+            return Err(format!(
+                "reads {} nodes, not {}",
+                self.arity(),
+                inputs.len()
+            ));
+        }
+        let map = |size: u32, padding, kernel, stride| {
+            windows(size, padding, kernel, stride).ok_or_else(|| {
+                format!("a window of {kernel} at stride {stride} does not fit {size} rows or columns padded by {} and {}", padding.0, padding.1)
+            })
+        };
+        match self {
+            Op::Input { shape } => Ok(*shape),
+            Op::Conv2d {
+                out_channels,
+                kernel,
+                stride,
+                padding: p,
+                ..
+            } => Ok(Shape {
+                c: *out_channels,
+                h: map(inputs[0].h, (p.top, p.bottom), kernel.0, stride.0)?,
+                w: map(inputs[0].w, (p.left, p.right), kernel.1, stride.1)?,
+            }),
+            Op::Dense { out, .. } if inputs[0].h == 1 && inputs[0].w == 1 => {
+                Ok(Shape::new(*out, 1, 1))
+            }
+            Op::Dense { .. } => Err(format!(
+                "reads {}, which must be flattened first",
+                inputs[0]
+            )),
+            Op::Add if inputs[0] != inputs[1] => {
+                Err(format!("adds {} and {}", inputs[0], inputs[1]))
+            }
+            Op::AvgPool { kernel, stride } => Ok(Shape {
+                c: inputs[0].c,
+                h: map(inputs[0].h, (0, 0), kernel.0, stride.0)?,
+                w: map(inputs[0].w, (0, 0), kernel.1, stride.1)?,
+            }),
+            Op::Flatten => {
+                let count = u64::from(inputs[0].c) * u64::from(inputs[0].h);
+                let count = count.checked_mul(u64::from(inputs[0].w));
+                let count = count.and_then(|n| u32::try_from(n).ok());
+                let c = count.ok_or_else(|| format!("flattens {}, too large", inputs[0]))?;
+                Ok(Shape::new(c, 1, 1))
+            }
+            Op::Add | Op::BatchNorm { .. } | Op::Activation { .. } => Ok(inputs[0]),
+        }
+    }
+}
+
+impl Graph {
+    /// Shape of every node's result.
+    ///
+    /// # Errors
+    /// In words, with the name of the first node whose inputs do not fit it.
+    pub fn shapes(&self) -> Result<Vec<Shape>, String> {
+        let mut shapes: Vec<Shape> = Vec::with_capacity(self.nodes.len());
+        for node in &self.nodes {
+            let inputs: Option<Vec<Shape>> = node
+                .inputs
+                .iter()
+                .map(|id| shapes.get(id.0 as usize).copied())
+                .collect();
+            let inputs = inputs.ok_or_else(|| format!("node {}: reads a later node", node.name))?;
+            let shape = node.op.output(&inputs);
+            shapes.push(shape.map_err(|why| format!("node {}: {why}", node.name))?);
+        }
+        Ok(shapes)
+    }
 }

@@ -5,18 +5,27 @@
 //! - [`weights`]: what only the server may hold: integer kernels, biases, polynomial coefficients.
 //! - [`plan`]: how tensors are packed into ciphertexts; data that both parties read.
 //! - [`trace`]: the client's shares of one run, which make the interpreter exact.
+//! - [`interpret`]: reference evaluations: float, rounding to nearest, and exact with a trace.
+//! - [`artifact`]: the three files of a model directory.
 //!
 //! No cryptography, no training framework, no files opened here: bytes in, bytes out.
 #![forbid(unsafe_code)]
 
+pub mod artifact;
 pub mod circuit;
 pub mod graph;
+pub mod interpret;
+pub mod limits;
 pub mod plan;
 pub mod shape;
 pub mod trace;
 pub mod weights;
+mod wire;
 
-pub use circuit::{Activation, Circuit, Conv, Kind, Layer, Range, Step, SumPool, TensorId, Term};
+pub use artifact::{Artifact, GraphFile, WeightsFile};
+pub use circuit::{
+    Activation, Circuit, Conv, Kind, Layer, PostTruncation, Range, Step, SumPool, TensorId, Term,
+};
 pub use graph::{ActivationKind, Graph, Node, NodeId, Op};
 pub use plan::{Answer, Layout, Plan, Upload};
 pub use shape::{Padding, Shape};

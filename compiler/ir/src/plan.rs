@@ -16,6 +16,7 @@
 
 use crate::circuit::TensorId;
 use crate::shape::Padding;
+use crate::{limits, wire};
 use serde::{Deserialize, Serialize};
 
 /// The packing of a whole circuit.
@@ -27,8 +28,10 @@ pub struct Plan {
     pub bundles: u32,
     /// What the client uploads: at least one entry per tensor that a convolution reads. The first entry of a
     /// tensor defines its mask; later ones repeat it in another layout (forced coefficients).
+    #[serde(deserialize_with = "wire::limited::<_, _, { limits::PLAN }>")]
     pub uploads: Vec<Upload>,
     /// One entry per convolution term, in circuit order.
+    #[serde(deserialize_with = "wire::limited::<_, _, { limits::PLAN }>")]
     pub answers: Vec<Answer>,
 }
 

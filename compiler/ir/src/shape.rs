@@ -54,3 +54,20 @@ impl Padding {
         }
     }
 }
+
+/// Prints `3x32x32`.
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}x{}x{}", self.c, self.h, self.w)
+    }
+}
+
+/// Number of windows along one side, rounded down; `None` if none fits or a size is zero.
+pub(crate) fn windows(size: u32, padding: (u32, u32), kernel: u32, stride: u32) -> Option<u32> {
+    let padded = size.checked_add(padding.0)?.checked_add(padding.1)?;
+    let count = padded
+        .checked_sub(kernel)?
+        .checked_div(stride)?
+        .checked_add(1)?;
+    (size > 0 && kernel > 0).then_some(count)
+}

@@ -1,11 +1,13 @@
 //! What only the server holds. A client never receives a value of these types.
 
+use crate::{limits, wire};
 use serde::{Deserialize, Serialize};
 
 /// The server's integers, one entry per layer of the circuit.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Weights {
     /// In the order of [`crate::Circuit::layers`].
+    #[serde(deserialize_with = "wire::limited::<_, _, { limits::LAYERS }>")]
     pub layers: Vec<LayerWeights>,
 }
 
@@ -13,6 +15,7 @@ pub struct Weights {
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerWeights {
     /// One kernel per [`crate::Term::Conv`] of the layer, in order: `[out][in][kernel_h][kernel_w]`.
+    #[serde(with = "wire::kernels")]
     pub kernels: Vec<Vec<i16>>,
     /// One integer per output channel, at the scale of the sum.
     pub bias: Vec<i64>,

@@ -1,0 +1,29 @@
+//! How large things may be. Files beyond these limits are refused before memory is reserved, so
+//! that a hostile artifact cannot exhaust a client; all networks in use are far below.
+
+/// Layers of a circuit.
+pub const LAYERS: usize = 4096;
+/// Terms of a layer.
+pub const TERMS: usize = 64;
+/// Nodes of a graph.
+pub const NODES: usize = 16384;
+/// Class names.
+pub const CLASSES: usize = 65536;
+/// Bytes of a name.
+pub const NAME: usize = 256;
+/// Bytes of an artifact's note.
+pub const NOTE: usize = 65536;
+/// Channels, rows or columns of a tensor, and the same of a kernel with its padding.
+pub const SIDE: u32 = 1 << 20;
+/// Elements of a tensor.
+pub const ELEMENTS: usize = 1 << 24;
+/// Elements of all tensors together.
+pub const TOTAL_ELEMENTS: usize = 1 << 27;
+/// Weights of a kernel.
+pub const KERNEL: usize = 1 << 28;
+/// Uploads or answers of a plan.
+pub const PLAN: usize = LAYERS * 8;
+/// Bytes of an artifact file.
+pub const ARTIFACT_BYTES: usize = 1 << 26;
+/// Bytes of a weights file or a graph file.
+pub const WEIGHTS_BYTES: usize = 1 << 31;
