@@ -37,9 +37,18 @@ pub enum Error {
         /// The length passed.
         got: usize,
     },
-    /// Our caller asked for a sign circuit of an unsupported width.
-    #[error("api misuse: sign width of {0} bits, supported are 2 to 60")]
-    CallerWidth(u32),
+    /// Our caller asked for a parameter outside its range.
+    #[error("api misuse: {what} of {got}, supported are {min} to {max}")]
+    CallerRange {
+        /// The parameter.
+        what: &'static str,
+        /// The smallest value supported.
+        min: u32,
+        /// The largest value supported.
+        max: u32,
+        /// The value passed.
+        got: u32,
+    },
 }
 
 impl Error {

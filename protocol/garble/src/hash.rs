@@ -429,7 +429,7 @@ mod tests {
     use rand_chacha::ChaCha20Rng;
     use rand_core::{CryptoRng, SeedableRng};
 
-    fn blocks(rng: &mut (impl CryptoRng)) -> [Block; LANES] {
+    fn blocks(rng: &mut impl CryptoRng) -> [Block; LANES] {
         std::array::from_fn(|_| Block::random(rng))
     }
 

@@ -33,12 +33,18 @@ impl SignWidth {
     /// Checks a width.
     ///
     /// # Errors
-    /// [`Error::CallerWidth`] outside 2 to 60 bits. One bit would be a sign and no value.
+    /// [`Error::CallerRange`] outside 2 to 60 bits. One bit would be a sign and no value.
     pub const fn new(bits: u32) -> Result<Self, Error> {
-        if matches!(bits, 2..=60) {
-            Ok(SignWidth(bits))
-        } else {
-            Err(Error::CallerWidth(bits))
+        const MIN: u32 = 2;
+        const MAX: u32 = 60;
+        match bits {
+            MIN..=MAX => Ok(SignWidth(bits)),
+            got => Err(Error::CallerRange {
+                what: "sign width",
+                min: MIN,
+                max: MAX,
+                got,
+            }),
         }
     }
 
@@ -530,8 +536,15 @@ mod tests {
         assert!(error.blames_peer());
         let narrow = TweakCounter::new(Block::ZERO).take(2, 3);
         assert!(evaluate_sign(width, &narrow, &labels, &labels, &tables).is_err());
-        assert_eq!(SignWidth::new(1), Err(Error::CallerWidth(1)));
-        assert_eq!(SignWidth::new(61), Err(Error::CallerWidth(61)));
+        for got in [0, 1, 61] {
+            let refused = Error::CallerRange {
+                what: "sign width",
+                min: 2,
+                max: 60,
+                got,
+            };
+            assert_eq!(SignWidth::new(got), Err(refused));
+        }
     }
 
     #[test]

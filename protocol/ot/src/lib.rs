@@ -1,1 +1,77 @@
 //! Correlated oblivious transfer, both directions, as message-in message-out state machines.
+//!
+//! A correlated OT gives its *sender*, who holds an offset `delta`, a block `q`, and its *receiver*, who holds a
+//! bit `b`, the block `t = q xor b delta`. With the garbling offset as `delta`, `q` is a wire's zero label and `t` the
+//! label of `b`. Forward, the server is the sender and the client chooses by the bits of its shares; in
+//! reverse, the client is the sender and the server chooses by the colours of its output labels ([`reverse`]).
+//!
+//! # Layers
+//! 1. 128 base OTs per direction on Ristretto ([`base`]), once per client.
+//! 2. A session-long master extension ([`MasterSender`], [`MasterReceiver`]), which can be stored. From it every bundle derives 128
+//!    OTs with a fresh offset, by one message of 2 KiB. It keeps no counter: the bundle's identifier keys
+//!    everything, so two bundles never share a stream.
+//! 3. A correlated OT extension per bundle ([`ExtensionSender`], [`ExtensionReceiver`]): SoftSpokenOT, of which IKNP is the smallest case.
+//!
+//! [`CotSender`] and [`CotReceiver`] are the functionality. [`ideal`] is the same by a trusted dealer, for tests of the layers
+//! above.
+//!
+//! # Security
+//! Semi-honest parties. 128 bits computational. The base OTs rest on the Diffie-Hellman problem and are
+//! **not post-quantum**: who records a session and later computes discrete logarithms learns the
+//! master's offset, from it every bundle's `delta` and choice bits.
+//!
+//! # Costs
+//! | message | from | bytes |
+//! | --- | --- | --- |
+//! | [`MasterSetup::start`] | COT sender | [`base::OPENING_BYTES`] = 32, once |
+//! | [`MasterReceiver::respond`] | COT receiver | [`base::RESPONSE_BYTES`] = 4,096, once |
+//! | [`MasterSender::begin`] | COT sender | [`BASE_CORRECTION_BYTES`] = 2,048 per bundle |
+//! | [`MasterReceiver::accept`] | COT receiver | [`TreeDepth::setup_bytes`]: 6,144 per bundle at depth 4 |
+//! | [`CotReceiver::extend`] | COT receiver | [`TreeDepth::correction_bytes`]: `16 / k` per OT at depth `k`, 4 at depth 4 |
+
+#![forbid(unsafe_code)]
+
+pub mod base;
+mod extension;
+pub mod ideal;
+mod master;
+pub mod reverse;
+mod tree;
+
+pub use extension::{ExtensionReceiver, ExtensionSender, PendingSender};
+pub use master::{
+    BASE_CORRECTION_BYTES, BundleId, Direction, MasterReceiver, MasterSender, MasterSetup,
+    SessionId,
+};
+pub use pi_garble::{Bits, Block, Delta, Error, Labels};
+pub use tree::TreeDepth;
+
+/// Number of base OTs: the bits of an offset.
+pub const BASE_OTS: usize = 128;
+
+/// The sender of correlated OTs.
+///
+/// Both parties call `extend` with the same counts in the same order.
+pub trait CotSender {
+    /// Returns the offset.
+    fn delta(&self) -> &Delta;
+
+    /// Returns the length of the receiver's message for `count` OTs.
+    fn correction_bytes(&self, count: usize) -> usize;
+
+    /// Returns the next `count` blocks `q`, from the receiver's message.
+    ///
+    /// # Errors
+    /// [`Error::PeerLength`] unless the message is [`CotSender::correction_bytes`] long. A wrong message of the right
+    /// length gives blocks that do not correlate with the receiver's.
+    fn extend(&mut self, count: usize, correction: &[u8]) -> Result<Labels, Error>;
+}
+
+/// The receiver of correlated OTs.
+pub trait CotReceiver {
+    /// Returns the length of the message for `count` OTs.
+    fn correction_bytes(&self, count: usize) -> usize;
+
+    /// Returns the next blocks `t = q xor b delta`, one per choice bit `b`, and the message to the sender.
+    fn extend(&mut self, choices: &Bits) -> (Labels, Vec<u8>);
+}

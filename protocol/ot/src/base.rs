@@ -1,0 +1,237 @@
+//! Base OT: 128 one-out-of-two OTs of random seeds.
+//!
+//! The protocol of Chou and Orlandi ("The simplest protocol for oblivious transfer", LATINCRYPT 2015) on the
+//! Ristretto group, where it needs two messages. The sender ends with 128 pairs of seeds, the receiver
+//! with one of each pair, by its choice bits. The hash that makes seeds of points binds session,
+//! direction, every message and the index.
+//!
+//! Semi-honest parties; the receiver's choices are hidden unconditionally, the sender's other seeds under
+//! the computational Diffie-Hellman assumption in the random-oracle model. Not post-quantum.
+
+use curve25519_dalek::constants::RISTRETTO_BASEPOINT_TABLE as BASEPOINT;
+use curve25519_dalek::ristretto::{CompressedRistretto, RistrettoPoint};
+use curve25519_dalek::scalar::Scalar;
+use curve25519_dalek::traits::{Identity, IsIdentity};
+use pi_garble::{Block, Error, SEED_BYTES};
+use rand_core::CryptoRng;
+use subtle::{Choice, ConditionallySelectable};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::BASE_OTS;
+use crate::master::{Direction, SessionId};
+
+/// Size of the sender's message: one point.
+pub const OPENING_BYTES: usize = POINT_BYTES;
+
+/// Size of the receiver's message: one point per OT.
+pub const RESPONSE_BYTES: usize = BASE_OTS * POINT_BYTES;
+
+const POINT_BYTES: usize = 32;
+
+/// The receiver's seeds, one per OT.
+pub(crate) type Seeds = Zeroizing<Vec<[u8; SEED_BYTES]>>;
+
+/// The sender's pairs of seeds.
+pub(crate) type SeedPairs = Zeroizing<Vec<[[u8; SEED_BYTES]; 2]>>;
+
+/// The sender between its message and the receiver's.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub(crate) struct BaseSender {
+    secret: Scalar,
+    #[zeroize(skip)]
+    public: CompressedRistretto,
+    #[zeroize(skip)]
+    context: Context,
+}
+
+impl BaseSender {
+    /// Returns the sender and its message, [`OPENING_BYTES`] long.
+    pub(crate) fn start(context: Context, rng: &mut (impl CryptoRng + ?Sized)) -> (Self, Vec<u8>) {
+        let secret = random_scalar(rng);
+        let public = (&secret * BASEPOINT).compress();
+        (
+            BaseSender {
+                secret,
+                public,
+                context,
+            },
+            public.as_bytes().to_vec(),
+        )
+    }
+
+    /// Returns the pairs of seeds, from the receiver's message.
+    pub(crate) fn finish(self, response: &[u8]) -> Result<SeedPairs, Error> {
+        Error::check_message("base OT response", RESPONSE_BYTES, response.len())?;
+        let transcript = self.context.transcript(&self.public, response);
+        let square = self.secret * (&self.secret * BASEPOINT);
+        let mut pairs = Zeroizing::new(Vec::with_capacity(BASE_OTS));
+        for (i, bytes) in response.chunks_exact(POINT_BYTES).enumerate() {
+            let product = self.secret * decode_point("base OT response", i, bytes)?;
+            pairs.push([
+                seed(&transcript, i, &product),
+                seed(&transcript, i, &(product - square)),
+            ]);
+        }
+        Ok(pairs)
+    }
+}
+
+/// Returns the seeds chosen by the bits of `choices` and the message to the sender, [`RESPONSE_BYTES`] long.
+pub(crate) fn receive(
+    context: Context,
+    choices: Block,
+    opening: &[u8],
+    rng: &mut (impl CryptoRng + ?Sized),
+) -> Result<(Seeds, Vec<u8>), Error> {
+    Error::check_message("base OT opening", OPENING_BYTES, opening.len())?;
+    let public = decode_point("base OT opening", 0, opening)?;
+    let exponents: Zeroizing<Vec<Scalar>> =
+        Zeroizing::new((0..BASE_OTS).map(|_| random_scalar(rng)).collect());
+    let mut response = Vec::with_capacity(RESPONSE_BYTES);
+    for (i, exponent) in exponents.iter().enumerate() {
+        let choice = Choice::from(choices.bit(i));
+        let shift =
+            RistrettoPoint::conditional_select(&RistrettoPoint::identity(), &public, choice);
+        response.extend_from_slice((exponent * BASEPOINT + shift).compress().as_bytes());
+    }
+    let transcript = context.transcript(&public.compress(), &response);
+    let seeds = exponents
+        .iter()
+        .enumerate()
+        .map(|(i, exponent)| seed(&transcript, i, &(exponent * public)));
+    Ok((Zeroizing::new(seeds.collect()), response))
+}
+
+/// What a run of the base OT belongs to.
+#[derive(Clone, Copy)]
+pub(crate) struct Context {
+    pub(crate) session: SessionId,
+    pub(crate) direction: Direction,
+}
+
+impl Context {
+    /// Hashes everything both parties have seen.
+    fn transcript(&self, opening: &CompressedRistretto, response: &[u8]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_derive_key("pianissimo v1 base OT transcript");
+        hasher
+            .update(&self.session.0)
+            .update(&[self.direction as u8])
+            .update(opening.as_bytes())
+            .update(response);
+        hasher.finalize().into()
+    }
+}
+
+fn seed(transcript: &[u8; 32], index: usize, point: &RistrettoPoint) -> [u8; SEED_BYTES] {
+    let mut hasher = blake3::Hasher::new_derive_key("pianissimo v1 base OT seed");
+    hasher
+        .update(transcript)
+        .update(&(index as u32).to_le_bytes())
+        .update(point.compress().as_bytes());
+    let seed = hasher.finalize().into();
+    hasher.zeroize();
+    seed
+}
+
+/// Decodes a point; only canonical encodings of points other than the identity are taken.
+fn decode_point(what: &'static str, index: usize, bytes: &[u8]) -> Result<RistrettoPoint, Error> {
+    let point = CompressedRistretto::from_slice(bytes)
+        .ok()
+        .and_then(|point| point.decompress());
+    point
+        .filter(|point| !point.is_identity())
+        .ok_or(Error::PeerValue { what, index })
+}
+
+/// Returns a uniform scalar: 512 bits reduced modulo the group order of 253 bits.
+fn random_scalar(rng: &mut (impl CryptoRng + ?Sized)) -> Scalar {
+    let mut wide = Zeroizing::new([0; 64]);
+    rng.fill_bytes(&mut *wide);
+    Scalar::from_bytes_mod_order_wide(&wide)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand_chacha::ChaCha20Rng;
+    use rand_core::SeedableRng;
+
+    const CONTEXT: Context = Context {
+        session: SessionId([5; 32]),
+        direction: Direction::Forward,
+    };
+
+    #[test]
+    fn receiver_gets_the_chosen_seed_of_every_pair() {
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let choices = Block::random(&mut rng);
+        let (sender, opening) = BaseSender::start(CONTEXT, &mut rng);
+        assert_eq!(opening.len(), OPENING_BYTES);
+        let (seeds, response) = receive(CONTEXT, choices, &opening, &mut rng).unwrap();
+        assert_eq!(response.len(), RESPONSE_BYTES);
+        let pairs = sender.finish(&response).unwrap();
+        assert_eq!((pairs.len(), seeds.len()), (BASE_OTS, BASE_OTS));
+        for i in 0..BASE_OTS {
+            let chosen = choices.bit(i) as usize;
+            assert_eq!(seeds[i], pairs[i][chosen]);
+            assert_ne!(seeds[i], pairs[i][1 - chosen]);
+        }
+    }
+
+    #[test]
+    fn seeds_are_bound_to_session_and_direction() {
+        let mut rng = ChaCha20Rng::seed_from_u64(2);
+        let others = [
+            Context {
+                session: SessionId([6; 32]),
+                ..CONTEXT
+            },
+            Context {
+                direction: Direction::Reverse,
+                ..CONTEXT
+            },
+        ];
+        for other in others {
+            let (sender, opening) = BaseSender::start(CONTEXT, &mut rng);
+            let (seeds, response) = receive(other, Block::ZERO, &opening, &mut rng).unwrap();
+            let pairs = sender.finish(&response).unwrap();
+            assert!((0..BASE_OTS).all(|i| !pairs[i].contains(&seeds[i])));
+        }
+    }
+
+    #[test]
+    fn malformed_points_are_refused() {
+        let mut rng = ChaCha20Rng::seed_from_u64(3);
+        let (_, opening) = BaseSender::start(CONTEXT, &mut rng);
+        let (_, response) = receive(CONTEXT, Block::ZERO, &opening, &mut rng).unwrap();
+        let identity = [0; 32];
+        let no_point = [0xff; 32];
+        for wrong in [&opening[..31], &[], &identity, &no_point, &response] {
+            assert!(
+                receive(CONTEXT, Block::ZERO, wrong, &mut rng)
+                    .err()
+                    .unwrap()
+                    .blames_peer()
+            );
+        }
+        for point in [identity, no_point] {
+            let (sender, _) = BaseSender::start(CONTEXT, &mut rng);
+            let mut wrong = response.clone();
+            wrong[77 * 32..78 * 32].copy_from_slice(&point);
+            let error = sender.finish(&wrong).err().unwrap();
+            assert_eq!(
+                error,
+                Error::PeerValue {
+                    what: "base OT response",
+                    index: 77
+                }
+            );
+        }
+        let (sender, _) = BaseSender::start(CONTEXT, &mut rng);
+        let error = sender.finish(&response[1..]).err().unwrap();
+        assert_eq!(
+            error.to_string(),
+            "peer misbehaved: base OT response: expected 4096 bytes, got 4095"
+        );
+    }
+}

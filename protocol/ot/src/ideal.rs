@@ -1,0 +1,68 @@
+//! Correlated OT by a trusted dealer: the functionality itself, for tests of the layers above.
+//!
+//! Both parties hold the dealer's generator, and the receiver even the offset, so this protects nothing. It sends
+//! no messages.
+
+use pi_garble::{Bits, Block, Delta, Error, Labels, Prg, SEED_BYTES};
+use rand_core::CryptoRng;
+use zeroize::Zeroizing;
+
+use crate::{CotReceiver, CotSender};
+
+/// Returns the two parties of one bundle.
+pub fn ideal_cot(rng: &mut (impl CryptoRng + ?Sized)) -> (IdealSender, IdealReceiver) {
+    let delta = Delta::random(rng);
+    let mut seed = Zeroizing::new([0; SEED_BYTES]);
+    rng.fill_bytes(&mut *seed);
+    let blocks = Prg::new(&seed);
+    (
+        IdealSender {
+            delta: delta.clone(),
+            blocks: blocks.clone(),
+        },
+        IdealReceiver { delta, blocks },
+    )
+}
+
+/// The sender of the ideal functionality.
+#[derive(Debug)]
+pub struct IdealSender {
+    delta: Delta,
+    blocks: Prg,
+}
+
+/// The receiver of the ideal functionality.
+#[derive(Debug)]
+pub struct IdealReceiver {
+    delta: Delta,
+    blocks: Prg,
+}
+
+impl CotSender for IdealSender {
+    fn delta(&self) -> &Delta {
+        &self.delta
+    }
+
+    fn correction_bytes(&self, _count: usize) -> usize {
+        0
+    }
+
+    fn extend(&mut self, count: usize, correction: &[u8]) -> Result<Labels, Error> {
+        Error::check_message("ideal OT correction", 0, correction.len())?;
+        Ok(self.blocks.blocks(count))
+    }
+}
+
+impl CotReceiver for IdealReceiver {
+    fn correction_bytes(&self, _count: usize) -> usize {
+        0
+    }
+
+    fn extend(&mut self, choices: &Bits) -> (Labels, Vec<u8>) {
+        let mut blocks = self.blocks.blocks(choices.len());
+        for (block, choice) in blocks.iter_mut().zip(choices.iter()) {
+            *block ^= Block::masked_by(self.delta.block(), choice);
+        }
+        (blocks, Vec::new())
+    }
+}
