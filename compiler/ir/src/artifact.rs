@@ -16,9 +16,11 @@
 //! a client test guesses of the weights.
 
 use crate::circuit::Circuit;
+use crate::failure::failure_log2;
 use crate::graph::Graph;
 use crate::limits;
 use crate::plan::Plan;
+use crate::verify::{self, Fault};
 use crate::weights::Weights;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -140,6 +142,14 @@ pub enum Error {
         /// What the decoder found.
         detail: String,
     },
+    /// The content is not valid.
+    #[error("{what}: {}: compile the model again", crate::verify::list(.faults))]
+    Faults {
+        /// Which file.
+        what: &'static str,
+        /// All faults.
+        faults: Vec<Fault>,
+    },
     /// The weights are those of another artifact.
     #[error(
         "the artifact names weights {expected}, the weights file is {found}: the two files come from different compilations; use the pair that was written together"
@@ -153,17 +163,61 @@ pub enum Error {
 }
 
 impl Artifact {
+    /// An artifact whose failure probability is computed from the circuit; without accuracy and note.
+    pub fn new(circuit: Circuit, plan: Plan, weights_digest: [u8; 32]) -> Self {
+        Artifact {
+            failure_log2: failure_log2(&circuit).total,
+            circuit,
+            plan,
+            weights_digest,
+            accuracy: None,
+            note: String::new(),
+        }
+    }
+
     /// The file's bytes.
     pub fn encode(&self) -> Vec<u8> {
         encode(self)
     }
 
-    /// The artifact in a file.
+    /// The artifact in a file, its circuit verified. The plan is checked where it is used.
     ///
     /// # Errors
-    /// If the bytes are not exactly what [`Artifact::encode`] writes. Any bytes are safe.
+    /// If the bytes are not exactly what [`Artifact::encode`] writes, or the circuit has faults, or
+    /// its failure probability is not the stated one. Any bytes are safe.
     pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
-        decode(bytes)
+        let artifact: Self = decode(bytes)?;
+        let faults = artifact.faults();
+        if !faults.is_empty() {
+            return Err(Error::Faults {
+                what: Self::WHAT,
+                faults,
+            });
+        }
+        Ok(artifact)
+    }
+
+    fn faults(&self) -> Vec<Fault> {
+        let mut faults = verify::circuit(&self.circuit);
+        let mut add = |place: &str, problem: String| {
+            faults.push(Fault {
+                place: place.into(),
+                problem,
+            });
+        };
+        let failure = failure_log2(&self.circuit).total;
+        // Rounding differs between platforms in the last bits of a logarithm only.
+        let near = (self.failure_log2 - failure).abs() <= 1e-6;
+        if !near && self.failure_log2 != failure {
+            add(
+                "failure_log2",
+                format!("states {}, the circuit has {failure}", self.failure_log2),
+            );
+        }
+        if self.note.len() > limits::NOTE {
+            add("note", format!("more than {} bytes", limits::NOTE));
+        }
+        faults
     }
 
     /// The *model digest*: the last 32 bytes of the file. Binds the weights through their salted digest.
@@ -171,16 +225,23 @@ impl Artifact {
         digest(self)
     }
 
-    /// Ensures that a weights file belongs to this artifact.
+    /// Ensures that a weights file belongs to this artifact and fits its circuit.
     ///
     /// # Errors
-    /// [`Error::WeightsMismatch`] if it has another digest.
+    /// [`Error::WeightsMismatch`] if it has another digest, [`Error::Faults`] if it does not fit.
     pub fn check_weights(&self, file: &WeightsFile) -> Result<(), Error> {
         let found = file.digest();
         if found != self.weights_digest {
             return Err(Error::WeightsMismatch {
                 expected: hex(&self.weights_digest),
                 found: hex(&found),
+            });
+        }
+        let faults = verify::weights(&self.circuit, &file.weights);
+        if !faults.is_empty() {
+            return Err(Error::Faults {
+                what: WeightsFile::WHAT,
+                faults,
             });
         }
         Ok(())
@@ -213,12 +274,21 @@ impl GraphFile {
         encode(self)
     }
 
-    /// The network in a file.
+    /// The network in a file, verified.
     ///
     /// # Errors
-    /// If the bytes are not exactly what [`GraphFile::encode`] writes. Any bytes are safe.
+    /// If the bytes are not exactly what [`GraphFile::encode`] writes, or the graph has faults. Any
+    /// bytes are safe.
     pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
-        decode(bytes)
+        let file: Self = decode(bytes)?;
+        let faults = verify::graph(&file.graph);
+        if !faults.is_empty() {
+            return Err(Error::Faults {
+                what: Self::WHAT,
+                faults,
+            });
+        }
+        Ok(file)
     }
 
     /// The last 32 bytes of the file.
@@ -379,7 +449,7 @@ mod tests {
                             bottom: 1,
                             right: 1,
                         },
-                        weight_bits: 7,
+                        weight_bits: 8,
                     })],
                     pool: None,
                     shape: Shape::new(1, 3, 3),
@@ -455,10 +525,10 @@ mod tests {
             }],
         };
         Artifact {
+            failure_log2: failure_log2(&circuit).total,
             circuit,
             plan,
             weights_digest: weights().digest(),
-            failure_log2: -31.5,
             accuracy: Some(Accuracy {
                 images: 10_000,
                 float_correct: 7_777,
@@ -599,6 +669,27 @@ mod tests {
     }
 
     #[test]
+    fn decoding_verifies_the_circuit_and_its_failure_probability() {
+        let good = artifact();
+        assert_eq!(Artifact::decode(&good.encode()).unwrap(), good);
+        assert_eq!(GraphFile::decode(&graph().encode()).unwrap(), graph());
+        let mut claims = good.clone();
+        claims.failure_log2 -= 1.0;
+        let error = Artifact::decode(&claims.encode()).unwrap_err();
+        assert!(error.to_string().contains("failure_log2"), "{error}");
+        let mut faulty = good;
+        faulty.circuit.layers[0].bound_bits = 60;
+        let error = Artifact::decode(&faulty.encode()).unwrap_err();
+        assert!(error.to_string().contains("layer 0 (conv)"), "{error}");
+        let mut faulty = graph();
+        faulty.graph.std.clear();
+        assert!(matches!(
+            GraphFile::decode(&faulty.encode()),
+            Err(Error::Faults { .. })
+        ));
+    }
+
+    #[test]
     fn digest_is_the_end_of_the_file_and_names_the_weights() {
         let (artifact, weights) = (artifact(), weights());
         assert!(artifact.encode().ends_with(&artifact.digest()));
@@ -620,6 +711,7 @@ mod tests {
             panic!("the first layer activates");
         };
         activation.kinds = vec![Kind::Square; 9 + 40_000];
+        // The circuit has a fault now, but its encoding is what it is.
         // The count grows from one byte to three, the packed length from one to two.
         assert_eq!(large.encode().len(), before + 10_000 + 2 + 1);
 
@@ -644,9 +736,14 @@ mod tests {
         );
         assert_eq!(hex(&self::weights().encode()), weights);
         let digest = |bytes: &[u8]| hex(bytes.last_chunk::<32>().unwrap());
+        // A number given here, because the last bits of a logarithm may differ between platforms.
+        let artifact = Artifact {
+            failure_log2: -31.5,
+            ..artifact()
+        };
         assert_eq!(
-            digest(&artifact().encode()),
-            "56c454f92a8ca79bcef577a16ddcaec4798ab8577aa03e2901f06de6e5240071"
+            digest(&artifact.encode()),
+            "ab66c6658ea9b9d0458f9a45ab6b7a9a25b14ab6be895f2e13ae6f15eb6130b3"
         );
         assert_eq!(
             digest(&graph().encode()),

@@ -6,6 +6,8 @@
 //! - [`plan`]: how tensors are packed into ciphertexts; data that both parties read.
 //! - [`trace`]: the client's shares of one run, which make the interpreter exact.
 //! - [`interpret`]: reference evaluations: float, rounding to nearest, and exact with a trace.
+//! - [`verify`]: every fault of a graph, a circuit or its weights; [`failure`]: how often a truncation fails.
+//! - [`text`]: text forms that print and parse.
 //! - [`artifact`]: the three files of a model directory.
 //!
 //! No cryptography, no training framework, no files opened here: bytes in, bytes out.
@@ -13,12 +15,15 @@
 
 pub mod artifact;
 pub mod circuit;
+pub mod failure;
 pub mod graph;
 pub mod interpret;
 pub mod limits;
 pub mod plan;
 pub mod shape;
+pub mod text;
 pub mod trace;
+pub mod verify;
 pub mod weights;
 mod wire;
 

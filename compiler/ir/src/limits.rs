@@ -18,12 +18,12 @@ pub const SIDE: u32 = 1 << 20;
 /// Elements of a tensor.
 pub const ELEMENTS: usize = 1 << 24;
 /// Elements of all tensors together.
-pub const TOTAL_ELEMENTS: usize = 1 << 27;
+pub const TOTAL_ELEMENTS: usize = 1 << 26;
 /// Weights of a kernel.
 pub const KERNEL: usize = 1 << 28;
 /// Uploads or answers of a plan.
 pub const PLAN: usize = LAYERS * 8;
 /// Bytes of an artifact file.
-pub const ARTIFACT_BYTES: usize = 1 << 26;
+pub const ARTIFACT_BYTES: usize = 1 << 24;
 /// Bytes of a weights file or a graph file.
 pub const WEIGHTS_BYTES: usize = 1 << 31;

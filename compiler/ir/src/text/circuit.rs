@@ -1,0 +1,383 @@
+//! Text form of a circuit.
+
+use super::line::{Line, ParseError, lines, print_floats, print_kinds, quote};
+use crate::circuit::*;
+use std::fmt::Write;
+
+const KINDS: [(&str, Kind); 4] = [
+    ("relu", Kind::Relu),
+    ("identity", Kind::Identity),
+    ("square", Kind::Square),
+    ("polynomial", Kind::Polynomial),
+];
+
+/// The circuit as text.
+pub fn print_circuit(circuit: &Circuit) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = write_circuit(&mut text, circuit);
+    text
+}
+
+fn write_circuit(text: &mut String, circuit: &Circuit) -> std::fmt::Result {
+    writeln!(text, "circuit {}", quote(&circuit.name))?;
+    writeln!(
+        text,
+        "input {} frac {}",
+        circuit.input, circuit.input_frac_bits
+    )?;
+    writeln!(text, "mean{}", print_floats(&circuit.mean))?;
+    writeln!(text, "std{}", print_floats(&circuit.std))?;
+    if !circuit.classes.is_empty() {
+        let names: Vec<String> = circuit.classes.iter().map(|c| quote(c)).collect();
+        writeln!(text, "classes {}", names.join(" "))?;
+    }
+    for layer in &circuit.layers {
+        writeln!(
+            text,
+            "layer {} {} bound {} {}",
+            quote(&layer.name),
+            layer.shape,
+            layer.bound_bits,
+            print_range(layer.range)
+        )?;
+        for term in &layer.terms {
+            write_term(text, term)?;
+        }
+        if let Some(pool) = &layer.pool {
+            writeln!(text, "  {}", print_pool(pool))?;
+        }
+        match &layer.step {
+            Step::Output { frac_bits } => writeln!(text, "  output frac {frac_bits}")?,
+            Step::Activate(activation) => write_activation(text, activation)?,
+        }
+    }
+    Ok(())
+}
+
+fn write_term(text: &mut String, term: &Term) -> std::fmt::Result {
+    match term {
+        Term::Conv(conv) => {
+            let (k, s, p) = (conv.kernel, conv.stride, conv.padding);
+            writeln!(
+                text,
+                "  conv t{} out {} kernel {}x{} stride {}x{} pad {},{},{},{} bits {}",
+                conv.input.0,
+                conv.out_channels,
+                k.0,
+                k.1,
+                s.0,
+                s.1,
+                p.top,
+                p.left,
+                p.bottom,
+                p.right,
+                conv.weight_bits
+            )
+        }
+        Term::Residual { input, pool, shift } => {
+            write!(text, "  residual t{} shift {shift}", input.0)?;
+            match pool {
+                Some(pool) => writeln!(text, " {}", print_pool(pool)),
+                None => writeln!(text),
+            }
+        }
+    }
+}
+
+fn write_activation(text: &mut String, activation: &Activation) -> std::fmt::Result {
+    writeln!(
+        text,
+        "  activate truncate {} frac {}",
+        activation.truncate, activation.frac_bits
+    )?;
+    let posts = [
+        ("square", &activation.square),
+        ("polynomial", &activation.polynomial),
+    ];
+    for (name, post) in posts {
+        if let Some(post) = post {
+            writeln!(
+                text,
+                "  {name} truncate {} bound {} {}",
+                post.truncate,
+                post.bound_bits,
+                print_range(post.range)
+            )?;
+        }
+    }
+    writeln!(text, "  kinds{}", print_kinds(&activation.kinds, &KINDS))
+}
+
+fn print_pool(pool: &SumPool) -> String {
+    let (k, s) = (pool.kernel, pool.stride);
+    format!("pool {}x{} stride {}x{}", k.0, k.1, s.0, s.1)
+}
+
+fn print_range(range: Range) -> String {
+    match range {
+        Range::Proved => "proved".into(),
+        Range::Calibrated { max_seen } => format!("calibrated {max_seen}"),
+    }
+}
+
+/// The circuit in a text; not verified.
+///
+/// # Errors
+/// With the line's number, at the first line that is not understood.
+pub fn parse_circuit(text: &str) -> Result<Circuit, ParseError> {
+    let (lines, end) = lines(text)?;
+    let mut lines = lines.into_iter().peekable();
+    let missing = |what: &str| ParseError {
+        line: end,
+        problem: format!("the text ends where {what} is expected"),
+    };
+    let mut line = lines.next().ok_or_else(|| missing("`circuit`"))?;
+    line.keyword("circuit")?;
+    let name = line.name()?;
+    line.end()?;
+
+    let mut line = lines.next().ok_or_else(|| missing("`input`"))?;
+    line.keyword("input")?;
+    let input = line.shape()?;
+    let input_frac_bits = line.value("frac", "fractional bits")?;
+    line.end()?;
+
+    let mut statistics = [Vec::new(), Vec::new()];
+    for (key, values) in ["mean", "std"].into_iter().zip(&mut statistics) {
+        let mut line = lines.next().ok_or_else(|| missing(&format!("`{key}`")))?;
+        line.keyword(key)?;
+        *values = line.floats()?;
+    }
+    let [mean, std] = statistics;
+    let classes = match next_with(&mut lines, "classes") {
+        Some(mut line) => line.names()?,
+        None => Vec::new(),
+    };
+    let mut layers = Vec::new();
+    while let Some(line) = lines.next() {
+        layers.push(parse_layer(line, &mut lines, &missing)?);
+    }
+    Ok(Circuit {
+        name,
+        input,
+        input_frac_bits,
+        mean,
+        std,
+        classes,
+        layers,
+    })
+}
+
+type Lines = std::iter::Peekable<std::vec::IntoIter<Line>>;
+
+/// The next line after its keyword, if it starts with it.
+fn next_with(lines: &mut Lines, keyword: &str) -> Option<Line> {
+    let starts = lines.peek_mut().is_some_and(|line| line.takes(keyword));
+    if starts { lines.next() } else { None }
+}
+
+fn parse_layer(
+    mut head: Line,
+    lines: &mut Lines,
+    missing: &impl Fn(&str) -> ParseError,
+) -> Result<Layer, ParseError> {
+    head.keyword("layer")?;
+    let name = head.name()?;
+    let shape = head.shape()?;
+    let bound_bits = head.value("bound", "bits of the bound")?;
+    let range = parse_range(&mut head)?;
+    head.end()?;
+    let mut terms = Vec::new();
+    let mut pool = None;
+    loop {
+        let mut line = lines
+            .next()
+            .ok_or_else(|| missing("a layer's `activate` or `output`"))?;
+        let word = line.bare("a layer's part")?;
+        let is_term = word == "conv" || word == "residual";
+        if is_term && pool.is_some() {
+            return Err(line.error("a layer's pool comes after its terms"));
+        }
+        let step = match word.as_str() {
+            "conv" => {
+                terms.push(parse_conv(&mut line)?);
+                None
+            }
+            "residual" => {
+                terms.push(parse_residual(&mut line)?);
+                None
+            }
+            "pool" if pool.is_some() => return Err(line.error("a second pool in a layer")),
+            "pool" => {
+                pool = Some(parse_pool(&mut line)?);
+                None
+            }
+            "output" => {
+                let frac_bits = line.value("frac", "fractional bits")?;
+                Some(Step::Output { frac_bits })
+            }
+            "activate" => {
+                let truncate = line.value("truncate", "bits cut off")?;
+                let frac_bits = line.value("frac", "fractional bits")?;
+                line.end()?;
+                let square = parse_post(lines, "square")?;
+                let polynomial = parse_post(lines, "polynomial")?;
+                line = lines.next().ok_or_else(|| missing("`kinds`"))?;
+                line.keyword("kinds")?;
+                Some(Step::Activate(Activation {
+                    truncate,
+                    frac_bits,
+                    kinds: line.kinds(&KINDS)?,
+                    square,
+                    polynomial,
+                }))
+            }
+            other => {
+                return Err(line.error(format!(
+                    "expected `conv`, `residual`, `pool`, `activate` or `output`, found `{other}`"
+                )));
+            }
+        };
+        line.end()?;
+        if let Some(step) = step {
+            return Ok(Layer {
+                name,
+                terms,
+                pool,
+                shape,
+                bound_bits,
+                range,
+                step,
+            });
+        }
+    }
+}
+
+fn parse_conv(line: &mut Line) -> Result<Term, ParseError> {
+    Ok(Term::Conv(Conv {
+        input: TensorId(line.id('t')?),
+        out_channels: line.value("out", "output channels")?,
+        kernel: line.pair("kernel")?,
+        stride: line.pair("stride")?,
+        padding: line.padding()?,
+        weight_bits: line.value("bits", "bits of a weight")?,
+    }))
+}
+
+fn parse_residual(line: &mut Line) -> Result<Term, ParseError> {
+    let input = TensorId(line.id('t')?);
+    let shift = line.value("shift", "bits")?;
+    let pool = match line.takes("pool") {
+        true => Some(parse_pool(line)?),
+        false => None,
+    };
+    Ok(Term::Residual { input, pool, shift })
+}
+
+/// A pool after its keyword.
+fn parse_pool(line: &mut Line) -> Result<SumPool, ParseError> {
+    Ok(SumPool {
+        kernel: line.rows_and_columns()?,
+        stride: line.pair("stride")?,
+    })
+}
+
+fn parse_post(lines: &mut Lines, name: &str) -> Result<Option<PostTruncation>, ParseError> {
+    let Some(mut line) = next_with(lines, name) else {
+        return Ok(None);
+    };
+    let truncate = line.value("truncate", "bits cut off")?;
+    let bound_bits = line.value("bound", "bits of the bound")?;
+    let range = parse_range(&mut line)?;
+    line.end()?;
+    Ok(Some(PostTruncation {
+        truncate,
+        bound_bits,
+        range,
+    }))
+}
+
+fn parse_range(line: &mut Line) -> Result<Range, ParseError> {
+    let word = line.bare("`proved` or `calibrated`")?;
+    match word.as_str() {
+        "proved" => Ok(Range::Proved),
+        "calibrated" => Ok(Range::Calibrated {
+            max_seen: line.number("the largest magnitude seen")?,
+        }),
+        _ => Err(line.error(format!("expected `proved` or `calibrated`, found `{word}`"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"circuit "ti \"n\\y"
+input 1x3x3 frac 6
+mean 0.5
+std 0.25
+classes "no" "yes # or no"
+layer "conv" 1x3x3 bound 20 proved
+  conv t0 out 1 kernel 2x2 stride 1x1 pad 0,0,1,1 bits 7
+  residual t0 shift 3 pool 1x1 stride 1x1
+  residual t0 shift 7
+  pool 1x1 stride 1x1
+  activate truncate 7 frac 6
+  square truncate 6 bound 28 proved
+  polynomial truncate 9 bound 30 calibrated 77777
+  kinds relu*4 identity square*3 polynomial
+layer "dense" 2x1x1 bound 40 proved
+  conv t1 out 2 kernel 3x3 stride 1x1 pad 0,0,0,0 bits 9
+  output frac 12
+"#;
+
+    #[test]
+    fn text_parses_and_prints_back() {
+        let circuit = parse_circuit(TEXT).unwrap();
+        assert_eq!(print_circuit(&circuit), TEXT);
+        assert_eq!(circuit.classes[1], "yes # or no");
+        let with_comments = TEXT.replace("  output", "\n # the end\n  output");
+        assert_eq!(parse_circuit(&with_comments).unwrap(), circuit);
+    }
+
+    #[test]
+    fn errors_name_the_line() {
+        let error = |from: &str, to: &str| {
+            assert!(TEXT.contains(from), "{from}");
+            parse_circuit(&TEXT.replacen(from, to, 1)).unwrap_err()
+        };
+        let cases = [
+            ("input 1x3x3", "input 1x3", 2, "shape"),
+            ("0.25", "quarter", 4, "a number"),
+            ("\"yes # or no\"", "\"yes", 5, "closing quote"),
+            ("bound 20 proved", "bound 20 hoped", 6, "hoped"),
+            ("kernel 2x2", "kernal 2x2", 7, "`kernel`"),
+            ("bits 7", "bits 700", 7, "700"),
+            ("bits 7", "bits 7 8", 7, "end of the line"),
+            (
+                "pool 1x1 stride 1x1\n  activate",
+                "pool 1 stride 1x1\n  activate",
+                10,
+                "rows",
+            ),
+            ("relu*4", "relu*4000000000", 14, "more than"),
+            ("relu*4", "relo", 14, "relo"),
+            ("  output frac 12\n", "", 17, "ends"),
+        ];
+        for (from, to, line, problem) in cases {
+            let found = error(from, to);
+            assert_eq!(found.line, line, "{found}");
+            assert!(found.problem.contains(problem), "{found}");
+        }
+    }
+
+    #[test]
+    fn no_prefix_and_no_changed_byte_panics() {
+        for end in 0..TEXT.len() {
+            let _ = parse_circuit(&TEXT[..end]);
+            let changed = [&TEXT[..end], "\"", &TEXT[end + 1..]].concat();
+            let _ = parse_circuit(&changed);
+        }
+    }
+}

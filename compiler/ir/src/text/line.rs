@@ -1,0 +1,309 @@
+//! One line of text: its words, taken one after the other, each failure with the line's number.
+
+use crate::limits;
+use crate::shape::{Padding, Shape};
+use std::fmt::Write;
+
+/// Why a text was not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {problem}")]
+pub struct ParseError {
+    /// Number of the line, from 1; one past the end if something is missing there.
+    pub line: usize,
+    /// What was expected and what was found.
+    pub problem: String,
+}
+
+enum Word {
+    Bare(String),
+    Quoted(String),
+}
+
+impl Word {
+    fn show(&self) -> String {
+        match self {
+            Word::Bare(word) => format!("`{word}`"),
+            Word::Quoted(name) => format!("{name:?}"),
+        }
+    }
+}
+
+/// The words of one line.
+pub(super) struct Line {
+    number: usize,
+    words: std::iter::Peekable<std::vec::IntoIter<Word>>,
+}
+
+/// All lines that are not empty, and the number one past the last.
+pub(super) fn lines(text: &str) -> Result<(Vec<Line>, usize), ParseError> {
+    let mut lines = Vec::new();
+    let mut count = 0;
+    for (index, line) in text.lines().enumerate() {
+        count = index + 1;
+        let words = split(line).map_err(|problem| ParseError {
+            line: count,
+            problem,
+        })?;
+        if !words.is_empty() {
+            lines.push(Line {
+                number: count,
+                words: words.into_iter().peekable(),
+            });
+        }
+    }
+    Ok((lines, count + 1))
+}
+
+fn split(line: &str) -> Result<Vec<Word>, String> {
+    let mut words = Vec::new();
+    let mut rest = line.trim_start();
+    while let Some(first) = rest.chars().next() {
+        match first {
+            '#' => break,
+            '"' => {
+                let (name, after) = quoted(&rest[1..])?;
+                words.push(Word::Quoted(name));
+                rest = after;
+            }
+            _ => {
+                let end = rest
+                    .find(|c: char| c.is_whitespace() || c == '"' || c == '#')
+                    .unwrap_or(rest.len());
+                words.push(Word::Bare(rest[..end].to_string()));
+                rest = &rest[end..];
+            }
+        }
+        rest = rest.trim_start();
+    }
+    Ok(words)
+}
+
+/// A name up to its closing quote, and what follows it.
+fn quoted(text: &str) -> Result<(String, &str), String> {
+    let mut name = String::new();
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return Ok((name, &text[at + 1..])),
+            '\\' => match chars.next() {
+                Some((_, c @ ('"' | '\\'))) => name.push(c),
+                Some((_, 'n')) => name.push('\n'),
+                Some((_, 'r')) => name.push('\r'),
+                _ => return Err("a backslash is followed by \", \\, n or r".into()),
+            },
+            c => name.push(c),
+        }
+    }
+    Err("a name without its closing quote".into())
+}
+
+/// A name in quotes, as [`quoted`] reads it.
+pub(super) fn quote(name: &str) -> String {
+    let mut text = String::from("\"");
+    for c in name.chars() {
+        match c {
+            '"' => text.push_str("\\\""),
+            '\\' => text.push_str("\\\\"),
+            '\n' => text.push_str("\\n"),
+            '\r' => text.push_str("\\r"),
+            c => text.push(c),
+        }
+    }
+    text.push('"');
+    text
+}
+
+impl Line {
+    pub(super) fn error(&self, problem: impl Into<String>) -> ParseError {
+        ParseError {
+            line: self.number,
+            problem: problem.into(),
+        }
+    }
+
+    fn expected(&self, what: &str, found: Option<Word>) -> ParseError {
+        let found = found.map_or("the end of the line".into(), |w| w.show());
+        self.error(format!("expected {what}, found {found}"))
+    }
+
+    /// The next word, whatever it is, left in place.
+    pub(super) fn peek(&mut self) -> Option<&str> {
+        match self.words.peek() {
+            Some(Word::Bare(word)) => Some(word),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_empty(&mut self) -> bool {
+        self.words.peek().is_none()
+    }
+
+    pub(super) fn bare(&mut self, what: &str) -> Result<String, ParseError> {
+        match self.words.next() {
+            Some(Word::Bare(word)) => Ok(word),
+            other => Err(self.expected(what, other)),
+        }
+    }
+
+    pub(super) fn name(&mut self) -> Result<String, ParseError> {
+        match self.words.next() {
+            Some(Word::Quoted(name)) => Ok(name),
+            other => Err(self.expected("a name in quotes", other)),
+        }
+    }
+
+    /// Takes `word` if it is next.
+    pub(super) fn takes(&mut self, word: &str) -> bool {
+        let is_next = self.peek() == Some(word);
+        if is_next {
+            self.words.next();
+        }
+        is_next
+    }
+
+    pub(super) fn keyword(&mut self, word: &str) -> Result<(), ParseError> {
+        match self.words.next() {
+            Some(Word::Bare(found)) if found == word => Ok(()),
+            other => Err(self.expected(&format!("`{word}`"), other)),
+        }
+    }
+
+    /// The value of `key`.
+    pub(super) fn value<T: std::str::FromStr>(
+        &mut self,
+        key: &str,
+        what: &str,
+    ) -> Result<T, ParseError> {
+        self.keyword(key)?;
+        self.number(what)
+    }
+
+    pub(super) fn number<T: std::str::FromStr>(&mut self, what: &str) -> Result<T, ParseError> {
+        let word = self.bare(what)?;
+        let parsed = word.parse();
+        parsed.map_err(|_| self.error(format!("expected {what}, found `{word}`")))
+    }
+
+    /// An identifier: `prefix` and a number.
+    pub(super) fn id(&mut self, prefix: char) -> Result<u32, ParseError> {
+        let what = format!("`{prefix}` and a number");
+        let word = self.bare(&what)?;
+        let id = word.strip_prefix(prefix).and_then(|n| n.parse().ok());
+        id.ok_or_else(|| self.error(format!("expected {what}, found `{word}`")))
+    }
+
+    fn list<const N: usize>(
+        &mut self,
+        separator: char,
+        what: &str,
+    ) -> Result<[u32; N], ParseError> {
+        let word = self.bare(what)?;
+        let numbers: Option<Vec<u32>> = word.split(separator).map(|n| n.parse().ok()).collect();
+        numbers
+            .and_then(|n| n.try_into().ok())
+            .ok_or_else(|| self.error(format!("expected {what}, found `{word}`")))
+    }
+
+    pub(super) fn shape(&mut self) -> Result<Shape, ParseError> {
+        let [c, h, w] = self.list('x', "a shape such as 3x32x32")?;
+        Ok(Shape { c, h, w })
+    }
+
+    pub(super) fn pair(&mut self, key: &str) -> Result<(u32, u32), ParseError> {
+        self.keyword(key)?;
+        self.rows_and_columns()
+    }
+
+    pub(super) fn rows_and_columns(&mut self) -> Result<(u32, u32), ParseError> {
+        let [rows, columns] = self.list('x', "rows and columns such as 3x3")?;
+        Ok((rows, columns))
+    }
+
+    pub(super) fn padding(&mut self) -> Result<Padding, ParseError> {
+        self.keyword("pad")?;
+        let [top, left, bottom, right] =
+            self.list(',', "padding such as 1,1,1,1: top, left, bottom, right")?;
+        Ok(Padding {
+            top,
+            left,
+            bottom,
+            right,
+        })
+    }
+
+    /// All remaining words as floats.
+    pub(super) fn floats(&mut self) -> Result<Vec<f32>, ParseError> {
+        let mut values = Vec::new();
+        while !self.is_empty() {
+            values.push(self.number("a number")?);
+        }
+        Ok(values)
+    }
+
+    /// All remaining words as names.
+    pub(super) fn names(&mut self) -> Result<Vec<String>, ParseError> {
+        let mut names = Vec::new();
+        while !self.is_empty() {
+            names.push(self.name()?);
+        }
+        Ok(names)
+    }
+
+    /// All remaining words as runs of kinds: `relu*30 identity`.
+    pub(super) fn kinds<T: Copy>(&mut self, named: &[(&str, T)]) -> Result<Vec<T>, ParseError> {
+        let mut kinds = Vec::new();
+        while !self.is_empty() {
+            let word = self.bare("a kind")?;
+            let (name, count) = match word.split_once('*') {
+                None => (word.as_str(), Some(1)),
+                Some((name, count)) => (name, count.parse::<usize>().ok()),
+            };
+            let kind = named
+                .iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, kind)| *kind);
+            let (Some(kind), Some(count)) = (kind, count) else {
+                let names: Vec<&str> = named.iter().map(|(n, _)| *n).collect();
+                let names = names.join(", ");
+                return Err(self.error(format!(
+                    "expected a kind ({names}), perhaps with a count such as relu*30, found `{word}`"
+                )));
+            };
+            if count > limits::ELEMENTS - kinds.len() {
+                return Err(self.error(format!("more than {} kinds", limits::ELEMENTS)));
+            }
+            kinds.extend(std::iter::repeat_n(kind, count));
+        }
+        Ok(kinds)
+    }
+
+    pub(super) fn end(&mut self) -> Result<(), ParseError> {
+        match self.words.next() {
+            None => Ok(()),
+            extra => Err(self.expected("the end of the line", extra)),
+        }
+    }
+}
+
+/// Kinds as runs, as [`Line::kinds`] reads them.
+pub(super) fn print_kinds<T: Copy + PartialEq>(kinds: &[T], named: &[(&str, T)]) -> String {
+    let mut text = String::new();
+    for run in kinds.chunk_by(|a, b| a == b) {
+        let (name, _) = named
+            .iter()
+            .find(|(_, kind)| *kind == run[0])
+            .expect("every kind has a name");
+        let _ = match run.len() {
+            1 => write!(text, " {name}"),
+            n => write!(text, " {name}*{n}"),
+        };
+    }
+    text
+}
+
+pub(super) fn print_floats(values: &[f32]) -> String {
+    values.iter().fold(String::new(), |mut text, v| {
+        let _ = write!(text, " {v}");
+        text
+    })
+}

@@ -1,0 +1,75 @@
+//! Faults of the server's weights for a circuit.
+
+use super::{Fault, Faults};
+use crate::circuit::{Circuit, Kind, Layer, Step, Term};
+use crate::weights::{LayerWeights, Weights};
+
+/// Every fault of the weights for this circuit; of the circuit itself, if it has any.
+pub fn weights(circuit: &Circuit, weights: &Weights) -> Vec<Fault> {
+    let faults = super::circuit(circuit);
+    if !faults.is_empty() {
+        return faults;
+    }
+    let mut faults = Faults::default();
+    faults.length(
+        "weights",
+        "layers",
+        circuit.layers.len(),
+        weights.layers.len(),
+    );
+    for (index, (layer, weights)) in circuit.layers.iter().zip(&weights.layers).enumerate() {
+        let place = format!("layer {index} ({})", layer.name);
+        check_layer(&mut faults, &place, circuit, layer, weights);
+    }
+    faults.0
+}
+
+fn check_layer(
+    faults: &mut Faults,
+    place: &str,
+    circuit: &Circuit,
+    layer: &Layer,
+    weights: &LayerWeights,
+) {
+    let convs: Vec<_> = layer
+        .terms
+        .iter()
+        .filter_map(|term| match term {
+            Term::Conv(conv) => Some(conv),
+            Term::Residual { .. } => None,
+        })
+        .collect();
+    faults.length(place, "kernels", convs.len(), weights.kernels.len());
+    for (index, (conv, kernel)) in convs.iter().zip(&weights.kernels).enumerate() {
+        let place = &format!("{place}, kernel {index}");
+        let count = conv.weight_count(circuit.tensor_shape(conv.input));
+        faults.length(place, "weights", count, kernel.len());
+        // Magnitudes stay private: the message names the bound only.
+        let limit = 1u16 << conv.weight_bits;
+        let within = kernel.iter().all(|w| w.unsigned_abs() < limit);
+        faults.require(within, place, || {
+            format!("a weight reaches 2^{}, its public bound", conv.weight_bits)
+        });
+    }
+    let channels = layer.shape.c as usize;
+    faults.length(place, "biases", channels, weights.bias.len());
+    let bias_limit = 1u64 << layer.bound_bits;
+    let within = weights.bias.iter().all(|b| b.unsigned_abs() <= bias_limit);
+    faults.require(within, place, || {
+        format!("a bias exceeds the layer's bound 2^{}", layer.bound_bits)
+    });
+    let polynomial = match &layer.step {
+        Step::Activate(a) => a.kinds.contains(&Kind::Polynomial),
+        Step::Output { .. } => false,
+    };
+    let expected = if polynomial { channels } else { 0 };
+    faults.length(place, "polynomials", expected, weights.polynomials.len());
+    let within = |v: i64| v.unsigned_abs() <= 1 << 58;
+    let all_within = weights
+        .polynomials
+        .iter()
+        .all(|p| within(p.a) && within(p.b) && within(p.k));
+    faults.require(all_within, place, || {
+        "a polynomial coefficient exceeds 2^58".into()
+    });
+}
