@@ -4,6 +4,7 @@
 //! is constant time: shares and masks are secret.
 
 use rand_core::CryptoRng;
+use zeroize::Zeroizing;
 
 use crate::Error;
 
@@ -12,6 +13,9 @@ pub const P: u64 = (1 << 60) - (1 << 18) + 1;
 
 /// Size of a field element on the wire.
 pub const ELEMENT_BYTES: usize = 8;
+
+/// Secret elements, erased when dropped.
+pub type Elements = Zeroizing<Vec<u64>>;
 
 /// Returns `x mod p` for any 128-bit `x`.
 ///

@@ -26,7 +26,7 @@
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::block::{Block, Delta};
-use crate::field;
+use crate::field::{self, Elements};
 use crate::hash::{TweakClass, TweakRange, hash_pairs_to_field, hash_to_field};
 use crate::{Bits, Error};
 
@@ -47,7 +47,7 @@ impl ServerGadget {
     /// Prepares the gadgets of a layer from the zero labels of *keep* and the server's halves `v` of `colour * c`.
     ///
     /// # Errors
-    /// [`Error::CallerLength`] unless there is one `v` per label.
+    /// [`Error::CallerLength`] unless there is one `v` per label and one label per instance.
     pub fn new(
         tweaks: &TweakRange,
         delta: &Delta,
@@ -59,16 +59,8 @@ impl ServerGadget {
             keep_zero.len(),
             v.len(),
         )?;
-        let mut hash_of_zero = Zeroizing::new(vec![0; v.len()]);
-        let mut hash_of_one = Zeroizing::new(vec![0; v.len()]);
-        hash_pairs_to_field(
-            tweaks,
-            TweakClass::Output,
-            keep_zero,
-            delta,
-            &mut hash_of_zero,
-            &mut hash_of_one,
-        );
+        let [hash_of_zero, hash_of_one] =
+            hash_pairs_to_field(tweaks, TweakClass::Output, keep_zero, delta)?;
         let (mut keep_row, mut keep_share) =
             (Vec::with_capacity(v.len()), Vec::with_capacity(v.len()));
         for (j, label) in keep_zero.iter().enumerate() {
@@ -102,7 +94,7 @@ impl ServerGadget {
     ///
     /// # Errors
     /// [`Error::CallerLength`] unless there is one `d` per ReLU.
-    pub fn open(self, d: &[u64]) -> Result<(Vec<u64>, Zeroizing<Vec<u64>>), Error> {
+    pub fn open(self, d: &[u64]) -> Result<(Vec<u64>, Elements), Error> {
         Error::check_argument("server's shares", self.len(), d.len())?;
         let (mut rows, mut shares) = (Vec::with_capacity(d.len()), Vec::with_capacity(d.len()));
         for (j, &d) in d.iter().enumerate() {
@@ -163,19 +155,18 @@ impl std::fmt::Debug for Secret {
 /// `u` of `colour * c`.
 ///
 /// # Errors
-/// [`Error::CallerLength`] if the lengths differ; rows come through [`field::decode`].
+/// [`Error::CallerLength`] if the lengths differ or are not the number of instances; rows come through [`field::decode`].
 pub fn client_output(
     tweaks: &TweakRange,
     keep: &[Block],
     rows: &[u64],
     c: &[u64],
     u: &[u64],
-) -> Result<Zeroizing<Vec<u64>>, Error> {
+) -> Result<Elements, Error> {
     Error::check_argument("rows", keep.len(), rows.len())?;
     Error::check_argument("client's shares", keep.len(), c.len())?;
     Error::check_argument("client's halves of the reverse OT", keep.len(), u.len())?;
-    let mut y = Zeroizing::new(vec![0; keep.len()]);
-    hash_to_field(tweaks, TweakClass::Output, keep, &mut y);
+    let mut y = hash_to_field(tweaks, TweakClass::Output, keep)?;
     for (j, y) in y.iter_mut().enumerate() {
         debug_assert!(
             c[j] < field::P && u[j] < field::P && rows[j] < field::P,

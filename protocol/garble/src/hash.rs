@@ -16,10 +16,11 @@
 //! [`TweakCounter`]. Both parties draw the same ranges in the same order.
 
 use rayon::prelude::*;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
+use crate::Error;
 use crate::block::{Block, Delta};
-use crate::field;
+use crate::field::{self, Elements};
 
 /// What a label is hashed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,7 @@ impl TweakCounter {
             nonce: self.nonce,
             first: self.next,
             stride: stride as u64,
+            instances,
         };
         let used = (instances as u64)
             .checked_mul(range.stride)
@@ -66,17 +68,28 @@ impl TweakCounter {
 }
 
 /// The tweaks of one layer: `stride` consecutive counter values per instance.
+///
+/// It knows how many instances it is for, and whoever hashes a layer checks that, so that no layer reaches into the
+/// values of the next.
 #[derive(Clone, Copy, Debug)]
 pub struct TweakRange {
     nonce: Block,
     first: u64,
     stride: u64,
+    instances: usize,
 }
 
 impl TweakRange {
     /// Returns the AES key for gate `gate` of an instance.
+    ///
+    /// Of instances behind the last the batched code asks keys, for lanes whose results it drops.
     #[inline]
-    pub fn key(&self, class: TweakClass, instance: usize, gate: usize) -> Block {
+    pub(crate) fn key(&self, class: TweakClass, instance: usize, gate: usize) -> Block {
+        debug_assert!(
+            (gate as u64) < self.stride,
+            "gate {gate} of {}",
+            self.stride
+        );
         let counter = self.first + instance as u64 * self.stride + gate as u64;
         self.nonce ^ Block::new((class as u128) << 126 | counter as u128)
     }
@@ -84,6 +97,19 @@ impl TweakRange {
     /// Returns the number of counter values per instance.
     pub fn stride(&self) -> u32 {
         self.stride as u32
+    }
+
+    /// Returns the number of instances.
+    pub fn instances(&self) -> usize {
+        self.instances
+    }
+
+    /// Checks that the range is for this many instances.
+    ///
+    /// # Errors
+    /// [`Error::CallerLength`] if not.
+    pub fn check_instances(&self, instances: usize) -> Result<(), Error> {
+        Error::check_argument("instances of the tweaks", self.instances, instances)
     }
 }
 
@@ -96,66 +122,64 @@ pub fn hash(key: Block, x: Block) -> Block {
 ///
 /// The full 128 bits are reduced modulo `p`, so an element is within `2^-68` of uniform.
 ///
-/// # Panics
-/// If `labels` and `out` differ in length.
-pub fn hash_to_field(tweaks: &TweakRange, class: TweakClass, labels: &[Block], out: &mut [u64]) {
-    assert_eq!(labels.len(), out.len(), "one element per label");
-    labels
-        .par_chunks(TASK)
-        .zip(out.par_chunks_mut(TASK))
+/// # Errors
+/// [`Error::CallerLength`] unless there are as many labels as instances.
+pub fn hash_to_field(
+    tweaks: &TweakRange,
+    class: TweakClass,
+    labels: &[Block],
+) -> Result<Elements, Error> {
+    tweaks.check_instances(labels.len())?;
+    let mut out = Zeroizing::new(vec![0; labels.len()]);
+    (labels.par_chunks(LANES).zip(out.par_chunks_mut(LANES)))
+        .with_min_len(TASK / LANES)
         .enumerate()
-        .for_each(|(task, (labels, out))| {
-            for (group, (labels, out)) in
-                labels.chunks(LANES).zip(out.chunks_mut(LANES)).enumerate()
-            {
-                let first = task * TASK + group * LANES;
-                let keys = std::array::from_fn(|lane| tweaks.key(class, first + lane, 0));
-                let mut x = [Block::ZERO; LANES];
-                x[..labels.len()].copy_from_slice(labels);
-                hash_lanes(&keys, &mut x);
-                for (out, x) in out.iter_mut().zip(&x) {
-                    *out = field::reduce(x.value());
-                }
-                x.zeroize();
+        .for_each(|(group, (labels, out))| {
+            let keys = std::array::from_fn(|lane| tweaks.key(class, group * LANES + lane, 0));
+            let mut x = [Block::ZERO; LANES];
+            x[..labels.len()].copy_from_slice(labels);
+            hash_lanes(&keys, &mut x);
+            for (out, x) in out.iter_mut().zip(&x) {
+                *out = field::reduce(x.value());
             }
+            x.zeroize();
         });
+    Ok(out)
 }
 
-/// Hashes both labels of a wire per instance to field elements: `H(zero)` and `H(zero xor delta)`.
+/// Hashes both labels of a wire per instance to field elements: all `H(zero)` and all `H(zero xor delta)`.
 ///
-/// # Panics
-/// If the slices differ in length.
+/// # Errors
+/// [`Error::CallerLength`] unless there are as many labels as instances.
 pub fn hash_pairs_to_field(
     tweaks: &TweakRange,
     class: TweakClass,
     zeros: &[Block],
     delta: &Delta,
-    out_zero: &mut [u64],
-    out_one: &mut [u64],
-) {
-    assert_eq!(zeros.len(), out_zero.len(), "one element per label");
-    assert_eq!(zeros.len(), out_one.len(), "one element per label");
-    let outs = out_zero
+) -> Result<[Elements; 2], Error> {
+    tweaks.check_instances(zeros.len())?;
+    let mut of_zero = Zeroizing::new(vec![0; zeros.len()]);
+    let mut of_one = Zeroizing::new(vec![0; zeros.len()]);
+    let out = of_zero
         .par_chunks_mut(LANES)
-        .zip(out_one.par_chunks_mut(LANES));
-    zeros
-        .par_chunks(LANES)
-        .zip(outs)
+        .zip(of_one.par_chunks_mut(LANES));
+    (zeros.par_chunks(LANES).zip(out))
         .with_min_len(TASK / LANES)
         .enumerate()
-        .for_each(|(group, (zeros, outs))| {
+        .for_each(|(group, (zeros, (of_zero, of_one)))| {
             let keys = std::array::from_fn(|lane| tweaks.key(class, group * LANES + lane, 0));
             let mut x = [Block::ZERO; LANES];
             x[..zeros.len()].copy_from_slice(zeros);
             let mut y = x.map(|x| x ^ delta.block());
             hash_pairs(&keys, &mut x, &mut y);
             for lane in 0..zeros.len() {
-                outs.0[lane] = field::reduce(x[lane].value());
-                outs.1[lane] = field::reduce(y[lane].value());
+                of_zero[lane] = field::reduce(x[lane].value());
+                of_one[lane] = field::reduce(y[lane].value());
             }
             x.zeroize();
             y.zeroize();
         });
+    Ok([of_zero, of_one])
 }
 
 /// Instances hashed side by side.
@@ -523,16 +547,9 @@ mod tests {
             let tweaks = counter.take(count, 5);
             let delta = Delta::random(&mut rng);
             let zeros: Vec<Block> = (0..count).map(|_| Block::random(&mut rng)).collect();
-            let (mut single, mut zero, mut one) = (vec![0; count], vec![0; count], vec![0; count]);
-            hash_to_field(&tweaks, TweakClass::Output, &zeros, &mut single);
-            hash_pairs_to_field(
-                &tweaks,
-                TweakClass::Output,
-                &zeros,
-                &delta,
-                &mut zero,
-                &mut one,
-            );
+            let single = hash_to_field(&tweaks, TweakClass::Output, &zeros).unwrap();
+            let [zero, one] =
+                hash_pairs_to_field(&tweaks, TweakClass::Output, &zeros, &delta).unwrap();
             assert_eq!(single, zero);
             for j in 0..count {
                 let key = tweaks.key(TweakClass::Output, j, 0);
@@ -542,6 +559,22 @@ mod tests {
                     field::reduce(hash(key, zeros[j] ^ delta.block()).value())
                 );
             }
+        }
+    }
+
+    #[test]
+    fn a_range_serves_its_own_instances_only() {
+        let tweaks = TweakCounter::new(Block::ZERO).take(2, 4);
+        assert_eq!((tweaks.instances(), tweaks.stride()), (2, 4));
+        for count in [0, 1, 3] {
+            let labels = vec![Block::ZERO; count];
+            assert!(
+                !hash_to_field(&tweaks, TweakClass::Output, &labels)
+                    .unwrap_err()
+                    .blames_peer()
+            );
+            let delta = Delta::from_block(Block::ZERO);
+            assert!(hash_pairs_to_field(&tweaks, TweakClass::Output, &labels, &delta).is_err());
         }
     }
 }

@@ -100,7 +100,7 @@ pub fn garble_sign(
         width.table_bytes(instances),
         tables.len(),
     )?;
-    check_stride(width, tweaks)?;
+    check_tweaks(width, tweaks, instances)?;
 
     let mut keep_zero = Zeroizing::new(vec![Block::ZERO; instances]);
     (keep_zero.par_chunks_mut(TASK))
@@ -194,7 +194,7 @@ pub fn evaluate_sign(
     Error::check_argument("client's labels", instances * m, client.len())?;
     Error::check_argument("server's labels", client.len(), server.len())?;
     Error::check_message("garbled tables", width.table_bytes(instances), tables.len())?;
-    check_stride(width, tweaks)?;
+    check_tweaks(width, tweaks, instances)?;
 
     let mut keep = Zeroizing::new(vec![Block::ZERO; instances]);
     (keep.par_chunks_mut(TASK))
@@ -259,20 +259,22 @@ fn evaluate_group(
     [carry, a, b].zeroize();
 }
 
-fn check_stride(width: SignWidth, tweaks: &TweakRange) -> Result<(), Error> {
+fn check_tweaks(width: SignWidth, tweaks: &TweakRange, instances: usize) -> Result<(), Error> {
+    tweaks.check_instances(instances)?;
     let (expected, got) = (width.0 as usize, tweaks.stride() as usize);
-    if got >= expected {
-        Ok(())
-    } else {
-        Err(Error::CallerLength {
+    match got >= expected {
+        true => Ok(()),
+        false => Err(Error::CallerLength {
             what: "tweaks per instance",
             expected,
             got,
-        })
+        }),
     }
 }
 
 /// Writes the labels of the low `m` bits of every value: the server's online message.
+///
+/// Once per bundle: both labels of one wire give `delta` away, and with it everything.
 ///
 /// # Shapes
 /// `zeros`: `[instance][m]`; `values`: one per instance; `out`: [`SignWidth::label_bytes`].
@@ -534,6 +536,11 @@ mod tests {
         assert!(garble_sign(width, &tweaks, &delta, &labels, &labels, &mut tables[1..]).is_err());
         let error = evaluate_sign(width, &tweaks, &labels, &labels, &tables[1..]).unwrap_err();
         assert!(error.blames_peer());
+        for instances in [1, 3] {
+            let other = TweakCounter::new(Block::ZERO).take(instances, 4);
+            assert!(garble_sign(width, &other, &delta, &labels, &labels, &mut tables).is_err());
+            assert!(evaluate_sign(width, &other, &labels, &labels, &tables).is_err());
+        }
         let narrow = TweakCounter::new(Block::ZERO).take(2, 3);
         assert!(evaluate_sign(width, &narrow, &labels, &labels, &tables).is_err());
         for got in [0, 1, 61] {

@@ -14,7 +14,7 @@
 //! # Cost
 //! Per ReLU one correlated OT; [`TAU_BYTES`] client to server, one bit server to client ([`choice_bytes`]).
 
-use pi_garble::field::{self, ELEMENT_BYTES};
+use pi_garble::field::{self, ELEMENT_BYTES, Elements};
 use pi_garble::hash::{hash_pairs_to_field, hash_to_field};
 use pi_garble::{Bits, Block, Delta, Error, TweakClass, TweakRange};
 use zeroize::Zeroizing;
@@ -27,13 +27,10 @@ pub const fn choice_bytes(count: usize) -> usize {
     Bits::encoded_bytes(count)
 }
 
-/// Elements of `F_p`, erased when dropped.
-pub type Elements = Zeroizing<Vec<u64>>;
-
 /// Client: returns `(tau, u)` for its elements `c`; `tau` is the message.
 ///
 /// # Errors
-/// [`Error::CallerLength`] unless there is one block per element.
+/// [`Error::CallerLength`] unless there is one block per element and instance.
 pub fn offer(
     tweaks: &TweakRange,
     delta: &Delta,
@@ -41,16 +38,8 @@ pub fn offer(
     c: &[u64],
 ) -> Result<(Vec<u64>, Elements), Error> {
     Error::check_argument("blocks of the reverse OT", c.len(), q.len())?;
-    let mut hash_of_zero = Zeroizing::new(vec![0; c.len()]);
-    let mut hash_of_one = Zeroizing::new(vec![0; c.len()]);
-    hash_pairs_to_field(
-        tweaks,
-        TweakClass::ReverseCot,
-        q,
-        delta,
-        &mut hash_of_zero,
-        &mut hash_of_one,
-    );
+    let [hash_of_zero, hash_of_one] =
+        hash_pairs_to_field(tweaks, TweakClass::ReverseCot, q, delta)?;
     let pads = hash_of_zero.iter().zip(hash_of_one.iter());
     let tau = pads
         .zip(c)
@@ -67,8 +56,7 @@ pub fn offer(
 pub fn take(tweaks: &TweakRange, t: &[Block], b: &Bits, tau: &[u64]) -> Result<Elements, Error> {
     Error::check_argument("bits of the reverse OT", t.len(), b.len())?;
     Error::check_argument("corrections of the reverse OT", t.len(), tau.len())?;
-    let mut v = Zeroizing::new(vec![0; t.len()]);
-    hash_to_field(tweaks, TweakClass::ReverseCot, t, &mut v);
+    let mut v = hash_to_field(tweaks, TweakClass::ReverseCot, t)?;
     for ((v, b), &tau) in v.iter_mut().zip(b.iter()).zip(tau) {
         *v = field::add(*v, field::masked_by(tau, b));
     }
