@@ -1,0 +1,398 @@
+//! The negacyclic number theoretic transform.
+//!
+//! For a prime `q = 1 (mod 2n)` and `psi`, a primitive `2n`-th root of unity, [`Ntt::forward`] maps the coefficients of
+//! `a` modulo `X^n + 1` to the values `a(psi^(2 rev(i) + 1))`, `i = 0..n`, where `rev` reverses `log2 n` bits. This
+//! order is part of the wire format, as public randomness is sampled as values: [`NttPrime`] therefore names the root of
+//! order 16384, and a transform of length `n` uses its power `16384 / 2n`, which makes transforms of different lengths
+//! nest: the `m` values whose points share `psi^(m (2 rev(i) + 1))` are adjacent, and their mean is value `i / m` of the
+//! polynomial in `X^m` made of every `m`-th coefficient.
+//!
+//! [`ScalarNtt`] is the definition (radix 2, Harvey's butterflies); [`TfheNtt`] runs the `tfhe-ntt` crate, which detects
+//! AVX-512 IFMA, AVX-512 and AVX2 at run time. The inverse leaves out the factor `n^-1`, which callers fold into
+//! constants.
+
+use crate::{Modulus, fp};
+use std::sync::Arc;
+
+/// The longest transform whose points are fixed, `n = 8192`.
+pub const MAX_LENGTH: usize = 8192;
+
+/// A transform of one length over one prime.
+pub trait Ntt: Send + Sync {
+    /// The number of coefficients, a power of two.
+    fn length(&self) -> usize;
+    /// The prime.
+    fn modulus(&self) -> Modulus;
+    /// Coefficients to values, in place.
+    ///
+    /// # Preconditions
+    /// `x.len() == length()`, entries in `0..q`.
+    /// # Postconditions
+    /// Entries in `0..q`.
+    fn forward(&self, x: &mut [u64]);
+    /// Values to `n` times the coefficients, in place; conditions as for [`Ntt::forward`].
+    fn inverse_unscaled(&self, x: &mut [u64]);
+
+    /// `n^-1 mod q`, the factor that [`Ntt::inverse_unscaled`] leaves out.
+    fn length_inverse(&self) -> u64 {
+        let m = self.modulus();
+        m.inv(m.reduce_u64(self.length() as u64))
+    }
+
+    /// Values to coefficients, in place.
+    fn inverse(&self, x: &mut [u64]) {
+        self.inverse_unscaled(x);
+        self.modulus().scale_assign(x, self.length_inverse());
+    }
+}
+
+/// A prime with its chosen root of unity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NttPrime {
+    /// The prime.
+    pub modulus: Modulus,
+    /// A primitive root of order 16384.
+    pub root_16384: u64,
+}
+
+/// The four largest primes below 2^46 that are 1 modulo 16384, with the roots of the wire format.
+///
+/// The roots are what repeated Tonelli-Shanks square roots of -1 give with the least non-residue.
+pub const RLWE_PRIMES: [NttPrime; 4] = [
+    NttPrime {
+        modulus: Modulus::new(0x3fff_fff8_4001),
+        root_16384: 0x3f64_2604_e95d,
+    },
+    NttPrime {
+        modulus: Modulus::new(0x3fff_fff7_0001),
+        root_16384: 0x10ff_e7b5_055d,
+    },
+    NttPrime {
+        modulus: Modulus::new(0x3fff_fff5_8001),
+        root_16384: 0xcd_6f78_758a,
+    },
+    NttPrime {
+        modulus: Modulus::new(0x3fff_fff3_c001),
+        root_16384: 0x1d29_2f28_82c7,
+    },
+];
+
+/// The plaintext prime with the root that orders its slots.
+pub const PLAINTEXT_PRIME: NttPrime = NttPrime {
+    modulus: Modulus::new(fp::P),
+    root_16384: fp::ROOT_16384,
+};
+
+impl NttPrime {
+    /// The transform of length `n` over this prime: the fastest back end this machine has, unless
+    /// [`crate::force_scalar`].
+    ///
+    /// # Panics
+    /// If `n` is not a power of two in `1..=8192`.
+    pub fn transform(&self, n: usize) -> Arc<dyn Ntt> {
+        if !crate::force_scalar()
+            && let Some(vector) = TfheNtt::new(self, n)
+        {
+            return Arc::new(vector);
+        }
+        Arc::new(ScalarNtt::new(self, n))
+    }
+
+    /// The root of order `2 n`.
+    fn root(&self, n: usize) -> u64 {
+        assert!(
+            n.is_power_of_two() && n <= MAX_LENGTH,
+            "transform length {n}"
+        );
+        self.modulus.pow(self.root_16384, (MAX_LENGTH / n) as u64)
+    }
+}
+
+/// The scalar transform: the definition, and the fallback on machines without vector units.
+pub struct ScalarNtt {
+    modulus: Modulus,
+    /// `psi^rev(i)` and its Shoup companion.
+    forward: Vec<(u64, u64)>,
+    /// `psi^-rev(i)` and its Shoup companion.
+    inverse: Vec<(u64, u64)>,
+}
+
+impl ScalarNtt {
+    /// The transform of length `n`.
+    ///
+    /// # Panics
+    /// If `n` is not a power of two in `1..=8192`.
+    pub fn new(prime: &NttPrime, n: usize) -> Self {
+        let m = prime.modulus;
+        let table = |root: u64| {
+            let mut table = vec![(0, 0); n];
+            let mut power = 1;
+            for k in 0..n {
+                table[reverse_bits(k, n)] = (power, m.shoup(power));
+                power = m.mul(power, root);
+            }
+            table
+        };
+        let root = prime.root(n);
+        Self {
+            modulus: m,
+            forward: table(root),
+            inverse: table(m.inv(root)),
+        }
+    }
+}
+
+impl Ntt for ScalarNtt {
+    fn length(&self) -> usize {
+        self.forward.len()
+    }
+
+    fn modulus(&self) -> Modulus {
+        self.modulus
+    }
+
+    fn forward(&self, x: &mut [u64]) {
+        assert_eq!(x.len(), self.length());
+        let m = &self.modulus;
+        let mut half = self.length() / 2;
+        let mut groups = 1;
+        while half >= 1 {
+            for (group, block) in x.chunks_exact_mut(2 * half).enumerate() {
+                let (w, w_shoup) = self.forward[groups + group];
+                let (low, high) = block.split_at_mut(half);
+                for (a, b) in low.iter_mut().zip(high) {
+                    let t = m.mul_shoup(*b, w, w_shoup);
+                    (*a, *b) = (m.add(*a, t), m.sub(*a, t));
+                }
+            }
+            half /= 2;
+            groups *= 2;
+        }
+    }
+
+    fn inverse_unscaled(&self, x: &mut [u64]) {
+        assert_eq!(x.len(), self.length());
+        let m = &self.modulus;
+        let mut half = 1;
+        let mut groups = self.length() / 2;
+        while groups >= 1 {
+            for (group, block) in x.chunks_exact_mut(2 * half).enumerate() {
+                let (w, w_shoup) = self.inverse[groups + group];
+                let (low, high) = block.split_at_mut(half);
+                for (a, b) in low.iter_mut().zip(high) {
+                    let difference = m.sub(*a, *b);
+                    *a = m.add(*a, *b);
+                    *b = m.mul_shoup(difference, w, w_shoup);
+                }
+            }
+            half *= 2;
+            groups /= 2;
+        }
+    }
+}
+
+/// The transform of the `tfhe-ntt` crate.
+pub struct TfheNtt {
+    modulus: Modulus,
+    plan: tfhe_ntt::prime64::Plan,
+}
+
+impl TfheNtt {
+    /// The transform of length `n`, or `None` when the crate does not serve that length or chose other points than ours.
+    pub fn new(prime: &NttPrime, n: usize) -> Option<Self> {
+        if n < 32 {
+            return None;
+        }
+        let plan = tfhe_ntt::prime64::Plan::try_new(n, prime.modulus.value())?;
+        // The crate finds its own root. Its first value of the polynomial X tells which; a later version that chose
+        // another would silently change the wire format, so such a plan is refused.
+        let mut x = vec![0; n];
+        x[1] = 1;
+        plan.fwd(&mut x);
+        (x[0] == prime.root(n)).then_some(Self {
+            modulus: prime.modulus,
+            plan,
+        })
+    }
+}
+
+impl Ntt for TfheNtt {
+    fn length(&self) -> usize {
+        self.plan.ntt_size()
+    }
+
+    fn modulus(&self) -> Modulus {
+        self.modulus
+    }
+
+    fn forward(&self, x: &mut [u64]) {
+        self.plan.fwd(x);
+    }
+
+    fn inverse_unscaled(&self, x: &mut [u64]) {
+        self.plan.inv(x);
+    }
+}
+
+/// The lowest `log2 n` bits of `i` in reverse order.
+pub fn reverse_bits(i: usize, n: usize) -> usize {
+    if n == 1 {
+        0
+    } else {
+        i.reverse_bits() >> (usize::BITS - n.trailing_zeros())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::poly::negacyclic_product;
+    use rand_chacha::ChaCha20Rng;
+    use rand_core::{RngCore, SeedableRng};
+
+    fn primes() -> Vec<NttPrime> {
+        let mut primes = RLWE_PRIMES.to_vec();
+        primes.push(PLAINTEXT_PRIME);
+        primes
+    }
+
+    fn backends(prime: &NttPrime, n: usize) -> Vec<Box<dyn Ntt>> {
+        let mut all: Vec<Box<dyn Ntt>> = vec![Box::new(ScalarNtt::new(prime, n))];
+        if let Some(vector) = TfheNtt::new(prime, n) {
+            all.push(Box::new(vector));
+        }
+        all
+    }
+
+    fn random(m: Modulus, n: usize, seed: u64) -> Vec<u64> {
+        let mut rng = ChaCha20Rng::seed_from_u64(seed);
+        (0..n).map(|_| m.reduce_u64(rng.next_u64())).collect()
+    }
+
+    #[test]
+    fn primes_are_the_largest_four_below_2_46() {
+        let is_prime = |n: u64| {
+            let m = Modulus::new(n);
+            [2u64, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37]
+                .into_iter()
+                .all(|base| {
+                    let twos = (n - 1).trailing_zeros();
+                    let mut x = m.pow(base, (n - 1) >> twos);
+                    let mut passes = x == 1 || x == n - 1;
+                    for _ in 1..twos {
+                        x = m.mul(x, x);
+                        passes |= x == n - 1;
+                    }
+                    passes
+                })
+        };
+        let found: Vec<u64> = (1..)
+            .map(|k| (1u64 << 46) + 1 - k * 16384)
+            .filter(|&n| is_prime(n))
+            .take(4)
+            .collect();
+        assert_eq!(found, RLWE_PRIMES.map(|p| p.modulus.value()));
+        assert!(found.iter().all(|&q| (q as f64).log2() > 45.99));
+    }
+
+    #[test]
+    fn tfhe_backend_is_available_for_every_prime() {
+        for prime in primes() {
+            for n in [32, 64, 512, 8192] {
+                assert!(TfheNtt::new(&prime, n).is_some(), "{prime:?} {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn values_are_evaluations_in_bit_reversed_order() {
+        for prime in primes() {
+            let (n, m) = (64, prime.modulus);
+            let a = random(m, n, 1);
+            let psi = prime.root(n);
+            for ntt in backends(&prime, n) {
+                let mut values = a.clone();
+                ntt.forward(&mut values);
+                for i in 0..n {
+                    let point = m.pow(psi, 2 * reverse_bits(i, n) as u64 + 1);
+                    let value = a
+                        .iter()
+                        .rev()
+                        .fold(0, |acc, &c| m.add(m.mul(acc, point), c));
+                    assert_eq!(values[i], value, "{i}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn backends_agree_and_inverse_undoes_forward() {
+        for prime in primes() {
+            for n in [1, 2, 16, 32, 256, 8192] {
+                let m = prime.modulus;
+                let mut a = random(m, n, n as u64);
+                a[0] = m.value() - 1;
+                let mut expected = a.clone();
+                ScalarNtt::new(&prime, n).forward(&mut expected);
+                for ntt in backends(&prime, n) {
+                    let mut values = a.clone();
+                    ntt.forward(&mut values);
+                    assert_eq!(values, expected);
+                    ntt.inverse(&mut values);
+                    assert_eq!(values, a);
+                    let mut all_largest = vec![m.value() - 1; n];
+                    ntt.forward(&mut all_largest);
+                    assert!(all_largest.iter().all(|&x| x < m.value()));
+                    ntt.inverse(&mut all_largest);
+                    assert_eq!(all_largest, vec![m.value() - 1; n]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_of_values_are_negacyclic_products() {
+        for prime in primes() {
+            for n in [16, 32, 8192] {
+                let m = prime.modulus;
+                let a = random(m, n, 11);
+                // Sparse at full length, as schoolbook multiplication is quadratic.
+                let mut b = random(m, n, 12);
+                if n == 8192 {
+                    for (i, x) in b.iter_mut().enumerate() {
+                        if i % 97 != 5 {
+                            *x = 0;
+                        }
+                    }
+                }
+                let expected = negacyclic_product(&a, &b, &m);
+                for ntt in backends(&prime, n) {
+                    let (mut x, mut y) = (a.clone(), b.clone());
+                    ntt.forward(&mut x);
+                    ntt.forward(&mut y);
+                    m.mul_assign(&mut x, &y);
+                    ntt.inverse(&mut x);
+                    assert_eq!(x, expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn means_of_adjacent_values_transform_every_mth_coefficient() {
+        for prime in primes() {
+            let (n, gap, m) = (256, 4, prime.modulus);
+            let a = random(m, n, 21);
+            let mut values = a.clone();
+            ScalarNtt::new(&prime, n).forward(&mut values);
+            let mut folded: Vec<u64> = values
+                .chunks(gap)
+                .map(|c| c.iter().fold(0, |acc, &x| m.add(acc, x)))
+                .collect();
+            prime.transform(n / gap).inverse(&mut folded);
+            m.scale_assign(&mut folded, m.inv(gap as u64));
+            let expected: Vec<u64> = a.iter().step_by(gap).copied().collect();
+            assert_eq!(folded, expected);
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! Polynomials modulo `X^n + 1` in residue form, automorphisms and monomials.
+
+use crate::{Modulus, Ntt};
+use std::sync::Arc;
+use zeroize::Zeroize;
+
+/// What the entries of a polynomial are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Domain {
+    /// Coefficients, in order of degree.
+    Coefficients,
+    /// Values at the points of [`crate::ntt`], in its order.
+    Values,
+}
+
+/// A polynomial modulo `X^n + 1` and several primes: one limb of `n` residues for each prime.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RnsPoly {
+    n: usize,
+    domain: Domain,
+    data: Vec<u64>,
+}
+
+impl RnsPoly {
+    /// The zero polynomial.
+    pub fn zero(n: usize, limbs: usize, domain: Domain) -> Self {
+        Self {
+            n,
+            domain,
+            data: vec![0; n * limbs],
+        }
+    }
+
+    /// The polynomial with these small coefficients; constant time in them.
+    ///
+    /// # Preconditions
+    /// `|x| < q` for every modulus.
+    pub fn from_small(coefficients: &[i64], moduli: &[Modulus]) -> Self {
+        let data = moduli
+            .iter()
+            .flat_map(|m| coefficients.iter().map(move |&x| m.from_small(x)))
+            .collect();
+        Self {
+            n: coefficients.len(),
+            domain: Domain::Coefficients,
+            data,
+        }
+    }
+
+    /// The number of coefficients.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// The number of primes.
+    pub fn limb_count(&self) -> usize {
+        self.data.len() / self.n
+    }
+
+    /// What the entries are.
+    pub fn domain(&self) -> Domain {
+        self.domain
+    }
+
+    /// The residues modulo one prime.
+    pub fn limb(&self, i: usize) -> &[u64] {
+        &self.data[i * self.n..][..self.n]
+    }
+
+    /// The residues modulo one prime.
+    pub fn limb_mut(&mut self, i: usize) -> &mut [u64] {
+        &mut self.data[i * self.n..][..self.n]
+    }
+
+    /// All limbs in order.
+    pub fn limbs(&self) -> impl Iterator<Item = &[u64]> {
+        self.data.chunks_exact(self.n)
+    }
+
+    /// All limbs in order.
+    pub fn limbs_mut(&mut self) -> impl Iterator<Item = &mut [u64]> {
+        self.data.chunks_exact_mut(self.n)
+    }
+
+    /// Becomes the zero polynomial of the same shape, keeping its memory.
+    pub fn reset(&mut self, domain: Domain) {
+        self.domain = domain;
+        self.data.fill(0);
+    }
+
+    /// Changes to values; `ntts` has a transform for each limb.
+    ///
+    /// # Panics
+    /// If the polynomial is in values already.
+    pub fn forward(&mut self, ntts: &[Arc<dyn Ntt>]) {
+        assert_eq!(
+            self.domain,
+            Domain::Coefficients,
+            "forward transform of values"
+        );
+        self.domain = Domain::Values;
+        for (limb, ntt) in self.limbs_mut().zip(ntts) {
+            ntt.forward(limb);
+        }
+    }
+
+    /// Changes to coefficients.
+    ///
+    /// # Panics
+    /// If the polynomial is in coefficients already.
+    pub fn inverse(&mut self, ntts: &[Arc<dyn Ntt>]) {
+        assert_eq!(
+            self.domain,
+            Domain::Values,
+            "inverse transform of coefficients"
+        );
+        self.domain = Domain::Coefficients;
+        for (limb, ntt) in self.limbs_mut().zip(ntts) {
+            ntt.inverse(limb);
+        }
+    }
+
+    /// Changes to `n` times the coefficients, for callers that folded `n^-1` into a factor.
+    pub fn inverse_unscaled(&mut self, ntts: &[Arc<dyn Ntt>]) {
+        assert_eq!(
+            self.domain,
+            Domain::Values,
+            "inverse transform of coefficients"
+        );
+        self.domain = Domain::Coefficients;
+        for (limb, ntt) in self.limbs_mut().zip(ntts) {
+            ntt.inverse_unscaled(limb);
+        }
+    }
+
+    /// Adds a polynomial of the same shape.
+    ///
+    /// # Panics
+    /// If the shapes differ.
+    pub fn add_assign(&mut self, other: &Self, moduli: &[Modulus]) {
+        self.same_shape(other);
+        for ((x, y), m) in self
+            .data
+            .chunks_exact_mut(self.n)
+            .zip(other.limbs())
+            .zip(moduli)
+        {
+            m.add_assign(x, y);
+        }
+    }
+
+    /// Subtracts a polynomial of the same shape.
+    ///
+    /// # Panics
+    /// If the shapes differ.
+    pub fn sub_assign(&mut self, other: &Self, moduli: &[Modulus]) {
+        self.same_shape(other);
+        for ((x, y), m) in self
+            .data
+            .chunks_exact_mut(self.n)
+            .zip(other.limbs())
+            .zip(moduli)
+        {
+            m.sub_assign(x, y);
+        }
+    }
+
+    /// Multiplies by a polynomial of the same shape, both in values.
+    ///
+    /// # Panics
+    /// If the shapes differ or the entries are coefficients.
+    pub fn mul_assign(&mut self, other: &Self, moduli: &[Modulus]) {
+        self.same_shape(other);
+        assert_eq!(
+            self.domain,
+            Domain::Values,
+            "element-wise product of coefficients"
+        );
+        for ((x, y), m) in self
+            .data
+            .chunks_exact_mut(self.n)
+            .zip(other.limbs())
+            .zip(moduli)
+        {
+            m.mul_assign(x, y);
+        }
+    }
+
+    fn same_shape(&self, other: &Self) {
+        assert_eq!(
+            (self.n, self.domain, self.data.len()),
+            (other.n, other.domain, other.data.len())
+        );
+    }
+
+    /// The polynomial over the first `limbs` primes only.
+    pub fn truncated(&self, limbs: usize) -> Self {
+        Self {
+            n: self.n,
+            domain: self.domain,
+            data: self.data[..limbs * self.n].to_vec(),
+        }
+    }
+}
+
+impl Zeroize for RnsPoly {
+    fn zeroize(&mut self) {
+        self.data.zeroize();
+    }
+}
+
+/// The automorphism `X -> X^d`, `d` odd, prepared for coefficients and for values.
+#[derive(Clone, Debug)]
+pub struct Automorphism {
+    /// Entry `i`: the source of coefficient `i`; the top bit says that its sign changes.
+    coefficients: Vec<u32>,
+    /// Entry `i`: the source of value `i`.
+    values: Vec<u32>,
+}
+
+const NEGATED: u32 = 1 << 31;
+
+impl Automorphism {
+    /// The automorphism `X -> X^d` of length `n`.
+    ///
+    /// # Panics
+    /// If `d` is even or `n` no power of two below 2^30.
+    pub fn new(d: usize, n: usize) -> Self {
+        assert!(
+            d % 2 == 1 && n.is_power_of_two() && n < 1 << 30,
+            "automorphism {d} of length {n}"
+        );
+        let mut coefficients = vec![0; n];
+        for i in 0..n {
+            let target = i * d % (2 * n);
+            coefficients[target % n] = i as u32 | if target >= n { NEGATED } else { 0 };
+        }
+        let reverse = |i| crate::ntt::reverse_bits(i, n);
+        // Value i of a(X^d) is a at psi^(d e), e = 2 rev(i) + 1.
+        let values = (0..n)
+            .map(|i| reverse(((2 * reverse(i) + 1) * d % (2 * n) - 1) / 2) as u32)
+            .collect();
+        Self {
+            coefficients,
+            values,
+        }
+    }
+
+    /// Writes `X -> X^d` of the coefficients `x` to `out`.
+    pub fn apply_coefficients(&self, x: &[u64], out: &mut [u64], m: &Modulus) {
+        assert_eq!(x.len(), self.coefficients.len());
+        for (out, &source) in out.iter_mut().zip(&self.coefficients) {
+            let v = x[(source & !NEGATED) as usize];
+            // The branch depends on the public permutation only.
+            *out = if source & NEGATED != 0 { m.neg(v) } else { v };
+        }
+    }
+
+    /// Writes `X -> X^d` of the values `x` to `out`.
+    pub fn apply_values(&self, x: &[u64], out: &mut [u64]) {
+        assert_eq!(x.len(), self.values.len());
+        for (out, &source) in out.iter_mut().zip(&self.values) {
+            *out = x[source as usize];
+        }
+    }
+
+    /// The image of small signed coefficients.
+    pub fn apply_small(&self, x: &[i64]) -> Vec<i64> {
+        self.coefficients
+            .iter()
+            .map(|&source| {
+                let v = x[(source & !NEGATED) as usize];
+                if source & NEGATED != 0 { -v } else { v }
+            })
+            .collect()
+    }
+}
+
+/// Writes `X^t` times the coefficients `x` to `out`, `t < 2n`.
+pub fn mul_monomial(x: &[u64], t: usize, out: &mut [u64], m: &Modulus) {
+    let n = x.len();
+    assert!(t < 2 * n && out.len() == n, "monomial of degree {t}");
+    let shift = t % n;
+    for i in 0..n {
+        let wraps = (i + shift >= n) != (t >= n);
+        out[(i + shift) % n] = if wraps { m.neg(x[i]) } else { x[i] };
+    }
+}
+
+/// The product modulo `X^n + 1` by schoolbook multiplication: the oracle of the transforms, variable time.
+pub fn negacyclic_product(a: &[u64], b: &[u64], m: &Modulus) -> Vec<u64> {
+    let n = a.len();
+    let mut out = vec![0; n];
+    for (j, &y) in b.iter().enumerate().filter(|(_, y)| **y != 0) {
+        for (i, &x) in a.iter().enumerate() {
+            let product = m.mul(x, y);
+            let k = (i + j) % n;
+            out[k] = if i + j < n {
+                m.add(out[k], product)
+            } else {
+                m.sub(out[k], product)
+            };
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ntt::{RLWE_PRIMES, ScalarNtt};
+    use rand_chacha::ChaCha20Rng;
+    use rand_core::{RngCore, SeedableRng};
+
+    fn random(m: &Modulus, n: usize, seed: u64) -> Vec<u64> {
+        let mut rng = ChaCha20Rng::seed_from_u64(seed);
+        (0..n).map(|_| m.reduce_u64(rng.next_u64())).collect()
+    }
+
+    #[test]
+    fn automorphisms_agree_in_both_domains_and_are_multiplicative() {
+        let (n, prime) = (64, RLWE_PRIMES[1]);
+        let m = prime.modulus;
+        let ntt = ScalarNtt::new(&prime, n);
+        let (a, b) = (random(&m, n, 1), random(&m, n, 2));
+        for d in [1, 3, 5, n + 1, n / 2 + 1, n / 4 + 1, 2 * n - 1] {
+            let tau = Automorphism::new(d, n);
+            let image = |x: &[u64]| {
+                let mut out = vec![0; n];
+                tau.apply_coefficients(x, &mut out, &m);
+                out
+            };
+            assert_eq!(
+                image(&negacyclic_product(&a, &b, &m)),
+                negacyclic_product(&image(&a), &image(&b), &m)
+            );
+            let mut by_coefficients = image(&a);
+            ntt.forward(&mut by_coefficients);
+            let (mut values, mut by_values) = (a.clone(), vec![0; n]);
+            ntt.forward(&mut values);
+            tau.apply_values(&values, &mut by_values);
+            assert_eq!(by_values, by_coefficients, "{d}");
+        }
+    }
+
+    #[test]
+    fn monomials_are_products() {
+        let (n, m) = (32, RLWE_PRIMES[0].modulus);
+        let a = random(&m, n, 7);
+        for t in 0..2 * n {
+            let mut monomial = vec![0; n];
+            monomial[t % n] = if t < n { 1 } else { m.value() - 1 };
+            let mut out = vec![0; n];
+            mul_monomial(&a, t, &mut out, &m);
+            assert_eq!(out, negacyclic_product(&a, &monomial, &m), "{t}");
+        }
+    }
+
+    #[test]
+    fn rns_polynomials_form_a_ring() {
+        let n = 32;
+        let moduli: Vec<Modulus> = RLWE_PRIMES.iter().map(|p| p.modulus).collect();
+        let ntts: Vec<_> = RLWE_PRIMES.iter().map(|p| p.transform(n)).collect();
+        let small: Vec<i64> = (0..n as i64).map(|i| i * i - 300).collect();
+        let mut a = RnsPoly::from_small(&small, &moduli);
+        let mut b = RnsPoly::zero(n, 4, Domain::Coefficients);
+        b.limbs_mut().for_each(|l| l[1] = 1);
+        a.forward(&ntts);
+        b.forward(&ntts);
+        let mut product = a.clone();
+        product.mul_assign(&b, &moduli);
+        let mut sum = product.clone();
+        sum.add_assign(&a, &moduli);
+        sum.sub_assign(&a, &moduli);
+        assert_eq!(sum, product);
+        product.inverse(&ntts);
+        let mut shifted: Vec<i64> = small.clone();
+        shifted.rotate_right(1);
+        shifted[0] = -shifted[0];
+        assert_eq!(product, RnsPoly::from_small(&shifted, &moduli));
+        assert_eq!(product.truncated(2).limb_count(), 2);
+    }
+}
