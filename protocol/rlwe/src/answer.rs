@@ -1,0 +1,417 @@
+//! Answers: what the server returns, and why it tells the client nothing but the plaintext.
+//!
+//! # Order
+//! [`finish`] takes a packed ciphertext and, in this order: adds a fresh public-key encryption of zero; adds the mask, scaled,
+//! and the flood, at every coefficient whose first half is sent; switches to the modulus `2^70`; drops six low bits of the first
+//! half. No key switch follows. Coefficients of the first half that are not sent are not computed either.
+//!
+//! # Why the second half must be re-randomised
+//! Before the encryption of zero the second half is `w c1` for a `c1` that the client knows from the seed, and the client
+//! divides: it reads the kernel. Afterwards it is `w c1 + a u + e1`, with fresh ternary `u` and error `e1`, pseudorandom under
+//! RLWE because `a` comes from a seed that the client did not choose alone. Every answer gets its own `u`.
+//!
+//! # Why the second half needs no flood
+//! Once the phase is mask plus flood it is (statistically) independent of `u` and `e1`; then the second half is an RLWE sample on
+//! its own. What the client can compute is the phase and the second half, nothing else.
+//!
+//! # Why the first half needs one
+//! The client knows `s`, hence the phase `Q (W r + mask) / p + noise`, where the noise `w e + (key switching) + u e_pk + e1 s + e0`
+//! depends on the kernel. The flood hides it. Its width `F = floor(Q / 4p)` is a public constant, never derived from noise or
+//! weights: the client sees flood plus noise in clear, so that a width made from the norm of `W` would show that norm. Its shape,
+//! a sum of four uniforms on `+-F/4`, has finite Fisher information, so that the distances of `M` coefficients add in quadrature:
+//! `TV <= rms(noise) sqrt(12.46 M) / (2 F)`, see [`crate::noise::distance_log2`]; averaged over the client's honest errors,
+//! all `M = 2^21` coefficients of a ResNet-18 charged at the noisiest layer:
+//!
+//! | layer | noise, rms | worst | distance, a bundle | after 2^20 bundles |
+//! |---|---|---|---|---|
+//! | 3 to 64 channels, 3x3, gap 4 | 2^11.1 | 2^20.2 | 2^-53.6 | 2^-43.6 |
+//! | 64 channels, gap 4 | 2^13.3 | 2^21.4 | 2^-51.4 | 2^-41.4 |
+//! | 128 channels, gap 16 | 2^13.8 | 2^22.8 | 2^-50.9 | 2^-40.9 |
+//! | 256 channels, gap 64 | 2^14.3 | 2^24.5 | 2^-50.4 | 2^-40.4 |
+//! | 512 channels, gap 256 | 2^15.1 | 2^26.2 | 2^-49.6 | 2^-39.6 |
+//! | dense 512, gap 512 | 2^15.5 | 2^27.0 | 2^-49.2 | 2^-39.2 |
+//! | OLE, 2^15 squares | 2^66.4 | 2^76.4 | 2^-47.3 | |
+//!
+//! Everything after the flood is public post-processing.
+//!
+//! # Why it decrypts
+//! In units of the answer modulus a plaintext step is `2^70 / p = 2^10`, half of it 512. The flood takes 256, the dropped bits
+//! 32.5, noise below 1; rounding the second half leaves an error of standard deviation `sqrt(8192 2/3 / 12) = 21.3`, so that
+//! the 223 that remain are 10.4 deviations, 2^-82 a coefficient.
+//!
+//! # Format
+//! The first half at the useful coefficients, in order, eight bytes each (little-endian); then the second half, 70 bits a
+//! coefficient.
+
+use crate::bits::{BitReader, BitWriter};
+use crate::params::{ANSWER_BITS, ANSWER_DROPPED_BITS, N, Params};
+use crate::sample;
+use crate::xof::Stream;
+use crate::{Error, Packed, PublicKey, SecretKey};
+use pi_ring::dot::{Term, dot_pair};
+use pi_ring::{Domain, RnsPoly, fp, rns};
+use rand_core::CryptoRng;
+use zeroize::{Zeroize, Zeroizing};
+
+/// A finished answer.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The upper 64 bits of the first half at the useful coefficients.
+    c0: Vec<u64>,
+    /// The second half, 70 bits each.
+    c1: Vec<u128>,
+}
+
+const C1_BYTES: usize = N * ANSWER_BITS as usize / 8;
+
+impl Answer {
+    /// The bytes of an answer: `8 useful + 71,680`.
+    pub const fn bytes(useful: usize) -> usize {
+        8 * useful + C1_BYTES
+    }
+
+    /// The bytes for the client.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = BitWriter::with_capacity(Self::bytes(self.c0.len()));
+        self.c0.iter().for_each(|&x| writer.write(x, 64));
+        self.c1
+            .iter()
+            .for_each(|&x| writer.write_wide(x, ANSWER_BITS));
+        writer.finish()
+    }
+
+    /// The answer of these bytes, with so many useful coefficients.
+    ///
+    /// # Errors
+    /// If the length is not [`Answer::bytes`].
+    /// # Panics
+    /// If `useful` exceeds [`N`].
+    pub fn decode(useful: usize, bytes: &[u8]) -> Result<Self, Error> {
+        assert!(useful <= N, "{useful} useful coefficients");
+        let mut reader = BitReader::new("answer", bytes, 8 * Self::bytes(useful))?;
+        let c0 = (0..useful).map(|_| reader.read(64)).collect();
+        let c1 = (0..N).map(|_| reader.read_wide(ANSWER_BITS)).collect();
+        Ok(Self { c0, c1 })
+    }
+
+    /// The number of useful coefficients.
+    pub fn useful_count(&self) -> usize {
+        self.c0.len()
+    }
+}
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Answer({} useful coefficients)", self.c0.len())
+    }
+}
+
+/// The answer with plaintext `packed + mask` at the useful coefficients, and nothing else in it; see the module's
+/// documentation.
+///
+/// `useful` are the coefficients whose first half is sent, increasing, multiples of the gap; `mask` has one fresh uniform field
+/// element for each of them. `rng` gives `u`, the errors and the flood, fresh for every answer. The packed ciphertext is used up:
+/// answering an upload twice leaks.
+///
+/// # Cost
+/// [`Answer::bytes`] on the wire; about 0.5 ms of one core.
+/// # Panics
+/// If `useful` is not increasing and below [`N`], contains a coefficient off the gap, or `mask` is not as long or contains
+/// something that is no field element.
+pub fn finish(
+    params: &Params,
+    packed: Packed,
+    public_key: &PublicKey,
+    useful: &[u32],
+    mask: &[u64],
+    rng: &mut impl CryptoRng,
+) -> Answer {
+    assemble(
+        params,
+        packed,
+        Some(public_key),
+        useful,
+        mask,
+        |stream, flood| flood.sample_shifted(stream),
+        rng,
+    )
+}
+
+/// [`finish`], with the protections as arguments. `flood` gives the flood plus four quarters.
+fn assemble(
+    params: &Params,
+    packed: Packed,
+    public_key: Option<&PublicKey>,
+    useful: &[u32],
+    mask: &[u64],
+    flood: impl Fn(&mut Stream, &sample::Flood) -> u128,
+    rng: &mut impl CryptoRng,
+) -> Answer {
+    let Packed {
+        modulus,
+        gap,
+        mut c0,
+        mut c1,
+    } = packed;
+    assert!(
+        useful.is_sorted_by(|a, b| a < b),
+        "useful coefficients increase"
+    );
+    assert!(
+        useful
+            .iter()
+            .all(|&j| (j as usize) < N && (j as usize).is_multiple_of(gap)),
+        "useful coefficient off the gap"
+    );
+    assert_eq!(mask.len(), useful.len(), "masks");
+    assert!(mask.iter().all(|&m| m < fp::P), "mask is no field element");
+    let limbs = modulus.limbs();
+    let moduli = params.moduli(modulus);
+    let basis = params.basis(modulus);
+    let bounds = params.bounds(modulus);
+    let stream = &mut Stream::secret(rng);
+
+    if let Some(public_key) = public_key {
+        add_encryption_of_zero(params, public_key, gap, &mut c0, &mut c1, stream);
+    }
+
+    let shift: Vec<u64> = moduli
+        .iter()
+        .map(|m| m.reduce_u128(4 * bounds.flood.quarter))
+        .collect();
+    let c0 = useful
+        .iter()
+        .zip(mask)
+        .map(|(&j, &mask)| {
+            let at = j as usize / gap;
+            let flood = flood(stream, &bounds.flood);
+            let mut x = [0; 4];
+            basis.encode(mask, |i, residue| {
+                let m = &moduli[i];
+                // The flood is below 2^88 modulo three primes, and any size modulo four; the number of primes is public.
+                let flood = if limbs == 3 {
+                    m.reduce_88_near_2_46(flood)
+                } else {
+                    m.reduce_near_2_46(flood)
+                };
+                x[i] = m.sub(m.add(m.add(c0.limb(i)[at], residue), flood), shift[i]);
+            });
+            // round(2^64 (x / 2^70)) modulo 2^64, after rounding to 70 bits.
+            let switched = switch(basis.fraction(|i| x[i]));
+            ((switched + (1 << (ANSWER_DROPPED_BITS - 1))) >> ANSWER_DROPPED_BITS) as u64
+        })
+        .collect();
+    let c1 = (0..N)
+        .map(|j| switch(basis.fraction(|i| c1.limb(i)[j])))
+        .collect();
+    Answer { c0, c1 }
+}
+
+/// `round(2^70 f) mod 2^70` for the fraction `f / 2^128`.
+#[inline(always)]
+fn switch(f: u128) -> u128 {
+    f.wrapping_add(1 << (127 - ANSWER_BITS)) >> (128 - ANSWER_BITS)
+}
+
+/// Adds `(b u + e0, a u + e1)`, the first half at the multiples of `gap` only.
+fn add_encryption_of_zero(
+    params: &Params,
+    public_key: &PublicKey,
+    gap: usize,
+    c0: &mut RnsPoly,
+    c1: &mut RnsPoly,
+    stream: &mut Stream,
+) {
+    let limbs = c1.limb_count();
+    let moduli = &params.moduli[..limbs];
+    let small = Zeroizing::new(sample::ternary(N, stream));
+    let mut u = RnsPoly::from_small(&small, moduli);
+    u.forward(&params.ntts()[..limbs]);
+    let mut zero = [
+        RnsPoly::zero(N, limbs, Domain::Values),
+        RnsPoly::zero(N, limbs, Domain::Values),
+    ];
+    for (i, m) in moduli.iter().enumerate() {
+        let halves = [public_key.scaled[0].limb(i), public_key.scaled[1].limb(i)];
+        let [z0, z1] = &mut zero;
+        dot_pair(
+            m,
+            &[Term {
+                halves,
+                factor: u.limb(i),
+            }],
+            false,
+            [z0.limb_mut(i), z1.limb_mut(i)],
+        );
+    }
+    u.zeroize();
+    let [z0, mut z1] = zero;
+    z1.inverse_unscaled(&params.ntts()[..limbs]);
+    add_with_errors(params, c0, &crate::pack::fold(params, &z0, gap), stream);
+    add_with_errors(params, c1, &z1, stream);
+}
+
+/// Adds `y` and fresh errors to `x`, both in coefficients.
+fn add_with_errors(params: &Params, x: &mut RnsPoly, y: &RnsPoly, stream: &mut Stream) {
+    let errors = Zeroizing::new(sample::errors(x.n(), stream));
+    for (i, (x, y)) in x.limbs_mut().zip(y.limbs()).enumerate() {
+        let m = &params.moduli[i];
+        for ((x, &y), &e) in x.iter_mut().zip(y).zip(errors.iter()) {
+            *x = m.add(*x, m.add(y, m.from_small(e)));
+        }
+    }
+}
+
+/// The plaintexts of an answer at its useful coefficients, in order; `useful` are the server's.
+///
+/// # Panics
+/// If `useful` is not as long as the answer, or contains something that is not below [`N`].
+pub fn decrypt(
+    params: &Params,
+    secret: &SecretKey,
+    answer: &Answer,
+    useful: &[u32],
+) -> Zeroizing<Vec<u64>> {
+    assert_eq!(useful.len(), answer.c0.len(), "useful coefficients");
+    let modulus = 1u128 << ANSWER_BITS;
+    // c1 is below 2^70, centred 2^69; times a ternary polynomial the coefficients stay below 2^82, which two primes determine.
+    let moduli = &params.moduli[..2];
+    let ntts = &params.ntts()[..2];
+    let mut product = RnsPoly::zero(N, 2, Domain::Coefficients);
+    for (i, m) in moduli.iter().enumerate() {
+        let half = m.reduce_u128(modulus / 2);
+        for (x, &c) in product.limb_mut(i).iter_mut().zip(&answer.c1) {
+            // Centred: (c + 2^69 mod 2^70) - 2^69.
+            *x = m.sub(m.reduce_88_near_2_46((c + modulus / 2) % modulus), half);
+        }
+    }
+    product.forward(ntts);
+    for (i, m) in moduli.iter().enumerate() {
+        m.mul_assign(product.limb_mut(i), secret.values.limb(i));
+    }
+    product.inverse(ntts);
+    let values = useful
+        .iter()
+        .zip(&answer.c0)
+        .map(|(&j, &c0)| {
+            let c1_s = params.two.centred(|i| product.limb(i)[j as usize], 2);
+            let phase = ((c0 as u128) << ANSWER_DROPPED_BITS).wrapping_add(c1_s as u128);
+            rns::round_to_field(phase << (128 - ANSWER_BITS))
+        })
+        .collect();
+    product.zeroize();
+    Zeroizing::new(values)
+}
+
+/// Answers that leave out a protection: for tests that show what the protection is for, and for nothing else.
+#[cfg(feature = "attack")]
+pub mod attack {
+    use super::*;
+
+    /// [`finish`] without the encryption of zero: the second half shows the kernel.
+    pub fn finish_without_rerandomisation(
+        params: &Params,
+        packed: Packed,
+        useful: &[u32],
+        mask: &[u64],
+        rng: &mut impl CryptoRng,
+    ) -> Answer {
+        assemble(
+            params,
+            packed,
+            None,
+            useful,
+            mask,
+            |stream, flood| flood.sample_shifted(stream),
+            rng,
+        )
+    }
+
+    /// [`finish`] without the flood: the low part of the phase shows the noise.
+    pub fn finish_without_flood(
+        params: &Params,
+        packed: Packed,
+        public_key: &PublicKey,
+        useful: &[u32],
+        mask: &[u64],
+        rng: &mut impl CryptoRng,
+    ) -> Answer {
+        assemble(
+            params,
+            packed,
+            Some(public_key),
+            useful,
+            mask,
+            |_, flood| 4 * flood.quarter,
+            rng,
+        )
+    }
+
+    /// [`finish`] with a flood that is a sum of four uniforms of `bits` bits each, as if derived from a noise bound.
+    ///
+    /// # Panics
+    /// If `bits` exceeds those of the real flood's quarter.
+    pub fn finish_with_flood_bits(
+        params: &Params,
+        packed: Packed,
+        public_key: &PublicKey,
+        useful: &[u32],
+        mask: &[u64],
+        bits: u32,
+        rng: &mut impl CryptoRng,
+    ) -> Answer {
+        let short = |stream: &mut Stream, flood: &sample::Flood| {
+            assert!(1 << bits <= flood.quarter, "{bits} bits of flood");
+            let draw = |stream: &mut Stream| {
+                let wide = (stream.word() as u128) << 64 | stream.word() as u128;
+                wide & ((1 << bits) - 1)
+            };
+            let sum: u128 = (0..4).map(|_| draw(stream)).sum();
+            4 * flood.quarter + sum - (2 << bits)
+        };
+        assemble(params, packed, Some(public_key), useful, mask, short, rng)
+    }
+
+    /// The phase of an answer at its useful coefficients modulo `2^70`: what the client sees beyond the plaintext.
+    pub fn phase(
+        params: &Params,
+        secret: &SecretKey,
+        answer: &Answer,
+        useful: &[u32],
+    ) -> Vec<u128> {
+        let moduli = &params.moduli[..2];
+        let mut product = RnsPoly::zero(N, 2, Domain::Coefficients);
+        for (i, m) in moduli.iter().enumerate() {
+            for (x, &c) in product.limb_mut(i).iter_mut().zip(&answer.c1) {
+                *x = m.reduce_88_near_2_46(c);
+            }
+        }
+        product.forward(&params.ntts()[..2]);
+        for (i, m) in moduli.iter().enumerate() {
+            m.mul_assign(product.limb_mut(i), secret.values.limb(i));
+        }
+        product.inverse(&params.ntts()[..2]);
+        useful
+            .iter()
+            .zip(&answer.c0)
+            .map(|(&j, &c0)| {
+                let c1_s = params.two.centred(|i| product.limb(i)[j as usize], 2);
+                ((c0 as u128) << ANSWER_DROPPED_BITS).wrapping_add(c1_s as u128)
+                    % (1 << ANSWER_BITS)
+            })
+            .collect()
+    }
+
+    /// The second half of an answer, 70 bits each.
+    pub fn second_half(answer: &Answer) -> &[u128] {
+        &answer.c1
+    }
+
+    /// The second half of a ciphertext, switched to the modulus of answers.
+    pub fn second_half_of(params: &Params, packed: &Packed) -> Vec<u128> {
+        let basis = params.basis(packed.modulus);
+        (0..N)
+            .map(|j| switch(basis.fraction(|i| packed.c1.limb(i)[j])))
+            .collect()
+    }
+}

@@ -1,0 +1,258 @@
+//! The parameter set and everything precomputed from it.
+//!
+//! # The set
+//! Ring degree 8192, plaintext modulus `p = 2^60 - 2^18 + 1`, ternary secret, errors CBD(21), and the four largest primes
+//! below 2^46 that are 1 modulo 16384. Convolutions live modulo `q1 q2 q3` with `q4` the special prime of key switching,
+//! OLEs modulo `q1 q2 q3 q4`; the largest modulus that the key material shows is `q1 q2 q3 q4`, 184 bits.
+//!
+//! # Security estimate
+//! The lattice estimator (classical MATZOV cost model, the least of uSVP and dual hybrid attacks) gives 2^151 operations at
+//! 184 bits, 2^207 at the 138 bits of a convolution's ciphertexts alone, 2^138 at 200 bits and 2^126 at the 218 bits that the
+//! 2018 security tables allow; those tables are therefore not the test, `log2 QP <= 214` is. Pure core-SVP at
+//! `0.292 beta` gives 121 for 184 bits, a reminder that a figure means nothing without its cost model.
+//! Assumed beyond RLWE: circular security of the Galois keys, and the joint use of one secret in the public key, the Galois
+//! keys and any number of seeded uploads.
+
+use crate::sample::{ERROR_BOUND, Flood};
+use pi_ring::ntt::RLWE_PRIMES;
+use pi_ring::rns::Basis;
+use pi_ring::slots::SlotEncoder;
+use pi_ring::{Modulus, Ntt, fp};
+use std::sync::{Arc, OnceLock};
+
+/// The ring degree.
+pub const N: usize = 8192;
+
+/// Bits of the modulus of what travels back to the client.
+pub const ANSWER_BITS: u32 = 70;
+
+/// Low bits of the first half of an answer that are not sent.
+pub const ANSWER_DROPPED_BITS: u32 = 6;
+
+/// Bits of a residue on the wire.
+pub const RESIDUE_BITS: u32 = 46;
+
+/// Digits of a key switch: one for each prime of the convolution modulus.
+pub(crate) const DIGITS: usize = 3;
+
+/// Primes of keys.
+pub(crate) const KEY_LIMBS: usize = 4;
+
+/// The modulus of a ciphertext.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CiphertextModulus {
+    /// `q1 q2 q3`, 138 bits: convolutions and dense layers. Key switching works here.
+    Conv,
+    /// `q1 q2 q3 q4`, 184 bits: oblivious linear evaluation, whose noise is 60 bits longer.
+    Ole,
+}
+
+impl CiphertextModulus {
+    /// The number of primes.
+    pub const fn limbs(self) -> usize {
+        match self {
+            Self::Conv => 3,
+            Self::Ole => 4,
+        }
+    }
+
+    /// Bits of a correction of a free or unused coefficient: `log2(Q / p)` and a sign, which fits because
+    /// `Q / (2 p) + 22` is below `2^77` and `2^123` (a test computes it).
+    pub const fn free_bits(self) -> u32 {
+        match self {
+            Self::Conv => 78,
+            Self::Ole => 124,
+        }
+    }
+
+    /// Bits of a correction of a forced coefficient: those of the modulus.
+    pub const fn forced_bits(self) -> u32 {
+        match self {
+            Self::Conv => 138,
+            Self::Ole => 184,
+        }
+    }
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Conv => "conv",
+            Self::Ole => "ole",
+        }
+    }
+}
+
+/// A parameter set with its tables; clones share them.
+#[derive(Clone)]
+pub struct Params(Arc<Tables>);
+
+/// What is computed once from a parameter set.
+pub struct Tables {
+    /// Entry `k`: the transforms of length `2^k`, one for each prime.
+    ntts: Vec<[Arc<dyn Ntt>; KEY_LIMBS]>,
+    pub(crate) moduli: [Modulus; KEY_LIMBS],
+    conv: Basis,
+    ole: Basis,
+    /// The first two primes, in which the client multiplies answers by its secret.
+    pub(crate) two: Basis,
+    conv_bounds: Bounds,
+    ole_bounds: Bounds,
+    /// `N^-1` modulo each prime.
+    pub(crate) degree_inverse: [u64; KEY_LIMBS],
+    /// `q4` and `q4^-1` modulo the first three primes.
+    pub(crate) special: [(u64, u64); DIGITS],
+    pub(crate) slots: SlotEncoder,
+}
+
+/// Constants of one ciphertext modulus.
+pub(crate) struct Bounds {
+    pub(crate) flood: Flood,
+    /// The largest magnitude of a correction: `floor(Q / (2 p)) + 22`.
+    pub(crate) correction: u128,
+}
+
+impl std::ops::Deref for Params {
+    type Target = Tables;
+
+    fn deref(&self) -> &Tables {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Params {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(Self::NAME)
+    }
+}
+
+impl Params {
+    /// The name of the set, for headers and digests.
+    pub const NAME: &'static str = "pianissimo-rlwe-8192-4x46-p60-1";
+
+    /// The standard parameter set; see the module's documentation. Tables are built once per process.
+    pub fn standard() -> Self {
+        static STANDARD: OnceLock<Params> = OnceLock::new();
+        STANDARD
+            .get_or_init(|| Self(Arc::new(Tables::new())))
+            .clone()
+    }
+}
+
+impl Tables {
+    fn new() -> Self {
+        let moduli = RLWE_PRIMES.map(|p| p.modulus);
+        let ntts = (0..=N.trailing_zeros())
+            .map(|k| RLWE_PRIMES.map(|p| p.transform(1 << k)))
+            .collect();
+        let [conv, ole, two] = [3, 4, 2].map(|limbs| Basis::new(&moduli[..limbs]));
+        let special = moduli[3].value();
+        Self {
+            ntts,
+            conv_bounds: Bounds::new(&conv),
+            ole_bounds: Bounds::new(&ole),
+            conv,
+            ole,
+            two,
+            degree_inverse: moduli.map(|m| m.inv(N as u64)),
+            special: std::array::from_fn(|i| {
+                let residue = moduli[i].reduce_u64(special);
+                (residue, moduli[i].inv(residue))
+            }),
+            slots: SlotEncoder::new(N),
+            moduli,
+        }
+    }
+
+    /// The transforms of the ring, one for each prime.
+    pub(crate) fn ntts(&self) -> &[Arc<dyn Ntt>; KEY_LIMBS] {
+        self.short_ntts(N)
+    }
+
+    /// The transforms of length `n`.
+    pub(crate) fn short_ntts(&self, n: usize) -> &[Arc<dyn Ntt>; KEY_LIMBS] {
+        &self.ntts[n.trailing_zeros() as usize]
+    }
+
+    /// The primes of a modulus.
+    pub(crate) fn moduli(&self, modulus: CiphertextModulus) -> &[Modulus] {
+        &self.moduli[..modulus.limbs()]
+    }
+
+    /// The residue arithmetic of a modulus.
+    pub(crate) fn basis(&self, modulus: CiphertextModulus) -> &Basis {
+        match modulus {
+            CiphertextModulus::Conv => &self.conv,
+            CiphertextModulus::Ole => &self.ole,
+        }
+    }
+
+    pub(crate) fn bounds(&self, modulus: CiphertextModulus) -> &Bounds {
+        match modulus {
+            CiphertextModulus::Conv => &self.conv_bounds,
+            CiphertextModulus::Ole => &self.ole_bounds,
+        }
+    }
+}
+
+impl Bounds {
+    fn new(basis: &Basis) -> Self {
+        let q = basis.product();
+        Self {
+            flood: Flood::new(quotient(&q, 4 * fp::P as u128) / 4),
+            correction: quotient(&q, 2 * fp::P as u128) + ERROR_BOUND as u128 + 1,
+        }
+    }
+}
+
+/// `floor(q / d)` for a quotient below 2^128, `d < 2^63`.
+fn quotient(q: &pi_ring::rns::U192, d: u128) -> u128 {
+    let (mut quotient, mut rest) = (0u128, 0u128);
+    for &word in q.iter().rev() {
+        let part = (rest << 64) | word as u128;
+        quotient = (quotient << 64) | (part / d);
+        rest = part % d;
+    }
+    quotient
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_modulus_stays_within_the_security_bound() {
+        let bits: f64 = Params::standard()
+            .moduli
+            .iter()
+            .map(|m| (m.value() as f64).log2())
+            .sum();
+        assert!(bits <= 214.0 && bits > 183.99 && bits < 184.0, "{bits}");
+    }
+
+    #[test]
+    fn corrections_fit_their_width() {
+        let params = Params::standard();
+        for modulus in [CiphertextModulus::Conv, CiphertextModulus::Ole] {
+            let bound = params.bounds(modulus).correction;
+            assert!(bound < 1 << (modulus.free_bits() - 1), "{modulus:?}");
+            assert!(
+                bound > 1 << (modulus.free_bits() - 2),
+                "{modulus:?}: a bit would be wasted"
+            );
+            assert_eq!(params.basis(modulus).bits(), modulus.forced_bits());
+        }
+    }
+
+    #[test]
+    fn flood_is_a_quarter_of_the_step_of_the_plaintext() {
+        let params = Params::standard();
+        // floor(floor(Q / 4p) / 4), computed apart.
+        let conv = params.bounds(CiphertextModulus::Conv).flood.quarter;
+        let ole = params.bounds(CiphertextModulus::Ole).flood.quarter;
+        assert_eq!(conv, CONV_QUARTER);
+        assert_eq!(ole, OLE_QUARTER);
+        assert!(((4 * conv) as f64).log2() > 75.999 && ((4 * ole) as f64).log2() > 121.999);
+    }
+
+    const CONV_QUARTER: u128 = 18889465452096615425925;
+    const OLE_QUARTER: u128 = 1329227946886662777329741771701652720;
+}

@@ -1,0 +1,277 @@
+//! Uploads: encryptions of masks that a public seed chooses.
+//!
+//! Both parties expand `(c0', c1)` from a public seed. The client decrypts that random pair, which *defines* the mask `r`,
+//! and sends only the correction of `c0'` to an exact encryption of `r`: `log2(Q / p)` bits and a sign for each coefficient.
+//! Classes are public:
+//! - *free*: `r` is what the seed decrypts to; 78 bits (124 for OLE);
+//! - *forced*: `r` is prescribed (0 for padding, an earlier `r` for a halo); the correction is taken modulo `Q`, 138 bits (184);
+//! - *unused*: corrected like a free one, and its `r` forgotten. Never uncorrected: such a coefficient would carry a phase of
+//!   full size, which no mask hides in an answer that reads it.
+//!
+//! Formats: the corrections in order of coefficients, without framing; a free one offset by `2^77` (`2^123`), a forced one in
+//! `0..Q`.
+//!
+//! # Why the server learns nothing of `r`
+//! Write `c0' + c1 s = round(Q r / p) + delta`, with `delta` within `Q / (2p)`. The server sees `c1`, `c0'` and
+//! `correction = e - delta`. As `c0'` is uniform, `delta` is uniform on its range and independent of `(r, e, s)`, up to
+//! `2^-72` for the rounding; so `(c1, c0 = c0' + correction)` with the correction beside it is an ordinary RLWE
+//! encryption `(c1, round(Q r / p) + e - c1 s)` of a uniform `r`, plus a number that is independent and uniform up to the
+//! width of `e`. Forced coefficients are ordinary symmetric encryptions of their values. Errors come from a secret generator,
+//! never from the seed: with a known `e` the correction would show `delta`, and eight thousand such equations give `s`.
+//!
+//! A seed serves one upload: two with the same seed have the same mask, and the difference of their errors is in clear.
+
+use crate::bits::{BitReader, BitWriter};
+use crate::params::{CiphertextModulus, N, Params};
+use crate::sample;
+use crate::xof::{Seed, Stream};
+use crate::{Error, SecretKey};
+use pi_ring::{Domain, RnsPoly, fp};
+use rand_core::CryptoRng;
+use zeroize::{Zeroize, Zeroizing};
+
+/// What decides the mask at a coefficient. Public.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CoefficientClass {
+    /// The seed chooses the mask.
+    Free,
+    /// The mask is prescribed.
+    Forced,
+    /// No answer reads the coefficient; treated as free, and the mask forgotten.
+    Unused,
+}
+
+/// The classes of all coefficients of an upload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UploadLayout {
+    classes: Vec<CoefficientClass>,
+    forced: usize,
+}
+
+impl UploadLayout {
+    /// The layout of these classes, coefficient by coefficient.
+    ///
+    /// # Panics
+    /// If there are not [`N`] of them.
+    pub fn new(classes: Vec<CoefficientClass>) -> Self {
+        assert_eq!(classes.len(), N, "classes");
+        let forced = classes
+            .iter()
+            .filter(|c| **c == CoefficientClass::Forced)
+            .count();
+        Self { classes, forced }
+    }
+
+    /// The layout in which every coefficient is free.
+    pub fn all_free() -> Self {
+        Self {
+            classes: vec![CoefficientClass::Free; N],
+            forced: 0,
+        }
+    }
+
+    /// The classes.
+    pub fn classes(&self) -> &[CoefficientClass] {
+        &self.classes
+    }
+
+    /// The number of forced coefficients.
+    pub fn forced_count(&self) -> usize {
+        self.forced
+    }
+
+    /// The length of the upload: `ceil((free_bits (N - forced) + forced_bits forced) / 8)`.
+    pub fn bytes(&self, modulus: CiphertextModulus) -> usize {
+        upload_bytes(modulus, self.forced)
+    }
+
+    fn bits(&self, modulus: CiphertextModulus) -> usize {
+        upload_bits(modulus, self.forced)
+    }
+}
+
+/// The bytes of an upload with so many forced coefficients.
+pub const fn upload_bytes(modulus: CiphertextModulus, forced: usize) -> usize {
+    upload_bits(modulus, forced).div_ceil(8)
+}
+
+const fn upload_bits(modulus: CiphertextModulus, forced: usize) -> usize {
+    (N - forced) * modulus.free_bits() as usize + forced * modulus.forced_bits() as usize
+}
+
+/// What [`upload()`] gives the client.
+pub struct Upload {
+    /// `r`, [`N`] field elements, erased on drop.
+    pub mask: Zeroizing<Vec<u64>>,
+    /// The message to the server.
+    pub bytes: Vec<u8>,
+}
+
+impl std::fmt::Debug for Upload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Upload(.., {} bytes)", self.bytes.len())
+    }
+}
+
+/// The client's half: the mask that `seed` chooses, and the correction that makes it an encryption.
+///
+/// `forced` has the prescribed masks of the forced coefficients, in order of coefficients. `seed` is public, and must never
+/// have served before; `rng` gives the errors.
+///
+/// # Panics
+/// If `forced` has not one field element for each forced coefficient.
+pub fn upload(
+    params: &Params,
+    modulus: CiphertextModulus,
+    secret: &SecretKey,
+    seed: &Seed,
+    layout: &UploadLayout,
+    forced: &[u64],
+    rng: &mut impl CryptoRng,
+) -> Upload {
+    assert_eq!(forced.len(), layout.forced, "forced masks");
+    let moduli = params.moduli(modulus);
+    let basis = params.basis(modulus);
+    let limbs = modulus.limbs();
+    let [mut phase, mut product] = expand_seed(params, modulus, seed);
+    for (i, m) in moduli.iter().enumerate() {
+        m.mul_assign(product.limb_mut(i), secret.values.limb(i));
+    }
+    product.inverse(&params.ntts()[..limbs]);
+    phase.add_assign(&product, moduli);
+    product.zeroize();
+
+    let errors = Zeroizing::new(sample::errors(N, &mut Stream::secret(rng)));
+    let mut mask = Zeroizing::new(vec![0; N]);
+    let mut writer = BitWriter::with_capacity(layout.bytes(modulus));
+    let free_bits = modulus.free_bits();
+    let mut forced = forced.iter();
+    for (j, class) in layout.classes.iter().enumerate() {
+        let is_forced = *class == CoefficientClass::Forced;
+        let mut x = [0; 4];
+        for i in 0..limbs {
+            x[i] = phase.limb(i)[j];
+        }
+        let r = if is_forced {
+            let r = *forced.next().expect("one for each forced coefficient");
+            assert!(r < fp::P, "forced mask is no field element");
+            r
+        } else {
+            basis.decode(|i| x[i])
+        };
+        mask[j] = r;
+        let mut correction = [0; 4];
+        basis.encode(r, |i, residue| {
+            let m = &moduli[i];
+            correction[i] = m.sub(m.add(residue, m.from_small(errors[j])), x[i]);
+        });
+        if is_forced {
+            let [low, middle, high] = basis.compose(|i| correction[i]);
+            writer.write_wide((middle as u128) << 64 | low as u128, 128);
+            writer.write(high, modulus.forced_bits() - 128);
+        } else {
+            // Two primes determine 78 bits, three 124.
+            let centred = basis.centred(|i| correction[i], limbs - 1);
+            debug_assert!(centred.unsigned_abs() <= params.bounds(modulus).correction);
+            writer.write_wide(
+                centred.wrapping_add(1 << (free_bits - 1)) as u128,
+                free_bits,
+            );
+        }
+    }
+    phase.zeroize();
+    Upload {
+        mask,
+        bytes: writer.finish(),
+    }
+}
+
+/// An encryption at the server, in values.
+#[derive(Clone)]
+pub struct Ciphertext {
+    pub(crate) modulus: CiphertextModulus,
+    pub(crate) halves: [RnsPoly; 2],
+}
+
+impl Ciphertext {
+    /// The modulus.
+    pub fn modulus(&self) -> CiphertextModulus {
+        self.modulus
+    }
+}
+
+impl std::fmt::Debug for Ciphertext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Ciphertext({:?})", self.modulus)
+    }
+}
+
+/// The server's half: the encryption that a seed and a client's message make.
+///
+/// # Errors
+/// If the length is not [`UploadLayout::bytes`] or a correction is out of range.
+pub fn expand_upload(
+    params: &Params,
+    modulus: CiphertextModulus,
+    seed: &Seed,
+    layout: &UploadLayout,
+    bytes: &[u8],
+) -> Result<Ciphertext, Error> {
+    let what = "upload";
+    let mut reader = BitReader::new(what, bytes, layout.bits(modulus))?;
+    let moduli = params.moduli(modulus);
+    let basis = params.basis(modulus);
+    let limbs = modulus.limbs();
+    let [mut c0, c1] = expand_seed(params, modulus, seed);
+    let mut corrections = RnsPoly::zero(N, limbs, Domain::Coefficients);
+    let free_bits = modulus.free_bits();
+    let offset = 1u128 << (free_bits - 1);
+    let bound = params.bounds(modulus).correction;
+    let offsets: Vec<u64> = moduli.iter().map(|m| m.reduce_u128(offset)).collect();
+    for (j, class) in layout.classes.iter().enumerate() {
+        if *class == CoefficientClass::Forced {
+            let low = reader.read_wide(128);
+            let x = [
+                low as u64,
+                (low >> 64) as u64,
+                reader.read(modulus.forced_bits() - 128),
+            ];
+            if !basis.contains(&x) {
+                return Err(Error::OutOfRange { what });
+            }
+            for i in 0..limbs {
+                corrections.limb_mut(i)[j] = basis.reduce_wide(&x, i);
+            }
+        } else {
+            let x = reader.read_wide(free_bits);
+            if x.abs_diff(offset) > bound {
+                return Err(Error::OutOfRange { what });
+            }
+            for (i, m) in moduli.iter().enumerate() {
+                let residue = match modulus {
+                    CiphertextModulus::Conv => m.reduce_88_near_2_46(x),
+                    CiphertextModulus::Ole => m.reduce_near_2_46(x),
+                };
+                corrections.limb_mut(i)[j] = m.sub(residue, offsets[i]);
+            }
+        }
+    }
+    c0.add_assign(&corrections, moduli);
+    c0.forward(&params.ntts()[..limbs]);
+    Ok(Ciphertext {
+        modulus,
+        halves: [c0, c1],
+    })
+}
+
+/// `(c0', c1)` of a seed: `c0'` in coefficients, `c1` in values.
+fn expand_seed(params: &Params, modulus: CiphertextModulus, seed: &Seed) -> [RnsPoly; 2] {
+    let half = |label: &str, domain| {
+        Stream::public(seed, &format!("upload {} {label}", modulus.name())).polynomial(
+            N,
+            params.moduli(modulus),
+            domain,
+        )
+    };
+    [half("c0", Domain::Coefficients), half("c1", Domain::Values)]
+}
