@@ -57,7 +57,12 @@ pub struct AnswerMap {
 impl AnswerMap {
     /// The map of an answer; `upload` has been derived with this consumer.
     pub(crate) fn new(upload: &UploadMap, consumer: &Consumer<'_>) -> Result<AnswerMap, String> {
-        let Consumer { conv, answer, output, .. } = *consumer;
+        let Consumer {
+            conv,
+            answer,
+            output,
+            ..
+        } = *consumer;
         let layout = upload.layout();
         if answer.merge >= 32 || 1u32 << answer.merge > layout.group {
             return Err(format!(
@@ -69,9 +74,14 @@ impl AnswerMap {
             * u128::from(upload.shape().c)
             * u128::from(conv.kernel.0)
             * u128::from(conv.kernel.1);
-        let elements = u128::from(output.c) * u128::from(output.h) * u128::from(output.w) * upload.bundles() as u128;
+        let elements = u128::from(output.c)
+            * u128::from(output.h)
+            * u128::from(output.w)
+            * upload.bundles() as u128;
         if weights > 1 << 31 || elements > super::MAX_ELEMENTS {
-            return Err(format!("{weights} weights or {elements} outputs are too many"));
+            return Err(format!(
+                "{weights} weights or {elements} outputs are too many"
+            ));
         }
         let mut rows = Vec::new();
         for row in 0..upload.rows() {
@@ -167,13 +177,16 @@ impl AnswerMap {
     }
 
     fn channels_per_ciphertext(&self) -> usize {
-        self.output_blocks as usize << self.merge
+        (self.output_blocks as usize) << self.merge
     }
 
     /// How many useful coefficients ciphertext `index` has, without listing them.
     pub fn useful_count(&self, index: usize) -> usize {
         let (_, per_channel) = self.rows[index / self.chunks];
-        per_channel * self.channels_left(index % self.chunks).min(self.channels_per_ciphertext())
+        per_channel
+            * self
+                .channels_left(index % self.chunks)
+                .min(self.channels_per_ciphertext())
     }
 
     /// The useful coefficients of ciphertext `index`, in ascending order. `upload` is the map of
@@ -205,7 +218,9 @@ impl AnswerMap {
                     let (y, x) = (tile.0 * layout.tile.0 + i, tile.1 * layout.tile.1 + j);
                     out.extend((0..channels).map(|place| Useful {
                         coefficient: flat * layout.group + place * gap,
-                        element: first_element + ((channel + place) * self.output.h + y) * self.output.w + x,
+                        element: first_element
+                            + ((channel + place) * self.output.h + y) * self.output.w
+                            + x,
                     }));
                 }
             }
@@ -225,14 +240,17 @@ impl AnswerMap {
             for k in 0..self.conv.kernel.0 {
                 for l in 0..self.conv.kernel.1 {
                     let (row, column) = (vertical.offset + k, horizontal.offset + l);
-                    let phase = (row % layout.stride.0) * layout.stride.1 + column % layout.stride.1;
+                    let phase =
+                        (row % layout.stride.0) * layout.stride.1 + column % layout.stride.1;
                     let virtual_channel = channel * phases + phase as usize;
                     if channels.contains(&virtual_channel) {
-                        let flat = row / layout.stride.0 * layout.row_stride + column / layout.stride.1;
+                        let flat =
+                            row / layout.stride.0 * layout.row_stride + column / layout.stride.1;
                         let place = (virtual_channel - channels.start) as u32;
                         out.push(Tap {
                             shift: flat * layout.group + place,
-                            weight: (channel as u32 * self.conv.kernel.0 + k) * self.conv.kernel.1 + l,
+                            weight: (channel as u32 * self.conv.kernel.0 + k) * self.conv.kernel.1
+                                + l,
                         });
                     }
                 }

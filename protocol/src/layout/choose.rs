@@ -9,7 +9,12 @@ use std::collections::BTreeMap;
 /// bundle: least padding, least row stride, least block, most blocks. `None` if the consumers differ in
 /// stride, if one does not fit the shape, or if a tile of `tile` outputs (cut to the map) does not
 /// fit a ciphertext with `group` channels.
-pub fn layout_for(shape: Shape, consumers: &[&Conv], group: u32, tile: (u32, u32)) -> Option<Layout> {
+pub fn layout_for(
+    shape: Shape,
+    consumers: &[&Conv],
+    group: u32,
+    tile: (u32, u32),
+) -> Option<Layout> {
     layout_in(RING_DEGREE, 1, shape, consumers, group, tile)
 }
 
@@ -49,7 +54,12 @@ pub(crate) fn layout_in(
         block: 1,
         blocks: 1,
     };
-    let window = |taps: fn(&Layout, &Conv) -> Taps| consumers.iter().map(|conv| taps(&layout, conv).window()).max();
+    let window = |taps: fn(&Layout, &Conv) -> Taps| {
+        consumers
+            .iter()
+            .map(|conv| taps(&layout, conv).window())
+            .max()
+    };
     layout.window = (window(Taps::vertical)?, window(Taps::horizontal)?);
     // The least padding after the map for which no consumer reads beyond the virtual map.
     let after = |n: u32, before: u32, stride: u32, virtual_side: u32| {
@@ -57,10 +67,21 @@ pub(crate) fn layout_in(
     };
     let side = |taps: fn(&Layout, &Conv) -> Taps, output: fn(&Shape) -> u32| {
         let each = consumers.iter().zip(&outputs);
-        each.map(|(conv, shape)| output(shape) + taps(&layout, conv).window() - 1).max()
+        each.map(|(conv, shape)| output(shape) + taps(&layout, conv).window() - 1)
+            .max()
     };
-    padding.bottom = after(shape.h, padding.top, stride.0, side(Taps::vertical, |s| s.h)?);
-    padding.right = after(shape.w, padding.left, stride.1, side(Taps::horizontal, |s| s.w)?);
+    padding.bottom = after(
+        shape.h,
+        padding.top,
+        stride.0,
+        side(Taps::vertical, |s| s.h)?,
+    );
+    padding.right = after(
+        shape.w,
+        padding.left,
+        stride.1,
+        side(Taps::horizontal, |s| s.w)?,
+    );
     layout.padding = padding;
 
     // From the tile's width up, the first row stride at which nothing collides; at the full width of what
@@ -131,7 +152,9 @@ fn trial(
         tensor: TensorId(0),
         layout: layout.clone(),
     };
-    let map = Builder::new(&plan, &[shape]).add(&upload, &consumers).ok()?;
+    let map = Builder::new(&plan, &[shape])
+        .add(&upload, &consumers)
+        .ok()?;
     for consumer in &consumers {
         AnswerMap::new(&map, consumer).ok()?;
     }
@@ -163,9 +186,15 @@ pub(crate) fn plan_in(ring_degree: u32, circuit: &Circuit, bundles: u32) -> Resu
     let mut groups: BTreeMap<(TensorId, (u32, u32)), Vec<usize>> = BTreeMap::new();
     for (index, (layer, _, conv)) in terms.iter().enumerate() {
         if conv.input.0 > *layer {
-            return Err(format!("layer {layer} reads tensor {} before it exists", conv.input.0));
+            return Err(format!(
+                "layer {layer} reads tensor {} before it exists",
+                conv.input.0
+            ));
         }
-        groups.entry((conv.input, conv.stride)).or_default().push(index);
+        groups
+            .entry((conv.input, conv.stride))
+            .or_default()
+            .push(index);
     }
     let mut plan = Plan {
         ring_degree,
@@ -241,7 +270,14 @@ fn search(ring_degree: u32, bundles: u32, shape: Shape, consumers: &[&Conv]) -> 
             let mut cuts: Vec<u32> = (1..=height).map(|n| height.div_ceil(n)).collect();
             cuts.dedup();
             let layouts = cuts.into_iter().filter_map(|rows| {
-                layout_in(ring_degree, bundles, shape, consumers, group, (rows, width.div_ceil(across)))
+                layout_in(
+                    ring_degree,
+                    bundles,
+                    shape,
+                    consumers,
+                    group,
+                    (rows, width.div_ceil(across)),
+                )
             });
             for layout in layouts.take(3) {
                 let most = if layout.blocks == 1 {
@@ -253,7 +289,14 @@ fn search(ring_degree: u32, bundles: u32, shape: Shape, consumers: &[&Conv]) -> 
                 options.push(most);
                 options.dedup();
                 for output_blocks in options {
-                    let Some(trial) = trial(ring_degree, bundles, shape, consumers, &layout, output_blocks) else {
+                    let Some(trial) = trial(
+                        ring_degree,
+                        bundles,
+                        shape,
+                        consumers,
+                        &layout,
+                        output_blocks,
+                    ) else {
                         continue;
                     };
                     let weighing = Weighing {
@@ -319,7 +362,8 @@ impl Weighing<'_> {
         let chunks = (f64::from(output.c) / (places * f64::from(self.output_blocks))).ceil();
         let polynomials = (f64::from(output.c) / f64::from(self.output_blocks)).ceil();
         let taps = f64::from(conv.kernel.0) * f64::from(conv.kernel.1);
-        let weight = 48.0 + 0.0026 * taps * f64::from(self.layout.group) * f64::from(self.output_blocks);
+        let weight =
+            48.0 + 0.0026 * taps * f64::from(self.layout.group) * f64::from(self.output_blocks);
         let cpu = groups * polynomials * weight
             + rows * groups * polynomials * 20.0
             + rows * polynomials * 52.0

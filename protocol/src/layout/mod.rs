@@ -29,8 +29,6 @@ mod upload;
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod vectors;
 
 pub use answer::{AnswerMap, Placement, Tap, Useful};
 pub use choose::{default_plan, layout_for};
@@ -97,7 +95,8 @@ impl Packing {
 
         // Per upload, the answers that read it.
         let mut consumers: Vec<Vec<Consumer<'_>>> = vec![Vec::new(); plan.uploads.len()];
-        for (index, ((layer, term, conv), answer)) in expected.iter().zip(&plan.answers).enumerate() {
+        for (index, ((layer, term, conv), answer)) in expected.iter().zip(&plan.answers).enumerate()
+        {
             let name = answer_name(circuit, *layer, *term);
             if (answer.layer, answer.term) != (*layer, *term) {
                 faults.push(format!(
@@ -141,10 +140,11 @@ impl Packing {
                     }
                     uploads.push(map);
                 }
-                Err(more) => faults.extend(
-                    more.into_iter()
-                        .map(|fault| format!("upload {index} of tensor {}: {fault}", upload.tensor.0)),
-                ),
+                Err(more) => {
+                    faults.extend(more.into_iter().map(|fault| {
+                        format!("upload {index} of tensor {}: {fault}", upload.tensor.0)
+                    }))
+                }
             }
         }
         if answer_ciphertexts > MAX_CIPHERTEXTS {
@@ -244,20 +244,20 @@ fn check_globals(plan: &Plan) -> Vec<String> {
         ));
     }
     if !(1..=MAX_BUNDLES).contains(&plan.bundles) {
-        faults.push(format!("{} bundles, expected 1..={MAX_BUNDLES}", plan.bundles));
+        faults.push(format!(
+            "{} bundles, expected 1..={MAX_BUNDLES}",
+            plan.bundles
+        ));
     }
     faults
 }
 
 /// Checks what one answer says by itself, and gives the shape of its convolution's output.
 fn consumer(tensors: &[Shape], plan: &Plan, conv: &Conv, answer: &Answer) -> Result<Shape, String> {
-    let upload = plan.uploads.get(answer.upload as usize).ok_or_else(|| {
-        format!(
-            "reads upload {} of {}",
-            answer.upload,
-            plan.uploads.len()
-        )
-    })?;
+    let upload = plan
+        .uploads
+        .get(answer.upload as usize)
+        .ok_or_else(|| format!("reads upload {} of {}", answer.upload, plan.uploads.len()))?;
     if upload.tensor != conv.input {
         return Err(format!(
             "reads upload {} of tensor {}, but its input is tensor {}",
@@ -298,7 +298,19 @@ pub fn conv_output(input: Shape, conv: &Conv) -> Option<Shape> {
     }
     Some(Shape::new(
         conv.out_channels,
-        side(input.h, conv.padding.top, conv.padding.bottom, conv.kernel.0, conv.stride.0)?,
-        side(input.w, conv.padding.left, conv.padding.right, conv.kernel.1, conv.stride.1)?,
+        side(
+            input.h,
+            conv.padding.top,
+            conv.padding.bottom,
+            conv.kernel.0,
+            conv.stride.0,
+        )?,
+        side(
+            input.w,
+            conv.padding.left,
+            conv.padding.right,
+            conv.kernel.1,
+            conv.stride.1,
+        )?,
     ))
 }

@@ -1,6 +1,8 @@
 //! Tensor elements in uploaded ciphertexts: classes of coefficients and where each element sits.
 
-use super::{Consumer, MAX_CHANNELS, MAX_CIPHERTEXTS, MAX_ELEMENTS, MAX_SIDE, MAX_STEPS, TILE_STEPS};
+use super::{
+    Consumer, MAX_CHANNELS, MAX_CIPHERTEXTS, MAX_ELEMENTS, MAX_SIDE, MAX_STEPS, TILE_STEPS,
+};
 use pi_ir::{Layout, Plan, Shape, TensorId, Upload};
 use std::collections::BTreeMap;
 
@@ -118,7 +120,8 @@ impl UploadMap {
     /// The tile and the bundle in block `block` of row `row`; `None` where nothing is left.
     pub(crate) fn tile_and_bundle(&self, row: usize, block: usize) -> Option<(usize, usize)> {
         let index = row * self.layout.blocks as usize + block;
-        (index < self.planes.len() * self.bundles).then(|| (index / self.bundles, index % self.bundles))
+        (index < self.planes.len() * self.bundles)
+            .then(|| (index / self.bundles, index % self.bundles))
     }
 
     /// The virtual channels that group `group` holds.
@@ -133,7 +136,11 @@ impl UploadMap {
     /// # Panics
     /// If `index >= ciphertexts()`.
     pub fn slots(&self, index: usize) -> Vec<Slot> {
-        assert!(index < self.ciphertexts(), "ciphertext {index} of {}", self.ciphertexts());
+        assert!(
+            index < self.ciphertexts(),
+            "ciphertext {index} of {}",
+            self.ciphertexts()
+        );
         let (row, group) = (index / self.groups, index % self.groups);
         let (size, phases) = (self.layout.group as usize, self.phases());
         let channels = self.channels(group);
@@ -228,7 +235,11 @@ impl<'a> Builder<'a> {
     }
 
     /// The map of the next upload, read by `consumers`.
-    pub(crate) fn add(&mut self, upload: &Upload, consumers: &[Consumer<'_>]) -> Result<UploadMap, Vec<String>> {
+    pub(crate) fn add(
+        &mut self,
+        upload: &Upload,
+        consumers: &[Consumer<'_>],
+    ) -> Result<UploadMap, Vec<String>> {
         let layout = &upload.layout;
         let shape = *self
             .tensors
@@ -239,7 +250,11 @@ impl<'a> Builder<'a> {
             faults.push("no answer reads it".to_owned());
         }
         if faults.is_empty() {
-            faults.extend(consumers.iter().filter_map(|c| check_consumer(layout, shape, c).err()));
+            faults.extend(
+                consumers
+                    .iter()
+                    .filter_map(|c| check_consumer(layout, shape, c).err()),
+            );
         }
         if !faults.is_empty() {
             return Err(faults);
@@ -270,7 +285,9 @@ impl<'a> Builder<'a> {
         for ty in 0..tiles.0 {
             for tx in 0..tiles.1 {
                 let reads = TileReads::new(layout, shape, self.ring_degree, (ty, tx));
-                let contents = reads.contents(consumers, &mut self.steps).map_err(|fault| vec![fault])?;
+                let contents = reads
+                    .contents(consumers, &mut self.steps)
+                    .map_err(|fault| vec![fault])?;
                 planes.push(Plane::new(contents, phases as usize, seen));
             }
         }
@@ -333,7 +350,8 @@ impl Plane {
 
 /// Tiles down and across that cover every consumer's outputs.
 pub(crate) fn tile_grid(layout: &Layout, consumers: &[Consumer<'_>]) -> (u32, u32) {
-    let most = |side: fn(&Shape) -> u32| consumers.iter().map(|c| side(&c.output)).max().unwrap_or(0);
+    let most =
+        |side: fn(&Shape) -> u32| consumers.iter().map(|c| side(&c.output)).max().unwrap_or(0);
     (
         most(|s| s.h).div_ceil(layout.tile.0),
         most(|s| s.w).div_ceil(layout.tile.1),
@@ -359,7 +377,10 @@ fn check_layout(layout: &Layout, shape: Shape, ring_degree: u32, bundles: u32) -
         }
     }
     let p = layout.padding;
-    if [p.top, p.left, p.bottom, p.right].iter().any(|&n| n > MAX_SIDE) {
+    if [p.top, p.left, p.bottom, p.right]
+        .iter()
+        .any(|&n| n > MAX_SIDE)
+    {
         faults.push(format!("padding {p:?} exceeds {MAX_SIDE}"));
     }
     if layout.row_stride < layout.tile.1 {
@@ -377,10 +398,13 @@ fn check_layout(layout: &Layout, shape: Shape, ring_degree: u32, bundles: u32) -
     }
     let channels = u64::from(layout.stride.0) * u64::from(layout.stride.1) * u64::from(shape.c);
     if channels == 0 || channels > MAX_CHANNELS {
-        faults.push(format!("{channels} virtual channels, expected 1..={MAX_CHANNELS}"));
+        faults.push(format!(
+            "{channels} virtual channels, expected 1..={MAX_CHANNELS}"
+        ));
     }
     let sides = side(shape.h) && side(shape.w);
-    let elements = u128::from(shape.c) * u128::from(shape.h) * u128::from(shape.w) * u128::from(bundles);
+    let elements =
+        u128::from(shape.c) * u128::from(shape.h) * u128::from(shape.w) * u128::from(bundles);
     if !sides || elements > MAX_ELEMENTS {
         faults.push(format!("shape {shape:?} is out of bounds"));
     }
@@ -392,7 +416,10 @@ fn check_consumer(layout: &Layout, shape: Shape, consumer: &Consumer<'_>) -> Res
     let Consumer { conv, answer, .. } = consumer;
     let name = format!("layer {} term {}", answer.layer, answer.term);
     if conv.stride != layout.stride {
-        return Err(format!("{name} has stride {:?}, the layout {:?}", conv.stride, layout.stride));
+        return Err(format!(
+            "{name} has stride {:?}, the layout {:?}",
+            conv.stride, layout.stride
+        ));
     }
     if conv.padding.top > layout.padding.top || conv.padding.left > layout.padding.left {
         return Err(format!(
@@ -414,7 +441,9 @@ fn check_consumer(layout: &Layout, shape: Shape, consumer: &Consumer<'_>) -> Res
     let padding = layout.padding;
     let height = (shape.h + padding.top + padding.bottom).div_ceil(layout.stride.0);
     let width = (shape.w + padding.left + padding.right).div_ceil(layout.stride.1);
-    if consumer.output.h + vertical.window() - 1 > height || consumer.output.w + horizontal.window() - 1 > width {
+    if consumer.output.h + vertical.window() - 1 > height
+        || consumer.output.w + horizontal.window() - 1 > width
+    {
         return Err(format!(
             "{name} reads {}x{} virtual positions, the padded map has {height}x{width}",
             consumer.output.h + vertical.window() - 1,
@@ -500,7 +529,11 @@ impl<'a> TileReads<'a> {
 
     /// `[flat][phase]`: what the consumers expect. Where a ciphertext has one block, the table spans all
     /// of it: output blocks read zeros outside the block.
-    fn contents(&self, consumers: &[Consumer<'_>], steps: &mut Steps) -> Result<Vec<Content>, String> {
+    fn contents(
+        &self,
+        consumers: &[Consumer<'_>],
+        steps: &mut Steps,
+    ) -> Result<Vec<Content>, String> {
         let layout = self.layout;
         let phases = (layout.stride.0 * layout.stride.1) as usize;
         let single = layout.blocks == 1;
@@ -533,9 +566,17 @@ impl<'a> TileReads<'a> {
                     let (j, column_phase) = (column / layout.stride.1, column % layout.stride.1);
                     let flat = i * layout.row_stride + j;
                     let phase = (row_phase * layout.stride.1 + column_phase) as usize;
-                    expect(&mut contents, flat as usize * phases + phase, self.content(row, column))?;
+                    expect(
+                        &mut contents,
+                        flat as usize * phases + phase,
+                        self.content(row, column),
+                    )?;
                     for shift in &shifts {
-                        expect(&mut contents, (shift + flat) as usize * phases + phase, Content::Zero)?;
+                        expect(
+                            &mut contents,
+                            (shift + flat) as usize * phases + phase,
+                            Content::Zero,
+                        )?;
                     }
                 }
             }
@@ -546,8 +587,10 @@ impl<'a> TileReads<'a> {
     /// What sits at a padded row and column counted from the tile's first.
     fn content(&self, row: u32, column: u32) -> Content {
         let layout = self.layout;
-        let y = (self.tile.0 * layout.tile.0 * layout.stride.0 + row).wrapping_sub(layout.padding.top);
-        let x = (self.tile.1 * layout.tile.1 * layout.stride.1 + column).wrapping_sub(layout.padding.left);
+        let y =
+            (self.tile.0 * layout.tile.0 * layout.stride.0 + row).wrapping_sub(layout.padding.top);
+        let x = (self.tile.1 * layout.tile.1 * layout.stride.1 + column)
+            .wrapping_sub(layout.padding.left);
         if y < self.shape.h && x < self.shape.w {
             Content::Element(y * self.shape.w + x)
         } else {
@@ -560,7 +603,10 @@ impl<'a> TileReads<'a> {
     fn zero_shifts(&self, consumer: &Consumer<'_>) -> Result<Vec<u32>, String> {
         let (layout, blocks) = (self.layout, consumer.answer.output_blocks);
         if blocks == 0 || (blocks > 1 && layout.blocks != 1) {
-            return Err(format!("{blocks} output blocks with {} blocks", layout.blocks));
+            return Err(format!(
+                "{blocks} output blocks with {} blocks",
+                layout.blocks
+            ));
         }
         if u64::from(blocks) * u64::from(layout.block) > u64::from(self.positions) {
             return Err(format!(
