@@ -68,8 +68,9 @@ impl ServerGadget {
             let exchange =
                 (hash_of_zero[j] ^ hash_of_one[j]) & 0u64.wrapping_sub(label.colour() as u64);
             let (h0, h1) = (hash_of_zero[j] ^ exchange, hash_of_one[j] ^ exchange);
-            keep_row.push(field::sub(field::sub(h0, h1), field::add(v[j], v[j])));
-            keep_share.push(field::sub(v[j], h0));
+            let (row, share) = server_terms(h0, h1, v[j]);
+            keep_row.push(row);
+            keep_share.push(share);
         }
         Ok(ServerGadget {
             keep_row: Secret(keep_row),
@@ -100,11 +101,10 @@ impl ServerGadget {
         for (j, &d) in d.iter().enumerate() {
             debug_assert!(d < field::P, "shares are reduced");
             let colour = self.colour.bit(j);
-            rows.push(field::add(self.keep_row.0[j], field::negated_by(d, colour)));
-            shares.push(field::add(
-                self.keep_share.0[j],
-                field::masked_by(d, colour),
-            ));
+            let terms = (self.keep_row.0[j], self.keep_share.0[j]);
+            let (row, share) = server_opening(terms, colour, d);
+            rows.push(row);
+            shares.push(share);
         }
         Ok((rows, Zeroizing::new(shares)))
     }
@@ -173,10 +173,29 @@ pub fn client_output(
             "elements are reduced"
         );
         let pick = keep[j].colour();
-        let picked = field::masked_by(field::add(rows[j], c[j]), pick);
-        *y = field::add(field::add(*y, picked), field::negated_by(u[j], pick));
+        *y = client_share(*y, rows[j], pick, c[j], u[j]);
     }
     Ok(y)
+}
+
+/// Returns the server's stored terms `(H0 - H1 - 2v, v - H0)`, from the hashes of the labels of colour 0 and 1.
+pub fn server_terms(h0: u64, h1: u64, v: u64) -> (u64, u64) {
+    (
+        field::sub(field::sub(h0, h1), field::add(v, v)),
+        field::sub(v, h0),
+    )
+}
+
+/// Returns the server's `(row, y_s)`, from its stored terms, its colour and its share `d`.
+pub fn server_opening(terms: (u64, u64), colour: u8, d: u64) -> (u64, u64) {
+    let row = field::add(terms.0, field::negated_by(d, colour));
+    (row, field::add(terms.1, field::masked_by(d, colour)))
+}
+
+/// Returns the client's `y_c`, from the hash of its label, the row, the label's colour and its own `c` and `u`.
+pub fn client_share(hash: u64, row: u64, pick: u8, c: u64, u: u64) -> u64 {
+    let picked = field::masked_by(field::add(row, c), pick);
+    field::add(field::add(hash, picked), field::negated_by(u, pick))
 }
 
 #[cfg(test)]
@@ -198,6 +217,33 @@ mod tests {
             .map(|j| sub(c[j] * colour.bit(j) as u64, u[j]))
             .collect();
         (u, v)
+    }
+
+    #[test]
+    fn algebra_holds_for_every_colour_and_edge() {
+        let edges = [0, 1, P / 2, P - 1];
+        for_each_tuple(&edges, |[h0, h1, u, c, d]| {
+            for (keep, colour) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                let v = sub(c * colour as u64, u);
+                let (row, y_server) = server_opening(server_terms(h0, h1, v), colour, d);
+                let pick = keep ^ colour;
+                let y_client = client_share([h0, h1][pick as usize], row, pick, c, u);
+                let x = if keep == 1 { add(c, d) } else { 0 };
+                assert_eq!(
+                    add(y_client, y_server),
+                    x,
+                    "keep {keep}, colour {colour}, c {c}, d {d}"
+                );
+            }
+        });
+    }
+
+    fn for_each_tuple(values: &[u64], check: impl Fn([u64; 5])) {
+        for index in 0..values.len().pow(5) {
+            check(std::array::from_fn(|i| {
+                values[index / values.len().pow(i as u32) % values.len()]
+            }));
+        }
     }
 
     #[test]

@@ -27,7 +27,7 @@ mod bits;
 mod block;
 mod error;
 pub mod field;
-mod gadget;
+pub mod gadget;
 pub mod hash;
 mod prg;
 mod sign;
