@@ -1,0 +1,84 @@
+//! What can go wrong, and whose fault it is.
+
+/// Why a session ended without its result.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The peer's bytes break the protocol.
+    #[error("the peer misbehaved: {what}")]
+    PeerMisbehaved {
+        /// What was expected and what came.
+        what: String,
+    },
+    /// The peer is honest, but the two cannot work together.
+    #[error("the peer is incompatible: {what}")]
+    PeerIncompatible {
+        /// What differs.
+        what: String,
+    },
+    /// Our own caller passed something that cannot be used.
+    #[error("api misuse: {what}")]
+    ApiMisuse {
+        /// What was passed.
+        what: String,
+    },
+    /// Bytes that we stored ourselves are not what we stored.
+    #[error("stored bytes are damaged: {what}")]
+    Stored {
+        /// What was to be read.
+        what: String,
+    },
+    /// The line dropped.
+    #[error("the line to the peer is gone: {what}")]
+    Channel {
+        /// What was being done.
+        what: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn misbehaved(what: impl Into<String>) -> Self {
+        Error::PeerMisbehaved { what: what.into() }
+    }
+
+    pub(crate) fn misuse(what: impl Into<String>) -> Self {
+        Error::ApiMisuse { what: what.into() }
+    }
+
+    pub(crate) fn stored(what: impl Into<String>) -> Self {
+        Error::Stored { what: what.into() }
+    }
+
+    /// Checks the length of a message.
+    pub(crate) fn check_length(what: &str, expected: usize, got: usize) -> Result<(), Self> {
+        if expected == got {
+            Ok(())
+        } else {
+            Err(Error::misbehaved(format!(
+                "{what}: expected {expected} bytes, got {got}"
+            )))
+        }
+    }
+}
+
+impl From<pi_garble::Error> for Error {
+    fn from(error: pi_garble::Error) -> Self {
+        let what = error.to_string();
+        match error {
+            pi_garble::Error::PeerLength { .. } | pi_garble::Error::PeerValue { .. } => {
+                Error::PeerMisbehaved { what }
+            }
+            pi_garble::Error::Stored { .. } => Error::Stored { what },
+            pi_garble::Error::CallerLength { .. } | pi_garble::Error::CallerRange { .. } => {
+                Error::ApiMisuse { what }
+            }
+        }
+    }
+}
+
+/// `pi-rlwe` fails only in its checked constructors, which read what the peer sent.
+impl From<pi_rlwe::Error> for Error {
+    fn from(error: pi_rlwe::Error) -> Self {
+        Error::misbehaved(error.to_string())
+    }
+}
