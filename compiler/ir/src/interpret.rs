@@ -8,8 +8,8 @@
 //! Written for clarity, independent of the protocol's code, and fast enough for whole test sets:
 //! the callers parallelise over images.
 
-mod convolve;
-mod fixed;
+pub(crate) mod convolve;
+pub(crate) mod fixed;
 mod float_graph;
 
 pub use fixed::{Error, Interpreter, PostMagnitudes, Run, Stage, exact, plain, quantise_image};

@@ -8,18 +8,24 @@
 //! - [`interpret`]: reference evaluations: float, rounding to nearest, and exact with a trace.
 //! - [`verify`]: every fault of a graph, a circuit or its weights; [`failure`]: how often a truncation fails.
 //! - [`text`]: text forms that print and parse.
+//! - [`range`]: interval analysis of sums and tensors; [`count`]: multiply-adds and activations.
+//! - [`builders`]: networks everybody uses; [`random`]: legal graphs and circuits for property tests.
 //! - [`artifact`]: the three files of a model directory.
 //!
 //! No cryptography, no training framework, no files opened here: bytes in, bytes out.
 #![forbid(unsafe_code)]
 
 pub mod artifact;
+pub mod builders;
 pub mod circuit;
+pub mod count;
 pub mod failure;
 pub mod graph;
 pub mod interpret;
 pub mod limits;
 pub mod plan;
+pub mod random;
+pub mod range;
 pub mod shape;
 pub mod text;
 pub mod trace;

@@ -134,7 +134,6 @@ pub(crate) fn list(faults: &[Fault]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::text::{parse_circuit, parse_graph};
     use crate::weights::{LayerWeights, Polynomial, Weights};
 

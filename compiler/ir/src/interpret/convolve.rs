@@ -4,7 +4,7 @@ use crate::shape::{Padding, Shape};
 use std::ops::{AddAssign, Mul};
 
 /// A type in which sums of products are exact for the values at hand (the caller's promise).
-pub(super) trait Number: Copy + Default + AddAssign + Mul<Output = Self> {}
+pub(crate) trait Number: Copy + Default + AddAssign + Mul<Output = Self> {}
 
 impl Number for f32 {}
 impl Number for i32 {}
@@ -12,12 +12,12 @@ impl Number for i64 {}
 impl Number for i128 {}
 
 /// How windows lie on the input.
-pub(super) struct Windows {
-    pub(super) input: Shape,
-    pub(super) output: Shape,
-    pub(super) kernel: (u32, u32),
-    pub(super) stride: (u32, u32),
-    pub(super) padding: Padding,
+pub(crate) struct Windows {
+    pub(crate) input: Shape,
+    pub(crate) output: Shape,
+    pub(crate) kernel: (u32, u32),
+    pub(crate) stride: (u32, u32),
+    pub(crate) padding: Padding,
 }
 
 /// Positions computed at once, and output channels that share their loads: 2 x 16 sums stay in registers.
@@ -28,7 +28,7 @@ const CHANNELS: usize = 2;
 ///
 /// Positions are gathered in panels `[in * kernel_h * kernel_w][LANES]`, so that the inner loop is a
 /// product of a weight with a vector.
-pub(super) fn convolve<T: Number>(x: &[T], kernel: &[T], windows: &Windows) -> Vec<T> {
+pub(crate) fn convolve<T: Number>(x: &[T], kernel: &[T], windows: &Windows) -> Vec<T> {
     let positions = windows.output.h as usize * windows.output.w as usize;
     let channels = windows.output.c as usize;
     let taps = kernel.len() / channels;
@@ -78,7 +78,7 @@ fn one_row<T: Number>(row: &[T], panel: &[[T; LANES]]) -> [T; LANES] {
 
 impl Windows {
     /// Number of weights of the kernel.
-    pub(super) fn weight_count(&self) -> usize {
+    pub(crate) fn weight_count(&self) -> usize {
         [self.input.c, self.kernel.0, self.kernel.1]
             .iter()
             .fold(self.output.c as usize, |n, &side| {

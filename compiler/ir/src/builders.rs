@@ -1,0 +1,535 @@
+//! The networks everybody uses, as float graphs with seeded random weights (He et al., 2015).
+//!
+//! ResNets in the form common for small images: a 3x3 stem at stride 1, no max pool, the same for 32
+//! and 64 pixels; shortcuts that change the shape are 1x1 convolutions with a norm.
+
+use crate::graph::{ActivationKind, Graph, Node, NodeId, Op};
+use crate::random::Draw;
+use crate::shape::{Padding, Shape};
+
+/// Which activations a network gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// ReLU everywhere.
+    Relu,
+    /// ReLU at so many random positions (drawn from the seed), something cheaper at the others.
+    Budget {
+        /// Positions that keep their ReLU; at most all.
+        relus: usize,
+        /// What the others become.
+        rest: Rest,
+    },
+}
+
+/// What a position without ReLU computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// Nothing.
+    Identity,
+    /// `0.009 x^2 + 0.5 x + 0.47`, where R-PKN training starts (arXiv 2312.15229).
+    Polynomial,
+}
+
+/// ResNet-10 (one basic block per stage, widths 64 to 512).
+pub fn resnet10(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
+    basic(
+        "resnet10",
+        size,
+        classes,
+        &[64, 128, 256, 512],
+        [1; 4].as_slice(),
+        policy,
+        seed,
+    )
+}
+
+/// ResNet-18 (two basic blocks per stage); 557,056 activations at 32 pixels.
+pub fn resnet18(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
+    basic(
+        "resnet18",
+        size,
+        classes,
+        &[64, 128, 256, 512],
+        &[2, 2, 2, 2],
+        policy,
+        seed,
+    )
+}
+
+/// ResNet-34.
+pub fn resnet34(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
+    basic(
+        "resnet34",
+        size,
+        classes,
+        &[64, 128, 256, 512],
+        &[3, 4, 6, 3],
+        policy,
+        seed,
+    )
+}
+
+/// ResNet-20 for CIFAR (three stages of widths 16, 32, 64).
+pub fn resnet20(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
+    basic(
+        "resnet20",
+        size,
+        classes,
+        &[16, 32, 64],
+        &[3, 3, 3],
+        policy,
+        seed,
+    )
+}
+
+/// ResNet-32 for CIFAR; 303,104 activations at 32 pixels.
+pub fn resnet32(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
+    basic(
+        "resnet32",
+        size,
+        classes,
+        &[16, 32, 64],
+        &[5, 5, 5],
+        policy,
+        seed,
+    )
+}
+
+fn basic(
+    name: &str,
+    size: u32,
+    classes: u32,
+    widths: &[u32],
+    blocks: &[u32],
+    policy: Policy,
+    seed: u64,
+) -> Graph {
+    let mut net = Builder::new(name, Shape::new(3, size, size), seed);
+    let mut x = net.conv_norm("stem", NodeId(0), widths[0], 3, 1);
+    x = net.relu("stem.act", x);
+    for (stage, (&width, &count)) in widths.iter().zip(blocks).enumerate() {
+        for block in 0..count {
+            let stride = if stage > 0 && block == 0 { 2 } else { 1 };
+            let at = format!("stage{}.{block}", stage + 1);
+            let mut y = net.conv_norm(&format!("{at}.a"), x, width, 3, stride);
+            y = net.relu(&format!("{at}.a.act"), y);
+            y = net.conv_norm(&format!("{at}.b"), y, width, 3, 1);
+            x = net.shortcut(&at, x, y, stride);
+            x = net.relu(&format!("{at}.act"), x);
+        }
+    }
+    net.classifier(x, classes, policy)
+}
+
+/// ResNet-50 (bottleneck blocks; the stride is at the 3x3 convolution).
+pub fn resnet50(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
+    let mut net = Builder::new("resnet50", Shape::new(3, size, size), seed);
+    let mut x = net.conv_norm("stem", NodeId(0), 64, 3, 1);
+    x = net.relu("stem.act", x);
+    for (stage, (width, count)) in [(64, 3), (128, 4), (256, 6), (512, 3)]
+        .into_iter()
+        .enumerate()
+    {
+        for block in 0..count {
+            let stride = if stage > 0 && block == 0 { 2 } else { 1 };
+            let at = format!("stage{}.{block}", stage + 1);
+            let mut y = net.conv_norm(&format!("{at}.a"), x, width, 1, 1);
+            y = net.relu(&format!("{at}.a.act"), y);
+            y = net.conv_norm(&format!("{at}.b"), y, width, 3, stride);
+            y = net.relu(&format!("{at}.b.act"), y);
+            y = net.conv_norm(&format!("{at}.c"), y, 4 * width, 1, 1);
+            x = net.shortcut(&at, x, y, stride);
+            x = net.relu(&format!("{at}.act"), x);
+        }
+    }
+    net.classifier(x, classes, policy)
+}
+
+/// Wide ResNet of depth 22 and width 8 (pre-activation: norm, ReLU, convolution); 1,359,872
+/// activations at 32 pixels, and 32,768 in the layer before its pool.
+pub fn wrn22_8(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
+    let mut net = Builder::new("wrn22-8", Shape::new(3, size, size), seed);
+    let mut x = net.conv(
+        "stem",
+        NodeId(0),
+        16,
+        (3, 3),
+        (1, 1),
+        Padding::same(1),
+        false,
+    );
+    for (stage, width) in [128, 256, 512].into_iter().enumerate() {
+        for block in 0..3 {
+            let stride = if stage > 0 && block == 0 { 2 } else { 1 };
+            let at = format!("stage{}.{block}", stage + 1);
+            let mut y = net.norm(&format!("{at}.a.norm"), x);
+            y = net.relu(&format!("{at}.a.act"), y);
+            // A block that changes the shape takes its shortcut after the first activation.
+            let shortcut = match block {
+                0 => {
+                    let name = format!("{at}.shortcut");
+                    let strides = (stride, stride);
+                    net.conv(&name, y, width, (1, 1), strides, Padding::default(), false)
+                }
+                _ => x,
+            };
+            let strides = (stride, stride);
+            let a = format!("{at}.a");
+            y = net.conv(&a, y, width, (3, 3), strides, Padding::same(1), false);
+            y = net.norm(&format!("{at}.b.norm"), y);
+            y = net.relu(&format!("{at}.b.act"), y);
+            let b = format!("{at}.b");
+            y = net.conv(&b, y, width, (3, 3), (1, 1), Padding::same(1), false);
+            x = net.add(&format!("{at}.add"), y, shortcut);
+        }
+    }
+    x = net.norm("last.norm", x);
+    x = net.relu("last.act", x);
+    net.classifier(x, classes, policy)
+}
+
+/// Nine layers without residuals, after the airbench networks: an unpadded 2x2 convolution (24), three
+/// groups of two 3x3 convolutions (64, 256, 256) with an average pool after each group's first, a pool
+/// over what is left, dense. 81,560 activations at 32 pixels.
+///
+/// A norm stands before the pool, which is the same: averages commute with a scale and a shift.
+pub fn lean9(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
+    let mut net = Builder::new("lean9", Shape::new(3, size, size), seed);
+    let mut x = net.conv(
+        "whiten",
+        NodeId(0),
+        24,
+        (2, 2),
+        (1, 1),
+        Padding::default(),
+        true,
+    );
+    x = net.relu("whiten.act", x);
+    for (group, width) in [64, 256, 256].into_iter().enumerate() {
+        let at = format!("group{}", group + 1);
+        x = net.conv_norm(&format!("{at}.a"), x, width, 3, 1);
+        x = net.pool(&format!("{at}.pool"), x, (2, 2), (2, 2));
+        x = net.relu(&format!("{at}.a.act"), x);
+        x = net.conv_norm(&format!("{at}.b"), x, width, 3, 1);
+        x = net.relu(&format!("{at}.b.act"), x);
+    }
+    net.classifier(x, classes, policy)
+}
+
+/// Builds a graph node by node; knows each node's shape.
+///
+/// # Panics
+/// Its methods panic on inputs that do not fit the operation: the caller's architecture is wrong.
+pub struct Builder {
+    graph: Graph,
+    shapes: Vec<Shape>,
+    draw: Draw,
+}
+
+impl Builder {
+    /// A graph with its input as node 0; weights are drawn from the seed.
+    pub fn new(name: &str, input: Shape, seed: u64) -> Self {
+        let channels = input.c as usize;
+        let node = Node {
+            name: "input".into(),
+            op: Op::Input { shape: input },
+            inputs: vec![],
+        };
+        Builder {
+            graph: Graph {
+                name: name.into(),
+                mean: vec![0.5; channels],
+                std: vec![0.25; channels],
+                classes: vec![],
+                nodes: vec![node],
+            },
+            shapes: vec![input],
+            draw: Draw::new(seed),
+        }
+    }
+
+    /// Sets the image's means and deviations, at first 0.5 and 0.25.
+    pub fn statistics(&mut self, mean: Vec<f32>, std: Vec<f32>) {
+        (self.graph.mean, self.graph.std) = (mean, std);
+    }
+
+    /// Shape of a node's result.
+    pub fn shape(&self, id: NodeId) -> Shape {
+        self.shapes[id.0 as usize]
+    }
+
+    /// Adds any operation.
+    pub fn push(&mut self, name: &str, op: Op, inputs: &[NodeId]) -> NodeId {
+        let shapes: Vec<Shape> = inputs.iter().map(|&id| self.shape(id)).collect();
+        let shape = op
+            .output(&shapes)
+            .unwrap_or_else(|why| panic!("node {name}: {why}"));
+        self.shapes.push(shape);
+        self.graph.nodes.push(Node {
+            name: name.into(),
+            op,
+            inputs: inputs.to_vec(),
+        });
+        NodeId(self.shapes.len() as u32 - 1)
+    }
+
+    /// A convolution with normal weights of variance `2 / (in * kernel_h * kernel_w)`, biases zero.
+    pub fn conv(
+        &mut self,
+        name: &str,
+        from: NodeId,
+        out_channels: u32,
+        kernel: (u32, u32),
+        stride: (u32, u32),
+        padding: Padding,
+        with_bias: bool,
+    ) -> NodeId {
+        let taps = self.shape(from).c * kernel.0 * kernel.1;
+        let op = Op::Conv2d {
+            weight: self.he_normal(out_channels, taps),
+            bias: vec![0.0; if with_bias { out_channels as usize } else { 0 }],
+            out_channels,
+            kernel,
+            stride,
+            padding,
+        };
+        self.push(name, op, &[from])
+    }
+
+    /// A square convolution that keeps the size (divided by the stride), with its norm.
+    pub fn conv_norm(
+        &mut self,
+        name: &str,
+        from: NodeId,
+        out_channels: u32,
+        kernel: u32,
+        stride: u32,
+    ) -> NodeId {
+        let (kernels, strides) = ((kernel, kernel), (stride, stride));
+        let padding = Padding::same(kernel / 2);
+        let conv = self.conv(name, from, out_channels, kernels, strides, padding, false);
+        self.norm(&format!("{name}.norm"), conv)
+    }
+
+    /// A norm that changes nothing yet but a factor near one.
+    pub fn norm(&mut self, name: &str, from: NodeId) -> NodeId {
+        let channels = self.shape(from).c as usize;
+        let op = Op::BatchNorm {
+            gamma: vec![1.0; channels],
+            beta: vec![0.0; channels],
+            mean: vec![0.0; channels],
+            var: vec![1.0; channels],
+            eps: 1e-5,
+        };
+        self.push(name, op, &[from])
+    }
+
+    /// The sum of two nodes.
+    pub fn add(&mut self, name: &str, a: NodeId, b: NodeId) -> NodeId {
+        self.push(name, Op::Add, &[a, b])
+    }
+
+    /// Means over windows.
+    pub fn pool(
+        &mut self,
+        name: &str,
+        from: NodeId,
+        kernel: (u32, u32),
+        stride: (u32, u32),
+    ) -> NodeId {
+        self.push(name, Op::AvgPool { kernel, stride }, &[from])
+    }
+
+    /// ReLU at every position, for now: [`Builder::finish_with`] applies a policy.
+    pub fn relu(&mut self, name: &str, from: NodeId) -> NodeId {
+        let kinds = vec![ActivationKind::Relu; self.shape(from).len()];
+        self.activation(name, from, kinds)
+    }
+
+    /// An activation with these kinds; polynomials start as [`Rest::Polynomial`] says.
+    pub fn activation(&mut self, name: &str, from: NodeId, kinds: Vec<ActivationKind>) -> NodeId {
+        let channels = self.shape(from).c as usize;
+        let coefficients = initial_coefficients(&kinds, channels);
+        let op = Op::Activation {
+            kinds,
+            coefficients,
+        };
+        self.push(name, op, &[from])
+    }
+
+    /// All elements as channels.
+    pub fn flatten(&mut self, name: &str, from: NodeId) -> NodeId {
+        self.push(name, Op::Flatten, &[from])
+    }
+
+    /// A dense layer with weights as in [`Builder::conv`], biases zero.
+    pub fn dense(&mut self, name: &str, from: NodeId, out: u32) -> NodeId {
+        let op = Op::Dense {
+            weight: self.he_normal(out, self.shape(from).c),
+            bias: vec![0.0; out as usize],
+            out,
+        };
+        self.push(name, op, &[from])
+    }
+
+    /// The graph, if `last` is its last node.
+    pub fn finish(self, last: NodeId) -> Graph {
+        assert_eq!(
+            last.0 as usize + 1,
+            self.shapes.len(),
+            "the output is the node made last"
+        );
+        self.graph
+    }
+
+    /// The graph with a policy applied to all its activations.
+    pub fn finish_with(mut self, last: NodeId, policy: Policy) -> Graph {
+        let seed = self.draw.u64();
+        let mut graph = self.finish(last);
+        apply(policy, &mut graph, seed);
+        graph
+    }
+
+    /// `y` plus `x`, through a 1x1 convolution with norm where the shapes differ.
+    fn shortcut(&mut self, at: &str, x: NodeId, y: NodeId, stride: u32) -> NodeId {
+        let channels = self.shape(y).c;
+        let x = match self.shape(x) == self.shape(y) {
+            true => x,
+            false => self.conv_norm(&format!("{at}.shortcut"), x, channels, 1, stride),
+        };
+        self.add(&format!("{at}.add"), y, x)
+    }
+
+    /// The mean of each channel, then a dense layer.
+    fn classifier(mut self, from: NodeId, classes: u32, policy: Policy) -> Graph {
+        let Shape { h, w, .. } = self.shape(from);
+        let mean = self.pool("pool", from, (h, w), (h, w));
+        let flat = self.flatten("flatten", mean);
+        let last = self.dense("classifier", flat, classes);
+        self.finish_with(last, policy)
+    }
+
+    fn he_normal(&mut self, out: u32, taps: u32) -> Vec<f32> {
+        let deviation = (2.0 / f64::from(taps)).sqrt();
+        let count = out as usize * taps as usize;
+        let mut weights = Vec::with_capacity(count + 1);
+        while weights.len() < count {
+            weights.extend(self.draw.normals().map(|v| (v * deviation) as f32));
+        }
+        weights.truncate(count);
+        weights
+    }
+}
+
+fn initial_coefficients(kinds: &[ActivationKind], channels: usize) -> Vec<[f32; 3]> {
+    match kinds.contains(&ActivationKind::Polynomial) {
+        true => vec![[0.009, 0.5, 0.47]; channels],
+        false => Vec::new(),
+    }
+}
+
+/// Replaces the kinds of all activations of a graph as the policy says.
+pub fn apply(policy: Policy, graph: &mut Graph, seed: u64) {
+    let Policy::Budget { relus, rest } = policy else {
+        return;
+    };
+    let rest = match rest {
+        Rest::Identity => ActivationKind::Identity,
+        Rest::Polynomial => ActivationKind::Polynomial,
+    };
+    let mut draw = Draw::new(seed);
+    let mut left = crate::count::graph_activations(graph).total() as u64;
+    let mut wanted = (relus as u64).min(left);
+    let shapes = graph.shapes().expect("the builder checked every shape");
+    for (node, shape) in graph.nodes.iter_mut().zip(shapes) {
+        let Op::Activation {
+            kinds,
+            coefficients,
+        } = &mut node.op
+        else {
+            continue;
+        };
+        for kind in kinds.iter_mut() {
+            // Selection sampling: each subset of the wanted size is equally likely (Knuth, 3.4.2 S).
+            let stays = draw.below(left) < wanted;
+            *kind = if stays { ActivationKind::Relu } else { rest };
+            wanted -= u64::from(stays);
+            left -= 1;
+        }
+        *coefficients = initial_coefficients(kinds, shape.c as usize);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::count::{graph_activations, graph_multiply_adds, graph_parameters};
+    use crate::{interpret, verify};
+
+    type Make = fn(u32, u32, Policy, u64) -> Graph;
+
+    /// Counts from the literature (SNL, ICML 2022, among others), others from the same formula.
+    #[test]
+    fn networks_have_the_activations_of_the_papers() {
+        let cases: [(Make, u32, usize); 8] = [
+            (resnet18, 32, 557_056),
+            (resnet10, 64, 4 * 311_296),
+            (wrn22_8, 32, 1_392_640),
+            (resnet32, 32, 303_104),
+            (resnet20, 32, 188_416),
+            (lean9, 32, 81_560),
+            (resnet10, 32, 311_296),
+            (resnet34, 32, 966_656),
+        ];
+        for (make, size, expected) in cases {
+            let graph = make(size, 10, Policy::Relu, 1);
+            let counts = graph_activations(&graph);
+            assert_eq!(counts.relu, expected, "{} at {size}", graph.name);
+            assert_eq!(counts.total(), expected);
+            assert_eq!(verify::graph(&graph), []);
+            if graph.name == "wrn22-8" {
+                // Papers leave out the activation before the last pool.
+                let last = graph.nodes.iter().find(|n| n.name == "last.act").unwrap();
+                let Op::Activation { kinds, .. } = &last.op else {
+                    panic!("last.act is an activation");
+                };
+                assert_eq!(counts.relu - kinds.len(), 1_359_872);
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_are_those_of_the_literature() {
+        let graph = resnet18(32, 10, Policy::Relu, 1);
+        // 0.56 G multiply-adds and 11.17 M parameters at 10 classes.
+        assert_eq!(graph_multiply_adds(&graph), 555_422_720);
+        assert_eq!(graph_parameters(&graph), 11_173_962);
+        let graph = resnet50(32, 10, Policy::Relu, 1);
+        assert_eq!(graph_parameters(&graph), 23_520_842);
+        assert_eq!(verify::graph(&graph), []);
+        assert_eq!(verify::graph(&lean9(64, 200, Policy::Relu, 1)), []);
+    }
+
+    #[test]
+    fn a_budget_is_kept_exactly() {
+        for rest in [Rest::Identity, Rest::Polynomial] {
+            for relus in [0, 1, 4_000, 81_560, 100_000] {
+                let graph = lean9(32, 10, Policy::Budget { relus, rest }, 3);
+                let counts = graph_activations(&graph);
+                assert_eq!(counts.relu, relus.min(81_560));
+                assert_eq!(counts.total(), 81_560);
+                assert_eq!(verify::graph(&graph), []);
+            }
+        }
+    }
+
+    #[test]
+    fn evaluates_and_depends_on_the_seed_only() {
+        let image = vec![0.25; 3 * 32 * 32];
+        let logits =
+            |seed| interpret::float(&resnet20(32, 10, Policy::Relu, seed), &image).unwrap();
+        assert!(logits(1).iter().all(|v| v.is_finite()));
+        assert_eq!(logits(1), logits(1));
+        assert_ne!(logits(1), logits(2));
+    }
+}

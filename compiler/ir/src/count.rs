@@ -1,0 +1,109 @@
+//! Sizes of networks: multiply-adds, activations, weights.
+
+use crate::circuit::{Circuit, Kind, Step, Term};
+use crate::graph::{ActivationKind, Graph, Op};
+
+/// Activations by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activations {
+    /// ReLUs.
+    pub relu: usize,
+    /// Identities.
+    pub identity: usize,
+    /// Squares; a graph has none.
+    pub square: usize,
+    /// Polynomials.
+    pub polynomial: usize,
+}
+
+impl Activations {
+    /// Activations of all kinds.
+    pub fn total(&self) -> usize {
+        self.relu + self.identity + self.square + self.polynomial
+    }
+
+    fn count(&mut self, kind: Kind) {
+        *match kind {
+            Kind::Relu => &mut self.relu,
+            Kind::Identity => &mut self.identity,
+            Kind::Square => &mut self.square,
+            Kind::Polynomial => &mut self.polynomial,
+        } += 1;
+    }
+}
+
+/// Multiply-adds of one inference: every tap of every output of convolutions and dense layers, those
+/// on padding included, as papers count them. 0 for a graph whose shapes are inconsistent.
+pub fn graph_multiply_adds(graph: &Graph) -> u64 {
+    let Ok(shapes) = graph.shapes() else {
+        return 0;
+    };
+    let nodes = graph.nodes.iter().zip(&shapes);
+    nodes
+        .map(|(node, shape)| match &node.op {
+            Op::Conv2d { weight, .. } | Op::Dense { weight, .. } => {
+                weight.len() as u64 * u64::from(shape.h) * u64::from(shape.w)
+            }
+            _ => 0,
+        })
+        .sum()
+}
+
+/// Multiply-adds of one inference of a verified circuit, counted as in [`graph_multiply_adds`].
+pub fn circuit_multiply_adds(circuit: &Circuit) -> u64 {
+    let terms = circuit.layers.iter().flat_map(|layer| &layer.terms);
+    terms
+        .map(|term| match term {
+            Term::Conv(conv) => {
+                let input = circuit.tensor_shape(conv.input);
+                conv.output(input).map_or(0, |shape| {
+                    conv.weight_count(input) as u64 * u64::from(shape.h) * u64::from(shape.w)
+                })
+            }
+            Term::Residual { .. } => 0,
+        })
+        .sum()
+}
+
+/// Activations of a graph by kind.
+pub fn graph_activations(graph: &Graph) -> Activations {
+    let mut total = Activations::default();
+    for node in &graph.nodes {
+        if let Op::Activation { kinds, .. } = &node.op {
+            for kind in kinds {
+                total.count(match kind {
+                    ActivationKind::Relu => Kind::Relu,
+                    ActivationKind::Identity => Kind::Identity,
+                    ActivationKind::Polynomial => Kind::Polynomial,
+                });
+            }
+        }
+    }
+    total
+}
+
+/// Activations of a circuit by kind.
+pub fn circuit_activations(circuit: &Circuit) -> Activations {
+    let mut total = Activations::default();
+    for layer in &circuit.layers {
+        if let Step::Activate(activation) = &layer.step {
+            activation.kinds.iter().for_each(|&kind| total.count(kind));
+        }
+    }
+    total
+}
+
+/// Trained numbers of a graph: weights, biases, norms' scales and shifts, coefficients.
+pub fn graph_parameters(graph: &Graph) -> usize {
+    let nodes = graph.nodes.iter();
+    nodes
+        .map(|node| match &node.op {
+            Op::Conv2d { weight, bias, .. } | Op::Dense { weight, bias, .. } => {
+                weight.len() + bias.len()
+            }
+            Op::BatchNorm { gamma, beta, .. } => gamma.len() + beta.len(),
+            Op::Activation { coefficients, .. } => 3 * coefficients.len(),
+            Op::Input { .. } | Op::Add | Op::AvgPool { .. } | Op::Flatten => 0,
+        })
+        .sum()
+}

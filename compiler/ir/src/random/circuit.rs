@@ -1,0 +1,861 @@
+//! Random circuits with weights, layer by layer, each layer's bound from the intervals before it.
+
+use super::Draw;
+use crate::P;
+use crate::artifact::WeightsFile;
+use crate::circuit::*;
+use crate::range::{self, Interval};
+use crate::shape::{Padding, Shape};
+use crate::trace::{LayerTrace, Trace};
+use crate::weights::{LayerWeights, Polynomial, Weights};
+
+/// What random circuits look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Layers before the output, at most; at least one.
+    pub layers: u32,
+    /// Rows and columns of the image, at most.
+    pub side: u32,
+    /// Channels of any tensor, at most.
+    pub channels: u32,
+    /// Rows and columns of a kernel, at most.
+    pub kernel: u32,
+    /// Elements of a tensor, at most: layers that would be larger are drawn again.
+    pub elements: usize,
+    /// Squares and polynomials occur.
+    pub quadratic: bool,
+}
+
+impl Default for Options {
+    /// Small: milliseconds in an interpreter.
+    fn default() -> Self {
+        Options {
+            layers: 5,
+            side: 9,
+            channels: 5,
+            kernel: 4,
+            elements: 600,
+            quadratic: true,
+        }
+    }
+}
+
+/// A legal circuit with its weights; the same for the same seed and options.
+pub fn circuit(seed: u64, options: &Options) -> (Circuit, Weights) {
+    let mut maker = Maker::new(seed, options);
+    for index in 0..maker.draw.size(1, options.layers) {
+        maker.hidden_layer(index);
+    }
+    maker.output_layer();
+    (maker.circuit, maker.weights)
+}
+
+/// Weights as a file, with a salt drawn from the seed.
+pub fn weights_file(seed: u64, weights: Weights) -> WeightsFile {
+    let mut draw = Draw::new(seed);
+    let mut salt = [0; 32];
+    salt.iter_mut().for_each(|b| *b = draw.u64() as u8);
+    WeightsFile { salt, weights }
+}
+
+/// Pixels of a random image for a circuit: noise, or all black, white or extreme.
+pub fn pixels(circuit: &Circuit, seed: u64) -> Vec<u8> {
+    let mut draw = Draw::new(seed);
+    let mode = draw.below(6);
+    (0..circuit.input.len())
+        .map(|_| match mode {
+            0 => 0,
+            1 => 255,
+            2 => 255 * draw.below(2) as u8,
+            _ => draw.below(256) as u8,
+        })
+        .collect()
+}
+
+/// Uniform shares for every truncation of a circuit: what an honest client would hold.
+pub fn trace(circuit: &Circuit, seed: u64) -> Trace {
+    let mut draw = Draw::new(seed);
+    let mut shares = |count: usize| (0..count).map(|_| draw.below(P)).collect();
+    let layers = circuit.layers.iter();
+    let layers = layers.map(|layer| LayerTrace {
+        before_truncation: shares(layer.shape.len()),
+        before_post_truncation: match &layer.step {
+            Step::Activate(a) => shares(a.kinds.iter().filter(|k| k.is_quadratic()).count()),
+            Step::Output { .. } => Vec::new(),
+        },
+    });
+    Trace {
+        layers: layers.collect(),
+    }
+}
+
+/// Largest magnitude that a square or polynomial is taken of, so that its bound stays near `2^28`.
+const QUADRATIC_INPUT: u64 = 1 << 12;
+
+struct Maker<'a> {
+    draw: Draw,
+    options: &'a Options,
+    circuit: Circuit,
+    weights: Weights,
+    tensors: Vec<Vec<Interval>>,
+    /// Tensors that no layer reads yet.
+    unread: Vec<u32>,
+}
+
+impl<'a> Maker<'a> {
+    fn new(seed: u64, options: &'a Options) -> Self {
+        let mut draw = Draw::new(seed);
+        let mut input = Shape::new(
+            draw.size(1, options.channels.min(3)),
+            draw.size(1, options.side),
+            draw.size(1, options.side),
+        );
+        while input.len() > options.elements.max(1) {
+            input.h = input.h.div_ceil(2);
+            input.w = input.w.div_ceil(2);
+            input.c = 1;
+        }
+        let channels = 0..input.c;
+        let mut circuit = Circuit {
+            name: format!("random {seed}"),
+            input,
+            input_frac_bits: draw.between(4, 7) as u8,
+            mean: channels.clone().map(|_| draw.float(0.0, 1.0)).collect(),
+            std: channels.map(|_| draw.float(0.2, 1.0)).collect(),
+            classes: Vec::new(),
+            layers: Vec::new(),
+        };
+        if draw.one_in(4) {
+            circuit.mean.fill(0.0);
+            circuit.std.fill(1.0);
+        }
+        let intervals = range::input(&circuit).expect("one mean and deviation per channel");
+        Maker {
+            draw,
+            options,
+            circuit,
+            weights: Weights { layers: Vec::new() },
+            tensors: vec![intervals],
+            unread: vec![0],
+        }
+    }
+
+    fn shape(&self, id: u32) -> Shape {
+        self.circuit.tensor_shape(TensorId(id))
+    }
+
+    fn frac_bits(&self, id: u32) -> u8 {
+        match id.checked_sub(1) {
+            None => self.circuit.input_frac_bits,
+            Some(layer) => match &self.circuit.layers[layer as usize].step {
+                Step::Activate(a) => a.frac_bits,
+                Step::Output { .. } => unreachable!("the output is made last"),
+            },
+        }
+    }
+
+    /// A tensor, preferring those that nothing reads yet.
+    fn tensor(&mut self) -> u32 {
+        if !self.unread.is_empty() && !self.draw.one_in(4) {
+            *self.draw.pick(&self.unread)
+        } else {
+            self.draw.below(self.tensors.len() as u64) as u32
+        }
+    }
+
+    fn hidden_layer(&mut self, index: u32) {
+        let main = self.tensor();
+        let (mut terms, sum_shape) = self.first_term(main);
+        for _ in 0..self.draw.below(3) {
+            let other = self.tensor();
+            if let Some(term) = self.term_of_shape(other, sum_shape) {
+                terms.push(term);
+            }
+        }
+        let rotation = self.draw.below(terms.len() as u64) as usize;
+        terms.rotate_left(rotation);
+        let pool = match self.draw.one_in(4) {
+            true => self.window(sum_shape),
+            false => None,
+        };
+        let shape = pool.map_or(Some(sum_shape), |p| p.output(sum_shape));
+        let layer = Layer {
+            name: format!("layer{index}"),
+            terms,
+            pool,
+            shape: shape.expect("the window was drawn to fit"),
+            bound_bits: 0,
+            range: Range::Proved,
+            step: Step::Output { frac_bits: 0 },
+        };
+        self.finish_hidden(layer, sum_shape);
+    }
+
+    /// A term that decides the shape of its layer's sum.
+    fn first_term(&mut self, id: u32) -> (Vec<Term>, Shape) {
+        let input = self.shape(id);
+        if self.draw.one_in(6) {
+            // A layer without weights: the tensor as it is, or its windows' sums.
+            let pool = match self.draw.one_in(2) {
+                true => self.window(input),
+                false => None,
+            };
+            let shape = pool.map_or(Some(input), |p| p.output(input));
+            let term = Term::Residual {
+                input: TensorId(id),
+                pool,
+                shift: 0,
+            };
+            return (vec![term], shape.expect("the window was drawn to fit"));
+        }
+        loop {
+            let conv = self.conv(id);
+            let output = conv.output(input);
+            if let Some(shape) = output.filter(|s| s.len() <= self.options.elements.max(1)) {
+                return (vec![Term::Conv(conv)], shape);
+            }
+        }
+    }
+
+    fn conv(&mut self, id: u32) -> Conv {
+        let input = self.shape(id);
+        let largest = self.options.kernel;
+        let dense = self.draw.one_in(8);
+        let kernel = match self.draw.below(4) {
+            _ if dense => (input.h, input.w),
+            0 => (1, 1),
+            1 => (3, 3),
+            _ => (self.draw.size(1, largest), self.draw.size(1, largest)),
+        };
+        let padding = match self.draw.below(4) {
+            _ if dense => Padding::default(),
+            0 => Padding::default(),
+            1 => Padding::same(kernel.0.min(kernel.1) / 2),
+            _ => {
+                // One zero row beyond the kernel's reach is legal and useless; it occurs too.
+                let beyond = u32::from(self.draw.one_in(16));
+                let (rows, columns) = (kernel.0 - 1 + beyond, kernel.1 - 1 + beyond);
+                Padding {
+                    top: self.draw.size(0, rows),
+                    left: self.draw.size(0, columns),
+                    bottom: self.draw.size(0, rows),
+                    right: self.draw.size(0, columns),
+                }
+            }
+        };
+        let stride = match self.draw.below(3) {
+            0 => (1, 1),
+            1 => (2, 2),
+            _ => (self.draw.size(1, 3), self.draw.size(1, 3)),
+        };
+        Conv {
+            input: TensorId(id),
+            out_channels: self.draw.size(1, self.options.channels),
+            kernel,
+            stride,
+            padding,
+            weight_bits: self.draw.between(1, 9) as u8,
+        }
+    }
+
+    /// A term on tensor `id` whose result has this shape, if a few attempts find one.
+    fn term_of_shape(&mut self, id: u32, shape: Shape) -> Option<Term> {
+        let input = self.shape(id);
+        if input.c == shape.c && self.draw.one_in(2) {
+            let rows = self.fit_pool(input.h, shape.h);
+            let columns = self.fit_pool(input.w, shape.w);
+            if let (Some((kh, sh)), Some((kw, sw))) = (rows, columns) {
+                let pool = SumPool {
+                    kernel: (kh, kw),
+                    stride: (sh, sw),
+                };
+                let plain = input == shape && (kh, kw, sh, sw) == (1, 1, 1, 1);
+                return Some(Term::Residual {
+                    input: TensorId(id),
+                    pool: Some(pool).filter(|_| !plain),
+                    shift: 0,
+                });
+            }
+        }
+        let (kh, sh, top, bottom) = self.fit_conv(input.h, shape.h)?;
+        let (kw, sw, left, right) = self.fit_conv(input.w, shape.w)?;
+        Some(Term::Conv(Conv {
+            input: TensorId(id),
+            out_channels: shape.c,
+            kernel: (kh, kw),
+            stride: (sh, sw),
+            padding: Padding {
+                top,
+                left,
+                bottom,
+                right,
+            },
+            weight_bits: self.draw.between(1, 9) as u8,
+        }))
+    }
+
+    /// Kernel and stride of a pool that makes `to` windows of `from` rows.
+    fn fit_pool(&mut self, from: u32, to: u32) -> Option<(u32, u32)> {
+        if from == to && !self.draw.one_in(4) {
+            return Some((1, 1));
+        }
+        for _ in 0..8 {
+            let (kernel, stride) = (self.draw.size(1, from), self.draw.size(1, 3));
+            if (from - kernel) / stride + 1 == to {
+                return Some((kernel, stride));
+            }
+        }
+        None
+    }
+
+    /// Kernel, stride and two paddings of a convolution that makes `to` windows of `from` rows.
+    fn fit_conv(&mut self, from: u32, to: u32) -> Option<(u32, u32, u32, u32)> {
+        for _ in 0..16 {
+            let stride = self.draw.size(1, 3);
+            let kernel = self.draw.size(1, self.options.kernel);
+            let slack = self.draw.size(0, stride - 1);
+            let padding = ((to - 1) * stride + kernel + slack).checked_sub(from);
+            if let Some(padding) = padding.filter(|&p| p <= 2 * (kernel - 1)) {
+                let least = padding.saturating_sub(kernel - 1);
+                let before = self.draw.size(least, padding.min(kernel - 1));
+                return Some((kernel, stride, before, padding - before));
+            }
+        }
+        None
+    }
+
+    fn window(&mut self, shape: Shape) -> Option<SumPool> {
+        let kernel = (
+            self.draw.size(1, shape.h.min(3)),
+            self.draw.size(1, shape.w.min(3)),
+        );
+        let stride = match self.draw.one_in(2) {
+            true => kernel,
+            false => (self.draw.size(1, 3), self.draw.size(1, 3)),
+        };
+        Some(SumPool { kernel, stride })
+    }
+
+    /// Weights, shifts, bound, truncation and kinds of a layer that has its shape.
+    fn finish_hidden(&mut self, mut layer: Layer, sum_shape: Shape) {
+        let scale = self.shift_residuals(&mut layer);
+        let mut weights = self.layer_weights(&layer, sum_shape);
+        let sums = self.read_and_sum(&layer, &weights);
+        let magnitude = range::largest(&sums);
+        let target = self.draw.between(5, 10) as u32;
+        let excess = (u64::BITS - magnitude.leading_zeros()).saturating_sub(target) as u8;
+        // With a scale given by residuals, what is cut and what is left add up to it.
+        let (truncate, frac_bits) = match scale {
+            Some(scale) => (excess.min(scale), scale - excess.min(scale)),
+            None => (excess, self.draw.between(3, 9) as u8),
+        };
+        let room = u8::from(self.draw.one_in(2));
+        layer.bound_bits = (range::bound_bits(magnitude, truncate) + room).max(truncate + 1);
+        layer.range = self.range(magnitude);
+        let small = magnitude >> truncate < QUADRATIC_INPUT;
+        let kinds = self.kinds(layer.shape.len(), self.options.quadratic && small);
+        if kinds.contains(&Kind::Polynomial) {
+            let channels = 0..layer.shape.c;
+            weights.polynomials = channels.map(|_| self.polynomial()).collect();
+        }
+        let mut activation = Activation {
+            truncate,
+            frac_bits,
+            kinds,
+            square: None,
+            polynomial: None,
+        };
+        self.second_truncations(&layer, &mut activation, &weights, &sums);
+        let (tensor, _) = range::activate(&layer, &activation, &weights, &sums)
+            .expect("small values stay below 2^62");
+        layer.step = Step::Activate(activation);
+        *self.circuit.layers.last_mut().expect("pushed before") = layer;
+        self.weights.layers.push(weights);
+        self.unread.push(self.tensors.len() as u32);
+        self.tensors.push(tensor);
+    }
+
+    /// Shifts every residual to one scale; returns it if the layer's truncation must keep to it.
+    fn shift_residuals(&mut self, layer: &mut Layer) -> Option<u8> {
+        let inputs: Vec<u32> = layer
+            .terms
+            .iter()
+            .filter_map(|term| match term {
+                Term::Residual {
+                    input, pool: None, ..
+                } => Some(input.0),
+                _ => None,
+            })
+            .collect();
+        let highest = inputs.iter().map(|&id| self.frac_bits(id)).max();
+        let scale = highest.map(|frac_bits| frac_bits + self.draw.below(6) as u8);
+        for term in &mut layer.terms {
+            match (term, scale) {
+                (
+                    Term::Residual {
+                        input,
+                        pool: None,
+                        shift,
+                    },
+                    Some(scale),
+                ) => *shift = scale - self.frac_bits(input.0),
+                (Term::Residual { shift, .. }, _) => *shift = self.draw.below(6) as u8,
+                (Term::Conv(_), _) => {}
+            }
+        }
+        scale.filter(|_| layer.pool.is_none())
+    }
+
+    fn layer_weights(&mut self, layer: &Layer, sum_shape: Shape) -> LayerWeights {
+        let mut kernels = Vec::new();
+        for term in &layer.terms {
+            if let Term::Conv(conv) = term {
+                let count = conv.weight_count(self.shape(conv.input.0));
+                let limit = (1 << conv.weight_bits) - 1;
+                // Now and then the extremes only.
+                let extreme = self.draw.one_in(8);
+                let mut weight = || match extreme {
+                    true => limit * self.draw.between(-1, 1),
+                    false => self.draw.between(-limit, limit),
+                };
+                kernels.push((0..count).map(|_| weight() as i16).collect());
+            }
+        }
+        let limit = 1 << self.draw.below(12);
+        let bias = (0..sum_shape.c).map(|_| self.draw.between(-limit, limit));
+        LayerWeights {
+            kernels,
+            bias: bias.collect(),
+            polynomials: Vec::new(),
+        }
+    }
+
+    /// Adds the layer, marks what it reads, and returns the intervals of its sums.
+    fn read_and_sum(&mut self, layer: &Layer, weights: &LayerWeights) -> Vec<Interval> {
+        for term in &layer.terms {
+            self.unread.retain(|&id| id != term.input().0);
+        }
+        let index = self.circuit.layers.len();
+        self.circuit.layers.push(layer.clone());
+        range::sums(&self.circuit, index, weights, &self.tensors)
+            .expect("small values stay below 2^62")
+    }
+
+    fn range(&mut self, magnitude: u64) -> Range {
+        match self.draw.one_in(3) {
+            true => Range::Calibrated {
+                max_seen: magnitude,
+            },
+            false => Range::Proved,
+        }
+    }
+
+    fn kinds(&mut self, count: usize, quadratic: bool) -> Vec<Kind> {
+        let mut choices = match self.draw.below(5) {
+            0 => vec![Kind::Relu],
+            1 => vec![Kind::Identity],
+            _ => vec![Kind::Relu, Kind::Identity],
+        };
+        if quadratic {
+            match self.draw.below(6) {
+                0 => choices.push(Kind::Square),
+                1 => choices.push(Kind::Polynomial),
+                2 => choices.extend([Kind::Square, Kind::Polynomial]),
+                3 => choices = vec![Kind::Polynomial],
+                _ => {}
+            }
+        }
+        (0..count).map(|_| *self.draw.pick(&choices)).collect()
+    }
+
+    fn polynomial(&mut self) -> Polynomial {
+        Polynomial {
+            a: self.draw.between(-15, 15),
+            b: self.draw.between(-200, 200),
+            k: self.draw.between(-5000, 5000),
+        }
+    }
+
+    /// Cuts squares and polynomials back to about ten bits.
+    fn second_truncations(
+        &mut self,
+        layer: &Layer,
+        activation: &mut Activation,
+        weights: &LayerWeights,
+        sums: &[Interval],
+    ) {
+        let (_, ranges) = range::activate(layer, activation, weights, sums)
+            .expect("small values stay below 2^62");
+        let mut post = |magnitude: u64| {
+            let bits = u64::BITS - magnitude.leading_zeros();
+            let truncate = bits.saturating_sub(self.draw.between(6, 10) as u32) as u8;
+            PostTruncation {
+                truncate,
+                bound_bits: range::bound_bits(magnitude, truncate) + self.draw.below(2) as u8,
+                range: self.range(magnitude),
+            }
+        };
+        if activation.kinds.contains(&Kind::Square) {
+            activation.square = Some(post(ranges.square));
+        }
+        if activation.kinds.contains(&Kind::Polynomial) {
+            activation.polynomial = Some(post(ranges.polynomial));
+        }
+    }
+
+    /// Reads every tensor that nothing has read: dense, or now and then a map.
+    fn output_layer(&mut self) {
+        let classes = self.draw.size(1, self.options.channels.max(2));
+        let unread = std::mem::take(&mut self.unread);
+        let (terms, shape) = match unread[..] {
+            [only] if self.draw.one_in(4) => self.first_term(only),
+            _ => {
+                let dense = |id: &u32| {
+                    let input = self.shape(*id);
+                    Term::Conv(Conv {
+                        input: TensorId(*id),
+                        out_channels: classes,
+                        kernel: (input.h, input.w),
+                        stride: (1, 1),
+                        padding: Padding::default(),
+                        weight_bits: 7,
+                    })
+                };
+                let terms = unread.iter().map(dense).collect();
+                (terms, Shape::new(classes, 1, 1))
+            }
+        };
+        let mut layer = Layer {
+            name: "logits".into(),
+            terms,
+            pool: None,
+            shape,
+            bound_bits: 0,
+            range: Range::Proved,
+            step: Step::Output { frac_bits: 0 },
+        };
+        let scale = self.shift_residuals(&mut layer);
+        let frac_bits = scale.unwrap_or_else(|| self.draw.between(8, 16) as u8);
+        layer.step = Step::Output { frac_bits };
+        let weights = self.layer_weights(&layer, shape);
+        let sums = self.read_and_sum(&layer, &weights);
+        let magnitude = range::largest(&sums);
+        layer.bound_bits = range::bound_bits(magnitude, 0);
+        if (shape.h, shape.w) == (1, 1) && self.draw.one_in(2) {
+            let names = (0..shape.c).map(|i| format!("class {i}"));
+            self.circuit.classes = names.collect();
+        }
+        *self.circuit.layers.last_mut().expect("pushed before") = layer;
+        self.weights.layers.push(weights);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifact::Artifact;
+    use crate::interpret::{self, Interpreter};
+    use crate::plan::Plan;
+    use crate::{text, verify};
+    use std::collections::BTreeSet;
+
+    const CASES: u64 = 400;
+
+    #[test]
+    fn random_circuits_are_legal_and_keep_their_bounds() {
+        for seed in 0..CASES {
+            let (circuit, weights) = circuit(seed, &Options::default());
+            assert_eq!(verify::weights(&circuit, &weights), [], "seed {seed}");
+            let ranges = range::analyse(&circuit, &weights).unwrap();
+            let interpreter = Interpreter::new(&circuit, &weights).unwrap();
+            for image in 0..4 {
+                let pixels = pixels(&circuit, seed * 4 + image);
+                let input = interpret::quantise_image(&circuit, &pixels).unwrap();
+                let run = interpreter.plain(&input);
+                let run = run.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+                for (layer, range) in ranges.iter().enumerate() {
+                    assert!(run.max_abs_before_truncation[layer] <= range.sum);
+                    assert!(run.max_abs_before_post[layer].square <= range.square);
+                    assert!(run.max_abs_before_post[layer].polynomial <= range.polynomial);
+                }
+            }
+        }
+    }
+
+    /// Everything the option list promises does occur within the seeds that tests use.
+    #[test]
+    fn all_shapes_and_kinds_occur() {
+        let mut seen = BTreeSet::new();
+        for seed in 0..CASES {
+            let (circuit, _) = circuit(seed, &Options::default());
+            for layer in &circuit.layers {
+                let convs = layer.terms.iter().filter(|t| matches!(t, Term::Conv(_)));
+                if convs.count() > 1 {
+                    seen.insert("two convolutions");
+                }
+                if layer.terms.len() > 2 {
+                    seen.insert("three terms");
+                }
+                if layer.pool.is_some() {
+                    seen.insert("layer pool");
+                }
+                if let Step::Activate(a) = &layer.step {
+                    for kind in &a.kinds {
+                        seen.insert(match kind {
+                            Kind::Relu => "relu",
+                            Kind::Identity => "identity",
+                            Kind::Square => "square",
+                            Kind::Polynomial => "polynomial",
+                        });
+                    }
+                    if a.kinds.iter().all(|k| *k == Kind::Identity) {
+                        seen.insert("all identity");
+                    }
+                    if a.truncate == 0 {
+                        seen.insert("nothing cut");
+                    }
+                }
+                for term in &layer.terms {
+                    let name = match term {
+                        Term::Residual { pool: None, .. } => "residual",
+                        Term::Residual { .. } => "pooled residual",
+                        Term::Conv(conv) => {
+                            let input = circuit.tensor_shape(conv.input);
+                            let p = conv.padding;
+                            if p.top != p.bottom || p.left != p.right {
+                                seen.insert("uneven padding");
+                            }
+                            if p.top >= conv.kernel.0 {
+                                seen.insert("padding beyond the kernel");
+                            }
+                            if conv.stride.0 > 1 && conv.stride.0 != conv.stride.1 {
+                                seen.insert("uneven stride");
+                            }
+                            if conv.kernel.0 > input.h {
+                                seen.insert("kernel larger than the map");
+                            }
+                            if input.h > 1 && conv.kernel == (input.h, input.w) {
+                                seen.insert("dense");
+                            }
+                            match conv.kernel {
+                                (1, 1) => "1x1",
+                                (h, _) if h % 2 == 0 => "even kernel",
+                                _ => "odd kernel",
+                            }
+                        }
+                    };
+                    seen.insert(name);
+                }
+            }
+        }
+        let expected = [
+            "1x1",
+            "all identity",
+            "dense",
+            "even kernel",
+            "identity",
+            "kernel larger than the map",
+            "layer pool",
+            "nothing cut",
+            "odd kernel",
+            "padding beyond the kernel",
+            "polynomial",
+            "pooled residual",
+            "relu",
+            "residual",
+            "square",
+            "three terms",
+            "two convolutions",
+            "uneven padding",
+            "uneven stride",
+        ];
+        assert_eq!(seen, BTreeSet::from(expected));
+    }
+
+    #[test]
+    fn text_and_file_round_trip() {
+        for seed in 0..CASES {
+            let (circuit, weights) = circuit(seed, &Options::default());
+            let parsed = text::parse_circuit(&text::print_circuit(&circuit));
+            assert_eq!(parsed.as_ref(), Ok(&circuit), "seed {seed}");
+            let file = weights_file(seed, weights);
+            assert_eq!(
+                crate::WeightsFile::decode(&file.encode()).as_ref(),
+                Ok(&file)
+            );
+            let plan = Plan {
+                ring_degree: 8192,
+                bundles: 1,
+                uploads: vec![],
+                answers: vec![],
+            };
+            let artifact = Artifact::new(circuit, plan, file.digest());
+            let decoded = Artifact::decode(&artifact.encode()).unwrap();
+            assert_eq!(decoded, artifact, "seed {seed}");
+            decoded.check_weights(&file).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_circuit() {
+        let small = Options::default();
+        assert!(circuit(5, &small) == circuit(5, &small));
+        assert!(circuit(5, &small) != circuit(6, &small));
+    }
+
+    /// The interpreters against an evaluation written as the definition reads: one sum per element,
+    /// in i128, no shared code.
+    #[test]
+    fn interpreters_equal_the_definition() {
+        for seed in 0..CASES {
+            let (circuit, weights) = circuit(seed, &Options::default());
+            let input = interpret::quantise_image(&circuit, &pixels(&circuit, seed)).unwrap();
+            let plain = interpret::plain(&circuit, &weights, &input).unwrap();
+            assert_eq!(
+                plain.tensors.last().unwrap().len(),
+                definition(&circuit, &weights, &input, None).1[circuit.layers.len() - 1].len()
+            );
+            let (logits, tensors) = definition(&circuit, &weights, &input, None);
+            assert_eq!(plain.logits, logits, "seed {seed}");
+            assert_eq!(plain.tensors, tensors, "seed {seed}");
+            let trace = trace(&circuit, seed);
+            let exact = interpret::exact(&circuit, &weights, &input, &trace);
+            let exact = exact.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            let (logits, tensors) = definition(&circuit, &weights, &input, Some(&trace));
+            assert_eq!(exact.logits, logits, "seed {seed}");
+            assert_eq!(exact.tensors, tensors, "seed {seed}");
+        }
+    }
+
+    fn definition(
+        circuit: &Circuit,
+        weights: &Weights,
+        input: &[i64],
+        trace: Option<&Trace>,
+    ) -> (Vec<i64>, Vec<Vec<i64>>) {
+        let mut tensors = vec![input.to_vec()];
+        for (index, layer) in circuit.layers.iter().enumerate() {
+            let sum_shape = layer.sum_shape(circuit).unwrap();
+            let pool = layer.pool.unwrap_or(SumPool {
+                kernel: (1, 1),
+                stride: (1, 1),
+            });
+            let w = &weights.layers[index];
+            let mut result = Vec::new();
+            let mut quadratic = 0;
+            for element in 0..layer.shape.len() {
+                let (c, i, j) = place(layer.shape, element);
+                let mut z = 0i128;
+                for di in 0..pool.kernel.0 {
+                    for dj in 0..pool.kernel.1 {
+                        let at = (c, i * pool.stride.0 + di, j * pool.stride.1 + dj);
+                        assert!(at.1 < sum_shape.h && at.2 < sum_shape.w);
+                        z += sum_at(circuit, layer, w, &tensors, at);
+                    }
+                }
+                let Step::Activate(a) = &layer.step else {
+                    result.push(z as i64);
+                    continue;
+                };
+                let cut = |x: i128, f: u8, bound_bits: u8, share: Option<u64>| match share {
+                    None => (x as f64 / f64::from(f).exp2() + 0.5).floor() as i128,
+                    Some(c) => two_parties(x, c, f, bound_bits),
+                };
+                let shares = trace.map(|t| &t.layers[index]);
+                let share = shares.map(|s| s.before_truncation[element]);
+                let y = cut(z, a.truncate, layer.bound_bits, share);
+                let value = match a.kinds[element] {
+                    Kind::Relu => y.max(0),
+                    Kind::Identity => y,
+                    kind => {
+                        let p = match kind {
+                            Kind::Square => Polynomial { a: 1, b: 0, k: 0 },
+                            _ => w.polynomials[c as usize],
+                        };
+                        let v = i128::from(p.a) * y * y + i128::from(p.b) * y + i128::from(p.k);
+                        let post = a.post(kind).unwrap();
+                        let share = shares.map(|s| s.before_post_truncation[quadratic]);
+                        quadratic += 1;
+                        cut(v, post.truncate, post.bound_bits, share)
+                    }
+                };
+                result.push(value as i64);
+            }
+            tensors.push(result);
+        }
+        let logits = tensors.pop().unwrap();
+        (logits, tensors)
+    }
+
+    /// Each party shifts its own term; the sum as a field element of smallest magnitude.
+    fn two_parties(x: i128, c: u64, f: u8, bound_bits: u8) -> i128 {
+        let (p, b) = (P, 1u64 << bound_bits);
+        let d = (x - i128::from(c)).rem_euclid(p.into()) as u64;
+        let client = ((c + b) % p) >> f;
+        let server = (p - (((p - d) % p) >> f) + p - (b >> f)) % p;
+        let t = (client + server) % p;
+        if t > p / 2 {
+            i128::from(t) - i128::from(p)
+        } else {
+            t.into()
+        }
+    }
+
+    fn place(shape: Shape, element: usize) -> (u32, u32, u32) {
+        let e = element as u32;
+        (e / (shape.h * shape.w), e / shape.w % shape.h, e % shape.w)
+    }
+
+    fn sum_at(
+        circuit: &Circuit,
+        layer: &Layer,
+        weights: &LayerWeights,
+        tensors: &[Vec<i64>],
+        (c, i, j): (u32, u32, u32),
+    ) -> i128 {
+        let mut z = i128::from(weights.bias[c as usize]);
+        let mut kernels = weights.kernels.iter();
+        for term in &layer.terms {
+            let shape = circuit.tensor_shape(term.input());
+            let x = |c: u32, i: i64, j: i64| {
+                if i < 0 || j < 0 || i >= shape.h.into() || j >= shape.w.into() {
+                    return 0;
+                }
+                let at = (c * shape.h + i as u32) * shape.w + j as u32;
+                i128::from(tensors[term.input().0 as usize][at as usize])
+            };
+            match term {
+                Term::Residual { pool, shift, .. } => {
+                    let pool = pool.unwrap_or(SumPool {
+                        kernel: (1, 1),
+                        stride: (1, 1),
+                    });
+                    for di in 0..pool.kernel.0 {
+                        for dj in 0..pool.kernel.1 {
+                            let row = (i * pool.stride.0 + di).into();
+                            let column = (j * pool.stride.1 + dj).into();
+                            z += x(c, row, column) << shift;
+                        }
+                    }
+                }
+                Term::Conv(conv) => {
+                    let kernel = kernels.next().unwrap();
+                    let (kh, kw) = conv.kernel;
+                    for g in 0..shape.c {
+                        for k in 0..kh {
+                            for l in 0..kw {
+                                let w = kernel[(((c * shape.c + g) * kh + k) * kw + l) as usize];
+                                let row =
+                                    i64::from(i * conv.stride.0 + k) - i64::from(conv.padding.top);
+                                let column =
+                                    i64::from(j * conv.stride.1 + l) - i64::from(conv.padding.left);
+                                z += i128::from(w) * x(g, row, column);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        z
+    }
+}

@@ -1,0 +1,423 @@
+//! Interval analysis of a circuit: the largest magnitudes any input can reach.
+//!
+//! Each element of each tensor has an interval of its own, so that padding and shape matter as they
+//! do in the evaluation. Sums are exact for independent inputs (the image's pixels are); deeper,
+//! intervals forget that elements depend on each other and may be wider than the truth, never
+//! narrower. Truncation adds what either rounding can: floor up to ceiling.
+
+use crate::circuit::{
+    Activation, Circuit, Kind, Layer, PostTruncation, Range, Step, SumPool, Term,
+};
+use crate::interpret::convolve::{Windows, convolve};
+use crate::interpret::quantise_image;
+use crate::shape::Shape;
+use crate::weights::{LayerWeights, Polynomial, Weights};
+
+/// All integers from `low` to `high`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interval {
+    /// Smallest.
+    pub low: i64,
+    /// Largest.
+    pub high: i64,
+}
+
+impl Interval {
+    /// Largest magnitude.
+    pub fn magnitude(&self) -> u64 {
+        self.low.unsigned_abs().max(self.high.unsigned_abs())
+    }
+}
+
+/// Largest magnitudes of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerRange {
+    /// Before the first truncation.
+    pub sum: u64,
+    /// Of squares before the second truncation; 0 if there are none.
+    pub square: u64,
+    /// Of polynomials before the second truncation; 0 if there are none.
+    pub polynomial: u64,
+    /// Of the resulting tensor, or the logits.
+    pub result: u64,
+}
+
+/// Why a layer has no range.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Values may leave 62 bits.
+    #[error(
+        "layer {layer}: values may exceed 2^62: no bound can be proved; calibrate this layer or cut more bits before it"
+    )]
+    Unbounded {
+        /// Name of the layer.
+        layer: String,
+    },
+    /// The circuit or its weights are malformed.
+    #[error("{0}; verify circuit and weights first")]
+    Malformed(String),
+}
+
+/// Ranges of all layers. Below a layer whose range is calibrated, its declared bound is taken for true.
+///
+/// # Errors
+/// If the parts do not fit together, or a layer has no range below `2^62`.
+pub fn analyse(circuit: &Circuit, weights: &Weights) -> Result<Vec<LayerRange>, Error> {
+    let faults = crate::verify::weights(circuit, weights);
+    if !faults.is_empty() {
+        return Err(Error::Malformed(crate::verify::list(&faults)));
+    }
+    let mut tensors = vec![input(circuit)?];
+    let mut ranges = Vec::with_capacity(circuit.layers.len());
+    for (index, layer) in circuit.layers.iter().enumerate() {
+        let weights = &weights.layers[index];
+        let mut sums = sums(circuit, index, weights, &tensors)?;
+        let sum = largest(&sums);
+        if let Range::Calibrated { .. } = layer.range {
+            let bound = (1i64 << layer.bound_bits) - (1i64 << layer.truncate());
+            clamp(&mut sums, bound);
+        }
+        let (tensor, mut range) = match &layer.step {
+            Step::Activate(activation) => activate(layer, activation, weights, &sums)?,
+            Step::Output { .. } => {
+                let range = LayerRange {
+                    sum,
+                    square: 0,
+                    polynomial: 0,
+                    result: largest(&sums),
+                };
+                (Vec::new(), range)
+            }
+        };
+        range.sum = sum;
+        ranges.push(range);
+        tensors.push(tensor);
+    }
+    Ok(ranges)
+}
+
+/// Smallest `b` with `magnitude <= 2^b - 2^truncate`.
+pub fn bound_bits(magnitude: u64, truncate: u8) -> u8 {
+    let needed = u128::from(magnitude) + (1u128 << truncate);
+    let bits = u128::BITS - (needed - 1).leading_zeros();
+    (bits as u8).max(truncate)
+}
+
+pub(crate) fn largest(intervals: &[Interval]) -> u64 {
+    intervals.iter().map(Interval::magnitude).max().unwrap_or(0)
+}
+
+fn clamp(intervals: &mut [Interval], bound: i64) {
+    for i in intervals {
+        i.low = i.low.clamp(-bound, bound);
+        i.high = i.high.clamp(-bound, bound);
+    }
+}
+
+/// Intervals of the image's elements: black to white in every pixel.
+pub(crate) fn input(circuit: &Circuit) -> Result<Vec<Interval>, Error> {
+    let quantise = |pixel| {
+        quantise_image(circuit, &vec![pixel; circuit.input.len()])
+            .map_err(|e| Error::Malformed(e.to_string()))
+    };
+    let (black, white) = (quantise(0)?, quantise(255)?);
+    let pairs = black.into_iter().zip(white);
+    Ok(pairs.map(|(low, high)| Interval { low, high }).collect())
+}
+
+/// Intervals of a layer's sums, from those of the tensors before it.
+pub(crate) fn sums(
+    circuit: &Circuit,
+    index: usize,
+    weights: &LayerWeights,
+    tensors: &[Vec<Interval>],
+) -> Result<Vec<Interval>, Error> {
+    let layer = &circuit.layers[index];
+    let unbounded = || Error::Unbounded {
+        layer: layer.name.clone(),
+    };
+    let shape = layer
+        .sum_shape(circuit)
+        .ok_or_else(|| Error::Malformed(format!("layer {}", layer.name)))?;
+    let positions = shape.h as usize * shape.w as usize;
+    // Low and high ends, in i128: every summand is below 2^62 and there are fewer than 2^32 of them.
+    let bias = weights.bias.iter().map(|&b| i128::from(b));
+    let low: Vec<i128> = bias
+        .flat_map(|b| std::iter::repeat_n(b, positions))
+        .collect();
+    let mut ends = (low.clone(), low);
+    let mut kernels = weights.kernels.iter();
+    for term in &layer.terms {
+        let x = &tensors[term.input().0 as usize];
+        let input = circuit.tensor_shape(term.input());
+        let (low, high) = match term {
+            Term::Conv(conv) => {
+                let kernel = kernels.next().ok_or_else(|| {
+                    Error::Malformed(format!("layer {} lacks a kernel", layer.name))
+                })?;
+                let windows = Windows {
+                    input,
+                    output: shape,
+                    kernel: conv.kernel,
+                    stride: conv.stride,
+                    padding: conv.padding,
+                };
+                conv_ends(x, kernel, &windows)
+            }
+            Term::Residual { pool, shift, .. } => {
+                let scaled: Vec<Option<Interval>> =
+                    x.iter().map(|i| shift_left(*i, *shift)).collect();
+                let scaled: Option<Vec<Interval>> = scaled.into_iter().collect();
+                let ends = split(&scaled.ok_or_else(unbounded)?);
+                match pool {
+                    Some(pool) => (
+                        pool_sums(&ends.0, input, pool, shape),
+                        pool_sums(&ends.1, input, pool, shape),
+                    ),
+                    None => ends,
+                }
+            }
+        };
+        for (sum, value) in ends.0.iter_mut().zip(low) {
+            *sum += value;
+        }
+        for (sum, value) in ends.1.iter_mut().zip(high) {
+            *sum += value;
+        }
+    }
+    if let Some(pool) = &layer.pool {
+        ends = (
+            pool_sums(&ends.0, shape, pool, layer.shape),
+            pool_sums(&ends.1, shape, pool, layer.shape),
+        );
+    }
+    let pairs = ends.0.into_iter().zip(ends.1);
+    pairs
+        .map(|(low, high)| interval(low, high))
+        .collect::<Option<_>>()
+        .ok_or_else(unbounded)
+}
+
+/// The interval, if it lies within 62 bits.
+fn interval(low: i128, high: i128) -> Option<Interval> {
+    let limit = 1i128 << 62;
+    (low >= -limit && high <= limit).then_some(Interval {
+        low: low as i64,
+        high: high as i64,
+    })
+}
+
+fn split(x: &[Interval]) -> (Vec<i128>, Vec<i128>) {
+    x.iter()
+        .map(|i| (i128::from(i.low), i128::from(i.high)))
+        .unzip()
+}
+
+fn shift_left(x: Interval, shift: u8) -> Option<Interval> {
+    let factor = 1i128 << shift.min(64);
+    interval(i128::from(x.low) * factor, i128::from(x.high) * factor)
+}
+
+/// With centre and radius doubled, `2 low = W (l + h) - |W| (h - l)` and `2 high` likewise with a plus.
+fn conv_ends(x: &[Interval], kernel: &[i16], windows: &Windows) -> (Vec<i128>, Vec<i128>) {
+    let weights: Vec<i64> = kernel.iter().map(|&w| w.into()).collect();
+    let magnitudes: Vec<i64> = weights.iter().map(|w| w.abs()).collect();
+    // A tap's product is at most 2 * largest * 2^15; within i64 for the sum of a row's taps.
+    let taps = (kernel.len() / (windows.output.c as usize).max(1)) as u128;
+    if u128::from(largest(x)) * taps < 1 << 46 {
+        let centre: Vec<i64> = x.iter().map(|i| i.low + i.high).collect();
+        let radius: Vec<i64> = x.iter().map(|i| i.high - i.low).collect();
+        let middle = convolve(&centre, &weights, windows);
+        let spread = convolve(&radius, &magnitudes, windows);
+        let pairs = middle.into_iter().zip(spread);
+        return pairs
+            .map(|(m, s)| (i128::from((m - s) / 2), i128::from((m + s) / 2)))
+            .unzip();
+    }
+    let wide = |values: Vec<i64>| values.into_iter().map(i128::from).collect::<Vec<_>>();
+    let (low, high) = split(x);
+    let centre: Vec<i128> = low.iter().zip(&high).map(|(l, h)| l + h).collect();
+    let radius: Vec<i128> = low.iter().zip(&high).map(|(l, h)| h - l).collect();
+    let middle = convolve(&centre, &wide(weights), windows);
+    let spread = convolve(&radius, &wide(magnitudes), windows);
+    let pairs = middle.into_iter().zip(spread);
+    pairs.map(|(m, s)| ((m - s) / 2, (m + s) / 2)).unzip()
+}
+
+fn pool_sums(x: &[i128], input: Shape, pool: &SumPool, output: Shape) -> Vec<i128> {
+    let (h, w) = (input.h as usize, input.w as usize);
+    let mut sums = Vec::with_capacity(output.len());
+    for plane in x.chunks_exact(h * w) {
+        for i in 0..output.h as usize {
+            for j in 0..output.w as usize {
+                let (top, left) = (i * pool.stride.0 as usize, j * pool.stride.1 as usize);
+                let row = |y: usize| &plane[y * w + left..][..pool.kernel.1 as usize];
+                sums.push((top..top + pool.kernel.0 as usize).flat_map(row).sum());
+            }
+        }
+    }
+    sums
+}
+
+/// Intervals of the tensor a layer makes of these sums, with its magnitudes.
+pub(crate) fn activate(
+    layer: &Layer,
+    activation: &Activation,
+    weights: &LayerWeights,
+    sums: &[Interval],
+) -> Result<(Vec<Interval>, LayerRange), Error> {
+    let positions = layer.shape.h as usize * layer.shape.w as usize;
+    let unbounded = || Error::Unbounded {
+        layer: layer.name.clone(),
+    };
+    let mut range = LayerRange {
+        sum: largest(sums),
+        square: 0,
+        polynomial: 0,
+        result: 0,
+    };
+    let mut tensor = Vec::with_capacity(sums.len());
+    for (element, (z, &kind)) in sums.iter().zip(&activation.kinds).enumerate() {
+        let y = truncate(*z, activation.truncate);
+        let result = match kind {
+            Kind::Identity => y,
+            Kind::Relu => Interval {
+                low: y.low.max(0),
+                high: y.high.max(0),
+            },
+            Kind::Square | Kind::Polynomial => {
+                let (polynomial, seen) = match kind {
+                    Kind::Square => (Polynomial { a: 1, b: 0, k: 0 }, &mut range.square),
+                    _ => (
+                        weights.polynomials[element / positions],
+                        &mut range.polynomial,
+                    ),
+                };
+                let v = evaluate(polynomial, y).ok_or_else(unbounded)?;
+                *seen = (*seen).max(v.magnitude());
+                truncate_post(v, activation.post(kind))
+            }
+        };
+        tensor.push(result);
+    }
+    range.result = largest(&tensor);
+    Ok((tensor, range))
+}
+
+/// Floor of the low end, ceiling of the high end.
+fn truncate(x: Interval, f: u8) -> Interval {
+    let ceiling = -(-i128::from(x.high) >> f);
+    Interval {
+        low: x.low >> f,
+        high: ceiling as i64,
+    }
+}
+
+/// Values beyond a calibrated bound are taken not to occur; a missing specification cuts nothing.
+fn truncate_post(v: Interval, post: Option<&PostTruncation>) -> Interval {
+    let Some(post) = post else {
+        return v;
+    };
+    let mut v = [v];
+    if let Range::Calibrated { .. } = post.range {
+        clamp(&mut v, (1i64 << post.bound_bits) - (1i64 << post.truncate));
+    }
+    truncate(v[0], post.truncate)
+}
+
+/// Exact range of `a y^2 + b y + k` over the integers of an interval.
+fn evaluate(p: Polynomial, y: Interval) -> Option<Interval> {
+    let (a, b, k) = (i128::from(p.a), i128::from(p.b), i128::from(p.k));
+    let at = |y: i64| {
+        let y = i128::from(y);
+        a.checked_mul(y)?
+            .checked_add(b)?
+            .checked_mul(y)?
+            .checked_add(k)
+    };
+    // A parabola is extreme at the ends and beside its vertex -b / 2a.
+    let mut candidates = vec![y.low, y.high];
+    if a != 0 {
+        let vertex = (-b).div_euclid(2 * a);
+        for near in [vertex - 1, vertex, vertex + 1] {
+            if i128::from(y.low) <= near && near <= i128::from(y.high) {
+                candidates.push(near as i64);
+            }
+        }
+    }
+    let values: Option<Vec<i128>> = candidates.into_iter().map(at).collect();
+    let values = values?;
+    interval(*values.iter().min()?, *values.iter().max()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bound_is_the_smallest_that_fits() {
+        for truncate in [0u8, 1, 7] {
+            for magnitude in [0u64, 1, 2, 127, 128, 129, 255, 256, 1 << 40] {
+                let fits = |b: u8| {
+                    b >= truncate && magnitude as i128 <= (1i128 << b) - (1i128 << truncate)
+                };
+                let b = bound_bits(magnitude, truncate);
+                assert!(fits(b), "{magnitude} {truncate} {b}");
+                assert!(b == 0 || !fits(b - 1), "{magnitude} {truncate} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn parabolas_are_exact() {
+        for a in [-3i64, -1, 0, 1, 2] {
+            for b in [-9i64, 0, 5] {
+                for (low, high) in [(-7i64, 11i64), (-3, -3), (2, 9), (-4, 0)] {
+                    let p = Polynomial { a, b, k: 4 };
+                    let values: Vec<i64> = (low..=high).map(|y| (a * y + b) * y + 4).collect();
+                    let expected = Interval {
+                        low: *values.iter().min().unwrap(),
+                        high: *values.iter().max().unwrap(),
+                    };
+                    assert_eq!(
+                        evaluate(p, Interval { low, high }),
+                        Some(expected),
+                        "{a} {b} {low}..{high}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn truncation_covers_floor_and_ceiling() {
+        let cut = |low, high| truncate(Interval { low, high }, 3);
+        assert_eq!(cut(-9, 9), Interval { low: -2, high: 2 });
+        assert_eq!(cut(-8, 8), Interval { low: -1, high: 1 });
+        assert_eq!(cut(-7, -1), Interval { low: -1, high: 0 });
+    }
+
+    #[test]
+    fn wide_and_narrow_convolutions_agree() {
+        let windows = Windows {
+            input: Shape::new(1, 2, 2),
+            output: Shape::new(1, 1, 1),
+            kernel: (2, 2),
+            stride: (1, 1),
+            padding: Default::default(),
+        };
+        for scale in [1i64, 1 << 46] {
+            let x: Vec<Interval> = [(-1, 2), (0, 3), (-5, -4), (8, 8)]
+                .iter()
+                .map(|&(l, h)| Interval {
+                    low: l * scale,
+                    high: h * scale,
+                })
+                .collect();
+            let (low, high) = conv_ends(&x, &[2, -3, -1, 1], &windows);
+            let scale = i128::from(scale);
+            assert_eq!(low, [(-2 - 9 + 4 + 8) * scale]);
+            assert_eq!(high, [(4 + 5 + 8) * scale]);
+        }
+    }
+}
