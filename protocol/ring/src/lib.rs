@@ -6,6 +6,7 @@
 //! - [`modulus`]: prime moduli below 2^62 and the slice operations the ciphertexts need;
 //! - [`ntt`]: the negacyclic number theoretic transform behind a trait, a scalar definition and a vector backend;
 //! - [`dot`]: sums of element-wise products modulo primes just below 2^46;
+//! - [`kernels`]: the loops that packing spends its time in;
 //! - [`poly`]: polynomials modulo `X^n + 1` in residue form, automorphisms and monomials;
 //! - [`rns`]: exact passages between residues and integers;
 //! - [`slots`]: SIMD slots of `F_p[X] / (X^n + 1)`;
@@ -17,6 +18,7 @@
 pub mod conv;
 pub mod dot;
 pub mod fp;
+pub mod kernels;
 pub mod modulus;
 pub mod ntt;
 pub mod poly;

@@ -42,7 +42,12 @@ pub trait Ntt: Send + Sync {
     /// Values to coefficients, in place.
     fn inverse(&self, x: &mut [u64]) {
         self.inverse_unscaled(x);
-        self.modulus().scale_assign(x, self.length_inverse());
+        let m = self.modulus();
+        if m.bits() < 50 {
+            crate::kernels::scale_assign(&m, x, self.length_inverse());
+        } else {
+            m.scale_assign(x, self.length_inverse());
+        }
     }
 }
 

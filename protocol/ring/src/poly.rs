@@ -1,6 +1,6 @@
 //! Polynomials modulo `X^n + 1` in residue form, automorphisms and monomials.
 
-use crate::{Modulus, Ntt};
+use crate::{Modulus, Ntt, kernels};
 use std::sync::Arc;
 use zeroize::Zeroize;
 
@@ -14,7 +14,10 @@ pub enum Domain {
 }
 
 /// A polynomial modulo `X^n + 1` and several primes: one limb of `n` residues for each prime.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// Memory comes from a pool and returns to it: touching fresh pages costs as much as the arithmetic. The pool does not erase;
+/// owners of secret polynomials call [`Zeroize::zeroize`] before they drop them.
+#[derive(Debug, PartialEq, Eq)]
 pub struct RnsPoly {
     n: usize,
     domain: Domain,
@@ -24,10 +27,17 @@ pub struct RnsPoly {
 impl RnsPoly {
     /// The zero polynomial.
     pub fn zero(n: usize, limbs: usize, domain: Domain) -> Self {
+        let mut poly = Self::unspecified(n, limbs, domain);
+        poly.data.fill(0);
+        poly
+    }
+
+    /// A polynomial whose entries are left over from earlier ones: for callers that overwrite them all.
+    pub fn unspecified(n: usize, limbs: usize, domain: Domain) -> Self {
         Self {
             n,
             domain,
-            data: vec![0; n * limbs],
+            data: pool::take(n * limbs),
         }
     }
 
@@ -36,15 +46,13 @@ impl RnsPoly {
     /// # Preconditions
     /// `|x| < q` for every modulus.
     pub fn from_small(coefficients: &[i64], moduli: &[Modulus]) -> Self {
-        let data = moduli
-            .iter()
-            .flat_map(|m| coefficients.iter().map(move |&x| m.from_small(x)))
-            .collect();
-        Self {
-            n: coefficients.len(),
-            domain: Domain::Coefficients,
-            data,
+        let mut poly = Self::unspecified(coefficients.len(), moduli.len(), Domain::Coefficients);
+        for (limb, m) in poly.limbs_mut().zip(moduli) {
+            for (x, &small) in limb.iter_mut().zip(coefficients) {
+                *x = m.from_small(small);
+            }
         }
+        poly
     }
 
     /// The number of coefficients.
@@ -70,6 +78,14 @@ impl RnsPoly {
     /// The residues modulo one prime.
     pub fn limb_mut(&mut self, i: usize) -> &mut [u64] {
         &mut self.data[i * self.n..][..self.n]
+    }
+
+    /// The first `L` limbs.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn limb_array<const L: usize>(&self) -> [&[u64]; L] {
+        std::array::from_fn(|i| self.limb(i))
     }
 
     /// All limbs in order.
@@ -145,7 +161,7 @@ impl RnsPoly {
             .zip(other.limbs())
             .zip(moduli)
         {
-            m.add_assign(x, y);
+            kernels::add_assign(m, x, y);
         }
     }
 
@@ -161,7 +177,7 @@ impl RnsPoly {
             .zip(other.limbs())
             .zip(moduli)
         {
-            m.sub_assign(x, y);
+            kernels::sub_assign(m, x, y);
         }
     }
 
@@ -195,17 +211,72 @@ impl RnsPoly {
 
     /// The polynomial over the first `limbs` primes only.
     pub fn truncated(&self, limbs: usize) -> Self {
-        Self {
-            n: self.n,
-            domain: self.domain,
-            data: self.data[..limbs * self.n].to_vec(),
-        }
+        let mut poly = Self::unspecified(self.n, limbs, self.domain);
+        poly.data.copy_from_slice(&self.data[..limbs * self.n]);
+        poly
+    }
+}
+
+impl Clone for RnsPoly {
+    fn clone(&self) -> Self {
+        self.truncated(self.limb_count())
+    }
+}
+
+impl Drop for RnsPoly {
+    fn drop(&mut self) {
+        pool::give(std::mem::take(&mut self.data));
     }
 }
 
 impl Zeroize for RnsPoly {
     fn zeroize(&mut self) {
         self.data.zeroize();
+    }
+}
+
+/// Buffers of polynomials, kept for the next ones of the same size.
+mod pool {
+    use std::collections::HashMap;
+    use std::sync::{Mutex, PoisonError};
+
+    /// Buffers below this many words are left to the allocator.
+    const SMALLEST: usize = 1 << 12;
+    /// Words kept at most: 64 MiB.
+    const KEPT: usize = 1 << 23;
+
+    #[derive(Default)]
+    struct Pool {
+        buffers: HashMap<usize, Vec<Vec<u64>>>,
+        words: usize,
+    }
+
+    static POOL: Mutex<Option<Pool>> = Mutex::new(None);
+
+    /// A buffer of so many words, whatever they are.
+    pub(super) fn take(len: usize) -> Vec<u64> {
+        if len >= SMALLEST
+            && let Some(pool) = POOL.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
+            && let Some(buffer) = pool.buffers.get_mut(&len).and_then(Vec::pop)
+        {
+            pool.words -= len;
+            return buffer;
+        }
+        vec![0; len]
+    }
+
+    /// Keeps a buffer, unless enough are kept.
+    pub(super) fn give(buffer: Vec<u64>) {
+        let len = buffer.len();
+        if len < SMALLEST {
+            return;
+        }
+        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        let pool = pool.get_or_insert_default();
+        if pool.words + len <= KEPT {
+            pool.words += len;
+            pool.buffers.entry(len).or_default().push(buffer);
+        }
     }
 }
 
@@ -249,11 +320,7 @@ impl Automorphism {
     /// Writes `X -> X^d` of the coefficients `x` to `out`.
     pub fn apply_coefficients(&self, x: &[u64], out: &mut [u64], m: &Modulus) {
         assert_eq!(x.len(), self.coefficients.len());
-        for (out, &source) in out.iter_mut().zip(&self.coefficients) {
-            let v = x[(source & !NEGATED) as usize];
-            // The branch depends on the public permutation only.
-            *out = if source & NEGATED != 0 { m.neg(v) } else { v };
-        }
+        kernels::gather_signed(m, &self.coefficients, x, out);
     }
 
     /// Writes `X -> X^d` of the values `x` to `out`.

@@ -44,12 +44,14 @@
 //! coefficient.
 
 use crate::bits::{BitReader, BitWriter};
-use crate::params::{ANSWER_BITS, ANSWER_DROPPED_BITS, N, Params};
+use crate::pack::fold;
+use crate::params::{ANSWER_BITS, ANSWER_DROPPED_BITS, CiphertextModulus, N, Params};
 use crate::sample;
+use crate::upload::reduce_wide_enough;
 use crate::xof::Stream;
 use crate::{Error, Packed, PublicKey, SecretKey};
 use pi_ring::dot::{Term, dot_pair};
-use pi_ring::{Domain, RnsPoly, fp, rns};
+use pi_ring::{Domain, RnsPoly, fp, kernels, rns};
 use rand_core::CryptoRng;
 use zeroize::{Zeroize, Zeroizing};
 
@@ -140,19 +142,14 @@ pub fn finish(
 /// [`finish`], with the protections as arguments. `flood` gives the flood plus four quarters.
 fn assemble(
     params: &Params,
-    packed: Packed,
+    mut packed: Packed,
     public_key: Option<&PublicKey>,
     useful: &[u32],
     mask: &[u64],
     flood: impl Fn(&mut Stream, &sample::Flood) -> u128,
     rng: &mut impl CryptoRng,
 ) -> Answer {
-    let Packed {
-        modulus,
-        gap,
-        mut c0,
-        mut c1,
-    } = packed;
+    let gap = packed.gap;
     assert!(
         useful.is_sorted_by(|a, b| a < b),
         "useful coefficients increase"
@@ -165,72 +162,83 @@ fn assemble(
     );
     assert_eq!(mask.len(), useful.len(), "masks");
     assert!(mask.iter().all(|&m| m < fp::P), "mask is no field element");
-    let limbs = modulus.limbs();
-    let moduli = params.moduli(modulus);
-    let basis = params.basis(modulus);
-    let bounds = params.bounds(modulus);
     let stream = &mut Stream::secret(rng);
-
     if let Some(public_key) = public_key {
-        add_encryption_of_zero(params, public_key, gap, &mut c0, &mut c1, stream);
+        add_encryption_of_zero(params, public_key, &mut packed, stream);
     }
+    match packed.modulus {
+        CiphertextModulus::Conv => {
+            mask_flood_switch::<3>(params, &packed, useful, mask, flood, stream)
+        }
+        CiphertextModulus::Ole => {
+            mask_flood_switch::<4>(params, &packed, useful, mask, flood, stream)
+        }
+    }
+}
 
-    let shift: Vec<u64> = moduli
-        .iter()
-        .map(|m| m.reduce_u128(4 * bounds.flood.quarter))
-        .collect();
+/// The last steps of [`finish`], over `L` primes.
+fn mask_flood_switch<const L: usize>(
+    params: &Params,
+    packed: &Packed,
+    useful: &[u32],
+    mask: &[u64],
+    flood: impl Fn(&mut Stream, &sample::Flood) -> u128,
+    stream: &mut Stream,
+) -> Answer {
+    let moduli: [_; L] = *params.moduli.first_chunk().expect("L is at most four");
+    let basis = params.basis(packed.modulus);
+    let width = params.bounds(packed.modulus).flood;
+    let shift = moduli.map(|m| m.reduce_u128(4 * width.quarter));
+    let limbs: [_; L] = packed.c0.limb_array();
     let c0 = useful
         .iter()
         .zip(mask)
         .map(|(&j, &mask)| {
-            let at = j as usize / gap;
-            let flood = flood(stream, &bounds.flood);
-            let mut x = [0; 4];
-            basis.encode(mask, |i, residue| {
-                let m = &moduli[i];
-                // The flood is below 2^88 modulo three primes, and any size modulo four; the number of primes is public.
-                let flood = if limbs == 3 {
-                    m.reduce_88_near_2_46(flood)
-                } else {
-                    m.reduce_near_2_46(flood)
-                };
-                x[i] = m.sub(m.add(m.add(c0.limb(i)[at], residue), flood), shift[i]);
-            });
-            // round(2^64 (x / 2^70)) modulo 2^64, after rounding to 70 bits.
-            let switched = switch(basis.fraction(|i| x[i]));
+            let at = j as usize / packed.gap;
+            let flood = flood(stream, &width);
+            let mut x: [u64; L] = basis.encode(mask);
+            for (i, m) in moduli.iter().enumerate() {
+                let flood = m.sub(reduce_wide_enough::<L>(m, flood), shift[i]);
+                x[i] = m.add(m.add(x[i], limbs[i][at]), flood);
+            }
+            // Rounded to 70 bits, then to the upper 64 of them.
+            let switched = switch(basis.coarse_fraction(x));
             ((switched + (1 << (ANSWER_DROPPED_BITS - 1))) >> ANSWER_DROPPED_BITS) as u64
         })
         .collect();
-    let c1 = (0..N)
-        .map(|j| switch(basis.fraction(|i| c1.limb(i)[j])))
-        .collect();
-    Answer { c0, c1 }
+    Answer {
+        c0,
+        c1: switch_all::<L>(basis, &packed.c1),
+    }
 }
 
-/// `round(2^70 f) mod 2^70` for the fraction `f / 2^128`.
+/// All coefficients at the modulus of answers.
+fn switch_all<const L: usize>(basis: &rns::Basis, c: &RnsPoly) -> Vec<u128> {
+    let limbs: [_; L] = c.limb_array();
+    (0..N)
+        .map(|j| switch(basis.coarse_fraction(limbs.map(|limb| limb[j]))))
+        .collect()
+}
+
+/// `round(2^70 f) mod 2^70` for the fraction `f / 2^128`. The fraction may be 2^48 too small, which is 2^-10 of a unit.
 #[inline(always)]
 fn switch(f: u128) -> u128 {
     f.wrapping_add(1 << (127 - ANSWER_BITS)) >> (128 - ANSWER_BITS)
 }
 
-/// Adds `(b u + e0, a u + e1)`, the first half at the multiples of `gap` only.
+/// Adds `(b u + e0, a u + e1)`, the first half at the multiples of the gap only.
 fn add_encryption_of_zero(
     params: &Params,
     public_key: &PublicKey,
-    gap: usize,
-    c0: &mut RnsPoly,
-    c1: &mut RnsPoly,
+    packed: &mut Packed,
     stream: &mut Stream,
 ) {
-    let limbs = c1.limb_count();
+    let limbs = packed.c1.limb_count();
     let moduli = &params.moduli[..limbs];
     let small = Zeroizing::new(sample::ternary(N, stream));
     let mut u = RnsPoly::from_small(&small, moduli);
     u.forward(&params.ntts()[..limbs]);
-    let mut zero = [
-        RnsPoly::zero(N, limbs, Domain::Values),
-        RnsPoly::zero(N, limbs, Domain::Values),
-    ];
+    let mut zero = [(); 2].map(|()| RnsPoly::unspecified(N, limbs, Domain::Values));
     for (i, m) in moduli.iter().enumerate() {
         let halves = [public_key.scaled[0].limb(i), public_key.scaled[1].limb(i)];
         let [z0, z1] = &mut zero;
@@ -247,17 +255,14 @@ fn add_encryption_of_zero(
     u.zeroize();
     let [z0, mut z1] = zero;
     z1.inverse_unscaled(&params.ntts()[..limbs]);
-    add_with_errors(params, c0, &crate::pack::fold(params, &z0, gap), stream);
-    add_with_errors(params, c1, &z1, stream);
-}
-
-/// Adds `y` and fresh errors to `x`, both in coefficients.
-fn add_with_errors(params: &Params, x: &mut RnsPoly, y: &RnsPoly, stream: &mut Stream) {
-    let errors = Zeroizing::new(sample::errors(x.n(), stream));
-    for (i, (x, y)) in x.limbs_mut().zip(y.limbs()).enumerate() {
-        let m = &params.moduli[i];
-        for ((x, &y), &e) in x.iter_mut().zip(y).zip(errors.iter()) {
-            *x = m.add(*x, m.add(y, m.from_small(e)));
+    for (half, zero) in [
+        (&mut packed.c0, fold(params, &z0, packed.gap)),
+        (&mut packed.c1, z1),
+    ] {
+        half.add_assign(&zero, moduli);
+        let errors = Zeroizing::new(sample::errors(half.n(), stream));
+        for (limb, m) in half.limbs_mut().zip(moduli) {
+            kernels::add_small_assign(m, limb, &errors);
         }
     }
 }
@@ -273,34 +278,49 @@ pub fn decrypt(
     useful: &[u32],
 ) -> Zeroizing<Vec<u64>> {
     assert_eq!(useful.len(), answer.c0.len(), "useful coefficients");
-    let modulus = 1u128 << ANSWER_BITS;
-    // c1 is below 2^70, centred 2^69; times a ternary polynomial the coefficients stay below 2^82, which two primes determine.
+    let phase = phase(params, secret, answer, useful);
+    Zeroizing::new(
+        phase
+            .iter()
+            .map(|&x| rns::round_to_field(x << (128 - ANSWER_BITS)))
+            .collect(),
+    )
+}
+
+/// `c0 + c1 s` at the useful coefficients, modulo `2^70` in the low 70 bits.
+fn phase(
+    params: &Params,
+    secret: &SecretKey,
+    answer: &Answer,
+    useful: &[u32],
+) -> Zeroizing<Vec<u128>> {
+    const HALF: u128 = 1 << (ANSWER_BITS - 1);
+    const MASK: u128 = (1 << ANSWER_BITS) - 1;
+    // c1 is centred below 2^69; times a ternary polynomial its coefficients stay below 2^82, which two primes determine.
     let moduli = &params.moduli[..2];
-    let ntts = &params.ntts()[..2];
-    let mut product = RnsPoly::zero(N, 2, Domain::Coefficients);
+    let mut product = RnsPoly::unspecified(N, 2, Domain::Coefficients);
     for (i, m) in moduli.iter().enumerate() {
-        let half = m.reduce_u128(modulus / 2);
+        let half = m.reduce_u128(HALF);
         for (x, &c) in product.limb_mut(i).iter_mut().zip(&answer.c1) {
-            // Centred: (c + 2^69 mod 2^70) - 2^69.
-            *x = m.sub(m.reduce_88_near_2_46((c + modulus / 2) % modulus), half);
+            *x = m.sub(m.reduce_88_near_2_46((c + HALF) & MASK), half);
         }
     }
-    product.forward(ntts);
+    product.forward(&params.ntts()[..2]);
     for (i, m) in moduli.iter().enumerate() {
-        m.mul_assign(product.limb_mut(i), secret.values.limb(i));
+        kernels::mul_assign(m, product.limb_mut(i), secret.values.limb(i));
     }
-    product.inverse(ntts);
-    let values = useful
+    product.inverse(&params.ntts()[..2]);
+    let limbs: [_; 2] = product.limb_array();
+    let phase = useful
         .iter()
         .zip(&answer.c0)
         .map(|(&j, &c0)| {
-            let c1_s = params.two.centred(|i| product.limb(i)[j as usize], 2);
-            let phase = ((c0 as u128) << ANSWER_DROPPED_BITS).wrapping_add(c1_s as u128);
-            rns::round_to_field(phase << (128 - ANSWER_BITS))
+            let c1_s = params.two.centred(limbs.map(|limb| limb[j as usize]));
+            ((c0 as u128) << ANSWER_DROPPED_BITS).wrapping_add(c1_s as u128)
         })
         .collect();
     product.zeroize();
-    Zeroizing::new(values)
+    Zeroizing::new(phase)
 }
 
 /// Answers that leave out a protection: for tests that show what the protection is for, and for nothing else.
@@ -373,32 +393,15 @@ pub mod attack {
     }
 
     /// The phase of an answer at its useful coefficients modulo `2^70`: what the client sees beyond the plaintext.
-    pub fn phase(
+    pub fn answer_phase(
         params: &Params,
         secret: &SecretKey,
         answer: &Answer,
         useful: &[u32],
     ) -> Vec<u128> {
-        let moduli = &params.moduli[..2];
-        let mut product = RnsPoly::zero(N, 2, Domain::Coefficients);
-        for (i, m) in moduli.iter().enumerate() {
-            for (x, &c) in product.limb_mut(i).iter_mut().zip(&answer.c1) {
-                *x = m.reduce_88_near_2_46(c);
-            }
-        }
-        product.forward(&params.ntts()[..2]);
-        for (i, m) in moduli.iter().enumerate() {
-            m.mul_assign(product.limb_mut(i), secret.values.limb(i));
-        }
-        product.inverse(&params.ntts()[..2]);
-        useful
+        phase(params, secret, answer, useful)
             .iter()
-            .zip(&answer.c0)
-            .map(|(&j, &c0)| {
-                let c1_s = params.two.centred(|i| product.limb(i)[j as usize], 2);
-                ((c0 as u128) << ANSWER_DROPPED_BITS).wrapping_add(c1_s as u128)
-                    % (1 << ANSWER_BITS)
-            })
+            .map(|x| x % (1 << ANSWER_BITS))
             .collect()
     }
 
@@ -410,8 +413,9 @@ pub mod attack {
     /// The second half of a ciphertext, switched to the modulus of answers.
     pub fn second_half_of(params: &Params, packed: &Packed) -> Vec<u128> {
         let basis = params.basis(packed.modulus);
-        (0..N)
-            .map(|j| switch(basis.fraction(|i| packed.c1.limb(i)[j])))
-            .collect()
+        match packed.modulus {
+            CiphertextModulus::Conv => switch_all::<3>(basis, &packed.c1),
+            CiphertextModulus::Ole => switch_all::<4>(basis, &packed.c1),
+        }
     }
 }

@@ -111,16 +111,25 @@ pub fn noise_bits(
     debug_assert_eq!(phase.domain(), Domain::Coefficients);
     let noise = useful.iter().zip(expected).map(|(&j, &expected)| {
         let j = j as usize;
-        let mut residues = [0; 4];
-        basis.encode(expected, |i, exact| {
+        let exact = match packed.modulus {
+            CiphertextModulus::Conv => {
+                let [a, b, c] = basis.encode(expected);
+                [a, b, c, 0]
+            }
+            CiphertextModulus::Ole => basis.encode(expected),
+        };
+        // Three residues; noise beyond 125 bits reads as some number of about that size.
+        basis.centred::<3>(std::array::from_fn(|i| {
             let m = &moduli[i];
-            residues[i] = m.sub(
+            m.sub(
                 m.add(phase.limb(i)[j], packed.c0.limb(i)[j / packed.gap]),
-                exact,
-            );
-        });
-        // Noise beyond 125 bits reads as some number of about that size.
-        basis.centred(|i| residues[i], 3).unsigned_abs()
+                exact[i],
+            )
+        }))
     });
-    128 - noise.max().unwrap_or(0).leading_zeros()
+    128 - noise
+        .map(i128::unsigned_abs)
+        .max()
+        .unwrap_or(0)
+        .leading_zeros()
 }

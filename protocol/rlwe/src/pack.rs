@@ -17,7 +17,7 @@ use crate::params::{CiphertextModulus, DIGITS, KEY_LIMBS, N, Params};
 use crate::plain::Product;
 use pi_ring::dot::{Term, dot_pair};
 use pi_ring::poly::Automorphism;
-use pi_ring::{Domain, RnsPoly};
+use pi_ring::{Domain, RnsPoly, kernels};
 
 /// A ciphertext in coefficients whose first half is known at the multiples of `gap` only.
 #[derive(Clone)]
@@ -118,10 +118,7 @@ pub fn pack(
     }
     .node(0, 0);
     let mut divided = RnsPoly::zero(c0.n(), DIGITS, Domain::Coefficients);
-    for i in 0..DIGITS {
-        let out = divided.limb_mut(i);
-        divide_by_special(params, i, c0.limb(i), c0.limb(DIGITS), |j, x| out[j] = x);
-    }
+    add_divided_by_special(params, &c0, &mut divided);
     Packed {
         modulus: CiphertextModulus::Conv,
         gap: unit,
@@ -186,7 +183,7 @@ impl<F: Fn(usize) -> Product + Sync> Tree<'_, F> {
         let mut c0 = RnsPoly::zero(folded.n(), KEY_LIMBS, Domain::Coefficients);
         for (i, m) in params.moduli.iter().take(DIGITS).enumerate() {
             c0.limb_mut(i).copy_from_slice(folded.limb(i));
-            m.scale_assign(c0.limb_mut(i), params.special[i].0);
+            kernels::scale_assign(m, c0.limb_mut(i), params.special[i].0);
         }
         c1.inverse_unscaled(&params.ntts()[..DIGITS]);
         Node { c0, c1 }
@@ -195,25 +192,15 @@ impl<F: Fn(usize) -> Product + Sync> Tree<'_, F> {
     fn merge(&self, step: &Step<'_>, a: Node, b: Node) -> Node {
         let params = self.params;
         // tau(A - X^m B) and A + X^m B of the second halves.
-        let mut digits = RnsPoly::zero(N, DIGITS, Domain::Coefficients);
+        let mut digits = RnsPoly::unspecified(N, DIGITS, Domain::Coefficients);
+        let mut difference = RnsPoly::unspecified(N, 1, Domain::Coefficients);
         let mut c1 = a.c1;
-        let mut difference = vec![0; N];
         for i in 0..DIGITS {
             let m = &params.moduli[i];
-            let (x, y) = (c1.limb_mut(i), b.c1.limb(i));
-            let (head, tail) = y.split_at(N - step.m);
-            for ((x, d), &y) in x.iter_mut().zip(&mut difference).zip(tail) {
-                (*x, *d) = (m.sub(*x, y), m.add(*x, y));
-            }
-            for ((x, d), &y) in x[step.m..]
-                .iter_mut()
-                .zip(&mut difference[step.m..])
-                .zip(head)
-            {
-                (*x, *d) = (m.add(*x, y), m.sub(*x, y));
-            }
+            let difference = difference.limb_mut(0);
+            kernels::butterfly(m, step.m, c1.limb_mut(i), b.c1.limb(i), difference);
             step.automorphism
-                .apply_coefficients(&difference, digits.limb_mut(i), m);
+                .apply_coefficients(difference, digits.limb_mut(i), m);
         }
         let mut c0 = RnsPoly::zero(2 * a.c0.n(), KEY_LIMBS, Domain::Coefficients);
         for (i, m) in params.moduli.iter().enumerate() {
@@ -229,27 +216,16 @@ impl<F: Fn(usize) -> Product + Sync> Tree<'_, F> {
     /// Adds the switched `digits`: to `c0` times `q4` and at the multiples of `m`, to `c1` divided.
     fn key_switch(&self, step: &Step<'_>, digits: &RnsPoly, c0: &mut RnsPoly, c1: &mut RnsPoly) {
         let params = self.params;
-        let mut lifted: [Vec<u64>; DIGITS] = std::array::from_fn(|_| vec![0; N]);
-        let mut sums = [
-            RnsPoly::zero(N, KEY_LIMBS, Domain::Values),
-            RnsPoly::zero(N, KEY_LIMBS, Domain::Values),
-        ];
+        let mut lifted = RnsPoly::unspecified(N, DIGITS, Domain::Values);
+        let mut sums = [(); 2].map(|()| RnsPoly::unspecified(N, KEY_LIMBS, Domain::Values));
         for (j, m) in params.moduli.iter().enumerate() {
-            for (i, lifted) in lifted.iter_mut().enumerate() {
-                // The centred representative modulo q_i, modulo q_j.
-                let (half, shift) = (
-                    params.moduli[i].value() / 2,
-                    m.value().wrapping_sub(params.moduli[i].value()),
-                );
-                for (out, &x) in lifted.iter_mut().zip(digits.limb(i)) {
-                    let above_half = (half.wrapping_sub(x) as i64 >> 63) as u64;
-                    *out = x.wrapping_add(shift & above_half);
-                }
+            for (i, lifted) in lifted.limbs_mut().enumerate() {
+                kernels::lift_centred(&params.moduli[i], m, digits.limb(i), lifted);
                 params.ntts()[j].forward(lifted);
             }
             let terms: [Term<'_>; DIGITS] = std::array::from_fn(|i| Term {
                 halves: [step.key.digits[i][0].limb(j), step.key.digits[i][1].limb(j)],
-                factor: &lifted[i],
+                factor: lifted.limb(i),
             });
             let [s0, s1] = &mut sums;
             dot_pair(m, &terms, false, [s0.limb_mut(j), s1.limb_mut(j)]);
@@ -257,53 +233,34 @@ impl<F: Fn(usize) -> Product + Sync> Tree<'_, F> {
         let [s0, mut s1] = sums;
         c0.add_assign(&fold(params, &s0, step.m), &params.moduli);
         s1.inverse_unscaled(params.ntts());
-        for i in 0..DIGITS {
-            let m = &params.moduli[i];
-            let out = c1.limb_mut(i);
-            divide_by_special(params, i, s1.limb(i), s1.limb(DIGITS), |j, x| {
-                out[j] = m.add(out[j], x)
-            });
-        }
+        add_divided_by_special(params, &s1, c1);
     }
 }
 
 /// The coefficients of `x`, which is in values times `N^-1`, at the multiples of `gap`.
 pub(crate) fn fold(params: &Params, x: &RnsPoly, gap: usize) -> RnsPoly {
     let n = N / gap;
-    let mut folded = RnsPoly::zero(n, x.limb_count(), Domain::Values);
+    let mut folded = RnsPoly::unspecified(n, x.limb_count(), Domain::Values);
     for (i, m) in params.moduli.iter().take(x.limb_count()).enumerate() {
-        let limb = folded.limb_mut(i);
-        if gap == 1 {
-            limb.copy_from_slice(x.limb(i));
-        } else {
-            for (out, values) in limb.iter_mut().zip(x.limb(i).chunks_exact(gap)) {
-                // At most 8192 values below 2^46.
-                *out = m.reduce_u64(values.iter().sum());
-            }
-        }
+        kernels::sum_adjacent(m, x.limb(i), folded.limb_mut(i));
     }
     // The mean of `gap` values, of which n^-1 is to be taken: n^-1 gap^-1 is the N^-1 that x already has.
     folded.inverse_unscaled(&params.short_ntts(n)[..x.limb_count()]);
     folded
 }
 
-/// Hands `(x - [x]_q4) / q4` modulo `q_i` to `set`, from the residues `x` modulo `q_i` and `special` modulo `q4`: the rounded
-/// quotient, as the residue modulo `q4` is centred.
-fn divide_by_special(
-    params: &Params,
-    i: usize,
-    x: &[u64],
-    special: &[u64],
-    mut set: impl FnMut(usize, u64),
-) {
-    let m = &params.moduli[i];
-    let q4 = params.moduli[DIGITS].value();
-    let (_, inverse) = params.special[i];
-    let inverse_shoup = m.shoup(inverse);
-    for (j, (&x, &r)) in x.iter().zip(special).enumerate() {
-        // x - r, plus q4 where r stands for r - q4, plus q_i to stay positive.
-        let above_half = ((q4 / 2).wrapping_sub(r) as i64 >> 63) as u64;
-        let difference = x + 2 * m.value() - r + (q4 & above_half);
-        set(j, m.mul_shoup(difference, inverse, inverse_shoup));
+/// Adds `x` divided by the special prime and rounded; `x` is modulo all four primes, `out` modulo three.
+fn add_divided_by_special(params: &Params, x: &RnsPoly, out: &mut RnsPoly) {
+    let special = &params.moduli[DIGITS];
+    for (i, out) in out.limbs_mut().enumerate() {
+        let (_, inverse) = params.special[i];
+        kernels::add_divided(
+            &params.moduli[i],
+            special,
+            inverse,
+            x.limb(i),
+            x.limb(DIGITS),
+            out,
+        );
     }
 }

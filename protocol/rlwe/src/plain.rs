@@ -126,11 +126,11 @@ impl Product {
     /// If there is no term, or moduli or levels differ.
     pub fn new(params: &Params, terms: &[(&Ciphertext, &PlainPoly)]) -> Self {
         let (_, first) = terms.first().expect("a product has a term");
-        let zero = || RnsPoly::zero(N, first.modulus.limbs(), Domain::Values);
+        let half = || RnsPoly::unspecified(N, first.modulus.limbs(), Domain::Values);
         let mut product = Self {
             modulus: first.modulus,
             levels: first.levels,
-            halves: [zero(), zero()],
+            halves: [half(), half()],
         };
         product.add(params, terms, false);
         product

@@ -47,29 +47,23 @@ impl Flood {
 
     /// The sum of four uniforms on `0..=2 quarter`: the flood plus `4 quarter`.
     ///
-    /// A draw above the range is repeated. Whether that happens is independent of the value returned.
+    /// Four draws are repeated if one is above the range. Whether that happens is independent of the value returned.
     #[inline(always)]
     pub(crate) fn sample_shifted(&self, stream: &mut Stream) -> u128 {
-        let mut sum = 0;
-        // The upper bits of as many draws as fit share one word.
-        let mut pool = 0;
-        let mut pooled = 0;
-        for _ in 0..4 {
-            loop {
-                if pooled < self.high_bits {
-                    (pool, pooled) = (stream.word(), 64);
-                }
-                let high = pool & ((1 << self.high_bits) - 1);
-                pool = pool.checked_shr(self.high_bits).unwrap_or(0);
-                pooled -= self.high_bits;
-                let draw = (high as u128) << 64 | stream.word() as u128;
-                if draw <= 2 * self.quarter {
-                    sum += draw;
-                    break;
-                }
+        let mask = (1 << self.high_bits) - 1;
+        loop {
+            // The upper bits of the draws share a word where they fit.
+            let highs: [u64; 4] = if 4 * self.high_bits <= 64 {
+                let word = stream.word();
+                std::array::from_fn(|i| (word >> (i as u32 * self.high_bits)) & mask)
+            } else {
+                std::array::from_fn(|_| stream.word() & mask)
+            };
+            let draws = highs.map(|high| ((high as u128) << 64) | stream.word() as u128);
+            if draws.iter().all(|&draw| draw <= 2 * self.quarter) {
+                return draws.iter().sum();
             }
         }
-        sum
     }
 }
 

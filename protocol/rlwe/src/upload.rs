@@ -26,7 +26,7 @@ use crate::params::{CiphertextModulus, N, Params};
 use crate::sample;
 use crate::xof::{Seed, Stream};
 use crate::{Error, SecretKey};
-use pi_ring::{Domain, RnsPoly, fp};
+use pi_ring::{Domain, Modulus, RnsPoly, fp, kernels};
 use rand_core::CryptoRng;
 use zeroize::{Zeroize, Zeroizing};
 
@@ -130,15 +130,38 @@ pub fn upload(
     rng: &mut impl CryptoRng,
 ) -> Upload {
     assert_eq!(forced.len(), layout.forced, "forced masks");
-    let moduli = params.moduli(modulus);
+    assert!(
+        forced.iter().all(|&r| r < fp::P),
+        "forced mask is no field element"
+    );
+    match modulus {
+        CiphertextModulus::Conv => {
+            upload_over::<3>(params, modulus, secret, seed, layout, forced, rng)
+        }
+        CiphertextModulus::Ole => {
+            upload_over::<4>(params, modulus, secret, seed, layout, forced, rng)
+        }
+    }
+}
+
+/// [`upload()`] over `L` primes.
+fn upload_over<const L: usize>(
+    params: &Params,
+    modulus: CiphertextModulus,
+    secret: &SecretKey,
+    seed: &Seed,
+    layout: &UploadLayout,
+    forced: &[u64],
+    rng: &mut impl CryptoRng,
+) -> Upload {
+    let moduli: [_; L] = *params.moduli.first_chunk().expect("L is at most four");
     let basis = params.basis(modulus);
-    let limbs = modulus.limbs();
     let [mut phase, mut product] = expand_seed(params, modulus, seed);
     for (i, m) in moduli.iter().enumerate() {
-        m.mul_assign(product.limb_mut(i), secret.values.limb(i));
+        kernels::mul_assign(m, product.limb_mut(i), secret.values.limb(i));
     }
-    product.inverse(&params.ntts()[..limbs]);
-    phase.add_assign(&product, moduli);
+    product.inverse(&params.ntts()[..L]);
+    phase.add_assign(&product, &moduli);
     product.zeroize();
 
     let errors = Zeroizing::new(sample::errors(N, &mut Stream::secret(rng)));
@@ -146,32 +169,30 @@ pub fn upload(
     let mut writer = BitWriter::with_capacity(layout.bytes(modulus));
     let free_bits = modulus.free_bits();
     let mut forced = forced.iter();
+    let limbs: [_; L] = phase.limb_array();
     for (j, class) in layout.classes.iter().enumerate() {
         let is_forced = *class == CoefficientClass::Forced;
-        let mut x = [0; 4];
-        for i in 0..limbs {
-            x[i] = phase.limb(i)[j];
-        }
+        let x = limbs.map(|limb| limb[j]);
         let r = if is_forced {
-            let r = *forced.next().expect("one for each forced coefficient");
-            assert!(r < fp::P, "forced mask is no field element");
-            r
+            *forced.next().expect("one for each forced coefficient")
         } else {
-            basis.decode(|i| x[i])
+            basis.decode(x)
         };
         mask[j] = r;
-        let mut correction = [0; 4];
-        basis.encode(r, |i, residue| {
-            let m = &moduli[i];
-            correction[i] = m.sub(m.add(residue, m.from_small(errors[j])), x[i]);
-        });
+        let mut correction: [u64; L] = basis.encode(r);
+        for (i, m) in moduli.iter().enumerate() {
+            correction[i] = m.sub(m.add(correction[i], m.from_small(errors[j])), x[i]);
+        }
         if is_forced {
-            let [low, middle, high] = basis.compose(|i| correction[i]);
-            writer.write_wide((middle as u128) << 64 | low as u128, 128);
+            let [low, middle, high] = basis.compose(correction);
+            writer.write_wide(((middle as u128) << 64) | low as u128, 128);
             writer.write(high, modulus.forced_bits() - 128);
         } else {
             // Two primes determine 78 bits, three 124.
-            let centred = basis.centred(|i| correction[i], limbs - 1);
+            let centred = match L {
+                3 => basis.centred([correction[0], correction[1]]),
+                _ => basis.centred([correction[0], correction[1], correction[2]]),
+            };
             debug_assert!(centred.unsigned_abs() <= params.bounds(modulus).correction);
             writer.write_wide(
                 centred.wrapping_add(1 << (free_bits - 1)) as u128,
@@ -217,19 +238,36 @@ pub fn expand_upload(
     layout: &UploadLayout,
     bytes: &[u8],
 ) -> Result<Ciphertext, Error> {
+    let [mut c0, c1] = expand_seed(params, modulus, seed);
+    match modulus {
+        CiphertextModulus::Conv => add_corrections::<3>(params, modulus, layout, bytes, &mut c0)?,
+        CiphertextModulus::Ole => add_corrections::<4>(params, modulus, layout, bytes, &mut c0)?,
+    }
+    c0.forward(&params.ntts()[..modulus.limbs()]);
+    Ok(Ciphertext {
+        modulus,
+        halves: [c0, c1],
+    })
+}
+
+/// Adds the corrections of a message to `c0`, over `L` primes.
+fn add_corrections<const L: usize>(
+    params: &Params,
+    modulus: CiphertextModulus,
+    layout: &UploadLayout,
+    bytes: &[u8],
+    c0: &mut RnsPoly,
+) -> Result<(), Error> {
     let what = "upload";
     let mut reader = BitReader::new(what, bytes, layout.bits(modulus))?;
-    let moduli = params.moduli(modulus);
+    let moduli: [_; L] = *params.moduli.first_chunk().expect("L is at most four");
     let basis = params.basis(modulus);
-    let limbs = modulus.limbs();
-    let [mut c0, c1] = expand_seed(params, modulus, seed);
-    let mut corrections = RnsPoly::zero(N, limbs, Domain::Coefficients);
     let free_bits = modulus.free_bits();
     let offset = 1u128 << (free_bits - 1);
     let bound = params.bounds(modulus).correction;
-    let offsets: Vec<u64> = moduli.iter().map(|m| m.reduce_u128(offset)).collect();
+    let offsets = moduli.map(|m| m.reduce_u128(offset));
     for (j, class) in layout.classes.iter().enumerate() {
-        if *class == CoefficientClass::Forced {
+        let correction: [u64; L] = if *class == CoefficientClass::Forced {
             let low = reader.read_wide(128);
             let x = [
                 low as u64,
@@ -239,29 +277,32 @@ pub fn expand_upload(
             if !basis.contains(&x) {
                 return Err(Error::OutOfRange { what });
             }
-            for i in 0..limbs {
-                corrections.limb_mut(i)[j] = basis.reduce_wide(&x, i);
-            }
+            basis.reduce_wide(&x)
         } else {
             let x = reader.read_wide(free_bits);
             if x.abs_diff(offset) > bound {
                 return Err(Error::OutOfRange { what });
             }
-            for (i, m) in moduli.iter().enumerate() {
-                let residue = match modulus {
-                    CiphertextModulus::Conv => m.reduce_88_near_2_46(x),
-                    CiphertextModulus::Ole => m.reduce_near_2_46(x),
-                };
-                corrections.limb_mut(i)[j] = m.sub(residue, offsets[i]);
-            }
+            std::array::from_fn(|i| {
+                moduli[i].sub(reduce_wide_enough::<L>(&moduli[i], x), offsets[i])
+            })
+        };
+        for (i, m) in moduli.iter().enumerate() {
+            let x = &mut c0.limb_mut(i)[j];
+            *x = m.add(*x, correction[i]);
         }
     }
-    c0.add_assign(&corrections, moduli);
-    c0.forward(&params.ntts()[..limbs]);
-    Ok(Ciphertext {
-        modulus,
-        halves: [c0, c1],
-    })
+    Ok(())
+}
+
+/// `x mod q`, for numbers of the size of corrections and floods: below 2^88 over three primes, 2^126 over four.
+#[inline(always)]
+pub(crate) fn reduce_wide_enough<const L: usize>(m: &Modulus, x: u128) -> u64 {
+    if L == 3 {
+        m.reduce_88_near_2_46(x)
+    } else {
+        m.reduce_near_2_46(x)
+    }
 }
 
 /// `(c0', c1)` of a seed: `c0'` in coefficients, `c1` in values.

@@ -1,0 +1,154 @@
+//! Prints what the steps of the homomorphic layers cost on this machine, one thread.
+//!
+//! `cargo run --release -p pi-rlwe --example costs`
+
+use pi_ring::conv::{ConvShape, Padding, conv2d_fp};
+use pi_ring::fp;
+use pi_ring::ntt::RLWE_PRIMES;
+use pi_rlwe::{
+    CiphertextModulus, GaloisKeys, N, Packed, Params, PlainPoly, Product, PublicKey, SecretKey,
+    UploadLayout, decrypt, expand_upload, finish, ole_receive, ole_respond, pack, upload,
+};
+use rand_chacha::ChaCha20Rng;
+use rand_core::SeedableRng;
+use std::sync::LazyLock;
+use std::time::Instant;
+
+fn main() {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(1)
+        .build()
+        .expect("a pool of one thread");
+    pool.install(run);
+}
+
+/// Prints the mean CPU time of `runs` runs in microseconds, divided by `per`.
+fn time<T>(name: &str, runs: usize, per: f64, mut f: impl FnMut() -> T) {
+    // The first touch of memory is not what is asked.
+    std::hint::black_box(f());
+    let start = cpu_seconds();
+    for _ in 0..runs {
+        std::hint::black_box(f());
+    }
+    let mean = (cpu_seconds() - start) * 1e6 / (runs as f64 * per);
+    println!("{name:48} {mean:10.1} us");
+}
+
+/// CPU time of this thread where the system tells it (Linux, to a few milliseconds), else the time of day.
+fn cpu_seconds() -> f64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    std::fs::read_to_string("/proc/thread-self/schedstat")
+        .ok()
+        .and_then(|s| s.split(' ').next()?.parse::<f64>().ok())
+        .map_or_else(|| START.elapsed().as_secs_f64(), |ns| ns * 1e-9)
+}
+
+fn run() {
+    let params = Params::standard();
+    let rng = &mut ChaCha20Rng::seed_from_u64(1);
+    let secret = SecretKey::generate(&params, rng);
+    let public = PublicKey::generate(&params, &secret, &[1; 32], rng);
+    let keys = GaloisKeys::generate(&params, &secret, &[1; 32], 256, rng);
+
+    let ntt = RLWE_PRIMES[0].transform(N);
+    let mut x: Vec<u64> = (0..N as u64).collect();
+    time("transform, forward", 4000, 1.0, || ntt.forward(&mut x));
+    time("transform, inverse", 4000, 1.0, || {
+        ntt.inverse_unscaled(&mut x)
+    });
+
+    let layout = UploadLayout::all_free();
+    let mut ciphertexts = Vec::new();
+    for modulus in [CiphertextModulus::Conv, CiphertextModulus::Ole] {
+        time(&format!("upload {modulus:?}"), 63, 1.0, || {
+            upload(&params, modulus, &secret, &[2; 32], &layout, &[], rng)
+        });
+        let sent = upload(&params, modulus, &secret, &[2; 32], &layout, &[], rng);
+        let expand = || {
+            expand_upload(&params, modulus, &[2; 32], &layout, &sent.bytes).expect("honest bytes")
+        };
+        time(&format!("expand upload {modulus:?}"), 63, 1.0, expand);
+        ciphertexts.push(expand());
+    }
+    let ole = ciphertexts.pop().expect("two were pushed");
+    let inputs: Vec<_> = (0..16).map(|_| ciphertexts[0].clone()).collect();
+
+    let conv = CiphertextModulus::Conv;
+    let terms: Vec<(usize, i64)> = (0..144)
+        .map(|i| (i * 57 % (2 * N), i as i64 - 70))
+        .collect();
+    let mut kernel = PlainPoly::new(&params, conv, 8, terms.clone());
+    time("kernel of 144 terms", 404, 1.0, || {
+        kernel.set(&params, 8, terms.iter().copied())
+    });
+    let pairs: Vec<_> = inputs.iter().map(|x| (x, &kernel)).collect();
+    time("ciphertext times kernel, of 16", 51, 16.0, || {
+        Product::new(&params, &pairs)
+    });
+    time("ciphertext times kernel, alone", 204, 1.0, || {
+        Product::new(&params, &pairs[..1])
+    });
+    let product = Product::new(&params, &pairs);
+    for gap in [4usize, 16, 256] {
+        let levels = gap.ilog2();
+        let mut kernel = PlainPoly::new(&params, conv, levels, terms.clone());
+        kernel.set(&params, levels, terms.iter().copied());
+        let product = Product::new(&params, &[(&inputs[0], &kernel)]);
+        time(
+            &format!("pack, gap {gap}, per key switch (clone included)"),
+            5,
+            gap as f64 - 1.0,
+            || pack(&params, &keys, gap, levels, |_| product.clone()),
+        );
+    }
+    time("clone of a product", 204, 1.0, || product.clone());
+
+    let plain = PlainPoly::new(&params, conv, 0, terms.clone());
+    let packed = Packed::single(&params, 1, Product::new(&params, &[(&inputs[0], &plain)]));
+    let useful: Vec<u32> = (0..N as u32).collect();
+    let mask = fp::uniform_vec(N, rng);
+    time("finish, all coefficients", 124, 1.0, || {
+        finish(&params, packed.clone(), &public, &useful, &mask, rng)
+    });
+    let answer = finish(&params, packed.clone(), &public, &useful, &mask, rng);
+    time("encode answer", 124, 1.0, || answer.encode());
+    time("decrypt, all coefficients", 124, 1.0, || {
+        decrypt(&params, &secret, &answer, &useful)
+    });
+    let (y, v) = (fp::uniform_vec(N, rng), fp::uniform_vec(N, rng));
+    time("OLE respond", 44, 1.0, || {
+        ole_respond(&params, &ole, &y, &v, &public, rng)
+    });
+    let answer = ole_respond(&params, &ole, &y, &v, &public, rng);
+    time("OLE receive", 44, 1.0, || {
+        ole_receive(&params, &secret, &answer)
+    });
+
+    for (channels, side) in [(64, 32), (512, 4)] {
+        let shape = ConvShape {
+            channels_in: channels,
+            height: side,
+            width: side,
+            channels_out: channels,
+            kernel_height: 3,
+            kernel_width: 3,
+            stride: 1,
+            padding: Padding {
+                top: 1,
+                left: 1,
+                bottom: 1,
+                right: 1,
+            },
+        };
+        let input = fp::uniform_vec(shape.input_len(), rng);
+        let weights: Vec<i16> = (0..shape.weights_len())
+            .map(|i| (i * 31 % 255) as i16 - 127)
+            .collect();
+        time(
+            &format!("online convolution {channels}x{side}x{side}, 3x3"),
+            21,
+            1.0,
+            || conv2d_fp(&input, &weights, &shape),
+        );
+    }
+}
