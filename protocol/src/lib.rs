@@ -7,6 +7,7 @@ pub mod channel;
 mod error;
 pub mod header;
 pub mod layout;
+pub mod linear;
 pub mod share;
 
 pub use channel::Channel;

@@ -162,6 +162,15 @@ impl AnswerMap {
         self.rows.iter().map(|(row, _)| *row)
     }
 
+    /// Weights of the convolution: `out * in * kernel_h * kernel_w`.
+    pub fn weights(&self, upload: &UploadMap) -> usize {
+        let (kernel, channels) = (self.conv.kernel, upload.shape().c);
+        [self.output.c, channels, kernel.0, kernel.1]
+            .iter()
+            .map(|&n| n as usize)
+            .product()
+    }
+
     /// Levels of merging.
     pub fn merge(&self) -> u32 {
         self.merge

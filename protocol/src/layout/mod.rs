@@ -24,11 +24,13 @@
 //! [`MAX_CIPHERTEXTS`], whatever the circuit and the plan say.
 
 mod answer;
-mod choose;
+pub(crate) mod choose;
 mod upload;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+#[cfg(test)]
+mod vectors;
 
 pub use answer::{AnswerMap, Placement, Tap, Useful};
 pub use choose::{default_plan, layout_for};
@@ -68,8 +70,23 @@ impl Packing {
     /// Derives the index maps of `plan`, or lists all its faults.
     ///
     /// # Errors
-    /// One sentence for each fault found, naming the upload or the layer.
+    /// One sentence for each fault found, naming the upload or the layer; a ring degree other than
+    /// [`RING_DEGREE`] is one.
     pub fn new(circuit: &Circuit, plan: &Plan) -> Result<Packing, Vec<String>> {
+        let packing = Packing::in_any_ring(circuit, plan);
+        if plan.ring_degree == RING_DEGREE {
+            return packing;
+        }
+        let mut faults = packing.err().unwrap_or_default();
+        faults.push(format!(
+            "ring degree {}, expected {RING_DEGREE}",
+            plan.ring_degree
+        ));
+        Err(faults)
+    }
+
+    /// [`Packing::new`] for any ring degree: index arithmetic alone, which small rings test faster.
+    pub(crate) fn in_any_ring(circuit: &Circuit, plan: &Plan) -> Result<Packing, Vec<String>> {
         let mut faults = check_globals(plan);
         let tensors: Vec<Shape> = std::iter::once(circuit.input)
             .chain(circuit.layers.iter().map(|layer| layer.shape))

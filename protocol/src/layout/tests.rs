@@ -186,9 +186,30 @@ fn answer_of(
     result
 }
 
+/// All outputs of an answer by polynomial products, with junk in unused coefficients.
+pub(crate) fn products(
+    packing: &Packing,
+    answer: usize,
+    tensor: &[u64],
+    weights: &[i64],
+    seed: u64,
+) -> Vec<u64> {
+    let mut junk = ChaCha20Rng::seed_from_u64(seed);
+    let inputs = fill(
+        packing,
+        packing.answers()[answer].upload(),
+        tensor,
+        &mut junk,
+    );
+    answer_of(packing, answer, &inputs, weights)
+        .into_iter()
+        .map(|output| output.expect("every output has a coefficient"))
+        .collect()
+}
+
 /// Checks every answer of a plan against the plain convolution, and the classes against each other.
 pub(crate) fn check(circuit: &Circuit, plan: &Plan, seed: u64) {
-    let packing = Packing::new(circuit, plan)
+    let packing = Packing::in_any_ring(circuit, plan)
         .unwrap_or_else(|faults| panic!("seed {seed}: {faults:?} in {plan:?}"));
     let mut rng = ChaCha20Rng::seed_from_u64(seed);
     let tensors: Vec<Vec<u64>> = packing
@@ -205,16 +226,14 @@ pub(crate) fn check(circuit: &Circuit, plan: &Plan, seed: u64) {
             .map(|_| i64::from(below(&mut rng, 255)) - 127)
             .collect();
         let tensor = &tensors[conv.input.0 as usize];
-        let inputs = fill(&packing, answer.upload(), tensor, &mut rng);
-        let got = answer_of(&packing, index, &inputs, &weights);
+        let got = products(&packing, index, tensor, &weights, seed);
         let want: Vec<u64> = tensor
             .chunks_exact(shape.len())
             .flat_map(|x| plain_conv(x, shape, conv, &weights))
             .collect();
         for (e, (got, want)) in got.iter().zip(&want).enumerate() {
             assert_eq!(
-                *got,
-                Some(*want),
+                got, want,
                 "seed {seed}: output {e} of answer {index} of {plan:?}"
             );
         }
@@ -345,7 +364,7 @@ fn random_layouts_compute_the_convolution() {
         );
         check(&circuit, &plan, seed);
         checked += 1;
-        let map = Packing::new(&circuit, &plan).unwrap();
+        let map = Packing::in_any_ring(&circuit, &plan).unwrap();
         let tiles = map.uploads()[0].tiles();
         shared += usize::from(layout.row_stride < layout.tile.1 + layout.window.1 - 1);
         halo += usize::from(tiles.0 * tiles.1 > 1 && layout.window != (1, 1));
@@ -405,7 +424,7 @@ fn tensor_in_two_layouts_is_forced_the_second_time() {
     let plan = plan_in(512, &circuit, 1).unwrap();
     assert_eq!(plan.uploads.len(), 2);
     check(&circuit, &plan, 3);
-    let packing = Packing::new(&circuit, &plan).unwrap();
+    let packing = Packing::in_any_ring(&circuit, &plan).unwrap();
     assert_eq!(packing.uploads()[0].total_counts().free, shape.len());
     assert_eq!(packing.uploads()[1].total_counts().free, 0);
 }
@@ -463,7 +482,7 @@ fn two_bundles_lie_side_by_side() {
     assert_eq!((layout.block, layout.blocks), (21, 2));
     let plan = plan_of(128, 2, &circuit, layout, 1, 1);
     check(&circuit, &plan, 5);
-    let packing = Packing::new(&circuit, &plan).unwrap();
+    let packing = Packing::in_any_ring(&circuit, &plan).unwrap();
     let slots = packing.uploads()[0].slots(0);
     // Element 0 of channel 0 at virtual (1, 1): flat 1 * 4 + 1; the second bundle one block later.
     assert_eq!(slots[(4 + 1) * 2], Slot::Free(0));
@@ -479,7 +498,7 @@ fn absent_channels_and_phases_are_unused() {
     let layout = layout_in(64, 1, shape, &[&c], 16, (2, 2)).unwrap();
     let plan = plan_of(64, 1, &circuit, layout, 4, 1);
     check(&circuit, &plan, 6);
-    let slots = Packing::new(&circuit, &plan).unwrap().uploads()[0].slots(0);
+    let slots = Packing::in_any_ring(&circuit, &plan).unwrap().uploads()[0].slots(0);
     for (at, slot) in slots.iter().enumerate() {
         let used = [0, 4, 8].contains(&(at % 16));
         assert_eq!(
@@ -497,7 +516,7 @@ fn weights_do_not_change_the_map() {
     let c = conv(0, 3, (3, 3), (1, 1), Padding::same(1));
     let circuit = circuit_of(shape, &[vec![c.clone()]]);
     let layout = layout_in(128, 1, shape, &[&c], 2, (4, 4)).unwrap();
-    let packing = Packing::new(&circuit, &plan_of(128, 1, &circuit, layout, 1, 1)).unwrap();
+    let packing = Packing::in_any_ring(&circuit, &plan_of(128, 1, &circuit, layout, 1, 1)).unwrap();
     let (upload, answer) = (&packing.uploads()[0], &packing.answers()[0]);
     let taps = answer.taps(upload, 0);
     assert_eq!(taps.len(), 18);
@@ -526,7 +545,16 @@ fn legal() -> (Circuit, Plan) {
 #[test]
 fn faults_are_named() {
     let (circuit, plan) = legal();
-    assert_eq!(verify_plan(&circuit, &plan), Vec::<String>::new());
+    let faults_in = |plan: &Plan| {
+        Packing::in_any_ring(&circuit, plan)
+            .err()
+            .unwrap_or_default()
+    };
+    assert_eq!(faults_in(&plan), Vec::<String>::new());
+    assert_eq!(
+        verify_plan(&circuit, &plan),
+        ["ring degree 256, expected 8192"]
+    );
     let cases: [(&str, fn(&mut Plan)); 19] = [
         ("ring degree", |p| p.ring_degree = 255),
         ("bundles", |p| p.bundles = 0),
@@ -551,7 +579,7 @@ fn faults_are_named() {
     for (what, change) in cases {
         let mut broken = plan.clone();
         change(&mut broken);
-        let faults = verify_plan(&circuit, &broken);
+        let faults = faults_in(&broken);
         assert!(
             faults.iter().any(|f| f.contains(what)),
             "{what}: {faults:?}"
@@ -636,7 +664,7 @@ fn hostile_plans_and_circuits_end_in_faults() {
             let index = below(&mut rng, 33) as usize;
             *numbers.into_iter().nth(index).expect("33 numbers") = value;
         }
-        refused += usize::from(!verify_plan(&circuit, &plan).is_empty());
+        refused += usize::from(Packing::in_any_ring(&circuit, &plan).is_err());
     }
     assert!(refused > 10_000, "{refused}");
 }

@@ -1,0 +1,431 @@
+//! Kernels times masks: the server's answer and the client's reading of it.
+
+use super::{Forks, Uploaded};
+use crate::layout::{AnswerMap, Packing, Tap, UploadMap, Useful};
+use pi_ir::Weights;
+use pi_ring::fp;
+use pi_rlwe::{
+    Answer, Ciphertext, CiphertextModulus, Error, GaloisKeys, N, Params, PlainPoly, Product,
+    PublicKey, SecretKey, decrypt, finish, pack,
+};
+use rand_core::CryptoRng;
+use rayon::prelude::*;
+use std::sync::Mutex;
+use zeroize::Zeroizing;
+
+const CONV: CiphertextModulus = CiphertextModulus::Conv;
+/// Memory of one kernel polynomial: three residues of each coefficient.
+const KERNEL_BYTES: usize = 3 * 8 * N;
+/// Kernels of a chunk are kept for all its rows up to this size, and made anew for each row above it.
+const CHUNK_BYTES: usize = 64 << 20;
+/// Kernels transformed before their products are summed: enough to share the reduction, few enough for the cache.
+const BATCH: usize = 8;
+
+/// The server's kernels, placed for a packing.
+pub struct Kernels {
+    answers: Vec<AnswerKernels>,
+}
+
+struct AnswerKernels {
+    /// `[out][in][kernel_h][kernel_w]`.
+    weights: Zeroizing<Vec<i16>>,
+    /// By group of input channels.
+    taps: Vec<Vec<Tap>>,
+    /// All transformed kernels, `[chunk][place][group]`, where memory was granted.
+    cached: Option<Vec<PlainPoly>>,
+}
+
+impl std::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Kernels({} convolutions, values withheld)",
+            self.answers.len()
+        )
+    }
+}
+
+impl Kernels {
+    /// Places the weights of all convolutions. Transforms are made for each answer anew, except that convolutions whose
+    /// transforms fit what is left of `cache_bytes` keep them (196,608 bytes a polynomial; a whole ResNet-18 would take
+    /// 3 to 4 GB and save a fifth of the time).
+    ///
+    /// # Errors
+    /// If a kernel is missing or has not the size that its convolution says.
+    /// # Panics
+    /// If the packing is not for the standard ring.
+    pub fn prepare(
+        params: &Params,
+        packing: &Packing,
+        weights: &Weights,
+        cache_bytes: usize,
+    ) -> Result<Kernels, String> {
+        assert_eq!(packing.ring_degree(), N, "packing for another ring");
+        let mut left = cache_bytes;
+        let mut seen = 0;
+        let mut answers = Vec::with_capacity(packing.answers().len());
+        for (index, answer) in packing.answers().iter().enumerate() {
+            let upload = &packing.uploads()[answer.upload()];
+            // Kernels count the convolutions of a layer, answers all of the circuit, in the same order.
+            if index > 0 && packing.answers()[index - 1].layer() != answer.layer() {
+                seen = 0;
+            }
+            let kernel = weights
+                .layers
+                .get(answer.layer() as usize)
+                .and_then(|layer| layer.kernels.get(seen))
+                .ok_or_else(|| format!("layer {}: kernel {seen} is missing", answer.layer()))?;
+            seen += 1;
+            let expected = answer.weights(upload);
+            if kernel.len() != expected {
+                return Err(format!(
+                    "layer {}: a kernel has {} weights, expected {expected}",
+                    answer.layer(),
+                    kernel.len()
+                ));
+            }
+            let mut placed = AnswerKernels {
+                weights: Zeroizing::new(kernel.clone()),
+                taps: (0..upload.groups())
+                    .map(|group| answer.taps(upload, group))
+                    .collect(),
+                cached: None,
+            };
+            let polynomials = (answer.chunks() * upload.groups()) << answer.merge();
+            if polynomials.saturating_mul(KERNEL_BYTES) <= left {
+                left -= polynomials * KERNEL_BYTES;
+                let all: Vec<(usize, usize, usize)> = (0..answer.chunks())
+                    .flat_map(|chunk| (0..1 << answer.merge()).map(move |place| (chunk, place)))
+                    .flat_map(|(chunk, place)| {
+                        (0..upload.groups()).map(move |group| (chunk, place, group))
+                    })
+                    .collect();
+                placed.cached = Some(
+                    all.into_par_iter()
+                        .map(|(chunk, place, group)| {
+                            placed.polynomial(params, answer, upload, chunk, place, group)
+                        })
+                        .collect(),
+                );
+            }
+            answers.push(placed);
+        }
+        Ok(Kernels { answers })
+    }
+}
+
+impl AnswerKernels {
+    /// Exponents and weights of one kernel polynomial; none at a place that has no output channel.
+    fn terms<'a>(
+        &'a self,
+        answer: &'a AnswerMap,
+        upload: &'a UploadMap,
+        chunk: usize,
+        place: usize,
+        group: usize,
+    ) -> impl Iterator<Item = (usize, i64)> + 'a {
+        answer
+            .kernel(upload, &self.taps[group], chunk, place)
+            .map(|placed| {
+                let exponent = placed.coefficient as usize + if placed.negative { N } else { 0 };
+                (exponent, i64::from(self.weights[placed.weight as usize]))
+            })
+    }
+
+    fn polynomial(
+        &self,
+        params: &Params,
+        answer: &AnswerMap,
+        upload: &UploadMap,
+        chunk: usize,
+        place: usize,
+        group: usize,
+    ) -> PlainPoly {
+        let terms = self.terms(answer, upload, chunk, place, group);
+        PlainPoly::new(params, CONV, answer.merge(), terms)
+    }
+}
+
+/// The gap that the client's Galois keys must reach for this packing: the largest group whose results are merged.
+pub fn max_gap(packing: &Packing) -> usize {
+    let gap = |answer: &AnswerMap| {
+        let group = packing.uploads()[answer.upload()].layout().group as usize;
+        if answer.merge() > 0 { group } else { 1 }
+    };
+    packing.answers().iter().map(gap).max().unwrap_or(1)
+}
+
+/// Bytes of one answer: 71,680 a ciphertext and 8 a useful coefficient.
+pub fn answers_bytes(answer: &AnswerMap) -> usize {
+    (0..answer.ciphertexts())
+        .map(|index| Answer::bytes(answer.useful_count(index)))
+        .sum()
+}
+
+/// `Enc(W r + s)` for every convolution, and the `s`, by answer, `[bundle][o][y][x]`.
+///
+/// Uses the uploads up: answering one twice leaks bits of `W r`. All randomness, `s` included, comes from `rng`, which
+/// the session seeds once for a bundle, after the exchange has started; the result does not depend on the number of
+/// threads.
+///
+/// # Cost
+/// See [`super::cost()`]; on all threads of the current rayon pool.
+/// # Panics
+/// If the kernels or uploads are of another packing, or the Galois keys do not reach [`max_gap`].
+pub fn server_answer(
+    params: &Params,
+    packing: &Packing,
+    kernels: &Kernels,
+    uploaded: Uploaded,
+    public_key: &PublicKey,
+    galois_keys: &GaloisKeys,
+    rng: &mut impl CryptoRng,
+) -> (Vec<u8>, Vec<Zeroizing<Vec<u64>>>) {
+    assert_eq!(
+        kernels.answers.len(),
+        packing.answers().len(),
+        "kernels of another packing"
+    );
+    assert_eq!(
+        uploaded.ciphertexts.len(),
+        packing.uploads().len(),
+        "uploads of another packing"
+    );
+    let forks = Forks::new(rng);
+    let scratch = Scratch::default();
+    let chunks: Vec<(usize, usize)> = packing
+        .answers()
+        .iter()
+        .enumerate()
+        .flat_map(|(a, answer)| (0..answer.chunks()).map(move |chunk| (a, chunk)))
+        .collect();
+    let finished: Vec<Vec<Finished>> = chunks
+        .par_iter()
+        .map(|&(a, chunk)| {
+            let answer = &packing.answers()[a];
+            let task = Chunk {
+                params,
+                answer,
+                upload: &packing.uploads()[answer.upload()],
+                kernels: &kernels.answers[a],
+                ciphertexts: &uploaded.ciphertexts[answer.upload()],
+                galois_keys,
+                scratch: &scratch,
+                chunk,
+            };
+            task.products(|index, packed| {
+                let useful = answer.useful(task.upload, index);
+                let rng = &mut forks.task("answer", a, index);
+                let mask = Zeroizing::new(fp::uniform_vec(useful.len(), rng));
+                let bytes = finish(
+                    params,
+                    packed,
+                    public_key,
+                    &coefficients(&useful),
+                    &mask,
+                    rng,
+                )
+                .encode();
+                Finished {
+                    answer: a,
+                    index,
+                    bytes,
+                    useful,
+                    mask,
+                }
+            })
+        })
+        .collect();
+
+    let mut finished: Vec<Finished> = finished.into_iter().flatten().collect();
+    finished.sort_unstable_by_key(|part| (part.answer, part.index));
+    let mut shares: Vec<Zeroizing<Vec<u64>>> = packing
+        .answers()
+        .iter()
+        .map(|answer| Zeroizing::new(vec![0; answer.len()]))
+        .collect();
+    for part in &finished {
+        scatter(&part.useful, &part.mask, &mut shares[part.answer]);
+    }
+    let parts: Vec<&[u8]> = finished.iter().map(|part| part.bytes.as_slice()).collect();
+    (parts.concat(), shares)
+}
+
+/// One finished output ciphertext.
+struct Finished {
+    answer: usize,
+    index: usize,
+    bytes: Vec<u8>,
+    useful: Vec<Useful>,
+    mask: Zeroizing<Vec<u64>>,
+}
+
+fn coefficients(useful: &[Useful]) -> Vec<u32> {
+    useful.iter().map(|u| u.coefficient).collect()
+}
+
+fn scatter(useful: &[Useful], values: &[u64], out: &mut [u64]) {
+    for (u, value) in useful.iter().zip(values) {
+        out[u.element as usize] = *value;
+    }
+}
+
+/// Buffers of kernel polynomials, reused: first touch of memory costs as much as the arithmetic.
+#[derive(Default)]
+struct Scratch(Mutex<Vec<Vec<PlainPoly>>>);
+
+impl Scratch {
+    fn with<T>(&self, use_it: impl FnOnce(&mut Vec<PlainPoly>) -> T) -> T {
+        let lock = || {
+            self.0
+                .lock()
+                .expect("nothing panics while it holds the lock")
+        };
+        let mut buffers = lock().pop().unwrap_or_default();
+        let result = use_it(&mut buffers);
+        lock().push(buffers);
+        result
+    }
+}
+
+/// The output channels of one chunk, for all rows.
+struct Chunk<'a> {
+    params: &'a Params,
+    answer: &'a AnswerMap,
+    upload: &'a UploadMap,
+    kernels: &'a AnswerKernels,
+    ciphertexts: &'a [Ciphertext],
+    galois_keys: &'a GaloisKeys,
+    scratch: &'a Scratch,
+    chunk: usize,
+}
+
+impl Chunk<'_> {
+    /// Packs the chunk's products row by row and hands each with its ciphertext's number to `finish`.
+    fn products<T: Send>(&self, finish: impl Fn(usize, pi_rlwe::Packed) -> T + Sync) -> Vec<T> {
+        let (answer, groups) = (self.answer, self.upload.groups());
+        let places = 1usize << answer.merge();
+        let polynomials = places * groups;
+        let made: Vec<PlainPoly>;
+        let ready: Option<&[PlainPoly]> = match &self.kernels.cached {
+            Some(all) => Some(&all[self.chunk * polynomials..][..polynomials]),
+            None if answer.rows().len() > 1 && polynomials * KERNEL_BYTES <= CHUNK_BYTES => {
+                made = (0..polynomials)
+                    .into_par_iter()
+                    .map(|i| {
+                        let (place, group) = (i / groups, i % groups);
+                        self.kernels.polynomial(
+                            self.params,
+                            answer,
+                            self.upload,
+                            self.chunk,
+                            place,
+                            group,
+                        )
+                    })
+                    .collect();
+                Some(&made)
+            }
+            None => None,
+        };
+        let rows: Vec<usize> = answer.rows().collect();
+        rows.into_par_iter()
+            .enumerate()
+            .map(|(at, row)| {
+                let inputs = &self.ciphertexts[row * groups..][..groups];
+                let product = |place: usize| match ready {
+                    Some(kernels) => {
+                        let kernels = &kernels[place * groups..][..groups];
+                        let terms: Vec<_> = inputs.iter().zip(kernels).collect();
+                        Product::new(self.params, &terms)
+                    }
+                    None => self.product_on_the_fly(inputs, place),
+                };
+                let gap = self.upload.layout().group as usize;
+                let packed = pack(self.params, self.galois_keys, gap, answer.merge(), product);
+                finish(at * answer.chunks() + self.chunk, packed)
+            })
+            .collect()
+    }
+
+    /// The sum over the groups, with kernels transformed in reused memory.
+    fn product_on_the_fly(&self, inputs: &[Ciphertext], place: usize) -> Product {
+        self.scratch.with(|buffers| {
+            let mut sum: Option<Product> = None;
+            for (batch, inputs) in inputs.chunks(BATCH).enumerate() {
+                for (i, _) in inputs.iter().enumerate() {
+                    let group = batch * BATCH + i;
+                    let terms =
+                        self.kernels
+                            .terms(self.answer, self.upload, self.chunk, place, group);
+                    match buffers.get_mut(i) {
+                        Some(buffer) => buffer.set(self.params, self.answer.merge(), terms),
+                        None => buffers.push(PlainPoly::new(
+                            self.params,
+                            CONV,
+                            self.answer.merge(),
+                            terms,
+                        )),
+                    }
+                }
+                let terms: Vec<_> = inputs.iter().zip(buffers.iter()).collect();
+                match &mut sum {
+                    Some(sum) => sum.accumulate(self.params, &terms),
+                    None => sum = Some(Product::new(self.params, &terms)),
+                }
+            }
+            sum.expect("a tensor has a channel, so there is a group")
+        })
+    }
+}
+
+/// `W r + s` of every convolution, by answer, `[bundle][o][y][x]`.
+///
+/// # Errors
+/// If the message has not exactly the plan's length.
+/// # Panics
+/// If the packing is not for the standard ring.
+pub fn client_finish(
+    params: &Params,
+    packing: &Packing,
+    secret: &SecretKey,
+    message: &[u8],
+) -> Result<Vec<Zeroizing<Vec<u64>>>, Error> {
+    assert_eq!(packing.ring_degree(), N, "packing for another ring");
+    let expected = packing.answers().iter().map(answers_bytes).sum();
+    if message.len() != expected {
+        return Err(Error::Length {
+            what: "answers",
+            expected,
+            got: message.len(),
+        });
+    }
+    let mut rest = message;
+    let mut parts = Vec::new();
+    for (a, answer) in packing.answers().iter().enumerate() {
+        for index in 0..answer.ciphertexts() {
+            let (part, after) = rest.split_at(Answer::bytes(answer.useful_count(index)));
+            rest = after;
+            parts.push((a, index, part));
+        }
+    }
+    let opened = parts
+        .into_par_iter()
+        .map(|(a, index, bytes)| {
+            let answer = &packing.answers()[a];
+            let useful = answer.useful(&packing.uploads()[answer.upload()], index);
+            let decoded = Answer::decode(useful.len(), bytes)?;
+            let values = decrypt(params, secret, &decoded, &coefficients(&useful));
+            Ok((a, useful, values))
+        })
+        .collect::<Result<Vec<_>, Error>>()?;
+    let mut shares: Vec<Zeroizing<Vec<u64>>> = packing
+        .answers()
+        .iter()
+        .map(|answer| Zeroizing::new(vec![0; answer.len()]))
+        .collect();
+    for (a, useful, values) in &opened {
+        scatter(useful, values, &mut shares[*a]);
+    }
+    Ok(shares)
+}
