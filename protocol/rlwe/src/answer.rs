@@ -278,7 +278,7 @@ pub fn decrypt(
     useful: &[u32],
 ) -> Zeroizing<Vec<u64>> {
     assert_eq!(useful.len(), answer.c0.len(), "useful coefficients");
-    let phase = phase(params, secret, answer, useful);
+    let phase = answer_phase(params, secret, answer, useful);
     Zeroizing::new(
         phase
             .iter()
@@ -288,7 +288,7 @@ pub fn decrypt(
 }
 
 /// `c0 + c1 s` at the useful coefficients, modulo `2^70` in the low 70 bits.
-fn phase(
+fn answer_phase(
     params: &Params,
     secret: &SecretKey,
     answer: &Answer,
@@ -393,13 +393,13 @@ pub mod attack {
     }
 
     /// The phase of an answer at its useful coefficients modulo `2^70`: what the client sees beyond the plaintext.
-    pub fn answer_phase(
+    pub fn phase(
         params: &Params,
         secret: &SecretKey,
         answer: &Answer,
         useful: &[u32],
     ) -> Vec<u128> {
-        phase(params, secret, answer, useful)
+        answer_phase(params, secret, answer, useful)
             .iter()
             .map(|x| x % (1 << ANSWER_BITS))
             .collect()

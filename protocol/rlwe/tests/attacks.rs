@@ -4,7 +4,7 @@
 
 use pi_ring::fp;
 use pi_rlwe::attack::{
-    answer_phase, finish_with_flood_bits, finish_without_flood, finish_without_rerandomisation,
+    finish_with_flood_bits, finish_without_flood, finish_without_rerandomisation, phase,
     second_half, second_half_of,
 };
 use pi_rlwe::{
@@ -128,9 +128,9 @@ fn two_answers_never_share_a_second_half() {
 
 /// The spread of the phase around the plaintexts, in units of the answer modulus: the client's view of flood and noise.
 fn spread(s: &Setup, answer: &Answer) -> f64 {
-    let phase = answer_phase(&s.params, &s.secret, answer, &s.useful);
+    let phases = phase(&s.params, &s.secret, answer, &s.useful);
     let step = (1u128 << 70) as f64 / fp::P as f64;
-    let residual = phase.iter().map(|&x| {
+    let residual = phases.iter().map(|&x| {
         // x = step * m + e: the distance to the nearest multiple, through p x modulo 2^70.
         let scaled = (x % (1 << 70)).wrapping_mul(fp::P as u128) % (1 << 70);
         let centred = if scaled >> 69 == 1 {
