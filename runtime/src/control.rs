@@ -1,0 +1,118 @@
+//! What the two processes say to each other besides the protocol's own messages.
+//!
+//! The client opens one stream per operation and sends a [`Request`] as its first message. The first operation of
+//! a connection is [`Request::Hello`]; no other is accepted before. A party that gives up resets the stream with
+//! a [`crate::stream::Refusal`].
+//!
+//! | request | then, on the same stream |
+//! | --- | --- |
+//! | `Hello` | server: [`Welcome`] |
+//! | `Artifact` | server: the artifact file, one message |
+//! | `Setup` | the protocol's setup messages; server: [`Stored`] with the client key id, once its half is durable |
+//! | `Prepare` | per bundle, `count` times: the protocol's offline messages; server: [`Stored`] with the bundle's id, once its half is durable. The client keeps its half only after that |
+//! | `Infer` | the protocol's online messages, the client's first |
+//!
+//! Encoding: postcard; every message has a limit that is checked before it is read.
+
+use crate::store::{BundleId, ModelDigest};
+use serde::{Deserialize, Serialize};
+
+/// Longest [`Request`]: leaves room for [`MOST_BUNDLES`] ids.
+pub const REQUEST_LIMIT: usize = 1 << 20;
+
+/// Longest [`Welcome`] and [`Stored`].
+pub const REPLY_LIMIT: usize = 16 * 1024;
+
+/// Bundles that a client may hold with one server, and prepare at once.
+pub const MOST_BUNDLES: usize = 30_000;
+
+/// Bundle ids that a client may ask for in its hello.
+pub const MOST_PROBES: usize = 64;
+
+/// Opens an operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// First on every connection.
+    Hello(Hello),
+    /// Asks for the artifact of the model served.
+    Artifact,
+    /// Starts the exchange of keys and base OTs.
+    Setup,
+    /// Starts the offline phase.
+    Prepare(Prepare),
+    /// Starts the online phase of one bundle.
+    Infer,
+}
+
+/// The client's side of the greeting.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Version of the two-party protocol.
+    pub protocol: u32,
+    /// Name and version of the program, for the other side's log.
+    pub software: String,
+    /// Random; goes into every bundle header of this connection.
+    pub nonce: [u8; 32],
+    /// Bundles the client would like to use; at most [`MOST_PROBES`].
+    pub probes: Vec<BundleId>,
+}
+
+/// The server's side of the greeting.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// Version of the two-party protocol.
+    pub protocol: u32,
+    /// Name and version of the program.
+    pub software: String,
+    /// Random; goes into every bundle header of this connection.
+    pub nonce: [u8; 32],
+    /// The model served.
+    pub model: ModelDigest,
+    /// Length of its artifact file.
+    pub artifact_bytes: u64,
+    /// Client key id of the setup that the server holds for this client.
+    pub setup: Option<[u8; 32]>,
+    /// For each probe, whether the server holds that bundle of this client, unspent.
+    pub held: Vec<bool>,
+}
+
+/// What a client asks for in the offline phase.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepare {
+    /// Bundles to make.
+    pub count: u32,
+    /// Index of the first in their headers; no index is used twice on a connection.
+    pub first_index: u64,
+    /// All bundles that the client holds with this server. Halves of others are orphans of broken exchanges, and
+    /// the server gives them up.
+    pub held: Vec<BundleId>,
+}
+
+/// The server's half is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
+    /// Name of what was stored.
+    pub id: [u8; 32],
+}
+
+/// This program's name and version.
+pub fn software() -> String {
+    concat!("pianissimo ", env!("CARGO_PKG_VERSION")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_with_the_most_bundles_fits_its_limit() {
+        let request = Request::Prepare(Prepare {
+            count: u32::MAX,
+            first_index: u64::MAX,
+            held: vec![[0xff; 32]; MOST_BUNDLES],
+        });
+        let bytes = postcard::to_stdvec(&request).unwrap();
+        assert!(bytes.len() <= REQUEST_LIMIT, "{} bytes", bytes.len());
+        assert_eq!(postcard::from_bytes::<Request>(&bytes).unwrap(), request);
+    }
+}

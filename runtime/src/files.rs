@@ -1,0 +1,110 @@
+//! Files that hold secrets: readable by their owner only, written durably or not at all.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+
+#[cfg(unix)]
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+
+/// Makes a directory (and its parents) that only its owner can enter; narrows it if it exists.
+pub(crate) fn private_directory(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    builder.mode(0o700);
+    builder.create(path)?;
+    #[cfg(unix)]
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+    Ok(())
+}
+
+/// Writes a file that only its owner can read: after a crash it is there in full, or as it was before.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let temporary = directory.join(name);
+    let written = (|| {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true);
+        #[cfg(unix)]
+        options.mode(0o600);
+        let mut file = options.open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    })();
+    if written.is_err() {
+        // What is left of it may be secret, and may be what fills the disk.
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
+    sync_directory(directory)
+}
+
+/// Creates an empty file that only its owner can read, if there is none.
+pub(crate) fn create_private(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true);
+    #[cfg(unix)]
+    options.mode(0o600);
+    options.open(path)?.sync_all()?;
+    sync_directory(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Overwrites a file with zeros and removes it.
+///
+/// That erases the content where the file system writes in place; copying file systems, flash translation
+/// layers and snapshots may keep older blocks.
+pub(crate) fn erase(path: &Path) -> io::Result<()> {
+    let length = match fs::metadata(path) {
+        Ok(metadata) => metadata.len(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    io::copy(&mut io::Read::take(io::repeat(0), length), &mut file)?;
+    file.sync_all()?;
+    drop(file);
+    fs::remove_file(path)
+}
+
+/// Makes names created, renamed or removed in a directory durable.
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(path)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Whether an error says that no more can be written: a full disk, a quota, or a limit on file size.
+pub(crate) fn is_disk_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn private_files_have_private_modes() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        private_directory(&state).unwrap();
+        let path = state.join("secret");
+        write_private(&path, b"first").unwrap();
+        write_private(&path, b"second").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&state), 0o700);
+        assert_eq!(mode(&path), 0o600);
+        erase(&path).unwrap();
+        assert!(!path.exists());
+        erase(&path).unwrap();
+    }
+}

@@ -1,0 +1,293 @@
+//! A picture file as the pixels that a model reads.
+
+use image::imageops::FilterType;
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
+use pi_ir::Shape;
+use std::fs::File;
+use std::io::{self, BufReader};
+use std::path::{Path, PathBuf};
+
+/// Pixels for a model, and what was done to get them.
+#[derive(Clone, Debug)]
+pub struct Picture {
+    /// One byte per channel, row and column.
+    pub pixels: Vec<u8>,
+    /// What the user should know of, one sentence each.
+    pub notices: Vec<String>,
+}
+
+/// Why a file gives no picture.
+#[derive(Debug, thiserror::Error)]
+pub enum PictureError {
+    /// It cannot be read.
+    #[error("cannot read the image {path}: {error}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// It is neither PNG nor JPEG.
+    #[error("{0} is neither a PNG nor a JPEG image")]
+    Format(PathBuf),
+    /// It is damaged.
+    #[error("the image {path} is damaged: {reason}")]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder found.
+        reason: String,
+    },
+    /// It is larger than a picture for classification needs to be.
+    #[error(
+        "the image {0} is too large: at most {LARGEST_SIDE} by {LARGEST_SIDE} pixels and {mib} MiB",
+        mib = LARGEST_FILE >> 20
+    )]
+    TooLarge(PathBuf),
+    /// The model reads something else than pictures.
+    #[error("the model reads {0} channels; images have 1 or 3")]
+    Channels(u32),
+}
+
+const LARGEST_SIDE: u32 = 16_384;
+const LARGEST_FILE: u64 = 64 << 20;
+const LARGEST_MEMORY: u64 = 1 << 30;
+
+/// Reads a PNG or JPEG file and brings it to the model's shape.
+///
+/// Another aspect ratio is cut to the middle, another size is resampled (Catmull-Rom), transparency is laid on white,
+/// grey becomes three equal channels and the reverse; each of these is said in a notice.
+///
+/// # Errors
+/// [`PictureError`] names the file.
+pub fn load(path: &Path, shape: Shape) -> Result<Picture, PictureError> {
+    to_shape(decode(path)?, shape)
+}
+
+/// Brings a picture in memory to the model's shape, as [`load`] does.
+///
+/// # Errors
+/// [`PictureError::Channels`].
+pub fn to_shape(image: DynamicImage, shape: Shape) -> Result<Picture, PictureError> {
+    let mut notices = Vec::new();
+    let image = on_white(image, &mut notices);
+    let image = fit(image, shape.w, shape.h, &mut notices);
+    let pixels = match shape.c {
+        1 => {
+            if image.color().has_color() {
+                notices.push("the model reads grey pictures: colours were dropped".into());
+            }
+            image.to_luma8().into_raw()
+        }
+        3 => {
+            if !image.color().has_color() {
+                notices.push("the image is grey: all three channels are equal".into());
+            }
+            let interleaved = image.to_rgb8().into_raw();
+            (0..3)
+                .flat_map(|channel| interleaved.iter().skip(channel).step_by(3).copied())
+                .collect()
+        }
+        channels => return Err(PictureError::Channels(channels)),
+    };
+    Ok(Picture { pixels, notices })
+}
+
+/// Reads a PNG or JPEG file, upright.
+///
+/// # Errors
+/// [`PictureError`] names the file.
+pub fn decode(path: &Path) -> Result<DynamicImage, PictureError> {
+    let unreadable = |error| PictureError::File {
+        path: path.into(),
+        error,
+    };
+    let file = File::open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    if metadata.is_dir() {
+        return Err(unreadable(io::Error::from(io::ErrorKind::IsADirectory)));
+    }
+    if metadata.len() > LARGEST_FILE {
+        return Err(PictureError::TooLarge(path.into()));
+    }
+    let mut reader = ImageReader::new(BufReader::new(file))
+        .with_guessed_format()
+        .map_err(unreadable)?;
+    let mut limits = Limits::default();
+    limits.max_image_width = Some(LARGEST_SIDE);
+    limits.max_image_height = Some(LARGEST_SIDE);
+    limits.max_alloc = Some(LARGEST_MEMORY);
+    reader.limits(limits);
+    if reader.format().is_none() {
+        return Err(PictureError::Format(path.into()));
+    }
+    let explain = |error| match error {
+        ImageError::Unsupported(_) => PictureError::Format(path.into()),
+        ImageError::Limits(_) => PictureError::TooLarge(path.into()),
+        error => PictureError::Broken {
+            path: path.into(),
+            reason: error.to_string(),
+        },
+    };
+    let mut decoder = reader.into_decoder().map_err(explain)?;
+    // A camera's note on how it was held; a picture without one is upright.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let mut image = DynamicImage::from_decoder(decoder).map_err(explain)?;
+    image.apply_orientation(orientation);
+    Ok(image)
+}
+
+fn on_white(image: DynamicImage, notices: &mut Vec<String>) -> DynamicImage {
+    if !image.color().has_alpha() {
+        return image;
+    }
+    let grey = !image.color().has_color();
+    let mut pixels = image.to_rgba8();
+    if pixels.pixels().all(|pixel| pixel.0[3] == 255) {
+        return image;
+    }
+    notices.push("the image is transparent in places: it was laid on white".into());
+    for pixel in pixels.pixels_mut() {
+        let alpha = u32::from(pixel.0[3]);
+        for value in &mut pixel.0[..3] {
+            *value = ((u32::from(*value) * alpha + 255 * (255 - alpha) + 127) / 255) as u8;
+        }
+        pixel.0[3] = 255;
+    }
+    let opaque = DynamicImage::ImageRgba8(pixels);
+    if grey {
+        opaque.to_luma8().into()
+    } else {
+        opaque
+    }
+}
+
+fn fit(
+    mut image: DynamicImage,
+    width: u32,
+    height: u32,
+    notices: &mut Vec<String>,
+) -> DynamicImage {
+    let (from_width, from_height) = (image.width(), image.height());
+    if (from_width, from_height) == (width, height) {
+        return image;
+    }
+    // The largest centred part with the model's aspect ratio, at least one pixel.
+    let (w, h) = (u64::from(from_width), u64::from(from_height));
+    let (to_w, to_h) = (u64::from(width), u64::from(height));
+    let cut_width = w.min(h * to_w / to_h).max(1) as u32;
+    let cut_height = h.min(w * to_h / to_w).max(1) as u32;
+    let mut sentence = format!("the image has {from_width}x{from_height} pixels: ");
+    if (cut_width, cut_height) != (from_width, from_height) {
+        let (x, y) = ((from_width - cut_width) / 2, (from_height - cut_height) / 2);
+        image = image.crop_imm(x, y, cut_width, cut_height);
+        sentence.push_str(&format!("cut to its middle {cut_width}x{cut_height} and "));
+    }
+    sentence.push_str(&format!("resized to the model's {width}x{height}"));
+    notices.push(sentence);
+    image.resize_exact(width, height, FilterType::CatmullRom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{GrayImage, Luma, Rgb, RgbImage, Rgba, RgbaImage};
+
+    fn shape(channels: u32, height: u32, width: u32) -> Shape {
+        Shape::new(channels, height, width)
+    }
+
+    #[test]
+    fn the_right_size_passes_unchanged_channel_by_channel() {
+        let mut image = RgbImage::new(3, 2);
+        for (i, pixel) in image.pixels_mut().enumerate() {
+            let i = i as u8;
+            *pixel = Rgb([i, 50 + i, 100 + i]);
+        }
+        let picture = to_shape(image.into(), shape(3, 2, 3)).unwrap();
+        let expected: Vec<u8> = [0u8, 50, 100]
+            .iter()
+            .flat_map(|c| (0..6).map(move |i| c + i))
+            .collect();
+        assert_eq!(picture.pixels, expected);
+        assert!(picture.notices.is_empty(), "{:?}", picture.notices);
+    }
+
+    #[test]
+    fn grey_becomes_three_equal_channels() {
+        let image = GrayImage::from_pixel(4, 4, Luma([77]));
+        let picture = to_shape(image.into(), shape(3, 4, 4)).unwrap();
+        assert_eq!(picture.pixels, vec![77; 48]);
+        assert!(picture.notices[0].contains("grey"));
+    }
+
+    #[test]
+    fn other_sizes_are_cut_and_resized_with_a_notice() {
+        // Left third red, middle green, right blue: only the middle survives a square cut.
+        let image = RgbImage::from_fn(192, 64, |x, _| match x / 64 {
+            0 => Rgb([255, 0, 0]),
+            1 => Rgb([0, 255, 0]),
+            _ => Rgb([0, 0, 255]),
+        });
+        let picture = to_shape(image.into(), shape(3, 32, 32)).unwrap();
+        assert_eq!(picture.pixels[..1024], vec![0; 1024]);
+        assert_eq!(picture.pixels[1024..2048], vec![255; 1024]);
+        assert!(
+            picture.notices[0].contains("192x64") && picture.notices[0].contains("32x32"),
+            "{:?}",
+            picture.notices
+        );
+        let thin = RgbImage::new(1, 1000);
+        assert_eq!(
+            to_shape(thin.into(), shape(3, 32, 32))
+                .unwrap()
+                .pixels
+                .len(),
+            3072
+        );
+    }
+
+    #[test]
+    fn transparency_is_laid_on_white() {
+        let image = RgbaImage::from_pixel(2, 2, Rgba([0, 0, 0, 0]));
+        let picture = to_shape(image.into(), shape(3, 2, 2)).unwrap();
+        assert_eq!(picture.pixels, vec![255; 12]);
+    }
+
+    #[test]
+    fn files_that_are_no_pictures_are_explained() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let load = |path: &Path| load(path, shape(3, 32, 32)).unwrap_err();
+        assert!(matches!(load(&at("absent")), PictureError::File { .. }));
+        assert!(matches!(load(directory.path()), PictureError::File { .. }));
+        std::fs::write(at("text.png"), "hello, this is text").unwrap();
+        assert!(matches!(load(&at("text.png")), PictureError::Format(_)));
+
+        let whole = at("whole.png");
+        RgbImage::from_fn(64, 64, |x, y| Rgb([x as u8, y as u8, (x * y) as u8]))
+            .save(&whole)
+            .unwrap();
+        let bytes = std::fs::read(&whole).unwrap();
+        std::fs::write(at("half.png"), &bytes[..bytes.len() / 2]).unwrap();
+        assert!(matches!(load(&at("half.png")), PictureError::Broken { .. }));
+
+        // The header of a picture of 60,000 by 60,000 pixels, with its checksum.
+        let mut huge = bytes.clone();
+        huge[16..20].copy_from_slice(&60_000u32.to_be_bytes());
+        huge[20..24].copy_from_slice(&60_000u32.to_be_bytes());
+        let checksum = crc32(&huge[12..29]);
+        huge[29..33].copy_from_slice(&checksum.to_be_bytes());
+        std::fs::write(at("huge.png"), huge).unwrap();
+        assert!(matches!(load(&at("huge.png")), PictureError::TooLarge(_)));
+    }
+
+    fn crc32(bytes: &[u8]) -> u32 {
+        !bytes.iter().fold(!0, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+                (crc >> 1) ^ (0xedb8_8320 * (crc & 1))
+            })
+        })
+    }
+}

@@ -1,0 +1,380 @@
+//! Messages on one QUIC stream: the [`Channel`] that protocol sessions run over.
+//!
+//! A message is its length (4 bytes, little endian) and its bytes. The length is checked against the receiver's
+//! limit before anything is reserved, and memory grows with what arrives. A party that gives up resets its
+//! stream with a code, [`Refusal`]; nothing else of its reasons crosses the wire.
+//!
+//! No wait is without end: a peer that sends no byte for the configured time, or a message slower than
+//! [`SLOWEST_BYTES_PER_SECOND`], is an error.
+
+use bytes::Bytes;
+
+use pi_protocol::Channel;
+use quinn::{ReadError, ReadExactError, RecvStream, SendStream, VarInt, WriteError};
+use serde::{Serialize, de::DeserializeOwned};
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// One operation's messages in both directions.
+pub struct MessageStream {
+    outgoing: SendStream,
+    incoming: RecvStream,
+    patience: Duration,
+    traffic: Traffic,
+    failure: Option<StreamError>,
+}
+
+/// What crossed a stream: the bytes of messages, without the four bytes of each length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes of the messages sent.
+    pub bytes_sent: u64,
+    /// Bytes of the messages received.
+    pub bytes_received: u64,
+    /// Messages sent.
+    pub messages_sent: u64,
+    /// Messages received.
+    pub messages_received: u64,
+}
+
+impl std::ops::Sub for Traffic {
+    type Output = Traffic;
+
+    fn sub(self, earlier: Traffic) -> Traffic {
+        Traffic {
+            bytes_sent: self.bytes_sent - earlier.bytes_sent,
+            bytes_received: self.bytes_received - earlier.bytes_received,
+            messages_sent: self.messages_sent - earlier.messages_sent,
+            messages_received: self.messages_received - earlier.messages_received,
+        }
+    }
+}
+
+impl std::ops::AddAssign for Traffic {
+    fn add_assign(&mut self, more: Traffic) {
+        self.bytes_sent += more.bytes_sent;
+        self.bytes_received += more.bytes_received;
+        self.messages_sent += more.messages_sent;
+        self.messages_received += more.messages_received;
+    }
+}
+
+/// Why a party ends an operation; all that the other party is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[repr(u32)]
+pub enum Refusal {
+    /// Something went wrong that is no one else's business.
+    #[error("an internal error")]
+    Internal = 1,
+    /// As many clients or operations as allowed are under way.
+    #[error("too many clients at once")]
+    Busy = 2,
+    /// The bytes sent break the protocol.
+    #[error("bytes that break the protocol")]
+    Misbehaved = 3,
+    /// Versions, parameters or headers do not match.
+    #[error("versions or parameters that do not match")]
+    Incompatible = 4,
+    /// No keys of this client are known.
+    #[error("unknown client keys")]
+    NoSetup = 5,
+    /// Another model is served now.
+    #[error("another model")]
+    ModelChanged = 6,
+    /// No such bundle of this client.
+    #[error("an unknown bundle")]
+    UnknownBundle = 7,
+    /// The bundle was used before.
+    #[error("a bundle that was used before")]
+    SpentBundle = 8,
+    /// The disk is full or the store broken.
+    #[error("a store that cannot be written")]
+    Storage = 9,
+    /// The process ends.
+    #[error("shutting down")]
+    ShuttingDown = 10,
+    /// The other party waited too long.
+    #[error("a peer that went silent")]
+    Silent = 11,
+}
+
+impl Refusal {
+    /// The code on the wire.
+    pub fn code(self) -> VarInt {
+        VarInt::from_u32(self as u32)
+    }
+
+    /// The reason behind a code; unknown codes are internal errors of a newer peer.
+    pub fn from_code(code: VarInt) -> Refusal {
+        use Refusal::*;
+        [
+            Busy,
+            Misbehaved,
+            Incompatible,
+            NoSetup,
+            ModelChanged,
+            UnknownBundle,
+            SpentBundle,
+            Storage,
+            ShuttingDown,
+            Silent,
+        ]
+        .into_iter()
+        .find(|refusal| refusal.code() == code)
+        .unwrap_or(Internal)
+    }
+}
+
+/// Why a stream ended.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The peer gave up and said why.
+    #[error("the peer refused: {0}")]
+    Refused(Refusal),
+    /// The connection broke.
+    #[error("the connection is lost: {0}")]
+    Lost(String),
+    /// The peer sends nothing, or takes nothing.
+    #[error("the peer was silent for {0:?}")]
+    Silent(Duration),
+    /// The peer announced more than this operation allows.
+    #[error("the peer announced a message of {announced} bytes, at most {limit} are allowed")]
+    TooLong {
+        /// Bytes announced.
+        announced: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// The stream ended inside a message or before one.
+    #[error("the peer ended the stream early")]
+    Ended,
+    /// A control message is not what was expected.
+    #[error("the peer sent a malformed control message: {0}")]
+    Malformed(String),
+}
+
+/// Messages are written in pieces of this size, so that no write holds the connection's lock for long.
+const PIECE_BYTES: usize = 256 * 1024;
+
+/// A message that takes longer than this allows, beside the peer's patience, is given up.
+pub const SLOWEST_BYTES_PER_SECOND: u64 = 16 * 1024;
+
+impl MessageStream {
+    /// Messages on a stream, with the longest silence to bear.
+    pub fn new(outgoing: SendStream, incoming: RecvStream, patience: Duration) -> MessageStream {
+        MessageStream {
+            outgoing,
+            incoming,
+            patience,
+            traffic: Traffic::default(),
+            failure: None,
+        }
+    }
+
+    /// What crossed the stream until now.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// Sends a control message.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn send_control<T: Serialize + Sync>(
+        &mut self,
+        message: &T,
+    ) -> Result<(), StreamError> {
+        let bytes =
+            postcard::to_stdvec(message).map_err(|e| StreamError::Malformed(e.to_string()))?;
+        self.send_message(bytes).await
+    }
+
+    /// Receives a control message of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// [`StreamError`]; bytes behind the message are malformed.
+    pub async fn receive_control<T: DeserializeOwned>(
+        &mut self,
+        limit: usize,
+    ) -> Result<T, StreamError> {
+        let bytes = self.receive_message(limit).await?;
+        match postcard::take_from_bytes(&bytes) {
+            Ok((message, [])) => Ok(message),
+            Ok((_, rest)) => Err(StreamError::Malformed(format!(
+                "{} bytes behind its end",
+                rest.len()
+            ))),
+            Err(e) => Err(StreamError::Malformed(e.to_string())),
+        }
+    }
+
+    /// Sends one message.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn send_message(&mut self, message: Vec<u8>) -> Result<(), StreamError> {
+        let length = u32::try_from(message.len()).map_err(|_| StreamError::TooLong {
+            announced: message.len(),
+            limit: u32::MAX as usize,
+        })?;
+        let deadline = self.deadline(u64::from(length));
+        let header = Bytes::copy_from_slice(&length.to_le_bytes());
+        self.write(header, deadline).await?;
+        let mut rest = Bytes::from(message);
+        while !rest.is_empty() {
+            let piece = rest.split_to(rest.len().min(PIECE_BYTES));
+            self.write(piece, deadline).await?;
+        }
+        self.traffic.bytes_sent += u64::from(length);
+        self.traffic.messages_sent += 1;
+        Ok(())
+    }
+
+    /// Receives one message of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// [`StreamError`]; [`StreamError::TooLong`] before any of a longer message is stored.
+    pub async fn receive_message(&mut self, limit: usize) -> Result<Vec<u8>, StreamError> {
+        let mut header = [0; 4];
+        let deadline = self.deadline(0);
+        match self.wait(deadline, ReadWhat::Header(&mut header)).await? {
+            Some(_) => {}
+            None => return Err(StreamError::Ended),
+        }
+        let announced = u32::from_le_bytes(header) as usize;
+        if announced > limit {
+            return Err(StreamError::TooLong { announced, limit });
+        }
+        let deadline = self.deadline(announced as u64);
+        // A lying length must not reserve memory: the vector grows with what arrives.
+        let mut message = Vec::with_capacity(announced.min(PIECE_BYTES));
+        while message.len() < announced {
+            let wanted = announced - message.len();
+            match self.wait(deadline, ReadWhat::Piece(wanted)).await? {
+                Some(piece) => message.extend_from_slice(&piece),
+                None => return Err(StreamError::Ended),
+            }
+        }
+        self.traffic.bytes_received += announced as u64;
+        self.traffic.messages_received += 1;
+        Ok(message)
+    }
+
+    /// Ends the sending direction in good order and waits until the peer has everything.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn finish(mut self) -> Result<(), StreamError> {
+        // Finishing a stream that was reset before is no news: the cause was reported then.
+        let _ = self.outgoing.finish();
+        let deadline = self.deadline(0);
+        match timeout_at(deadline, self.outgoing.stopped()).await {
+            Ok(Ok(None)) => Ok(()),
+            Ok(Ok(Some(code))) => Err(StreamError::Refused(Refusal::from_code(code))),
+            Ok(Err(e)) => Err(StreamError::Lost(e.to_string())),
+            Err(_) => Err(StreamError::Silent(self.patience)),
+        }
+    }
+
+    /// Gives the operation up and tells the peer why.
+    pub fn refuse(mut self, refusal: Refusal) {
+        // Both fail only where the stream is over already.
+        let _ = self.outgoing.reset(refusal.code());
+        let _ = self.incoming.stop(refusal.code());
+    }
+
+    /// The cause of the last error that a session got from this channel.
+    pub fn take_failure(&mut self) -> Option<StreamError> {
+        self.failure.take()
+    }
+
+    fn deadline(&self, bytes: u64) -> Instant {
+        Instant::now() + self.patience + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND)
+    }
+
+    async fn write(&mut self, piece: Bytes, deadline: Instant) -> Result<(), StreamError> {
+        let until = deadline.min(Instant::now() + self.patience);
+        match timeout_at(until, self.outgoing.write_chunk(piece)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(WriteError::Stopped(code))) => {
+                Err(StreamError::Refused(Refusal::from_code(code)))
+            }
+            Ok(Err(e)) => Err(StreamError::Lost(describe(&e))),
+            Err(_) => Err(StreamError::Silent(self.patience)),
+        }
+    }
+
+    /// Waits for bytes until the deadline, but never longer than the patience; `None` at the stream's end.
+    async fn wait(
+        &mut self,
+        deadline: Instant,
+        what: ReadWhat<'_>,
+    ) -> Result<Option<Bytes>, StreamError> {
+        let until = deadline.min(Instant::now() + self.patience);
+        let read = async {
+            match what {
+                ReadWhat::Header(header) => match self.incoming.read_exact(header).await {
+                    Ok(()) => Ok(Some(Bytes::new())),
+                    Err(ReadExactError::FinishedEarly(_)) => Ok(None),
+                    Err(ReadExactError::ReadError(e)) => Err(e),
+                },
+                ReadWhat::Piece(wanted) => {
+                    let chunk = self.incoming.read_chunk(wanted, true).await?;
+                    Ok(chunk.map(|chunk| chunk.bytes))
+                }
+            }
+        };
+        match timeout_at(until, read).await {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(ReadError::Reset(code))) => Err(StreamError::Refused(Refusal::from_code(code))),
+            Ok(Err(e)) => Err(StreamError::Lost(describe(&e))),
+            Err(_) => Err(StreamError::Silent(self.patience)),
+        }
+    }
+}
+
+enum ReadWhat<'a> {
+    Header(&'a mut [u8; 4]),
+    Piece(usize),
+}
+
+/// An error with the errors behind it, in one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+impl Channel for MessageStream {
+    async fn send(&mut self, message: Vec<u8>) -> Result<(), pi_protocol::Error> {
+        let result = self.send_message(message).await;
+        result.map_err(|error| self.session_error(error))
+    }
+
+    async fn receive(&mut self, limit: usize) -> Result<Vec<u8>, pi_protocol::Error> {
+        let result = self.receive_message(limit).await;
+        result.map_err(|error| self.session_error(error))
+    }
+}
+
+impl MessageStream {
+    /// The form in which a session hears of an error; the error itself waits in `failure`.
+    fn session_error(&mut self, error: StreamError) -> pi_protocol::Error {
+        let what = error.to_string();
+        self.failure = Some(error.clone());
+        match error {
+            StreamError::TooLong { .. } | StreamError::Malformed(_) => {
+                pi_protocol::Error::PeerMisbehaved { what }
+            }
+            _ => pi_protocol::Error::Channel { what },
+        }
+    }
+}

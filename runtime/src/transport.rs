@@ -1,0 +1,329 @@
+//! QUIC endpoints: TLS 1.3 with both parties authenticated, and the settings that bulk traffic needs.
+//!
+//! The server proves a certificate that the client pins by fingerprint, or checks against a CA. The client proves
+//! a self-signed certificate: any is accepted, its fingerprint is the client's name, and the handshake signature
+//! shows that it holds the key. Nothing is resumed and nothing is sent before the handshake ends (no 0-RTT).
+
+use crate::fingerprint::Fingerprint;
+use crate::identity::Identity;
+use quinn::congestion::CubicConfig;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{IdleTimeout, TransportConfig, VarInt};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, PeerIncompatible, RootCertStore,
+    SignatureScheme,
+};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Application protocol of the handshake; the number is the version of the control protocol.
+pub const ALPN: &[u8] = b"pianissimo/1";
+
+/// How a client decides whether a server is the right one.
+#[derive(Clone, Debug)]
+pub enum Trust {
+    /// The server must prove the certificate with this fingerprint.
+    Pinned(Fingerprint),
+    /// Any server that proves its certificate; the caller remembers the fingerprint and pins it from then on.
+    FirstUse,
+    /// The server must prove a certificate that one of these authorities signed for the name it is reached by.
+    Authorities(Vec<CertificateDer<'static>>),
+}
+
+/// Why an endpoint cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The certificate, key or authorities cannot be used.
+    #[error("unusable certificate or key: {0}")]
+    Tls(String),
+    /// The address is taken.
+    #[error("{0} is taken by another program")]
+    AddressTaken(SocketAddr),
+    /// The socket cannot be opened.
+    #[error("cannot open a UDP socket at {address}: {error}")]
+    Socket {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+/// A listening endpoint.
+///
+/// # Errors
+/// [`EndpointError`]; must be called inside a tokio runtime.
+pub fn server_endpoint(
+    identity: &Identity,
+    address: SocketAddr,
+) -> Result<quinn::Endpoint, EndpointError> {
+    let provider = provider();
+    let (chain, key) = identity.to_tls();
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(tls_error)?
+        .with_client_cert_verifier(Arc::new(AnyClient(provider)))
+        .with_single_cert(chain, key)
+        .map_err(tls_error)?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.send_tls13_tickets = 0;
+    let crypto = QuicServerConfig::try_from(tls).map_err(tls_error)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(Arc::new(transport_config()));
+    let socket = bind(address)?;
+    let runtime = Arc::new(quinn::TokioRuntime);
+    quinn::Endpoint::new(Default::default(), Some(config), socket, runtime)
+        .map_err(|error| EndpointError::Socket { address, error })
+}
+
+/// An endpoint to connect from, and what its handshakes show.
+///
+/// # Errors
+/// [`EndpointError`]; must be called inside a tokio runtime.
+pub fn client_endpoint(
+    identity: &Identity,
+    trust: Trust,
+    towards: SocketAddr,
+) -> Result<ClientEndpoint, EndpointError> {
+    let provider = provider();
+    let seen = Arc::new(Mutex::new(None));
+    let verifier = ServerCheck {
+        provider: provider.clone(),
+        seen: seen.clone(),
+        rule: match trust {
+            Trust::Pinned(fingerprint) => Rule::Pinned(fingerprint),
+            Trust::FirstUse => Rule::FirstUse,
+            Trust::Authorities(certificates) => {
+                let mut roots = RootCertStore::empty();
+                for certificate in certificates {
+                    roots.add(certificate).map_err(tls_error)?;
+                }
+                let builder =
+                    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+                Rule::Authorities(builder.build().map_err(tls_error)?)
+            }
+        },
+    };
+    let (chain, key) = identity.to_tls();
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(tls_error)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_auth_cert(chain, key)
+        .map_err(tls_error)?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.resumption = rustls::client::Resumption::disabled();
+    let crypto = QuicClientConfig::try_from(tls).map_err(tls_error)?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(Arc::new(transport_config()));
+
+    let address = match towards {
+        SocketAddr::V4(_) => SocketAddr::from(([0, 0, 0, 0], 0)),
+        SocketAddr::V6(_) => SocketAddr::from(([0u16; 8], 0)),
+    };
+    let runtime = Arc::new(quinn::TokioRuntime);
+    let mut endpoint = quinn::Endpoint::new(Default::default(), None, bind(address)?, runtime)
+        .map_err(|error| EndpointError::Socket { address, error })?;
+    endpoint.set_default_client_config(config);
+    Ok(ClientEndpoint { endpoint, seen })
+}
+
+/// An endpoint to connect from.
+pub struct ClientEndpoint {
+    /// The endpoint.
+    pub endpoint: quinn::Endpoint,
+    seen: Arc<Mutex<Option<Fingerprint>>>,
+}
+
+impl ClientEndpoint {
+    /// The fingerprint of the certificate that the last server presented, accepted or not.
+    pub fn presented(&self) -> Option<Fingerprint> {
+        *self.seen.lock().expect("no holder of this lock panics")
+    }
+}
+
+/// The fingerprint of the certificate that the other end of a connection proved.
+pub fn peer_fingerprint(connection: &quinn::Connection) -> Option<Fingerprint> {
+    let identity = connection.peer_identity()?;
+    let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    chain.first().map(|c| Fingerprint::of_certificate(c))
+}
+
+/// Settings for megabytes in a burst between two quiet phases.
+///
+/// Measured over loopback, 500 MB: Cubic 1,373 MB/s, BBR 729 MB/s (it drops half), segmentation offload off 424 MB/s.
+fn transport_config() -> TransportConfig {
+    const MIB: u32 = 1 << 20;
+    let mut cubic = CubicConfig::default();
+    // A layer's labels are 100 to 300 KB and should cross in one flight, not in four slow-start round trips.
+    cubic.initial_window(256 * 1024);
+    let mut config = TransportConfig::default();
+    config
+        .congestion_controller_factory(Arc::new(cubic))
+        .stream_receive_window(VarInt::from_u32(16 * MIB))
+        .receive_window(VarInt::from_u32(64 * MIB))
+        .send_window(u64::from(64 * MIB))
+        .max_concurrent_bidi_streams(VarInt::from_u32(4))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(75_000))))
+        // A party may compute for a long time without a byte to send; four lost in a row end the connection.
+        .keep_alive_interval(Some(Duration::from_secs(15)));
+    config
+}
+
+/// A UDP socket with buffers of 4 MiB, or as much of that as the system allows.
+fn bind(address: SocketAddr) -> Result<std::net::UdpSocket, EndpointError> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    const BUFFER_BYTES: usize = 4 << 20;
+    let open = || -> io::Result<Socket> {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::DGRAM,
+            Some(Protocol::UDP),
+        )?;
+        socket.bind(&address.into())?;
+        Ok(socket)
+    };
+    let socket = open().map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => EndpointError::AddressTaken(address),
+        _ => EndpointError::Socket { address, error },
+    })?;
+    for result in [
+        socket.set_recv_buffer_size(BUFFER_BYTES),
+        socket.set_send_buffer_size(BUFFER_BYTES),
+    ] {
+        if let Err(error) = result {
+            // Slower, not wrong.
+            tracing::debug!(%error, "the system keeps its socket buffer size");
+        }
+    }
+    Ok(socket.into())
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn tls_error(error: impl std::fmt::Display) -> EndpointError {
+    EndpointError::Tls(error.to_string())
+}
+
+/// The client's side of the handshake.
+#[derive(Debug)]
+struct ServerCheck {
+    provider: Arc<CryptoProvider>,
+    seen: Arc<Mutex<Option<Fingerprint>>>,
+    rule: Rule,
+}
+
+#[derive(Debug)]
+enum Rule {
+    Pinned(Fingerprint),
+    FirstUse,
+    Authorities(Arc<WebPkiServerVerifier>),
+}
+
+impl ServerCertVerifier for ServerCheck {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let presented = Fingerprint::of_certificate(end_entity);
+        *self.seen.lock().expect("no holder of this lock panics") = Some(presented);
+        match &self.rule {
+            Rule::Pinned(expected) if presented == *expected => Ok(ServerCertVerified::assertion()),
+            Rule::Pinned(_) => Err(CertificateError::ApplicationVerificationFailure.into()),
+            Rule::FirstUse => Ok(ServerCertVerified::assertion()),
+            Rule::Authorities(verifier) => verifier.verify_server_cert(
+                end_entity,
+                intermediates,
+                server_name,
+                ocsp_response,
+                now,
+            ),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(PeerIncompatible::Tls12NotOffered.into())
+    }
+
+    /// The server holds the key of the certificate it presents.
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+/// The server's side of the handshake: every client must prove some certificate.
+#[derive(Debug)]
+struct AnyClient(Arc<CryptoProvider>);
+
+impl ClientCertVerifier for AnyClient {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    /// Any certificate will do: it is a name, what counts is the signature below.
+    fn verify_client_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(PeerIncompatible::Tls12NotOffered.into())
+    }
+
+    /// The client holds the key of the certificate it presents.
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

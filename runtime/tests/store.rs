@@ -1,0 +1,197 @@
+//! A bundle is used once, whatever happens; a store belongs to one process at a time.
+
+use pi_runtime::fingerprint::Fingerprint;
+use pi_runtime::store::{BundleState, PeerRecord, Store, StoreError};
+use std::collections::HashSet;
+use std::path::Path;
+
+const PEER: Fingerprint = Fingerprint([1; 32]);
+const OTHER: Fingerprint = Fingerprint([2; 32]);
+const MODEL: [u8; 32] = [7; 32];
+
+fn id(n: u8) -> [u8; 32] {
+    [n; 32]
+}
+
+fn contents(state: &Path) -> usize {
+    std::fs::read_dir(state.join("bundles")).unwrap().count()
+}
+
+#[test]
+fn a_bundle_is_taken_once_and_stays_spent_after_reopening() {
+    let state = tempfile::tempdir().unwrap();
+    let store = Store::open(state.path()).unwrap();
+    store.put_bundle(PEER, &MODEL, &id(3), b"secret").unwrap();
+    drop(store);
+
+    let store = Store::open(state.path()).unwrap();
+    assert_eq!(store.ready(PEER, &MODEL).unwrap(), [id(3)]);
+    assert_eq!(store.take(PEER, &id(3)).unwrap().as_slice(), b"secret");
+    assert!(matches!(
+        store.take(PEER, &id(3)),
+        Err(StoreError::Spent(_))
+    ));
+    drop(store);
+
+    // Without `erase`, as after a crash: opening erases the content, the mark stays.
+    let store = Store::open(state.path()).unwrap();
+    assert_eq!(contents(state.path()), 0);
+    assert!(matches!(
+        store.take(PEER, &id(3)),
+        Err(StoreError::Spent(_))
+    ));
+    let entry = store.bundle(PEER, &id(3)).unwrap().unwrap();
+    assert_eq!(entry.state, BundleState::Spent);
+    assert!(store.ready(PEER, &MODEL).unwrap().is_empty());
+}
+
+#[test]
+fn a_name_is_never_stored_twice() {
+    let state = tempfile::tempdir().unwrap();
+    let store = Store::open(state.path()).unwrap();
+    store.put_bundle(PEER, &MODEL, &id(1), b"first").unwrap();
+    let again = store.put_bundle(PEER, &MODEL, &id(1), b"second");
+    assert!(matches!(again, Err(StoreError::Exists(_))));
+    assert_eq!(store.take(PEER, &id(1)).unwrap().as_slice(), b"first");
+    store.erase(PEER, &id(1)).unwrap();
+    let again = store.put_bundle(PEER, &MODEL, &id(1), b"third");
+    assert!(matches!(again, Err(StoreError::Exists(_))));
+    assert_eq!(contents(state.path()), 0);
+}
+
+#[test]
+fn bundles_of_another_peer_or_model_are_unknown() {
+    let state = tempfile::tempdir().unwrap();
+    let store = Store::open(state.path()).unwrap();
+    store.put_bundle(PEER, &MODEL, &id(1), b"x").unwrap();
+    assert!(matches!(
+        store.take(OTHER, &id(1)),
+        Err(StoreError::Unknown(_))
+    ));
+    assert!(matches!(
+        store.take(PEER, &id(2)),
+        Err(StoreError::Unknown(_))
+    ));
+    assert!(store.ready(PEER, &[8; 32]).unwrap().is_empty());
+    assert!(store.ready(OTHER, &MODEL).unwrap().is_empty());
+    store.take(PEER, &id(1)).unwrap();
+}
+
+#[test]
+fn one_taker_wins_among_many_threads() {
+    let state = tempfile::tempdir().unwrap();
+    let store = Store::open(state.path()).unwrap();
+    for n in 0..8 {
+        store.put_bundle(PEER, &MODEL, &id(n), b"x").unwrap();
+    }
+    let taken = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for n in 0..8 {
+                    match store.take(PEER, &id(n)) {
+                        Ok(_) => {
+                            taken.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                        }
+                        Err(StoreError::Spent(_)) => {}
+                        Err(e) => panic!("{e}"),
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(taken.into_inner(), 8);
+}
+
+#[test]
+fn orphans_are_given_up_and_the_others_kept() {
+    let state = tempfile::tempdir().unwrap();
+    let store = Store::open(state.path()).unwrap();
+    for n in 0..4 {
+        store.put_bundle(PEER, &MODEL, &id(n), &[n; 100]).unwrap();
+    }
+    store.put_bundle(OTHER, &MODEL, &id(9), b"other").unwrap();
+    let keep = HashSet::from([id(1), id(3), id(200)]);
+    assert_eq!(store.discard_others(PEER, &keep).unwrap(), 2);
+    assert_eq!(store.ready(PEER, &MODEL).unwrap(), [id(1), id(3)]);
+    assert_eq!(store.ready(OTHER, &MODEL).unwrap(), [id(9)]);
+    assert!(matches!(
+        store.take(PEER, &id(0)),
+        Err(StoreError::Spent(_))
+    ));
+    assert_eq!(contents(state.path()), 3);
+}
+
+#[test]
+fn a_second_process_is_told_that_the_store_is_locked() {
+    let state = tempfile::tempdir().unwrap();
+    let store = Store::open(state.path()).unwrap();
+    let second = Store::open(state.path()).err();
+    assert!(matches!(second, Some(StoreError::Locked(_))));
+    drop(store);
+    Store::open(state.path()).unwrap();
+}
+
+#[test]
+fn a_damaged_store_is_an_error_and_no_panic() {
+    let state = tempfile::tempdir().unwrap();
+    std::fs::write(state.path().join("store.redb"), vec![0x5a; 8192]).unwrap();
+    let error = Store::open(state.path()).err().expect("damaged");
+    assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+}
+
+#[test]
+fn content_that_changed_on_disk_is_refused_and_the_bundle_spent() {
+    let state = tempfile::tempdir().unwrap();
+    let store = Store::open(state.path()).unwrap();
+    store.put_bundle(PEER, &MODEL, &id(1), b"content").unwrap();
+    let mut files = std::fs::read_dir(state.path().join("bundles")).unwrap();
+    std::fs::write(files.next().unwrap().unwrap().path(), b"c0ntent").unwrap();
+    assert!(matches!(
+        store.take(PEER, &id(1)),
+        Err(StoreError::Damaged { .. })
+    ));
+    assert!(matches!(
+        store.take(PEER, &id(1)),
+        Err(StoreError::Spent(_))
+    ));
+}
+
+#[test]
+fn setups_artifacts_and_peers_are_kept() {
+    let state = tempfile::tempdir().unwrap();
+    let record = PeerRecord {
+        address: "localhost:4433".into(),
+        model: MODEL,
+        prepared_at: 5,
+    };
+    let store = Store::open(state.path()).unwrap();
+    assert!(store.setup(PEER).unwrap().is_none());
+    store.put_setup(PEER, b"old").unwrap();
+    store.put_setup(PEER, &vec![9; 5 << 20]).unwrap();
+    store.put_artifact(&MODEL, b"artifact").unwrap();
+    store.put_peer(PEER, &record).unwrap();
+    drop(store);
+    let store = Store::open(state.path()).unwrap();
+    assert_eq!(store.setup(PEER).unwrap().unwrap().len(), 5 << 20);
+    assert!(store.setup(OTHER).unwrap().is_none());
+    assert_eq!(store.artifact(&MODEL).unwrap().unwrap(), b"artifact");
+    assert_eq!(store.peers().unwrap(), [(PEER, record)]);
+}
+
+#[test]
+#[cfg(unix)]
+fn everything_in_a_store_is_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let parent = tempfile::tempdir().unwrap();
+    let state = parent.path().join("state");
+    let store = Store::open(&state).unwrap();
+    store.put_bundle(PEER, &MODEL, &id(1), b"x").unwrap();
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&state), 0o700);
+    assert_eq!(mode(&state.join("bundles")), 0o700);
+    assert_eq!(mode(&state.join("store.redb")), 0o600);
+    for file in std::fs::read_dir(state.join("bundles")).unwrap() {
+        assert_eq!(mode(&file.unwrap().path()), 0o600);
+    }
+}
