@@ -417,7 +417,7 @@ fn corrections_cover_every_coefficient() {
         &vec![0; N],
         rng,
     );
-    for (at, phase) in attack::answer_phase(&keys.params, &keys.secret, &answer, &all)
+    for (at, phase) in attack::phase(&keys.params, &keys.secret, &answer, &all)
         .iter()
         .enumerate()
     {
@@ -516,7 +516,7 @@ fn uncorrected_unused_coefficient_would_give_a_weight_away() {
             let mask = fp::uniform(rng);
             let useful = [reader as u32];
             let answered = finish(params, packed, &keys.public, &useful, &[mask], rng);
-            let rest = phase_fraction(attack::answer_phase(params, secret, &answered, &useful)[0]);
+            let rest = phase_fraction(attack::phase(params, secret, &answered, &useful)[0]);
             // Mask and plaintext fall away modulo a step; what is left is the flood, within a quarter.
             left.retain(|w| within_flood(rest - *w as f64 * distance));
         }
