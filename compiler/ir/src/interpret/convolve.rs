@@ -1,4 +1,4 @@
-//! Cross-correlation over any number type: what `conv2d` means, in one place.
+//! Cross-correlation and sums of windows over any number type: what they mean, in one place.
 
 use crate::shape::{Padding, Shape};
 use std::ops::{AddAssign, Mul};
@@ -7,7 +7,7 @@ use std::ops::{AddAssign, Mul};
 pub(crate) trait Number: Copy + Default + AddAssign + Mul<Output = Self> {}
 
 impl Number for f32 {}
-impl Number for i32 {}
+impl Number for f64 {}
 impl Number for i64 {}
 impl Number for i128 {}
 
@@ -53,6 +53,33 @@ pub(crate) fn convolve<T: Number>(x: &[T], kernel: &[T], windows: &Windows) -> V
         }
     }
     output
+}
+
+/// Sums over windows of `x` (`[c][h][w]`), rows and columns rounded down.
+pub(crate) fn sum_windows<T: Number>(
+    x: &[T],
+    input: Shape,
+    kernel: (u32, u32),
+    stride: (u32, u32),
+    output: Shape,
+) -> Vec<T> {
+    let (h, w) = (input.h as usize, input.w as usize);
+    let mut sums = Vec::with_capacity(output.len());
+    for plane in x.chunks_exact(h * w) {
+        for i in 0..output.h as usize {
+            for j in 0..output.w as usize {
+                let (top, left) = (i * stride.0 as usize, j * stride.1 as usize);
+                let mut sum = T::default();
+                for row in top..top + kernel.0 as usize {
+                    for &v in &plane[row * w + left..][..kernel.1 as usize] {
+                        sum += v;
+                    }
+                }
+                sums.push(sum);
+            }
+        }
+    }
+    sums
 }
 
 fn two_rows<T: Number>(even: &[T], odd: &[T], panel: &[[T; LANES]]) -> [[T; LANES]; CHANNELS] {

@@ -1,6 +1,6 @@
 //! The fixed-point circuit in integers, rounding to nearest or with the carries of one private run.
 
-use super::convolve::{Windows, convolve};
+use super::convolve::{Windows, convolve, sum_windows};
 use crate::P;
 use crate::circuit::{Activation, Circuit, Conv, Kind, Layer, PostTruncation, Step, SumPool, Term};
 use crate::shape::Shape;
@@ -123,7 +123,7 @@ pub fn quantise_image(circuit: &Circuit, pixels: &[u8]) -> Result<Vec<i64>, Erro
     let plane = circuit.input.h as usize * circuit.input.w as usize;
     let statistics = circuit.mean.iter().zip(&circuit.std);
     Ok(pixels
-        .chunks_exact(plane)
+        .chunks_exact(plane.max(1))
         .zip(statistics)
         .flat_map(|(plane, (&mean, &std))| {
             let (mean, std) = (f64::from(mean), f64::from(std));
@@ -163,9 +163,9 @@ pub struct Interpreter<'a> {
     sum_shapes: Vec<Shape>,
 }
 
-/// One kernel, widened once.
+/// One kernel; its 16-bit weights are exact in single precision.
 struct Kernel {
-    weights: Vec<i32>,
+    weights: Vec<f32>,
     /// Largest sum of absolute weights of an output channel.
     gain: i128,
 }
@@ -190,7 +190,7 @@ impl<'a> Interpreter<'a> {
         for (index, (layer, weights)) in circuit.layers.iter().zip(&weights.layers).enumerate() {
             let sum_shape = check_layer(circuit, index, layer, weights)?;
             let widen = |kernel: &Vec<i16>| Kernel {
-                weights: kernel.iter().map(|&w| i32::from(w)).collect(),
+                weights: kernel.iter().map(|&w| f32::from(w)).collect(),
                 gain: kernel
                     .chunks((kernel.len() / sum_shape.c as usize).max(1))
                     .map(|row| row.iter().map(|&w| i128::from(w).abs()).sum())
@@ -234,7 +234,6 @@ impl<'a> Interpreter<'a> {
         for (index, layer) in self.circuit.layers.iter().enumerate() {
             let sums = self.sums(index, &run.tensors)?;
             let largest = sums.iter().map(|z| z.unsigned_abs()).max().unwrap_or(0);
-            check_bound(layer, &sums)?;
             run.max_abs_before_truncation.push(largest);
             let shares = trace.map(|t| &t.layers[index]);
             if let Some(shares) = shares {
@@ -261,22 +260,15 @@ impl<'a> Interpreter<'a> {
         Ok(run)
     }
 
-    /// Terms, bias and pool of one layer.
+    /// Terms, bias and pool of one layer, within the layer's bound.
     fn sums(&self, index: usize, tensors: &[Vec<i64>]) -> Result<Vec<i64>, Error> {
         let layer = &self.circuit.layers[index];
         let shape = self.sum_shapes[index];
-        let overflow = |element: usize| Error::OutOfBound {
-            layer: layer.name.clone(),
-            element,
-            stage: Stage::First,
-            value: i128::from(i64::MAX),
-            bound: bound(layer.bound_bits, layer.truncate()),
-        };
         let positions = shape.h as usize * shape.w as usize;
-        let mut sums: Vec<i64> = self.weights.layers[index]
+        let mut sums: Vec<i128> = self.weights.layers[index]
             .bias
             .iter()
-            .flat_map(|&b| std::iter::repeat_n(b, positions))
+            .flat_map(|&b| std::iter::repeat_n(b.into(), positions))
             .collect();
         let mut kernels = self.kernels[index].iter();
         for term in &layer.terms {
@@ -286,25 +278,31 @@ impl<'a> Interpreter<'a> {
                 Term::Conv(conv) => {
                     let kernel = kernels.next().expect("one kernel per convolution");
                     convolve_exactly(x, kernel, &windows(conv, input, shape))
-                        .ok_or_else(|| overflow(0))?
                 }
                 Term::Residual { pool, shift, .. } => {
-                    let pooled = match pool {
-                        Some(pool) => sum_windows(x, input, pool, shape),
-                        None => Some(x.clone()),
-                    };
-                    pooled
-                        .and_then(|x| x.iter().map(|&v| shift_left(v, *shift)).collect())
-                        .ok_or_else(|| overflow(0))?
+                    let wide = x.iter().map(|&v| v.into()).collect();
+                    let mut values = sum_pool(wide, input, pool.as_ref(), shape);
+                    let factor = 1i128 << shift;
+                    values
+                        .iter_mut()
+                        .for_each(|v| *v = v.saturating_mul(factor));
+                    values
                 }
             };
-            for (element, (sum, value)) in sums.iter_mut().zip(values).enumerate() {
-                *sum = sum.checked_add(value).ok_or_else(|| overflow(element))?;
+            // Summands below 2^90, at most 64 of them in windows of at most 2^24: no sum wraps.
+            if let Some(element) = values.iter().position(|v| v.unsigned_abs() > 1 << 90) {
+                return Err(out_of_bound(layer, element, values[element]));
+            }
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum += value;
             }
         }
-        match &layer.pool {
-            Some(pool) => sum_windows(&sums, shape, pool, layer.shape).ok_or_else(|| overflow(0)),
-            None => Ok(sums),
+        let sums = sum_pool(sums, shape, layer.pool.as_ref(), layer.shape);
+        let bound = bound(layer.bound_bits, layer.truncate());
+        match sums.iter().position(|z| z.abs() > bound) {
+            Some(element) => Err(out_of_bound(layer, element, sums[element])),
+            // The bound is at most 2^58.
+            None => Ok(sums.into_iter().map(|z| z as i64).collect()),
         }
     }
 }
@@ -331,7 +329,13 @@ fn check_layer(
     let count = convs.count();
     length("kernels", count, weights.kernels.len())?;
     let mut kernels = weights.kernels.iter();
+    if layer.bound_bits > 58 || layer.truncate() > layer.bound_bits {
+        return Err(refuse("bound or truncation out of range".into()));
+    }
     for term in &layer.terms {
+        if matches!(term, Term::Residual { shift, .. } if *shift > 58) {
+            return Err(refuse("a residual shifted beyond the field".into()));
+        }
         let input = circuit.tensor_shape(term.input());
         if term.output(input) != Some(sum_shape) {
             return Err(refuse("terms of different shapes".into()));
@@ -362,9 +366,6 @@ fn check_layer(
         Step::Activate(activation) => {
             let what = format!("kinds of layer {}", layer.name);
             length(&what, layer.shape.len(), activation.kinds.len())?;
-            if activation.truncate > layer.bound_bits || layer.bound_bits > 58 {
-                return Err(refuse("truncation or bound out of range".into()));
-            }
             for kind in [Kind::Square, Kind::Polynomial] {
                 if !activation.kinds.contains(&kind) {
                     continue;
@@ -396,20 +397,16 @@ fn length(what: &str, expected: usize, got: usize) -> Result<(), Error> {
 
 /// The largest magnitude allowed before a truncation: `2^bound_bits - 2^truncate`.
 fn bound(bound_bits: u8, truncate: u8) -> i128 {
-    (1i128 << bound_bits.min(126)) - (1i128 << truncate.min(126))
+    (1i128 << bound_bits) - (1i128 << truncate)
 }
 
-fn check_bound(layer: &Layer, sums: &[i64]) -> Result<(), Error> {
-    let bound = bound(layer.bound_bits, layer.truncate());
-    match sums.iter().position(|&z| i128::from(z).abs() > bound) {
-        None => Ok(()),
-        Some(element) => Err(Error::OutOfBound {
-            layer: layer.name.clone(),
-            element,
-            stage: Stage::First,
-            value: i128::from(sums[element]),
-            bound,
-        }),
+fn out_of_bound(layer: &Layer, element: usize, value: i128) -> Error {
+    Error::OutOfBound {
+        layer: layer.name.clone(),
+        element,
+        stage: Stage::First,
+        value,
+        bound: bound(layer.bound_bits, layer.truncate()),
     }
 }
 
@@ -446,50 +443,37 @@ fn windows(conv: &Conv, input: Shape, output: Shape) -> Windows {
     }
 }
 
-/// The convolution in the narrowest type in which no partial sum can overflow; `None` beyond `i64`.
-fn convolve_exactly(x: &[i64], kernel: &Kernel, windows: &Windows) -> Option<Vec<i64>> {
+/// The convolution in the narrowest type in which no partial sum is rounded or wraps.
+///
+/// Integers of magnitude up to `2^24` are exact in single precision, up to `2^53` in double: all
+/// products and partial sums, in any order, stay within the limit that is tested here. Vector units
+/// multiply floats faster than integers of the same width.
+fn convolve_exactly(x: &[i64], kernel: &Kernel, windows: &Windows) -> Vec<i128> {
     let largest = x.iter().map(|v| v.unsigned_abs()).max().unwrap_or(0);
     let limit = i128::from(largest).max(1) * kernel.gain.max(1);
-    if limit <= i128::from(i32::MAX) {
-        let x: Vec<i32> = x.iter().map(|&v| v as i32).collect();
+    if limit <= 1 << f32::MANTISSA_DIGITS {
+        let x: Vec<f32> = x.iter().map(|&v| v as f32).collect();
         let sums = convolve(&x, &kernel.weights, windows);
-        Some(sums.into_iter().map(i64::from).collect())
-    } else if limit <= i128::from(i64::MAX) {
-        let weights: Vec<i64> = kernel.weights.iter().map(|&w| w.into()).collect();
-        Some(convolve(x, &weights, windows))
-    } else {
-        // |x| < 2^64, |w| <= 2^15 and fewer than 2^40 taps: far below 2^127.
-        let weights: Vec<i128> = kernel.weights.iter().map(|&w| w.into()).collect();
-        let x: Vec<i128> = x.iter().map(|&v| v.into()).collect();
+        sums.into_iter().map(|z| (z as i64).into()).collect()
+    } else if limit <= 1 << f64::MANTISSA_DIGITS {
+        let x: Vec<f64> = x.iter().map(|&v| v as f64).collect();
+        let weights: Vec<f64> = kernel.weights.iter().map(|&w| w.into()).collect();
         let sums = convolve(&x, &weights, windows);
-        sums.into_iter().map(|z| i64::try_from(z).ok()).collect()
+        sums.into_iter().map(|z| (z as i64).into()).collect()
+    } else {
+        // |x| <= 2^63, |w| <= 2^15 and fewer than 2^40 taps: far below 2^127.
+        let x: Vec<i128> = x.iter().map(|&v| v.into()).collect();
+        let weights: Vec<i128> = kernel.weights.iter().map(|&w| w as i128).collect();
+        convolve(&x, &weights, windows)
     }
 }
 
-fn shift_left(value: i64, shift: u8) -> Option<i64> {
-    let factor = 1i64.checked_shl(shift.into()).filter(|f| *f > 0)?;
-    value.checked_mul(factor)
-}
-
-/// Sums over windows, rows and columns rounded down; `None` beyond `i64`.
-fn sum_windows(x: &[i64], input: Shape, pool: &SumPool, output: Shape) -> Option<Vec<i64>> {
-    let (h, w) = (input.h as usize, input.w as usize);
-    let mut sums = Vec::with_capacity(output.len());
-    for plane in x.chunks_exact(h * w) {
-        for i in 0..output.h as usize {
-            for j in 0..output.w as usize {
-                let (top, left) = (i * pool.stride.0 as usize, j * pool.stride.1 as usize);
-                let mut sum = 0i64;
-                for row in top..top + pool.kernel.0 as usize {
-                    for v in &plane[row * w + left..][..pool.kernel.1 as usize] {
-                        sum = sum.checked_add(*v)?;
-                    }
-                }
-                sums.push(sum);
-            }
-        }
+/// Sums over the windows of a pool; the values as they are if there is none.
+fn sum_pool(x: Vec<i128>, input: Shape, pool: Option<&SumPool>, output: Shape) -> Vec<i128> {
+    match pool {
+        Some(pool) => sum_windows(&x, input, pool.kernel, pool.stride, output),
+        None => x,
     }
-    Some(sums)
 }
 
 /// `(x + 2^(f-1)) >> f`.
@@ -737,8 +721,23 @@ mod tests {
             }
         );
         // Values whose products pass i64 are found, not wrapped.
-        let huge = plain(&circuit, &weights, &[i64::MAX, i64::MIN]).unwrap_err();
-        assert!(matches!(huge, Error::OutOfBound { .. }), "{huge}");
+        let huge = plain(&circuit, &weights, &[0, i64::MIN]).unwrap_err();
+        let value = i128::from(i64::MIN);
+        assert!(
+            matches!(huge, Error::OutOfBound { element: 1, value: v, .. } if v == value),
+            "{huge}"
+        );
+        let mut shifted = circuit;
+        shifted.layers[0].terms.push(Term::Residual {
+            input: TensorId(0),
+            pool: None,
+            shift: 58,
+        });
+        let huge = plain(&shifted, &weights, &[0, i64::MAX]).unwrap_err();
+        assert!(
+            matches!(huge, Error::OutOfBound { element: 1, value, .. } if value >> 120 == 1),
+            "{huge}"
+        );
     }
 
     #[test]
@@ -821,7 +820,7 @@ mod tests {
     fn sums_match_a_direct_computation() {
         let (c, h, w) = (2usize, 5usize, 4usize);
         let input: Vec<i64> = (0..c * h * w).map(|i| (i as i64 * 37 % 101) - 50).collect();
-        let kernel: Vec<i16> = (0..2 * 2 * 2 * 3)
+        let weights: Vec<i16> = (0..2 * 2 * 2 * 3)
             .map(|i| (i * 29 % 61 - 30) as i16)
             .collect();
         let conv = Conv {
@@ -838,17 +837,17 @@ mod tests {
             weight_bits: 7,
         };
         // Rows: (5 + 1 - 2) / 2 + 1 = 3; columns: (4 + 3 - 3) / 1 + 1 = 5.
-        let scales = [1i64, 1 << 20, 1 << 38];
+        // The three number types: sums below 2^24, below 2^53, and beyond.
+        let scales = [1i64, 1 << 20, 1 << 44];
         for scale in scales {
             let x: Vec<i64> = input.iter().map(|v| v * scale).collect();
             let shape = conv.output(Shape::new(2, 5, 4)).unwrap();
             assert_eq!(shape, Shape::new(2, 3, 5));
             let kernel = Kernel {
-                weights: kernel.iter().map(|&w| w.into()).collect(),
+                weights: weights.iter().map(|&w| w.into()).collect(),
                 gain: 12 * 30,
             };
-            let got =
-                convolve_exactly(&x, &kernel, &windows(&conv, Shape::new(2, 5, 4), shape)).unwrap();
+            let got = convolve_exactly(&x, &kernel, &windows(&conv, Shape::new(2, 5, 4), shape));
             for o in 0..2 {
                 for i in 0..3 {
                     for j in 0..5 {
@@ -861,14 +860,16 @@ mod tests {
                                     if (0..h as isize).contains(&y) && (0..w as isize).contains(&z)
                                     {
                                         sum += x[(ch * h + y as usize) * w + z as usize]
-                                            * i64::from(
-                                                kernel.weights[((o * c + ch) * 2 + ki) * 3 + kj],
-                                            );
+                                            * i64::from(weights[((o * c + ch) * 2 + ki) * 3 + kj]);
                                     }
                                 }
                             }
                         }
-                        assert_eq!(got[(o * 3 + i) * 5 + j], sum, "scale {scale}, {o} {i} {j}");
+                        assert_eq!(
+                            got[(o * 3 + i) * 5 + j],
+                            sum.into(),
+                            "scale {scale}, {o} {i} {j}"
+                        );
                     }
                 }
             }
@@ -879,7 +880,13 @@ mod tests {
         };
         let output = pool.output(Shape::new(2, 5, 4)).unwrap();
         assert_eq!(output, Shape::new(2, 2, 2));
-        let sums = sum_windows(&input, Shape::new(2, 5, 4), &pool, output).unwrap();
+        let sums = sum_windows(
+            &input,
+            Shape::new(2, 5, 4),
+            pool.kernel,
+            pool.stride,
+            output,
+        );
         let first: i64 = [0, 1, 2, 4, 5, 6].iter().map(|&i| input[i]).sum();
         let last: i64 = [29, 30, 31, 33, 34, 35].iter().map(|&i| input[i]).sum();
         assert_eq!((sums[0], sums[7]), (first, last));

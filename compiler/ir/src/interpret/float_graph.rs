@@ -1,6 +1,6 @@
 //! The float network, node by node, in single precision.
 
-use super::convolve::{Windows, convolve};
+use super::convolve::{Windows, convolve, sum_windows};
 use crate::graph::{ActivationKind, Graph, Op};
 use crate::shape::{Padding, Shape};
 
@@ -115,7 +115,12 @@ fn evaluate(
         Op::Add => (inputs[0].0.iter().zip(inputs[1].0))
             .map(|(a, b)| a + b)
             .collect(),
-        Op::AvgPool { kernel, stride } => average(inputs[0], shape, *kernel, *stride),
+        Op::AvgPool { kernel, stride } => {
+            let (x, input) = inputs[0];
+            let count = kernel.0 as f32 * kernel.1 as f32;
+            let sums = sum_windows(x, input, *kernel, *stride, shape);
+            sums.into_iter().map(|sum| sum / count).collect()
+        }
         Op::Flatten => inputs[0].0.to_vec(),
         Op::Activation {
             kinds,
@@ -155,28 +160,6 @@ fn linear(x: &[f32], weight: &[f32], bias: &[f32], windows: &Windows) -> Result<
         }
     }
     Ok(y)
-}
-
-fn average(
-    (x, input): (&[f32], Shape),
-    output: Shape,
-    kernel: (u32, u32),
-    stride: (u32, u32),
-) -> Vec<f32> {
-    let (h, w) = (input.h as usize, input.w as usize);
-    let count = (kernel.0 * kernel.1) as f32;
-    let mut means = Vec::with_capacity(output.len());
-    for plane in x.chunks_exact(h * w) {
-        for i in 0..output.h as usize {
-            for j in 0..output.w as usize {
-                let (top, left) = (i * stride.0 as usize, j * stride.1 as usize);
-                let row = |y: usize| &plane[y * w + left..][..kernel.1 as usize];
-                let sum: f32 = (top..top + kernel.0 as usize).flat_map(row).sum();
-                means.push(sum / count);
-            }
-        }
-    }
-    means
 }
 
 #[cfg(test)]
