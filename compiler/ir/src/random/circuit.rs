@@ -696,6 +696,51 @@ mod tests {
         }
     }
 
+    /// Files made of changed bytes with a right digest: an error, or a circuit that can be used.
+    #[test]
+    fn changed_artifacts_are_refused_or_usable() {
+        let plan = Plan {
+            ring_degree: 8192,
+            bundles: 1,
+            uploads: vec![],
+            answers: vec![],
+        };
+        let (mut refused, mut accepted) = (0, 0);
+        for seed in 0..CASES {
+            let mut draw = Draw::new(seed);
+            let (circuit, weights) = circuit(seed, &Options::default());
+            let good = Artifact::new(circuit, plan.clone(), [0; 32]).encode();
+            for _ in 0..30 {
+                let mut bytes = good.clone();
+                let end = bytes.len() - 32;
+                for _ in 0..draw.size(1, 3) {
+                    let at = 20 + draw.below(end as u64 - 20) as usize;
+                    bytes[at] ^= 1 << draw.below(8);
+                }
+                let digest = blake3::hash(&bytes[..end]);
+                bytes[end..].copy_from_slice(digest.as_bytes());
+                let Ok(artifact) = Artifact::decode(&bytes) else {
+                    refused += 1;
+                    continue;
+                };
+                accepted += 1;
+                let circuit = &artifact.circuit;
+                let text = text::print_circuit(circuit);
+                assert_eq!(text::parse_circuit(&text).as_ref(), Ok(circuit));
+                let sound = verify::weights(circuit, &weights).is_empty();
+                let interpreter = Interpreter::new(circuit, &weights);
+                assert!(!sound || interpreter.is_ok(), "seed {seed}");
+                let input = interpret::quantise_image(circuit, &pixels(circuit, seed)).unwrap();
+                if let Ok(interpreter) = interpreter {
+                    // A bound may be too small now, which is an error and no panic.
+                    let _ = interpreter.plain(&input);
+                    let _ = interpreter.exact(&input, &trace(circuit, seed));
+                }
+            }
+        }
+        assert!(refused > 1000 && accepted > 1000, "{refused} {accepted}");
+    }
+
     #[test]
     fn the_same_seed_gives_the_same_circuit() {
         let small = Options::default();
