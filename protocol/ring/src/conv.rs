@@ -102,7 +102,7 @@ impl ConvShape {
 /// The convolution of `input` (`C H W`) with `weights` (`O C kh kw`) modulo `p`, as `O H' W'`.
 ///
 /// # Cost
-/// `output_len * taps` products of each of two limbs; work is shared among the threads of the current rayon pool.
+/// `output_len * taps` products of each of two limbs, about 15 to 20 of them a nanosecond and core with AVX-512; work is shared among the threads of the current rayon pool.
 /// # Panics
 /// If lengths do not match the shape, the kernel exceeds the padded input, or the stride is 0.
 pub fn conv2d_fp(input: &[u64], weights: &[i16], shape: &ConvShape) -> Vec<u64> {
@@ -175,10 +175,15 @@ fn tap(shape: &ConvShape, t: usize) -> (usize, usize, usize) {
 
 /// Columns of one tile: four vectors of eight.
 const COLUMNS: usize = 32;
-/// Output channels of one tile: with four vectors each, sixteen sums stay in registers.
-const ROWS: usize = 4;
+/// Output channels of one tile: with four vectors each, 24 sums stay in registers.
+const ROWS: usize = 6;
 /// Output channels handed to one task.
-const ROWS_PER_TASK: usize = 32;
+const ROWS_PER_TASK: usize = 8 * ROWS;
+/// Taps multiplied at a time: their inputs, 32 KiB, stay in the first cache while all rows of a task read them.
+const DEPTH: usize = 128;
+
+/// One row of a tile.
+type Columns = [f64; COLUMNS];
 
 /// The matrix product: `L` limbs of `B` bits a value. Columns are (limb, output position), rows output channels.
 fn conv2d_limbs<const L: usize, const B: u32>(
@@ -188,39 +193,17 @@ fn conv2d_limbs<const L: usize, const B: u32>(
 ) -> Vec<u64> {
     let positions = shape.out_height() * shape.out_width();
     let taps = shape.taps();
-    let limbs: Vec<f64> = (0..L as u32)
-        .flat_map(|limb| {
-            input
-                .iter()
-                .map(move |&x| ((x >> (limb * B)) & ((1 << B) - 1)) as f64)
-        })
-        .collect();
+    let inputs = Inputs::new::<L, B>(input, shape);
     let tiles = (positions * L).div_ceil(COLUMNS);
     // Tile-major sums: tile, channel, column. Values are exact integers.
-    let mut sums = vec![0f64; tiles * shape.channels_out * COLUMNS];
-    sums.par_chunks_mut(shape.channels_out * COLUMNS)
+    let mut sums = vec![[0f64; COLUMNS]; tiles * shape.channels_out];
+    sums.par_chunks_mut(shape.channels_out)
         .enumerate()
         .for_each(|(tile, sums)| {
-            let gathered = gather(&limbs, shape, tile, positions);
-            sums.par_chunks_mut(ROWS_PER_TASK * COLUMNS)
+            let gathered = inputs.gather(tile);
+            sums.par_chunks_mut(ROWS_PER_TASK)
                 .zip(weights.par_chunks(ROWS_PER_TASK * taps))
-                .for_each(|(sums, weights)| {
-                    let mut block = vec![0f64; ROWS * taps];
-                    for (sums, weights) in sums
-                        .chunks_mut(ROWS * COLUMNS)
-                        .zip(weights.chunks(ROWS * taps))
-                    {
-                        // Weights tap by tap, the channels of a block adjacent; missing channels stay zero.
-                        block.fill(0.0);
-                        for (r, row) in weights.chunks_exact(taps).enumerate() {
-                            for (t, &w) in row.iter().enumerate() {
-                                block[t * ROWS + r] = w as f64;
-                            }
-                        }
-                        let product = multiply_tile(&block, &gathered);
-                        sums.copy_from_slice(&product.as_flattened()[..sums.len()]);
-                    }
-                });
+                .for_each(|(sums, weights)| multiply(weights, &gathered, sums));
         });
     let mut out = vec![0; shape.output_len()];
     out.par_chunks_mut(positions)
@@ -230,9 +213,9 @@ fn conv2d_limbs<const L: usize, const B: u32>(
                 let mut sum = 0i128;
                 for limb in 0..L {
                     let column = limb * positions + position;
-                    let at =
-                        (column / COLUMNS * shape.channels_out + o) * COLUMNS + column % COLUMNS;
-                    sum += (sums[at] as i64 as i128) << (limb as u32 * B);
+                    let limb_sum =
+                        sums[column / COLUMNS * shape.channels_out + o][column % COLUMNS];
+                    sum += (limb_sum as i64 as i128) << (limb as u32 * B);
                 }
                 *out = fp::from_i128(sum);
             }
@@ -240,114 +223,185 @@ fn conv2d_limbs<const L: usize, const B: u32>(
     out
 }
 
-/// The inputs that the columns of a tile read, tap by tap.
-fn gather(limbs: &[f64], shape: &ConvShape, tile: usize, positions: usize) -> Vec<[f64; COLUMNS]> {
-    let mut gathered = vec![[0f64; COLUMNS]; shape.taps()];
-    let width = shape.out_width();
-    let input_len = shape.input_len();
-    for column in 0..COLUMNS {
-        let flat = tile * COLUMNS + column;
-        let (limb, position) = (flat / positions, flat % positions);
-        if (limb + 1) * input_len > limbs.len() {
-            break;
-        }
-        let plane = &limbs[limb * input_len..][..input_len];
-        let (i, j) = (position / width, position % width);
-        let mut t = 0;
-        for c in 0..shape.channels_in {
-            for k in 0..shape.kernel_height {
-                for l in 0..shape.kernel_width {
-                    if let Some(at) = shape.source(c, k, l, i, j) {
-                        gathered[t][column] = plane[at];
-                    }
-                    t += 1;
+/// The limbs of an input, laid out for gathering.
+struct Inputs {
+    /// Limb by limb, channel by channel, each plane followed by a zero.
+    planes: Vec<f64>,
+    plane_len: usize,
+    channels: usize,
+    /// For each place of the kernel and each column, the index into `planes` for channel 0; the zero for padding and for columns
+    /// beyond the last.
+    sources: Vec<u32>,
+    columns: usize,
+}
+
+impl Inputs {
+    fn new<const L: usize, const B: u32>(input: &[u64], shape: &ConvShape) -> Self {
+        let area = shape.height * shape.width;
+        let plane_len = area + 1;
+        let channels = shape.channels_in;
+        assert!(
+            L * channels * plane_len < u32::MAX as usize,
+            "input is too large"
+        );
+        let mut planes = vec![0f64; L * channels * plane_len];
+        for (limb, planes) in planes.chunks_exact_mut(channels * plane_len).enumerate() {
+            for (plane, input) in planes
+                .chunks_exact_mut(plane_len)
+                .zip(input.chunks_exact(area))
+            {
+                for (out, &x) in plane.iter_mut().zip(input) {
+                    *out = ((x >> (limb as u32 * B)) & ((1 << B) - 1)) as f64;
                 }
             }
         }
+        let (height, width) = (shape.out_height(), shape.out_width());
+        let columns = (L * height * width).next_multiple_of(COLUMNS);
+        let mut sources = vec![area as u32; shape.kernel_height * shape.kernel_width * columns];
+        for (place, sources) in sources.chunks_exact_mut(columns).enumerate() {
+            let (k, l) = (place / shape.kernel_width, place % shape.kernel_width);
+            for (column, source) in sources[..L * height * width].iter_mut().enumerate() {
+                let (limb, position) = (column / (height * width), column % (height * width));
+                if let Some(at) = shape.source(0, k, l, position / width, position % width) {
+                    *source = (limb * channels * plane_len + at) as u32;
+                }
+            }
+        }
+        Self {
+            planes,
+            plane_len,
+            channels,
+            sources,
+            columns,
+        }
     }
-    gathered
+
+    /// The inputs that the columns of a tile read, tap by tap.
+    fn gather(&self, tile: usize) -> Vec<Columns> {
+        let mut gathered = Vec::with_capacity(self.channels * self.sources.len() / self.columns);
+        for channel in 0..self.channels {
+            let planes = &self.planes[channel * self.plane_len..];
+            for sources in self.sources.chunks_exact(self.columns) {
+                let sources = &sources[tile * COLUMNS..][..COLUMNS];
+                gathered.push(std::array::from_fn(|c| planes[sources[c] as usize]));
+            }
+        }
+        gathered
+    }
 }
 
-/// `ROWS` channels by `COLUMNS` columns of the product.
-fn multiply_tile(block: &[f64], gathered: &[[f64; COLUMNS]]) -> [[f64; COLUMNS]; ROWS] {
+/// Adds to `sums` the product of `weights`, row by row, and `gathered`.
+fn multiply(weights: &[i16], gathered: &[Columns], sums: &mut [Columns]) {
     #[cfg(target_arch = "x86_64")]
     if !crate::force_scalar() {
         if is_x86_feature_detected!("avx512f") {
             // SAFETY: AVX-512F is present.
-            return unsafe { multiply_tile_avx512(block, gathered) };
+            return unsafe { multiply_avx512(weights, gathered, sums) };
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             // SAFETY: AVX2 and FMA are present.
-            return unsafe { multiply_tile_avx2(block, gathered) };
+            return unsafe { multiply_avx2(weights, gathered, sums) };
         }
     }
-    let mut sums = [[0f64; COLUMNS]; ROWS];
-    for (weights, inputs) in block.chunks_exact(ROWS).zip(gathered) {
-        for r in 0..ROWS {
-            for c in 0..COLUMNS {
-                sums[r][c] += weights[r] * inputs[c];
-            }
-        }
-    }
-    sums
+    multiply_blocks(weights, gathered, sums, multiply_tile::<false>);
 }
 
-/// The tile with sixteen sums of eight lanes.
-///
-/// # Safety
-/// AVX-512F is present.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn multiply_tile_avx512(
-    block: &[f64],
-    gathered: &[[f64; COLUMNS]],
-) -> [[f64; COLUMNS]; ROWS] {
-    use std::arch::x86_64::*;
-    const VECTORS: usize = COLUMNS / 8;
-    let mut sums = [[_mm512_setzero_pd(); VECTORS]; ROWS];
-    for (weights, inputs) in block.chunks_exact(ROWS).zip(gathered) {
-        // SAFETY: eight columns from 8 v on lie inside the 32 of `inputs`.
-        let inputs: [_; VECTORS] =
-            std::array::from_fn(|v| unsafe { _mm512_loadu_pd(inputs.as_ptr().add(8 * v)) });
-        for r in 0..ROWS {
-            let w = _mm512_set1_pd(weights[r]);
-            for v in 0..VECTORS {
-                sums[r][v] = _mm512_fmadd_pd(w, inputs[v], sums[r][v]);
+/// The loops around a tile: blocks of taps outside, blocks of rows inside.
+#[inline(always)]
+fn multiply_blocks(
+    weights: &[i16],
+    gathered: &[Columns],
+    sums: &mut [Columns],
+    tile: impl Fn(&[[f64; DEPTH]; ROWS], &[Columns], &mut [Columns; ROWS]),
+) {
+    let taps = gathered.len();
+    let mut block = [[0f64; DEPTH]; ROWS];
+    for (from, gathered) in (0..).step_by(DEPTH).zip(gathered.chunks(DEPTH)) {
+        for (weights, sums) in weights.chunks(ROWS * taps).zip(sums.chunks_mut(ROWS)) {
+            // Rows beyond the last keep older weights; their sums are dropped.
+            for (row, block) in weights.chunks_exact(taps).zip(&mut block) {
+                for (out, &w) in block.iter_mut().zip(&row[from..][..gathered.len()]) {
+                    *out = w as f64;
+                }
             }
+            let mut total = [[0f64; COLUMNS]; ROWS];
+            total[..sums.len()].copy_from_slice(sums);
+            tile(&block, gathered, &mut total);
+            sums.copy_from_slice(&total[..sums.len()]);
         }
     }
-    let mut out = [[0f64; COLUMNS]; ROWS];
-    for r in 0..ROWS {
-        for v in 0..VECTORS {
-            // SAFETY: eight columns from 8 v on lie inside the 32 of the row.
-            unsafe { _mm512_storeu_pd(out[r].as_mut_ptr().add(8 * v), sums[r][v]) };
-        }
-    }
-    out
 }
 
-/// The tile in two halves of sixteen columns, whose sixteen sums of four lanes fill the registers.
+/// Adds `ROWS` rows by `COLUMNS` columns of the product; `FUSED` where the target has fused multiplication, else the same
+/// result, as products and sums are exact.
+#[inline(always)]
+fn multiply_tile<const FUSED: bool>(
+    block: &[[f64; DEPTH]; ROWS],
+    gathered: &[Columns],
+    total: &mut [Columns; ROWS],
+) {
+    const WIDTH: usize = 8;
+    for from in (0..COLUMNS).step_by(WIDTH) {
+        let mut sums: [[f64; WIDTH]; ROWS] =
+            std::array::from_fn(|r| std::array::from_fn(|c| total[r][from + c]));
+        for (t, inputs) in gathered.iter().enumerate() {
+            for r in 0..ROWS {
+                for c in 0..WIDTH {
+                    let (w, x) = (block[r][t], inputs[from + c]);
+                    sums[r][c] = if FUSED {
+                        w.mul_add(x, sums[r][c])
+                    } else {
+                        sums[r][c] + w * x
+                    };
+                }
+            }
+        }
+        for r in 0..ROWS {
+            total[r][from..][..WIDTH].copy_from_slice(&sums[r]);
+        }
+    }
+}
+
+/// [`multiply`] with twelve sums of four lanes at a time.
 ///
 /// # Safety
 /// AVX2 and FMA are present.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn multiply_tile_avx2(block: &[f64], gathered: &[[f64; COLUMNS]]) -> [[f64; COLUMNS]; ROWS] {
-    let mut out = [[0f64; COLUMNS]; ROWS];
-    for half in 0..4 {
-        let mut sums = [[0f64; COLUMNS / 4]; ROWS];
-        for (weights, inputs) in block.chunks_exact(ROWS).zip(gathered) {
+unsafe fn multiply_avx2(weights: &[i16], gathered: &[Columns], sums: &mut [Columns]) {
+    multiply_blocks(weights, gathered, sums, multiply_tile::<true>);
+}
+
+/// [`multiply`] with 24 sums of eight lanes.
+///
+/// # Safety
+/// AVX-512F is present.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn multiply_avx512(weights: &[i16], gathered: &[Columns], sums: &mut [Columns]) {
+    use std::arch::x86_64::*;
+    const VECTORS: usize = COLUMNS / 8;
+    multiply_blocks(weights, gathered, sums, |block, gathered, total| {
+        // SAFETY: eight columns from 8 v on lie inside the 32 of a row.
+        let load = |row: &Columns, v: usize| unsafe { _mm512_loadu_pd(row.as_ptr().add(8 * v)) };
+        let mut sums: [[__m512d; VECTORS]; ROWS] =
+            std::array::from_fn(|r| std::array::from_fn(|v| load(&total[r], v)));
+        for (t, inputs) in gathered.iter().enumerate() {
+            let inputs: [_; VECTORS] = std::array::from_fn(|v| load(inputs, v));
             for r in 0..ROWS {
-                for c in 0..COLUMNS / 4 {
-                    sums[r][c] = weights[r].mul_add(inputs[half * (COLUMNS / 4) + c], sums[r][c]);
+                let w = _mm512_set1_pd(block[r][t]);
+                for v in 0..VECTORS {
+                    sums[r][v] = _mm512_fmadd_pd(w, inputs[v], sums[r][v]);
                 }
             }
         }
         for r in 0..ROWS {
-            out[r][half * (COLUMNS / 4)..][..COLUMNS / 4].copy_from_slice(&sums[r]);
+            for v in 0..VECTORS {
+                // SAFETY: as for the loads.
+                unsafe { _mm512_storeu_pd(total[r].as_mut_ptr().add(8 * v), sums[r][v]) };
+            }
         }
-    }
-    out
+    });
 }
 
 #[cfg(test)]
@@ -437,26 +491,39 @@ mod tests {
     }
 
     #[test]
-    fn portable_and_vector_tiles_agree() {
-        let block: Vec<f64> = (0..ROWS * 11)
-            .map(|i| (i * 37 % 255) as f64 - 127.0)
+    fn portable_and_vector_products_agree() {
+        let (rows, taps) = (2 * ROWS + 5, DEPTH + 3);
+        let weights: Vec<i16> = (0..rows * taps)
+            .map(|i| (i * 37 % 255) as i16 - 127)
             .collect();
-        let gathered: Vec<[f64; COLUMNS]> = (0..11)
+        let gathered: Vec<Columns> = (0..taps)
             .map(|t| std::array::from_fn(|c| ((t * 7919 + c * 104_729) % (1 << 30)) as f64))
             .collect();
-        let mut expected = [[0f64; COLUMNS]; ROWS];
-        for t in 0..11 {
-            for r in 0..ROWS {
+        let mut expected = vec![[1f64; COLUMNS]; rows];
+        for r in 0..rows {
+            for t in 0..taps {
                 for c in 0..COLUMNS {
-                    expected[r][c] += block[t * ROWS + r] * gathered[t][c];
+                    expected[r][c] += weights[r * taps + t] as f64 * gathered[t][c];
                 }
             }
         }
-        assert_eq!(multiply_tile(&block, &gathered), expected);
+        let product = |f: &dyn Fn(&[i16], &[Columns], &mut [Columns])| {
+            let mut sums = vec![[1f64; COLUMNS]; rows];
+            f(&weights, &gathered, &mut sums);
+            sums
+        };
+        assert_eq!(product(&multiply), expected);
+        assert_eq!(
+            product(&|w, g, s| multiply_blocks(w, g, s, multiply_tile::<false>)),
+            expected
+        );
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             // SAFETY: both features are present.
-            assert_eq!(unsafe { multiply_tile_avx2(&block, &gathered) }, expected);
+            assert_eq!(
+                product(&|w, g, s| unsafe { multiply_avx2(w, g, s) }),
+                expected
+            );
         }
     }
 

@@ -20,7 +20,8 @@ use pi_ring::poly::Automorphism;
 use pi_ring::{Domain, RnsPoly, kernels};
 
 /// A ciphertext in coefficients whose first half is known at the multiples of `gap` only.
-#[derive(Clone)]
+///
+/// Not to be cloned: it is answered once.
 pub struct Packed {
     pub(crate) modulus: CiphertextModulus,
     pub(crate) gap: usize,
