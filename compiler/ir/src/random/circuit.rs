@@ -566,6 +566,8 @@ mod tests {
         for seed in 0..CASES {
             let (circuit, weights) = circuit(seed, &Options::default());
             assert_eq!(verify::weights(&circuit, &weights), [], "seed {seed}");
+            let failure = crate::failure::failure_log2(&circuit).total;
+            assert!(failure < -16.0, "seed {seed}: 2^{failure}");
             let ranges = range::analyse(&circuit, &weights).unwrap();
             let interpreter = Interpreter::new(&circuit, &weights).unwrap();
             for image in 0..4 {
@@ -578,6 +580,45 @@ mod tests {
                     assert!(run.max_abs_before_post[layer].square <= range.square);
                     assert!(run.max_abs_before_post[layer].polynomial <= range.polynomial);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn other_options_are_legal_too() {
+        let deep = Options {
+            layers: 12,
+            side: 16,
+            channels: 10,
+            kernel: 5,
+            elements: 1500,
+            quadratic: true,
+        };
+        let smallest = Options {
+            layers: 1,
+            side: 1,
+            channels: 1,
+            kernel: 1,
+            elements: 1,
+            quadratic: false,
+        };
+        for (options, cases) in [(deep, 60), (smallest, 300)] {
+            for seed in 0..cases {
+                let (circuit, weights) = circuit(seed, &options);
+                assert_eq!(verify::weights(&circuit, &weights), [], "seed {seed}");
+                let quadratic = circuit.layers.iter().any(|layer| match &layer.step {
+                    Step::Activate(a) => a.kinds.iter().any(|k| k.is_quadratic()),
+                    Step::Output { .. } => false,
+                });
+                assert!(!quadratic || options.quadratic, "seed {seed}");
+                // Tests with random shares must not fail for the reason real runs may.
+                let failure = crate::failure::failure_log2(&circuit).total;
+                assert!(failure < -12.0, "seed {seed}: 2^{failure}");
+                let largest = circuit.layers.iter().map(|layer| layer.shape.len()).max();
+                assert!(largest <= Some(options.elements.max(2)), "seed {seed}");
+                let input = interpret::quantise_image(&circuit, &pixels(&circuit, seed));
+                let run = interpret::plain(&circuit, &weights, &input.unwrap());
+                assert!(run.is_ok(), "seed {seed}: {run:?}");
             }
         }
     }

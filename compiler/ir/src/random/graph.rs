@@ -184,6 +184,17 @@ mod tests {
 
     #[test]
     fn random_graphs_are_legal_and_round_trip() {
+        for seed in 0..50 {
+            let deep = GraphOptions {
+                layers: 12,
+                side: 24,
+                channels: 9,
+                polynomial: false,
+            };
+            let graph = graph(seed, &deep);
+            assert_eq!(verify::graph(&graph), [], "seed {seed}");
+            assert_eq!(count::graph_activations(&graph).polynomial, 0);
+        }
         let mut polynomials = 0;
         let mut adds = 0;
         for seed in 0..300 {
