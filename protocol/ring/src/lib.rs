@@ -21,6 +21,8 @@ pub mod fp;
 pub mod kernels;
 pub mod modulus;
 pub mod ntt;
+#[cfg(target_arch = "x86_64")]
+mod ntt_ifma;
 pub mod poly;
 pub mod rns;
 pub mod slots;

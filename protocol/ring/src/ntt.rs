@@ -7,8 +7,8 @@
 //! nest: the `m` values whose points share `psi^(m (2 rev(i) + 1))` are adjacent, and their mean is value `i / m` of the
 //! polynomial in `X^m` made of every `m`-th coefficient.
 //!
-//! [`ScalarNtt`] is the definition (radix 2, Harvey's butterflies); [`TfheNtt`] runs the `tfhe-ntt` crate, which detects
-//! AVX-512 IFMA, AVX-512 and AVX2 at run time. The inverse leaves out the factor `n^-1`, which callers fold into
+//! [`ScalarNtt`] is the definition (radix 2, Shoup's multiplication); [`TfheNtt`] runs the `tfhe-ntt` crate, which detects
+//! AVX-512 IFMA, AVX-512 and AVX2 at run time; `IfmaNtt` is our own for primes just below 2^46 on AVX-512 IFMA. The inverse leaves out the factor `n^-1`, which callers fold into
 //! constants.
 
 use crate::{Modulus, fp};
@@ -95,16 +95,20 @@ impl NttPrime {
     /// # Panics
     /// If `n` is not a power of two in `1..=8192`.
     pub fn transform(&self, n: usize) -> Arc<dyn Ntt> {
-        if !crate::force_scalar()
-            && let Some(vector) = TfheNtt::new(self, n)
-        {
-            return Arc::new(vector);
+        if !crate::force_scalar() {
+            #[cfg(target_arch = "x86_64")]
+            if let Some(vector) = crate::ntt_ifma::IfmaNtt::new(self, n) {
+                return Arc::new(vector);
+            }
+            if let Some(vector) = TfheNtt::new(self, n) {
+                return Arc::new(vector);
+            }
         }
         Arc::new(ScalarNtt::new(self, n))
     }
 
     /// The root of order `2 n`.
-    fn root(&self, n: usize) -> u64 {
+    pub(crate) fn root(&self, n: usize) -> u64 {
         assert!(
             n.is_power_of_two() && n <= MAX_LENGTH,
             "transform length {n}"
@@ -263,6 +267,10 @@ mod tests {
 
     fn backends(prime: &NttPrime, n: usize) -> Vec<Box<dyn Ntt>> {
         let mut all: Vec<Box<dyn Ntt>> = vec![Box::new(ScalarNtt::new(prime, n))];
+        #[cfg(target_arch = "x86_64")]
+        if let Some(vector) = crate::ntt_ifma::IfmaNtt::new(prime, n) {
+            all.push(Box::new(vector));
+        }
         if let Some(vector) = TfheNtt::new(prime, n) {
             all.push(Box::new(vector));
         }
@@ -333,7 +341,7 @@ mod tests {
     #[test]
     fn backends_agree_and_inverse_undoes_forward() {
         for prime in primes() {
-            for n in [1, 2, 16, 32, 256, 8192] {
+            for n in [1, 2, 16, 32, 64, 128, 256, 2048, 8192] {
                 let m = prime.modulus;
                 let mut a = random(m, n, n as u64);
                 a[0] = m.value() - 1;
@@ -349,6 +357,11 @@ mod tests {
                     ntt.forward(&mut all_largest);
                     assert!(all_largest.iter().all(|&x| x < m.value()));
                     ntt.inverse(&mut all_largest);
+                    assert_eq!(all_largest, vec![m.value() - 1; n]);
+                    // Read as values, they have the largest intermediate sums of the inverse.
+                    ntt.inverse(&mut all_largest);
+                    assert!(all_largest.iter().all(|&x| x < m.value()));
+                    ntt.forward(&mut all_largest);
                     assert_eq!(all_largest, vec![m.value() - 1; n]);
                 }
             }

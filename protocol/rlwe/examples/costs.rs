@@ -11,7 +11,6 @@ use pi_rlwe::{
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
-use std::sync::LazyLock;
 use std::time::Instant;
 
 fn main() {
@@ -22,25 +21,16 @@ fn main() {
     pool.install(run);
 }
 
-/// Prints the mean CPU time of `runs` runs in microseconds, divided by `per`.
+/// Prints the least time of `runs` runs in microseconds, divided by `per`: what the step costs when nothing disturbs it.
 fn time<T>(name: &str, runs: usize, per: f64, mut f: impl FnMut() -> T) {
-    // The first touch of memory is not what is asked.
-    std::hint::black_box(f());
-    let start = cpu_seconds();
-    for _ in 0..runs {
-        std::hint::black_box(f());
-    }
-    let mean = (cpu_seconds() - start) * 1e6 / (runs as f64 * per);
-    println!("{name:48} {mean:10.1} us");
-}
-
-/// CPU time of this thread where the system tells it (Linux, to a few milliseconds), else the time of day.
-fn cpu_seconds() -> f64 {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    std::fs::read_to_string("/proc/thread-self/schedstat")
-        .ok()
-        .and_then(|s| s.split(' ').next()?.parse::<f64>().ok())
-        .map_or_else(|| START.elapsed().as_secs_f64(), |ns| ns * 1e-9)
+    let least = (0..runs)
+        .map(|_| {
+            let start = Instant::now();
+            std::hint::black_box(f());
+            start.elapsed().as_secs_f64() * 1e6 / per
+        })
+        .fold(f64::INFINITY, f64::min);
+    println!("{name:48} {least:10.1} us");
 }
 
 fn run() {

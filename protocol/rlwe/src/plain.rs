@@ -3,7 +3,7 @@
 use crate::params::{CiphertextModulus, KEY_LIMBS, N, Params};
 use crate::upload::Ciphertext;
 use pi_ring::dot::{MAX_TERMS, Term, dot_pair};
-use pi_ring::{Domain, RnsPoly};
+use pi_ring::{Domain, RnsPoly, fp};
 use zeroize::Zeroize;
 
 /// A kernel polynomial in values, premultiplied by `2^-levels` for the packing that follows it.
@@ -84,15 +84,27 @@ impl PlainPoly {
         modulus: CiphertextModulus,
         coefficients: &[u64],
     ) -> Self {
-        Self::new(
-            params,
+        let mut values = RnsPoly::unspecified(N, modulus.limbs(), Domain::Coefficients);
+        for (i, limb) in values.limbs_mut().enumerate() {
+            let m = &params.moduli[i];
+            let factor = params.degree_inverse[i];
+            let factor_shoup = m.shoup(factor);
+            // Centred elements are below 2^59 in magnitude, less than 2^14 q.
+            let offset = m.value() << 14;
+            for (x, &c) in limb.iter_mut().zip(coefficients) {
+                *x = m.mul_shoup(
+                    offset.wrapping_add(fp::centre(c) as u64),
+                    factor,
+                    factor_shoup,
+                );
+            }
+        }
+        values.forward(&params.ntts()[..modulus.limbs()]);
+        Self {
             modulus,
-            0,
-            coefficients
-                .iter()
-                .map(|&x| pi_ring::fp::centre(x))
-                .enumerate(),
-        )
+            levels: 0,
+            values,
+        }
     }
 }
 
