@@ -71,6 +71,12 @@ fn run() {
     time("kernel of 144 terms", 404, 1.0, || {
         kernel.set(&params, 8, terms.iter().copied())
     });
+    let many: Vec<(usize, i64)> = (0..2304)
+        .map(|i| (i * 57 % (2 * N), i as i64 % 255 - 127))
+        .collect();
+    time("kernel of 2304 terms", 101, 1.0, || {
+        kernel.set(&params, 8, many.iter().copied())
+    });
     let pairs: Vec<_> = inputs.iter().map(|x| (x, &kernel)).collect();
     time("ciphertext times kernel, of 16", 51, 16.0, || {
         Product::new(&params, &pairs)

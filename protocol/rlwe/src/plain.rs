@@ -20,7 +20,7 @@ impl PlainPoly {
     /// The kernel of `(exponent, weight)` terms, to be packed over so many levels.
     ///
     /// Exponents are in `0..2 N`, and `X^N = -1`: `X^-k` is exponent `2 N - k`. Terms of the same exponent add up. Weights are
-    /// secret; exponents and the number of terms are public, so zero weights must be passed like any other.
+    /// below 2^62 in magnitude, and secret; exponents and the number of terms are public, so zero weights must be passed like any other.
     ///
     /// # Cost
     /// One transform for each prime, and a few nanoseconds a term.
@@ -55,24 +55,21 @@ impl PlainPoly {
         let limbs = self.modulus.limbs();
         self.levels = levels;
         self.values.reset(Domain::Coefficients);
-        let factors: [(u64, u64); KEY_LIMBS] = std::array::from_fn(|i| {
+        let factors: [_; KEY_LIMBS] = std::array::from_fn(|i| {
             let m = &params.moduli[i];
             let factor = m.mul(params.degree_inverse[i], m.inv(m.pow(2, levels as u64)));
-            (factor, m.shoup(factor))
+            // A multiple of q above 2^62, so that the sum with a weight is not negative.
+            (m, factor, m.shoup(factor), m.value() << 17)
         });
         for (exponent, weight) in terms {
             assert!(exponent < 2 * N, "exponent {exponent}");
+            debug_assert!(weight.unsigned_abs() < 1 << 62);
             let at = exponent % N;
-            let weight = if exponent >= N {
-                weight.wrapping_neg()
-            } else {
-                weight
-            };
-            for i in 0..limbs {
-                let m = &params.moduli[i];
-                let (factor, factor_shoup) = factors[i];
+            let weight = if exponent >= N { -weight } else { weight };
+            for (i, (m, factor, factor_shoup, offset)) in factors[..limbs].iter().enumerate() {
                 let x = &mut self.values.limb_mut(i)[at];
-                *x = m.add(*x, m.mul_shoup(m.from_i64(weight), factor, factor_shoup));
+                let weight = offset.wrapping_add(weight as u64);
+                *x = m.add(*x, m.mul_shoup(weight, *factor, *factor_shoup));
             }
         }
         self.values.forward(&params.ntts()[..limbs]);
