@@ -188,8 +188,9 @@ fn width(p: &Parties, answer: &Answer) -> f64 {
         .iter()
         .zip(plaintexts.iter())
         .map(|(&phase, &m)| {
-            // m 2^70 / p, rounded; p is just below 2^60, so the quotient needs its remainder.
-            let exact = (((m as u128) << 70) + fp::P as u128 / 2) / fp::P as u128;
+            // m 2^70 / p, rounded, in two steps that fit 128 bits.
+            let (wide, p) = ((m as u128) << 64, fp::P as u128);
+            let exact = (wide / p << 6) + ((wide % p << 6) + p / 2) / p;
             let distance = phase.wrapping_sub(exact) & ((1 << 70) - 1);
             let distance = if distance >> 69 == 1 {
                 distance as i128 - (1 << 70)
