@@ -1,0 +1,349 @@
+//! The bundled model against its two oracles, on real pictures.
+//!
+//! *Exact*: the interpreter, given the client's shares of a run, reproduces every carry of the two-party truncation and must
+//! equal the private logits bit for bit. *Plain*: the interpreter that rounds to nearest; the difference is stochastic
+//! rounding, reported as a distribution, and the answer may differ only where the margin between the two best
+//! classes is among the smallest two per cent.
+//!
+//! The pictures are those of CIFAR-10's test batch (JPEG, quality 75) where `../shared/data` has it; elsewhere pictures drawn by
+//! the compiler stand in, and a message says so. The long form is one command, whose output is in `docs/results/`:
+//!
+//!     cargo test --release --test oracles -- --ignored --nocapture
+
+use futures_executor::block_on;
+use pi_compiler::evaluate::{Comparison, compare};
+use pi_compiler::images::Images;
+use pi_ir::artifact::{Artifact, GraphFile, WeightsFile};
+use pi_ir::interpret::{Interpreter, quantise_image};
+use pi_ir::{Graph, Step};
+use pi_protocol::channel::memory;
+use pi_protocol::session::{
+    ClientModel, ClientSetup, HeaderInputs, Inference, ServerModel, ServerSetup, client_infer,
+    client_prepare, client_setup, server_infer, server_prepare, server_setup,
+};
+use rand_chacha::ChaCha20Rng;
+use rand_core::SeedableRng;
+use std::path::{Path, PathBuf};
+
+fn bundled() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/cifar10-small")
+}
+
+struct Model {
+    graph: Graph,
+    artifact: Artifact,
+    weights: WeightsFile,
+}
+
+impl Model {
+    fn load() -> Self {
+        let read = |name: &str| std::fs::read(bundled().join(name)).unwrap();
+        Model {
+            graph: GraphFile::decode(&read("model.graph")).unwrap().graph,
+            artifact: Artifact::decode(&read("model.pia")).unwrap(),
+            weights: WeightsFile::decode(&read("model.piw")).unwrap(),
+        }
+    }
+
+    fn pictures(&self, count: usize) -> Images {
+        let batch = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../shared/data/cifar10/cifar10_jpeg_test_batch.tar.xz");
+        let shape = self.artifact.circuit.input;
+        if batch.exists() {
+            Images::load(&batch, shape, count).unwrap()
+        } else {
+            eprintln!(
+                "SKIPPED: no CIFAR-10 test batch at {}; drawn pictures instead",
+                batch.display()
+            );
+            Images::synthetic(shape, count, 1)
+        }
+    }
+}
+
+/// Client and server on an in-memory line, set up once.
+struct Pair {
+    client: ClientModel,
+    server: ServerModel,
+    client_setup: ClientSetup,
+    server_setup: ServerSetup,
+    rng: [ChaCha20Rng; 2],
+    index: u64,
+}
+
+fn inputs(index: u64) -> HeaderInputs {
+    HeaderInputs {
+        server_peer: [1; 32],
+        client_peer: [2; 32],
+        server_nonce: [3; 32],
+        client_nonce: [4; 32],
+        index,
+    }
+}
+
+/// Runs both parties on threads of their own, as they would run apart.
+fn both<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
+    std::thread::scope(|scope| {
+        let a = scope.spawn(a);
+        let b = b();
+        (a.join().expect("the client's side panicked"), b)
+    })
+}
+
+impl Pair {
+    fn new(model: &Model, seed: u64) -> Self {
+        let client = ClientModel::new(model.artifact.clone()).unwrap();
+        let server = ServerModel::new(model.artifact.clone(), model.weights.clone()).unwrap();
+        let mut rng = [0, 1].map(|party| ChaCha20Rng::seed_from_u64(2 * seed + party));
+        let (mut near, mut far) = memory();
+        let [client_rng, server_rng] = &mut rng;
+        let (client_setup, server_setup) = both(
+            || block_on(client_setup(&mut near, &inputs(0), client_rng)).unwrap(),
+            || block_on(server_setup(&mut far, &inputs(0), server_rng)).unwrap(),
+        );
+        Pair {
+            client,
+            server,
+            client_setup,
+            server_setup,
+            rng,
+            index: 0,
+        }
+    }
+
+    fn classify(&mut self, input: &[i64]) -> Inference {
+        self.index += 1;
+        let inputs = inputs(self.index);
+        let Pair {
+            client,
+            server,
+            client_setup,
+            server_setup,
+            rng,
+            ..
+        } = self;
+        let [client_rng, server_rng] = rng;
+        let (mut near, mut far) = memory();
+        let (client_bundle, server_bundle) = both(
+            || {
+                block_on(client_prepare(
+                    &mut near,
+                    client,
+                    client_setup,
+                    &inputs,
+                    client_rng,
+                ))
+                .unwrap()
+            },
+            || {
+                block_on(server_prepare(
+                    &mut far,
+                    server,
+                    server_setup,
+                    &inputs,
+                    server_rng,
+                ))
+                .unwrap()
+            },
+        );
+        let (inference, ()) = both(
+            || block_on(client_infer(&mut near, client, client_bundle, input, true)).unwrap(),
+            || {
+                let limit = pi_protocol::session::OnlineRequest::encoded_len(server);
+                let message = block_on(pi_protocol::Channel::receive(&mut far, limit)).unwrap();
+                let request =
+                    pi_protocol::session::OnlineRequest::decode(&message, server).unwrap();
+                block_on(server_infer(&mut far, server, server_bundle, request)).unwrap();
+            },
+        );
+        inference
+    }
+}
+
+fn arg_max(logits: &[i64]) -> usize {
+    (0..logits.len())
+        .max_by_key(|&i| (logits[i], std::cmp::Reverse(i)))
+        .expect("there are classes")
+}
+
+fn margin(logits: &[i64]) -> i64 {
+    let best = arg_max(logits);
+    let second = logits
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| *i != best)
+        .map(|(_, v)| *v)
+        .max();
+    logits[best] - second.unwrap_or(i64::MIN / 2)
+}
+
+fn quantile(sorted: &[i64], share: f64) -> i64 {
+    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
+}
+
+/// What both oracles say about some pictures.
+struct Report {
+    pictures: usize,
+    scale: f64,
+    /// Absolute differences of private and plain logits, in units of the output, sorted.
+    differences: Vec<i64>,
+    /// Pictures whose answers differ, with the plain margin in units.
+    flips: Vec<(usize, i64)>,
+    /// The margin below which an answer may differ.
+    allowed: i64,
+}
+
+fn run(model: &Model, pictures: &Images, margins: &[i64]) -> Report {
+    let circuit = &model.artifact.circuit;
+    let interpreter = Interpreter::new(circuit, &model.weights.weights).unwrap();
+    let mut pair = Pair::new(model, 2026);
+    let (mut differences, mut flips) = (Vec::new(), Vec::new());
+    for (index, pixels) in pictures.pixels.iter().enumerate() {
+        let input = quantise_image(circuit, pixels).unwrap();
+        let private = pair.classify(&input);
+        let trace = private.trace.as_ref().expect("it was asked for");
+        let exact = interpreter.exact(&input, trace).unwrap();
+        assert_eq!(
+            private.logits, exact.logits,
+            "picture {index}: not bit for bit"
+        );
+        let plain = interpreter.plain(&input).unwrap();
+        let pairs = private.logits.iter().zip(&plain.logits);
+        differences.extend(pairs.map(|(a, b)| (a - b).abs()));
+        if arg_max(&private.logits) != arg_max(&plain.logits) {
+            flips.push((index, margin(&plain.logits)));
+        }
+        eprintln!(
+            "picture {index}: exact, largest difference to plain so far {}",
+            differences.iter().max().expect("not empty")
+        );
+    }
+    differences.sort_unstable();
+    let Some(Step::Output { frac_bits }) = circuit.layers.last().map(|layer| &layer.step) else {
+        panic!("the last layer is the output");
+    };
+    Report {
+        pictures: pictures.pixels.len(),
+        scale: f64::from(*frac_bits).exp2(),
+        differences,
+        flips,
+        allowed: quantile(margins, 0.02),
+    }
+}
+
+impl Report {
+    fn check(&self) {
+        for &(index, margin) in &self.flips {
+            assert!(
+                margin <= self.allowed,
+                "picture {index}: another answer at margin {margin}, allowed below {}",
+                self.allowed
+            );
+        }
+    }
+}
+
+/// Plain margins of all pictures, sorted.
+fn plain_margins(model: &Model, pictures: &Images) -> Vec<i64> {
+    use rayon::prelude::*;
+    let circuit = &model.artifact.circuit;
+    let interpreter = Interpreter::new(circuit, &model.weights.weights).unwrap();
+    let one = |pixels: &Vec<u8>| {
+        let run = interpreter
+            .plain(&quantise_image(circuit, pixels).unwrap())
+            .unwrap();
+        margin(&run.logits)
+    };
+    let mut margins: Vec<i64> = pictures.pixels.par_iter().map(one).collect();
+    margins.sort_unstable();
+    margins
+}
+
+fn check_accuracy(found: &Comparison) {
+    assert_eq!(found.out_of_bound, 0, "a value left its bound");
+    if found.labelled {
+        let lost =
+            (found.float_correct as f64 - found.fixed_correct as f64).abs() / found.images as f64;
+        assert!(
+            lost <= 0.005,
+            "float {}, fixed point {} of {}",
+            found.float_correct,
+            found.fixed_correct,
+            found.images
+        );
+    }
+}
+
+#[test]
+fn ten_pictures_in_full_and_a_thousand_through_the_interpreter() {
+    let model = Model::load();
+    let thousand = model.pictures(1000);
+    let found = compare(
+        &model.graph,
+        &model.artifact.circuit,
+        &model.weights.weights,
+        &thousand,
+    )
+    .unwrap();
+    eprintln!(
+        "{}: float {}, fixed point {} of {}",
+        thousand.source, found.float_correct, found.fixed_correct, found.images
+    );
+    check_accuracy(&found);
+    let margins = plain_margins(&model, &thousand);
+    let ten = Images {
+        source: thousand.source.clone(),
+        pixels: thousand.pixels.iter().step_by(100).cloned().collect(),
+        labels: Vec::new(),
+    };
+    run(&model, &ten, &margins).check();
+}
+
+#[test]
+#[ignore = "minutes: the figures of docs/results/oracles.json"]
+fn a_hundred_pictures_in_full_and_ten_thousand_through_the_interpreter() {
+    let model = Model::load();
+    let all = model.pictures(10_000);
+    let found = compare(
+        &model.graph,
+        &model.artifact.circuit,
+        &model.weights.weights,
+        &all,
+    )
+    .unwrap();
+    let margins = plain_margins(&model, &all);
+    let hundred = Images {
+        source: all.source.clone(),
+        pixels: all
+            .pixels
+            .iter()
+            .step_by(all.pixels.len() / 100)
+            .cloned()
+            .collect(),
+        labels: Vec::new(),
+    };
+    let report = run(&model, &hundred, &margins);
+    let units = |share: f64| quantile(&report.differences, share);
+    let text = serde_json::json!({
+        "command": "cargo test --release --test oracles -- --ignored --nocapture",
+        "pictures": all.source,
+        "plain_interpreter": found,
+        "private": {
+            "pictures": report.pictures,
+            "equal_to_exact_interpreter_bit_for_bit": report.pictures,
+            "output_scale": report.scale,
+            "difference_to_plain_units": { "median": units(0.5), "p90": units(0.9), "p99": units(0.99), "max": units(1.0) },
+            "difference_to_plain_logits": { "median": units(0.5) as f64 / report.scale, "max": units(1.0) as f64 / report.scale },
+            "margin_quantile_2_percent_units": report.allowed,
+            "answers_that_differ": report.flips.iter().map(|(picture, margin)| serde_json::json!({ "picture": picture, "margin_units": margin })).collect::<Vec<_>>(),
+        },
+    });
+    let text = serde_json::to_string_pretty(&text).unwrap() + "\n";
+    println!("{text}");
+    if all.labels.len() == all.pixels.len() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/results/oracles.json");
+        std::fs::write(path, text).unwrap();
+    }
+    check_accuracy(&found);
+    report.check();
+}
