@@ -416,6 +416,21 @@ fn default_plans_of_random_circuits_compute_the_convolutions() {
 }
 
 #[test]
+fn default_plans_of_random_networks_are_legal_and_right() {
+    for seed in 0..60 {
+        let (circuit, _) = pi_ir::random::circuit(seed, &Default::default());
+        let plan = plan_in(2048, &circuit, 1).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+        check(&circuit, &plan, seed);
+        let standard = default_plan(&circuit, 1).unwrap();
+        assert_eq!(
+            verify_plan(&circuit, &standard),
+            Vec::<String>::new(),
+            "seed {seed}"
+        );
+    }
+}
+
+#[test]
 fn tensor_in_two_layouts_is_forced_the_second_time() {
     let shape = Shape::new(3, 6, 6);
     let same = conv(0, 4, (3, 3), (1, 1), Padding::same(1));

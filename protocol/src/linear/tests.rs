@@ -189,6 +189,14 @@ fn odd_sizes_and_even_kernels() {
 }
 
 #[test]
+fn random_networks_layer_by_layer() {
+    for seed in 20..24 {
+        let (circuit, _) = pi_ir::random::circuit(seed, &Default::default());
+        check(&circuit, &default_plan(&circuit, 1).unwrap(), 0, seed);
+    }
+}
+
+#[test]
 fn tensor_with_consumers_of_two_strides_is_uploaded_twice_with_one_mask() {
     let same = conv(0, 4, (3, 3), (1, 1), Padding::same(1));
     let strided = conv(0, 4, (1, 1), (2, 2), Padding::same(0));
