@@ -72,8 +72,10 @@ pub enum Tamper {
     Truncate,
     /// A zero byte is appended.
     Extend,
-    /// One bit of the byte at this position (modulo the length) is flipped.
+    /// The lowest bit of the byte at this position (modulo the length) is flipped.
     Flip(usize),
+    /// The highest bit of the byte at this position (modulo the length) is flipped.
+    FlipHigh(usize),
     /// The message comes twice.
     Repeat,
     /// The message comes after the next one; if there is none, it never comes.
@@ -159,12 +161,8 @@ impl MemoryChannel {
                 message.pop();
             }
             Some(Tamper::Extend) => message.push(0),
-            Some(Tamper::Flip(at)) => {
-                let length = message.len().max(1);
-                if let Some(byte) = message.get_mut(at % length) {
-                    *byte ^= 1;
-                }
-            }
+            Some(Tamper::Flip(at)) => flip(&mut message, at, 1),
+            Some(Tamper::FlipHigh(at)) => flip(&mut message, at, 0x80),
             Some(Tamper::Repeat) => self.push(message.clone())?,
             Some(Tamper::Reorder) => {
                 self.held_back = Some(message);
@@ -181,6 +179,13 @@ impl MemoryChannel {
             Some(late) => self.push(late),
             None => Ok(()),
         }
+    }
+}
+
+fn flip(message: &mut [u8], at: usize, bit: u8) {
+    let length = message.len().max(1);
+    if let Some(byte) = message.get_mut(at % length) {
+        *byte ^= bit;
     }
 }
 

@@ -4,11 +4,16 @@
 #![forbid(unsafe_code)]
 
 pub mod channel;
+pub mod cost;
 mod error;
 pub mod header;
 pub mod layout;
 pub mod linear;
+mod nonlinear;
+mod secrets;
+pub mod session;
 pub mod share;
+mod wire;
 
 pub use channel::Channel;
 pub use error::Error;

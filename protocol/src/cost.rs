@@ -1,0 +1,140 @@
+//! What a circuit costs on the wire: exact payload bytes, summed from the formulas beside the gadgets.
+//!
+//! Tests hold these equal to what a channel counts. Processor time of the linear layers is [`crate::linear::cost`].
+
+use crate::Error;
+use crate::linear;
+use crate::nonlinear::{quadratic, relu};
+use crate::session::{Network, TREE_DEPTH, infer_bytes, offline_bytes, setup_traffic};
+use pi_garble::field::ELEMENT_BYTES;
+use pi_ir::{Circuit, Kind, Plan, Step};
+use std::ops::AddAssign;
+
+/// Payload bytes in both directions, and one-way messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Client to server.
+    pub up: u64,
+    /// Server to client.
+    pub down: u64,
+    /// Messages, both directions together.
+    pub messages: u32,
+}
+
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, other: Traffic) {
+        self.up += other.up;
+        self.down += other.down;
+        self.messages += other.messages;
+    }
+}
+
+/// One layer's elements and bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LayerCost {
+    /// Name of the layer.
+    pub name: String,
+    /// Elements of each kind; none at the output.
+    pub relus: usize,
+    /// Squares.
+    pub squares: usize,
+    /// Polynomials.
+    pub polynomials: usize,
+    /// Identity elements.
+    pub identities: usize,
+    /// Width of the sign circuit, 0 without ReLUs.
+    pub sign_bits: u32,
+    /// Offline, without what layers share: digests, set-up of OTs, OLE ciphertexts, uploads. Answers count here.
+    pub offline: Traffic,
+    /// Online; messages are those that the layer needs. The request counts with no layer.
+    pub online: Traffic,
+}
+
+/// What a circuit costs, by phase.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Once per client key.
+    pub setup: Traffic,
+    /// Once per bundle.
+    pub offline: Traffic,
+    /// Once per input.
+    pub online: Traffic,
+    /// Layer by layer.
+    pub per_layer: Vec<LayerCost>,
+}
+
+impl Cost {
+    /// Round trips online: one more than layers with a ReLU, square or polynomial element.
+    pub fn online_round_trips(&self) -> u32 {
+        self.online.messages / 2
+    }
+}
+
+/// The cost of a circuit with a plan.
+///
+/// # Errors
+/// [`Error::ApiMisuse`] with all faults if circuit or plan are not sound.
+pub fn circuit(circuit: &Circuit, plan: &Plan) -> Result<Cost, Error> {
+    Ok(of(&Network::new(circuit, plan)?))
+}
+
+pub(crate) fn of(network: &Network) -> Cost {
+    let [first, second, third, fourth] = offline_bytes(network).map(|bytes| bytes as u64);
+    let (request, output) = infer_bytes(network);
+    let per_layer = layers(network);
+    let mut online = Traffic {
+        up: request as u64,
+        down: output as u64,
+        messages: 2,
+    };
+    // The output's own message is in the totals already.
+    let output_layer = per_layer.len() - 1;
+    for layer in &per_layer[..output_layer] {
+        online += layer.online;
+    }
+    Cost {
+        setup: setup_traffic(),
+        offline: Traffic {
+            up: first + third,
+            down: second + fourth,
+            messages: 4,
+        },
+        online,
+        per_layer,
+    }
+}
+
+fn layers(network: &Network) -> Vec<LayerCost> {
+    let answers = linear::cost(&network.packing).answer_bytes;
+    let mut layers = Vec::with_capacity(network.layers.len());
+    for (l, (layer, index)) in network.indexed().enumerate() {
+        let count = |wanted: Kind| match &layer.step {
+            Step::Activate(activation) => activation.kinds.iter().filter(|&&k| k == wanted).count(),
+            Step::Output { .. } => 0,
+        };
+        let maps = network.packing.answers().iter().zip(&answers);
+        let answers = maps.filter(|(map, _)| map.layer() as usize == l);
+        let mut offline = Traffic {
+            up: (quadratic::correction_bytes(index.slots) + ELEMENT_BYTES * index.identity.len())
+                as u64,
+            down: answers.map(|(_, &bytes)| bytes as u64).sum(),
+            messages: 0,
+        };
+        let n = index.relu.len();
+        if let Some(width) = index.width {
+            offline.up += relu::choice_bytes(TREE_DEPTH, width, n) as u64;
+            offline.down += (TREE_DEPTH.correction_bytes(n) + relu::garbled_bytes(width, n)) as u64;
+        }
+        layers.push(LayerCost {
+            name: layer.name.clone(),
+            relus: n,
+            squares: count(Kind::Square),
+            polynomials: count(Kind::Polynomial),
+            identities: index.identity.len(),
+            sign_bits: index.width.map_or(0, |width| width.bits()),
+            offline,
+            online: crate::session::layer_traffic(network, layer, index),
+        });
+    }
+    layers
+}

@@ -1,0 +1,248 @@
+//! Squares and private polynomials: one or two oblivious linear evaluations, one field element each way online.
+//!
+//! An OLE gives `u + v = x y` for the client's `x` and the server's `y`. With `x = c + d`:
+//!
+//! - square: `x^2 = c^2 + 2 c d + d^2`, one OLE of `c` with a random `d0`; the server opens `d - d0`;
+//! - polynomial: `a x^2 + b x + k = a c^2 + c (2 a d + b) + (a d^2 + b d + k)`, one OLE of `c^2` with the server's `a`, one of `c`
+//!   with a random `d0`; the server opens `2 a d + b - d0`. All coefficients stay with the server.
+//!
+//! # Slots
+//! The OLEs of a whole bundle are the SIMD slots of as few RLWE ciphertexts as hold them, [`N`] each: layer by layer,
+//! element by element, one slot for a square, two for a polynomial (`c^2` first). A ciphertext's slots are random `a`, chosen
+//! by a public seed as masks are; the client moves them onto its inputs by sending `x - a` once it knows them, and the
+//! server adds `(x - a) y` to its `v`. Slots behind the last one hold `y = 0`; they are masked like all others.
+//!
+//! # What each party sees
+//! The server: encryptions of uniform `a`, and `x - a`. The client: `u`, masked by the server's uniform `v` (and a flood in
+//! every coefficient, see `pi_rlwe::answer`), and openings masked by `d0`. The factor `a` of a polynomial is the same in all
+//! bundles, so what an answer leaks of it statistically adds up like that of weights.
+//!
+//! # Cost
+//! 124 bits a slot up, 134 down, 8 bytes a slot up for `x - a`; online 8 bytes an element each way.
+
+use crate::Error;
+use crate::secrets::{Secrets, public_seed};
+use crate::wire::Reader;
+use pi_garble::field::{self, ELEMENT_BYTES, Elements};
+use pi_ir::{Kind, Polynomial};
+use pi_ring::fp;
+use pi_rlwe::upload::upload_bytes;
+use pi_rlwe::{
+    Answer, Ciphertext, CiphertextModulus, N, Params, PublicKey, SecretKey, UploadLayout,
+    expand_upload, ole_receive, ole_respond, ole_slots, upload,
+};
+use rayon::prelude::*;
+use zeroize::Zeroizing;
+
+/// Bytes of an OLE ciphertext, client to server.
+const UPLOAD_BYTES: usize = upload_bytes(CiphertextModulus::Ole, 0);
+
+/// Bytes of an OLE answer, server to client.
+const ANSWER_BYTES: usize = Answer::bytes(N);
+
+/// Slots that an element of this kind takes.
+pub(crate) const fn slots(kind: Kind) -> usize {
+    match kind {
+        Kind::Relu | Kind::Identity => 0,
+        Kind::Square => 1,
+        Kind::Polynomial => 2,
+    }
+}
+
+/// Ciphertexts that hold so many slots.
+pub(crate) const fn ciphertexts(slots: usize) -> usize {
+    slots.div_ceil(N)
+}
+
+/// Bytes of offline message 1 for so many slots.
+pub(crate) const fn offline_upload_bytes(slots: usize) -> usize {
+    ciphertexts(slots) * UPLOAD_BYTES
+}
+
+/// Bytes of offline message 2.
+pub(crate) const fn offline_answer_bytes(slots: usize) -> usize {
+    ciphertexts(slots) * ANSWER_BYTES
+}
+
+/// Bytes of offline message 3: `x - a`.
+pub(crate) const fn correction_bytes(slots: usize) -> usize {
+    ELEMENT_BYTES * slots
+}
+
+/// The client's OLEs of a bundle, after message 1.
+pub(crate) struct ClientOle {
+    slots: usize,
+    a: Elements,
+}
+
+impl ClientOle {
+    /// Appends the ciphertexts of random `a` to message 1.
+    pub(crate) fn start(
+        params: &Params,
+        secret: &SecretKey,
+        bundle: &[u8; 32],
+        slots: usize,
+        secrets: &Secrets,
+        message: &mut Vec<u8>,
+    ) -> Self {
+        let layout = UploadLayout::all_free();
+        let uploads: Vec<_> = (0..ciphertexts(slots))
+            .into_par_iter()
+            .map(|i| {
+                let rng = &mut secrets.rng("OLE errors", i as u64);
+                let seed = public_seed("OLE", bundle, i as u64);
+                let ole = CiphertextModulus::Ole;
+                let done = upload(params, ole, secret, &seed, &layout, &[], rng);
+                (done.bytes, ole_slots(params, &done.mask))
+            })
+            .collect();
+        let mut a = Zeroizing::new(Vec::with_capacity(uploads.len() * N));
+        for (bytes, values) in &uploads {
+            message.extend_from_slice(bytes);
+            a.extend_from_slice(values);
+        }
+        a.truncate(slots);
+        ClientOle { slots, a }
+    }
+
+    /// Reads the answers of message 2, and appends `x - a` for the inputs `x` to message 3; returns `u`, slot by slot.
+    pub(crate) fn finish(
+        self,
+        params: &Params,
+        secret: &SecretKey,
+        answers: &[u8],
+        x: &[u64],
+        message: &mut Vec<u8>,
+    ) -> Result<Elements, Error> {
+        debug_assert_eq!(x.len(), self.slots);
+        Error::check_length(
+            "OLE answers",
+            offline_answer_bytes(self.slots),
+            answers.len(),
+        )?;
+        let parts: Vec<Elements> = answers
+            .par_chunks_exact(ANSWER_BYTES)
+            .map(|bytes| Ok(ole_receive(params, secret, &Answer::decode(N, bytes)?)))
+            .collect::<Result<_, Error>>()?;
+        let mut u = Zeroizing::new(Vec::with_capacity(parts.len() * N));
+        parts.iter().for_each(|part| u.extend_from_slice(part));
+        u.truncate(self.slots);
+        let difference: Vec<u64> = x
+            .iter()
+            .zip(self.a.iter())
+            .map(|(&x, &a)| fp::sub(x, a))
+            .collect();
+        message.extend_from_slice(field::encode(&difference));
+        Ok(u)
+    }
+}
+
+/// The ciphertexts that the server reads from message 1.
+pub(crate) fn receive_uploads(
+    params: &Params,
+    bundle: &[u8; 32],
+    slots: usize,
+    bytes: &[u8],
+) -> Result<Vec<Ciphertext>, Error> {
+    Error::check_length("OLE uploads", offline_upload_bytes(slots), bytes.len())?;
+    let layout = UploadLayout::all_free();
+    bytes
+        .par_chunks_exact(UPLOAD_BYTES)
+        .enumerate()
+        .map(|(i, bytes)| {
+            let seed = public_seed("OLE", bundle, i as u64);
+            let ole = CiphertextModulus::Ole;
+            Ok(expand_upload(params, ole, &seed, &layout, bytes)?)
+        })
+        .collect()
+}
+
+/// The server's OLEs of a bundle: its factors `y` and its shares `v`, slot by slot.
+pub(crate) struct ServerOle {
+    pub(crate) y: Elements,
+    pub(crate) v: Elements,
+}
+
+impl ServerOle {
+    /// Draws shares `v`, and appends the answers to message 2.
+    pub(crate) fn answer(
+        params: &Params,
+        uploads: Vec<Ciphertext>,
+        public_key: &PublicKey,
+        y: Elements,
+        secrets: &Secrets,
+        message: &mut Vec<u8>,
+    ) -> Self {
+        let answers: Vec<(Vec<u8>, Elements)> = uploads
+            .into_par_iter()
+            .enumerate()
+            .map(|(i, ciphertext)| {
+                let used = &y[i * N..y.len().min((i + 1) * N)];
+                let mut factors = Zeroizing::new(used.to_vec());
+                factors.resize(N, 0);
+                let mut rng = secrets.rng("OLE shares", i as u64);
+                let v = Zeroizing::new(fp::uniform_vec(N, &mut rng));
+                let rng = &mut secrets.rng("OLE answer", i as u64);
+                let answer = ole_respond(params, &ciphertext, &factors, &v, public_key, rng);
+                (answer.encode(), v)
+            })
+            .collect();
+        let mut v = Zeroizing::new(Vec::with_capacity(answers.len() * N));
+        for (bytes, values) in &answers {
+            message.extend_from_slice(bytes);
+            v.extend_from_slice(values);
+        }
+        v.truncate(y.len());
+        ServerOle { y, v }
+    }
+
+    /// Moves the products from `a y` to `x y`, by `x - a` from message 3.
+    pub(crate) fn correct(&mut self, received: &mut Reader<'_>) -> Result<(), Error> {
+        let bytes = received.take(correction_bytes(self.y.len()))?;
+        let differences = field::decode("OLE corrections", bytes, self.y.len())?;
+        for ((v, &y), &difference) in self.v.iter_mut().zip(self.y.iter()).zip(&differences) {
+            *v = fp::add(*v, fp::mul(difference, y));
+        }
+        Ok(())
+    }
+}
+
+/// The client's OLE inputs of one element with share `c`.
+pub(crate) fn client_inputs(kind: Kind, c: u64, out: &mut Vec<u64>) {
+    match kind {
+        Kind::Relu | Kind::Identity => {}
+        Kind::Square => out.push(c),
+        Kind::Polynomial => out.extend([fp::mul(c, c), c]),
+    }
+}
+
+/// The server's OLE factors of one element with random `d0`; `polynomial` where it is one.
+pub(crate) fn server_factors(polynomial: Option<&Polynomial>, d0: u64, out: &mut Vec<u64>) {
+    if let Some(polynomial) = polynomial {
+        out.push(fp::from_i64(polynomial.a));
+    }
+    out.push(d0);
+}
+
+/// The client's share of `x^2`, or of the polynomial, from the opening and the sum of its OLE shares.
+pub(crate) fn client_share(kind: Kind, c: u64, u: u64, opened: u64) -> u64 {
+    let cross = fp::add(fp::mul(c, opened), u);
+    match kind {
+        Kind::Square => fp::add(fp::mul(c, c), fp::add(cross, cross)),
+        _ => cross,
+    }
+}
+
+/// The server's opening and share for its share `d`, from `d0` and the sum `v` of its OLE shares; `polynomial` where it is one.
+pub(crate) fn server_open(polynomial: Option<&Polynomial>, d: u64, d0: u64, v: u64) -> (u64, u64) {
+    match polynomial {
+        None => (fp::sub(d, d0), fp::add(fp::mul(d, d), fp::add(v, v))),
+        Some(polynomial) => {
+            let [a, b, k] = [polynomial.a, polynomial.b, polynomial.k].map(fp::from_i64);
+            let ad = fp::mul(a, d);
+            let opened = fp::sub(fp::add(fp::add(ad, ad), b), d0);
+            let value = fp::add(fp::mul(fp::add(ad, b), d), k);
+            (opened, fp::add(v, value))
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! ReLU: a garbled sign, and a gadget that turns its one label into shares of `max(x, 0)`.
+//!
+//! The garbled part and the gadget are `pi-garble`'s, the oblivious transfers `pi-ot`'s; here they become the
+//! messages of a layer. With `n` ReLUs of `m` bits:
+//!
+//! | message | bytes | content |
+//! | --- | --- | --- |
+//! | offline 2, down | reverse extension, one OT a ReLU | the server's random bits `b` |
+//! | offline 3, up | forward extension, `m` OTs a ReLU; `8 n` | bits of `c' mod 2^m`; `tau` |
+//! | offline 4, down | `32 (m - 1) n + n / 8` | tables; `e = colour xor b` |
+//! | online, down | `16 m n + 8 n` | labels of `d_hat mod 2^m`; rows |
+//! | online, up | `8 n` | `y_c - r` |
+//!
+//! # What each party sees
+//! The server: `c'` under the streams of the OT extension, and under a pad of the reverse OT of which it knows
+//! the other half only. The client: tables whose output is never decoded, one label of each wire, rows that are uniform
+//! given what it cannot hash, or equal to its own output share. The circuit's input from the server is the
+//! *negative integer* `d_hat`, reduced modulo `2^m`, not its representative in `F_p`.
+
+use crate::Error;
+use crate::share;
+use crate::wire::Reader;
+use pi_garble::field::{self, ELEMENT_BYTES, Elements};
+use pi_garble::{
+    Bits, Block, Delta, Labels, ServerGadget, SignWidth, TweakRange, active_labels, client_output,
+    evaluate_sign, garble_sign,
+};
+use pi_ot::{CotReceiver, CotSender, TreeDepth, reverse};
+use zeroize::Zeroize;
+
+/// Bytes of offline message 3 for a layer of `n` ReLUs: the forward extension and `tau`.
+pub(crate) const fn choice_bytes(depth: TreeDepth, width: SignWidth, n: usize) -> usize {
+    depth.correction_bytes(n * width.bits() as usize) + reverse::TAU_BYTES * n
+}
+
+/// Bytes of offline message 4: tables and `e`.
+pub(crate) const fn garbled_bytes(width: SignWidth, n: usize) -> usize {
+    width.table_bytes(n) + reverse::choice_bytes(n)
+}
+
+/// Bytes online, server to client: labels and rows.
+pub(crate) const fn online_down_bytes(width: SignWidth, n: usize) -> usize {
+    width.label_bytes(n) + ELEMENT_BYTES * n
+}
+
+/// The client between offline messages 3 and 4.
+pub(crate) struct Offered {
+    labels: Labels,
+    u: Elements,
+}
+
+/// What the client keeps of a layer's ReLUs; used up by [`ClientRelu::evaluate`].
+pub(crate) struct ClientRelu {
+    pub(crate) labels: Labels,
+    pub(crate) tables: Vec<u8>,
+    pub(crate) u: Elements,
+}
+
+impl Offered {
+    /// The client chooses its labels by the bits of `c`, and offers `c` to the reverse OT with blocks `q`; appends its part
+    /// of message 3.
+    pub(crate) fn new(
+        width: SignWidth,
+        tweaks: &TweakRange,
+        c: &[u64],
+        forward: &mut impl CotReceiver,
+        reverse_delta: &Delta,
+        q: &[Block],
+        message: &mut Vec<u8>,
+    ) -> Result<Self, Error> {
+        let (labels, correction) = forward.extend(&Bits::of_values(c, width.bits()));
+        let (tau, u) = reverse::offer(tweaks, reverse_delta, q, c)?;
+        message.extend_from_slice(&correction);
+        message.extend_from_slice(field::encode(&tau));
+        Ok(Offered { labels, u })
+    }
+
+    /// The client reads its part of message 4.
+    pub(crate) fn settle(
+        mut self,
+        width: SignWidth,
+        c: &[u64],
+        message: &mut Reader<'_>,
+    ) -> Result<ClientRelu, Error> {
+        let tables = message.take(width.table_bytes(c.len()))?.to_vec();
+        let e = message.take(reverse::choice_bytes(c.len()))?;
+        let e = Bits::decode("corrected choices", e, c.len())?;
+        reverse::settle(&mut self.u, c, &e)?;
+        Ok(ClientRelu {
+            labels: self.labels,
+            tables,
+            u: self.u,
+        })
+    }
+}
+
+impl ClientRelu {
+    /// The client's share of `max(c + d, 0)` from its part of an online message.
+    pub(crate) fn evaluate(
+        mut self,
+        width: SignWidth,
+        tweaks: &TweakRange,
+        c: &[u64],
+        message: &mut Reader<'_>,
+    ) -> Result<Elements, Error> {
+        let labels = message.take(width.label_bytes(c.len()))?;
+        let labels = Block::decode("labels", labels, c.len() * width.bits() as usize)?;
+        let rows = message.take(ELEMENT_BYTES * c.len())?;
+        let rows = field::decode("rows", rows, c.len())?;
+        let keep = evaluate_sign(width, tweaks, &self.labels, &labels, &self.tables)?;
+        let y = client_output(tweaks, &keep, &rows, c, &self.u)?;
+        self.tables.zeroize();
+        Ok(y)
+    }
+}
+
+/// The server's half of the reverse OT of a layer: blocks and the random bits that they were chosen by.
+pub(crate) struct ServerChoices<'a> {
+    pub(crate) t: &'a [Block],
+    pub(crate) b: &'a Bits,
+}
+
+/// The server garbles a layer: reads its part of message 3, appends that of message 4.
+pub(crate) fn garble(
+    width: SignWidth,
+    tweaks: &TweakRange,
+    forward: &mut impl CotSender,
+    server_zero: &[Block],
+    choices: ServerChoices<'_>,
+    received: &mut Reader<'_>,
+    message: &mut Vec<u8>,
+) -> Result<ServerGadget, Error> {
+    let n = choices.b.len();
+    let bits = n * width.bits() as usize;
+    let correction = received.take(forward.correction_bytes(bits))?;
+    let client_zero = forward.extend(bits, correction)?;
+    let tau = received.take(reverse::TAU_BYTES * n)?;
+    let tau = field::decode("tau", tau, n)?;
+
+    let start = message.len();
+    message.resize(start + width.table_bytes(n), 0);
+    let delta = forward.delta();
+    let tables = &mut message[start..];
+    let keep_zero = garble_sign(width, tweaks, delta, &client_zero, server_zero, tables)?;
+    let mut v = reverse::take(tweaks, choices.t, choices.b, &tau)?;
+    let colours = ServerGadget::colours(&keep_zero);
+    let e = reverse::choose(&mut v, choices.b, &colours)?;
+    message.extend_from_slice(e.as_bytes());
+    Ok(ServerGadget::new(tweaks, delta, &keep_zero, &v)?)
+}
+
+/// The server's online half: appends labels and rows for its truncated shares, and returns its shares of the results.
+pub(crate) fn open(
+    width: SignWidth,
+    delta: &Delta,
+    server_zero: &[Block],
+    gadget: ServerGadget,
+    d_hat: &[i64],
+    message: &mut Vec<u8>,
+) -> Result<Elements, Error> {
+    // Two's complement: the low m bits of the negative integer are those of d_hat mod 2^m.
+    let mut bits: Vec<u64> = d_hat.iter().map(|&d| d as u64).collect();
+    let start = message.len();
+    message.resize(start + width.label_bytes(d_hat.len()), 0);
+    active_labels(width, delta, server_zero, &bits, &mut message[start..])?;
+    for (field, &d) in bits.iter_mut().zip(d_hat) {
+        *field = share::to_field(d);
+    }
+    let (rows, y) = gadget.open(&bits)?;
+    bits.zeroize();
+    message.extend_from_slice(field::encode(&rows));
+    Ok(y)
+}

@@ -1,0 +1,360 @@
+//! A model as one party holds it, checked, with everything that follows from public data.
+
+use crate::header::{BundleHeader, HeaderInputs};
+use crate::layout::Packing;
+use crate::linear::Kernels;
+use crate::nonlinear::quadratic;
+use crate::{Error, cost};
+use pi_garble::SignWidth;
+use pi_ir::{
+    Activation, Artifact, Circuit, Conv, Kind, Layer, Plan, Shape, Step, SumPool, Term, Weights,
+    WeightsFile,
+};
+use pi_ot::TreeDepth;
+use pi_ring::fp;
+use pi_rlwe::Params;
+
+/// Depth of the trees of all OT extensions; part of the protocol.
+pub(crate) const TREE_DEPTH: TreeDepth = match TreeDepth::new(4) {
+    Ok(depth) => depth,
+    Err(_) => unreachable!(),
+};
+
+/// A circuit and its plan, checked and indexed: what both parties derive from the artifact.
+pub(crate) struct Network {
+    pub(crate) circuit: Circuit,
+    pub(crate) packing: Packing,
+    /// One entry per layer.
+    pub(crate) layers: Vec<LayerIndex>,
+    /// OLE slots of a bundle.
+    pub(crate) slots: usize,
+    /// ReLUs of a bundle.
+    pub(crate) relus: usize,
+}
+
+/// The elements of a layer, kind by kind; all empty at the output.
+#[derive(Default)]
+pub(crate) struct LayerIndex {
+    /// ReLU elements.
+    pub(crate) relu: Vec<u32>,
+    /// Width of their sign circuit; there if there are any.
+    pub(crate) width: Option<SignWidth>,
+    /// Squares and polynomials, in the order of elements.
+    pub(crate) quadratic: Vec<u32>,
+    /// Identity elements.
+    pub(crate) identity: Vec<u32>,
+    /// OLE slots of the layer.
+    pub(crate) slots: usize,
+}
+
+impl Network {
+    /// Checks and indexes.
+    ///
+    /// # Errors
+    /// All faults of circuit and plan.
+    pub(crate) fn new(circuit: &Circuit, plan: &Plan) -> Result<Self, Error> {
+        let faults = pi_ir::verify::circuit(circuit);
+        if !faults.is_empty() {
+            let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+            return Err(Error::misuse(format!("circuit: {}", faults.join("; "))));
+        }
+        let packing = Packing::new(circuit, plan)
+            .map_err(|faults| Error::misuse(format!("plan: {}", faults.join("; "))))?;
+        let mut faults = Vec::new();
+        if packing.bundles() != 1 {
+            let bundles = packing.bundles();
+            faults.push(format!(
+                "plan: {bundles} bundles share ciphertexts, expected 1"
+            ));
+        }
+        let mut layers = Vec::with_capacity(circuit.layers.len());
+        for layer in &circuit.layers {
+            match LayerIndex::new(layer) {
+                Ok(index) => layers.push(index),
+                Err(fault) => faults.push(format!("layer {}: {fault}", layer.name)),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(Error::misuse(faults.join("; ")));
+        }
+        Ok(Network {
+            slots: layers.iter().map(|layer| layer.slots).sum(),
+            relus: layers.iter().map(|layer| layer.relu.len()).sum(),
+            circuit: circuit.clone(),
+            packing,
+            layers,
+        })
+    }
+
+    /// Shapes of all tensors: the input, then each layer's result but the last.
+    pub(crate) fn tensors(&self) -> &[Shape] {
+        &self.packing.tensors()[..self.circuit.layers.len()]
+    }
+
+    /// Number of logits.
+    pub(crate) fn logits(&self) -> usize {
+        let last = self.circuit.layers.last();
+        last.map_or(0, |layer| layer.shape.len())
+    }
+
+    /// Layers with their indices.
+    pub(crate) fn indexed(&self) -> impl Iterator<Item = (&Layer, &LayerIndex)> {
+        self.circuit.layers.iter().zip(&self.layers)
+    }
+
+    /// The sum of a layer on one party's shares: `pool(sum of conv(W, t) + sum of 2^shift pool(t))`.
+    ///
+    /// `conv` gives the party's share of a convolution, by its number among the layer's convolutions.
+    pub(crate) fn sum(
+        &self,
+        layer: &Layer,
+        tensors: &[impl AsRef<[u64]>],
+        mut conv: impl FnMut(usize, &Conv) -> Vec<u64>,
+    ) -> Vec<u64> {
+        let shape = self.sum_shape(layer);
+        let mut sum = vec![0; shape.len()];
+        let mut convs = 0;
+        for term in &layer.terms {
+            match term {
+                Term::Conv(term) => {
+                    add_scaled(&mut sum, &conv(convs, term), 0);
+                    convs += 1;
+                }
+                Term::Residual { input, pool, shift } => {
+                    let x = tensors[input.0 as usize].as_ref();
+                    match pool {
+                        Some(pool) => {
+                            let from = self.circuit.tensor_shape(*input);
+                            add_scaled(&mut sum, &sum_windows(x, from, pool, shape), *shift);
+                        }
+                        None => add_scaled(&mut sum, x, *shift),
+                    }
+                }
+            }
+        }
+        self.pool(layer, sum)
+    }
+
+    /// The layer's own pool of a sum of its terms.
+    pub(crate) fn pool(&self, layer: &Layer, sum: Vec<u64>) -> Vec<u64> {
+        match &layer.pool {
+            Some(pool) => sum_windows(&sum, self.sum_shape(layer), pool, layer.shape),
+            None => sum,
+        }
+    }
+
+    /// Shape of the sum of a layer's terms.
+    pub(crate) fn sum_shape(&self, layer: &Layer) -> Shape {
+        let shape = layer.sum_shape(&self.circuit);
+        shape.expect("every layer of a verified circuit has a first term that fits")
+    }
+}
+
+impl LayerIndex {
+    fn new(layer: &Layer) -> Result<Self, String> {
+        let mut index = LayerIndex::default();
+        let Some(activation) = activation(layer) else {
+            return Ok(index);
+        };
+        for (element, &kind) in activation.kinds.iter().enumerate() {
+            let element = element as u32;
+            index.slots += quadratic::slots(kind);
+            match kind {
+                Kind::Relu => index.relu.push(element),
+                Kind::Identity => index.identity.push(element),
+                Kind::Square | Kind::Polynomial => index.quadratic.push(element),
+            }
+        }
+        if !index.relu.is_empty() {
+            let bits = u32::from(layer.sign_bits().unwrap_or(0));
+            index.width = Some(SignWidth::new(bits).map_err(|error| error.to_string())?);
+        }
+        Ok(index)
+    }
+
+    /// Elements that take part in the online messages.
+    pub(crate) fn online(&self) -> usize {
+        self.relu.len() + self.quadratic.len()
+    }
+}
+
+/// The activation of a layer that is not the output.
+pub(crate) fn activation(layer: &Layer) -> Option<&Activation> {
+    match &layer.step {
+        Step::Activate(activation) => Some(activation),
+        Step::Output { .. } => None,
+    }
+}
+
+/// Adds `2^shift values` to `sum`.
+pub(crate) fn add_scaled(sum: &mut [u64], values: &[u64], shift: u8) {
+    debug_assert_eq!(sum.len(), values.len());
+    let factor = fp::reduce_u64(1 << shift);
+    for (sum, &value) in sum.iter_mut().zip(values) {
+        *sum = fp::add(*sum, fp::mul(value, factor));
+    }
+}
+
+/// The window sums of a map of shape `from`; `to` is the shape of the result.
+fn sum_windows(x: &[u64], from: Shape, pool: &SumPool, to: Shape) -> Vec<u64> {
+    let (width, area) = (from.w as usize, from.h as usize * from.w as usize);
+    let mut out = Vec::with_capacity(to.len());
+    for plane in x.chunks_exact(area) {
+        for i in 0..to.h as usize {
+            for j in 0..to.w as usize {
+                let corner = i * pool.stride.0 as usize * width + j * pool.stride.1 as usize;
+                let mut sum = 0;
+                for k in 0..pool.kernel.0 as usize {
+                    for &value in &plane[corner + k * width..][..pool.kernel.1 as usize] {
+                        sum = fp::add(sum, value);
+                    }
+                }
+                out.push(sum);
+            }
+        }
+    }
+    out
+}
+
+/// What both models hold.
+struct Common {
+    artifact: Artifact,
+    digest: [u8; 32],
+    plan_digest: [u8; 32],
+    network: Network,
+}
+
+impl Common {
+    fn new(artifact: Artifact) -> Result<Self, Error> {
+        let network = Network::new(&artifact.circuit, &artifact.plan)?;
+        let plan = postcard::to_stdvec(&artifact.plan)
+            .map_err(|error| Error::misuse(format!("plan: {error}")))?;
+        let mut hash = blake3::Hasher::new_derive_key("pianissimo 1 plan");
+        hash.update(&plan);
+        Ok(Common {
+            digest: artifact.digest(),
+            plan_digest: hash.finalize().into(),
+            artifact,
+            network,
+        })
+    }
+
+    fn header(&self, client_key: [u8; 32], inputs: &HeaderInputs) -> BundleHeader {
+        BundleHeader {
+            model: self.digest,
+            plan: self.plan_digest,
+            client_key,
+            inputs: *inputs,
+        }
+    }
+}
+
+/// A model at the client: the public artifact.
+pub struct ClientModel(Common);
+
+/// A model at the server: artifact and weights.
+pub struct ServerModel {
+    common: Common,
+    weights: Weights,
+    kernels: Kernels,
+}
+
+/// Memory for transformed kernels that a server keeps; convolutions beyond it are transformed for every bundle.
+const KERNEL_CACHE_BYTES: usize = 256 << 20;
+
+impl ClientModel {
+    /// The model of an artifact.
+    ///
+    /// # Errors
+    /// [`Error::ApiMisuse`] with all faults if circuit or plan are not sound.
+    pub fn new(artifact: Artifact) -> Result<Self, Error> {
+        Common::new(artifact).map(ClientModel)
+    }
+
+    /// The artifact.
+    pub fn artifact(&self) -> &Artifact {
+        &self.0.artifact
+    }
+
+    /// The model digest, which binds the weights.
+    pub fn digest(&self) -> [u8; 32] {
+        self.0.digest
+    }
+
+    /// What bundles and answers of the model cost.
+    pub fn cost(&self) -> cost::Cost {
+        cost::of(&self.0.network)
+    }
+
+    pub(crate) fn network(&self) -> &Network {
+        &self.0.network
+    }
+
+    pub(crate) fn header(&self, client_key: [u8; 32], inputs: &HeaderInputs) -> BundleHeader {
+        self.0.header(client_key, inputs)
+    }
+}
+
+impl ServerModel {
+    /// The model of an artifact and its weights.
+    ///
+    /// # Errors
+    /// [`Error::ApiMisuse`] with all faults if circuit or plan are not sound, or the weights are not the artifact's.
+    pub fn new(artifact: Artifact, weights: WeightsFile) -> Result<Self, Error> {
+        artifact
+            .check_weights(&weights)
+            .map_err(|error| Error::misuse(error.to_string()))?;
+        let common = Common::new(artifact)?;
+        let (params, packing) = (Params::standard(), &common.network.packing);
+        let weights = weights.weights;
+        let kernels = Kernels::prepare(&params, packing, &weights, KERNEL_CACHE_BYTES);
+        Ok(ServerModel {
+            kernels: kernels.map_err(Error::misuse)?,
+            common,
+            weights,
+        })
+    }
+
+    /// The artifact.
+    pub fn artifact(&self) -> &Artifact {
+        &self.common.artifact
+    }
+
+    /// The model digest, which binds the weights.
+    pub fn digest(&self) -> [u8; 32] {
+        self.common.digest
+    }
+
+    /// What bundles and answers of the model cost.
+    pub fn cost(&self) -> cost::Cost {
+        cost::of(&self.common.network)
+    }
+
+    pub(crate) fn network(&self) -> &Network {
+        &self.common.network
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    pub(crate) fn kernels(&self) -> &Kernels {
+        &self.kernels
+    }
+
+    pub(crate) fn header(&self, client_key: [u8; 32], inputs: &HeaderInputs) -> BundleHeader {
+        self.common.header(client_key, inputs)
+    }
+}
+
+impl std::fmt::Debug for ClientModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ClientModel({})", self.0.artifact.circuit.name)
+    }
+}
+
+impl std::fmt::Debug for ServerModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ServerModel({})", self.common.artifact.circuit.name)
+    }
+}
