@@ -1,0 +1,217 @@
+//! Float evaluation of a lowered network, and how large its values get on sample images.
+
+use crate::network::{Layer, Network, Step, Term};
+use pi_ir::{Conv, Kind, Shape, SumPool};
+use rayon::prelude::*;
+
+/// Largest magnitudes on the calibration images, per layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Magnitudes {
+    /// Of the normalised pixels.
+    pub input: f64,
+    /// Before the activation.
+    pub sums: Vec<f64>,
+    /// Of the results of polynomial elements; 0 where there are none.
+    pub polynomials: Vec<f64>,
+}
+
+/// One evaluation.
+pub struct Values {
+    /// Tensors, the image first; the output layer makes none.
+    pub tensors: Vec<Vec<f32>>,
+    /// Sums before the activation, per layer; the last are the logits.
+    pub sums: Vec<Vec<f32>>,
+}
+
+/// Largest magnitudes over normalised images.
+pub fn magnitudes(network: &Network, images: &[Vec<f32>]) -> Magnitudes {
+    let zero = || Magnitudes {
+        input: 0.0,
+        sums: vec![0.0; network.layers.len()],
+        polynomials: vec![0.0; network.layers.len()],
+    };
+    let weights = FloatWeights::new(network);
+    images
+        .par_iter()
+        .map(|image| {
+            let values = weights.evaluate(network, image);
+            let mut seen = zero();
+            seen.input = largest(image.iter());
+            for (index, layer) in network.layers.iter().enumerate() {
+                seen.sums[index] = largest(values.sums[index].iter());
+                if let Step::Activate { kinds, .. } = &layer.step {
+                    let results = kinds.iter().zip(&values.tensors[index + 1]);
+                    let polynomials = results.filter(|(kind, _)| **kind == Kind::Polynomial);
+                    seen.polynomials[index] = largest(polynomials.map(|(_, v)| v));
+                }
+            }
+            seen
+        })
+        .reduce(zero, |mut a, b| {
+            a.input = a.input.max(b.input);
+            let keep =
+                |a: &mut Vec<f64>, b: &[f64]| a.iter_mut().zip(b).for_each(|(a, b)| *a = a.max(*b));
+            keep(&mut a.sums, &b.sums);
+            keep(&mut a.polynomials, &b.polynomials);
+            a
+        })
+}
+
+fn largest<'a>(values: impl Iterator<Item = &'a f32>) -> f64 {
+    f64::from(values.fold(0.0f32, |max, v| max.max(v.abs())))
+}
+
+/// The kernels in single precision, converted once.
+pub struct FloatWeights(Vec<Vec<Vec<f32>>>);
+
+impl FloatWeights {
+    /// Of a network.
+    pub fn new(network: &Network) -> Self {
+        let kernels = |layer: &Layer| {
+            (layer.terms.iter())
+                .filter_map(|term| match term {
+                    Term::Conv { weights, .. } => Some(weights.iter().map(|&w| w as f32).collect()),
+                    Term::Residual { .. } => None,
+                })
+                .collect()
+        };
+        FloatWeights(network.layers.iter().map(kernels).collect())
+    }
+
+    /// Every tensor and every sum on one normalised image.
+    pub fn evaluate(&self, network: &Network, image: &[f32]) -> Values {
+        let mut values = Values {
+            tensors: vec![image.to_vec()],
+            sums: Vec::with_capacity(network.layers.len()),
+        };
+        for (layer, kernels) in network.layers.iter().zip(&self.0) {
+            let sum = layer_sum(network, layer, kernels, &values.tensors);
+            if let Step::Activate { kinds, polynomials } = &layer.step {
+                values.tensors.push(activate(&sum, kinds, polynomials));
+            }
+            values.sums.push(sum);
+        }
+        values
+    }
+}
+
+fn layer_sum(
+    network: &Network,
+    layer: &Layer,
+    kernels: &[Vec<f32>],
+    tensors: &[Vec<f32>],
+) -> Vec<f32> {
+    let shape = layer.sum_shape(network);
+    let plane = shape.h as usize * shape.w as usize;
+    let mut sum: Vec<f32> = (layer.bias.iter())
+        .flat_map(|&b| std::iter::repeat_n(b as f32, plane))
+        .collect();
+    let mut kernels = kernels.iter();
+    for term in &layer.terms {
+        let x = &tensors[term.input().0 as usize];
+        let input = network.tensor_shape(term.input());
+        match term {
+            Term::Conv { conv, .. } => {
+                let kernel = kernels.next().expect("one kernel per convolution");
+                add_convolution(&mut sum, x, kernel, conv, input, shape);
+            }
+            Term::Residual { pool, halvings, .. } => {
+                let factor = (-f32::from(*halvings)).exp2();
+                let pooled = pool.map(|pool| sum_windows(x, input, &pool, shape));
+                let x = pooled.as_ref().unwrap_or(x);
+                sum.iter_mut().zip(x).for_each(|(s, v)| *s += factor * v);
+            }
+        }
+    }
+    if let Some(pool) = &layer.pool {
+        sum = sum_windows(&sum, shape, pool, layer.shape);
+    }
+    let factor = (-f32::from(layer.pool_bits)).exp2();
+    sum.iter_mut().for_each(|s| *s *= factor);
+    sum
+}
+
+fn activate(sum: &[f32], kinds: &[Kind], polynomials: &[[f64; 3]]) -> Vec<f32> {
+    let per_channel = if polynomials.is_empty() {
+        1
+    } else {
+        sum.len() / polynomials.len()
+    };
+    let element = |(i, (&z, kind)): (usize, (&f32, &Kind))| match kind {
+        Kind::Relu => z.max(0.0),
+        Kind::Identity => z,
+        Kind::Square => z * z,
+        Kind::Polynomial => {
+            let [a, b, c] = polynomials[i / per_channel].map(|v| v as f32);
+            (a * z + b) * z + c
+        }
+    };
+    sum.iter().zip(kinds).enumerate().map(element).collect()
+}
+
+/// Adds `conv(x)`, row by row: the inner loop adds a scaled row, which compilers vectorise at stride 1.
+fn add_convolution(
+    sum: &mut [f32],
+    x: &[f32],
+    kernel: &[f32],
+    conv: &Conv,
+    input: Shape,
+    output: Shape,
+) {
+    let (h, w) = (input.h as usize, input.w as usize);
+    let (rows, columns) = (output.h as usize, output.w as usize);
+    let (kernel_h, kernel_w) = (conv.kernel.0 as usize, conv.kernel.1 as usize);
+    let (top, left) = (conv.padding.top as usize, conv.padding.left as usize);
+    let (down, across) = (conv.stride.0 as usize, conv.stride.1 as usize);
+    let taps = kernel_h * kernel_w;
+    for (row, out) in kernel
+        .chunks_exact(taps * input.c as usize)
+        .zip(sum.chunks_exact_mut(rows * columns))
+    {
+        for (tap, plane) in row.chunks_exact(taps).zip(x.chunks_exact(h * w)) {
+            for i in 0..kernel_h {
+                for j in 0..kernel_w {
+                    let weight = tap[i * kernel_w + j];
+                    if weight == 0.0 {
+                        continue;
+                    }
+                    // Output columns whose tap lies inside the input.
+                    let first = left.saturating_sub(j).div_ceil(across);
+                    let last = (w + left).saturating_sub(j).div_ceil(across).min(columns);
+                    for y in 0..rows {
+                        let source = y * down + i;
+                        if source < top || source - top >= h || first >= last {
+                            continue;
+                        }
+                        let line = &plane[(source - top) * w..][..w];
+                        let out = &mut out[y * columns + first..y * columns + last];
+                        let start = first * across + j - left;
+                        if across == 1 {
+                            out.iter_mut()
+                                .zip(&line[start..])
+                                .for_each(|(o, v)| *o += weight * v);
+                        } else {
+                            let line = line[start..].iter().step_by(across);
+                            out.iter_mut().zip(line).for_each(|(o, v)| *o += weight * v);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn sum_windows(x: &[f32], input: Shape, pool: &SumPool, output: Shape) -> Vec<f32> {
+    let (h, w) = (input.h as usize, input.w as usize);
+    let mut sums = Vec::with_capacity(output.len());
+    for plane in x.chunks_exact(h * w) {
+        for y in 0..output.h as usize {
+            for x in 0..output.w as usize {
+                let (top, left) = (y * pool.stride.0 as usize, x * pool.stride.1 as usize);
+                let line = |row: usize| &plane[row * w + left..][..pool.kernel.1 as usize];
+                sums.push((top..top + pool.kernel.0 as usize).flat_map(line).sum());
+            }
+        }
+    }
+    sums
+}

@@ -1,0 +1,136 @@
+//! All passes in a row.
+
+use crate::calibrate::{Magnitudes, magnitudes};
+use crate::fault::Refused;
+use crate::images::Images;
+use crate::lower::{Pools, lower};
+use crate::network::Network;
+use crate::quantise::{Identity, Precision, Scales, quantise, scales};
+use crate::select::{Link, select};
+use crate::{emit, fold, import, range};
+use pi_ir::{Circuit, Graph, Plan, Weights};
+
+/// What the compiler may choose, and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// Bits of weights and activations.
+    pub precision: Precision,
+    /// What becomes of average pools.
+    pub pools: Pools,
+    /// Bundles that share ciphertexts.
+    pub bundles: u32,
+    /// The link for which the packing is chosen.
+    pub link: Link,
+    /// Largest accepted `log2` of the probability that an inference loses a value.
+    pub failure_limit: f64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            precision: Precision::default(),
+            pools: Pools::default(),
+            bundles: 1,
+            link: Link::default(),
+            failure_limit: emit::FAILURE_LIMIT,
+        }
+    }
+}
+
+/// A compiled network, with the forms it went through.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// Layers of real numbers.
+    pub network: Network,
+    /// What calibration saw.
+    pub seen: Magnitudes,
+    /// The scales chosen.
+    pub scales: Scales,
+    /// The public circuit.
+    pub circuit: Circuit,
+    /// The server's integers.
+    pub weights: Weights,
+    /// The packing.
+    pub plan: Plan,
+    /// `log2` of the probability that one inference loses a value.
+    pub failure_log2: f64,
+}
+
+/// Compiles a graph; deterministic in its arguments.
+///
+/// # Errors
+/// Everything that the first failing pass found, by node or layer.
+pub fn compile(
+    graph: &Graph,
+    calibration: &Images,
+    options: &Options,
+) -> Result<Compiled, Refused> {
+    check_options(options)?;
+    if calibration.pixels.is_empty() {
+        return Err(Refused::one("", "no calibration pictures"));
+    }
+    import::import(graph)?;
+    let folded = fold::fold(graph)?;
+    let network = lower(&folded, options.pools)?;
+    let images = calibration.normalised(&graph.mean, &graph.std);
+    if images
+        .iter()
+        .any(|image| image.len() != network.input.len())
+    {
+        return Err(Refused::one(
+            "input",
+            format!("calibration pictures do not have {} values", network.input),
+        ));
+    }
+    let seen = magnitudes(&network, &images);
+    let scales = scales(&network, &seen, &options.precision)?;
+    let identity = Identity {
+        name: &graph.name,
+        mean: &graph.mean,
+        std: &graph.std,
+        classes: &graph.classes,
+    };
+    let (mut circuit, weights) = quantise(&network, &scales, &options.precision, &identity)?;
+    range::bound(
+        &mut circuit,
+        &weights,
+        &calibration.pixels,
+        &options.precision,
+    )?;
+    let failure_log2 = emit::check(&circuit, &weights, options.failure_limit)?;
+    let plan = select(&circuit, options.bundles, &options.link)?;
+    Ok(Compiled {
+        network,
+        seen,
+        scales,
+        circuit,
+        weights,
+        plan,
+        failure_log2,
+    })
+}
+
+fn check_options(options: &Options) -> Result<(), Refused> {
+    let Precision {
+        weight_bits,
+        activation_bits,
+        head_room,
+    } = options.precision;
+    let checks = [
+        ((2..=15).contains(&weight_bits), "weight bits: 2 to 15"),
+        (
+            (4..=20).contains(&activation_bits),
+            "activation bits: 4 to 20",
+        ),
+        (
+            (2..=16).contains(&head_room),
+            "head room: 2 to 16 bits; observed ranges are no proof",
+        ),
+        ((1..=64).contains(&options.bundles), "bundles: 1 to 64"),
+    ];
+    let wrong = checks.into_iter().filter(|(holds, _)| !holds);
+    let faults = wrong
+        .map(|(_, what)| crate::fault::Fault::new("", what))
+        .collect();
+    Refused::unless_empty(faults, ())
+}

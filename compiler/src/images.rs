@@ -1,0 +1,263 @@
+//! Pictures for calibration and evaluation: record files, folders of pictures, JPEG archives, or drawn ones.
+
+use crate::draw;
+use anyhow::{Context, Result, bail, ensure};
+use pi_ir::Shape;
+use std::fs;
+use std::io::{BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// Pictures of one shape, as bytes `[c][h][w]`, with their labels where the source has any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Images {
+    /// Where they come from, for reports.
+    pub source: String,
+    /// One picture each.
+    pub pixels: Vec<Vec<u8>>,
+    /// One class per picture, or empty.
+    pub labels: Vec<u32>,
+}
+
+/// Most bytes that an archive may unpack to; the 10,000 pictures of a CIFAR-10 batch are 30 MB.
+const MAX_ARCHIVE: usize = 512 << 20;
+/// Most bytes of a picture file.
+const MAX_PICTURE: u64 = 64 << 20;
+
+impl Images {
+    /// `count` pictures drawn by [`draw`], for networks whose training data is not at hand.
+    pub fn synthetic(shape: Shape, count: usize, seed: u64) -> Self {
+        Images {
+            source: format!("synthetic, {count} pictures, seed {seed}"),
+            pixels: (0..count as u64)
+                .map(|i| draw::picture(shape, seed.wrapping_add(i)))
+                .collect(),
+            labels: Vec::new(),
+        }
+    }
+
+    /// Reads at most `limit` pictures, spread evenly over what `path` holds.
+    ///
+    /// `path` may be `synthetic`; a `.bin` file of records (label byte, then the planes, as CIFAR-10 has them); a
+    /// `.tar.xz` archive of pictures; a picture; or a folder of any of these. Pictures of another size are resized.
+    /// File names that end in `_<label>` give labels.
+    ///
+    /// # Errors
+    /// If nothing can be read, or a file is not what its name says.
+    pub fn load(path: &Path, shape: Shape, limit: usize) -> Result<Self> {
+        if path.as_os_str() == "synthetic" {
+            return Ok(Self::synthetic(shape, limit, 0));
+        }
+        ensure!(
+            shape.c == 3 || shape.c == 1,
+            "the network reads {} channels: pictures have 1 or 3; use a .bin file of records",
+            shape.c
+        );
+        let mut images = Images {
+            source: path.file_name().map_or_else(
+                || path.display().to_string(),
+                |n| n.to_string_lossy().into_owned(),
+            ),
+            pixels: Vec::new(),
+            labels: Vec::new(),
+        };
+        let files = list(path)?;
+        ensure!(
+            !files.is_empty(),
+            "no pictures in {}: expected .bin records, .tar.xz archives, .png or .jpg files, or the word `synthetic`",
+            path.display()
+        );
+        // Archives cost seconds each: do not open more of them than needed.
+        let bulky = files.iter().filter(|f| !is_picture(f)).count();
+        let share = if bulky == files.len() {
+            limit.div_ceil(bulky)
+        } else {
+            limit
+        };
+        let stride = if bulky == 0 {
+            (files.len() / limit.max(1)).max(1)
+        } else {
+            1
+        };
+        for file in files.iter().step_by(stride) {
+            if images.pixels.len() >= limit {
+                break;
+            }
+            let room = share.min(limit - images.pixels.len());
+            images
+                .read(file, shape, room)
+                .with_context(|| format!("in {}", file.display()))?;
+        }
+        if images.labels.len() != images.pixels.len() {
+            images.labels.clear();
+        }
+        Ok(images)
+    }
+
+    fn read(&mut self, file: &Path, shape: Shape, limit: usize) -> Result<()> {
+        if has_suffix(file, ".bin") {
+            let bytes = fs::read(file)?;
+            let record = 1 + shape.len();
+            ensure!(
+                !bytes.is_empty() && bytes.len().is_multiple_of(record),
+                "{} bytes are no whole number of records of {record} bytes (a label and {shape} pixels): the file is cut short or made for another network",
+                bytes.len()
+            );
+            let records: Vec<&[u8]> = bytes.chunks_exact(record).collect();
+            for record in spread(&records, limit) {
+                self.labels.push(u32::from(record[0]));
+                self.pixels.push(record[1..].to_vec());
+            }
+            return Ok(());
+        }
+        let pictures = if has_suffix(file, ".tar.xz") {
+            unpack(file)?
+        } else {
+            let size = fs::metadata(file)?.len();
+            ensure!(size <= MAX_PICTURE, "{size} bytes are no picture");
+            vec![(file.to_path_buf(), fs::read(file)?)]
+        };
+        for (name, bytes) in spread(&pictures, limit) {
+            let picture = decode(bytes, shape).with_context(|| name.display().to_string())?;
+            self.pixels.push(picture);
+            self.labels.extend(label(name));
+        }
+        Ok(())
+    }
+
+    /// Normalised single-precision pictures, as the float interpreter reads them.
+    pub fn normalised(&self, mean: &[f32], std: &[f32]) -> Vec<Vec<f32>> {
+        let one = |picture: &Vec<u8>| normalise(picture, mean, std);
+        self.pixels.iter().map(one).collect()
+    }
+}
+
+/// `(v / 255 - mean) / std`, per channel.
+pub fn normalise(picture: &[u8], mean: &[f32], std: &[f32]) -> Vec<f32> {
+    let plane = picture.len() / mean.len();
+    let statistics = mean.iter().zip(std);
+    let pixels = picture
+        .chunks_exact(plane)
+        .zip(statistics)
+        .flat_map(|(plane, (mean, std))| {
+            plane
+                .iter()
+                .map(move |&v| (f32::from(v) / 255.0 - mean) / std)
+        });
+    pixels.collect()
+}
+
+fn spread<T>(all: &[T], limit: usize) -> impl Iterator<Item = &T> {
+    let step = all.len().div_ceil(limit.max(1)).max(1);
+    all.iter().step_by(step)
+}
+
+fn has_suffix(path: &Path, suffix: &str) -> bool {
+    let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase());
+    name.is_some_and(|name| name.ends_with(suffix))
+}
+
+fn is_picture(path: &Path) -> bool {
+    [".png", ".jpg", ".jpeg"]
+        .iter()
+        .any(|suffix| has_suffix(path, suffix))
+}
+
+/// The readable files of a path, by name; training batches before test batches stay apart by the caller's choice of path.
+fn list(path: &Path) -> Result<Vec<PathBuf>> {
+    let usable = |p: &Path| is_picture(p) || has_suffix(p, ".bin") || has_suffix(p, ".tar.xz");
+    if path.is_file() {
+        if !usable(path) {
+            bail!("{} is no .bin, .tar.xz, .png or .jpg file", path.display());
+        }
+        return Ok(vec![path.to_path_buf()]);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))? {
+        let file = entry?.path();
+        if file.is_file() && usable(&file) {
+            files.push(file);
+        }
+    }
+    files.sort();
+    // A whole data set: calibrate on training pictures only.
+    if files.iter().any(|f| is_training(f)) {
+        files.retain(|f| is_training(f));
+    }
+    Ok(files)
+}
+
+fn is_training(path: &Path) -> bool {
+    let name = path
+        .file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    !is_picture(path)
+        && (name.contains("data_batch") || name.contains("train"))
+        && !name.contains("lossless")
+}
+
+/// `.../00012_3.jpg` has label 3.
+fn label(name: &Path) -> Option<u32> {
+    let stem = name.file_stem()?.to_str()?;
+    stem.rsplit_once('_')?.1.parse().ok()
+}
+
+fn unpack(path: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+    let mut packed = BufReader::new(fs::File::open(path)?);
+    let mut bytes = Bounded(Vec::new());
+    lzma_rs::xz_decompress(&mut packed, &mut bytes)
+        .map_err(|error| anyhow::anyhow!("cut short or corrupt: {error:?}"))?;
+    let mut members = Vec::new();
+    for entry in tar::Archive::new(&bytes.0[..]).entries()? {
+        let mut entry = entry?;
+        let name = entry.path()?.into_owned();
+        if is_picture(&name) {
+            let mut member = Vec::new();
+            entry.read_to_end(&mut member)?;
+            members.push((name, member));
+        }
+    }
+    ensure!(
+        !members.is_empty(),
+        "the archive has no .png or .jpg members"
+    );
+    members.sort();
+    Ok(members)
+}
+
+/// Memory with an end, so that a small file cannot unpack into all of it.
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, part: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + part.len() > MAX_ARCHIVE {
+            return Err(std::io::Error::other(format!(
+                "unpacks to more than {MAX_ARCHIVE} bytes"
+            )));
+        }
+        self.0.extend_from_slice(part);
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn decode(bytes: &[u8], shape: Shape) -> Result<Vec<u8>> {
+    let mut reader = image::ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format()?;
+    let mut limits = image::Limits::default();
+    limits.max_image_width = Some(1 << 14);
+    limits.max_image_height = Some(1 << 14);
+    reader.limits(limits);
+    let mut picture = reader.decode()?;
+    if (picture.width(), picture.height()) != (shape.w, shape.h) {
+        picture = picture.resize_exact(shape.w, shape.h, image::imageops::FilterType::Triangle);
+    }
+    if shape.c == 1 {
+        return Ok(picture.into_luma8().into_raw());
+    }
+    let rgb = picture.into_rgb8();
+    let channel = |c: usize| rgb.pixels().map(move |pixel| pixel.0[c]);
+    Ok((0..3).flat_map(channel).collect())
+}

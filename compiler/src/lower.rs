@@ -1,0 +1,544 @@
+//! Graph to layers: dense nodes become convolutions, flattening nothing, additions terms, pools part of their neighbours.
+//!
+//! Values are symbolic until something needs them as a tensor. A *sum* (convolutions, residuals, bias) becomes a layer
+//! when an activation follows; if a convolution reads it as it is, or several nodes do, it becomes an identity layer,
+//! which costs nothing online. An average pool after an activation is part of the kernel behind it where that is
+//! exact ([`crate::pool`]) and not dearer than an identity layer; before an activation it is the layer's own sum.
+//!
+//! A polynomial that is uniform over a channel, `a (z + c)^2` with `a > 0`, becomes a plain square: `sqrt(a)` goes into
+//! that channel's weights, `sqrt(a) c` into its bias. All others keep their coefficients, private to the server.
+
+use crate::fault::{Fault, Refused};
+use crate::fold::{consumers, pure_shift};
+use crate::network::{Layer, Network, Step, Term};
+use crate::pool;
+use pi_ir::{ActivationKind, Conv, Graph, Kind, Op, Padding, Shape, SumPool, TensorId};
+use std::collections::HashSet;
+
+/// Where average pools that follow an activation go, if both ways are exact.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pools {
+    /// Whichever uploads fewer bytes.
+    #[default]
+    Cheapest,
+    /// Into the next kernel.
+    Absorb,
+    /// Into an identity layer of their own.
+    Separate,
+}
+
+/// The layers of a graph whose batch norms are folded.
+///
+/// # Errors
+/// One fault per node that has no circuit form.
+pub fn lower(graph: &Graph, pools: Pools) -> Result<Network, Refused> {
+    let shapes = graph.shapes().map_err(|why| Refused::one("", why))?;
+    let Some(Op::Input { shape }) = graph.nodes.first().map(|node| &node.op) else {
+        return Err(Refused::one("", "the first node is not the input"));
+    };
+    let mut pass = Lower {
+        network: Network {
+            input: *shape,
+            layers: Vec::new(),
+        },
+        shapes,
+        pools,
+        read_by_conv: HashSet::new(),
+        names: HashSet::new(),
+    };
+    let readers = consumers(graph);
+    let mut faults = Vec::new();
+    let mut values: Vec<Option<Value>> = Vec::with_capacity(graph.nodes.len());
+    for (index, node) in graph.nodes.iter().enumerate() {
+        let inputs: Option<Vec<Value>> = (node.inputs.iter())
+            .map(|id| values[id.0 as usize].clone())
+            .collect();
+        // Nodes behind a fault have no value; they are not faults of their own.
+        let value =
+            inputs.and_then(
+                |inputs| match pass.node(index, &node.name, &node.op, inputs) {
+                    Ok(value) => Some(value),
+                    Err(message) => {
+                        faults.push(Fault::new(&node.name, message));
+                        None
+                    }
+                },
+            );
+        let several = readers[index].len() > 1;
+        values.push(value.map(|value| match value {
+            Value::Sum(sum) if several => Value::Tensor(pass.materialise(sum)),
+            other => other,
+        }));
+    }
+    if let Some(Some(value)) = values.pop() {
+        let name = &graph.nodes.last().expect("at least the input").name;
+        match pass.sum_of(value, name) {
+            Ok(sum) => {
+                pass.push(sum, Step::Output);
+            }
+            Err(message) => faults.push(Fault::new(name, message)),
+        }
+    }
+    Refused::unless_empty(faults, pass.network)
+}
+
+#[derive(Clone)]
+enum Value {
+    Tensor(View),
+    Sum(Sum),
+}
+
+/// A tensor seen through a mean over windows and a flattening.
+#[derive(Clone)]
+struct View {
+    tensor: TensorId,
+    pool: Option<SumPool>,
+    /// Before flattening.
+    shape: Shape,
+    flat: bool,
+}
+
+/// A linear combination that is no tensor yet.
+#[derive(Clone)]
+struct Sum {
+    name: String,
+    terms: Vec<Term>,
+    bias: Vec<f64>,
+    pool: Option<SumPool>,
+    pool_bits: u8,
+    /// After the pool, before flattening.
+    shape: Shape,
+    flat: bool,
+}
+
+struct Lower {
+    network: Network,
+    shapes: Vec<Shape>,
+    pools: Pools,
+    read_by_conv: HashSet<TensorId>,
+    names: HashSet<String>,
+}
+
+impl Lower {
+    fn node(
+        &mut self,
+        index: usize,
+        name: &str,
+        op: &Op,
+        inputs: Vec<Value>,
+    ) -> Result<Value, String> {
+        let mut inputs = inputs.into_iter();
+        let mut next = || inputs.next().expect("the verifier counted the inputs");
+        match op {
+            Op::Input { shape } => Ok(Value::Tensor(View {
+                tensor: TensorId(0),
+                pool: None,
+                shape: *shape,
+                flat: false,
+            })),
+            Op::Conv2d {
+                weight,
+                bias,
+                out_channels,
+                kernel,
+                stride,
+                padding,
+            } => {
+                let view = self.view_of(next());
+                let flattened = view.flat && (view.shape.h, view.shape.w) != (1, 1);
+                if flattened && (*kernel != (1, 1) || *padding != Padding::default()) {
+                    return Err(
+                        "a convolution with a window on a flattened tensor: use a dense node"
+                            .into(),
+                    );
+                }
+                let conv = Conv {
+                    input: view.tensor,
+                    out_channels: *out_channels,
+                    kernel: if flattened {
+                        (view.shape.h, view.shape.w)
+                    } else {
+                        *kernel
+                    },
+                    stride: if flattened { (1, 1) } else { *stride },
+                    padding: *padding,
+                    weight_bits: 0,
+                };
+                Ok(Value::Sum(self.linear(name, view, conv, weight, bias)))
+            }
+            Op::Dense { weight, bias, out } => {
+                let view = self.view_of(next());
+                let conv = Conv {
+                    input: view.tensor,
+                    out_channels: *out,
+                    kernel: (view.shape.h, view.shape.w),
+                    stride: (1, 1),
+                    padding: Padding::default(),
+                    weight_bits: 0,
+                };
+                Ok(Value::Sum(self.linear(name, view, conv, weight, bias)))
+            }
+            Op::BatchNorm { .. } => {
+                let shift = pure_shift(op).ok_or("a batch norm is left: fold it first")?;
+                let mut sum = match next() {
+                    Value::Sum(sum) if sum.pool.is_some() => {
+                        let view = self.materialise(sum);
+                        self.sum_of(Value::Tensor(view), name)?
+                    }
+                    other => self.sum_of(other, name)?,
+                };
+                if sum.flat && (sum.shape.h, sum.shape.w) != (1, 1) {
+                    return Err(
+                        "a batch norm on a flattened tensor: put it before the flattening".into(),
+                    );
+                }
+                for (b, &s) in sum.bias.iter_mut().zip(shift) {
+                    *b += f64::from(s);
+                }
+                Ok(Value::Sum(sum))
+            }
+            Op::Add => {
+                let (left, right) = (next(), next());
+                self.add(name, left, right)
+            }
+            Op::AvgPool { kernel, stride } => {
+                let pool = SumPool {
+                    kernel: *kernel,
+                    stride: *stride,
+                };
+                self.average(next(), pool, self.shapes[index])
+            }
+            Op::Flatten => Ok(match next() {
+                Value::Tensor(view) => Value::Tensor(View { flat: true, ..view }),
+                Value::Sum(sum) => Value::Sum(Sum { flat: true, ..sum }),
+            }),
+            Op::Activation {
+                kinds,
+                coefficients,
+            } => {
+                let value = next();
+                // Nothing happens here: no tensor, no mask, no upload, unless a later node needs one.
+                if kinds.iter().all(|k| *k == ActivationKind::Identity) {
+                    return Ok(value);
+                }
+                let sum = self.sum_of(value, name)?;
+                self.activate(sum, kinds, coefficients)
+            }
+        }
+    }
+
+    /// A convolution of a view; its pool is absorbed or becomes a layer.
+    fn linear(&mut self, name: &str, view: View, conv: Conv, weight: &[f32], bias: &[f32]) -> Sum {
+        let weights: Vec<f64> = weight.iter().map(|&w| f64::from(w)).collect();
+        let mut bias: Vec<f64> = bias.iter().map(|&b| f64::from(b)).collect();
+        bias.resize(conv.out_channels as usize, 0.0);
+        let (conv, weights) = match view.pool {
+            None => (conv, weights),
+            Some(pool) => match self.absorb(&conv, &weights, &view, pool) {
+                Some(composed) => composed,
+                None => {
+                    let pooled = self.materialise_view(view, name);
+                    let input = pooled.tensor;
+                    (Conv { input, ..conv }, weights)
+                }
+            },
+        };
+        self.read_by_conv.insert(conv.input);
+        let shape = conv
+            .output(self.network.tensor_shape(conv.input))
+            .expect("the graph's shapes fit, and composition keeps them");
+        Sum {
+            name: name.into(),
+            terms: vec![Term::Conv { conv, weights }],
+            bias,
+            pool: None,
+            pool_bits: 0,
+            shape,
+            flat: false,
+        }
+    }
+
+    /// The convolution with the view's pool in its kernel, where exact and wanted.
+    fn absorb(
+        &self,
+        conv: &Conv,
+        weights: &[f64],
+        view: &View,
+        pool: SumPool,
+    ) -> Option<(Conv, Vec<f64>)> {
+        let input = self.network.tensor_shape(view.tensor);
+        // Per element, an upload is 78 bits (a mask that the seed chooses) and an identity element 60 to 64.
+        const UPLOAD: usize = 78;
+        const IDENTITY: usize = 64;
+        let absorbed = if self.read_by_conv.contains(&view.tensor) {
+            0
+        } else {
+            input.len() * UPLOAD
+        };
+        let separate = view.shape.len() * (UPLOAD + IDENTITY);
+        let wanted = match self.pools {
+            Pools::Cheapest => absorbed <= separate,
+            Pools::Absorb => true,
+            Pools::Separate => false,
+        };
+        if !wanted {
+            return None;
+        }
+        let (composed, mut wide) = pool::compose(conv, weights, &pool, input)?;
+        let count = f64::from(pool.kernel.0) * f64::from(pool.kernel.1);
+        wide.iter_mut().for_each(|w| *w /= count);
+        Some((composed, wide))
+    }
+
+    fn add(&mut self, name: &str, left: Value, right: Value) -> Result<Value, String> {
+        let mut parts = Vec::new();
+        for value in [left, right] {
+            let value = match value {
+                Value::Sum(sum) if sum.pool.is_some() => Value::Tensor(self.materialise(sum)),
+                other => other,
+            };
+            parts.push(self.sum_of(value, name)?);
+        }
+        let right = parts.pop().expect("two parts");
+        let left = parts.pop().expect("two parts");
+        if left.shape != right.shape {
+            return Err(format!(
+                "adds a flattened tensor of {} and one of {}: add before flattening",
+                left.shape, right.shape
+            ));
+        }
+        Ok(Value::Sum(Sum {
+            name: name.into(),
+            bias: (left.bias.iter().zip(&right.bias))
+                .map(|(a, b)| a + b)
+                .collect(),
+            terms: [left.terms, right.terms].concat(),
+            flat: left.flat || right.flat,
+            ..left
+        }))
+    }
+
+    fn average(&mut self, value: Value, pool: SumPool, output: Shape) -> Result<Value, String> {
+        let flat = match &value {
+            Value::Tensor(view) => view.flat,
+            Value::Sum(sum) => sum.flat,
+        };
+        if flat {
+            // On `[n, 1, 1]` only the 1x1 window fits.
+            return Ok(value);
+        }
+        let count = pool.kernel.0 * pool.kernel.1;
+        let view = match value {
+            Value::Sum(mut sum) => {
+                let residuals =
+                    (sum.terms.iter()).any(|term| matches!(term, Term::Residual { .. }));
+                let exact = !residuals || count.is_power_of_two();
+                let joined = match &sum.pool {
+                    None => Some(pool),
+                    Some(first) => pool::chain(first, &pool),
+                };
+                if let (true, Some(joined)) = (exact, joined) {
+                    let bits = (f64::from(count).log2().round()) as u8;
+                    let factor = f64::from(bits).exp2() / f64::from(count);
+                    sum.scale(factor);
+                    sum.pool = Some(joined);
+                    sum.pool_bits += bits;
+                    sum.shape = output;
+                    return Ok(Value::Sum(sum));
+                }
+                self.materialise(sum)
+            }
+            Value::Tensor(view) => view,
+        };
+        let joined = match &view.pool {
+            None => Some(pool),
+            Some(first) => pool::chain(first, &pool),
+        };
+        let (view, pool) = match joined {
+            Some(joined) => (view, joined),
+            None => (self.materialise_view(view, "pool"), pool),
+        };
+        Ok(Value::Tensor(View {
+            pool: Some(pool),
+            shape: output,
+            ..view
+        }))
+    }
+
+    fn activate(
+        &mut self,
+        mut sum: Sum,
+        kinds: &[ActivationKind],
+        coefficients: &[[f32; 3]],
+    ) -> Result<Value, String> {
+        let positions = sum.shape.h as usize * sum.shape.w as usize;
+        if sum.flat && positions > 1 && kinds.contains(&ActivationKind::Polynomial) {
+            return Err("polynomials behind a flattening have one coefficient set per element, which a layer cannot hold: put the activation before the flattening".into());
+        }
+        let mut kinds: Vec<Kind> = kinds
+            .iter()
+            .map(|kind| match kind {
+                ActivationKind::Relu => Kind::Relu,
+                ActivationKind::Identity => Kind::Identity,
+                ActivationKind::Polynomial => Kind::Polynomial,
+            })
+            .collect();
+        let mut polynomials: Vec<[f64; 3]> =
+            coefficients.iter().map(|c| c.map(f64::from)).collect();
+        let convolutions = (sum.terms.iter()).all(|term| matches!(term, Term::Conv { .. }));
+        for (channel, kinds) in kinds.chunks_exact_mut(positions).enumerate() {
+            if !convolutions || !kinds.iter().all(|k| *k == Kind::Polynomial) {
+                continue;
+            }
+            if let Some((a, c)) = perfect_square(polynomials[channel]) {
+                sum.scale_channel(channel, a.sqrt(), c);
+                kinds.fill(Kind::Square);
+            }
+        }
+        if !kinds.contains(&Kind::Polynomial) {
+            polynomials.clear();
+        }
+        for (channel, polynomial) in polynomials.iter_mut().enumerate() {
+            if !kinds[channel * positions..][..positions].contains(&Kind::Polynomial) {
+                *polynomial = [0.0; 3];
+            }
+        }
+        Ok(Value::Tensor(
+            self.push(sum, Step::Activate { kinds, polynomials }),
+        ))
+    }
+
+    /// The value as a tensor, made one if it is not.
+    fn view_of(&mut self, value: Value) -> View {
+        match value {
+            Value::Tensor(view) => view,
+            Value::Sum(sum) => self.materialise(sum),
+        }
+    }
+
+    /// The value as a linear combination.
+    fn sum_of(&mut self, value: Value, name: &str) -> Result<Sum, String> {
+        let view = match value {
+            Value::Sum(sum) => return Ok(sum),
+            Value::Tensor(view) => view,
+        };
+        let channels = view.shape.c as usize;
+        let term = match view.pool {
+            Some(pool) if !(pool.kernel.0 * pool.kernel.1).is_power_of_two() => {
+                // The divisor needs weights: a convolution that keeps channels apart.
+                let conv = Conv {
+                    input: view.tensor,
+                    out_channels: view.shape.c,
+                    kernel: (1, 1),
+                    stride: (1, 1),
+                    padding: Padding::default(),
+                    weight_bits: 0,
+                };
+                let mut diagonal = vec![0.0; channels * channels];
+                let count = f64::from(pool.kernel.0) * f64::from(pool.kernel.1);
+                (0..channels).for_each(|c| diagonal[c * channels + c] = 1.0 / count);
+                let input = self.network.tensor_shape(view.tensor);
+                let (conv, weights) = pool::compose(&conv, &diagonal, &pool, input)
+                    .ok_or("its windows are too large to be a kernel")?;
+                self.read_by_conv.insert(view.tensor);
+                Term::Conv { conv, weights }
+            }
+            pool => Term::Residual {
+                input: view.tensor,
+                pool,
+                halvings: pool.map_or(0, |p| (p.kernel.0 * p.kernel.1).trailing_zeros() as u8),
+            },
+        };
+        Ok(Sum {
+            name: name.into(),
+            terms: vec![term],
+            bias: vec![0.0; channels],
+            pool: None,
+            pool_bits: 0,
+            shape: view.shape,
+            flat: view.flat,
+        })
+    }
+
+    /// A sum as an identity tensor: re-based like any other, free online.
+    fn materialise(&mut self, sum: Sum) -> View {
+        let step = Step::Activate {
+            kinds: vec![Kind::Identity; sum.shape.len()],
+            polynomials: Vec::new(),
+        };
+        self.push(sum, step)
+    }
+
+    fn materialise_view(&mut self, view: View, before: &str) -> View {
+        let name = format!("{before}.pool");
+        let sum = self
+            .sum_of(Value::Tensor(view), &name)
+            .expect("windows of a verified pool fit");
+        self.materialise(sum)
+    }
+
+    /// Makes a layer; the view of its tensor.
+    fn push(&mut self, sum: Sum, step: Step) -> View {
+        let mut name = sum.name;
+        while !self.names.insert(name.clone()) {
+            name.push('\'');
+        }
+        self.network.layers.push(Layer {
+            name,
+            terms: sum.terms,
+            bias: sum.bias,
+            pool: sum.pool,
+            pool_bits: sum.pool_bits,
+            shape: sum.shape,
+            step,
+        });
+        View {
+            tensor: TensorId(self.network.layers.len() as u32),
+            pool: None,
+            shape: sum.shape,
+            flat: sum.flat,
+        }
+    }
+}
+
+impl Sum {
+    /// Scales everything; only for sums without residuals (or by 1).
+    fn scale(&mut self, factor: f64) {
+        if factor == 1.0 {
+            return;
+        }
+        for term in &mut self.terms {
+            if let Term::Conv { weights, .. } = term {
+                weights.iter_mut().for_each(|w| *w *= factor);
+            }
+        }
+        self.bias.iter_mut().for_each(|b| *b *= factor);
+    }
+
+    /// `z -> factor (z + shift)` on one channel of a sum of convolutions.
+    fn scale_channel(&mut self, channel: usize, factor: f64, shift: f64) {
+        for term in &mut self.terms {
+            if let Term::Conv { conv, weights } = term {
+                let row = weights.len() / conv.out_channels as usize;
+                let row = &mut weights[channel * row..][..row];
+                row.iter_mut().for_each(|w| *w *= factor);
+            }
+        }
+        // The bias is added once per position of the layer's windows, whose weights have the divisor's rest in them.
+        let windows = self
+            .pool
+            .map_or(1.0, |p| f64::from(p.kernel.0 * p.kernel.1));
+        let mean = windows / f64::from(self.pool_bits).exp2();
+        self.bias[channel] = (self.bias[channel] + shift / mean) * factor;
+    }
+}
+
+/// `(a, c)` if the polynomial is `a (z + c)^2` with `a > 0`, to single precision.
+fn perfect_square([a, b, k]: [f64; 3]) -> Option<(f64, f64)> {
+    if a <= 0.0 {
+        return None;
+    }
+    let c = b / (2.0 * a);
+    let close = (a * c * c - k).abs() <= 1e-6 * k.abs().max(a * c * c).max(f64::MIN_POSITIVE);
+    close.then_some((a, c))
+}

@@ -1,0 +1,333 @@
+//! `pi-compile`: a trained graph becomes a circuit and its weights; the table of what that costs; what it loses.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser};
+use pi_compiler::evaluate::{Comparison, compare};
+use pi_compiler::images::Images;
+use pi_compiler::lower::Pools;
+use pi_compiler::quantise::Precision;
+use pi_compiler::report::Report;
+use pi_compiler::select::Link;
+use pi_compiler::{Compiled, Options, compile, emit};
+use pi_ir::artifact::{ARTIFACT_NAME, Accuracy, GRAPH_NAME, WEIGHTS_NAME};
+use pi_ir::{Artifact, Graph, GraphFile, Shape, WeightsFile};
+use rand_core::{OsRng, TryRngCore};
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Compiles a trained graph to a fixed-point circuit (model.pia, public) and weights (model.piw, for the server only).
+#[derive(Parser)]
+#[command(name = "pi-compile", version, after_help = EXAMPLES)]
+struct Arguments {
+    /// The graph file, as pi-train exports it; with --inspect or --evaluate alone, a model directory.
+    graph: PathBuf,
+    /// Directory for model.pia and model.piw; made if absent.
+    #[arg(long, required_unless_present_any = ["inspect", "evaluate"])]
+    out: Option<PathBuf>,
+    /// Pictures like those the network will see: .bin records, a .tar.xz archive, a folder, or `synthetic`.
+    #[arg(long, default_value = "synthetic")]
+    calibration: PathBuf,
+    /// Pictures used of them.
+    #[arg(long, default_value_t = 512)]
+    calibration_images: usize,
+    /// Compares float and fixed-point accuracy on these labelled pictures, and records it in the artifact.
+    #[arg(long, value_name = "DATA")]
+    evaluate: Option<PathBuf>,
+    /// Pictures used of them.
+    #[arg(long, default_value_t = 10_000)]
+    evaluate_images: usize,
+    /// Compares the two on this many calibration pictures, if --evaluate is not given.
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    verify: usize,
+    /// Prints the table of an existing model directory and does nothing else.
+    #[arg(long, conflicts_with_all = ["out", "evaluate"])]
+    inspect: bool,
+    #[command(flatten)]
+    choices: Choices,
+    /// What users of the model should read; kept in the artifact.
+    #[arg(long, default_value = "")]
+    note: String,
+    /// Prints JSON instead of the table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What the compiler may choose.
+#[derive(Args)]
+struct Choices {
+    /// Bits of a signed weight.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=15))]
+    weight_bits: u8,
+    /// Bits of the largest activation seen.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(4..=20))]
+    activation_bits: u8,
+    /// Bits left above the largest value seen, where no proof bounds it.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=16))]
+    head_room: u8,
+    /// Where average pools go that follow an activation.
+    #[arg(long, value_enum, default_value_t = PoolChoice::Cheapest)]
+    pools: PoolChoice,
+    /// Bundles that share ciphertexts.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    bundles: u32,
+    /// Speed of the link that the packing is chosen for, in Mbit/s.
+    #[arg(long, default_value_t = 200.0, value_parser = speed)]
+    link: f64,
+}
+
+/// [`Pools`] on the command line.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum PoolChoice {
+    /// Whichever uploads fewer bytes.
+    Cheapest,
+    /// Into the next kernel.
+    Absorb,
+    /// Into an identity layer.
+    Separate,
+}
+
+const EXAMPLES: &str = "Examples:
+  pi-compile mine/model.graph --calibration ../shared/data/cifar10 --out mine
+  pi-compile mine --inspect
+  pi-compile mine --evaluate ../shared/data/cifar10/cifar10_jpeg_test_batch.tar.xz";
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pi-compile: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.inspect {
+        let report = Report::new(&load_artifact(&arguments.graph)?)?;
+        return print(&report, None, arguments.json);
+    }
+    match (&arguments.out, &arguments.evaluate) {
+        (Some(out), _) => compile_to(arguments, out),
+        (None, Some(data)) => evaluate_model(arguments, data),
+        (None, None) => bail!("nothing to do: give --out, --evaluate or --inspect"),
+    }
+}
+
+fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
+    let path = match arguments.graph.is_dir() {
+        true => arguments.graph.join(GRAPH_NAME),
+        false => arguments.graph.clone(),
+    };
+    let graph = load_graph(&path)?;
+    let shape = input_shape(&graph)?;
+    let calibration = Images::load(&arguments.calibration, shape, arguments.calibration_images)
+        .context("calibration pictures")?;
+    let compiled = compile(&graph, &calibration, &arguments.choices.options())
+        .with_context(|| format!("cannot compile {}", path.display()))?;
+    let (comparison, labelled) = match &arguments.evaluate {
+        Some(data) => {
+            let images = Images::load(data, shape, arguments.evaluate_images)
+                .context("pictures to evaluate")?;
+            (
+                Some(compare(
+                    &graph,
+                    &compiled.circuit,
+                    &compiled.weights,
+                    &images,
+                )?),
+                !images.labels.is_empty(),
+            )
+        }
+        None if arguments.verify > 0 => (
+            Some(verify(
+                arguments.verify,
+                &graph,
+                &compiled,
+                calibration.clone(),
+            )?),
+            false,
+        ),
+        None => (None, false),
+    };
+    let accuracy = comparison.as_ref().filter(|_| labelled).map(|c| Accuracy {
+        images: c.images as u32,
+        float_correct: c.float_correct as u32,
+        fixed_correct: c.fixed_correct as u32,
+    });
+    let mut salt = [0; 32];
+    OsRng
+        .try_fill_bytes(&mut salt)
+        .context("no random numbers from the system")?;
+    let calibrated = format!(
+        "Calibrated on {} ({} pictures).",
+        calibration.source,
+        calibration.pixels.len()
+    );
+    let note = format!("{} {calibrated}", arguments.note);
+    let (artifact, weights) = emit::files(&compiled, salt, accuracy, note.trim());
+    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    write_atomically(&out.join(WEIGHTS_NAME), &weights.encode())?;
+    write_atomically(&out.join(ARTIFACT_NAME), &artifact.encode())?;
+    print(
+        &Report::new(&artifact)?,
+        comparison.as_ref(),
+        arguments.json,
+    )
+}
+
+/// Pictures seen in calibration: says whether the arithmetic is right, not how accurate it is on new ones.
+fn verify(
+    count: usize,
+    graph: &Graph,
+    compiled: &Compiled,
+    mut images: Images,
+) -> Result<Comparison> {
+    images.pixels.truncate(count);
+    images.labels.truncate(count);
+    compare(graph, &compiled.circuit, &compiled.weights, &images)
+}
+
+fn evaluate_model(arguments: &Arguments, data: &Path) -> Result<()> {
+    let directory = &arguments.graph;
+    let artifact = load_artifact(directory)?;
+    let weights = WeightsFile::decode(&read(&directory.join(WEIGHTS_NAME))?)?;
+    artifact.check_weights(&weights)?;
+    let graph = load_graph(&directory.join(GRAPH_NAME))?;
+    let images = Images::load(data, artifact.circuit.input, arguments.evaluate_images)?;
+    let comparison = compare(&graph, &artifact.circuit, &weights.weights, &images)?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&comparison)?);
+    } else {
+        print!("{}", Lines(&comparison));
+    }
+    Ok(())
+}
+
+fn print(report: &Report, comparison: Option<&Comparison>, json: bool) -> Result<()> {
+    if json {
+        let all = serde_json::json!({ "report": report, "comparison": comparison });
+        println!("{}", serde_json::to_string_pretty(&all)?);
+        return Ok(());
+    }
+    print!("{report}");
+    if let Some(comparison) = comparison {
+        print!("{}", Lines(comparison));
+    }
+    Ok(())
+}
+
+/// A comparison in words.
+struct Lines<'a>(&'a Comparison);
+
+impl std::fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let c = self.0;
+        let percent = |n: usize| 100.0 * n as f64 / c.images as f64;
+        if c.labelled {
+            writeln!(
+                f,
+                "accuracy on {} pictures: float {:.2} %, fixed point {:.2} %",
+                c.images,
+                percent(c.float_correct),
+                percent(c.fixed_correct)
+            )?;
+        }
+        writeln!(
+            f,
+            "same answer as the float graph: {} of {} ({:.2} %)",
+            c.agree,
+            c.images,
+            percent(c.agree)
+        )?;
+        writeln!(
+            f,
+            "logits differ by {:.4} (root mean square), {:.4} at most; margin percentiles 1, 10, 50: {:.3}, {:.3}, {:.3}; largest margin lost {:.3}",
+            c.rms_difference,
+            c.max_difference,
+            c.margins[0],
+            c.margins[1],
+            c.margins[2],
+            c.largest_flipped_margin
+        )?;
+        if c.out_of_bound > 0 {
+            writeln!(
+                f,
+                "{} pictures left a calibrated bound: calibrate on more pictures, or with more --head-room",
+                c.out_of_bound
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Choices {
+    fn options(&self) -> Options {
+        Options {
+            precision: Precision {
+                weight_bits: self.weight_bits,
+                activation_bits: self.activation_bits,
+                head_room: self.head_room,
+            },
+            pools: match self.pools {
+                PoolChoice::Cheapest => Pools::Cheapest,
+                PoolChoice::Absorb => Pools::Absorb,
+                PoolChoice::Separate => Pools::Separate,
+            },
+            bundles: self.bundles,
+            link: Link {
+                bits_per_second: self.link * 1e6,
+                ..Link::default()
+            },
+            ..Options::default()
+        }
+    }
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(speed) if speed.is_finite() && speed > 0.0 => Ok(speed),
+        _ => Err("a positive number of Mbit/s".into()),
+    }
+}
+
+fn input_shape(graph: &Graph) -> Result<Shape> {
+    match graph.nodes.first().map(|node| &node.op) {
+        Some(pi_ir::Op::Input { shape }) => Ok(*shape),
+        _ => bail!("the graph's first node is not the input"),
+    }
+}
+
+fn load_graph(path: &Path) -> Result<Graph> {
+    let file = GraphFile::decode(&read(path)?).with_context(|| path.display().to_string())?;
+    Ok(file.graph)
+}
+
+fn load_artifact(directory: &Path) -> Result<Artifact> {
+    let path = match directory.is_dir() {
+        true => directory.join(ARTIFACT_NAME),
+        false => directory.to_path_buf(),
+    };
+    Artifact::decode(&read(&path)?).with_context(|| path.display().to_string())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => anyhow::anyhow!("{} does not exist", path.display()),
+        _ => anyhow::Error::new(error).context(format!("cannot read {}", path.display())),
+    })
+}
+
+/// Writes beside the target and renames, so that a model directory never holds half a file.
+fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension("part");
+    let write = || -> std::io::Result<()> {
+        let mut file = fs::File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,225 @@
+//! The lowered network: layers as in the [`Circuit`](pi_ir::Circuit), values still real numbers.
+//!
+//! Between lowering and quantisation every pass reads and writes this form. A layer computes
+//!
+//! `z = pool(sum(conv(W_k, t_k)) + bias + sum(2^-halvings_j pool_j(t_j))) 2^-pool_bits`, then its activation;
+//!
+//! all pools are sums. A divisor that is no power of two already sits in weights and bias.
+
+use pi_ir::{Conv, Kind, Shape, SumPool, TensorId};
+use std::fmt;
+
+/// A network of real numbers in layered form. Tensor 0 is the normalised image, tensor `i + 1` the result of layer `i`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Network {
+    /// Shape of the image.
+    pub input: Shape,
+    /// The layers; only the last one has [`Step::Output`].
+    pub layers: Vec<Layer>,
+}
+
+/// One linear combination with what follows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    /// Name of the graph's node that makes the sum.
+    pub name: String,
+    /// What is summed.
+    pub terms: Vec<Term>,
+    /// One number per channel, added before `pool`.
+    pub bias: Vec<f64>,
+    /// Windows summed after the terms.
+    pub pool: Option<SumPool>,
+    /// The sum over windows counts `2^-pool_bits`.
+    pub pool_bits: u8,
+    /// Shape after `pool`.
+    pub shape: Shape,
+    /// What follows.
+    pub step: Step,
+}
+
+/// One summand.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Term {
+    /// A convolution.
+    Conv {
+        /// Its shape; `weight_bits` is set by quantisation.
+        conv: Conv,
+        /// `[out][in][kernel_h][kernel_w]`.
+        weights: Vec<f64>,
+    },
+    /// An earlier tensor.
+    Residual {
+        /// Which.
+        input: TensorId,
+        /// Windows summed first.
+        pool: Option<SumPool>,
+        /// It counts `2^-halvings`.
+        halvings: u8,
+    },
+}
+
+/// What follows the sum.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// A kind per element.
+    Activate {
+        /// `[c][h][w]`.
+        kinds: Vec<Kind>,
+        /// `a, b, c` of `a z^2 + b z + c` per channel; empty if no element is a polynomial.
+        polynomials: Vec<[f64; 3]>,
+    },
+    /// Nothing: these are the logits.
+    Output,
+}
+
+impl Network {
+    /// Shape of a tensor.
+    ///
+    /// # Panics
+    /// If there is no such tensor.
+    pub fn tensor_shape(&self, id: TensorId) -> Shape {
+        match id.0 {
+            0 => self.input,
+            layer => self.layers[layer as usize - 1].shape,
+        }
+    }
+}
+
+impl Layer {
+    /// Shape of the sum before the layer's own pool.
+    pub fn sum_shape(&self, network: &Network) -> Shape {
+        let term = self.terms.first().expect("a layer has a term");
+        term.output(network.tensor_shape(term.input()))
+            .expect("lowering checked every window")
+    }
+
+    /// Whether any element is of this kind.
+    pub fn has(&self, kind: Kind) -> bool {
+        matches!(&self.step, Step::Activate { kinds, .. } if kinds.contains(&kind))
+    }
+}
+
+impl Term {
+    /// The tensor it reads.
+    pub fn input(&self) -> TensorId {
+        match self {
+            Term::Conv { conv, .. } => conv.input,
+            Term::Residual { input, .. } => *input,
+        }
+    }
+
+    /// Shape of the result on a tensor of shape `input`; `None` if no window fits.
+    pub fn output(&self, input: Shape) -> Option<Shape> {
+        match self {
+            Term::Conv { conv, .. } => conv.output(input),
+            Term::Residual { pool: None, .. } => Some(input),
+            Term::Residual { pool: Some(p), .. } => p.output(input),
+        }
+    }
+}
+
+/// One paragraph per layer; kernels of up to 64 weights are written out. The passes' test files hold this form.
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "t0 = input {}", self.input)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            layer.print(f, index)?;
+        }
+        Ok(())
+    }
+}
+
+impl Layer {
+    fn print(&self, f: &mut fmt::Formatter<'_>, index: usize) -> fmt::Result {
+        write!(f, "t{} = {} {}", index + 1, self.name, self.shape)?;
+        if let Some(pool) = &self.pool {
+            write!(f, " sum {}", windows(pool))?;
+        }
+        if self.pool_bits > 0 {
+            write!(f, " / 2^{}", self.pool_bits)?;
+        }
+        writeln!(f)?;
+        for term in &self.terms {
+            match term {
+                Term::Conv { conv, weights } => {
+                    let p = &conv.padding;
+                    write!(
+                        f,
+                        "    conv t{} {}x{}",
+                        conv.input.0, conv.kernel.0, conv.kernel.1
+                    )?;
+                    write!(f, " stride {}x{}", conv.stride.0, conv.stride.1)?;
+                    write!(f, " pad {},{},{},{}", p.top, p.left, p.bottom, p.right)?;
+                    writeln!(f, " weights {}", numbers(weights))?;
+                }
+                Term::Residual {
+                    input,
+                    pool,
+                    halvings,
+                } => {
+                    write!(f, "    residual t{}", input.0)?;
+                    if let Some(pool) = pool {
+                        write!(f, " sum {}", windows(pool))?;
+                    }
+                    if *halvings > 0 {
+                        write!(f, " / 2^{halvings}")?;
+                    }
+                    writeln!(f)?;
+                }
+            }
+        }
+        if self.bias.iter().any(|&b| b != 0.0) {
+            writeln!(f, "    bias {}", numbers(&self.bias))?;
+        }
+        match &self.step {
+            Step::Output => writeln!(f, "    output"),
+            Step::Activate { kinds, polynomials } => {
+                let letters: String = kinds.iter().map(|kind| letter(*kind)).collect();
+                writeln!(f, "    kinds {letters}")?;
+                for (channel, [a, b, c]) in polynomials.iter().enumerate() {
+                    writeln!(
+                        f,
+                        "    channel {channel}: {} z^2 + {} z + {}",
+                        short(*a),
+                        short(*b),
+                        short(*c)
+                    )?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn windows(pool: &SumPool) -> String {
+    let (k, s) = (pool.kernel, pool.stride);
+    format!("{}x{} stride {}x{}", k.0, k.1, s.0, s.1)
+}
+
+fn letter(kind: Kind) -> char {
+    match kind {
+        Kind::Relu => 'r',
+        Kind::Identity => 'i',
+        Kind::Square => 's',
+        Kind::Polynomial => 'p',
+    }
+}
+
+fn numbers(values: &[f64]) -> String {
+    if values.len() > 64 {
+        return format!("({} numbers)", values.len());
+    }
+    let list: Vec<String> = values.iter().map(|&v| short(v)).collect();
+    format!("[{}]", list.join(" "))
+}
+
+/// At most six decimals, none that say nothing.
+fn short(value: f64) -> String {
+    let text = format!("{value:.6}");
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    if text == "-0" {
+        "0".into()
+    } else {
+        text.into()
+    }
+}

@@ -1,0 +1,151 @@
+//! Bounds on every value before a truncation, and from them the widths of sign circuits.
+//!
+//! Interval analysis ([`pi_ir::range`]) gives bounds that hold for every input; they grow with each layer. Where one is
+//! too wide to use, the largest value seen on calibration data with head room above it stands in, and the circuit says
+//! so. A proof behind a calibrated layer takes that layer's bound for true.
+
+use crate::fault::Refused;
+use crate::quantise::{POLYNOMIAL_BOUND_BITS, Precision, WIDEST};
+use pi_ir::interpret::{Interpreter, quantise_image};
+use pi_ir::range::{LayerRange, analyse, bound_bits};
+use pi_ir::{Circuit, Layer, PostTruncation, Range, Step, Weights};
+use rayon::prelude::*;
+
+/// Widest sign circuit accepted for the sake of a proof.
+const PROVED_SIGN_BITS: u8 = 17;
+/// Largest `log2 B` accepted for the sake of a proof: 2^20 elements then fail with probability 2^-11.
+const PROVED_BOUND_BITS: u8 = 28;
+
+/// Sets every bound of a circuit from its weights and the calibration pictures.
+///
+/// # Errors
+/// If a picture does not fit the circuit, or a value leaves the field.
+pub fn bound(
+    circuit: &mut Circuit,
+    weights: &Weights,
+    pictures: &[Vec<u8>],
+    precision: &Precision,
+) -> Result<(), Refused> {
+    let seen = largest_seen(circuit, weights, pictures)?;
+    for (layer, seen) in circuit.layers.iter_mut().zip(&seen) {
+        calibrate(layer, seen, precision);
+    }
+    // A layer that gets a proof loses the calibrated bound that later layers relied on, so their proofs are made anew;
+    // one that fails then goes back to calibration for good. Each round settles at least one layer.
+    let mut refused = vec![false; circuit.layers.len()];
+    loop {
+        let Ok(ranges) = analyse(circuit, weights) else {
+            // Some value has no bound below 2^62: without proofs, all layers keep what was seen.
+            for (layer, seen) in circuit.layers.iter_mut().zip(&seen) {
+                calibrate(layer, seen, precision);
+            }
+            return Ok(());
+        };
+        let before = circuit.clone();
+        for (index, layer) in circuit.layers.iter_mut().enumerate() {
+            let was_proved = layer.range == Range::Proved;
+            if !refused[index] && !prove(layer, &ranges[index]) && was_proved {
+                refused[index] = true;
+                calibrate(layer, &seen[index], precision);
+            }
+            prove_posts(layer, &ranges[index], &seen[index], precision);
+        }
+        if *circuit == before {
+            return Ok(());
+        }
+    }
+}
+
+/// Largest magnitudes of one layer on calibration data.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    sum: u64,
+    square: u64,
+    polynomial: u64,
+}
+
+fn largest_seen(
+    circuit: &Circuit,
+    weights: &Weights,
+    pictures: &[Vec<u8>],
+) -> Result<Vec<Seen>, Refused> {
+    let refuse = |error: pi_ir::interpret::Error| Refused::one("", error.to_string());
+    let interpreter = Interpreter::new(circuit, weights).map_err(refuse)?;
+    let nothing = || vec![Seen::default(); circuit.layers.len()];
+    pictures
+        .par_iter()
+        .map(|picture| {
+            let input = quantise_image(circuit, picture).map_err(refuse)?;
+            let run = interpreter.plain(&input).map_err(refuse)?;
+            let sums = run.max_abs_before_truncation.iter();
+            Ok((sums.zip(&run.max_abs_before_post))
+                .map(|(&sum, post)| Seen {
+                    sum,
+                    square: post.square,
+                    polynomial: post.polynomial,
+                })
+                .collect())
+        })
+        .try_reduce(nothing, |mut a: Vec<Seen>, b| {
+            for (a, b) in a.iter_mut().zip(b) {
+                a.sum = a.sum.max(b.sum);
+                a.square = a.square.max(b.square);
+                a.polynomial = a.polynomial.max(b.polynomial);
+            }
+            Ok(a)
+        })
+}
+
+fn calibrate(layer: &mut Layer, seen: &Seen, precision: &Precision) {
+    (layer.bound_bits, layer.range) = by_calibration(seen.sum, layer.truncate(), precision);
+    if let Step::Activate(activation) = &mut layer.step {
+        for (post, seen) in [
+            (&mut activation.square, seen.square),
+            (&mut activation.polynomial, seen.polynomial),
+        ] {
+            if let Some(post) = post {
+                (post.bound_bits, post.range) = by_calibration(seen, post.truncate, precision);
+            }
+        }
+    }
+}
+
+fn by_calibration(seen: u64, truncate: u8, precision: &Precision) -> (u8, Range) {
+    let with_room = seen.saturating_mul(1 << precision.head_room);
+    let bits = bound_bits(with_room, truncate).min(WIDEST);
+    (bits, Range::Calibrated { max_seen: seen })
+}
+
+/// Whether interval analysis gives this layer a bound worth using; sets it then.
+fn prove(layer: &mut Layer, range: &LayerRange) -> bool {
+    let truncate = layer.truncate();
+    let bits = bound_bits(range.sum, truncate);
+    let usable = match layer.step {
+        Step::Output { .. } => bits <= WIDEST,
+        Step::Activate(_) => bits <= PROVED_BOUND_BITS && bits - truncate < PROVED_SIGN_BITS,
+    };
+    if usable {
+        (layer.bound_bits, layer.range) = (bits, Range::Proved);
+    }
+    usable
+}
+
+fn prove_posts(layer: &mut Layer, range: &LayerRange, seen: &Seen, precision: &Precision) {
+    let Step::Activate(activation) = &mut layer.step else {
+        return;
+    };
+    let set = |post: &mut PostTruncation, largest: u64, seen: u64| {
+        let bits = bound_bits(largest, post.truncate);
+        (post.bound_bits, post.range) = if bits <= POLYNOMIAL_BOUND_BITS {
+            (bits, Range::Proved)
+        } else {
+            by_calibration(seen, post.truncate, precision)
+        };
+    };
+    if let Some(post) = &mut activation.square {
+        set(post, range.square, seen.square);
+    }
+    if let Some(post) = &mut activation.polynomial {
+        set(post, range.polynomial, seen.polynomial);
+    }
+}

@@ -1,0 +1,123 @@
+//! The program itself: a model directory out of a graph file, the table, accuracy, and what users get wrong.
+
+use pi_ir::builders::{Policy, Rest, resnet20};
+use pi_ir::{Artifact, GraphFile, WeightsFile};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn pi_compile(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pi-compile"))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn text(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+fn refused(arguments: &[&str], says: &str) {
+    let output = pi_compile(arguments);
+    let text = text(&output);
+    assert!(
+        !output.status.success() && text.contains(says),
+        "{arguments:?}: {text}"
+    );
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+fn write_graph(path: &Path) {
+    let policy = Policy::Budget {
+        relus: 300,
+        rest: Rest::Polynomial,
+    };
+    let graph = resnet20(8, 10, policy, 1);
+    fs::write(path, GraphFile { graph }.encode()).unwrap();
+}
+
+#[test]
+fn a_graph_file_becomes_a_model_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
+    write_graph(Path::new(&at("model.graph")));
+    // Records of 8x8 pictures with labels, as calibration and as test data.
+    let mut records = Vec::new();
+    for label in 0..20u8 {
+        records.push(label % 10);
+        records.extend((0..192u32).map(|i| (i * 37 * u32::from(label + 1) % 256) as u8));
+    }
+    fs::write(at("data.bin"), records).unwrap();
+
+    let (graph, data, out) = (at("model.graph"), at("data.bin"), at("model"));
+    let compiled = pi_compile(&[
+        &graph,
+        "--calibration",
+        &data,
+        "--out",
+        &out,
+        "--evaluate",
+        &data,
+    ]);
+    assert!(compiled.status.success(), "{}", text(&compiled));
+    for says in [
+        "stem",
+        "probability 2^-",
+        "accuracy on 20 pictures",
+        "300 ReLU",
+    ] {
+        assert!(
+            text(&compiled).contains(says),
+            "{says} is missing in {}",
+            text(&compiled)
+        );
+    }
+    let artifact = Artifact::decode(&fs::read(at("model/model.pia")).unwrap()).unwrap();
+    let weights = WeightsFile::decode(&fs::read(at("model/model.piw")).unwrap()).unwrap();
+    artifact.check_weights(&weights).unwrap();
+    assert_eq!(artifact.accuracy.unwrap().images, 20);
+    assert!(artifact.note.contains("data.bin"));
+
+    let inspected = pi_compile(&[&out, "--inspect"]);
+    assert!(
+        inspected.status.success() && text(&inspected).contains("300 ReLU"),
+        "{}",
+        text(&inspected)
+    );
+    let json = pi_compile(&[&out, "--inspect", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["report"]["kinds"]["relu"], 300);
+
+    fs::copy(&graph, at("model/model.graph")).unwrap();
+    let evaluated = pi_compile(&[&out, "--evaluate", &data]);
+    assert!(
+        text(&evaluated).contains("same answer"),
+        "{}",
+        text(&evaluated)
+    );
+
+    refused(&[&at("absent.graph"), "--out", &out], "does not exist");
+    refused(&[&data, "--out", &out], "graph file");
+    refused(
+        &[&graph, "--out", &out, "--calibration", &at("nowhere")],
+        "cannot read",
+    );
+    refused(
+        &[&graph, "--out", &out, "--calibration", &graph],
+        "is no .bin",
+    );
+    refused(&[&graph, "--out", &data], "cannot make");
+    refused(
+        &[&graph, "--out", &out, "--weight-bits", "1"],
+        "weight-bits",
+    );
+    refused(&[&graph], "--out");
+    let mut damaged = fs::read(at("model/model.pia")).unwrap();
+    damaged[40] ^= 1;
+    fs::write(at("model/model.pia"), damaged).unwrap();
+    refused(&[&out, "--inspect"], "digest");
+}
