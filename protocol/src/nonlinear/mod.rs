@@ -10,6 +10,8 @@
 
 pub(crate) mod quadratic;
 pub(crate) mod relu;
+#[cfg(test)]
+mod vectors;
 
 /// The values at these indices.
 pub(crate) fn gather(values: &[u64], indices: &[u32]) -> pi_garble::field::Elements {

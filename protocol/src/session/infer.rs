@@ -228,8 +228,9 @@ fn post(activation: &Activation, kind: Kind) -> &PostTruncation {
 /// The caller has looked the bundle up by [`OnlineRequest::bundle_id`] and marked it spent, durably.
 ///
 /// # Errors
-/// [`Error::PeerIncompatible`], before anything is sent, if request and bundle are not of one header or the bundle is of
-/// another model; [`Error::PeerMisbehaved`] for malformed messages; [`Error::Channel`]. The bundle is gone in any case.
+/// Before anything is sent: [`Error::PeerIncompatible`] if request and bundle are not of one header, [`Error::ApiMisuse`]
+/// if the bundle is of another model. [`Error::PeerMisbehaved`] for malformed messages; [`Error::Channel`]. The bundle is gone
+/// in any case.
 pub async fn server_infer(
     channel: &mut impl Channel,
     model: &ServerModel,

@@ -61,11 +61,11 @@ fn both<A, B>(
 
 type Setups<C = ClientSetup, S = ServerSetup> = Outcome<Result<C, Error>, Result<S, Error>>;
 
-fn exchange_setup(ends: (MemoryChannel, MemoryChannel)) -> Setups {
+fn exchange_setup(ends: (MemoryChannel, MemoryChannel), seed: u64) -> Setups {
     both(
         ends,
-        async |ch| client_setup(ch, &inputs(0), &mut rng(1)).await,
-        async |ch| server_setup(ch, &inputs(0), &mut rng(2)).await,
+        async |ch| client_setup(ch, &inputs(0), &mut rng(seed)).await,
+        async |ch| server_setup(ch, &inputs(0), &mut rng(!seed)).await,
     )
 }
 
@@ -73,7 +73,7 @@ fn exchange_setup(ends: (MemoryChannel, MemoryChannel)) -> Setups {
 fn setups() -> &'static (ClientSetup, ServerSetup) {
     static SETUPS: OnceLock<(ClientSetup, ServerSetup)> = OnceLock::new();
     SETUPS.get_or_init(|| {
-        let setups = exchange_setup(memory());
+        let setups = exchange_setup(memory(), 1);
         let (client, server) = (setups.client.unwrap(), setups.server.unwrap());
         let (client, server) = (client.encode(), server.encode());
         (
@@ -177,7 +177,7 @@ impl Models {
 
 #[test]
 fn setup_costs_what_the_formula_says_and_survives_storage() {
-    let setups = exchange_setup(memory());
+    let setups = exchange_setup(memory(), 1);
     assert_eq!(setups.traffic, setup_traffic());
     let (client, server) = (setups.client.unwrap(), setups.server.unwrap());
     assert_eq!(client.id(), server.id());
@@ -349,6 +349,88 @@ fn values_at_the_edges_come_out_right() {
     }
 }
 
+/// By hand, from the table of costs: 12 ReLUs of 9 bits, 12 squares, 12 polynomials and 12 identity elements.
+#[test]
+fn costs_are_those_of_the_specification() {
+    let (circuit, _) = edge_circuit();
+    let plan = default_plan(&circuit, 1).unwrap();
+    let cost = crate::cost::circuit(&circuit, &plan).unwrap();
+    let packing = crate::layout::Packing::new(&circuit, &plan).unwrap();
+    let linear = crate::linear::cost(&packing);
+    let sum = |bytes: &[usize]| bytes.iter().sum::<usize>() as u64;
+    let (digest, base_correction, trees) = (32, 2048, 6144);
+    let ole = (8192 * 124 / 8, 8192 * 8 + 8192 * 70 / 8);
+    // An OT takes 4 bytes, in whole bytes for each of 32 trees.
+    let (reverse, forward, tau) = (32 * 2, 32 * (12u64 * 9).div_ceil(8), 8 * 12);
+    let (opened_slots, identity) = (8 * (12 + 24), 8 * 12);
+    let garbled = 12 * 32 * 8 + 2;
+    let offline = Traffic {
+        up: digest
+            + base_correction
+            + sum(&linear.upload_bytes)
+            + ole.0
+            + trees
+            + forward
+            + tau
+            + opened_slots
+            + identity,
+        down: digest
+            + base_correction
+            + trees
+            + reverse
+            + sum(&linear.answer_bytes)
+            + ole.1
+            + garbled,
+        messages: 4,
+    };
+    assert_eq!(cost.offline, offline);
+    let hidden = Traffic {
+        up: 8 * 36,
+        down: 12 * (16 * 9 + 8) + 8 * 24,
+        messages: 2,
+    };
+    assert_eq!(cost.per_layer[0].online, hidden);
+    let mut online = hidden;
+    online += Traffic {
+        up: 32 + 8 * 48,
+        down: 8 * 48,
+        messages: 2,
+    };
+    assert_eq!(cost.online, online);
+    assert_eq!(cost.online_round_trips(), 2);
+    let layer = &cost.per_layer[0];
+    assert_eq!(layer.offline.up, forward + tau + opened_slots + identity);
+    let answers = linear.answer_bytes[0] as u64;
+    assert_eq!(layer.offline.down, answers + reverse + garbled);
+    assert_eq!((layer.relus, layer.squares, layer.sign_bits), (12, 12, 9));
+    assert_eq!((layer.polynomials, layer.identities), (12, 12));
+}
+
+/// More elements than a ciphertext has slots, and than a task of the garbler has instances.
+#[test]
+fn elements_beyond_one_ciphertext_and_one_task_come_out_right() {
+    let (mut circuit, mut weights) = edge_circuit();
+    let shape = Shape::new(4, 40, 70);
+    circuit.input = shape;
+    let area = shape.len() / 4;
+    let of_channel = [Kind::Relu, Kind::Polynomial, Kind::Square, Kind::Polynomial];
+    for layer in &mut circuit.layers {
+        layer.shape = shape;
+        if let Step::Activate(activation) = &mut layer.step {
+            activation.kinds = (0..shape.len()).map(|i| of_channel[i / area]).collect();
+        }
+    }
+    for (channel, polynomial) in weights.layers[0].polynomials.iter_mut().enumerate() {
+        polynomial.a += channel as i64;
+    }
+    let models = Models::new(circuit, weights);
+    assert!(models.client.network().slots > 8192);
+    let input: Vec<i64> = (0..shape.len() as i64)
+        .map(|i| i * 7919 % 8161 - 4080)
+        .collect();
+    models.check(&input, 301);
+}
+
 /// A residual stream without activation, pools on both sides, and a tensor that no convolution reads.
 #[test]
 fn residuals_pools_and_identity_layers_cost_no_message() {
@@ -491,11 +573,11 @@ fn assert_orderly<A, B>(outcome: Outcome<Result<A, Error>, Result<B, Error>>, co
 fn lies_in_the_setup_are_blamed_on_the_peer() {
     for (client_lies, message) in [(true, 0), (false, 0), (true, 1)] {
         for tamper in LENGTHS {
-            let outcome = exchange_setup(bent(client_lies, message, tamper));
+            let outcome = exchange_setup(bent(client_lies, message, tamper), 1);
             assert_blamed(client_lies, outcome, &format!("{message} {tamper:?}"));
         }
         for tamper in [Tamper::Flip(17), Tamper::Repeat, Tamper::Drop] {
-            let outcome = exchange_setup(bent(client_lies, message, tamper));
+            let outcome = exchange_setup(bent(client_lies, message, tamper), 1);
             assert_orderly(outcome, &format!("{message} {tamper:?}"));
         }
     }
@@ -630,6 +712,18 @@ fn headers_that_differ_are_refused_before_anything_is_answered() {
     ));
     assert!(matches!(outcome.client, Err(Error::Channel { .. })));
     assert_eq!(outcome.traffic.down, 0);
+    // So is another key of the same client.
+    let other = exchange_setup(memory(), 2).server.unwrap();
+    assert_ne!(other.id(), server.id());
+    let outcome = both(
+        memory(),
+        async |ch| client_prepare(ch, &models.client, client, &inputs(703), &mut rng(1)).await,
+        async |ch| server_prepare(ch, &models.server, &other, &inputs(703), &mut rng(2)).await,
+    );
+    assert!(matches!(
+        outcome.server,
+        Err(Error::PeerIncompatible { .. })
+    ));
     // The digest in the server's message is compared as well.
     let outcome = models.prepare(bent(false, 0, Tamper::Flip(31)), 702);
     assert!(matches!(
