@@ -26,7 +26,7 @@ use pi_garble::{
     evaluate_sign, garble_sign,
 };
 use pi_ot::{CotReceiver, CotSender, TreeDepth, reverse};
-use zeroize::Zeroize;
+use zeroize::Zeroizing;
 
 /// Bytes of offline message 3 for a layer of `n` ReLUs: the forward extension and `tau`.
 pub(crate) const fn choice_bytes(depth: TreeDepth, width: SignWidth, n: usize) -> usize {
@@ -52,6 +52,7 @@ pub(crate) struct Offered {
 /// What the client keeps of a layer's ReLUs; used up by [`ClientRelu::evaluate`].
 pub(crate) struct ClientRelu {
     pub(crate) labels: Labels,
+    /// As they came over the line: useless without labels.
     pub(crate) tables: Vec<u8>,
     pub(crate) u: Elements,
 }
@@ -97,7 +98,7 @@ impl Offered {
 impl ClientRelu {
     /// The client's share of `max(c + d, 0)` from its part of an online message.
     pub(crate) fn evaluate(
-        mut self,
+        self,
         width: SignWidth,
         tweaks: &TweakRange,
         c: &[u64],
@@ -108,9 +109,7 @@ impl ClientRelu {
         let rows = message.take(ELEMENT_BYTES * c.len())?;
         let rows = field::decode("rows", rows, c.len())?;
         let keep = evaluate_sign(width, tweaks, &self.labels, &labels, &self.tables)?;
-        let y = client_output(tweaks, &keep, &rows, c, &self.u)?;
-        self.tables.zeroize();
-        Ok(y)
+        Ok(client_output(tweaks, &keep, &rows, c, &self.u)?)
     }
 }
 
@@ -159,15 +158,12 @@ pub(crate) fn open(
     message: &mut Vec<u8>,
 ) -> Result<Elements, Error> {
     // Two's complement: the low m bits of the negative integer are those of d_hat mod 2^m.
-    let mut bits: Vec<u64> = d_hat.iter().map(|&d| d as u64).collect();
+    let bits: Elements = Zeroizing::new(d_hat.iter().map(|&d| d as u64).collect());
     let start = message.len();
     message.resize(start + width.label_bytes(d_hat.len()), 0);
     active_labels(width, delta, server_zero, &bits, &mut message[start..])?;
-    for (field, &d) in bits.iter_mut().zip(d_hat) {
-        *field = share::to_field(d);
-    }
-    let (rows, y) = gadget.open(&bits)?;
-    bits.zeroize();
+    let d: Elements = Zeroizing::new(d_hat.iter().map(|&d| share::to_field(d)).collect());
+    let (rows, y) = gadget.open(&d)?;
     message.extend_from_slice(field::encode(&rows));
     Ok(y)
 }

@@ -18,6 +18,12 @@ use pi_garble::{BLOCK_BYTES, Block, Delta, ServerGadget};
 use zeroize::Zeroizing;
 
 /// What the client prepared for one inference.
+///
+/// It cannot be copied:
+/// ```compile_fail,E0277
+/// fn copied<T: Clone>() {}
+/// copied::<pi_protocol::session::ClientBundle>();
+/// ```
 pub struct ClientBundle {
     pub(crate) header: BundleHeader,
     /// The mask of the input.
@@ -38,6 +44,12 @@ pub(crate) struct ClientLayer {
 }
 
 /// What the server prepared for one inference.
+///
+/// It cannot be copied:
+/// ```compile_fail,E0277
+/// fn copied<T: Clone>() {}
+/// copied::<pi_protocol::session::ServerBundle>();
+/// ```
 pub struct ServerBundle {
     pub(crate) header: BundleHeader,
     /// Chooses the labels of the server's inputs.

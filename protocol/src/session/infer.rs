@@ -24,7 +24,7 @@ use pi_garble::{Delta, TweakRange};
 use pi_ir::{Activation, Conv, Kind, Layer, LayerTrace, PostTruncation, Shape, Trace};
 use pi_ring::conv::{ConvShape, Padding, conv2d_fp_bounded};
 use pi_ring::fp;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 /// What the client learns.
 #[derive(Debug)]
@@ -310,9 +310,9 @@ impl Opening<'_> {
         if let (Some(width), Some(gadget)) = (index.width, own.gadget) {
             let count = index.relu.len() * width.bits() as usize;
             let zeros = server_labels(self.label_seed, self.layer, count);
-            let mut d: Vec<i64> = index.relu.iter().map(|&i| d_hat[i as usize]).collect();
+            let relus = index.relu.iter().map(|&element| d_hat[element as usize]);
+            let d: Zeroizing<Vec<i64>> = Zeroizing::new(relus.collect());
             let y = relu::open(width, self.delta, &zeros, gadget, &d, &mut message)?;
-            d.zeroize();
             shares.extend_from_slice(&y);
         }
         let mut opened = Vec::with_capacity(index.quadratic.len());

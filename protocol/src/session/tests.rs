@@ -811,6 +811,43 @@ fn unsound_models_are_refused() {
     assert!(matches!(error, Error::ApiMisuse { .. }), "{error}");
 }
 
+/// Every task has a generator of its own, so that neither order nor number of threads shows in a message.
+#[test]
+fn messages_do_not_depend_on_the_number_of_threads() {
+    let models = lying_models();
+    let messages = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let run = |ends| {
+            let outcome = models.prepare(ends, 910);
+            assert!(outcome.client.is_ok() && outcome.server.is_ok());
+        };
+        pool.unwrap().install(|| recorded(run))
+    };
+    assert!(messages(1) == messages(5));
+}
+
+/// A trace is secret, and made only on request; without one the result is the same.
+#[test]
+fn traces_are_made_on_request_only() {
+    let models = lying_models();
+    let input = edge_input();
+    let answers = [false, true].map(|trace| {
+        let (client, server) = models.bundles(920);
+        let outcome = both(
+            memory(),
+            async |ch| client_infer(ch, &models.client, client, &input, trace).await,
+            async |ch| {
+                let message = ch.receive(1 << 20).await?;
+                let request = OnlineRequest::decode(&message, &models.server)?;
+                server_infer(ch, &models.server, server, request).await
+            },
+        );
+        outcome.client.unwrap()
+    });
+    assert!(answers[0].trace.is_none() && answers[1].trace.is_some());
+    assert_eq!(answers[0].logits, answers[1].logits);
+}
+
 #[test]
 fn two_exchanges_share_nothing() {
     let models = lying_models();
