@@ -125,15 +125,20 @@ pub fn client_endpoint(
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(Arc::new(transport_config()));
 
-    let address = match towards {
-        SocketAddr::V4(_) => SocketAddr::from(([0, 0, 0, 0], 0)),
-        SocketAddr::V6(_) => SocketAddr::from(([0u16; 8], 0)),
-    };
+    let address = unspecified(towards);
     let runtime = Arc::new(quinn::TokioRuntime);
     let mut endpoint = quinn::Endpoint::new(Default::default(), None, bind(address)?, runtime)
         .map_err(|error| EndpointError::Socket { address, error })?;
     endpoint.set_default_client_config(config);
     Ok(ClientEndpoint { endpoint, seen })
+}
+
+/// Any address and port to reach another address from.
+pub(crate) fn unspecified(towards: SocketAddr) -> SocketAddr {
+    match towards {
+        SocketAddr::V4(_) => SocketAddr::from(([0, 0, 0, 0], 0)),
+        SocketAddr::V6(_) => SocketAddr::from(([0u16; 8], 0)),
+    }
 }
 
 /// An endpoint to connect from.

@@ -1,0 +1,331 @@
+//! `pi-client`: prepares bundles with a server and classifies pictures.
+
+use super::{megabytes, report, runtime, seconds, start_logging, state_directory};
+use crate::client::{Answer, Client, Connection, Patience, Spent, TrustOptions, class_name};
+use crate::error::Error;
+use crate::fingerprint::{Fingerprint, hex, short};
+use crate::picture;
+use crate::store::BundleState;
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use pi_ir::Circuit;
+use pi_ir::interpret::quantise_image;
+use serde_json::json;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Classifies pictures with a server's model without showing them to the server.
+///
+/// Secure against parties that follow the protocol (semi-honest); docs/threat-model.md says what that means.
+#[derive(Parser)]
+#[command(name = "pi-client", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Where keys and bundles are kept [default: the user's data directory, or PI_CLIENT_STATE].
+    #[arg(long, global = true, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Seconds of silence of the server in the middle of an operation after which it is given up.
+    #[arg(long, global = true, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    timeout: Duration,
+    /// Seconds to wait for a connection.
+    #[arg(long, global = true, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    connect_timeout: Duration,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Prepare bundles for future pictures: the slow part, done ahead.
+    Prepare {
+        /// The server.
+        #[arg(long, value_name = "HOST:PORT")]
+        server: Option<String>,
+        /// Bundles to make; each classifies one picture.
+        #[arg(short = 'n', long = "count", value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=crate::control::MOST_BUNDLES as i64))]
+        count: u32,
+        #[command(flatten)]
+        trust: TrustArguments,
+    },
+    /// Classify a picture (PNG or JPEG); spends one bundle.
+    Infer {
+        /// The picture.
+        image: PathBuf,
+        /// The server; may be left out while only one is known.
+        #[arg(long, value_name = "HOST:PORT")]
+        server: Option<String>,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        trust: TrustArguments,
+    },
+    /// Show what is stored for which server; talks to nobody.
+    Status {
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Args)]
+struct TrustArguments {
+    /// The server's fingerprint, as it prints it at its start.
+    #[arg(long, value_name = "HEX")]
+    fingerprint: Option<Fingerprint>,
+    /// PEM file of certificate authorities to check the server's certificate against.
+    #[arg(long, value_name = "FILE", conflicts_with = "fingerprint")]
+    ca: Option<PathBuf>,
+    /// Believe whoever answers, if this address is not known yet, and remember the fingerprint.
+    #[arg(long, conflicts_with_all = ["fingerprint", "ca"])]
+    trust_first_use: bool,
+}
+
+impl From<TrustArguments> for TrustOptions {
+    fn from(arguments: TrustArguments) -> TrustOptions {
+        TrustOptions {
+            fingerprint: arguments.fingerprint,
+            authorities: arguments.ca,
+            first_use: arguments.trust_first_use,
+        }
+    }
+}
+
+/// Runs `pi-client` with this process's arguments.
+pub fn main() -> ExitCode {
+    start_logging("warn");
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let state = state_directory(arguments.state, "PI_CLIENT_STATE", "client")?;
+    let patience = Patience {
+        connect: arguments.connect_timeout,
+        silence: arguments.timeout,
+    };
+    let client = Client::open(&state, patience)?;
+    let runtime = runtime()?;
+    match arguments.command {
+        Command::Prepare {
+            server,
+            count,
+            trust,
+        } => runtime.block_on(prepare(&client, server.as_deref(), count, &trust.into())),
+        Command::Infer {
+            image,
+            server,
+            json,
+            trust,
+        } => runtime.block_on(infer(
+            &client,
+            &image,
+            server.as_deref(),
+            json,
+            &trust.into(),
+        )),
+        Command::Status { json } => status(&client, &state, json),
+    }
+}
+
+async fn prepare(
+    client: &Client,
+    server: Option<&str>,
+    count: u32,
+    trust: &TrustOptions,
+) -> anyhow::Result<()> {
+    let address = match server {
+        Some(address) => address.to_owned(),
+        None => client.server(None)?.1.address,
+    };
+    let mut connection = client.connect(&address, trust).await?;
+    if trust.first_use {
+        eprintln!(
+            "trusting {address} with fingerprint {}",
+            connection.server()
+        );
+    }
+    let result = prepare_with(&mut connection, count).await;
+    connection.close().await;
+    result
+}
+
+async fn prepare_with(connection: &mut Connection<'_>, count: u32) -> anyhow::Result<()> {
+    let waiting = spinner("fetching the model");
+    let (model, fetched) = connection.model().await?;
+    waiting.set_message("exchanging keys");
+    let (setup, exchanged) = connection.setup().await?;
+    waiting.finish_and_clear();
+    if let Some(spent) = fetched {
+        println!("model     {}", line(&spent));
+    }
+    if let Some(spent) = exchanged {
+        println!("keys      {}", line(&spent));
+    }
+    let bar = ProgressBar::new(count.into()).with_style(bar_style());
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let spent = connection
+        .prepare(&model, &setup, count, |_| bar.inc(1))
+        .await;
+    bar.finish_and_clear();
+    println!("bundles   {}", line(&spent?));
+    println!(
+        "{count} prepared for model {}",
+        short(&connection.model_digest())
+    );
+    Ok(())
+}
+
+async fn infer(
+    client: &Client,
+    image: &Path,
+    server: Option<&str>,
+    json: bool,
+    trust: &TrustOptions,
+) -> anyhow::Result<()> {
+    // Everything that can fail without the server is tried before it is called.
+    let picture = picture::decode(image).map_err(Error::from)?;
+    let (fingerprint, record) = client.server(server)?;
+    client.check_ready(fingerprint, &record.address)?;
+    let mut connection = client.connect(&record.address, trust).await?;
+    let (id, useless) = connection.next_bundle()?;
+    if useless > 0 {
+        eprintln!("note: the server lost its halves of {useless} bundles; they were given up");
+    }
+    let (model, _) = connection.model().await?;
+    let circuit = &model.artifact().circuit;
+    let picture = picture::to_shape(picture, circuit.input).map_err(Error::from)?;
+    for notice in &picture.notices {
+        eprintln!("note: {notice}");
+    }
+    let input = quantise_image(circuit, &picture.pixels).context("the model's input")?;
+    let answer = connection.infer(&model, &id, &input, false).await?;
+    let mut out = std::io::stdout();
+    match json {
+        true => writeln!(out, "{}", answer_json(circuit, &answer))?,
+        false => write!(out, "{}", answer_text(circuit, &answer))?,
+    }
+    connection.close().await;
+    Ok(())
+}
+
+fn answer_json(circuit: &Circuit, answer: &Answer) -> serde_json::Value {
+    json!({
+        "class": class_name(circuit, answer.class()),
+        "class_index": answer.class(),
+        "logits": answer.logits,
+        "output_scale": answer.output_scale,
+        "bundle": hex(&answer.bundle),
+        "online": {
+            "wall_s": answer.online.wall.as_secs_f64(),
+            "bytes_up": answer.online.traffic.bytes_sent,
+            "bytes_down": answer.online.traffic.bytes_received,
+            "messages": messages(&answer.online),
+        },
+    })
+}
+
+/// The answer, the three best logits behind it, and what it took.
+fn answer_text(circuit: &Circuit, answer: &Answer) -> String {
+    let mut order: Vec<usize> = (0..answer.logits.len()).collect();
+    order.sort_by_key(|&class| std::cmp::Reverse(answer.logits[class]));
+    let mut text = format!("{}\n", class_name(circuit, answer.class()));
+    for &class in order.iter().take(3) {
+        let logit = answer.logits[class] as f64 / f64::from(answer.output_scale).exp2();
+        text.push_str(&format!("  {logit:9.3}  {}\n", class_name(circuit, class)));
+    }
+    text.push_str(&format!("  online {}\n", line(&answer.online)));
+    text
+}
+
+fn status(client: &Client, state: &Path, json: bool) -> anyhow::Result<()> {
+    let mut servers = Vec::new();
+    let mut text = format!(
+        "state      {}\nidentity   {}\n",
+        state.display(),
+        client.fingerprint()
+    );
+    for (server, record) in client.servers()? {
+        let bundles = client.bundles(server)?;
+        let count = |wanted: BundleState, current: bool| {
+            let matching = bundles
+                .iter()
+                .filter(|b| b.state == wanted && (b.model == record.model) == current);
+            matching.count()
+        };
+        let (ready, stale) = (
+            count(BundleState::Ready, true),
+            count(BundleState::Ready, false),
+        );
+        let spent = count(BundleState::Spent, true) + count(BundleState::Spent, false);
+        let name = client
+            .circuit(&record.model)
+            .map_or_else(|_| "not fetched".into(), |circuit| circuit.name);
+        text.push_str(&format!(
+            "server     {}\n  fingerprint {server}\n  model       {name} ({})\n  bundles     {ready} ready, {spent} spent",
+            record.address,
+            short(&record.model)
+        ));
+        if stale > 0 {
+            text.push_str(&format!(", {stale} for other models"));
+        }
+        text.push('\n');
+        servers.push(json!({
+            "address": record.address,
+            "fingerprint": server.to_string(),
+            "model": hex(&record.model),
+            "model_name": name,
+            "ready": ready,
+            "ready_for_other_models": stale,
+            "spent": spent,
+        }));
+    }
+    if servers.is_empty() {
+        text.push_str(
+            "no server is known yet: pi-client prepare --server HOST:PORT --fingerprint HEX\n",
+        );
+    }
+    let mut out = std::io::stdout();
+    match json {
+        true => writeln!(
+            out,
+            "{}",
+            json!({"identity": client.fingerprint().to_string(), "servers": servers})
+        )?,
+        false => out.write_all(text.as_bytes())?,
+    }
+    Ok(())
+}
+
+/// Time, bytes and messages in one line.
+pub(super) fn line(spent: &Spent) -> String {
+    format!(
+        "{:.2} s, {} up, {} down, {} messages",
+        spent.wall.as_secs_f64(),
+        megabytes(spent.traffic.bytes_sent),
+        megabytes(spent.traffic.bytes_received),
+        messages(spent)
+    )
+}
+
+/// Messages in both directions.
+pub(super) fn messages(spent: &Spent) -> u64 {
+    spent.traffic.messages_sent + spent.traffic.messages_received
+}
+
+/// A sign of life on a terminal; nothing elsewhere.
+pub(super) fn spinner(message: &'static str) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message(message);
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
+}
+
+fn bar_style() -> ProgressStyle {
+    ProgressStyle::with_template("preparing {bar:30} {pos}/{len}, {elapsed} gone, {eta} left")
+        .expect("the template is well formed")
+}

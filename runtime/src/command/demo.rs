@@ -1,0 +1,463 @@
+//! `pi-demo`: the whole path on one machine, checked against both interpreters.
+//!
+//! The server is a process of its own: this program, executed again into the entry point of `pi-server`. The client
+//! runs here. After the measured part, this process also reads the weights, which a real client never has, to
+//! compute the answer in the clear and compare.
+
+use super::client::{line, messages, spinner};
+use super::{megabytes, report, runtime};
+use crate::client::{Answer, Client, Patience, Spent, TrustOptions, class_name};
+use crate::error::Error;
+use crate::fingerprint::{Fingerprint, short};
+use crate::{draw, picture, usage};
+use anyhow::{Context, bail, ensure};
+use clap::Parser;
+use image::DynamicImage;
+use pi_ir::interpret::{Interpreter, quantise_image};
+use pi_ir::{Artifact, Circuit, Kind, Step, WeightsFile, artifact};
+use serde_json::json;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// Classifies a picture privately, server and client on this machine, and compares with the computation in the clear.
+#[derive(Parser)]
+#[command(name = "pi-demo", version)]
+struct Arguments {
+    /// Directory with model.pia and model.piw [default: the bundled model].
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// A PNG or JPEG picture [default: a ship that the demo draws].
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// Write the figures as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Where to save the drawing [default: pi-demo.png beside this program].
+    #[arg(long, value_name = "FILE", conflicts_with = "image")]
+    picture: Option<PathBuf>,
+}
+
+/// First argument of the process that plays the server.
+const CHILD: &str = "--as-server";
+
+/// Runs `pi-demo` with this process's arguments.
+pub fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let program = arguments.next();
+    if arguments.next().is_some_and(|first| first == CHILD) {
+        return super::server::serve_child(program.into_iter().chain(arguments));
+    }
+    super::start_logging("warn");
+    match run(Arguments::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("error: the private answer is not the exact interpreter's");
+            ExitCode::FAILURE
+        }
+        Err(error) => report(&error),
+    }
+}
+
+/// Returns whether private and exact logits are equal.
+fn run(arguments: Arguments) -> anyhow::Result<bool> {
+    let model = match arguments.model {
+        Some(directory) => directory,
+        None => bundled_model()?,
+    };
+    let circuit = read_artifact(&model)?.circuit;
+    let (source, drawing) = match &arguments.image {
+        Some(path) => {
+            let image = picture::decode(path).map_err(Error::from)?;
+            (format!("{}", path.display()), image)
+        }
+        None => draw_picture(arguments.picture)?,
+    };
+    let picture = picture::to_shape(drawing, circuit.input).map_err(Error::from)?;
+    let input = quantise_image(&circuit, &picture.pixels)?;
+
+    println!("Private inference between two processes, over QUIC on loopback.");
+    println!(
+        "Threat model: both parties follow the protocol and try to learn what they can (semi-honest). The server"
+    );
+    println!(
+        "learns nothing of the picture; the client learns the logits and the public circuit, not the weights."
+    );
+    println!();
+    println!("picture    {source}");
+    for notice in &picture.notices {
+        println!("           note: {notice}");
+    }
+    println!("model      {}: {}", circuit.name, activations(&circuit));
+
+    let run = runtime()?.block_on(play(&model, &input))?;
+    let (plain, exact) = in_the_clear(&model, &input, &run.answer)?;
+
+    print_answer(&circuit, &run.answer, &plain, &exact);
+    print_costs(&run);
+    print_views(&run);
+    let exact_match = exact == run.answer.logits;
+    if let Some(path) = arguments.json {
+        let figures = figures(&circuit, &run, &plain, &exact);
+        std::fs::write(&path, format!("{figures:#}\n"))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(exact_match)
+}
+
+/// What one phase took, both parties together.
+#[derive(Clone, Copy)]
+struct Phase {
+    spent: Spent,
+    client_cpu: f64,
+    server_cpu: f64,
+}
+
+/// What happened between the two processes.
+struct Played {
+    client: Fingerprint,
+    server: Fingerprint,
+    model: Phase,
+    keys: Phase,
+    offline: Phase,
+    online: Phase,
+    answer: Answer,
+}
+
+async fn play(model: &Path, input: &[i64]) -> anyhow::Result<Played> {
+    let states = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let mut server = ServerProcess::start(model, &states.path().join("server"))?;
+    let patience = Patience {
+        connect: Duration::from_secs(20),
+        silence: Duration::from_secs(300),
+    };
+    let client = Client::open(&states.path().join("client"), patience)?;
+    let trust = TrustOptions {
+        fingerprint: Some(server.fingerprint),
+        ..TrustOptions::default()
+    };
+    let mut connection = client.connect(&server.address.clone(), &trust).await?;
+
+    let waiting = spinner("fetching the model and exchanging keys");
+    let mut clock = Clock::start(&mut server)?;
+    let (public, fetched) = connection.model().await?;
+    let model = clock.phase(&mut server, fetched.unwrap_or_default())?;
+    let (setup, exchanged) = connection.setup().await?;
+    let keys = clock.phase(&mut server, exchanged.unwrap_or_default())?;
+    waiting.set_message("preparing a bundle (offline)");
+    let spent = connection.prepare(&public, &setup, 1, |_| {}).await?;
+    let offline = clock.phase(&mut server, spent)?;
+    waiting.set_message("classifying (online)");
+    let (id, _) = connection.next_bundle()?;
+    let answer = connection.infer(&public, &id, input, true).await?;
+    let online = clock.phase(&mut server, answer.online)?;
+    waiting.finish_and_clear();
+
+    let played = Played {
+        client: client.fingerprint(),
+        server: connection.server(),
+        model,
+        keys,
+        offline,
+        online,
+        answer,
+    };
+    connection.close().await;
+    server.stop()?;
+    Ok(played)
+}
+
+/// User CPU time of both processes since the last look.
+struct Clock {
+    client: f64,
+    server: f64,
+}
+
+impl Clock {
+    fn start(server: &mut ServerProcess) -> anyhow::Result<Clock> {
+        Ok(Clock {
+            client: usage::user_seconds(),
+            server: server.user_seconds()?,
+        })
+    }
+
+    fn phase(&mut self, server: &mut ServerProcess, spent: Spent) -> anyhow::Result<Phase> {
+        let before = std::mem::replace(self, Clock::start(server)?);
+        Ok(Phase {
+            spent,
+            client_cpu: self.client - before.client,
+            server_cpu: self.server - before.server,
+        })
+    }
+}
+
+/// This program, executed again as a server; it ends when this value is dropped.
+struct ServerProcess {
+    child: Child,
+    requests: Option<ChildStdin>,
+    lines: mpsc::Receiver<String>,
+    log: PathBuf,
+    address: String,
+    fingerprint: Fingerprint,
+}
+
+/// Longest wait for a line of the server process: loading a large model takes seconds.
+const SERVER_PATIENCE: Duration = Duration::from_secs(120);
+
+impl ServerProcess {
+    fn start(model: &Path, state: &Path) -> anyhow::Result<ServerProcess> {
+        let log = state.with_extension("log");
+        let errors = File::create(&log).context("cannot write the server's log")?;
+        let mut child = Command::new(std::env::current_exe()?)
+            .args([OsString::from(CHILD), "--model".into(), model.into()])
+            .args(["--listen", "127.0.0.1:0", "--state"])
+            .arg(state)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .context("cannot start the server process")?;
+        let requests = child.stdin.take();
+        let output = child.stdout.take().context("the server has no output")?;
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut server = ServerProcess {
+            child,
+            requests,
+            lines,
+            log,
+            address: String::new(),
+            fingerprint: Fingerprint([0; 32]),
+        };
+        server.fingerprint = server.line("fingerprint ")?.parse()?;
+        server.address = server.line("listening on ")?;
+        Ok(server)
+    }
+
+    fn user_seconds(&mut self) -> anyhow::Result<f64> {
+        let requests = self.requests.as_mut().context("the server was stopped")?;
+        writeln!(requests, "usage").context("the server process is gone")?;
+        Ok(self.line("usage ")?.parse()?)
+    }
+
+    /// The rest of the next line that starts like this.
+    fn line(&mut self, start: &str) -> anyhow::Result<String> {
+        loop {
+            match self.lines.recv_timeout(SERVER_PATIENCE) {
+                Ok(line) => {
+                    if let Some(rest) = line.strip_prefix(start) {
+                        return Ok(rest.to_owned());
+                    }
+                }
+                Err(_) => {
+                    let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+                    bail!(
+                        "the server process ended or hangs; its log:\n{}",
+                        log.trim_end()
+                    );
+                }
+            }
+        }
+    }
+
+    /// Closes the server's standard input, its sign to end, and waits for it.
+    fn stop(mut self) -> anyhow::Result<()> {
+        self.requests = None;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "the server process ended with {status}");
+        Ok(())
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        // After `stop` there is nothing left to kill.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Logits of the plain interpreter and of the exact one, given the client's shares.
+fn in_the_clear(
+    model: &Path,
+    input: &[i64],
+    answer: &Answer,
+) -> anyhow::Result<(Vec<i64>, Vec<i64>)> {
+    let artifact = read_artifact(model)?;
+    let bytes = std::fs::read(model.join(artifact::WEIGHTS_NAME))?;
+    let weights = WeightsFile::decode(&bytes)?;
+    let interpreter = Interpreter::new(&artifact.circuit, &weights.weights)?;
+    let trace = answer.trace.as_ref().context("the run left no trace")?;
+    let plain = interpreter.plain(input)?.logits;
+    let exact = interpreter.exact(input, trace)?.logits;
+    Ok((plain, exact))
+}
+
+fn bundled_model() -> anyhow::Result<PathBuf> {
+    let beside_the_source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/cifar10-small");
+    let here = PathBuf::from("models/cifar10-small");
+    let mut places = [beside_the_source, here].into_iter();
+    places
+        .find(|place| place.join(artifact::ARTIFACT_NAME).exists())
+        .context("the bundled model models/cifar10-small is not here; give --model DIR")
+}
+
+fn read_artifact(model: &Path) -> Result<Artifact, Error> {
+    let unusable = |reason: String| Error::Model {
+        directory: model.into(),
+        reason,
+    };
+    let name = artifact::ARTIFACT_NAME;
+    let bytes = std::fs::read(model.join(name)).map_err(|e| unusable(format!("{name}: {e}")))?;
+    Artifact::decode(&bytes).map_err(|e| unusable(e.to_string()))
+}
+
+fn draw_picture(path: Option<PathBuf>) -> anyhow::Result<(String, DynamicImage)> {
+    let drawing = draw::freighter(256);
+    let asked = path.is_some();
+    let path = match path {
+        Some(path) => path,
+        None => std::env::current_exe()?.with_file_name("pi-demo.png"),
+    };
+    let source = match drawing.save(&path) {
+        Ok(()) => format!("a ship, drawn into {}", path.display()),
+        Err(error) if asked => bail!("cannot write {}: {error}", path.display()),
+        // An installed program may stand where its user cannot write; the drawing is a nicety.
+        Err(_) => "a ship, drawn".into(),
+    };
+    Ok((source, drawing.into()))
+}
+
+/// How many elements of each kind a circuit has.
+fn activations(circuit: &Circuit) -> String {
+    let mut counts = [0usize; 4];
+    for layer in &circuit.layers {
+        if let Step::Activate(activation) = &layer.step {
+            for kind in &activation.kinds {
+                counts[*kind as usize] += 1;
+            }
+        }
+    }
+    let kinds = [
+        (Kind::Relu, "ReLU"),
+        (Kind::Identity, "identity"),
+        (Kind::Square, "square"),
+        (Kind::Polynomial, "polynomial"),
+    ];
+    let parts: Vec<String> = kinds
+        .iter()
+        .filter(|(kind, _)| counts[*kind as usize] > 0)
+        .map(|(kind, name)| format!("{} {name}", counts[*kind as usize]))
+        .collect();
+    format!("{} layers, {}", circuit.layers.len(), parts.join(", "))
+}
+
+fn print_answer(circuit: &Circuit, answer: &Answer, plain: &[i64], exact: &[i64]) {
+    let unit = f64::from(answer.output_scale).exp2();
+    println!();
+    println!("answer     {}", class_name(circuit, answer.class()));
+    println!(
+        "           class           private      exact      plain   (logits; exact: interpreter with the client's shares,"
+    );
+    println!(
+        "                                                            plain: interpreter rounding to nearest)"
+    );
+    for (class, logit) in answer.logits.iter().enumerate() {
+        println!(
+            "           {:14} {:8.4}   {:8.4}   {:8.4}",
+            class_name(circuit, class),
+            *logit as f64 / unit,
+            exact[class] as f64 / unit,
+            plain[class] as f64 / unit
+        );
+    }
+    let verdict = match exact == answer.logits {
+        true => "equal bit for bit",
+        false => "DIFFERENT",
+    };
+    println!("check      private and exact: {verdict}");
+    println!(
+        "           private and plain: at most {} units of 2^-{} apart",
+        largest_difference(&answer.logits, plain),
+        answer.output_scale
+    );
+}
+
+fn largest_difference(a: &[i64], b: &[i64]) -> u64 {
+    let pairs = a.iter().zip(b);
+    pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0)
+}
+
+fn print_costs(run: &Played) {
+    println!();
+    for (name, phase, note) in [
+        ("model", run.model, "once per model: the public circuit"),
+        ("keys", run.keys, "once per client and server"),
+        ("offline", run.offline, "once per picture, before it exists"),
+        ("online", run.online, "from picture to logits"),
+    ] {
+        println!(
+            "{name:10} {}; CPU client {:.2} s, server {:.2} s ({note})",
+            line(&phase.spent),
+            phase.client_cpu,
+            phase.server_cpu
+        );
+    }
+}
+
+fn print_views(run: &Played) {
+    let online = run.online.spent.traffic;
+    println!();
+    println!(
+        "the server saw: a client named {}, its encrypted random masks, and online {} of",
+        short(&run.client.0),
+        megabytes(online.bytes_sent)
+    );
+    println!(
+        "                masked values, uniform in F_p; neither pixels nor logits, in no form it can open"
+    );
+    println!(
+        "the client saw: the server {}, the public circuit, {} of masked answers, garbled tables and",
+        short(&run.server.0),
+        megabytes(run.offline.spent.traffic.bytes_received + online.bytes_received)
+    );
+    println!("                labels, and the logits; no weight, in no form it can open");
+}
+
+fn figures(circuit: &Circuit, run: &Played, plain: &[i64], exact: &[i64]) -> serde_json::Value {
+    let phase = |phase: &Phase| {
+        json!({
+            "cpu_s": phase.client_cpu + phase.server_cpu,
+            "client_cpu_s": phase.client_cpu,
+            "server_cpu_s": phase.server_cpu,
+            "wall_s": phase.spent.wall.as_secs_f64(),
+            "bytes_up": phase.spent.traffic.bytes_sent,
+            "bytes_down": phase.spent.traffic.bytes_received,
+            "messages": messages(&phase.spent),
+        })
+    };
+    json!({
+        "model": circuit.name,
+        "answer": class_name(circuit, run.answer.class()),
+        "private_logits": run.answer.logits,
+        "interpreter_logits": plain,
+        "exact_interpreter_logits": exact,
+        "exact_match": exact == run.answer.logits,
+        "output_scale": run.answer.output_scale,
+        "max_diff_units": largest_difference(&run.answer.logits, plain),
+        "fetch_model": phase(&run.model),
+        "setup": phase(&run.keys),
+        "offline": phase(&run.offline),
+        "online": phase(&run.online),
+    })
+}

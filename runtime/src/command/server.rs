@@ -1,0 +1,154 @@
+//! `pi-server`: serves a model.
+
+use super::{report, runtime, seconds, start_logging, state_directory};
+use crate::error::Error;
+use crate::fingerprint::short;
+use crate::server::{Server, ServerOptions};
+use clap::Parser;
+use std::ffi::OsString;
+use std::io::{BufRead, Write};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Serves a compiled model: clients classify pictures without showing them, and without seeing the weights.
+///
+/// Secure against parties that follow the protocol (semi-honest); docs/threat-model.md says what that means.
+#[derive(Parser)]
+#[command(name = "pi-server", version)]
+struct Arguments {
+    /// Directory with model.pia and model.piw, as pi-compile writes it.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Address to listen at (UDP); port 0 chooses a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4433")]
+    listen: String,
+    /// Where keys and bundles are kept [default: the user's data directory, or PI_SERVER_STATE].
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Clients connected at once; more are refused.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
+    max_clients: u16,
+    /// Seconds of silence in the middle of an operation after which a client is given up.
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    timeout: Duration,
+    /// PEM file with a certificate chain to use in place of the self-signed certificate.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// PEM file with the private key of --cert.
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+}
+
+/// Runs `pi-server` with this process's arguments.
+pub fn main() -> ExitCode {
+    start_logging("pi_runtime=info,warn");
+    let arguments = Arguments::parse();
+    match serve(arguments, false) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+/// Runs `pi-server` with these arguments as the child of another program.
+///
+/// It answers the line `usage` on standard input with its user CPU seconds, and ends when standard input does,
+/// so that it never outlives its parent.
+pub(super) fn serve_child(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    start_logging("pi_runtime=info,warn");
+    match serve(Arguments::parse_from(arguments), true) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
+    let listen = listen_address(&arguments.listen)?;
+    let options = ServerOptions {
+        model: arguments.model,
+        listen,
+        state: state_directory(arguments.state, "PI_SERVER_STATE", "server")?,
+        certificate: arguments.cert.zip(arguments.key),
+        max_clients: arguments.max_clients.into(),
+        patience: arguments.timeout,
+    };
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        let server = Server::start(&options)?;
+        let (ready, other) = server.bundles()?;
+        let mut out = std::io::stdout();
+        writeln!(out, "model {}", short(&server.model()))?;
+        writeln!(out, "bundles {ready} ready, {other} for other models")?;
+        writeln!(out, "fingerprint {}", server.fingerprint())?;
+        writeln!(out, "listening on {}", server.address()?)?;
+        out.flush()?;
+        let (stop, stopped) = watch::channel(false);
+        if child {
+            let stop = stop.clone();
+            std::thread::spawn(move || obey_parent(&stop));
+        }
+        tokio::spawn(stop_on_signal(stop));
+        server.run(stopped).await;
+        anyhow::Ok(())
+    })?;
+    // Whatever still computes for a client that was cut off need not be waited for.
+    runtime.shutdown_background();
+    Ok(())
+}
+
+fn listen_address(text: &str) -> Result<SocketAddr, Error> {
+    let bad = |reason: String| Error::Address {
+        address: text.into(),
+        reason,
+    };
+    text.to_socket_addrs()
+        .map_err(|e| bad(e.to_string()))?
+        .next()
+        .ok_or_else(|| bad("the name has no address".into()))
+}
+
+/// The first interrupt lets operations under way end, the second ends the process.
+async fn stop_on_signal(stop: watch::Sender<bool>) {
+    if interrupted().await.is_err() {
+        // Without signals the process can still be killed, which is safe at any moment.
+        return;
+    }
+    eprintln!("ending when the operations under way are done; interrupt again to end at once");
+    stop.send_replace(true);
+    if interrupted().await.is_ok() {
+        std::process::exit(130);
+    }
+}
+
+#[cfg(unix)]
+async fn interrupted() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        result = tokio::signal::ctrl_c() => result,
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+#[cfg(not(unix))]
+async fn interrupted() -> std::io::Result<()> {
+    tokio::signal::ctrl_c().await
+}
+
+fn obey_parent(stop: &watch::Sender<bool>) {
+    for line in std::io::stdin().lock().lines() {
+        match line.as_deref() {
+            Ok("usage") => {
+                let seconds = crate::usage::user_seconds();
+                println!("usage {seconds:.6}");
+                // A parent that is gone closes standard input too.
+                let _ = std::io::stdout().flush();
+            }
+            Ok(_) => {}
+            Err(_) => break,
+        }
+    }
+    stop.send_replace(true);
+}

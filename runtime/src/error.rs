@@ -1,0 +1,293 @@
+//! What can go wrong for a user, in words, with what to do about it.
+
+use crate::fingerprint::{Fingerprint, short};
+use crate::identity::IdentityError;
+use crate::picture::PictureError;
+use crate::store::{ModelDigest, StoreError};
+use crate::stream::{Refusal, StreamError};
+use crate::transport::EndpointError;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// An error of a server or client process.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The server's name or address cannot be understood.
+    #[error("{address:?} is no address of a server: {reason}")]
+    Address {
+        /// What the user wrote.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No answer from the server.
+    #[error("no answer from {server} within {waited:?}")]
+    Unreachable {
+        /// The address tried.
+        server: SocketAddr,
+        /// How long.
+        waited: Duration,
+    },
+    /// The connection broke while something was under way.
+    #[error("lost the connection to the server: {0}")]
+    Lost(String),
+    /// The server refuses further clients.
+    #[error("the server at {0} serves as many clients as it allows")]
+    ServerFull(SocketAddr),
+    /// The server proved another certificate than the one pinned.
+    #[error(
+        "the server at {server} shows the wrong fingerprint\n  expected  {expected}\n  presented {presented}"
+    )]
+    WrongFingerprint {
+        /// The address.
+        server: SocketAddr,
+        /// The fingerprint pinned.
+        expected: Fingerprint,
+        /// The fingerprint of the certificate presented.
+        presented: Fingerprint,
+    },
+    /// The certificate is not signed by the authorities given, or not for this name.
+    #[error("the certificate of {server} is not accepted: {reason}")]
+    Certificate {
+        /// The address.
+        server: SocketAddr,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Nothing says which server is the right one.
+    #[error("nothing is known that {0} could prove itself with")]
+    NoTrust(String),
+    /// The other program speaks another version.
+    #[error("client and server do not speak the same version: {0}")]
+    Version(String),
+    /// No server is named and several are remembered.
+    #[error("which server? several are known: {0}")]
+    WhichServer(String),
+    /// No server is named and none is remembered.
+    #[error("no server is known yet")]
+    NoServer,
+    /// The server's machine says that no program listens there.
+    #[error("no program listens at {0}")]
+    NobodyListens(SocketAddr),
+    /// No keys or bundles were made with this server.
+    #[error("nothing is prepared for the server {0}")]
+    NotPrepared(String),
+    /// All bundles are used.
+    #[error("no bundle left for the server {0}")]
+    NoBundle(String),
+    /// The server serves another model than the bundles were made for.
+    #[error(
+        "the server's model changed: {stale} bundles were prepared for model {}, it serves {}",
+        short(prepared),
+        short(served)
+    )]
+    ModelChanged {
+        /// Bundles that cannot be used.
+        stale: usize,
+        /// The model they were made for.
+        prepared: ModelDigest,
+        /// The model served now.
+        served: ModelDigest,
+    },
+    /// The server does not hold the other halves.
+    #[error("the server holds none of the {0} bundles stored here")]
+    NotHeld(usize),
+    /// More bundles than a client may hold.
+    #[error(
+        "at most {most} bundles may be held with one server: {held} are, {asked} more asked for"
+    )]
+    TooManyBundles {
+        /// The limit.
+        most: usize,
+        /// Bundles held.
+        held: usize,
+        /// Bundles asked for.
+        asked: usize,
+    },
+    /// The peer gave the operation up.
+    #[error("the {peer} refused: {refusal}")]
+    Refused {
+        /// Who.
+        peer: &'static str,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The peer sends nothing any more.
+    #[error("the {peer} was silent for {waited:?}")]
+    Silent {
+        /// Who.
+        peer: &'static str,
+        /// How long.
+        waited: Duration,
+    },
+    /// The peer's bytes break the protocol.
+    #[error("the {peer} breaks the protocol: {what}")]
+    PeerMisbehaved {
+        /// Who.
+        peer: &'static str,
+        /// How.
+        what: String,
+    },
+    /// The peer is honest, but cannot be talked to.
+    #[error("client and server do not fit together: {0}")]
+    PeerIncompatible(String),
+    /// A file of a model directory is absent or broken.
+    #[error("no usable model in {directory}: {reason}")]
+    Model {
+        /// The directory.
+        directory: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The artifact that the server sent is not one.
+    #[error("the server's model cannot be used: {0}")]
+    Artifact(String),
+    /// The picture.
+    #[error(transparent)]
+    Picture(#[from] PictureError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Certificate or key.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The socket.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// No place for the state is known.
+    #[error("no directory for the state: this account has no home directory")]
+    NoStateDirectory,
+    /// A fault of this program.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// What the user can do, if there is something.
+    pub fn remedy(&self) -> Option<&'static str> {
+        Some(match self {
+            Error::Address { .. } => {
+                "write HOST:PORT, for example 192.0.2.7:4433 or [2001:db8::7]:4433"
+            }
+            Error::Unreachable { .. } => {
+                "check that the server runs, that the address and port are right, and that no firewall stops UDP"
+            }
+            Error::Lost(_) | Error::Silent { .. } => {
+                "try again when the server is back; a bundle that was in use is lost, the others are kept"
+            }
+            Error::ServerFull(_)
+            | Error::Refused {
+                refusal: Refusal::Busy,
+                ..
+            } => "try again later, or start the server with a larger --max-clients",
+            Error::WrongFingerprint { .. } => {
+                "compare with the fingerprint that the server prints at its start; if the server was set up anew, prepare with the new --fingerprint; else someone else is answering"
+            }
+            Error::Certificate { .. } => {
+                "check --ca, and that the certificate names the host of --server"
+            }
+            Error::NoTrust(_) => {
+                "give --fingerprint HEX as the server prints it, or --ca FILE; --trust-first-use believes whoever answers now and remembers it"
+            }
+            Error::Version(_) | Error::PeerIncompatible(_) => {
+                "use the same release of pi-client and pi-server"
+            }
+            Error::NobodyListens(_) => {
+                "check that the server runs, and that the address and port are right"
+            }
+            Error::NoServer => {
+                "make bundles first: pi-client prepare --server HOST:PORT --fingerprint HEX -n COUNT"
+            }
+            Error::WhichServer(_) => "name it with --server HOST:PORT",
+            Error::NotPrepared(_) | Error::NoBundle(_) => {
+                "make bundles first: pi-client prepare --server HOST:PORT -n COUNT"
+            }
+            Error::ModelChanged { .. } => {
+                "prepare bundles for the new model: pi-client prepare; the old ones work again if the server goes back to the old model"
+            }
+            Error::NotHeld(_) => {
+                "the server's state was lost or replaced: prepare new bundles with pi-client prepare"
+            }
+            Error::TooManyBundles { .. } => "ask for fewer",
+            Error::Refused { refusal, .. } => match refusal {
+                Refusal::NoSetup | Refusal::UnknownBundle | Refusal::SpentBundle => {
+                    "the server's state was lost or replaced: run pi-client prepare"
+                }
+                Refusal::ModelChanged => {
+                    "the server changed its model just now: run pi-client prepare"
+                }
+                Refusal::ShuttingDown => "try again when the server is back",
+                Refusal::Storage => {
+                    "the server's disk is full or its store broken; its log says which"
+                }
+                Refusal::Incompatible => "use the same release of pi-client and pi-server",
+                _ => "the server's log says more",
+            },
+            Error::Model { .. } => {
+                "--model names a directory with model.pia and model.piw as pi-compile writes them together"
+            }
+            Error::Picture(PictureError::Format(_)) => "convert it to PNG or JPEG",
+            Error::Picture(PictureError::Broken { .. }) => {
+                "open it in an image viewer; if that fails too, get the file again"
+            }
+            Error::Picture(PictureError::TooLarge(_)) => "make it smaller",
+            Error::Picture(PictureError::File { .. }) => "check the path and its permissions",
+            Error::Store(StoreError::Locked(_)) => {
+                "wait until the other pi-client or pi-server ends, or use another --state"
+            }
+            Error::Store(StoreError::DiskFull { .. }) => {
+                "make room; nothing that was stored before is lost"
+            }
+            Error::Store(StoreError::Damaged { .. }) => {
+                "move the directory away and prepare again; never put back an older copy, its bundles may be spent"
+            }
+            Error::Store(StoreError::Format { .. }) => {
+                "use the release that wrote it, or another --state"
+            }
+            Error::Store(StoreError::File { .. }) | Error::Identity(IdentityError::File { .. }) => {
+                "check the path and its permissions, or use another --state"
+            }
+            Error::Identity(IdentityError::Broken { .. }) => {
+                "restore the file, or move it away: a new identity is made, and clients see a new fingerprint"
+            }
+            Error::Endpoint(EndpointError::AddressTaken(_)) => {
+                "choose another port with --listen, or end the program that uses it"
+            }
+            Error::Endpoint(EndpointError::Socket { .. }) => {
+                "--listen must be an address of this machine"
+            }
+            Error::NoStateDirectory => "name one with --state DIR",
+            _ => return None,
+        })
+    }
+
+    /// An error of one stream.
+    pub(crate) fn from_stream(peer: &'static str, error: StreamError) -> Error {
+        match error {
+            StreamError::Refused(refusal) => Error::Refused { peer, refusal },
+            StreamError::Lost(reason) => Error::Lost(reason),
+            StreamError::Silent(waited) => Error::Silent { peer, waited },
+            StreamError::Ended => Error::Lost("the other side ended the exchange early".into()),
+            StreamError::TooLong { .. } | StreamError::Malformed(_) => Error::PeerMisbehaved {
+                peer,
+                what: error.to_string(),
+            },
+        }
+    }
+
+    /// What the other party is told of it.
+    pub(crate) fn refusal(&self) -> Refusal {
+        match self {
+            Error::PeerMisbehaved { .. } => Refusal::Misbehaved,
+            Error::PeerIncompatible(_) | Error::Version(_) => Refusal::Incompatible,
+            Error::Silent { .. } => Refusal::Silent,
+            Error::ModelChanged { .. } => Refusal::ModelChanged,
+            Error::Store(StoreError::Spent(_)) => Refusal::SpentBundle,
+            Error::Store(StoreError::Unknown(_)) => Refusal::UnknownBundle,
+            Error::Store(_) => Refusal::Storage,
+            Error::Refused { refusal, .. } => *refusal,
+            _ => Refusal::Internal,
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Model directories of small random circuits, and server processes around them.
+#![allow(dead_code, unreachable_pub)]
+
+use assert_cmd::Command;
+use image::{DynamicImage, GrayImage, RgbImage};
+use pi_ir::failure::failure_log2;
+use pi_ir::interpret::{Interpreter, quantise_image};
+use pi_ir::{Artifact, Kind, Step, WeightsFile, artifact, random};
+use pi_protocol::layout::default_plan;
+use pi_runtime::fingerprint::Fingerprint;
+use pi_runtime::store::{BundleState, Store};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+/// A small model that was compiled for the test, with a picture of its size.
+pub struct Model {
+    pub directory: tempfile::TempDir,
+    pub artifact: Artifact,
+    pub weights: WeightsFile,
+    pub pixels: Vec<u8>,
+    pub picture: PathBuf,
+}
+
+impl Model {
+    /// The first random circuit from this seed on that reads pictures and has a ReLU.
+    pub fn random(seed: u64) -> Model {
+        let options = random::Options {
+            layers: 3,
+            side: 8,
+            channels: 3,
+            kernel: 3,
+            elements: 192,
+            ..random::Options::default()
+        };
+        let (seed, (circuit, weights)) = (seed..)
+            .map(|seed| (seed, random::circuit(seed, &options)))
+            .find(|(_, (circuit, _))| {
+                let relu = circuit.layers.iter().any(|layer| match &layer.step {
+                    Step::Activate(activation) => activation.kinds.contains(&Kind::Relu),
+                    Step::Output { .. } => false,
+                });
+                relu && matches!(circuit.input.c, 1 | 3)
+            })
+            .expect("some circuit reads pictures");
+        println!("random circuit of seed {seed}");
+        let plan = default_plan(&circuit, 1).unwrap();
+        let weights = random::weights_file(seed, weights);
+        let pixels = random::pixels(&circuit, seed);
+        let artifact = Artifact {
+            failure_log2: failure_log2(&circuit).total,
+            circuit,
+            plan,
+            weights_digest: weights.digest(),
+            accuracy: None,
+            note: String::new(),
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        std::fs::write(at(artifact::ARTIFACT_NAME), artifact.encode()).unwrap();
+        std::fs::write(at(artifact::WEIGHTS_NAME), weights.encode()).unwrap();
+        let picture = at("picture.png");
+        image_of(&artifact, &pixels).save(&picture).unwrap();
+        Model {
+            artifact,
+            weights,
+            pixels,
+            picture,
+            directory,
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn input(&self) -> Vec<i64> {
+        quantise_image(&self.artifact.circuit, &self.pixels).unwrap()
+    }
+
+    pub fn interpreter(&self) -> Interpreter<'_> {
+        Interpreter::new(&self.artifact.circuit, &self.weights.weights).unwrap()
+    }
+}
+
+fn image_of(artifact: &Artifact, pixels: &[u8]) -> DynamicImage {
+    let shape = artifact.circuit.input;
+    let plane = (shape.h * shape.w) as usize;
+    match shape.c {
+        1 => GrayImage::from_raw(shape.w, shape.h, pixels.to_vec())
+            .unwrap()
+            .into(),
+        _ => {
+            let interleaved = (0..plane)
+                .flat_map(|i| [pixels[i], pixels[plane + i], pixels[2 * plane + i]])
+                .collect();
+            RgbImage::from_raw(shape.w, shape.h, interleaved)
+                .unwrap()
+                .into()
+        }
+    }
+}
+
+/// A `pi-server` process, killed when this is dropped.
+pub struct ServerProcess {
+    pub child: Child,
+    pub address: String,
+    pub fingerprint: Fingerprint,
+}
+
+pub struct ServerOptions<'a> {
+    pub model: &'a Path,
+    pub state: &'a Path,
+    pub listen: &'a str,
+    pub more: &'a [&'a str],
+    pub fault: &'a str,
+}
+
+impl ServerProcess {
+    pub fn start(model: &Path, state: &Path) -> ServerProcess {
+        ServerProcess::start_with(ServerOptions {
+            model,
+            state,
+            listen: "127.0.0.1:0",
+            more: &[],
+            fault: "",
+        })
+    }
+
+    pub fn start_with(options: ServerOptions<'_>) -> ServerProcess {
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_pi-server"))
+            .arg("--model")
+            .arg(options.model)
+            .args(["--listen", options.listen, "--state"])
+            .arg(options.state)
+            .args(options.more)
+            .env("PI_FAULT", options.fault)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut line = |start: &str| loop {
+            let line = lines.next().expect("the server ends early").unwrap();
+            if let Some(rest) = line.strip_prefix(start) {
+                break rest.to_owned();
+            }
+        };
+        ServerProcess {
+            fingerprint: line("fingerprint ").parse().unwrap(),
+            address: line("listening on "),
+            child,
+        }
+    }
+
+    /// As `kill -9`.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn wait(mut self) {
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `pi-client` with a state directory.
+pub fn client(state: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pi-client"));
+    command.arg("--state").arg(state);
+    command.timeout(Duration::from_secs(120));
+    command
+}
+
+/// `pi-client prepare`.
+pub fn prepare(state: &Path, server: &ServerProcess, count: u32) -> Command {
+    let mut command = client(state);
+    command
+        .args(["prepare", "--server", &server.address, "--fingerprint"])
+        .args([
+            server.fingerprint.to_string(),
+            "-n".into(),
+            count.to_string(),
+        ]);
+    command
+}
+
+/// What a finished command wrote to standard error.
+pub fn complaint(command: &mut Command) -> String {
+    let output = command.assert().failure().get_output().clone();
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// The bundles of a closed store, by id.
+pub fn bundles(state: &Path) -> BTreeMap<[u8; 32], BundleState> {
+    let store = Store::open(state).unwrap();
+    let all = store.bundles().unwrap();
+    all.iter().map(|entry| (entry.id, entry.state)).collect()
+}
+
+pub fn count(bundles: &BTreeMap<[u8; 32], BundleState>, state: BundleState) -> usize {
+    bundles.values().filter(|&&s| s == state).count()
+}

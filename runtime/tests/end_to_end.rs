@@ -1,0 +1,318 @@
+//! Client and server in one process, over QUIC: the private answer is the exact interpreter's, a bundle serves one
+//! picture of one client, and clients do not disturb each other.
+
+mod common;
+
+use common::Model;
+use pi_protocol::session::ClientModel;
+use pi_runtime::client::{Client, Connection, Patience, TrustOptions};
+use pi_runtime::error::Error;
+use pi_runtime::fingerprint::Fingerprint;
+use pi_runtime::server::{Server, ServerOptions};
+use pi_runtime::store::{BundleState, Store};
+use pi_runtime::stream::Refusal;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+struct Running {
+    address: String,
+    fingerprint: Fingerprint,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    fn start(model: &Model, state: &Path, max_clients: usize) -> Running {
+        let server = Server::start(&ServerOptions {
+            model: model.path().into(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            state: state.into(),
+            certificate: None,
+            max_clients,
+            patience: Duration::from_secs(20),
+        })
+        .unwrap();
+        let (stop, stopped) = watch::channel(false);
+        Running {
+            address: server.address().unwrap().to_string(),
+            fingerprint: server.fingerprint(),
+            stop,
+            task: tokio::spawn(server.run(stopped)),
+        }
+    }
+
+    fn trust(&self) -> TrustOptions {
+        TrustOptions {
+            fingerprint: Some(self.fingerprint),
+            ..TrustOptions::default()
+        }
+    }
+
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        self.task.await.unwrap();
+    }
+}
+
+fn open(state: &Path) -> Client {
+    let patience = Patience {
+        connect: Duration::from_secs(10),
+        silence: Duration::from_secs(60),
+    };
+    Client::open(state, patience).unwrap()
+}
+
+async fn prepared<'a>(
+    client: &'a Client,
+    server: &Running,
+    count: u32,
+) -> (Connection<'a>, ClientModel) {
+    let connecting = client.connect(&server.address, &server.trust()).await;
+    let mut connection = connecting.unwrap();
+    let (model, _) = connection.model().await.unwrap();
+    let (setup, _) = connection.setup().await.unwrap();
+    let prepared = connection.prepare(&model, &setup, count, |_| {}).await;
+    prepared.unwrap();
+    (connection, model)
+}
+
+fn refused(error: Error) -> Refusal {
+    match error {
+        Error::Refused { refusal, .. } => refusal,
+        error => panic!("another error: {error}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn private_logits_are_the_exact_interpreters() {
+    let states = tempfile::tempdir().unwrap();
+    for seed in [1, 100] {
+        let model = Model::random(seed);
+        let server = Running::start(&model, &states.path().join(format!("server{seed}")), 8);
+        let client = open(&states.path().join("client"));
+        let (mut connection, public) = prepared(&client, &server, 2).await;
+        let input = model.input();
+        for _ in 0..2 {
+            let (id, _) = connection.next_bundle().unwrap();
+            let answer = connection.infer(&public, &id, &input, true).await.unwrap();
+            let trace = answer.trace.as_ref().unwrap();
+            let exact = model.interpreter().exact(&input, trace).unwrap();
+            assert_eq!(answer.logits, exact.logits);
+        }
+        let error = connection.next_bundle().unwrap_err();
+        assert!(matches!(error, Error::NoBundle(_)), "{error}");
+        connection.close().await;
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_and_messages_are_those_of_the_cost_formulas() {
+    let states = tempfile::tempdir().unwrap();
+    let model = Model::random(1);
+    let server = Running::start(&model, &states.path().join("server"), 8);
+    let client = open(&states.path().join("client"));
+    let (mut connection, public) = prepared(&client, &server, 0).await;
+    let (setup, _) = connection.setup().await.unwrap();
+    let offline = connection
+        .prepare(&public, &setup, 1, |_| {})
+        .await
+        .unwrap();
+    let (id, _) = connection.next_bundle().unwrap();
+    let answer = connection.infer(&public, &id, &model.input(), false).await;
+    let online = answer.unwrap().online;
+    let cost = public.cost();
+    // Beside the protocol's messages: the request, and offline the server's confirmation of 32 bytes.
+    assert_eq!(online.traffic.bytes_sent - cost.online.up, 1);
+    assert_eq!(online.traffic.bytes_received, cost.online.down);
+    let messages = online.traffic.messages_sent + online.traffic.messages_received;
+    assert_eq!(messages, u64::from(cost.online.messages) + 1);
+    assert!(offline.traffic.bytes_sent - cost.offline.up <= 8);
+    assert_eq!(offline.traffic.bytes_received, cost.offline.down + 32);
+    let messages = offline.traffic.messages_sent + offline.traffic.messages_received;
+    assert_eq!(messages, u64::from(cost.offline.messages) + 2);
+    connection.close().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_restored_from_a_copy_is_refused_by_the_server() {
+    let states = tempfile::tempdir().unwrap();
+    let model = Model::random(1);
+    let server = Running::start(&model, &states.path().join("server"), 8);
+    let state = states.path().join("client");
+    let client = open(&state);
+    let (connection, _) = prepared(&client, &server, 1).await;
+    let (id, _) = connection.next_bundle().unwrap();
+    connection.close().await;
+    drop(client);
+    // What a backup of the state would hold.
+    let copy = states.path().join("copy");
+    copy_directory(&state, &copy);
+    for (state, used_before) in [(&state, false), (&copy, true)] {
+        let client = open(state);
+        let connecting = client.connect(&server.address, &server.trust()).await;
+        let mut connection = connecting.unwrap();
+        let (public, _) = connection.model().await.unwrap();
+        let answer = connection.infer(&public, &id, &model.input(), false).await;
+        match used_before {
+            false => assert!(answer.is_ok()),
+            true => assert_eq!(refused(answer.unwrap_err()), Refusal::SpentBundle),
+        }
+        connection.close().await;
+    }
+    server.stop().await;
+}
+
+fn copy_directory(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_directory(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_of_another_client_is_refused_and_stays_good() {
+    let states = tempfile::tempdir().unwrap();
+    let model = Model::random(1);
+    let server = Running::start(&model, &states.path().join("server"), 8);
+    let (victim_state, thief_state) = (states.path().join("victim"), states.path().join("thief"));
+    let victim = open(&victim_state);
+    let (connection, _) = prepared(&victim, &server, 1).await;
+    let (id, _) = connection.next_bundle().unwrap();
+    let digest = connection.model_digest();
+    connection.close().await;
+    drop(victim);
+
+    // The thief has read the victim's half.
+    let contents = victim_state.join("bundles");
+    let file = std::fs::read_dir(contents)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    let stolen = std::fs::read(file.path()).unwrap();
+    drop(open(&thief_state));
+    let store = Store::open(&thief_state).unwrap();
+    store
+        .put_bundle(server.fingerprint, &digest, &id, &stolen)
+        .unwrap();
+    drop(store);
+    let thief = open(&thief_state);
+    let connecting = thief.connect(&server.address, &server.trust()).await;
+    let mut connection = connecting.unwrap();
+    let (public, _) = connection.model().await.unwrap();
+    let answer = connection.infer(&public, &id, &model.input(), false).await;
+    assert_eq!(refused(answer.unwrap_err()), Refusal::UnknownBundle);
+    connection.close().await;
+
+    let victim = open(&victim_state);
+    let connecting = victim.connect(&server.address, &server.trust()).await;
+    let mut connection = connecting.unwrap();
+    let (public, _) = connection.model().await.unwrap();
+    let (id, _) = connection.next_bundle().unwrap();
+    let answer = connection.infer(&public, &id, &model.input(), false).await;
+    answer.unwrap();
+    connection.close().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_at_once_get_their_own_answers() {
+    let states = tempfile::tempdir().unwrap();
+    let model = Model::random(1);
+    let server = Running::start(&model, &states.path().join("server"), 8);
+    let one = async |name: &str| {
+        let client = open(&states.path().join(name));
+        let (mut connection, public) = prepared(&client, &server, 2).await;
+        let input = model.input();
+        for _ in 0..2 {
+            let (id, _) = connection.next_bundle().unwrap();
+            let answer = connection.infer(&public, &id, &input, true).await.unwrap();
+            let trace = answer.trace.as_ref().unwrap();
+            let exact = model.interpreter().exact(&input, trace).unwrap();
+            assert_eq!(answer.logits, exact.logits);
+        }
+        connection.close().await;
+    };
+    // One more that vanishes in the middle of its offline phase, again and again.
+    let vanishing = async {
+        let client = open(&states.path().join("vanishing"));
+        for _ in 0..3 {
+            let connecting = client.connect(&server.address, &server.trust()).await;
+            let mut connection = connecting.unwrap();
+            let (public, _) = connection.model().await.unwrap();
+            let (setup, _) = connection.setup().await.unwrap();
+            let exchange = connection.prepare(&public, &setup, 50, |_| {});
+            let _ = tokio::time::timeout(Duration::from_millis(150), exchange).await;
+        }
+    };
+    tokio::join!(one("a"), one("b"), one("c"), vanishing);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_client_too_many_is_told_so_and_the_others_go_on() {
+    let states = tempfile::tempdir().unwrap();
+    let model = Model::random(1);
+    let server = Running::start(&model, &states.path().join("server"), 1);
+    let first = open(&states.path().join("first"));
+    let (mut connection, public) = prepared(&first, &server, 1).await;
+    let second = open(&states.path().join("second"));
+    let error = second.connect(&server.address, &server.trust()).await;
+    let error = error.err().expect("one too many");
+    assert!(matches!(error, Error::ServerFull(_)), "{error}");
+    let (id, _) = connection.next_bundle().unwrap();
+    let answer = connection.infer(&public, &id, &model.input(), false).await;
+    answer.unwrap();
+    connection.close().await;
+    // The slot is free again.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let connecting = second.connect(&server.address, &server.trust()).await;
+    connecting.unwrap().close().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bundles_that_the_server_lost_are_given_up() {
+    let states = tempfile::tempdir().unwrap();
+    let model = Model::random(1);
+    let state = states.path().join("client");
+    let server_state = states.path().join("server");
+    let server = Running::start(&model, &server_state, 8);
+    let client = open(&state);
+    let (connection, _) = prepared(&client, &server, 3).await;
+    let bundles = client.bundles(server.fingerprint).unwrap();
+    connection.close().await;
+    server.stop().await;
+    let store = Store::open(&server_state).unwrap();
+    store.discard(client.fingerprint(), &bundles[0].id).unwrap();
+    drop(store);
+
+    let server = Running::start(&model, &server_state, 8);
+    let connecting = client.connect(&server.address, &server.trust()).await;
+    let mut connection = connecting.unwrap();
+    let (public, _) = connection.model().await.unwrap();
+    let (id, useless) = connection.next_bundle().unwrap();
+    assert_eq!((id, useless), (bundles[1].id, 1));
+    let answer = connection.infer(&public, &id, &model.input(), false).await;
+    answer.unwrap();
+    let states: Vec<BundleState> = client
+        .bundles(server.fingerprint)
+        .unwrap()
+        .iter()
+        .map(|entry| entry.state)
+        .collect();
+    use BundleState::{Ready, Spent};
+    assert_eq!(states, [Spent, Spent, Ready]);
+    connection.close().await;
+    server.stop().await;
+}

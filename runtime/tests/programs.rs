@@ -1,0 +1,379 @@
+//! Every mistake that a user can make ends with what happened and what to do, and a failure's exit code.
+
+mod common;
+
+use assert_cmd::Command;
+use common::{Model, ServerOptions, ServerProcess, client, complaint, prepare};
+use pi_runtime::store::Store;
+use std::net::UdpSocket;
+
+fn server(model: &std::path::Path, state: &std::path::Path, listen: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pi-server"));
+    command
+        .arg("--model")
+        .arg(model)
+        .args(["--listen", listen, "--state"])
+        .arg(state);
+    command.timeout(std::time::Duration::from_secs(60));
+    command
+}
+
+fn says(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "{word:?} is missing in:\n{text}");
+    }
+}
+
+#[test]
+fn a_client_without_a_server_is_told_so() {
+    let state = tempfile::tempdir().unwrap();
+    // A port that was free a moment ago: nobody answers there.
+    let port = UdpSocket::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let text = complaint(client(state.path()).args([
+        "prepare",
+        "--trust-first-use",
+        "--connect-timeout",
+        "3",
+        "--server",
+        &port.to_string(),
+    ]));
+    says(&text, &["error:", &port.to_string(), "what to do:"]);
+    // A port where somebody listens who never answers.
+    let deaf = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = deaf.local_addr().unwrap().to_string();
+    let text = complaint(client(state.path()).args([
+        "prepare",
+        "--trust-first-use",
+        "--connect-timeout",
+        "0.5",
+        "--server",
+        &address,
+    ]));
+    says(&text, &["no answer", &address, "firewall"]);
+}
+
+#[test]
+fn an_address_that_is_none_is_explained() {
+    let state = tempfile::tempdir().unwrap();
+    for address in ["nonsense", "localhost:notaport", ":4433", "localhost:99999"] {
+        let text = complaint(client(state.path()).args([
+            "prepare",
+            "--trust-first-use",
+            "--server",
+            address,
+        ]));
+        says(&text, &["error:", address, "HOST:PORT"]);
+    }
+}
+
+#[test]
+fn a_server_is_not_trusted_without_a_reason() {
+    let state = tempfile::tempdir().unwrap();
+    let text = complaint(client(state.path()).args(["prepare", "--server", "127.0.0.1:4433"]));
+    says(&text, &["--fingerprint", "--trust-first-use"]);
+    let text = complaint(client(state.path()).args([
+        "prepare",
+        "--server",
+        "127.0.0.1:4433",
+        "--fingerprint",
+        "abcd",
+    ]));
+    says(&text, &["64 hexadecimal digits"]);
+}
+
+#[test]
+fn pictures_that_cannot_be_used_are_explained() {
+    let state = tempfile::tempdir().unwrap();
+    let text = complaint(client(state.path()).args(["infer", "absent.png"]));
+    says(&text, &["absent.png", "check the path"]);
+    let broken = state.path().join("broken.png");
+    std::fs::write(
+        &broken,
+        b"\x89PNG\r\n\x1a\nand then nothing that belongs there",
+    )
+    .unwrap();
+    let text = complaint(client(state.path()).arg("infer").arg(&broken));
+    says(&text, &["broken.png", "damaged"]);
+    let text_file = state.path().join("letter.png");
+    std::fs::write(&text_file, "Dear reader").unwrap();
+    let text = complaint(client(state.path()).arg("infer").arg(&text_file));
+    says(&text, &["letter.png", "neither a PNG nor a JPEG"]);
+}
+
+#[test]
+fn inference_without_preparation_is_explained() {
+    let state = tempfile::tempdir().unwrap();
+    let picture = state.path().join("picture.png");
+    image::RgbImage::new(8, 8).save(&picture).unwrap();
+    let text = complaint(client(state.path()).arg("infer").arg(&picture));
+    says(&text, &["no server is known yet", "pi-client prepare"]);
+    let text = complaint(
+        client(state.path())
+            .arg("infer")
+            .arg(&picture)
+            .args(["--server", "127.0.0.1:4433"]),
+    );
+    says(&text, &["nothing is prepared", "pi-client prepare"]);
+}
+
+#[test]
+fn status_of_a_new_state_names_the_next_step() {
+    let state = tempfile::tempdir().unwrap();
+    let output = client(state.path()).arg("status").assert().success();
+    let text = String::from_utf8(output.get_output().stdout.clone()).unwrap();
+    says(&text, &["identity", "no server is known yet"]);
+    let output = client(state.path()).args(["status", "--json"]).assert();
+    let json: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+    assert_eq!(json["servers"], serde_json::json!([]));
+}
+
+#[test]
+fn a_state_in_use_is_explained() {
+    let state = tempfile::tempdir().unwrap();
+    let _store = Store::open(state.path()).unwrap();
+    let text = complaint(client(state.path()).arg("status"));
+    says(&text, &["in use by another process", "--state"]);
+    let model = Model::random(1);
+    let text = complaint(&mut server(model.path(), state.path(), "127.0.0.1:0"));
+    says(&text, &["in use by another process", "--state"]);
+}
+
+#[test]
+fn a_model_that_cannot_be_served_is_explained() {
+    let state = tempfile::tempdir().unwrap();
+    let empty = tempfile::tempdir().unwrap();
+    let text = complaint(&mut server(empty.path(), state.path(), "127.0.0.1:0"));
+    says(&text, &["no usable model", "model.pia", "pi-compile"]);
+
+    let (model, other) = (Model::random(1), Model::random(100));
+    let weights = other.path().join("model.piw");
+    std::fs::copy(weights, model.path().join("model.piw")).unwrap();
+    let text = complaint(&mut server(model.path(), state.path(), "127.0.0.1:0"));
+    says(&text, &["different compilations"]);
+
+    let artifact = std::fs::read(model.path().join("model.pia")).unwrap();
+    let half = &artifact[..artifact.len() / 2];
+    std::fs::write(model.path().join("model.pia"), half).unwrap();
+    let text = complaint(&mut server(model.path(), state.path(), "127.0.0.1:0"));
+    says(&text, &["artifact file", "cut off"]);
+}
+
+#[test]
+fn a_taken_port_is_explained() {
+    let state = tempfile::tempdir().unwrap();
+    let model = Model::random(1);
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let text = complaint(&mut server(model.path(), state.path(), &address));
+    says(&text, &[&address, "taken", "--listen"]);
+}
+
+#[test]
+fn a_wrong_fingerprint_is_shown_beside_the_right_one() {
+    let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
+    let server = ServerProcess::start(model.path(), &states.path().join("server"));
+    let wrong = "00".repeat(32);
+    let text = complaint(client(&states.path().join("client")).args([
+        "prepare",
+        "--server",
+        &server.address,
+        "--fingerprint",
+        &wrong,
+    ]));
+    let right = server.fingerprint.to_string();
+    says(&text, &["wrong fingerprint", &wrong, &right]);
+}
+
+#[test]
+fn a_full_disk_is_explained_and_costs_nothing_that_was_stored() {
+    let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
+    let server = ServerProcess::start(model.path(), &states.path().join("server"));
+    let state = states.path().join("client");
+    prepare(&state, &server, 1).assert().success();
+    // A limit on the size of files stands in for a full disk: writing fails in the same place.
+    let text = complaint(
+        Command::new("sh")
+            .arg("-c")
+            .arg("trap '' XFSZ; ulimit -f 8; exec \"$0\" \"$@\"")
+            .arg(env!("CARGO_BIN_EXE_pi-client"))
+            .arg("--state")
+            .arg(&state)
+            .args(["prepare", "--server", &server.address, "-n", "1"]),
+    );
+    says(&text, &["full", "make room"]);
+    let output = client(&state).args(["status", "--json"]).assert().success();
+    let json: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+    assert_eq!(json["servers"][0]["ready"], 1);
+    client(&state)
+        .arg("infer")
+        .arg(&model.picture)
+        .assert()
+        .success();
+}
+
+#[test]
+fn bundles_run_out_with_an_explanation() {
+    let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
+    let server = ServerProcess::start(model.path(), &states.path().join("server"));
+    let state = states.path().join("client");
+    prepare(&state, &server, 1).assert().success();
+    client(&state)
+        .arg("infer")
+        .arg(&model.picture)
+        .assert()
+        .success();
+    let text = complaint(client(&state).arg("infer").arg(&model.picture));
+    says(&text, &["no bundle left", "pi-client prepare"]);
+}
+
+#[test]
+fn a_changed_model_is_explained_and_the_old_bundles_kept() {
+    let (model, other) = (Model::random(1), Model::random(100));
+    let states = tempfile::tempdir().unwrap();
+    let server_state = states.path().join("server");
+    let state = states.path().join("client");
+    let server = ServerProcess::start(model.path(), &server_state);
+    let address = server.address.clone();
+    prepare(&state, &server, 1).assert().success();
+    server.kill();
+
+    let again = |model: &Model| {
+        ServerProcess::start_with(ServerOptions {
+            model: model.path(),
+            state: &server_state,
+            listen: &address,
+            more: &[],
+            fault: "",
+        })
+    };
+    let server = again(&other);
+    let text = complaint(client(&state).arg("infer").arg(&model.picture));
+    says(&text, &["model changed", "pi-client prepare"]);
+    server.kill();
+    let _server = again(&model);
+    client(&state)
+        .arg("infer")
+        .arg(&model.picture)
+        .assert()
+        .success();
+}
+
+#[test]
+fn a_server_that_was_set_up_anew_is_not_taken_for_the_old_one() {
+    let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
+    let state = states.path().join("client");
+    let server = ServerProcess::start(model.path(), &states.path().join("server"));
+    let address = server.address.clone();
+    client(&state)
+        .args(["prepare", "--trust-first-use", "--server", &address])
+        .assert()
+        .success();
+    server.kill();
+    let _impostor = ServerProcess::start_with(ServerOptions {
+        model: model.path(),
+        state: &states.path().join("impostor"),
+        listen: &address,
+        more: &[],
+        fault: "",
+    });
+    // Remembered from the first use, so asking to trust again changes nothing.
+    let text =
+        complaint(client(&state).args(["prepare", "--trust-first-use", "--server", &address]));
+    says(&text, &["wrong fingerprint"]);
+    let text = complaint(client(&state).arg("infer").arg(&model.picture));
+    says(&text, &["wrong fingerprint"]);
+}
+
+#[test]
+fn a_server_that_is_gone_costs_no_bundle() {
+    let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
+    let state = states.path().join("client");
+    let server = ServerProcess::start(model.path(), &states.path().join("server"));
+    prepare(&state, &server, 1).assert().success();
+    server.kill();
+    let text = complaint(
+        client(&state)
+            .args(["--connect-timeout", "2", "infer"])
+            .arg(&model.picture),
+    );
+    says(&text, &["error:", "check that the server runs"]);
+    let output = client(&state).args(["status", "--json"]).assert().success();
+    let json: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+    assert_eq!(json["servers"][0]["ready"], 1);
+}
+
+#[test]
+fn pictures_of_other_sizes_are_resized_and_said_so() {
+    let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
+    let state = states.path().join("client");
+    let server = ServerProcess::start(model.path(), &states.path().join("server"));
+    prepare(&state, &server, 1).assert().success();
+    let large = states.path().join("large.png");
+    image::RgbImage::from_fn(90, 60, |x, y| image::Rgb([x as u8, y as u8, 9]))
+        .save(&large)
+        .unwrap();
+    let output = client(&state)
+        .args(["infer", "--json"])
+        .arg(&large)
+        .assert()
+        .success();
+    let notice = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    says(&notice, &["90x60", "resized"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+    assert!(json["logits"].as_array().is_some_and(|l| !l.is_empty()));
+}
+
+#[test]
+fn an_interrupt_ends_a_server_in_order() {
+    let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
+    let mut server = ServerProcess::start(model.path(), &states.path().join("server"));
+    let id = server.child.id().to_string();
+    let killed = std::process::Command::new("kill")
+        .args(["-INT", &id])
+        .status();
+    assert!(killed.unwrap().success());
+    assert!(server.child.wait().unwrap().success());
+}
+
+/// What the two programs are made of: no training framework, no ONNX parser.
+#[test]
+fn the_programs_link_neither_burn_nor_onnx() {
+    let tree = std::process::Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--edges", "normal", "--prefix", "none"])
+        .args(["--format", "{p}", "--package", "pi-runtime"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(
+        tree.status.success(),
+        "{}",
+        String::from_utf8_lossy(&tree.stderr)
+    );
+    let text = String::from_utf8(tree.stdout).unwrap();
+    let names: std::collections::BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    assert!(
+        names.contains("quinn"),
+        "this is no dependency tree:\n{text}"
+    );
+    println!("pi-runtime depends on {} crates", names.len() - 1);
+    for name in names {
+        let forbidden = [
+            "burn",
+            "cubecl",
+            "onnx",
+            "prost",
+            "pi-compiler",
+            "pi-trainer",
+        ];
+        assert!(
+            !forbidden.iter().any(|word| name.starts_with(word)),
+            "pi-runtime depends on {name}"
+        );
+    }
+}
