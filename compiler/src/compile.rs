@@ -115,6 +115,7 @@ fn check_options(options: &Options) -> Result<(), Refused> {
         weight_bits,
         activation_bits,
         head_room,
+        proved_sign_bits,
     } = options.precision;
     let checks = [
         ((2..=15).contains(&weight_bits), "weight bits: 2 to 15"),
@@ -125,6 +126,10 @@ fn check_options(options: &Options) -> Result<(), Refused> {
         (
             (2..=16).contains(&head_room),
             "head room: 2 to 16 bits; observed ranges are no proof",
+        ),
+        (
+            proved_sign_bits <= 32,
+            "sign circuits for the sake of a proof: at most 32 bits",
         ),
         ((1..=64).contains(&options.bundles), "bundles: 1 to 64"),
     ];

@@ -261,3 +261,88 @@ fn decode(bytes: &[u8], shape: Shape) -> Result<Vec<u8>> {
     let channel = |c: usize| rgb.pixels().map(move |pixel| pixel.0[c]);
     Ok((0..3).flat_map(channel).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: Shape = Shape::new(3, 4, 4);
+
+    fn save(path: &Path, side: u32, colour: [u8; 3]) {
+        image::RgbImage::from_pixel(side, side, image::Rgb(colour))
+            .save(path)
+            .unwrap();
+    }
+
+    #[test]
+    fn records_keep_labels_and_planes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("batch.bin");
+        let record = |label: u8| [vec![label], vec![label * 3; 48]].concat();
+        fs::write(&path, [record(1), record(2), record(7)].concat()).unwrap();
+        let images = Images::load(&path, SHAPE, 100).unwrap();
+        assert_eq!(images.labels, [1, 2, 7]);
+        assert_eq!(images.pixels[2], vec![21; 48]);
+        assert_eq!(Images::load(&path, SHAPE, 2).unwrap().labels, [1, 7]);
+        fs::write(&path, [1; 50]).unwrap();
+        let error = format!("{:#}", Images::load(&path, SHAPE, 2).unwrap_err());
+        assert!(error.contains("no whole number of records"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_of_pictures_is_resized_and_labelled_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        save(&directory.path().join("a_3.png"), 9, [10, 20, 30]);
+        save(&directory.path().join("b_5.png"), 4, [40, 50, 60]);
+        fs::write(directory.path().join("notes.txt"), "no picture").unwrap();
+        let images = Images::load(directory.path(), SHAPE, 10).unwrap();
+        assert_eq!(images.labels, [3, 5]);
+        let planes = |colour: [u8; 3]| colour.iter().flat_map(|&v| [v; 16]).collect::<Vec<_>>();
+        assert_eq!(images.pixels, [planes([10, 20, 30]), planes([40, 50, 60])]);
+        let grey = Images::load(&directory.path().join("a_3.png"), Shape::new(1, 2, 2), 1).unwrap();
+        assert_eq!(grey.pixels[0].len(), 4);
+    }
+
+    #[test]
+    fn what_is_no_picture_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let empty = format!(
+            "{:#}",
+            Images::load(directory.path(), SHAPE, 1).unwrap_err()
+        );
+        assert!(empty.contains("no pictures in"), "{empty}");
+        for name in ["broken.png", "broken.tar.xz"] {
+            let path = directory.path().join(name);
+            fs::write(&path, "neither").unwrap();
+            let error = format!("{:#}", Images::load(&path, SHAPE, 1).unwrap_err());
+            assert!(error.contains(name), "{error}");
+        }
+        assert!(Images::load(&directory.path().join("absent"), SHAPE, 1).is_err());
+    }
+
+    #[test]
+    fn drawn_pictures_repeat_with_their_seed_and_span_the_range() {
+        let drawn = Images::synthetic(Shape::new(3, 16, 16), 20, 5);
+        assert_eq!(drawn, Images::synthetic(Shape::new(3, 16, 16), 20, 5));
+        assert_ne!(
+            drawn.pixels,
+            Images::synthetic(Shape::new(3, 16, 16), 20, 6).pixels
+        );
+        let all = drawn.pixels.concat();
+        assert!(all.iter().any(|&v| v < 16) && all.iter().any(|&v| v > 240));
+    }
+
+    #[test]
+    fn archives_of_the_data_set_load_with_labels() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../shared/data/cifar10/cifar10_jpeg_test_batch.tar.xz");
+        if !path.exists() {
+            eprintln!("skipped: {} is not here", path.display());
+            return;
+        }
+        let images = Images::load(&path, Shape::new(3, 32, 32), 50).unwrap();
+        assert_eq!((images.pixels.len(), images.labels.len()), (50, 50));
+        // The first record of the test batch is a cat.
+        assert_eq!(images.labels[0], 3);
+    }
+}

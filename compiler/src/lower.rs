@@ -237,9 +237,16 @@ impl Lower {
             Some(pool) => match self.absorb(&conv, &weights, &view, pool) {
                 Some(composed) => composed,
                 None => {
-                    let pooled = self.materialise_view(view, name);
-                    let input = pooled.tensor;
-                    (Conv { input, ..conv }, weights)
+                    // The identity layer holds a sum over a power of two; the rest of the divisor goes into the weights.
+                    let count = pool.kernel.0 * pool.kernel.1;
+                    let halvings = count.next_power_of_two().trailing_zeros() as u8;
+                    let pooled = self.push_pooled(&view, pool, halvings, format!("{name}.pool"));
+                    let rest = f64::from(halvings).exp2() / f64::from(count);
+                    let conv = Conv {
+                        input: pooled.tensor,
+                        ..conv
+                    };
+                    (conv, weights.iter().map(|w| w * rest).collect())
                 }
             },
         };
@@ -467,6 +474,23 @@ impl Lower {
             polynomials: Vec::new(),
         };
         self.push(sum, step)
+    }
+
+    /// An identity layer of sums over windows, `2^-halvings` of them.
+    fn push_pooled(&mut self, view: &View, pool: SumPool, halvings: u8, name: String) -> View {
+        self.materialise(Sum {
+            name,
+            terms: vec![Term::Residual {
+                input: view.tensor,
+                pool: Some(pool),
+                halvings,
+            }],
+            bias: vec![0.0; view.shape.c as usize],
+            pool: None,
+            pool_bits: 0,
+            shape: view.shape,
+            flat: view.flat,
+        })
     }
 
     fn materialise_view(&mut self, view: View, before: &str) -> View {

@@ -67,6 +67,9 @@ struct Choices {
     /// Bits left above the largest value seen, where no proof bounds it.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=16))]
     head_room: u8,
+    /// Widest sign circuit accepted to have a proved bound; 0 takes what calibration saw, which is cheaper.
+    #[arg(long, default_value_t = 17, value_parser = clap::value_parser!(u8).range(0..=32))]
+    proved_sign_bits: u8,
     /// Where average pools go that follow an activation.
     #[arg(long, value_enum, default_value_t = PoolChoice::Cheapest)]
     pools: PoolChoice,
@@ -270,6 +273,7 @@ impl Choices {
                 weight_bits: self.weight_bits,
                 activation_bits: self.activation_bits,
                 head_room: self.head_room,
+                proved_sign_bits: self.proved_sign_bits,
             },
             pools: match self.pools {
                 PoolChoice::Cheapest => Pools::Cheapest,

@@ -111,3 +111,136 @@ impl Side {
         Some((before.checked_mul(self.step)?, wide_after))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calibrate::FloatWeights;
+    use crate::network::{Layer, Network, Step, Term};
+    use pi_ir::{Kind, TensorId};
+
+    /// Weights and pixels are small integers, so both sides are exact in single precision.
+    #[test]
+    fn composed_kernels_compute_exactly_what_pool_and_kernel_do() {
+        let mut composed = 0;
+        for seed in 0..2000u32 {
+            let digit =
+                |place: u32, base: u32| (seed.wrapping_mul(2_654_435_761) >> (3 * place)) % base;
+            let input = Shape::new(1 + digit(0, 2), 3 + digit(1, 6), 3 + digit(2, 6));
+            let pool = SumPool {
+                kernel: (1 + digit(3, 3), 1 + digit(4, 3)),
+                stride: (1 + digit(5, 3), 1 + digit(6, 3)),
+            };
+            let conv = Conv {
+                input: TensorId(0),
+                out_channels: 2,
+                kernel: (1 + digit(7, 3), 1 + digit(8, 2)),
+                stride: (1 + digit(2, 2), 1 + digit(3, 2)),
+                padding: Padding {
+                    top: digit(4, 2),
+                    left: digit(5, 2),
+                    bottom: digit(6, 2),
+                    right: digit(7, 2),
+                },
+                weight_bits: 7,
+            };
+            let Some(pooled) = pool.output(input) else {
+                continue;
+            };
+            let Some(output) = conv.output(pooled) else {
+                continue;
+            };
+            let weights = numbers(conv.weight_count(pooled), seed);
+            let Some((one, wide)) = compose(&conv, &weights, &pool, input) else {
+                continue;
+            };
+            assert_eq!(one.output(input), Some(output), "seed {seed}");
+            composed += 1;
+            let x: Vec<f32> = numbers(input.len(), seed + 1)
+                .iter()
+                .map(|&v| v as f32)
+                .collect();
+            let identity = Layer {
+                name: "pool".into(),
+                terms: vec![Term::Residual {
+                    input: TensorId(0),
+                    pool: Some(pool),
+                    halvings: 0,
+                }],
+                bias: vec![0.0; input.c as usize],
+                pool: None,
+                pool_bits: 0,
+                shape: pooled,
+                step: Step::Activate {
+                    kinds: vec![Kind::Identity; pooled.len()],
+                    polynomials: vec![],
+                },
+            };
+            let second = Conv {
+                input: TensorId(1),
+                ..conv
+            };
+            let apart = [identity, last(second, weights, output)];
+            let together = [last(one, wide, output)];
+            assert_eq!(
+                logits(input, &apart, &x),
+                logits(input, &together, &x),
+                "seed {seed}"
+            );
+        }
+        assert!(composed > 500, "only {composed} cases composed");
+    }
+
+    #[test]
+    fn overlapping_windows_and_dropped_rows_do_not_compose_with_padding() {
+        let conv = Conv {
+            input: TensorId(0),
+            out_channels: 1,
+            kernel: (3, 3),
+            stride: (1, 1),
+            padding: Padding::same(1),
+            weight_bits: 7,
+        };
+        let pool = |kernel, stride| SumPool {
+            kernel: (kernel, kernel),
+            stride: (stride, stride),
+        };
+        let composes = |pool: SumPool, side| {
+            compose(&conv, &[1.0; 9], &pool, Shape::new(1, side, side)).is_some()
+        };
+        assert!(composes(pool(2, 2), 8));
+        assert!(
+            !composes(pool(2, 2), 9),
+            "row 8 is dropped, and padding would read it"
+        );
+        assert!(!composes(pool(3, 2), 9), "windows overlap");
+    }
+
+    fn numbers(count: usize, seed: u32) -> Vec<f64> {
+        let draw = |i: u32| (i.wrapping_mul(seed | 1).wrapping_mul(40_503) >> 7) % 9;
+        (0..count as u32)
+            .map(|i| f64::from(draw(i + 3)) - 4.0)
+            .collect()
+    }
+
+    fn last(conv: Conv, weights: Vec<f64>, shape: Shape) -> Layer {
+        Layer {
+            name: "conv".into(),
+            bias: vec![0.0; shape.c as usize],
+            terms: vec![Term::Conv { conv, weights }],
+            pool: None,
+            pool_bits: 0,
+            shape,
+            step: Step::Output,
+        }
+    }
+
+    fn logits(input: Shape, layers: &[Layer], x: &[f32]) -> Vec<f32> {
+        let network = Network {
+            input,
+            layers: layers.to_vec(),
+        };
+        let mut values = FloatWeights::new(&network).evaluate(&network, x);
+        values.sums.pop().unwrap()
+    }
+}

@@ -23,6 +23,8 @@ pub struct Precision {
     pub activation_bits: u8,
     /// Bits left above the largest value seen, where no proof bounds it; at least 2.
     pub head_room: u8,
+    /// Widest sign circuit accepted for the sake of a proof instead of what was seen.
+    pub proved_sign_bits: u8,
 }
 
 impl Default for Precision {
@@ -31,6 +33,7 @@ impl Default for Precision {
             weight_bits: 8,
             activation_bits: 10,
             head_room: 2,
+            proved_sign_bits: 17,
         }
     }
 }
@@ -146,13 +149,17 @@ fn check_lowered(
             0 => "input",
             layer => &network.layers[layer - 1].name,
         };
-        faults.push(Fault::new(
-            name,
+        let message = if bits >= FEWEST_BITS {
+            format!(
+                "its values are too large: {bits} bits of them would lie above the point, at scale 2^{last}, and scales start at 2^0; normalise the layer, or penalise large values in training"
+            )
+        } else {
             format!(
                 "scales too far apart: a later addition or polynomial can only take this tensor with {} of the {FEWEST_BITS} bits that it needs at least; keep weights smaller in training, or raise --weight-bits",
                 bits.max(0)
-            ),
-        ));
+            )
+        };
+        faults.push(Fault::new(name, message));
     }
     Refused::unless_empty(faults, ())
 }

@@ -11,8 +11,6 @@ use pi_ir::range::{LayerRange, analyse, bound_bits};
 use pi_ir::{Circuit, Layer, PostTruncation, Range, Step, Weights};
 use rayon::prelude::*;
 
-/// Widest sign circuit accepted for the sake of a proof.
-const PROVED_SIGN_BITS: u8 = 17;
 /// Largest `log2 B` accepted for the sake of a proof: 2^20 elements then fail with probability 2^-11.
 const PROVED_BOUND_BITS: u8 = 28;
 
@@ -44,7 +42,7 @@ pub fn bound(
         let before = circuit.clone();
         for (index, layer) in circuit.layers.iter_mut().enumerate() {
             let was_proved = layer.range == Range::Proved;
-            if !refused[index] && !prove(layer, &ranges[index]) && was_proved {
+            if !refused[index] && !prove(layer, &ranges[index], precision) && was_proved {
                 refused[index] = true;
                 calibrate(layer, &seen[index], precision);
             }
@@ -117,12 +115,14 @@ fn by_calibration(seen: u64, truncate: u8, precision: &Precision) -> (u8, Range)
 }
 
 /// Whether interval analysis gives this layer a bound worth using; sets it then.
-fn prove(layer: &mut Layer, range: &LayerRange) -> bool {
+fn prove(layer: &mut Layer, range: &LayerRange, precision: &Precision) -> bool {
     let truncate = layer.truncate();
     let bits = bound_bits(range.sum, truncate);
     let usable = match layer.step {
         Step::Output { .. } => bits <= WIDEST,
-        Step::Activate(_) => bits <= PROVED_BOUND_BITS && bits - truncate < PROVED_SIGN_BITS,
+        Step::Activate(_) => {
+            bits <= PROVED_BOUND_BITS && bits - truncate < precision.proved_sign_bits
+        }
     };
     if usable {
         (layer.bound_bits, layer.range) = (bits, Range::Proved);

@@ -33,7 +33,7 @@ impl Default for Link {
 
 /// Cuts of a map that are tried per group size and width of tile, from the largest tile that fits down.
 const CUTS: usize = 4;
-/// Layouts whose depths of merging are all tried.
+/// Layouts whose consumers' depths of merging are tried one by one.
 const FINALISTS: usize = 6;
 
 /// The cheapest plan found.
@@ -147,8 +147,10 @@ impl Problem {
             .flat_map(|bits| self.candidates(1 << bits))
             .collect();
         let circuit = self.circuit()?;
-        let cost = |choice: Choice| Some((self.seconds(&circuit, &choice, link)?, choice));
-        let mut weighed: Vec<(f64, Choice)> = candidates.into_par_iter().filter_map(cost).collect();
+        let mut weighed: Vec<(f64, Choice)> = candidates
+            .into_par_iter()
+            .filter_map(|choice| self.merged_alike(&circuit, choice, link))
+            .collect();
         // Stable, and candidates come in a fixed order: the same circuit gets the same plan.
         weighed.sort_by(|a, b| a.0.total_cmp(&b.0));
         weighed.truncate(FINALISTS);
@@ -205,18 +207,38 @@ impl Problem {
         found
     }
 
+    /// The best depth of merging that is the same for all consumers, as far as each of them goes.
+    fn merged_alike(
+        &self,
+        circuit: &Circuit,
+        choice: Choice,
+        link: &Link,
+    ) -> Option<(f64, Choice)> {
+        let alike = |depth: u32| {
+            let mut choice = choice.clone();
+            choice
+                .merges
+                .iter_mut()
+                .for_each(|merge| *merge = depth.min(*merge));
+            Some((self.seconds(circuit, &choice, link)?, choice))
+        };
+        let most = choice.merges.iter().copied().max()?;
+        let depths = (0..=most).filter_map(alike);
+        depths.min_by(|a, b| a.0.total_cmp(&b.0))
+    }
+
     /// The best depth of merging, consumer by consumer.
     fn merged(&self, circuit: &Circuit, start: (f64, Choice), link: &Link) -> (f64, Choice) {
         let mut best = start;
-        for consumer in 0..self.consumers.len() {
-            let most = best.1.merges[consumer];
-            for merge in (0..most).rev() {
+        if self.consumers.len() == 1 {
+            return best;
+        }
+        for (consumer, conv) in self.consumers.iter().enumerate() {
+            for merge in 0..=most_merge(best.1.layout.group, conv) {
                 let mut choice = best.1.clone();
                 choice.merges[consumer] = merge;
                 match self.seconds(circuit, &choice, link) {
                     Some(seconds) if seconds < best.0 => best = (seconds, choice),
-                    // Costs are convex in the depth, up to rounding: two steps in the wrong direction settle it.
-                    _ if merge + 2 <= best.1.merges[consumer] => break,
                     _ => {}
                 }
             }
@@ -290,4 +312,90 @@ fn most_merge(group: u32, conv: &Conv) -> u32 {
     group
         .ilog2()
         .min(conv.out_channels.next_power_of_two().ilog2())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pi_ir::random::{Options, circuit};
+
+    fn seconds(circuit: &Circuit, plan: &Plan, link: &Link) -> f64 {
+        let cost = linear::cost(&Packing::new(circuit, plan).unwrap());
+        let bytes = cost
+            .upload_bytes
+            .iter()
+            .chain(&cost.answer_bytes)
+            .sum::<usize>();
+        8.0 * bytes as f64 / link.bits_per_second + cost.server_micros * 1e-6 / link.server_cores
+    }
+
+    #[test]
+    fn found_plans_are_legal_and_no_dearer_than_the_default() {
+        let link = Link::default();
+        for seed in 0..12 {
+            for bundles in [1, 3] {
+                let (circuit, _) = circuit(seed, &Options::default());
+                let plan = select(&circuit, bundles, &link).unwrap();
+                assert_eq!(
+                    plan,
+                    select(&circuit, bundles, &link).unwrap(),
+                    "seed {seed}"
+                );
+                let default = layout::default_plan(&circuit, bundles).unwrap();
+                let (found, default) = (
+                    seconds(&circuit, &plan, &link),
+                    seconds(&circuit, &default, &link),
+                );
+                assert!(
+                    found <= default * 1.0001,
+                    "seed {seed}, {bundles} bundles: {found} s against {default} s"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_slow_link_gets_fewer_bytes_and_a_fast_one_less_work() {
+        let conv = |input, out_channels, kernel| {
+            Term::Conv(Conv {
+                input: TensorId(input),
+                out_channels,
+                kernel: (kernel, kernel),
+                stride: (1, 1),
+                padding: pi_ir::Padding::same(kernel / 2),
+                weight_bits: 7,
+            })
+        };
+        let problem = Problem {
+            shape: Shape::new(64, 8, 8),
+            consumers: vec![],
+            bundles: 1,
+        };
+        let mut circuit = problem.circuit().unwrap();
+        circuit.layers.push(Layer {
+            name: "only".into(),
+            terms: vec![conv(0, 64, 3)],
+            pool: None,
+            shape: problem.shape,
+            bound_bits: 0,
+            range: Range::Proved,
+            step: Step::Output { frac_bits: 0 },
+        });
+        let cost = |bits_per_second| {
+            let link = Link {
+                bits_per_second,
+                ..Link::default()
+            };
+            let plan = select(&circuit, 1, &link).unwrap();
+            let cost = linear::cost(&Packing::new(&circuit, &plan).unwrap());
+            let bytes = cost
+                .upload_bytes
+                .iter()
+                .chain(&cost.answer_bytes)
+                .sum::<usize>();
+            (bytes, cost.server_micros)
+        };
+        let (slow, fast) = (cost(5e6), cost(1e11));
+        assert!(slow.0 < fast.0 && slow.1 > fast.1, "{slow:?} {fast:?}");
+    }
 }
