@@ -9,7 +9,8 @@ use crate::fingerprint::{Fingerprint, short};
 use crate::identity::{self, Identity};
 use crate::party::{compute, protocol_error, random};
 use crate::store::{
-    BundleEntry, BundleId, BundleState, ModelDigest, PeerRecord, Store, StoreError, unix_seconds,
+    BundleEntry, BundleId, BundleState, ModelDigest, PeerRecord, Store, StoreError,
+    unix_milliseconds,
 };
 use crate::stream::{MessageStream, Refusal, StreamError, Traffic, describe};
 use crate::transport::{self, ClientEndpoint, Trust};
@@ -17,6 +18,7 @@ use pi_ir::{Artifact, Circuit, Step, Trace, limits};
 use pi_protocol::header::{HeaderInputs, PROTOCOL_VERSION};
 use pi_protocol::session::{self, ClientBundle, ClientModel, ClientSetup};
 use rand_core::{OsRng, TryRngCore};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -114,16 +116,21 @@ impl Client {
         self.identity.fingerprint()
     }
 
-    /// The servers that bundles were prepared with, by address, the latest identity of each.
+    /// The servers that bundles were prepared with, the latest first.
+    ///
+    /// A server that was replaced by another at all its addresses is left out.
     ///
     /// # Errors
     /// Those of the store.
     pub fn servers(&self) -> Result<Vec<(Fingerprint, PeerRecord)>, Error> {
         let mut peers = self.store.peers()?;
-        peers.sort_by(|(_, a), (_, b)| {
-            (&a.address, b.prepared_at).cmp(&(&b.address, a.prepared_at))
+        peers.sort_by_key(|(_, record)| std::cmp::Reverse(record.prepared_at));
+        let mut taken = HashSet::new();
+        peers.retain_mut(|(_, record)| {
+            let addresses = &mut record.addresses;
+            addresses.retain(|address| taken.insert(address.clone()));
+            !addresses.is_empty()
         });
-        peers.dedup_by(|(_, later), (_, earlier)| later.address == earlier.address);
         Ok(peers)
     }
 
@@ -134,7 +141,7 @@ impl Client {
     pub fn server(&self, address: Option<&str>) -> Result<(Fingerprint, PeerRecord), Error> {
         let mut known = self.servers()?;
         if let Some(address) = address {
-            known.retain(|(_, record)| record.address == address);
+            known.retain(|(_, record)| record.addresses.iter().any(|a| a == address));
             return known
                 .pop()
                 .ok_or_else(|| Error::NotPrepared(address.into()));
@@ -143,7 +150,7 @@ impl Client {
             0 => Err(Error::NoServer),
             1 => Ok(known.remove(0)),
             _ => {
-                let addresses: Vec<&str> = known.iter().map(|(_, r)| r.address.as_str()).collect();
+                let addresses: Vec<&str> = known.iter().map(|(_, r)| r.address()).collect();
                 Err(Error::WhichServer(addresses.join(", ")))
             }
         }
@@ -455,12 +462,7 @@ impl Connection<'_> {
             });
         }
         // Known from here on, so that a broken exchange does not lose the pin.
-        let record = PeerRecord {
-            address: self.address.clone(),
-            model: self.welcome.model,
-            prepared_at: unix_seconds(),
-        };
-        block_in_place(|| store.put_peer(self.server, &record))?;
+        block_in_place(|| self.remember_server())?;
         let request = Request::Prepare(Prepare {
             count,
             first_index: self.next_index,
@@ -498,7 +500,7 @@ impl Connection<'_> {
                 id: bundle.id().0,
                 model: self.welcome.model,
                 state: BundleState::Ready,
-                stored_at: unix_seconds(),
+                stored_at: unix_milliseconds(),
             });
             self.welcome.held.push(true);
             let now = Spent {
@@ -512,6 +514,24 @@ impl Connection<'_> {
             before = now;
         }
         Ok(before)
+    }
+
+    fn remember_server(&self) -> Result<(), Error> {
+        /// Addresses remembered of one server.
+        const MOST_ADDRESSES: usize = 8;
+        let store = &self.client.store;
+        let mut peers = store.peers()?;
+        peers.retain(|(server, _)| *server == self.server);
+        let mut addresses = peers.pop().map_or_else(Vec::new, |(_, old)| old.addresses);
+        addresses.retain(|address| *address != self.address);
+        addresses.insert(0, self.address.clone());
+        addresses.truncate(MOST_ADDRESSES);
+        let record = PeerRecord {
+            addresses,
+            model: self.welcome.model,
+            prepared_at: unix_milliseconds(),
+        };
+        Ok(store.put_peer(self.server, &record)?)
     }
 
     /// The bundle to use next: one that both parties hold for the model served.

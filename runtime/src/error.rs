@@ -217,6 +217,9 @@ impl Error {
                 Refusal::ModelChanged => {
                     "the server changed its model just now: run pi-client prepare"
                 }
+                Refusal::TooManyBundles => {
+                    "use some of the bundles first, or ask for fewer; pi-server --max-bundles sets the limit"
+                }
                 Refusal::ShuttingDown => "try again when the server is back",
                 Refusal::Storage => {
                     "the server's disk is full or its store broken; its log says which"

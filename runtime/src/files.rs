@@ -5,18 +5,17 @@ use std::io::{self, Write};
 use std::path::Path;
 
 #[cfg(unix)]
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 
-/// Makes a directory (and its parents) that only its owner can enter; narrows it if it exists.
+/// Makes a directory (and its parents) that only its owner can enter.
+///
+/// A directory that exists keeps its mode, for it may serve others too; the files in it are private anyway.
 pub(crate) fn private_directory(path: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
     builder.mode(0o700);
-    builder.create(path)?;
-    #[cfg(unix)]
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
-    Ok(())
+    builder.create(path)
 }
 
 /// Writes a file that only its owner can read: after a crash it is there in full, or as it was before.
@@ -93,6 +92,7 @@ mod tests {
     #[test]
     #[cfg(unix)]
     fn private_files_have_private_modes() {
+        use std::os::unix::fs::PermissionsExt;
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state");
         private_directory(&state).unwrap();

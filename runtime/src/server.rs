@@ -42,6 +42,8 @@ pub struct ServerOptions {
     pub certificate: Option<(PathBuf, PathBuf)>,
     /// Clients connected at once.
     pub max_clients: usize,
+    /// Bundles kept for one client.
+    pub max_bundles: usize,
     /// Longest silence of a client in the middle of an operation.
     pub patience: Duration,
 }
@@ -62,6 +64,7 @@ struct Shared {
     store: Store,
     fingerprint: Fingerprint,
     patience: Duration,
+    max_bundles: usize,
     /// Offline exchanges that compute; more wait their turn.
     turns: Semaphore,
     /// The connection of each client that is connected.
@@ -98,6 +101,7 @@ impl Server {
                 store,
                 fingerprint: identity.fingerprint(),
                 patience: options.patience,
+                max_bundles: options.max_bundles,
                 turns: Semaphore::new(cores.div_ceil(2)),
                 connections: Mutex::default(),
             }),
@@ -449,6 +453,12 @@ impl Connection {
         let count = u64::from(prepare.count);
         if prepare.held.len() as u64 + count > MOST_BUNDLES as u64 {
             return Err(misbehaved("more bundles than a client may hold"));
+        }
+        if prepare.held.len() as u64 + count > self.shared.max_bundles as u64 {
+            return Err(Error::Refused {
+                peer: "server",
+                refusal: Refusal::TooManyBundles,
+            });
         }
         // Indices of a connection only grow, so no two of its bundles have one header.
         let claimed = self.next_index.compare_exchange(

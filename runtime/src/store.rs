@@ -53,19 +53,26 @@ pub struct BundleEntry {
     pub model: ModelDigest,
     /// Whether it can be taken.
     pub state: BundleState,
-    /// When it was stored, in seconds since 1970.
+    /// When it was stored, in milliseconds since 1970.
     pub stored_at: u64,
 }
 
 /// What the client remembers of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerRecord {
-    /// The address it was last reached at, as the user wrote it.
-    pub address: String,
+    /// The addresses it was reached at, as the user wrote them, the latest first.
+    pub addresses: Vec<String>,
     /// The model it last served.
     pub model: ModelDigest,
-    /// When bundles were last prepared with it, in seconds since 1970.
+    /// When bundles were last prepared with it, in milliseconds since 1970.
     pub prepared_at: u64,
+}
+
+impl PeerRecord {
+    /// The address it was last reached at.
+    pub fn address(&self) -> &str {
+        self.addresses.first().map_or("", String::as_str)
+    }
 }
 
 /// Why the store refuses.
@@ -322,7 +329,7 @@ impl Store {
         let key = bundle_key(peer, id);
         let row = BundleRow {
             model: *model,
-            stored_at: unix_seconds(),
+            stored_at: unix_milliseconds(),
             content: Some(Content {
                 length: content.len() as u64,
                 digest: *blake3::hash(content).as_bytes(),
@@ -619,9 +626,9 @@ fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, postcard::Error>
     postcard::from_bytes(bytes)
 }
 
-/// Seconds since 1970; 0 when the clock is before.
-pub(crate) fn unix_seconds() -> u64 {
+/// Milliseconds since 1970; 0 when the clock is before.
+pub(crate) fn unix_milliseconds() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |elapsed| elapsed.as_secs())
+        .map_or(0, |elapsed| elapsed.as_millis() as u64)
 }

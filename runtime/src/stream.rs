@@ -96,6 +96,9 @@ pub enum Refusal {
     /// The other party waited too long.
     #[error("a peer that went silent")]
     Silent = 11,
+    /// The server keeps no more bundles for one client.
+    #[error("more bundles than it keeps for one client")]
+    TooManyBundles = 12,
 }
 
 impl Refusal {
@@ -118,6 +121,7 @@ impl Refusal {
             Storage,
             ShuttingDown,
             Silent,
+            TooManyBundles,
         ]
         .into_iter()
         .find(|refusal| refusal.code() == code)

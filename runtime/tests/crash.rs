@@ -227,3 +227,40 @@ fn kills_at_random_times_lose_nothing_else() {
     assert!(!site.infer(""), "a bundle was there twice");
     server.kill();
 }
+
+#[test]
+fn kills_at_random_times_of_the_offline_phase_leave_no_half_alone() {
+    let site = Site::new();
+    let mut server = site.server("127.0.0.1:0", "");
+    let address = server.address.clone();
+    assert!(site.prepare(&server, 1, ""));
+    let mut before = 1;
+    for (round, delay) in [20, 45, 80, 120, 170, 230].into_iter().enumerate() {
+        let mut running = std::process::Command::new(env!("CARGO_BIN_EXE_pi-client"))
+            .arg("--state")
+            .arg(site.client_state())
+            .args(["--timeout", "3", "prepare", "-n", "20"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(delay));
+        match round % 2 {
+            0 => running.kill().unwrap(),
+            _ => server.child.kill().unwrap(),
+        }
+        running.wait().unwrap();
+        server.kill();
+        let [at_client, _] = site.census();
+        assert!(at_client.0 >= before, "a bundle is lost");
+        before = at_client.0;
+        server = site.server(&address, "");
+    }
+    assert!(site.prepare(&server, 1, ""));
+    assert!(site.infer(""));
+    server.kill();
+    let [at_client, at_server] = site.census();
+    assert_eq!(at_client, (before, 1));
+    // Orphans of the broken exchanges are spent without use.
+    assert_eq!(at_server.0, before);
+}

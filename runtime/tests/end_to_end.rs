@@ -32,6 +32,7 @@ impl Running {
             state: state.into(),
             certificate: None,
             max_clients,
+            max_bundles: 100,
             patience: Duration::from_secs(20),
         })
         .unwrap();
@@ -274,10 +275,32 @@ async fn one_client_too_many_is_told_so_and_the_others_go_on() {
     let answer = connection.infer(&public, &id, &model.input(), false).await;
     answer.unwrap();
     connection.close().await;
-    // The slot is free again.
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let connecting = second.connect(&server.address, &server.trust()).await;
-    connecting.unwrap().close().await;
+    // Soon the slot is free again.
+    let mut tries = 0;
+    let connection = loop {
+        match second.connect(&server.address, &server.trust()).await {
+            Ok(connection) => break connection,
+            Err(Error::ServerFull(_)) if tries < 100 => tries += 1,
+            Err(error) => panic!("{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    connection.close().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_gets_no_more_bundles_than_the_server_keeps() {
+    let states = tempfile::tempdir().unwrap();
+    let model = Model::random(1);
+    let server = Running::start(&model, &states.path().join("server"), 8);
+    let client = open(&states.path().join("client"));
+    let (mut connection, public) = prepared(&client, &server, 2).await;
+    let (setup, _) = connection.setup().await.unwrap();
+    let prepared = connection.prepare(&public, &setup, 99, |_| {}).await;
+    assert_eq!(refused(prepared.unwrap_err()), Refusal::TooManyBundles);
+    assert_eq!(client.bundles(server.fingerprint).unwrap().len(), 2);
+    connection.close().await;
     server.stop().await;
 }
 

@@ -161,7 +161,7 @@ fn content_that_changed_on_disk_is_refused_and_the_bundle_spent() {
 fn setups_artifacts_and_peers_are_kept() {
     let state = tempfile::tempdir().unwrap();
     let record = PeerRecord {
-        address: "localhost:4433".into(),
+        addresses: vec!["localhost:4433".into()],
         model: MODEL,
         prepared_at: 5,
     };

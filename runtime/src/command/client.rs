@@ -141,7 +141,7 @@ async fn prepare(
 ) -> anyhow::Result<()> {
     let address = match server {
         Some(address) => address.to_owned(),
-        None => client.server(None)?.1.address,
+        None => client.server(None)?.1.address().to_owned(),
     };
     let mut connection = client.connect(&address, trust).await?;
     if trust.first_use {
@@ -191,8 +191,9 @@ async fn infer(
     // Everything that can fail without the server is tried before it is called.
     let picture = picture::decode(image).map_err(Error::from)?;
     let (fingerprint, record) = client.server(server)?;
-    client.check_ready(fingerprint, &record.address)?;
-    let mut connection = client.connect(&record.address, trust).await?;
+    let address = server.unwrap_or(record.address());
+    client.check_ready(fingerprint, address)?;
+    let mut connection = client.connect(address, trust).await?;
     let (id, useless) = connection.next_bundle()?;
     if useless > 0 {
         eprintln!("note: the server lost its halves of {useless} bundles; they were given up");
@@ -268,7 +269,7 @@ fn status(client: &Client, state: &Path, json: bool) -> anyhow::Result<()> {
             .map_or_else(|_| "not fetched".into(), |circuit| circuit.name);
         text.push_str(&format!(
             "server     {}\n  fingerprint {server}\n  model       {name} ({})\n  bundles     {ready} ready, {spent} spent",
-            record.address,
+            record.addresses.join(", "),
             short(&record.model)
         ));
         if stale > 0 {
@@ -276,7 +277,7 @@ fn status(client: &Client, state: &Path, json: bool) -> anyhow::Result<()> {
         }
         text.push('\n');
         servers.push(json!({
-            "address": record.address,
+            "addresses": record.addresses,
             "fingerprint": server.to_string(),
             "model": hex(&record.model),
             "model_name": name,
@@ -305,7 +306,7 @@ fn status(client: &Client, state: &Path, json: bool) -> anyhow::Result<()> {
 /// Time, bytes and messages in one line.
 pub(super) fn line(spent: &Spent) -> String {
     format!(
-        "{:.2} s, {} up, {} down, {} messages",
+        "{:.3} s, {} up, {} down, {} messages",
         spent.wall.as_secs_f64(),
         megabytes(spent.traffic.bytes_sent),
         megabytes(spent.traffic.bytes_received),

@@ -366,12 +366,7 @@ fn print_answer(circuit: &Circuit, answer: &Answer, plain: &[i64], exact: &[i64]
     let unit = f64::from(answer.output_scale).exp2();
     println!();
     println!("answer     {}", class_name(circuit, answer.class()));
-    println!(
-        "           class           private      exact      plain   (logits; exact: interpreter with the client's shares,"
-    );
-    println!(
-        "                                                            plain: interpreter rounding to nearest)"
-    );
+    println!("           class           private      exact      plain");
     for (class, logit) in answer.logits.iter().enumerate() {
         println!(
             "           {:14} {:8.4}   {:8.4}   {:8.4}",
@@ -385,9 +380,12 @@ fn print_answer(circuit: &Circuit, answer: &Answer, plain: &[i64], exact: &[i64]
         true => "equal bit for bit",
         false => "DIFFERENT",
     };
-    println!("check      private and exact: {verdict}");
     println!(
-        "           private and plain: at most {} units of 2^-{} apart",
+        "           exact: the interpreter, given the client's shares; plain: the interpreter, rounding to nearest"
+    );
+    println!("check      private and exact are {verdict}");
+    println!(
+        "           private and plain are at most {} units of 2^-{} apart",
         largest_difference(&answer.logits, plain),
         answer.output_scale
     );
@@ -407,7 +405,7 @@ fn print_costs(run: &Played) {
         ("online", run.online, "from picture to logits"),
     ] {
         println!(
-            "{name:10} {}; CPU client {:.2} s, server {:.2} s ({note})",
+            "{name:10} {}; CPU client {:.3} s, server {:.3} s ({note})",
             line(&phase.spent),
             phase.client_cpu,
             phase.server_cpu

@@ -31,6 +31,9 @@ struct Arguments {
     /// Clients connected at once; more are refused.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     max_clients: u16,
+    /// Unused bundles kept for one client; each takes disk space, here and there.
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..))]
+    max_bundles: u16,
     /// Seconds of silence in the middle of an operation after which a client is given up.
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     timeout: Duration,
@@ -72,6 +75,7 @@ fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
         state: state_directory(arguments.state, "PI_SERVER_STATE", "server")?,
         certificate: arguments.cert.zip(arguments.key),
         max_clients: arguments.max_clients.into(),
+        max_bundles: arguments.max_bundles.into(),
         patience: arguments.timeout,
     };
     let runtime = runtime()?;
