@@ -44,6 +44,8 @@ pub const POLYNOMIAL_BOUND_BITS: u8 = 28;
 const FEWEST_BITS: i32 = 4;
 /// Bits that a tensor gives up for the sake of a kernel that is finer than the one beside it.
 const SPARE_BITS: i32 = 2;
+/// Most bits worth cutting off: beyond, finer kernels only widen the bound, and with it the failure probability.
+const MOST_TRUNCATED: i32 = 15;
 /// Most bits behind the point of a tensor: more only make small tensors expensive.
 const MOST_FRAC_BITS: i32 = 24;
 
@@ -225,13 +227,19 @@ impl Round<'_> {
             let to_spare = self.bits(*tensor) - enough;
             self.tensors[*tensor] -= lost.min(to_spare).max(0);
         }
+        if let Some(result) = result {
+            let added = residuals
+                .iter()
+                .map(|(t, halvings)| self.tensors[*t] + halvings);
+            let needed = added.max().unwrap_or(i32::MIN);
+            let finest = self.tensors[result] - pool_bits + MOST_TRUNCATED;
+            scale = scale.min(finest.max(needed));
+        }
         for (tensor, halvings) in &residuals {
             self.tensors[*tensor] = self.tensors[*tensor].min(scale - halvings);
         }
         if let Some(result) = result {
             self.tensors[result] = self.tensors[result].min(scale + pool_bits);
-            // Bits above the scale of sum and result come from padding a residual-only layer; keep them consistent.
-            scale = scale.max(self.tensors[result] - pool_bits);
         }
         self.sums.push(scale);
         let quadratic = self.quadratic(index);
@@ -274,7 +282,8 @@ impl Round<'_> {
 fn weight_scale(weights: &[f64], bits: u8) -> i32 {
     let largest = weights.iter().fold(0.0f64, |max, w| max.max(w.abs()));
     if largest <= 0.0 {
-        return 0;
+        // Any scale holds zeros; this one is out of the way of the kernels beside it.
+        return 12;
     }
     let most = f64::from(bits - 1).exp2() - 1.0;
     // Rounding reaches `most` from just below `most + 1/2`.
