@@ -1,0 +1,161 @@
+//! The operations of [`kernels`](crate::kernels) as compositions of burn's own: what any other back end runs, and the
+//! oracle of the CPU's versions.
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, TensorMetadata};
+use burn::tensor::Slice;
+use burn::tensor::ops::ConvOptions;
+
+use crate::kernels::NORM_EPSILON;
+
+pub(crate) fn conv<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    stride: usize,
+    padding: usize,
+) -> FloatTensor<B> {
+    B::conv2d(x, weight, None, options(stride, padding))
+}
+
+pub(crate) fn conv_by_input<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    stride: usize,
+    padding: usize,
+) -> FloatTensor<B> {
+    B::conv2d_x_backward(x, weight, grad, options(stride, padding))
+}
+
+pub(crate) fn conv_by_weight<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    stride: usize,
+    padding: usize,
+) -> FloatTensor<B> {
+    B::conv2d_weight_backward(x, weight, grad, options(stride, padding))
+}
+
+pub(crate) fn moments<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let [n, c, h, w] = x.shape().dims();
+    let x = B::float_reshape(B::float_permute(x, &[1, 0, 2, 3]), [c, n * h * w].into());
+    let mean = B::float_mean_dim(x.clone(), 1);
+    let centred = B::float_sub(x, mean.clone());
+    let variance = B::float_mean_dim(B::float_mul(centred.clone(), centred), 1);
+    B::float_swap_dims(B::float_cat(vec![mean, variance], 1), 0, 1)
+}
+
+pub(crate) fn normalise<B: Backend>(
+    x: FloatTensor<B>,
+    moments: FloatTensor<B>,
+    gamma: FloatTensor<B>,
+    beta: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let (standard, _) = standardise::<B>(x, moments);
+    B::float_add(
+        B::float_mul(standard, per_channel::<B>(gamma)),
+        per_channel::<B>(beta),
+    )
+}
+
+pub(crate) fn normalise_adjoint<B: Backend>(
+    x: FloatTensor<B>,
+    moments: FloatTensor<B>,
+    gamma: FloatTensor<B>,
+    grad: FloatTensor<B>,
+) -> [FloatTensor<B>; 3] {
+    let [n, c, h, w] = x.shape().dims();
+    let count = (n * h * w) as f32;
+    let (standard, inverse) = standardise::<B>(x, moments);
+    let by_beta = over_batch_and_map::<B>(grad.clone());
+    let by_gamma = over_batch_and_map::<B>(B::float_mul(grad.clone(), standard.clone()));
+    let mean = |sum: FloatTensor<B>| B::float_div_scalar(sum, count.into());
+    let centred = B::float_sub(grad, mean(by_beta.clone()));
+    let centred = B::float_sub(centred, B::float_mul(standard, mean(by_gamma.clone())));
+    let by_x = B::float_mul(centred, B::float_mul(per_channel::<B>(gamma), inverse));
+    [
+        by_x,
+        B::float_reshape(by_gamma, [c].into()),
+        B::float_reshape(by_beta, [c].into()),
+    ]
+}
+
+pub(crate) fn masked<B: Backend>(
+    z: FloatTensor<B>,
+    coefficients: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let [relu, square, linear, constant] = quarters::<B>(coefficients);
+    let rectified = B::float_mul(B::relu(z.clone()), relu);
+    let inner = B::float_add(B::float_mul(z.clone(), square), linear);
+    B::float_add(B::float_add(rectified, B::float_mul(inner, z)), constant)
+}
+
+pub(crate) fn masked_by_input<B: Backend>(
+    z: FloatTensor<B>,
+    coefficients: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    radius: f32,
+    weight: f32,
+) -> FloatTensor<B> {
+    let [n, ..] = z.shape().dims::<4>();
+    let [relu, square, linear, _] = quarters::<B>(coefficients);
+    // 1 where z > 0, 0 elsewhere: the sign of the rectified value.
+    let positive = B::float_sign(B::relu(z.clone()));
+    let curve = B::float_mul_scalar(B::float_mul(z.clone(), square), 2.0f32.into());
+    let slope = B::float_add(B::float_add(B::float_mul(positive, relu), curve), linear);
+    let excess = B::float_sub(
+        z.clone(),
+        B::float_clamp(z, (-radius).into(), radius.into()),
+    );
+    let pull = B::float_mul_scalar(excess, (2.0 * weight / n as f32).into());
+    B::float_add(B::float_mul(grad, slope), pull)
+}
+
+pub(crate) fn masked_by_coefficients<B: Backend>(
+    z: FloatTensor<B>,
+    grad: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let linear = B::float_mul(grad.clone(), z.clone());
+    let square = B::float_mul(linear.clone(), z.clone());
+    let relu = B::float_mul(grad.clone(), B::relu(z));
+    let parts = [relu, square, linear, grad].map(|part| B::float_sum_dim(part, 0));
+    B::float_cat(parts.into(), 0)
+}
+
+fn options(stride: usize, padding: usize) -> ConvOptions<2> {
+    ConvOptions::new([stride; 2], [padding; 2], [1; 2], 1)
+}
+
+/// `(x - mean) / deviation` and `1 / deviation`.
+fn standardise<B: Backend>(
+    x: FloatTensor<B>,
+    moments: FloatTensor<B>,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let mean = per_channel::<B>(part::<B>(moments.clone(), 0));
+    let variance =
+        B::float_add_scalar(per_channel::<B>(part::<B>(moments, 1)), NORM_EPSILON.into());
+    let inverse = B::float_recip(B::float_sqrt(variance));
+    (
+        B::float_mul(B::float_sub(x, mean), inverse.clone()),
+        inverse,
+    )
+}
+
+fn over_batch_and_map<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_sum_dims(x, &[0, 2, 3])
+}
+
+fn per_channel<B: Backend>(values: FloatTensor<B>) -> FloatTensor<B> {
+    let channels = values.shape().num_elements();
+    B::float_reshape(values, [1, channels, 1, 1].into())
+}
+
+fn quarters<B: Backend>(coefficients: FloatTensor<B>) -> [FloatTensor<B>; 4] {
+    std::array::from_fn(|i| part::<B>(coefficients.clone(), i))
+}
+
+/// Entry `index` of the first dimension, which keeps its place with length one.
+fn part<B: Backend>(tensor: FloatTensor<B>, index: usize) -> FloatTensor<B> {
+    B::float_slice(tensor, &[Slice::from(index..index + 1)])
+}
