@@ -452,6 +452,10 @@ impl Connection<'_> {
         let started = Instant::now();
         let client = self.client;
         let store = &client.store;
+        let useless = self.give_up_unheld()?;
+        if useless > 0 {
+            tracing::warn!("the server lost its halves of {useless} bundles; they were given up");
+        }
         let mut held = self.client.bundles(self.server)?;
         held.retain(|entry| entry.state == BundleState::Ready);
         if held.len() + count as usize > MOST_BUNDLES {
@@ -534,38 +538,39 @@ impl Connection<'_> {
         Ok(store.put_peer(self.server, &record)?)
     }
 
-    /// The bundle to use next: one that both parties hold for the model served.
-    ///
-    /// Bundles for this model that the server does not hold are of no use any more and given up; their number is
-    /// returned beside.
+    /// The bundle to use next, one that both parties hold for the model served; and how many had to be given up.
     ///
     /// # Errors
     /// [`Error::NotPrepared`], [`Error::NoBundle`], [`Error::ModelChanged`] or [`Error::NotHeld`].
-    pub fn next_bundle(&self) -> Result<(BundleId, usize), Error> {
-        let mut chosen = None;
-        let mut useless = 0;
-        for (entry, held) in self.probes.iter().zip(&self.welcome.held) {
-            if entry.model != self.welcome.model {
-                continue;
-            }
-            match held {
-                true => chosen = chosen.or(Some(entry.id)),
-                false => {
-                    block_in_place(|| self.client.store.discard(self.server, &entry.id))?;
-                    useless += 1;
-                }
-            }
-        }
-        match (chosen, useless, self.probes.first()) {
-            (Some(id), _, _) => Ok((id, useless)),
+    pub fn next_bundle(&mut self) -> Result<(BundleId, usize), Error> {
+        let useless = self.give_up_unheld()?;
+        let served = self.welcome.model;
+        let next = self.probes.iter().find(|entry| entry.model == served);
+        match (next, useless, self.probes.first()) {
+            (Some(entry), _, _) => Ok((entry.id, useless)),
             (None, 1.., _) => Err(Error::NotHeld(useless)),
             (None, 0, Some(other)) => Err(Error::ModelChanged {
                 stale: self.probes.len(),
                 prepared: other.model,
-                served: self.welcome.model,
+                served,
             }),
             (None, 0, None) => Err(self.client.no_bundle(&self.address, self.server)?),
         }
+    }
+
+    /// Gives up bundles for this model whose other halves the server does not hold: nobody can use them any more.
+    fn give_up_unheld(&mut self) -> Result<usize, Error> {
+        let mut useless = 0;
+        for index in (0..self.probes.len()).rev() {
+            let entry = self.probes[index];
+            if entry.model == self.welcome.model && !self.welcome.held[index] {
+                block_in_place(|| self.client.store.discard(self.server, &entry.id))?;
+                self.probes.remove(index);
+                self.welcome.held.remove(index);
+                useless += 1;
+            }
+        }
+        Ok(useless)
     }
 
     /// Spends a bundle on one input: the quantised pixels, in the order of the model's input.

@@ -82,6 +82,7 @@ impl Server {
     /// # Errors
     /// [`Error`] says what stands in the way; nothing listens then. Must be called inside a tokio runtime.
     pub fn start(options: &ServerOptions) -> Result<Server, Error> {
+        tracing::info!("loading the model");
         let (model, artifact) = load_model(&options.model)?;
         let store = Store::open(&options.state)?;
         let identity = match &options.certificate {

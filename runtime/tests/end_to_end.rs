@@ -146,7 +146,7 @@ async fn a_bundle_restored_from_a_copy_is_refused_by_the_server() {
     let server = Running::start(&model, &states.path().join("server"), 8);
     let state = states.path().join("client");
     let client = open(&state);
-    let (connection, _) = prepared(&client, &server, 1).await;
+    let (mut connection, _) = prepared(&client, &server, 1).await;
     let (id, _) = connection.next_bundle().unwrap();
     connection.close().await;
     drop(client);
@@ -187,7 +187,7 @@ async fn a_bundle_of_another_client_is_refused_and_stays_good() {
     let server = Running::start(&model, &states.path().join("server"), 8);
     let (victim_state, thief_state) = (states.path().join("victim"), states.path().join("thief"));
     let victim = open(&victim_state);
-    let (connection, _) = prepared(&victim, &server, 1).await;
+    let (mut connection, _) = prepared(&victim, &server, 1).await;
     let (id, _) = connection.next_bundle().unwrap();
     let digest = connection.model_digest();
     connection.close().await;

@@ -288,6 +288,34 @@ fn a_server_that_was_set_up_anew_is_not_taken_for_the_old_one() {
 }
 
 #[test]
+fn a_server_that_lost_its_state_is_prepared_with_anew() {
+    let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
+    let (state, server_state) = (states.path().join("client"), states.path().join("server"));
+    let server = ServerProcess::start(model.path(), &server_state);
+    let address = server.address.clone();
+    prepare(&state, &server, 2).assert().success();
+    server.kill();
+    // Its identity was backed up, its store was not.
+    std::fs::remove_file(server_state.join("store.redb")).unwrap();
+    std::fs::remove_dir_all(server_state.join("bundles")).unwrap();
+    let server = ServerProcess::start_with(ServerOptions {
+        model: model.path(),
+        state: &server_state,
+        listen: &address,
+        more: &[],
+        fault: "",
+    });
+    let text = complaint(client(&state).arg("infer").arg(&model.picture));
+    says(&text, &["holds none of the 2 bundles", "pi-client prepare"]);
+    prepare(&state, &server, 1).assert().success();
+    client(&state)
+        .arg("infer")
+        .arg(&model.picture)
+        .assert()
+        .success();
+}
+
+#[test]
 fn a_server_that_is_gone_costs_no_bundle() {
     let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
     let state = states.path().join("client");

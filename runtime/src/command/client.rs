@@ -205,7 +205,10 @@ async fn infer(
         eprintln!("note: {notice}");
     }
     let input = quantise_image(circuit, &picture.pixels).context("the model's input")?;
-    let answer = connection.infer(&model, &id, &input, false).await?;
+    let waiting = spinner("classifying");
+    let answer = connection.infer(&model, &id, &input, false).await;
+    waiting.finish_and_clear();
+    let answer = answer?;
     let mut out = std::io::stdout();
     match json {
         true => writeln!(out, "{}", answer_json(circuit, &answer))?,
