@@ -65,12 +65,16 @@ struct Shared {
     fingerprint: Fingerprint,
     patience: Duration,
     max_bundles: usize,
+    /// Sessions under way; each holds a thread.
+    sessions: Semaphore,
     /// Offline exchanges that compute; more wait their turn.
     turns: Semaphore,
     /// The connection of each client that is connected.
     connections: Mutex<HashMap<Fingerprint, quinn::Connection>>,
 }
 
+/// Half of the threads that tokio allows itself: the other half is for the disk, and keeps the reactor going.
+const SESSIONS: usize = 256;
 /// A client that connects, or is connected and does nothing, for this long makes room for others.
 const IDLE: Duration = Duration::from_secs(60);
 /// Time for operations under way once the server was asked to end.
@@ -103,6 +107,7 @@ impl Server {
                 fingerprint: identity.fingerprint(),
                 patience: options.patience,
                 max_bundles: options.max_bundles,
+                sessions: Semaphore::new(SESSIONS),
                 turns: Semaphore::new(cores.div_ceil(2)),
                 connections: Mutex::default(),
             }),
@@ -392,12 +397,14 @@ impl Connection {
         let Some(greeting) = self.greeting.get().copied() else {
             return Err(misbehaved("a request before the greeting"));
         };
+        if request == Request::Artifact {
+            let artifact = self.shared.artifact.clone();
+            return stream.send_message(artifact).await.map_err(from_client);
+        }
+        let session = self.shared.sessions.acquire().await;
+        let _session = session.map_err(|e| Error::Internal(e.to_string()))?;
         match request {
-            Request::Hello(_) => unreachable!("answered above"),
-            Request::Artifact => stream
-                .send_message(self.shared.artifact.clone())
-                .await
-                .map_err(from_client),
+            Request::Hello(_) | Request::Artifact => unreachable!("answered above"),
             Request::Setup => self.setup(greeting, stream).await,
             Request::Prepare(prepare) => self.prepare(greeting, prepare, stream).await,
             Request::Infer => self.infer(stream).await,
