@@ -177,7 +177,7 @@ fn width(p: &Parties, answer: &Answer) -> f64 {
         .map(|(&phase, &m)| {
             // m 2^70 / p, rounded, in two steps that fit 128 bits.
             let (wide, p) = ((m as u128) << 64, fp::P as u128);
-            let exact = (wide / p << 6) + ((wide % p << 6) + p / 2) / p;
+            let exact = ((wide / p) << 6) + (((wide % p) << 6) + p / 2) / p;
             let distance = phase.wrapping_sub(exact) & ((1 << 70) - 1);
             let distance = if distance >> 69 == 1 {
                 distance as i128 - (1 << 70)
