@@ -11,7 +11,7 @@
 //! 7. [`select`]: the packing plan, by cost.
 //! 8. [`emit`]: everything verified once more, the two files.
 //!
-//! [`compile`] runs them all; [`evaluate`] measures what was lost; [`report`] prints the table.
+//! [`compile()`] runs them all; [`evaluate`] measures what was lost; [`report`] prints the table.
 #![forbid(unsafe_code)]
 
 pub mod calibrate;

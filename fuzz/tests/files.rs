@@ -31,7 +31,10 @@ fn weights_decoder_survives_any_bytes() {
     bolero::check!().for_each(|bytes: &[u8]| {
         assert!(WeightsFile::decode(bytes).is_err());
         if let Ok(weights) = WeightsFile::decode(&framed(b"PI-WEIGH", bytes)) {
-            assert_eq!(WeightsFile::decode(&weights.encode()).as_ref(), Ok(&weights));
+            assert_eq!(
+                WeightsFile::decode(&weights.encode()).as_ref(),
+                Ok(&weights)
+            );
         }
     });
 }
@@ -41,7 +44,10 @@ fn graph_decoder_survives_any_bytes() {
     bolero::check!().for_each(|bytes: &[u8]| {
         assert!(GraphFile::decode(bytes).is_err());
         if let Ok(graph) = GraphFile::decode(&framed(b"PI-GRAPH", bytes)) {
-            assert_eq!(GraphFile::decode(&graph.encode()).map(|g| g.encode()), Ok(graph.encode()));
+            assert_eq!(
+                GraphFile::decode(&graph.encode()).map(|g| g.encode()),
+                Ok(graph.encode())
+            );
         }
     });
 }
