@@ -268,19 +268,23 @@ fn plain_margins(model: &Model, pictures: &Images) -> Vec<i64> {
     margins
 }
 
-fn check_accuracy(found: &Comparison) {
+/// Fixed point costs at most 0.5 points of accuracy, and `slack` for a sample smaller than the whole batch.
+fn check_accuracy(found: &Comparison, slack: f64) {
     assert_eq!(found.out_of_bound, 0, "a value left its bound");
     if found.labelled {
-        let lost =
-            (found.float_correct as f64 - found.fixed_correct as f64).abs() / found.images as f64;
+        let (float, fixed) = (found.float_correct as f64, found.fixed_correct as f64);
+        let lost = (float - fixed).abs() / found.images as f64;
         assert!(
-            lost <= 0.005,
-            "float {}, fixed point {} of {}",
-            found.float_correct,
-            found.fixed_correct,
+            lost <= 0.005 + slack,
+            "float {float}, fixed point {fixed} of {}: slack {slack:.4}",
             found.images
         );
     }
+}
+
+/// Three deviations of the difference in accuracy on a sample: answers that differ help or hurt at random.
+fn sampling_slack(found: &Comparison) -> f64 {
+    3.0 * ((found.images - found.agree) as f64).sqrt() / found.images as f64
 }
 
 #[test]
@@ -298,7 +302,7 @@ fn ten_pictures_in_full_and_a_thousand_through_the_interpreter() {
         "{}: float {}, fixed point {} of {}",
         thousand.source, found.float_correct, found.fixed_correct, found.images
     );
-    check_accuracy(&found);
+    check_accuracy(&found, sampling_slack(&found));
     let margins = plain_margins(&model, &thousand);
     let ten = Images {
         source: thousand.source.clone(),
@@ -353,6 +357,6 @@ fn a_hundred_pictures_in_full_and_ten_thousand_through_the_interpreter() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/results/oracles.json");
         std::fs::write(path, text).unwrap();
     }
-    check_accuracy(&found);
+    check_accuracy(&found, 0.0);
     report.check();
 }
