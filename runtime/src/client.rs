@@ -63,10 +63,10 @@ pub struct Spent {
 /// The answer to a picture.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// Logits as integers at scale `2^output_scale`.
+    /// Logits as integers at scale `2^output_frac_bits`.
     pub logits: Vec<i64>,
     /// Binary digits of a logit behind the point.
-    pub output_scale: u8,
+    pub output_frac_bits: u8,
     /// The client's shares, if they were asked for.
     pub trace: Option<Trace>,
     /// The bundle spent.
@@ -615,7 +615,7 @@ impl Connection<'_> {
         let inference = inference.map_err(|e| protocol_error("server", &mut stream, e))?;
         Ok(Answer {
             logits: inference.logits,
-            output_scale: output_scale(&model.artifact().circuit),
+            output_frac_bits: output_frac_bits(&model.artifact().circuit),
             trace: inference.trace,
             bundle: *id,
             online,
@@ -684,7 +684,7 @@ impl Client {
 }
 
 /// Scale of a circuit's logits.
-pub fn output_scale(circuit: &Circuit) -> u8 {
+pub fn output_frac_bits(circuit: &Circuit) -> u8 {
     match circuit.layers.last().map(|layer| &layer.step) {
         Some(Step::Output { frac_bits }) => *frac_bits,
         _ => 0,

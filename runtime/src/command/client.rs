@@ -223,7 +223,7 @@ fn answer_json(circuit: &Circuit, answer: &Answer) -> serde_json::Value {
         "class": class_name(circuit, answer.class()),
         "class_index": answer.class(),
         "logits": answer.logits,
-        "output_scale": answer.output_scale,
+        "output_scale": 1u64 << answer.output_frac_bits,
         "bundle": hex(&answer.bundle),
         "online": {
             "wall_s": answer.online.wall.as_secs_f64(),
@@ -240,7 +240,7 @@ fn answer_text(circuit: &Circuit, answer: &Answer) -> String {
     order.sort_by_key(|&class| std::cmp::Reverse(answer.logits[class]));
     let mut text = format!("{}\n", class_name(circuit, answer.class()));
     for &class in order.iter().take(3) {
-        let logit = answer.logits[class] as f64 / f64::from(answer.output_scale).exp2();
+        let logit = answer.logits[class] as f64 / f64::from(answer.output_frac_bits).exp2();
         text.push_str(&format!("  {logit:9.3}  {}\n", class_name(circuit, class)));
     }
     text.push_str(&format!("  online {}\n", line(&answer.online)));

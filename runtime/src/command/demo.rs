@@ -363,7 +363,7 @@ fn activations(circuit: &Circuit) -> String {
 }
 
 fn print_answer(circuit: &Circuit, answer: &Answer, plain: &[i64], exact: &[i64]) {
-    let unit = f64::from(answer.output_scale).exp2();
+    let unit = f64::from(answer.output_frac_bits).exp2();
     println!();
     println!("answer     {}", class_name(circuit, answer.class()));
     println!("           class           private      exact      plain");
@@ -387,7 +387,7 @@ fn print_answer(circuit: &Circuit, answer: &Answer, plain: &[i64], exact: &[i64]
     println!(
         "           private and plain are at most {} units of 2^-{} apart",
         largest_difference(&answer.logits, plain),
-        answer.output_scale
+        answer.output_frac_bits
     );
 }
 
@@ -451,7 +451,7 @@ fn figures(circuit: &Circuit, run: &Played, plain: &[i64], exact: &[i64]) -> ser
         "interpreter_logits": plain,
         "exact_interpreter_logits": exact,
         "exact_match": exact == run.answer.logits,
-        "output_scale": run.answer.output_scale,
+        "output_scale": 1u64 << run.answer.output_frac_bits,
         "max_diff_units": largest_difference(&run.answer.logits, plain),
         "fetch_model": phase(&run.model),
         "setup": phase(&run.keys),
