@@ -2,13 +2,13 @@
 //!
 //! *Exact*: the interpreter, given the client's shares of a run, reproduces every carry of the two-party truncation and must
 //! equal the private logits bit for bit. *Plain*: the interpreter that rounds to nearest; the difference is stochastic
-//! rounding, reported as a distribution, and the answer may differ only where the margin between the two best
-//! classes is among the smallest two per cent.
+//! rounding, reported as a distribution, and the answer may differ only where the margin between the two best classes is
+//! below the 99 % quantile of that difference, as `docs/results/oracles.json` states it.
 //!
 //! The pictures are those of CIFAR-10's test batch (JPEG, quality 75) where `../shared/data` has it; elsewhere pictures drawn by
 //! the compiler stand in, and a message says so. The long form is one command, whose output is in `docs/results/`:
 //!
-//!     cargo test --release --test oracles -- --ignored --nocapture
+//!     cargo test --test oracles -- --ignored --nocapture
 
 use futures_executor::block_on;
 use pi_compiler::evaluate::{Comparison, compare};
@@ -24,6 +24,8 @@ use pi_protocol::session::{
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
 use std::path::{Path, PathBuf};
+
+const RESULTS: &str = "docs/results/oracles.json";
 
 fn bundled() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/cifar10-small")
@@ -198,11 +200,9 @@ struct Report {
     differences: Vec<i64>,
     /// Pictures whose answers differ, with the plain margin in units.
     flips: Vec<(usize, i64)>,
-    /// The margin below which an answer may differ.
-    allowed: i64,
 }
 
-fn run(model: &Model, pictures: &Images, margins: &[i64]) -> Report {
+fn run(model: &Model, pictures: &Images) -> Report {
     let circuit = &model.artifact.circuit;
     let interpreter = Interpreter::new(circuit, &model.weights.weights).unwrap();
     let mut pair = Pair::new(model, 2026);
@@ -236,36 +236,29 @@ fn run(model: &Model, pictures: &Images, margins: &[i64]) -> Report {
         scale: f64::from(*frac_bits).exp2(),
         differences,
         flips,
-        allowed: quantile(margins, 0.02),
     }
 }
 
 impl Report {
-    fn check(&self) {
+    /// Answers may differ at margins below `allowed` only.
+    fn check(&self, allowed: i64) {
         for &(index, margin) in &self.flips {
             assert!(
-                margin <= self.allowed,
-                "picture {index}: another answer at margin {margin}, allowed below {}",
-                self.allowed
+                margin < allowed,
+                "picture {index}: another answer at margin {margin}, allowed below {allowed}"
             );
         }
     }
 }
 
-/// Plain margins of all pictures, sorted.
-fn plain_margins(model: &Model, pictures: &Images) -> Vec<i64> {
-    use rayon::prelude::*;
-    let circuit = &model.artifact.circuit;
-    let interpreter = Interpreter::new(circuit, &model.weights.weights).unwrap();
-    let one = |pixels: &Vec<u8>| {
-        let run = interpreter
-            .plain(&quantise_image(circuit, pixels).unwrap())
-            .unwrap();
-        margin(&run.logits)
-    };
-    let mut margins: Vec<i64> = pictures.pixels.par_iter().map(one).collect();
-    margins.sort_unstable();
-    margins
+/// The 99 % quantile of the difference to the plain interpreter, as it was measured on a hundred pictures.
+fn stated_quantile() -> i64 {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(RESULTS);
+    let text = std::fs::read_to_string(path).unwrap();
+    let results: serde_json::Value = serde_json::from_str(&text).unwrap();
+    results["private"]["difference_to_plain_units"]["p99"]
+        .as_i64()
+        .unwrap()
 }
 
 /// Fixed point costs at most 0.5 points of accuracy, and `slack` for a sample smaller than the whole batch.
@@ -303,13 +296,12 @@ fn ten_pictures_in_full_and_a_thousand_through_the_interpreter() {
         thousand.source, found.float_correct, found.fixed_correct, found.images
     );
     check_accuracy(&found, sampling_slack(&found));
-    let margins = plain_margins(&model, &thousand);
     let ten = Images {
         source: thousand.source.clone(),
         pixels: thousand.pixels.iter().step_by(100).cloned().collect(),
         labels: Vec::new(),
     };
-    run(&model, &ten, &margins).check();
+    run(&model, &ten).check(stated_quantile());
 }
 
 #[test]
@@ -324,7 +316,6 @@ fn a_hundred_pictures_in_full_and_ten_thousand_through_the_interpreter() {
         &all,
     )
     .unwrap();
-    let margins = plain_margins(&model, &all);
     let hundred = Images {
         source: all.source.clone(),
         pixels: all
@@ -335,10 +326,10 @@ fn a_hundred_pictures_in_full_and_ten_thousand_through_the_interpreter() {
             .collect(),
         labels: Vec::new(),
     };
-    let report = run(&model, &hundred, &margins);
+    let report = run(&model, &hundred);
     let units = |share: f64| quantile(&report.differences, share);
     let text = serde_json::json!({
-        "command": "cargo test --release --test oracles -- --ignored --nocapture",
+        "command": "cargo test --test oracles -- --ignored --nocapture",
         "pictures": all.source,
         "plain_interpreter": found,
         "private": {
@@ -347,16 +338,15 @@ fn a_hundred_pictures_in_full_and_ten_thousand_through_the_interpreter() {
             "output_scale": report.scale,
             "difference_to_plain_units": { "median": units(0.5), "p90": units(0.9), "p99": units(0.99), "max": units(1.0) },
             "difference_to_plain_logits": { "median": units(0.5) as f64 / report.scale, "max": units(1.0) as f64 / report.scale },
-            "margin_quantile_2_percent_units": report.allowed,
             "answers_that_differ": report.flips.iter().map(|(picture, margin)| serde_json::json!({ "picture": picture, "margin_units": margin })).collect::<Vec<_>>(),
         },
     });
     let text = serde_json::to_string_pretty(&text).unwrap() + "\n";
     println!("{text}");
     if all.labels.len() == all.pixels.len() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/results/oracles.json");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(RESULTS);
         std::fs::write(path, text).unwrap();
     }
     check_accuracy(&found, 0.0);
-    report.check();
+    report.check(units(0.99));
 }
