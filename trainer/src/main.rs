@@ -1,4 +1,5 @@
 //! `pi-train`: trains, evaluates and exports networks.
+#![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
 
