@@ -8,7 +8,7 @@ use crate::network::Network;
 use crate::quantise::{Identity, Precision, Scales, quantise, scales};
 use crate::select::{Link, select};
 use crate::{emit, fold, import, range};
-use pi_ir::{Circuit, Graph, Plan, Weights};
+use pi_ir::{Circuit, Graph, Plan, Weights, limits};
 
 /// What the compiler may choose, and how.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,8 +17,8 @@ pub struct Options {
     pub precision: Precision,
     /// What becomes of average pools.
     pub pools: Pools,
-    /// Bundles that share ciphertexts.
-    pub bundles: u32,
+    /// Numbers of bundles, beside one, for which a plan is made: bundles prepared together may share ciphertexts.
+    pub batches: Vec<u32>,
     /// The link for which the packing is chosen.
     pub link: Link,
     /// Largest accepted `log2` of the probability that an inference loses a value.
@@ -30,7 +30,7 @@ impl Default for Options {
         Options {
             precision: Precision::default(),
             pools: Pools::default(),
-            bundles: 1,
+            batches: vec![4, 16],
             link: Link::default(),
             failure_limit: emit::FAILURE_LIMIT,
         }
@@ -50,8 +50,10 @@ pub struct Compiled {
     pub circuit: Circuit,
     /// The server's integers.
     pub weights: Weights,
-    /// The packing.
+    /// The packing of a bundle alone.
     pub plan: Plan,
+    /// The packings of batches, the smallest first.
+    pub batches: Vec<Plan>,
     /// `log2` of the probability that one inference loses a value.
     pub failure_log2: f64,
 }
@@ -98,7 +100,14 @@ pub fn compile(
         &options.precision,
     )?;
     let failure_log2 = emit::check(&circuit, &weights, options.failure_limit)?;
-    let plan = select(&circuit, options.bundles, &options.link)?;
+    let plan = select(&circuit, 1, &options.link)?;
+    let mut sizes = options.batches.clone();
+    sizes.sort_unstable();
+    sizes.dedup();
+    let batches = sizes
+        .into_iter()
+        .map(|bundles| select(&circuit, bundles, &options.link))
+        .collect::<Result<_, _>>()?;
     Ok(Compiled {
         network,
         seen,
@@ -106,6 +115,7 @@ pub fn compile(
         circuit,
         weights,
         plan,
+        batches,
         failure_log2,
     })
 }
@@ -131,7 +141,11 @@ fn check_options(options: &Options) -> Result<(), Refused> {
             proved_sign_bits <= 32,
             "sign circuits for the sake of a proof: at most 32 bits",
         ),
-        ((1..=64).contains(&options.bundles), "bundles: 1 to 64"),
+        (
+            options.batches.iter().all(|size| (2..=64).contains(size))
+                && options.batches.len() <= limits::BATCHES,
+            "batches: 2 to 64 bundles, at most 16 sizes",
+        ),
     ];
     let wrong = checks.into_iter().filter(|(holds, _)| !holds);
     let faults = wrong

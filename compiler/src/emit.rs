@@ -53,6 +53,7 @@ pub fn files(
     let artifact = Artifact {
         circuit: compiled.circuit.clone(),
         plan: compiled.plan.clone(),
+        batches: compiled.batches.clone(),
         weights_digest: weights.digest(),
         failure_log2: compiled.failure_log2,
         accuracy,

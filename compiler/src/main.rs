@@ -73,9 +73,9 @@ struct Choices {
     /// Where average pools go that follow an activation.
     #[arg(long, value_enum, default_value_t = PoolChoice::Cheapest)]
     pools: PoolChoice,
-    /// Bundles that share ciphertexts.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
-    bundles: u32,
+    /// Numbers of bundles that get a packing of their own, beside one: bundles prepared together share ciphertexts.
+    #[arg(long, value_delimiter = ',', default_values_t = [4, 16], value_parser = clap::value_parser!(u32).range(2..=64))]
+    batches: Vec<u32>,
     /// Speed of the link that the packing is chosen for, in Mbit/s.
     #[arg(long, default_value_t = 200.0, value_parser = speed)]
     link: f64,
@@ -280,7 +280,7 @@ impl Choices {
                 PoolChoice::Absorb => Pools::Absorb,
                 PoolChoice::Separate => Pools::Separate,
             },
-            bundles: self.bundles,
+            batches: self.batches.clone(),
             link: Link {
                 bits_per_second: self.link * 1e6,
                 ..Link::default()

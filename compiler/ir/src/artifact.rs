@@ -22,6 +22,7 @@ use crate::limits;
 use crate::plan::Plan;
 use crate::verify::{self, Fault};
 use crate::weights::Weights;
+use crate::wire;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// File name of [`GraphFile`] in a model directory.
@@ -36,8 +37,11 @@ pub const WEIGHTS_NAME: &str = "model.piw";
 pub struct Artifact {
     /// The arithmetic circuit.
     pub circuit: Circuit,
-    /// How its tensors are packed.
+    /// How its tensors are packed when one bundle is prepared alone.
     pub plan: Plan,
+    /// How they are packed when several bundles are prepared together, for growing numbers of bundles.
+    #[serde(deserialize_with = "wire::limited::<_, _, { limits::BATCHES }>")]
+    pub batches: Vec<Plan>,
     /// Digest of the salted weights file that belongs to it.
     pub weights_digest: [u8; 32],
     /// `log2` of the probability that one inference loses a value in a truncation.
@@ -163,16 +167,26 @@ pub enum Error {
 }
 
 impl Artifact {
-    /// An artifact whose failure probability is computed from the circuit; without accuracy and note.
+    /// An artifact whose failure probability is computed from the circuit; without batches, accuracy and note.
     pub fn new(circuit: Circuit, plan: Plan, weights_digest: [u8; 32]) -> Self {
         Artifact {
             failure_log2: failure_log2(&circuit).total,
             circuit,
             plan,
+            batches: Vec::new(),
             weights_digest,
             accuracy: None,
             note: String::new(),
         }
+    }
+
+    /// All plans: for one bundle, then the batches.
+    pub fn plans(&self) -> impl ExactSizeIterator<Item = &Plan> {
+        let count = 1 + self.batches.len();
+        (0..count).map(|index| match index {
+            0 => &self.plan,
+            _ => &self.batches[index - 1],
+        })
     }
 
     /// The file's bytes.
@@ -180,11 +194,11 @@ impl Artifact {
         encode(self)
     }
 
-    /// The artifact in a file, its circuit verified. The plan is checked where it is used.
+    /// The artifact in a file, its circuit verified. Plans are checked where they are used.
     ///
     /// # Errors
     /// If the bytes are not exactly what [`Artifact::encode`] writes, or the circuit has faults, or
-    /// its failure probability is not the stated one. Any bytes are safe.
+    /// its failure probability is not the stated one, or plans are not for growing numbers of bundles. Any bytes are safe.
     pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
         let artifact: Self = decode(bytes)?;
         let faults = artifact.faults();
@@ -213,6 +227,15 @@ impl Artifact {
                 "failure_log2",
                 format!("states {}, the circuit has {failure}", self.failure_log2),
             );
+        }
+        if self.plan.bundles != 1 {
+            add(
+                "plan",
+                format!("for {} bundles, expected 1", self.plan.bundles),
+            );
+        }
+        if !self.plans().is_sorted_by(|a, b| a.bundles < b.bundles) {
+            add("batches", "not for growing numbers of bundles".into());
         }
         if self.note.len() > limits::NOTE {
             add("note", format!("more than {} bytes", limits::NOTE));
@@ -308,7 +331,7 @@ trait File: Serialize + DeserializeOwned {
 impl File for Artifact {
     const WHAT: &'static str = "artifact file";
     const MAGIC: [u8; 8] = *b"PI-ARTIF";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const LIMIT: usize = limits::ARTIFACT_BYTES;
 }
 
@@ -527,6 +550,10 @@ mod tests {
         Artifact {
             failure_log2: failure_log2(&circuit).total,
             circuit,
+            batches: vec![Plan {
+                bundles: 4,
+                ..plan.clone()
+            }],
             plan,
             weights_digest: weights().digest(),
             accuracy: Some(Accuracy {
@@ -681,6 +708,14 @@ mod tests {
         faulty.circuit.layers[0].bound_bits = 60;
         let error = Artifact::decode(&faulty.encode()).unwrap_err();
         assert!(error.to_string().contains("layer 0 (conv)"), "{error}");
+        let mut faulty = artifact();
+        faulty.plan.bundles = 2;
+        let error = Artifact::decode(&faulty.encode()).unwrap_err();
+        assert!(error.to_string().contains("for 2 bundles"), "{error}");
+        let mut faulty = artifact();
+        faulty.batches[0].bundles = 1;
+        let error = Artifact::decode(&faulty.encode()).unwrap_err();
+        assert!(error.to_string().contains("growing numbers"), "{error}");
         let mut faulty = graph();
         faulty.graph.std.clear();
         assert!(matches!(

@@ -23,6 +23,8 @@ pub const TOTAL_ELEMENTS: usize = 1 << 26;
 pub const KERNEL: usize = 1 << 28;
 /// Uploads or answers of a plan.
 pub const PLAN: usize = LAYERS * 8;
+/// Plans for batches of bundles.
+pub const BATCHES: usize = 16;
 /// Bytes of an artifact file.
 pub const ARTIFACT_BYTES: usize = 1 << 24;
 /// Bytes of a weights file or a graph file.

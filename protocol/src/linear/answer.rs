@@ -162,14 +162,116 @@ pub fn answers_bytes(answer: &AnswerMap) -> usize {
         .sum()
 }
 
-/// `Enc(W r + s)` for every convolution, and the `s`, by answer, `[bundle][o][y][x]`.
+/// The server's answers, made one after the other: `Enc(W r + s)` of a convolution, for fresh `s`.
+pub struct Answers<'a> {
+    params: &'a Params,
+    packing: &'a Packing,
+    kernels: &'a Kernels,
+    public_key: &'a PublicKey,
+    galois_keys: &'a GaloisKeys,
+    forks: Forks,
+    scratch: Scratch,
+    /// By answer.
+    made: Vec<bool>,
+}
+
+impl<'a> Answers<'a> {
+    /// Draws what all randomness of the answers comes from, `s` included: `rng` is seeded once for an exchange, after it
+    /// has started.
+    ///
+    /// # Panics
+    /// If the kernels are of another packing, or the Galois keys do not reach [`max_gap`].
+    pub fn new(
+        params: &'a Params,
+        packing: &'a Packing,
+        kernels: &'a Kernels,
+        public_key: &'a PublicKey,
+        galois_keys: &'a GaloisKeys,
+        rng: &mut impl CryptoRng,
+    ) -> Self {
+        let count = packing.answers().len();
+        assert_eq!(kernels.answers.len(), count, "kernels of another packing");
+        assert!(galois_keys.max_gap() >= max_gap(packing), "Galois keys");
+        Answers {
+            params,
+            packing,
+            kernels,
+            public_key,
+            galois_keys,
+            forks: Forks::new(rng),
+            scratch: Scratch::default(),
+            made: vec![false; count],
+        }
+    }
+
+    /// The message of answer `answer`, of [`answers_bytes`], and its `s`, `[bundle][o][y][x]`.
+    ///
+    /// The result does not depend on the number of threads, nor on the order of answers.
+    ///
+    /// # Cost
+    /// See [`super::cost()`]; on all threads of the current rayon pool.
+    /// # Panics
+    /// If this answer was made before: answering an upload twice leaks bits of `W r`. If `ciphertexts` are not those of
+    /// the answer's upload.
+    pub fn make(
+        &mut self,
+        answer: usize,
+        ciphertexts: &[Ciphertext],
+    ) -> (Vec<u8>, Zeroizing<Vec<u64>>) {
+        let made = std::mem::replace(&mut self.made[answer], true);
+        assert!(!made, "answer {answer} was made before");
+        let map = &self.packing.answers()[answer];
+        let upload = &self.packing.uploads()[map.upload()];
+        assert_eq!(
+            ciphertexts.len(),
+            upload.ciphertexts(),
+            "ciphertexts of another upload"
+        );
+        let finished: Vec<Vec<Finished>> = (0..map.chunks())
+            .into_par_iter()
+            .map(|chunk| {
+                let task = Chunk {
+                    params: self.params,
+                    answer: map,
+                    upload,
+                    kernels: &self.kernels.answers[answer],
+                    ciphertexts,
+                    galois_keys: self.galois_keys,
+                    scratch: &self.scratch,
+                    chunk,
+                };
+                task.products(|index, packed| self.finish(answer, index, packed))
+            })
+            .collect();
+        let mut finished: Vec<Finished> = finished.into_iter().flatten().collect();
+        finished.sort_unstable_by_key(|part| part.index);
+        let mut share = Zeroizing::new(vec![0; map.len()]);
+        for part in &finished {
+            scatter(&part.useful, &part.mask, &mut share);
+        }
+        let parts: Vec<&[u8]> = finished.iter().map(|part| part.bytes.as_slice()).collect();
+        (parts.concat(), share)
+    }
+
+    fn finish(&self, answer: usize, index: usize, packed: pi_rlwe::Packed) -> Finished {
+        let map = &self.packing.answers()[answer];
+        let useful = map.useful(&self.packing.uploads()[map.upload()], index);
+        let rng = &mut self.forks.task("answer", answer, index);
+        let mask = Zeroizing::new(fp::uniform_vec(useful.len(), rng));
+        let coefficients = coefficients(&useful);
+        let (params, key) = (self.params, self.public_key);
+        let bytes = finish(params, packed, key, &coefficients, &mask, rng).encode();
+        Finished {
+            index,
+            bytes,
+            useful,
+            mask,
+        }
+    }
+}
+
+/// All answers of a plan at once, and their `s`; see [`Answers`]. Uses the uploads up.
 ///
-/// Uses the uploads up: answering one twice leaks bits of `W r`. All randomness, `s` included, comes from `rng`, which
-/// the session seeds once for a bundle, after the exchange has started; the result does not depend on the number of
-/// threads.
-///
-/// # Cost
-/// See [`super::cost()`]; on all threads of the current rayon pool.
 /// # Panics
 /// If the kernels or uploads are of another packing, or the Galois keys do not reach [`max_gap`].
 pub fn server_answer(
@@ -181,79 +283,19 @@ pub fn server_answer(
     galois_keys: &GaloisKeys,
     rng: &mut impl CryptoRng,
 ) -> (Vec<u8>, Vec<Zeroizing<Vec<u64>>>) {
-    assert_eq!(
-        kernels.answers.len(),
-        packing.answers().len(),
-        "kernels of another packing"
-    );
-    assert_eq!(
-        uploaded.ciphertexts.len(),
-        packing.uploads().len(),
-        "uploads of another packing"
-    );
-    let forks = Forks::new(rng);
-    let scratch = Scratch::default();
-    let chunks: Vec<(usize, usize)> = packing
-        .answers()
-        .iter()
-        .enumerate()
-        .flat_map(|(a, answer)| (0..answer.chunks()).map(move |chunk| (a, chunk)))
-        .collect();
-    let finished: Vec<Vec<Finished>> = chunks
-        .par_iter()
-        .map(|&(a, chunk)| {
-            let answer = &packing.answers()[a];
-            let task = Chunk {
-                params,
-                answer,
-                upload: &packing.uploads()[answer.upload()],
-                kernels: &kernels.answers[a],
-                ciphertexts: &uploaded.ciphertexts[answer.upload()],
-                galois_keys,
-                scratch: &scratch,
-                chunk,
-            };
-            task.products(|index, packed| {
-                let useful = answer.useful(task.upload, index);
-                let rng = &mut forks.task("answer", a, index);
-                let mask = Zeroizing::new(fp::uniform_vec(useful.len(), rng));
-                let bytes = finish(
-                    params,
-                    packed,
-                    public_key,
-                    &coefficients(&useful),
-                    &mask,
-                    rng,
-                )
-                .encode();
-                Finished {
-                    answer: a,
-                    index,
-                    bytes,
-                    useful,
-                    mask,
-                }
-            })
-        })
-        .collect();
-
-    let mut finished: Vec<Finished> = finished.into_iter().flatten().collect();
-    finished.sort_unstable_by_key(|part| (part.answer, part.index));
-    let mut shares: Vec<Zeroizing<Vec<u64>>> = packing
-        .answers()
-        .iter()
-        .map(|answer| Zeroizing::new(vec![0; answer.len()]))
-        .collect();
-    for part in &finished {
-        scatter(&part.useful, &part.mask, &mut shares[part.answer]);
+    let mut answers = Answers::new(params, packing, kernels, public_key, galois_keys, rng);
+    let mut message = Vec::new();
+    let mut shares = Vec::with_capacity(packing.answers().len());
+    for (index, answer) in packing.answers().iter().enumerate() {
+        let (bytes, share) = answers.make(index, &uploaded.ciphertexts[answer.upload()]);
+        message.extend_from_slice(&bytes);
+        shares.push(share);
     }
-    let parts: Vec<&[u8]> = finished.iter().map(|part| part.bytes.as_slice()).collect();
-    (parts.concat(), shares)
+    (message, shares)
 }
 
 /// One finished output ciphertext.
 struct Finished {
-    answer: usize,
     index: usize,
     bytes: Vec<u8>,
     useful: Vec<Useful>,
@@ -379,7 +421,54 @@ impl Chunk<'_> {
     }
 }
 
-/// `W r + s` of every convolution, by answer, `[bundle][o][y][x]`.
+/// `W r + s` of one convolution, `[bundle][o][y][x]`, from the message of its answer.
+///
+/// # Errors
+/// If the message has not exactly the plan's length.
+/// # Panics
+/// If the packing has no such answer, or is not for the standard ring.
+pub fn finish_answer(
+    params: &Params,
+    packing: &Packing,
+    secret: &SecretKey,
+    answer: usize,
+    message: &[u8],
+) -> Result<Zeroizing<Vec<u64>>, Error> {
+    assert_eq!(packing.ring_degree(), N, "packing for another ring");
+    let map = &packing.answers()[answer];
+    let expected = answers_bytes(map);
+    if message.len() != expected {
+        return Err(Error::Length {
+            what: "answer",
+            expected,
+            got: message.len(),
+        });
+    }
+    let mut rest = message;
+    let parts: Vec<(usize, &[u8])> = (0..map.ciphertexts())
+        .map(|index| {
+            let (part, after) = rest.split_at(Answer::bytes(map.useful_count(index)));
+            rest = after;
+            (index, part)
+        })
+        .collect();
+    let opened = parts
+        .into_par_iter()
+        .map(|(index, bytes)| {
+            let useful = map.useful(&packing.uploads()[map.upload()], index);
+            let decoded = Answer::decode(useful.len(), bytes)?;
+            let values = decrypt(params, secret, &decoded, &coefficients(&useful));
+            Ok((useful, values))
+        })
+        .collect::<Result<Vec<_>, Error>>()?;
+    let mut share = Zeroizing::new(vec![0; map.len()]);
+    for (useful, values) in &opened {
+        scatter(useful, values, &mut share);
+    }
+    Ok(share)
+}
+
+/// `W r + s` of every convolution, by answer, from their messages one after the other; see [`finish_answer`].
 ///
 /// # Errors
 /// If the message has not exactly the plan's length.
@@ -391,7 +480,6 @@ pub fn client_finish(
     secret: &SecretKey,
     message: &[u8],
 ) -> Result<Vec<Zeroizing<Vec<u64>>>, Error> {
-    assert_eq!(packing.ring_degree(), N, "packing for another ring");
     let expected = packing.answers().iter().map(answers_bytes).sum();
     if message.len() != expected {
         return Err(Error::Length {
@@ -401,31 +489,11 @@ pub fn client_finish(
         });
     }
     let mut rest = message;
-    let mut parts = Vec::new();
-    for (a, answer) in packing.answers().iter().enumerate() {
-        for index in 0..answer.ciphertexts() {
-            let (part, after) = rest.split_at(Answer::bytes(answer.useful_count(index)));
-            rest = after;
-            parts.push((a, index, part));
-        }
-    }
-    let opened = parts
-        .into_par_iter()
-        .map(|(a, index, bytes)| {
-            let answer = &packing.answers()[a];
-            let useful = answer.useful(&packing.uploads()[answer.upload()], index);
-            let decoded = Answer::decode(useful.len(), bytes)?;
-            let values = decrypt(params, secret, &decoded, &coefficients(&useful));
-            Ok((a, useful, values))
-        })
-        .collect::<Result<Vec<_>, Error>>()?;
-    let mut shares: Vec<Zeroizing<Vec<u64>>> = packing
-        .answers()
-        .iter()
-        .map(|answer| Zeroizing::new(vec![0; answer.len()]))
-        .collect();
-    for (a, useful, values) in &opened {
-        scatter(useful, values, &mut shares[*a]);
-    }
-    Ok(shares)
+    let each = packing.answers().iter().enumerate();
+    let shares = each.map(|(answer, map)| {
+        let (part, after) = rest.split_at(answers_bytes(map));
+        rest = after;
+        finish_answer(params, packing, secret, answer, part)
+    });
+    shares.collect()
 }

@@ -1,9 +1,9 @@
 //! The linear layers, offline: from encryptions of the client's masks to shares of `W r`.
 //!
-//! For the session. [`client_upload`] draws a mask `r` for every tensor that a convolution reads and encrypts
-//! it in the layouts of the plan; [`server_answer`] multiplies by the kernels, merges, and returns
-//! `Enc(W r + s)` for fresh `s`; [`client_finish`] decrypts. All layers travel together: one message up, one
-//! down. Online the server adds `W (x - r) - s` in the clear and nobody sends anything.
+//! For the session. [`Uploads`] draws a mask `r` for every tensor that a convolution reads and encrypts
+//! it in the layouts of the plan; [`Answers`] multiplies by the kernels, merges, and returns
+//! `Enc(W r + s)` for fresh `s`; [`finish_answer`] decrypts. Uploads and answers are messages of their own, so that
+//! neither party holds all of a batch at a time. Online the server adds `W (x - r) - s` in the clear and nobody sends anything.
 //!
 //! Coefficient packing follows Cheetah (Huang et al., USENIX Security 2022), with channels interleaved and results
 //! merged by automorphisms (Chen, Dai, Kim, Song 2021); [`crate::layout`] has the indices, `pi_rlwe` the
@@ -39,9 +39,13 @@ mod upload;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Kernels, answers_bytes, client_finish, max_gap, server_answer};
+pub use answer::{
+    Answers, Kernels, answers_bytes, client_finish, finish_answer, max_gap, server_answer,
+};
 pub use cost::{LinearCost, cost};
-pub use upload::{ClientUpload, Uploaded, client_upload, server_receive, uploads_bytes};
+pub use upload::{
+    ClientUpload, Uploaded, Uploads, client_upload, receive_upload, server_receive, uploads_bytes,
+};
 
 use rand_chacha::ChaCha20Rng;
 use rand_core::{CryptoRng, SeedableRng};

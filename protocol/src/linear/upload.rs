@@ -5,7 +5,7 @@ use crate::layout::{Packing, Slot, UploadMap};
 use pi_ring::fp;
 use pi_rlwe::upload::upload_bytes;
 use pi_rlwe::{
-    Ciphertext, CiphertextModulus, CoefficientClass, Error, N, Params, SecretKey, Seed,
+    Ciphertext, CiphertextModulus, CoefficientClass, Error, N, Params, SecretKey, Seed, Upload,
     UploadLayout, expand_upload, upload,
 };
 use rand_core::CryptoRng;
@@ -61,26 +61,166 @@ fn upload_layout(slots: &[Slot]) -> UploadLayout {
     UploadLayout::new(slots.iter().map(class).collect())
 }
 
-/// All ciphertexts of a plan: upload, place in it.
-fn ciphertexts(packing: &Packing) -> Vec<(usize, usize)> {
-    let each = packing.uploads().iter().enumerate();
-    each.flat_map(|(u, map)| (0..map.ciphertexts()).map(move |index| (u, index)))
-        .collect()
-}
-
 fn assert_degree(packing: &Packing) {
     assert_eq!(packing.ring_degree(), N, "packing for another ring");
 }
 
-/// Draws and encrypts the masks of all tensors that convolutions read.
+/// The client's uploads, made one after the other: the masks of all tensors that convolutions read, drawn and encrypted.
 ///
-/// `public_seed` is known to both parties, contains randomness of both, and never serves twice; the errors come from
-/// `rng` alone. A mask's element that no useful output reads (a strided 1x1 convolution may skip some) is drawn from
-/// `rng`.
+/// A tensor's mask is complete once all its uploads are made. An element that no useful output reads (a strided 1x1
+/// convolution may skip some) is drawn from the generator that [`Uploads::new`] was given.
+pub struct Uploads<'a> {
+    params: &'a Params,
+    packing: &'a Packing,
+    secret: &'a SecretKey,
+    public_seed: [u8; 32],
+    forks: Forks,
+    made: usize,
+    masks: Vec<Option<Zeroizing<Vec<u64>>>>,
+}
+
+/// One ciphertext on its way.
+struct Draft {
+    index: usize,
+    slots: Vec<Slot>,
+    repeats: bool,
+    sent: Upload,
+}
+
+impl<'a> Uploads<'a> {
+    /// Draws what the uploads' errors and unread masks come from.
+    ///
+    /// `public_seed` is known to both parties, contains randomness of both, and never serves twice; the errors come from
+    /// `rng` alone.
+    ///
+    /// # Panics
+    /// If the packing is not for the standard ring.
+    pub fn new(
+        params: &'a Params,
+        packing: &'a Packing,
+        secret: &'a SecretKey,
+        public_seed: &[u8; 32],
+        rng: &mut impl CryptoRng,
+    ) -> Self {
+        assert_degree(packing);
+        let forks = Forks::new(rng);
+        let tensors = packing.tensors().iter().enumerate();
+        let masks = tensors.map(|(tensor, shape)| {
+            let read = packing.is_uploaded(pi_ir::TensorId(tensor as u32));
+            let count = shape.len() * packing.bundles();
+            read.then(|| {
+                Zeroizing::new(fp::uniform_vec(count, &mut forks.task("unread", tensor, 0)))
+            })
+        });
+        Uploads {
+            masks: masks.collect(),
+            params,
+            packing,
+            secret,
+            public_seed: *public_seed,
+            forks,
+            made: 0,
+        }
+    }
+
+    /// The message of the next upload, of [`uploads_bytes`]; `None` after the last.
+    ///
+    /// # Cost
+    /// About 0.7 ms of one core a ciphertext, twice that where a ciphertext repeats elements (halos); on all threads of
+    /// the current rayon pool.
+    pub fn next_message(&mut self) -> Option<Vec<u8>> {
+        let map = self.packing.uploads().get(self.made)?;
+        // First what the seeds choose. A ciphertext without repeats is final at once. One with repeats shows its free
+        // masks when every coefficient is taken as free: a free mask depends on the seed alone. That correction is
+        // dropped, so still only one correction of a seed ever leaves the client.
+        let drafts: Vec<Draft> = (0..map.ciphertexts())
+            .into_par_iter()
+            .map(|index| {
+                let slots = map.slots(index);
+                debug_assert_eq!(slots.len(), N);
+                let repeats = slots.iter().any(|slot| matches!(slot, Slot::Repeat(_)));
+                let sent = if repeats {
+                    self.encrypt(index, &UploadLayout::all_free(), &[], "mask")
+                } else {
+                    let layout = upload_layout(&slots);
+                    self.encrypt(index, &layout, &vec![0; layout.forced_count()], "upload")
+                };
+                Draft {
+                    index,
+                    slots,
+                    repeats,
+                    sent,
+                }
+            })
+            .collect();
+        let mask = self.masks[map.tensor().0 as usize]
+            .as_mut()
+            .expect("an uploaded tensor has a mask");
+        for draft in &drafts {
+            for (slot, r) in draft.slots.iter().zip(draft.sent.mask.iter()) {
+                if let Slot::Free(element) = slot {
+                    mask[*element as usize] = *r;
+                }
+            }
+        }
+        // Then what repeats them.
+        let parts: Vec<Vec<u8>> = drafts
+            .into_par_iter()
+            .map(|draft| match draft.repeats {
+                true => self.repeat(map, &draft),
+                false => draft.sent.bytes,
+            })
+            .collect();
+        self.made += 1;
+        Some(parts.concat())
+    }
+
+    /// The final form of a ciphertext that repeats elements.
+    fn repeat(&self, map: &UploadMap, draft: &Draft) -> Vec<u8> {
+        let mask = self.masks[map.tensor().0 as usize]
+            .as_ref()
+            .expect("an uploaded tensor has a mask");
+        let forced = draft.slots.iter().filter_map(|slot| match slot {
+            Slot::Zero => Some(0),
+            Slot::Repeat(element) => Some(mask[*element as usize]),
+            Slot::Free(_) | Slot::Unused => None,
+        });
+        let forced: Zeroizing<Vec<u64>> = Zeroizing::new(forced.collect());
+        let layout = upload_layout(&draft.slots);
+        self.encrypt(draft.index, &layout, &forced, "upload").bytes
+    }
+
+    /// Encrypts ciphertext `index` of the upload that is being made.
+    fn encrypt(
+        &self,
+        index: usize,
+        layout: &UploadLayout,
+        forced: &[u64],
+        purpose: &str,
+    ) -> Upload {
+        upload(
+            self.params,
+            CONV,
+            self.secret,
+            &ciphertext_seed(&self.public_seed, self.made, index),
+            layout,
+            forced,
+            &mut self.forks.task(purpose, self.made, index),
+        )
+    }
+
+    /// `r` by tensor, `[bundle][c][y][x]`; `None` where no convolution reads the tensor.
+    ///
+    /// # Panics
+    /// If an upload is missing: masks would not be those encrypted.
+    pub fn into_masks(self) -> Vec<Option<Zeroizing<Vec<u64>>>> {
+        assert_eq!(self.made, self.packing.uploads().len(), "uploads made");
+        self.masks
+    }
+}
+
+/// All uploads of a plan at once; see [`Uploads`].
 ///
-/// # Cost
-/// About 0.7 ms of one core a ciphertext, twice that where a ciphertext repeats elements (halos); on all threads of the
-/// current rayon pool.
 /// # Panics
 /// If the packing is not for the standard ring.
 pub fn client_upload(
@@ -90,109 +230,64 @@ pub fn client_upload(
     public_seed: &[u8; 32],
     rng: &mut impl CryptoRng,
 ) -> ClientUpload {
-    assert_degree(packing);
-    let forks = Forks::new(rng);
-    let uploads = packing.uploads();
-    let run = |u: usize,
-               index: usize,
-               slots: &[Slot],
-               layout: &UploadLayout,
-               forced: &[u64],
-               purpose: &str| {
-        debug_assert_eq!(slots.len(), N);
-        let seed = ciphertext_seed(public_seed, u, index);
-        upload(
-            params,
-            CONV,
-            secret,
-            &seed,
-            layout,
-            forced,
-            &mut forks.task(purpose, u, index),
-        )
-    };
-
-    // First what the seeds choose. A ciphertext without repeats is final at once. One with repeats shows its free masks
-    // when every coefficient is taken as free: a free mask depends on the seed alone. That correction is dropped, so
-    // still only one correction of a seed ever leaves the client.
-    let first: Vec<_> = ciphertexts(packing)
-        .into_par_iter()
-        .map(|(u, index)| {
-            let slots = uploads[u].slots(index);
-            let repeats = slots.iter().any(|slot| matches!(slot, Slot::Repeat(_)));
-            let sent = if repeats {
-                run(u, index, &slots, &UploadLayout::all_free(), &[], "mask")
-            } else {
-                let layout = upload_layout(&slots);
-                run(
-                    u,
-                    index,
-                    &slots,
-                    &layout,
-                    &vec![0; layout.forced_count()],
-                    "upload",
-                )
-            };
-            (u, index, slots, repeats, sent)
-        })
-        .collect();
-
-    let mut masks: Vec<Option<Zeroizing<Vec<u64>>>> = Vec::with_capacity(packing.tensors().len());
-    for (tensor, shape) in packing.tensors().iter().enumerate() {
-        let read = packing.is_uploaded(pi_ir::TensorId(tensor as u32));
-        let count = shape.len() * packing.bundles();
-        masks.push(
-            read.then(|| {
-                Zeroizing::new(fp::uniform_vec(count, &mut forks.task("unread", tensor, 0)))
-            }),
-        );
+    let mut uploads = Uploads::new(params, packing, secret, public_seed, rng);
+    let mut message = Vec::with_capacity(packing.uploads().iter().map(uploads_bytes).sum());
+    while let Some(part) = uploads.next_message() {
+        message.extend_from_slice(&part);
     }
-    for (u, _, slots, _, sent) in &first {
-        let mask = masks[uploads[*u].tensor().0 as usize]
-            .as_mut()
-            .expect("an uploaded tensor has a mask");
-        for (slot, r) in slots.iter().zip(sent.mask.iter()) {
-            if let Slot::Free(element) = slot {
-                mask[*element as usize] = *r;
-            }
-        }
-    }
-
-    // Then what repeats them.
-    let parts: Vec<Vec<u8>> = first
-        .into_par_iter()
-        .map(|(u, index, slots, repeats, sent)| {
-            if !repeats {
-                return sent.bytes;
-            }
-            let mask = masks[uploads[u].tensor().0 as usize]
-                .as_ref()
-                .expect("an uploaded tensor has a mask");
-            let forced: Zeroizing<Vec<u64>> = Zeroizing::new(
-                slots
-                    .iter()
-                    .filter_map(|slot| match slot {
-                        Slot::Zero => Some(0),
-                        Slot::Repeat(element) => Some(mask[*element as usize]),
-                        Slot::Free(_) | Slot::Unused => None,
-                    })
-                    .collect(),
-            );
-            run(u, index, &slots, &upload_layout(&slots), &forced, "upload").bytes
-        })
-        .collect();
     ClientUpload {
-        masks,
-        message: parts.concat(),
+        masks: uploads.into_masks(),
+        message,
     }
 }
 
-/// The ciphertexts of a client's message.
+/// The ciphertexts of one upload's message.
 ///
 /// # Errors
 /// If the message has not exactly the plan's length or a correction is out of range.
 /// # Cost
 /// About 0.3 ms of one core and 0.4 MB a ciphertext.
+/// # Panics
+/// If the packing has no such upload, or is not for the standard ring.
+pub fn receive_upload(
+    params: &Params,
+    packing: &Packing,
+    public_seed: &[u8; 32],
+    upload: usize,
+    message: &[u8],
+) -> Result<Vec<Ciphertext>, Error> {
+    assert_degree(packing);
+    let map = &packing.uploads()[upload];
+    let expected = uploads_bytes(map);
+    if message.len() != expected {
+        return Err(Error::Length {
+            what: "upload",
+            expected,
+            got: message.len(),
+        });
+    }
+    let mut rest = message;
+    let parts: Vec<(usize, &[u8])> = (0..map.ciphertexts())
+        .map(|index| {
+            let (part, after) = rest.split_at(upload_bytes(CONV, map.counts(index).forced));
+            rest = after;
+            (index, part)
+        })
+        .collect();
+    parts
+        .into_par_iter()
+        .map(|(index, bytes)| {
+            let layout = upload_layout(&map.slots(index));
+            let seed = ciphertext_seed(public_seed, upload, index);
+            expand_upload(params, CONV, &seed, &layout, bytes)
+        })
+        .collect()
+}
+
+/// The ciphertexts of all uploads of a plan, from their messages one after the other; see [`receive_upload`].
+///
+/// # Errors
+/// If the message has not exactly the plan's length or a correction is out of range.
 /// # Panics
 /// If the packing is not for the standard ring.
 pub fn server_receive(
@@ -201,7 +296,6 @@ pub fn server_receive(
     public_seed: &[u8; 32],
     message: &[u8],
 ) -> Result<Uploaded, Error> {
-    assert_degree(packing);
     let expected = packing.uploads().iter().map(uploads_bytes).sum();
     if message.len() != expected {
         return Err(Error::Length {
@@ -211,34 +305,13 @@ pub fn server_receive(
         });
     }
     let mut rest = message;
-    let parts: Vec<(usize, usize, &[u8])> = ciphertexts(packing)
-        .into_iter()
-        .map(|(u, index)| {
-            let forced = packing.uploads()[u].counts(index).forced;
-            let (part, after) = rest.split_at(upload_bytes(CONV, forced));
-            rest = after;
-            (u, index, part)
-        })
-        .collect();
-    let flat = parts
-        .into_par_iter()
-        .map(|(u, index, bytes)| {
-            let layout = upload_layout(&packing.uploads()[u].slots(index));
-            expand_upload(
-                params,
-                CONV,
-                &ciphertext_seed(public_seed, u, index),
-                &layout,
-                bytes,
-            )
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut flat = flat.into_iter();
+    let each = packing.uploads().iter().enumerate();
+    let ciphertexts = each.map(|(upload, map)| {
+        let (part, after) = rest.split_at(uploads_bytes(map));
+        rest = after;
+        receive_upload(params, packing, public_seed, upload, part)
+    });
     Ok(Uploaded {
-        ciphertexts: packing
-            .uploads()
-            .iter()
-            .map(|map| flat.by_ref().take(map.ciphertexts()).collect())
-            .collect(),
+        ciphertexts: ciphertexts.collect::<Result<_, _>>()?,
     })
 }

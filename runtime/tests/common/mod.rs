@@ -3,7 +3,6 @@
 
 use assert_cmd::Command;
 use image::{DynamicImage, GrayImage, RgbImage};
-use pi_ir::failure::failure_log2;
 use pi_ir::interpret::{Interpreter, quantise_image};
 use pi_ir::{Artifact, Kind, Step, WeightsFile, artifact, random};
 use pi_protocol::layout::default_plan;
@@ -14,6 +13,9 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
+
+/// Bundles of the models' one batch.
+pub const BATCH: u32 = 3;
 
 /// A small model that was compiled for the test, with a picture of its size.
 pub struct Model {
@@ -47,16 +49,11 @@ impl Model {
             .expect("some circuit reads pictures");
         println!("random circuit of seed {seed}");
         let plan = default_plan(&circuit, 1).unwrap();
+        let batch = default_plan(&circuit, BATCH).unwrap();
         let weights = random::weights_file(seed, weights);
         let pixels = random::pixels(&circuit, seed);
-        let artifact = Artifact {
-            failure_log2: failure_log2(&circuit).total,
-            circuit,
-            plan,
-            weights_digest: weights.digest(),
-            accuracy: None,
-            note: String::new(),
-        };
+        let mut artifact = Artifact::new(circuit, plan, weights.digest());
+        artifact.batches.push(batch);
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         std::fs::write(at(artifact::ARTIFACT_NAME), artifact.encode()).unwrap();
