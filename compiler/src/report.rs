@@ -134,7 +134,7 @@ impl Report {
     pub fn new(artifact: &Artifact) -> Result<Self, Refused> {
         let circuit = &artifact.circuit;
         let refuse = |why: String| Refused::one("", why);
-        let cost = cost::circuit(circuit, &artifact.plan).map_err(|e| refuse(e.to_string()))?;
+        let cost = cost::circuit(circuit, artifact.plans()).map_err(|e| refuse(e.to_string()))?;
         let packing = Packing::new(circuit, &artifact.plan).map_err(|f| refuse(f.join("; ")))?;
         let linear = linear::cost(&packing);
         let failure = failure_log2(circuit);

@@ -5,7 +5,7 @@
 use crate::Error;
 use crate::linear;
 use crate::nonlinear::{quadratic, relu};
-use crate::session::{Network, TREE_DEPTH, infer_bytes, offline_bytes, setup_traffic};
+use crate::session::{Network, TREE_DEPTH, infer_bytes, offline_traffic, setup_traffic};
 use pi_garble::field::ELEMENT_BYTES;
 use pi_ir::{Circuit, Kind, Plan, Step};
 use std::ops::AddAssign;
@@ -55,31 +55,49 @@ pub struct LayerCost {
 pub struct Cost {
     /// Once per client key.
     pub setup: Traffic,
-    /// Once per bundle.
+    /// Once per bundle that is prepared alone.
     pub offline: Traffic,
+    /// Once per batch, for batches of more than one bundle.
+    pub batches: Vec<BatchCost>,
     /// Once per input.
     pub online: Traffic,
-    /// Layer by layer.
+    /// Layer by layer, for a bundle that is prepared alone.
     pub per_layer: Vec<LayerCost>,
 }
 
+/// What a batch costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchCost {
+    /// Bundles of the batch.
+    pub bundles: usize,
+    /// All of its messages.
+    pub offline: Traffic,
+}
+
 impl Cost {
+    /// Round trips offline of a batch: one, and one a bundle.
+    pub fn offline_round_trips(bundles: u32) -> u32 {
+        1 + bundles
+    }
+
     /// Round trips online: one more than layers with a ReLU, square or polynomial element.
     pub fn online_round_trips(&self) -> u32 {
         self.online.messages / 2
     }
 }
 
-/// The cost of a circuit with a plan.
+/// The cost of a circuit with plans, the first of them for one bundle.
 ///
 /// # Errors
-/// [`Error::ApiMisuse`] with all faults if circuit or plan are not sound.
-pub fn circuit(circuit: &Circuit, plan: &Plan) -> Result<Cost, Error> {
-    Ok(of(&Network::new(circuit, plan)?))
+/// [`Error::ApiMisuse`] with all faults if circuit or plans are not sound.
+pub fn circuit<'p>(
+    circuit: &Circuit,
+    plans: impl IntoIterator<Item = &'p Plan>,
+) -> Result<Cost, Error> {
+    Ok(of(&Network::new(circuit, plans)?))
 }
 
 pub(crate) fn of(network: &Network) -> Cost {
-    let [first, second, third, fourth] = offline_bytes(network).map(|bytes| bytes as u64);
     let (request, output) = infer_bytes(network);
     let per_layer = layers(network);
     let mut online = Traffic {
@@ -94,25 +112,27 @@ pub(crate) fn of(network: &Network) -> Cost {
     }
     Cost {
         setup: setup_traffic(),
-        offline: Traffic {
-            up: first + third,
-            down: second + fourth,
-            messages: 4,
-        },
+        offline: offline_traffic(network, &network.plans[0]),
+        batches: (network.plans[1..].iter())
+            .map(|planned| BatchCost {
+                bundles: planned.bundles(),
+                offline: offline_traffic(network, planned),
+            })
+            .collect(),
         online,
         per_layer,
     }
 }
 
 fn layers(network: &Network) -> Vec<LayerCost> {
-    let answers = linear::cost(&network.packing).answer_bytes;
+    let answers = linear::cost(network.single()).answer_bytes;
     let mut layers = Vec::with_capacity(network.layers.len());
     for (l, (layer, index)) in network.indexed().enumerate() {
         let count = |wanted: Kind| match &layer.step {
             Step::Activate(activation) => activation.kinds.iter().filter(|&&k| k == wanted).count(),
             Step::Output { .. } => 0,
         };
-        let maps = network.packing.answers().iter().zip(&answers);
+        let maps = network.single().answers().iter().zip(&answers);
         let answers = maps.filter(|(map, _)| map.layer() as usize == l);
         let mut offline = Traffic {
             up: (quadratic::correction_bytes(index.slots) + ELEMENT_BYTES * index.identity.len())

@@ -7,7 +7,7 @@
 //!   with a random `d0`; the server opens `2 a d + b - d0`. All coefficients stay with the server.
 //!
 //! # Slots
-//! The OLEs of a whole bundle are the SIMD slots of as few RLWE ciphertexts as hold them, [`N`] each: layer by layer,
+//! The OLEs of a whole bundle, all of them in its messages 3 and 4, are the SIMD slots of as few RLWE ciphertexts as hold them, [`N`] each: layer by layer,
 //! element by element, one slot for a square, two for a polynomial (`c^2` first). A ciphertext's slots are random `a`, chosen
 //! by a public seed as masks are; the client moves them onto its inputs by sending `x - a` once it knows them, and the
 //! server adds `(x - a) y` to its `v`. Slots behind the last one hold `y = 0`; they are masked like all others.
@@ -22,7 +22,6 @@
 
 use crate::Error;
 use crate::secrets::{Secrets, public_seed};
-use crate::wire::Reader;
 use pi_garble::field::{self, ELEMENT_BYTES, Elements};
 use pi_ir::{Kind, Polynomial};
 use pi_ring::fp;
@@ -54,90 +53,71 @@ pub(crate) const fn ciphertexts(slots: usize) -> usize {
     slots.div_ceil(N)
 }
 
-/// Bytes of offline message 1 for so many slots.
+/// Bytes of the ciphertexts of offline message 3 for so many slots.
 pub(crate) const fn offline_upload_bytes(slots: usize) -> usize {
     ciphertexts(slots) * UPLOAD_BYTES
 }
 
-/// Bytes of offline message 2.
+/// Bytes of offline message 4.
 pub(crate) const fn offline_answer_bytes(slots: usize) -> usize {
     ciphertexts(slots) * ANSWER_BYTES
 }
 
-/// Bytes of offline message 3: `x - a`.
+/// Bytes of `x - a` in offline message 3.
 pub(crate) const fn correction_bytes(slots: usize) -> usize {
     ELEMENT_BYTES * slots
 }
 
-/// The client's OLEs of a bundle, after message 1.
-pub(crate) struct ClientOle {
+/// The client's part of message 3: ciphertexts of random `a`, and `x - a` for the inputs `x`, one a slot.
+pub(crate) fn client_offer(
+    params: &Params,
+    secret: &SecretKey,
+    bundle: &[u8; 32],
+    x: &[u64],
+    secrets: &Secrets,
+    message: &mut Vec<u8>,
+) {
+    let layout = UploadLayout::all_free();
+    let parts: Vec<_> = x
+        .par_chunks(N)
+        .enumerate()
+        .map(|(i, x)| {
+            let rng = &mut secrets.rng("OLE errors", i as u64);
+            let seed = public_seed("OLE", bundle, i as u64);
+            let ole = CiphertextModulus::Ole;
+            let done = upload(params, ole, secret, &seed, &layout, &[], rng);
+            let a = ole_slots(params, &done.mask);
+            let difference = x.iter().zip(a.iter()).map(|(&x, &a)| fp::sub(x, a));
+            (done.bytes, difference.collect::<Vec<u64>>())
+        })
+        .collect();
+    for (bytes, _) in &parts {
+        message.extend_from_slice(bytes);
+    }
+    for (_, difference) in &parts {
+        message.extend_from_slice(field::encode(difference));
+    }
+}
+
+/// The client's `u`, slot by slot, from its part of message 4.
+pub(crate) fn client_receive(
+    params: &Params,
+    secret: &SecretKey,
     slots: usize,
-    a: Elements,
+    answers: &[u8],
+) -> Result<Elements, Error> {
+    Error::check_length("OLE answers", offline_answer_bytes(slots), answers.len())?;
+    let parts: Vec<Elements> = answers
+        .par_chunks_exact(ANSWER_BYTES)
+        .map(|bytes| Ok(ole_receive(params, secret, &Answer::decode(N, bytes)?)))
+        .collect::<Result<_, Error>>()?;
+    let mut u = Zeroizing::new(Vec::with_capacity(parts.len() * N));
+    parts.iter().for_each(|part| u.extend_from_slice(part));
+    u.truncate(slots);
+    Ok(u)
 }
 
-impl ClientOle {
-    /// Appends the ciphertexts of random `a` to message 1.
-    pub(crate) fn start(
-        params: &Params,
-        secret: &SecretKey,
-        bundle: &[u8; 32],
-        slots: usize,
-        secrets: &Secrets,
-        message: &mut Vec<u8>,
-    ) -> Self {
-        let layout = UploadLayout::all_free();
-        let uploads: Vec<_> = (0..ciphertexts(slots))
-            .into_par_iter()
-            .map(|i| {
-                let rng = &mut secrets.rng("OLE errors", i as u64);
-                let seed = public_seed("OLE", bundle, i as u64);
-                let ole = CiphertextModulus::Ole;
-                let done = upload(params, ole, secret, &seed, &layout, &[], rng);
-                (done.bytes, ole_slots(params, &done.mask))
-            })
-            .collect();
-        let mut a = Zeroizing::new(Vec::with_capacity(uploads.len() * N));
-        for (bytes, values) in &uploads {
-            message.extend_from_slice(bytes);
-            a.extend_from_slice(values);
-        }
-        a.truncate(slots);
-        ClientOle { slots, a }
-    }
-
-    /// Reads the answers of message 2, and appends `x - a` for the inputs `x` to message 3; returns `u`, slot by slot.
-    pub(crate) fn finish(
-        self,
-        params: &Params,
-        secret: &SecretKey,
-        answers: &[u8],
-        x: &[u64],
-        message: &mut Vec<u8>,
-    ) -> Result<Elements, Error> {
-        debug_assert_eq!(x.len(), self.slots);
-        Error::check_length(
-            "OLE answers",
-            offline_answer_bytes(self.slots),
-            answers.len(),
-        )?;
-        let parts: Vec<Elements> = answers
-            .par_chunks_exact(ANSWER_BYTES)
-            .map(|bytes| Ok(ole_receive(params, secret, &Answer::decode(N, bytes)?)))
-            .collect::<Result<_, Error>>()?;
-        let mut u = Zeroizing::new(Vec::with_capacity(parts.len() * N));
-        parts.iter().for_each(|part| u.extend_from_slice(part));
-        u.truncate(self.slots);
-        let difference: Vec<u64> = x
-            .iter()
-            .zip(self.a.iter())
-            .map(|(&x, &a)| fp::sub(x, a))
-            .collect();
-        message.extend_from_slice(field::encode(&difference));
-        Ok(u)
-    }
-}
-
-/// The ciphertexts that the server reads from message 1.
+/// The ciphertexts that the server reads from message 3.
 pub(crate) fn receive_uploads(
     params: &Params,
     bundle: &[u8; 32],
@@ -164,7 +144,7 @@ pub(crate) struct ServerOle {
 }
 
 impl ServerOle {
-    /// Draws shares `v`, and appends the answers to message 2.
+    /// Draws shares `v`, and appends the answers to message 4.
     pub(crate) fn answer(
         params: &Params,
         uploads: Vec<Ciphertext>,
@@ -197,9 +177,8 @@ impl ServerOle {
     }
 
     /// Moves the products from `a y` to `x y`, by `x - a` from message 3.
-    pub(crate) fn correct(&mut self, received: &mut Reader<'_>) -> Result<(), Error> {
-        let bytes = received.take(correction_bytes(self.y.len()))?;
-        let differences = field::decode("OLE corrections", bytes, self.y.len())?;
+    pub(crate) fn correct(&mut self, corrections: &[u8]) -> Result<(), Error> {
+        let differences = field::decode("OLE corrections", corrections, self.y.len())?;
         for ((v, &y), &difference) in self.v.iter_mut().zip(self.y.iter()).zip(&differences) {
             *v = fp::add(*v, fp::mul(difference, y));
         }

@@ -135,7 +135,7 @@ impl ClientBundle {
     /// [`Error::Stored`] if the bytes are damaged, [`Error::ApiMisuse`] if the bundle is of another model.
     pub fn decode(bytes: &[u8], model: &ClientModel) -> Result<Self, Error> {
         let (header, mut reader) = open(bytes, CLIENT_TAG)?;
-        check_header(&header, &model.header(header.client_key, &header.inputs))?;
+        model.check_header(&header)?;
         let network = model.network();
         let input_mask = elements(&mut reader, network.circuit.input.len())?;
         let layers = network.indexed().map(|(layer, index)| {
@@ -221,7 +221,7 @@ impl ServerBundle {
     /// [`Error::Stored`] if the bytes are damaged, [`Error::ApiMisuse`] if the bundle is of another model.
     pub fn decode(bytes: &[u8], model: &ServerModel) -> Result<Self, Error> {
         let (header, mut reader) = open(bytes, SERVER_TAG)?;
-        check_header(&header, &model.header(header.client_key, &header.inputs))?;
+        model.check_header(&header)?;
         let label_seed = Zeroizing::new(reader.array()?);
         let delta = Delta::from_block(Block::from_bytes(reader.array()?));
         let layers = model.network().indexed().map(|(layer, index)| {
@@ -255,14 +255,6 @@ fn gadget_bytes(index: &LayerIndex) -> usize {
     match index.width {
         Some(_) => ServerGadget::stored_bytes(index.relu.len()),
         None => 0,
-    }
-}
-
-/// Ensures that a bundle was prepared for a model.
-pub(crate) fn check_header(found: &BundleHeader, expected: &BundleHeader) -> Result<(), Error> {
-    match found == expected {
-        true => Ok(()),
-        false => Err(Error::misuse("the bundle was prepared for another model")),
     }
 }
 

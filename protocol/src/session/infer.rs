@@ -10,7 +10,7 @@
 //! Everything else is local: the server computes `W (x - r)` in the clear, both add residuals and pool on their shares, and
 //! identity elements were settled offline. The client's shares of all sums were known offline, so that it computes nothing linear.
 
-use super::bundle::{ClientBundle, ClientLayer, ServerBundle, ServerLayer, check_header};
+use super::bundle::{ClientBundle, ClientLayer, ServerBundle, ServerLayer};
 use super::model::{ClientModel, LayerIndex, Network, ServerModel, activation, add_scaled};
 use super::prepare::{polynomial, server_labels, truncated, tweaks};
 use crate::channel::{Channel, receive_exactly};
@@ -124,7 +124,7 @@ pub async fn client_infer(
 ) -> Result<Inference, Error> {
     let network = model.network();
     let header = *bundle.header();
-    check_header(&header, &model.header(header.client_key, &header.inputs))?;
+    model.check_header(&header)?;
     let expected = network.circuit.input.len();
     if input.len() != expected {
         let got = input.len();
@@ -244,7 +244,7 @@ pub async fn server_infer(
             what: "the request names another bundle".into(),
         });
     }
-    check_header(&header, &model.header(header.client_key, &header.inputs))?;
+    model.check_header(&header)?;
     // x - r of every tensor so far.
     let mut tensors: Vec<Elements> = Vec::with_capacity(network.layers.len());
     tensors.push(Zeroizing::new(request.input));

@@ -1,8 +1,8 @@
 //! Sessions: keys once, bundles ahead of time, answers from bundles.
 //!
 //! For the runtime. Three exchanges over a [`Channel`](crate::Channel), each with a client's and a server's function
-//! that stand beside each other: [`client_setup`] and [`server_setup`] once per client key, [`client_prepare`] and
-//! [`server_prepare`] once per bundle, [`client_infer`] and [`server_infer`] once per input. The functions are asynchronous at
+//! that stand beside each other: [`client_setup`] and [`server_setup`] once per client key, [`ClientBatch`] and
+//! [`ServerBatch`] once per batch of bundles ([`client_prepare`] and [`server_prepare`] for one), [`client_infer`] and [`server_infer`] once per input. The functions are asynchronous at
 //! messages only; between two messages they compute, on the threads of the current rayon pool, and block meanwhile.
 //!
 //! The message flow is the table in `docs/protocol.md`; the parts of a message follow each other without framing,
@@ -45,10 +45,10 @@ pub use crate::header::{BundleHeader, BundleId, HeaderInputs, PROTOCOL_VERSION};
 pub use bundle::{ClientBundle, ServerBundle};
 pub use infer::{Inference, OnlineRequest, client_infer, server_infer};
 pub use model::{ClientModel, ServerModel};
-pub use prepare::{client_prepare, server_prepare};
+pub use prepare::{ClientBatch, ServerBatch, client_prepare, server_prepare};
 pub use setup::{ClientSetup, ServerSetup, client_setup, server_setup};
 
 pub(crate) use infer::{infer_bytes, layer_traffic};
 pub(crate) use model::{Network, TREE_DEPTH};
-pub(crate) use prepare::offline_bytes;
+pub(crate) use prepare::offline_traffic;
 pub(crate) use setup::setup_traffic;

@@ -20,16 +20,23 @@ pub(crate) const TREE_DEPTH: TreeDepth = match TreeDepth::new(4) {
     Err(_) => unreachable!(),
 };
 
-/// A circuit and its plan, checked and indexed: what both parties derive from the artifact.
+/// A circuit and its plans, checked and indexed: what both parties derive from the artifact.
 pub(crate) struct Network {
     pub(crate) circuit: Circuit,
-    pub(crate) packing: Packing,
+    /// For one bundle, then for batches.
+    pub(crate) plans: Vec<Planned>,
     /// One entry per layer.
     pub(crate) layers: Vec<LayerIndex>,
     /// OLE slots of a bundle.
     pub(crate) slots: usize,
     /// ReLUs of a bundle.
     pub(crate) relus: usize,
+}
+
+/// A plan, with everything derived from it.
+pub(crate) struct Planned {
+    pub(crate) packing: Packing,
+    pub(crate) digest: [u8; 32],
 }
 
 /// The elements of a layer, kind by kind; all empty at the output.
@@ -47,25 +54,61 @@ pub(crate) struct LayerIndex {
     pub(crate) slots: usize,
 }
 
+impl Planned {
+    fn new(circuit: &Circuit, plan: &Plan) -> Result<Self, Error> {
+        let bundles = plan.bundles;
+        let packing = Packing::new(circuit, plan).map_err(|faults| {
+            Error::misuse(format!("plan for {bundles} bundles: {}", faults.join("; ")))
+        })?;
+        let bytes = postcard::to_stdvec(plan)
+            .map_err(|error| Error::misuse(format!("plan for {bundles} bundles: {error}")))?;
+        let mut hash = blake3::Hasher::new_derive_key("pianissimo 1 plan");
+        hash.update(&bytes);
+        Ok(Planned {
+            packing,
+            digest: hash.finalize().into(),
+        })
+    }
+
+    /// Bundles of a batch.
+    pub(crate) fn bundles(&self) -> usize {
+        self.packing.bundles()
+    }
+
+    /// The answers that read an upload, in order.
+    pub(crate) fn readers(&self, upload: usize) -> impl Iterator<Item = usize> + '_ {
+        let answers = self.packing.answers().iter().enumerate();
+        answers.filter_map(move |(index, answer)| (answer.upload() == upload).then_some(index))
+    }
+
+    /// The order in which answers travel: upload by upload.
+    pub(crate) fn order(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.packing.uploads().len()).flat_map(|upload| self.readers(upload))
+    }
+}
+
 impl Network {
     /// Checks and indexes.
     ///
     /// # Errors
-    /// All faults of circuit and plan.
-    pub(crate) fn new(circuit: &Circuit, plan: &Plan) -> Result<Self, Error> {
+    /// All faults of circuit and plans.
+    pub(crate) fn new<'p>(
+        circuit: &Circuit,
+        plans: impl IntoIterator<Item = &'p Plan>,
+    ) -> Result<Self, Error> {
         let faults = pi_ir::verify::circuit(circuit);
         if !faults.is_empty() {
             let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
             return Err(Error::misuse(format!("circuit: {}", faults.join("; "))));
         }
-        let packing = Packing::new(circuit, plan)
-            .map_err(|faults| Error::misuse(format!("plan: {}", faults.join("; "))))?;
+        let plans = plans.into_iter().map(|plan| Planned::new(circuit, plan));
+        let plans: Vec<Planned> = plans.collect::<Result<_, Error>>()?;
         let mut faults = Vec::new();
-        if packing.bundles() != 1 {
-            let bundles = packing.bundles();
-            faults.push(format!(
-                "plan: {bundles} bundles share ciphertexts, expected 1"
-            ));
+        if plans.first().is_none_or(|plan| plan.bundles() != 1) {
+            faults.push("the first plan is not for one bundle".to_owned());
+        }
+        if !plans.is_sorted_by(|a, b| a.bundles() < b.bundles()) {
+            faults.push("the plans are not for growing numbers of bundles".to_owned());
         }
         let mut layers = Vec::with_capacity(circuit.layers.len());
         for layer in &circuit.layers {
@@ -81,14 +124,37 @@ impl Network {
             slots: layers.iter().map(|layer| layer.slots).sum(),
             relus: layers.iter().map(|layer| layer.relu.len()).sum(),
             circuit: circuit.clone(),
-            packing,
+            plans,
             layers,
         })
     }
 
+    /// The packing of a bundle alone; what does not depend on the number of bundles is the same in all.
+    pub(crate) fn single(&self) -> &Packing {
+        &self.plans[0].packing
+    }
+
+    /// The plan for so many bundles.
+    pub(crate) fn planned(&self, bundles: usize) -> Result<&Planned, Error> {
+        let found = self.plans.iter().find(|plan| plan.bundles() == bundles);
+        found.ok_or_else(|| Error::misuse(format!("no plan for a batch of {bundles} bundles")))
+    }
+
+    /// `count` bundles as batches: the largest first.
+    pub(crate) fn batches(&self, count: usize) -> Vec<usize> {
+        let mut left = count;
+        let mut batches = Vec::new();
+        for plan in self.plans.iter().rev() {
+            let bundles = plan.bundles();
+            batches.extend(std::iter::repeat_n(bundles, left / bundles));
+            left %= bundles;
+        }
+        batches
+    }
+
     /// Shapes of all tensors: the input, then each layer's result but the last.
     pub(crate) fn tensors(&self) -> &[Shape] {
-        &self.packing.tensors()[..self.circuit.layers.len()]
+        &self.single().tensors()[..self.circuit.layers.len()]
     }
 
     /// Number of logits.
@@ -220,31 +286,38 @@ fn sum_windows(x: &[u64], from: Shape, pool: &SumPool, to: Shape) -> Vec<u64> {
 struct Common {
     artifact: Artifact,
     digest: [u8; 32],
-    plan_digest: [u8; 32],
     network: Network,
 }
 
 impl Common {
     fn new(artifact: Artifact) -> Result<Self, Error> {
-        let network = Network::new(&artifact.circuit, &artifact.plan)?;
-        let plan = postcard::to_stdvec(&artifact.plan)
-            .map_err(|error| Error::misuse(format!("plan: {error}")))?;
-        let mut hash = blake3::Hasher::new_derive_key("pianissimo 1 plan");
-        hash.update(&plan);
         Ok(Common {
+            network: Network::new(&artifact.circuit, artifact.plans())?,
             digest: artifact.digest(),
-            plan_digest: hash.finalize().into(),
             artifact,
-            network,
         })
     }
 
-    fn header(&self, client_key: [u8; 32], inputs: &HeaderInputs) -> BundleHeader {
+    fn header(
+        &self,
+        planned: &Planned,
+        client_key: [u8; 32],
+        inputs: &HeaderInputs,
+    ) -> BundleHeader {
         BundleHeader {
             model: self.digest,
-            plan: self.plan_digest,
+            plan: planned.digest,
             client_key,
             inputs: *inputs,
+        }
+    }
+
+    /// Ensures that a bundle was prepared for this model, in a batch of any of its plans.
+    fn check_header(&self, header: &BundleHeader) -> Result<(), Error> {
+        let planned = self.network.plans.iter();
+        match header.model == self.digest && planned.map(|p| p.digest).any(|d| d == header.plan) {
+            true => Ok(()),
+            false => Err(Error::misuse("the bundle was prepared for another model")),
         }
     }
 }
@@ -256,7 +329,8 @@ pub struct ClientModel(Common);
 pub struct ServerModel {
     common: Common,
     weights: Weights,
-    kernels: Kernels,
+    /// By plan.
+    kernels: Vec<Kernels>,
 }
 
 /// Memory for transformed kernels that a server keeps; convolutions beyond it are transformed for every bundle.
@@ -286,12 +360,27 @@ impl ClientModel {
         cost::of(&self.0.network)
     }
 
+    /// `count` bundles as batches for which the model has plans, the largest first: the sizes, in the order in which both
+    /// parties prepare them.
+    pub fn batches(&self, count: usize) -> Vec<usize> {
+        self.0.network.batches(count)
+    }
+
     pub(crate) fn network(&self) -> &Network {
         &self.0.network
     }
 
-    pub(crate) fn header(&self, client_key: [u8; 32], inputs: &HeaderInputs) -> BundleHeader {
-        self.0.header(client_key, inputs)
+    pub(crate) fn header(
+        &self,
+        planned: &Planned,
+        client_key: [u8; 32],
+        inputs: &HeaderInputs,
+    ) -> BundleHeader {
+        self.0.header(planned, client_key, inputs)
+    }
+
+    pub(crate) fn check_header(&self, header: &BundleHeader) -> Result<(), Error> {
+        self.0.check_header(header)
     }
 }
 
@@ -305,11 +394,16 @@ impl ServerModel {
             .check_weights(&weights)
             .map_err(|error| Error::misuse(error.to_string()))?;
         let common = Common::new(artifact)?;
-        let (params, packing) = (Params::standard(), &common.network.packing);
+        let params = Params::standard();
         let weights = weights.weights;
-        let kernels = Kernels::prepare(&params, packing, &weights, KERNEL_CACHE_BYTES);
+        let mut cache = KERNEL_CACHE_BYTES;
+        let kernels = common.network.plans.iter().map(|plan| {
+            // A batch transforms a kernel once for many ciphertexts, so what is kept serves bundles alone.
+            let bytes = std::mem::take(&mut cache);
+            Kernels::prepare(&params, &plan.packing, &weights, bytes).map_err(Error::misuse)
+        });
         Ok(ServerModel {
-            kernels: kernels.map_err(Error::misuse)?,
+            kernels: kernels.collect::<Result<_, Error>>()?,
             common,
             weights,
         })
@@ -330,6 +424,12 @@ impl ServerModel {
         cost::of(&self.common.network)
     }
 
+    /// `count` bundles as batches for which the model has plans, the largest first: the sizes, in the order in which both
+    /// parties prepare them.
+    pub fn batches(&self, count: usize) -> Vec<usize> {
+        self.common.network.batches(count)
+    }
+
     pub(crate) fn network(&self) -> &Network {
         &self.common.network
     }
@@ -338,12 +438,28 @@ impl ServerModel {
         &self.weights
     }
 
-    pub(crate) fn kernels(&self) -> &Kernels {
-        &self.kernels
+    /// The plan for so many bundles, and the kernels placed for it.
+    pub(crate) fn planned(&self, bundles: usize) -> Result<(&Planned, &Kernels), Error> {
+        let planned = self.network().planned(bundles)?;
+        let plans = self.network().plans.iter().zip(&self.kernels);
+        let found = plans
+            .map(|(plan, kernels)| (plan.bundles(), kernels))
+            .find(|(count, _)| *count == bundles);
+        let (_, kernels) = found.expect("every plan has kernels");
+        Ok((planned, kernels))
     }
 
-    pub(crate) fn header(&self, client_key: [u8; 32], inputs: &HeaderInputs) -> BundleHeader {
-        self.common.header(client_key, inputs)
+    pub(crate) fn header(
+        &self,
+        planned: &Planned,
+        client_key: [u8; 32],
+        inputs: &HeaderInputs,
+    ) -> BundleHeader {
+        self.common.header(planned, client_key, inputs)
+    }
+
+    pub(crate) fn check_header(&self, header: &BundleHeader) -> Result<(), Error> {
+        self.common.check_header(header)
     }
 }
 

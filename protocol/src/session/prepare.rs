@@ -1,24 +1,37 @@
-//! One bundle, in four messages.
+//! A batch of bundles.
 //!
-//! | | message | content |
+//! | | messages | content |
 //! | --- | --- | --- |
-//! | 1 | client to server | digest of the header; base-OT correction of the reverse offset; uploads of masks; OLE uploads |
-//! | 2 | server to client | digest of the header; base-OT correction of `delta`; set-up and random choices of the reverse extension; answers; OLE answers |
-//! | 3 | client to server | set-up of the forward extension; per layer with ReLUs: choices by the bits of `c'`, `tau`; `x - a` of the OLEs; `c' - r` of identity elements |
-//! | 4 | server to client | per layer with ReLUs: tables and `e` |
+//! | 1 | client to server | digest of the headers; per bundle the base-OT correction of the reverse offset |
+//! | | then per upload | encrypted masks of all bundles |
+//! | 2 | server to client | digest of the headers; per bundle the base-OT correction of `delta`, set-up and random choices of the reverse extension |
+//! | | then per answer | encrypted `W r + s` of all bundles |
+//! | 3 | per bundle, client to server | set-up of the forward extension; per layer with ReLUs: choices by the bits of `c'`, `tau`; OLE uploads and `x - a`; `c' - r` of identity elements |
+//! | 4 | then server to client | per layer with ReLUs: tables and `e`; OLE answers |
 //!
-//! Parts that a circuit does not need are left out, messages never: message 4 of a circuit without ReLUs is empty. The digests are
-//! compared before anything else is computed. Why each message can be simulated is said in [`super`], in
-//! [`crate::linear`], and beside the gadgets.
+//! Bundles of a batch share the ciphertexts of 1 and 2, and nothing else: headers, offsets, nonces and seeds are each bundle's
+//! own, and 3 and 4 are one exchange a bundle. Parts that a circuit does not need are left out, messages never: message 4 of a circuit
+//! without ReLUs, squares and polynomials is empty. The digests are compared before anything else is computed. Why each message can be
+//! simulated is said in [`super`], in [`crate::linear`], and beside the gadgets.
+//!
+//! # A batch that breaks
+//! Uploads and answers are over before the first message 3, and no message of a batch is ever made twice: an exchange that breaks is
+//! followed by one with other indices, hence other seeds and masks. So the bundles that were complete before stay usable; the others
+//! are discarded on both sides, and nothing of them was used.
+//!
+//! # Who waits for whom
+//! The client sends all uploads before it reads; the server reads all of them, computing meanwhile, before it sends. After that the two
+//! take turns. So no line, however small its buffers, can block both.
 
 use super::bundle::{ClientBundle, ClientLayer, ServerBundle, ServerLayer};
-use super::model::{ClientModel, Network, ServerModel, TREE_DEPTH, activation};
+use super::model::{ClientModel, Network, Planned, ServerModel, TREE_DEPTH, activation};
 use super::setup::{ClientSetup, ServerSetup};
 use crate::channel::{Channel, receive_exactly};
+use crate::cost::Traffic;
 use crate::header::{BundleHeader, BundleId, HeaderInputs};
-use crate::linear::{self, Uploaded};
+use crate::linear::{self, Answers, Kernels, Uploads, answers_bytes, uploads_bytes};
 use crate::nonlinear::gather;
-use crate::nonlinear::quadratic::{self, ClientOle, ServerOle};
+use crate::nonlinear::quadratic::{self, ServerOle};
 use crate::nonlinear::relu::{self, ClientRelu, Offered, ServerChoices};
 use crate::secrets::{Role, Secrets, derive, public_seed};
 use crate::wire::Reader;
@@ -30,52 +43,72 @@ use pi_ot::{
     BASE_CORRECTION_BYTES, CotReceiver, CotSender, Delta, ExtensionReceiver, PendingSender,
 };
 use pi_ring::fp;
-use pi_rlwe::{Ciphertext, Params};
+use pi_rlwe::Params;
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
 
 const DIGEST_BYTES: usize = 32;
 
-/// Bytes of the four messages.
-pub(crate) fn offline_bytes(network: &Network) -> [usize; 4] {
-    let linear = linear::cost(&network.packing);
-    let with_relus = |bytes: usize| if network.relus > 0 { bytes } else { 0 };
-    let relu_layers = || {
-        let layers = network.layers.iter();
-        layers.filter_map(|layer| Some((layer.width?, layer.relu.len())))
-    };
-    let identity: usize = network.layers.iter().map(|l| l.identity.len()).sum();
-    let extension = TREE_DEPTH.setup_bytes();
-    [
-        DIGEST_BYTES
-            + with_relus(BASE_CORRECTION_BYTES)
-            + linear.upload_bytes.iter().sum::<usize>()
-            + quadratic::offline_upload_bytes(network.slots),
-        DIGEST_BYTES
-            + with_relus(BASE_CORRECTION_BYTES + extension)
-            + relu_layers()
-                .map(|(_, n)| TREE_DEPTH.correction_bytes(n))
-                .sum::<usize>()
-            + linear.answer_bytes.iter().sum::<usize>()
-            + quadratic::offline_answer_bytes(network.slots),
-        with_relus(extension)
-            + relu_layers()
-                .map(|(width, n)| relu::choice_bytes(TREE_DEPTH, width, n))
-                .sum::<usize>()
-            + quadratic::correction_bytes(network.slots)
-            + ELEMENT_BYTES * identity,
-        relu_layers()
-            .map(|(width, n)| relu::garbled_bytes(width, n))
-            .sum(),
-    ]
+/// Bytes of the first messages of 1 and 2, and of a bundle's messages 3 and 4.
+struct Lengths {
+    client_head: usize,
+    server_head: usize,
+    choices: usize,
+    garbled: usize,
 }
 
-/// Prepares a bundle with the server: the client's half.
+impl Lengths {
+    fn new(network: &Network, bundles: usize) -> Self {
+        let with_relus = |bytes: usize| if network.relus > 0 { bytes } else { 0 };
+        let relu_layers = || {
+            let layers = network.layers.iter();
+            layers.filter_map(|layer| Some((layer.width?, layer.relu.len())))
+        };
+        let identity: usize = network.layers.iter().map(|l| l.identity.len()).sum();
+        let extension = TREE_DEPTH.setup_bytes();
+        Lengths {
+            client_head: DIGEST_BYTES + bundles * with_relus(BASE_CORRECTION_BYTES),
+            server_head: DIGEST_BYTES
+                + bundles
+                    * (with_relus(BASE_CORRECTION_BYTES + extension)
+                        + relu_layers()
+                            .map(|(_, n)| TREE_DEPTH.correction_bytes(n))
+                            .sum::<usize>()),
+            choices: with_relus(extension)
+                + relu_layers()
+                    .map(|(width, n)| relu::choice_bytes(TREE_DEPTH, width, n))
+                    .sum::<usize>()
+                + quadratic::offline_upload_bytes(network.slots)
+                + quadratic::correction_bytes(network.slots)
+                + ELEMENT_BYTES * identity,
+            garbled: relu_layers()
+                .map(|(width, n)| relu::garbled_bytes(width, n))
+                .sum::<usize>()
+                + quadratic::offline_answer_bytes(network.slots),
+        }
+    }
+}
+
+/// What a batch sends.
+pub(crate) fn offline_traffic(network: &Network, planned: &Planned) -> Traffic {
+    let bundles = planned.bundles();
+    let lengths = Lengths::new(network, bundles);
+    let packing = &planned.packing;
+    let uploads: usize = packing.uploads().iter().map(uploads_bytes).sum();
+    let answers: usize = packing.answers().iter().map(answers_bytes).sum();
+    Traffic {
+        up: (lengths.client_head + uploads + bundles * lengths.choices) as u64,
+        down: (lengths.server_head + answers + bundles * lengths.garbled) as u64,
+        messages: (2 + packing.uploads().len() + packing.answers().len() + 2 * bundles) as u32,
+    }
+}
+
+/// Prepares one bundle with the server: the client's half.
 ///
 /// `inputs` must not have served any exchange before, broken ones included: the runtime counts `index` up.
 ///
 /// # Errors
-/// [`Error::PeerIncompatible`] if the header's digests differ, [`Error::PeerMisbehaved`] for malformed messages,
+/// [`Error::PeerIncompatible`] if the headers' digests differ, [`Error::PeerMisbehaved`] for malformed messages,
 /// [`Error::Channel`]. The exchange is over then, and the bundle discarded.
 pub async fn client_prepare(
     channel: &mut impl Channel,
@@ -84,22 +117,12 @@ pub async fn client_prepare(
     inputs: &HeaderInputs,
     rng: &mut impl CryptoRng,
 ) -> Result<ClientBundle, Error> {
-    let network = model.network();
-    let lengths = offline_bytes(network);
-    let header = model.header(setup.id(), inputs);
-    let client = Client::new(network, setup, &header, rng);
-
-    let (uploaded, message) = client.upload();
-    channel.send(message).await?;
-    let what = "offline message 2";
-    let message = receive_with_digest(channel, what, lengths[1], &header.id()).await?;
-    let (chosen, message) = client.choose(uploaded, &message)?;
-    channel.send(message).await?;
-    let message = receive_exactly(channel, "offline message 4", lengths[3]).await?;
-    client.finish(header, chosen, &message)
+    let mut batch = ClientBatch::start(channel, model, setup, inputs, 1, rng).await?;
+    let bundle = batch.next_bundle(channel).await?;
+    Ok(bundle.expect("a batch of one has one bundle"))
 }
 
-/// Prepares a bundle with a client: the server's half.
+/// Prepares one bundle with a client: the server's half.
 ///
 /// `inputs` must not have served any exchange before, broken ones included.
 ///
@@ -112,37 +135,52 @@ pub async fn server_prepare(
     inputs: &HeaderInputs,
     rng: &mut impl CryptoRng,
 ) -> Result<ServerBundle, Error> {
-    let lengths = offline_bytes(model.network());
-    let header = model.header(setup.id(), inputs);
-    let server = Server::new(model, setup, &header, rng);
-
-    let what = "offline message 1";
-    let message = receive_with_digest(channel, what, lengths[0], &header.id()).await?;
-    let (answered, message) = server.answer(&message)?;
-    channel.send(message).await?;
-    let message = receive_exactly(channel, "offline message 3", lengths[2]).await?;
-    let (bundle, message) = server.garble(header, answered, &message)?;
-    channel.send(message).await?;
-    Ok(bundle)
+    let mut batch = ServerBatch::start(channel, model, setup, inputs, 1, rng).await?;
+    let bundle = batch.next_bundle(channel).await?;
+    Ok(bundle.expect("a batch of one has one bundle"))
 }
 
-/// Receives a message that begins with the digest of the header, and compares that first.
-async fn receive_with_digest(
+/// Receives the message that begins with the digest of the headers, and compares that first.
+async fn receive_head(
     channel: &mut impl Channel,
     what: &'static str,
     expected: usize,
-    id: &BundleId,
+    id: &[u8; 32],
 ) -> Result<Vec<u8>, Error> {
     let message = channel.receive(expected).await?;
     match message.first_chunk::<DIGEST_BYTES>() {
-        Some(digest) if *digest != id.0 => Err(Error::PeerIncompatible {
-            what: format!("{what}: the header of the bundle differs from ours"),
+        Some(digest) if digest != id => Err(Error::PeerIncompatible {
+            what: format!("{what}: the headers of the bundles differ from ours"),
         }),
         _ => {
             Error::check_length(what, expected, message.len())?;
             Ok(message)
         }
     }
+}
+
+/// The headers of a batch: indices count up from that of `first`.
+fn headers(first: &HeaderInputs, bundles: usize) -> impl Iterator<Item = HeaderInputs> {
+    let first = *first;
+    (0..bundles as u64).map(move |i| HeaderInputs {
+        index: first.index + i,
+        ..first
+    })
+}
+
+/// The hash of the identities of a batch's bundles, in order: what its linear layers derive their seeds from.
+fn batch_id(bundles: impl IntoIterator<Item = BundleId>) -> [u8; 32] {
+    let mut hash = blake3::Hasher::new_derive_key("pianissimo 1 batch");
+    for id in bundles {
+        hash.update(&id.0);
+    }
+    hash.finalize().into()
+}
+
+/// Bundle `bundle` of a tensor or an answer, `[bundle][..]`.
+fn part(all: &[u64], bundle: usize, bundles: usize) -> &[u64] {
+    let length = all.len() / bundles;
+    &all[bundle * length..][..length]
 }
 
 /// The tweaks of every layer with ReLUs; the nonce is public, made of both parties' nonces.
@@ -163,27 +201,40 @@ pub(crate) fn server_labels(label_seed: &[u8; 32], layer: usize, count: usize) -
     Prg::new(&seed).blocks(count)
 }
 
-/// What the client needs throughout an exchange.
-struct Client<'a> {
+/// A batch at the client, after its linear layers: bundles come out of it one by one.
+pub struct ClientBatch<'a> {
     network: &'a Network,
     setup: &'a ClientSetup,
     params: Params,
-    id: BundleId,
+    bundles: Vec<ClientExchange>,
+    /// Bundles handed out.
+    done: usize,
+    /// `r` of every tensor, `[bundle][..]`.
+    masks: Vec<Elements>,
+    /// `W r + s` of every convolution, `[bundle][..]`.
+    answers: Vec<Elements>,
+}
+
+/// What the client keeps for one bundle of a batch.
+struct ClientExchange {
+    header: BundleHeader,
     tweaks: Vec<Option<TweakRange>>,
     secrets: Secrets,
+    transfers: Option<ClientTransfers>,
 }
 
-/// The client after message 1.
-struct ClientUploaded {
-    /// `r` of every tensor.
-    masks: Vec<Elements>,
-    ole: ClientOle,
-    reverse: Option<PendingSender>,
+/// The client's oblivious transfers, both directions.
+struct ClientTransfers {
+    forward: ExtensionReceiver,
+    /// Set-up of the forward extension, for message 3.
+    forward_setup: Vec<u8>,
+    reverse_delta: Delta,
+    /// Blocks of the reverse direction by layer.
+    q: Vec<Labels>,
 }
 
-/// The client after message 3.
-struct ClientChosen {
-    input_mask: Elements,
+/// A bundle between messages 3 and 4.
+struct Chosen {
     layers: Vec<ChosenLayer>,
 }
 
@@ -191,107 +242,139 @@ struct ChosenLayer {
     c: Elements,
     /// Truncated shares of the ReLUs, and what message 4 completes.
     offered: Option<(Elements, Offered)>,
-    u: Elements,
     next: Elements,
 }
 
-impl<'a> Client<'a> {
-    fn new(
-        network: &'a Network,
+impl<'a> ClientBatch<'a> {
+    /// Runs the linear layers of `bundles` bundles, for which the model must have a plan ([`ClientModel::batches`]).
+    ///
+    /// `inputs` are those of the first; the others count `index` up. None of them may have served any exchange before.
+    ///
+    /// # Errors
+    /// [`Error::ApiMisuse`] without such a plan, else as [`client_prepare`].
+    pub async fn start(
+        channel: &mut impl Channel,
+        model: &'a ClientModel,
         setup: &'a ClientSetup,
-        header: &BundleHeader,
+        inputs: &HeaderInputs,
+        bundles: usize,
         rng: &mut impl CryptoRng,
-    ) -> Self {
-        let id = header.id();
-        Client {
+    ) -> Result<Self, Error> {
+        let network = model.network();
+        let planned = network.planned(bundles)?;
+        let lengths = Lengths::new(network, bundles);
+        let params = Params::standard();
+        let headers: Vec<BundleHeader> = headers(inputs, bundles)
+            .map(|inputs| model.header(planned, setup.id(), &inputs))
+            .collect();
+        let id = batch_id(headers.iter().map(BundleHeader::id));
+
+        let mut message = id.to_vec();
+        let mut exchanges = Vec::with_capacity(bundles);
+        let mut pending = Vec::with_capacity(bundles);
+        for header in headers {
+            let bundle = header.id();
+            let secrets = Secrets::draw(Role::Client, &bundle.0, rng);
+            if network.relus > 0 {
+                let rng = &mut secrets.rng("reverse offset", 0);
+                let master = setup.reverse();
+                let (begun, correction) = master.begin(&pi_ot::BundleId(bundle.0), TREE_DEPTH, rng);
+                message.extend_from_slice(&correction);
+                pending.push(begun);
+            }
+            exchanges.push(ClientExchange {
+                tweaks: tweaks(network, &bundle),
+                header,
+                secrets,
+                transfers: None,
+            });
+        }
+        channel.send(message).await?;
+        let masks = {
+            let secrets = Secrets::draw(Role::Client, &id, rng);
+            let (packing, seed) = (&planned.packing, public_seed("linear", &id, 0));
+            let rng = &mut secrets.rng("linear", 0);
+            let mut uploads = Uploads::new(&params, packing, setup.secret(), &seed, rng);
+            while let Some(message) = uploads.next_message() {
+                channel.send(message).await?;
+            }
+            // A tensor that no convolution reads has a mask all the same, drawn here.
+            let masks = uploads.into_masks().into_iter().take(network.layers.len());
+            let shapes = network.tensors().iter().enumerate();
+            let masks = masks.zip(shapes).map(|(mask, (tensor, shape))| {
+                mask.unwrap_or_else(|| {
+                    let rng = &mut secrets.rng("mask", tensor as u64);
+                    Zeroizing::new(fp::uniform_vec(shape.len() * bundles, rng))
+                })
+            });
+            masks.collect()
+        };
+
+        let what = "first message of the server";
+        let message = receive_head(channel, what, lengths.server_head, &id).await?;
+        let mut reader = Reader::message(what, &message);
+        reader.take(DIGEST_BYTES)?;
+        for (exchange, pending) in exchanges.iter_mut().zip(pending) {
+            let transfers = ClientTransfers::new(network, setup, exchange, pending, &mut reader)?;
+            exchange.transfers = Some(transfers);
+        }
+        reader.end()?;
+        let mut answers: Vec<Elements> = Vec::new();
+        answers.resize_with(planned.packing.answers().len(), Elements::default);
+        for index in planned.order() {
+            let expected = answers_bytes(&planned.packing.answers()[index]);
+            let message = receive_exactly(channel, "answer", expected).await?;
+            let (packing, secret) = (&planned.packing, setup.secret());
+            answers[index] = linear::finish_answer(&params, packing, secret, index, &message)?;
+        }
+        Ok(ClientBatch {
             network,
             setup,
-            params: Params::standard(),
-            tweaks: tweaks(network, &id),
-            secrets: Secrets::draw(Role::Client, &id.0, rng),
-            id,
-        }
-    }
-
-    /// Message 1.
-    fn upload(&self) -> (ClientUploaded, Vec<u8>) {
-        let mut message = self.id.0.to_vec();
-        let reverse = (self.network.relus > 0).then(|| {
-            let bundle = pi_ot::BundleId(self.id.0);
-            let rng = &mut self.secrets.rng("reverse offset", 0);
-            let (pending, correction) = self.setup.reverse().begin(&bundle, TREE_DEPTH, rng);
-            message.extend_from_slice(&correction);
-            pending
-        });
-        let linear = linear::client_upload(
-            &self.params,
-            &self.network.packing,
-            self.setup.secret(),
-            &public_seed("linear", &self.id.0, 0),
-            &mut self.secrets.rng("linear", 0),
-        );
-        message.extend_from_slice(&linear.message);
-        // A tensor that no convolution reads has a mask all the same, drawn here.
-        let mut masks = linear.masks.into_iter();
-        let masks = self.network.tensors().iter().enumerate().map(|(t, shape)| {
-            masks.next().flatten().unwrap_or_else(|| {
-                let mut rng = self.secrets.rng("mask", t as u64);
-                Zeroizing::new(fp::uniform_vec(shape.len(), &mut rng))
-            })
-        });
-        let masks = masks.collect();
-        let ole = ClientOle::start(
-            &self.params,
-            self.setup.secret(),
-            &self.id.0,
-            self.network.slots,
-            &self.secrets,
-            &mut message,
-        );
-        (
-            ClientUploaded {
-                masks,
-                ole,
-                reverse,
-            },
-            message,
-        )
-    }
-
-    /// Reads message 2, and makes message 3.
-    fn choose(
-        &self,
-        uploaded: ClientUploaded,
-        message: &[u8],
-    ) -> Result<(ClientChosen, Vec<u8>), Error> {
-        let network = self.network;
-        let ClientUploaded {
+            params,
+            bundles: exchanges,
+            done: 0,
             masks,
-            ole,
-            reverse,
-        } = uploaded;
-        let mut reader = Reader::message("offline message 2", message);
-        reader.take(DIGEST_BYTES)?;
-        let mut reply = Vec::with_capacity(offline_bytes(network)[2]);
-        let mut transfers = match reverse {
-            Some(pending) => Some(ClientTransfers::new(
-                self,
-                pending,
-                &mut reader,
-                &mut reply,
-            )?),
-            None => None,
-        };
-        let linear = linear::cost(&network.packing);
-        let answers = reader.take(linear.answer_bytes.iter().sum())?;
-        let (params, secret) = (&self.params, self.setup.secret());
-        let answers = linear::client_finish(params, &network.packing, secret, answers)?;
-        let mut answers = answers.into_iter();
-        let mut convolution = |_, _: &_| {
-            let mut answer = answers.next().expect("one answer for each convolution");
-            std::mem::take(&mut *answer)
-        };
+            answers,
+        })
+    }
 
+    /// The next bundle of the batch; `None` after the last.
+    ///
+    /// # Errors
+    /// As [`client_prepare`]; the rest of the batch is lost then.
+    pub async fn next_bundle(
+        &mut self,
+        channel: &mut impl Channel,
+    ) -> Result<Option<ClientBundle>, Error> {
+        if self.done == self.bundles.len() {
+            return Ok(None);
+        }
+        let bundle = self.done;
+        let (chosen, message) = self.choose(bundle)?;
+        channel.send(message).await?;
+        let expected = Lengths::new(self.network, self.bundles.len()).garbled;
+        let message = receive_exactly(channel, "garbled circuits", expected).await?;
+        self.done += 1;
+        self.finish(bundle, chosen, &message).map(Some)
+    }
+
+    /// Message 3 of a bundle.
+    fn choose(&mut self, bundle: usize) -> Result<(Chosen, Vec<u8>), Error> {
+        let (network, count) = (self.network, self.bundles.len());
+        let masks: Vec<&[u64]> = (self.masks.iter())
+            .map(|mask| part(mask, bundle, count))
+            .collect();
+        let mut answers = self.answers.iter();
+        let mut convolution = |_, _: &_| {
+            let answer = answers.next().expect("one answer for each convolution");
+            part(answer, bundle, count).to_vec()
+        };
+        let exchange = &mut self.bundles[bundle];
+        let mut transfers = exchange.transfers.take();
+        let mut message = Vec::with_capacity(Lengths::new(network, count).choices);
+        if let Some(transfers) = &transfers {
+            message.extend_from_slice(&transfers.forward_setup);
+        }
         let mut ole_inputs = Zeroizing::new(Vec::with_capacity(network.slots));
         let mut identity = Vec::new();
         let mut layers = Vec::with_capacity(network.layers.len());
@@ -301,18 +384,17 @@ impl<'a> Client<'a> {
                 layers.push(ChosenLayer {
                     c,
                     offered: None,
-                    u: Elements::default(),
                     next: Elements::default(),
                 });
                 continue;
             };
             let truncated = truncated(layer, &c);
-            let offered = match (index.width, &self.tweaks[l], &mut transfers) {
+            let offered = match (index.width, &exchange.tweaks[l], &mut transfers) {
                 (Some(width), Some(tweaks), Some(transfers)) => {
                     let c = gather(&truncated, &index.relu);
                     let q = &transfers.q[l];
                     let (forward, delta) = (&mut transfers.forward, &transfers.reverse_delta);
-                    let offered = Offered::new(width, tweaks, &c, forward, delta, q, &mut reply)?;
+                    let offered = Offered::new(width, tweaks, &c, forward, delta, q, &mut message)?;
                     Some((c, offered))
                 }
                 _ => None,
@@ -322,88 +404,85 @@ impl<'a> Client<'a> {
                 let kind = activation.kinds[element];
                 quadratic::client_inputs(kind, truncated[element], &mut ole_inputs);
             }
-            let mask = &masks[l + 1];
+            let mask = masks[l + 1];
             for &element in &index.identity {
                 let element = element as usize;
                 identity.push(fp::sub(truncated[element], mask[element]));
             }
             let mut next = gather(mask, &index.relu);
             next.extend_from_slice(&gather(mask, &index.quadratic));
-            layers.push(ChosenLayer {
-                c,
-                offered,
-                u: Elements::default(),
-                next,
-            });
+            layers.push(ChosenLayer { c, offered, next });
         }
-        let answers = reader.take(quadratic::offline_answer_bytes(network.slots))?;
-        reader.end()?;
-        let u = ole.finish(params, secret, answers, &ole_inputs, &mut reply)?;
-        let mut u = u.iter();
-        for ((layer, index), chosen) in network.indexed().zip(&mut layers) {
-            chosen.u = sums_of_slots(layer, &index.quadratic, &mut u);
-        }
-        reply.extend_from_slice(field::encode(&identity));
-        let input_mask = masks.into_iter().next().expect("a circuit has an input");
-        Ok((ClientChosen { input_mask, layers }, reply))
+        quadratic::client_offer(
+            &self.params,
+            self.setup.secret(),
+            &exchange.header.id().0,
+            &ole_inputs,
+            &exchange.secrets,
+            &mut message,
+        );
+        message.extend_from_slice(field::encode(&identity));
+        Ok((Chosen { layers }, message))
     }
 
-    /// Reads message 4.
-    fn finish(
-        &self,
-        header: BundleHeader,
-        chosen: ClientChosen,
-        message: &[u8],
-    ) -> Result<ClientBundle, Error> {
-        let mut reader = Reader::message("offline message 4", message);
-        let layers = chosen.layers.into_iter().zip(&self.network.layers);
-        let layers = layers.map(|(layer, index)| {
+    /// Reads message 4 of a bundle.
+    fn finish(&self, bundle: usize, chosen: Chosen, message: &[u8]) -> Result<ClientBundle, Error> {
+        let mut reader = Reader::message("garbled circuits", message);
+        let mut layers = Vec::with_capacity(chosen.layers.len());
+        for (layer, index) in chosen.layers.into_iter().zip(&self.network.layers) {
             let relu: Option<ClientRelu> = match (layer.offered, index.width) {
                 (Some((c, offered)), Some(width)) => {
                     Some(offered.settle(width, &c, &mut reader)?)
                 }
                 _ => None,
             };
-            Ok(ClientLayer {
+            layers.push(ClientLayer {
                 c: layer.c,
                 relu,
-                u: layer.u,
+                u: Elements::default(),
                 next: layer.next,
-            })
-        });
-        let layers = layers.collect::<Result<_, Error>>()?;
+            });
+        }
+        let u = quadratic::client_receive(
+            &self.params,
+            self.setup.secret(),
+            self.network.slots,
+            reader.take(quadratic::offline_answer_bytes(self.network.slots))?,
+        )?;
         reader.end()?;
+        let mut u = u.iter();
+        for ((layer, index), own) in self.network.indexed().zip(&mut layers) {
+            own.u = sums_of_slots(layer, &index.quadratic, &mut u);
+        }
+        let input_mask = part(&self.masks[0], bundle, self.bundles.len());
         Ok(ClientBundle {
-            header,
-            input_mask: chosen.input_mask,
+            header: self.bundles[bundle].header,
+            input_mask: Zeroizing::new(input_mask.to_vec()),
             layers,
         })
     }
 }
 
-/// The client's oblivious transfers, both directions.
-struct ClientTransfers {
-    forward: ExtensionReceiver,
-    reverse_delta: Delta,
-    /// Blocks of the reverse direction by layer.
-    q: Vec<Labels>,
+impl std::fmt::Debug for ClientBatch<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ClientBatch({} of {})", self.done, self.bundles.len())
+    }
 }
 
 impl ClientTransfers {
-    /// Reads the OT part of message 2; appends the set-up of the forward extension to message 3.
+    /// Reads a bundle's part of the server's first message.
     fn new(
-        client: &Client<'_>,
+        network: &Network,
+        setup: &ClientSetup,
+        exchange: &ClientExchange,
         pending: PendingSender,
         reader: &mut Reader<'_>,
-        reply: &mut Vec<u8>,
     ) -> Result<Self, Error> {
-        let bundle = pi_ot::BundleId(client.id.0);
+        let bundle = pi_ot::BundleId(exchange.header.id().0);
         let correction = reader.take(BASE_CORRECTION_BYTES)?;
-        let master = client.setup.forward();
-        let (forward, setup) = master.accept(&bundle, TREE_DEPTH, correction)?;
-        reply.extend_from_slice(&setup);
+        let (forward, forward_setup) = setup.forward().accept(&bundle, TREE_DEPTH, correction)?;
         let mut reverse = pending.finish(reader.take(TREE_DEPTH.setup_bytes())?)?;
-        let q = client.network.layers.iter().map(|layer| {
+        let q = network.layers.iter().map(|layer| {
             let n = layer.relu.len();
             let correction = reader.take(reverse.correction_bytes(n))?;
             Ok(reverse.extend(n, correction)?)
@@ -411,6 +490,7 @@ impl ClientTransfers {
         let q = q.collect::<Result<_, Error>>()?;
         Ok(ClientTransfers {
             forward,
+            forward_setup,
             reverse_delta: reverse.delta().clone(),
             q,
         })
@@ -453,24 +533,23 @@ pub(crate) fn polynomial(model: &ServerModel, layer: usize, element: u32) -> Opt
         .then(|| &model.weights().layers[layer].polynomials[channel])
 }
 
-/// What the server needs throughout an exchange.
-struct Server<'a> {
+/// A batch at the server, after its linear layers: bundles come out of it one by one.
+pub struct ServerBatch<'a> {
     model: &'a ServerModel,
-    network: &'a Network,
     setup: &'a ServerSetup,
     params: Params,
-    id: BundleId,
-    tweaks: Vec<Option<TweakRange>>,
-    secrets: Secrets,
+    bundles: Vec<ServerExchange>,
+    /// Bundles handed out.
+    done: usize,
+    /// `s` of every convolution, `[bundle][..]`.
+    shares: Vec<Elements>,
 }
 
-/// The server after message 2.
-struct ServerAnswered {
-    /// Bias less `s`, by layer, after the layer's pool.
-    offsets: Vec<Elements>,
-    /// `d0` of squares and polynomials by layer.
-    d0: Vec<Elements>,
-    ole: ServerOle,
+/// What the server keeps for one bundle of a batch.
+struct ServerExchange {
+    header: BundleHeader,
+    tweaks: Vec<Option<TweakRange>>,
+    secrets: Secrets,
     transfers: Option<ServerTransfers>,
 }
 
@@ -481,96 +560,98 @@ struct ServerTransfers {
     reverse: Vec<(Labels, Bits)>,
 }
 
-impl<'a> Server<'a> {
-    fn new(
+impl<'a> ServerBatch<'a> {
+    /// Runs the linear layers of `bundles` bundles, for which the model must have a plan ([`ServerModel::batches`]).
+    ///
+    /// `inputs` are those of the first; the others count `index` up. None of them may have served any exchange before.
+    ///
+    /// # Errors
+    /// [`Error::ApiMisuse`] without such a plan, else as [`client_prepare`].
+    pub async fn start(
+        channel: &mut impl Channel,
         model: &'a ServerModel,
         setup: &'a ServerSetup,
-        header: &BundleHeader,
+        inputs: &HeaderInputs,
+        bundles: usize,
         rng: &mut impl CryptoRng,
-    ) -> Self {
-        let (network, id) = (model.network(), header.id());
-        Server {
-            model,
-            network,
-            setup,
-            params: Params::standard(),
-            tweaks: tweaks(network, &id),
-            secrets: Secrets::draw(Role::Server, &id.0, rng),
-            id,
-        }
-    }
+    ) -> Result<Self, Error> {
+        let network = model.network();
+        let (planned, kernels) = model.planned(bundles)?;
+        let lengths = Lengths::new(network, bundles);
+        let params = Params::standard();
+        let headers: Vec<BundleHeader> = headers(inputs, bundles)
+            .map(|inputs| model.header(planned, setup.id(), &inputs))
+            .collect();
+        let id = batch_id(headers.iter().map(BundleHeader::id));
 
-    /// Reads message 1, and makes message 2.
-    fn answer(&self, message: &[u8]) -> Result<(ServerAnswered, Vec<u8>), Error> {
-        let (network, params) = (self.network, &self.params);
-        let mut reader = Reader::message("offline message 1", message);
+        let what = "first message of the client";
+        let message = receive_head(channel, what, lengths.client_head, &id).await?;
+        let mut reader = Reader::message(what, &message);
         reader.take(DIGEST_BYTES)?;
-        let mut reply = Vec::with_capacity(offline_bytes(network)[1]);
-        reply.extend_from_slice(&self.id.0);
-        let transfers = match network.relus {
-            0 => None,
-            _ => Some(self.transfer(&mut reader, &mut reply)?),
-        };
-        let linear = linear::cost(&network.packing);
-        let uploads = reader.take(linear.upload_bytes.iter().sum())?;
-        let seed = public_seed("linear", &self.id.0, 0);
-        let uploaded = linear::server_receive(params, &network.packing, &seed, uploads)?;
-        let uploads = reader.take(quadratic::offline_upload_bytes(network.slots))?;
+        let mut head = Vec::with_capacity(lengths.server_head);
+        head.extend_from_slice(&id);
+        let mut exchanges = Vec::with_capacity(bundles);
+        for header in headers {
+            let secrets = Secrets::draw(Role::Server, &header.id().0, rng);
+            exchanges.push(ServerExchange {
+                transfers: match network.relus {
+                    0 => None,
+                    _ => Some(ServerTransfers::new(
+                        network,
+                        setup,
+                        &header.id(),
+                        &secrets,
+                        &mut reader,
+                        &mut head,
+                    )?),
+                },
+                tweaks: tweaks(network, &header.id()),
+                header,
+                secrets,
+            });
+        }
         reader.end()?;
-        let ole_uploads = quadratic::receive_uploads(params, &self.id.0, network.slots, uploads)?;
 
-        // Everything of the peer's is decoded; from here on nothing fails.
-        let offsets = self.answer_linear(uploaded, &mut reply);
-        let (d0, ole) = self.answer_ole(ole_uploads, &mut reply);
-        Ok((
-            ServerAnswered {
-                offsets,
-                d0,
-                ole,
-                transfers,
-            },
-            reply,
-        ))
+        let secrets = Secrets::draw(Role::Server, &id, rng);
+        let (messages, shares) =
+            answer_uploads(channel, &params, planned, kernels, setup, &id, &secrets).await?;
+        channel.send(head).await?;
+        for message in messages {
+            channel.send(message).await?;
+        }
+        Ok(ServerBatch {
+            model,
+            setup,
+            params,
+            bundles: exchanges,
+            done: 0,
+            shares,
+        })
     }
 
-    fn transfer(
-        &self,
-        reader: &mut Reader<'_>,
-        reply: &mut Vec<u8>,
-    ) -> Result<ServerTransfers, Error> {
-        let bundle = pi_ot::BundleId(self.id.0);
-        let correction = reader.take(BASE_CORRECTION_BYTES)?;
-        let master = self.setup.reverse();
-        let (mut receiver, setup) = master.accept(&bundle, TREE_DEPTH, correction)?;
-        let rng = &mut self.secrets.rng("delta", 0);
-        let (forward, correction) = self.setup.forward().begin(&bundle, TREE_DEPTH, rng);
-        reply.extend_from_slice(&correction);
-        reply.extend_from_slice(&setup);
-        let layers = self.network.layers.iter().enumerate();
-        let reverse = layers.map(|(l, layer)| {
-            let rng = &mut self.secrets.rng("reverse choices", l as u64);
-            let b = Bits::random(layer.relu.len(), rng);
-            let (t, correction) = receiver.extend(&b);
-            reply.extend_from_slice(&correction);
-            (t, b)
-        });
-        let reverse = reverse.collect();
-        Ok(ServerTransfers { forward, reverse })
+    /// The next bundle of the batch; `None` after the last.
+    ///
+    /// # Errors
+    /// As [`client_prepare`]; the rest of the batch is lost then.
+    pub async fn next_bundle(
+        &mut self,
+        channel: &mut impl Channel,
+    ) -> Result<Option<ServerBundle>, Error> {
+        if self.done == self.bundles.len() {
+            return Ok(None);
+        }
+        let bundle = self.done;
+        let expected = Lengths::new(self.model.network(), self.bundles.len()).choices;
+        let message = receive_exactly(channel, "choices", expected).await?;
+        let (finished, reply) = self.garble(bundle, &message)?;
+        channel.send(reply).await?;
+        self.done += 1;
+        Ok(Some(finished))
     }
 
-    /// Appends the answers; returns bias less `s` by layer.
-    fn answer_linear(&self, uploaded: Uploaded, reply: &mut Vec<u8>) -> Vec<Elements> {
-        let network = self.network;
-        let (answers, shares) = linear::server_answer(
-            &self.params,
-            &network.packing,
-            self.model.kernels(),
-            uploaded,
-            self.setup.public_key(),
-            self.setup.galois_keys(),
-            &mut self.secrets.rng("linear", 0),
-        );
-        reply.extend_from_slice(&answers);
+    /// Bias less `s`, by layer, after the layer's pool.
+    fn offsets(&self, bundle: usize) -> Vec<Elements> {
+        let (network, count) = (self.model.network(), self.bundles.len());
         let mut sums: Vec<Elements> = (network.circuit.layers.iter())
             .zip(&self.model.weights().layers)
             .map(|(layer, weights)| {
@@ -580,9 +661,9 @@ impl<'a> Server<'a> {
                 Zeroizing::new(bias.flat_map(|b| std::iter::repeat_n(b, area)).collect())
             })
             .collect();
-        for (answer, s) in network.packing.answers().iter().zip(&shares) {
+        for (answer, s) in network.single().answers().iter().zip(&self.shares) {
             let sum = &mut sums[answer.layer() as usize];
-            for (sum, &s) in sum.iter_mut().zip(s.iter()) {
+            for (sum, &s) in sum.iter_mut().zip(part(s, bundle, count)) {
                 *sum = fp::sub(*sum, s);
             }
         }
@@ -592,49 +673,25 @@ impl<'a> Server<'a> {
         pooled.collect()
     }
 
-    /// Appends the OLE answers; returns `d0` by layer.
-    fn answer_ole(
-        &self,
-        uploads: Vec<Ciphertext>,
-        reply: &mut Vec<u8>,
-    ) -> (Vec<Elements>, ServerOle) {
-        let mut factors = Zeroizing::new(Vec::with_capacity(self.network.slots));
-        let mut d0 = Vec::with_capacity(self.network.layers.len());
-        for (l, index) in self.network.layers.iter().enumerate() {
-            let rng = &mut self.secrets.rng("openings", l as u64);
-            let layer = Zeroizing::new(fp::uniform_vec(index.quadratic.len(), rng));
-            for (&element, &d0) in index.quadratic.iter().zip(layer.iter()) {
-                let polynomial = polynomial(self.model, l, element);
-                quadratic::server_factors(polynomial, d0, &mut factors);
-            }
-            d0.push(layer);
-        }
-        let (params, public_key) = (&self.params, self.setup.public_key());
-        let ole = ServerOle::answer(params, uploads, public_key, factors, &self.secrets, reply);
-        (d0, ole)
-    }
-
-    /// Reads message 3, and makes message 4.
-    fn garble(
-        &self,
-        header: BundleHeader,
-        answered: ServerAnswered,
-        message: &[u8],
-    ) -> Result<(ServerBundle, Vec<u8>), Error> {
-        let network = self.network;
-        let mut reader = Reader::message("offline message 3", message);
-        let mut reply = Vec::with_capacity(offline_bytes(network)[3]);
-        let label_seed = self.secrets.seed("server labels", 0);
+    /// Reads message 3 of a bundle, and makes message 4.
+    fn garble(&mut self, bundle: usize, message: &[u8]) -> Result<(ServerBundle, Vec<u8>), Error> {
+        let network = self.model.network();
+        let offsets = self.offsets(bundle);
+        let count = self.bundles.len();
+        let exchange = &mut self.bundles[bundle];
+        let mut reader = Reader::message("choices", message);
+        let mut reply = Vec::with_capacity(Lengths::new(network, count).garbled);
+        let label_seed = exchange.secrets.seed("server labels", 0);
         let mut gadgets = Vec::with_capacity(network.layers.len());
         // Without ReLUs nothing is garbled, and the offset serves nowhere.
         let mut delta = Delta::from_block(Block::ZERO);
-        if let Some(transfers) = answered.transfers {
+        if let Some(transfers) = exchange.transfers.take() {
             let mut forward = transfers
                 .forward
                 .finish(reader.take(TREE_DEPTH.setup_bytes())?)?;
             delta = forward.delta().clone();
             for (l, (index, (t, b))) in network.layers.iter().zip(&transfers.reverse).enumerate() {
-                let (Some(width), Some(tweaks)) = (index.width, &self.tweaks[l]) else {
+                let (Some(width), Some(tweaks)) = (index.width, &exchange.tweaks[l]) else {
                     gadgets.push(None);
                     continue;
                 };
@@ -647,11 +704,11 @@ impl<'a> Server<'a> {
             }
         }
         gadgets.resize_with(network.layers.len(), || None);
-        let mut ole = answered.ole;
-        ole.correct(&mut reader)?;
-        let mut v = ole.v.iter();
+        let exchange = &self.bundles[bundle];
+        let (d0, ole) = self.answer_ole(exchange, &mut reader, &mut reply)?;
+        let mut v = ole.iter();
         let mut layers = Vec::with_capacity(network.layers.len());
-        let parts = answered.offsets.into_iter().zip(answered.d0).zip(gadgets);
+        let parts = offsets.into_iter().zip(d0).zip(gadgets);
         for ((layer, index), ((offset, d0), gadget)) in network.indexed().zip(parts) {
             let count = index.identity.len();
             let identity = reader.take(ELEMENT_BYTES * count)?;
@@ -665,11 +722,108 @@ impl<'a> Server<'a> {
         }
         reader.end()?;
         let bundle = ServerBundle {
-            header,
+            header: exchange.header,
             label_seed,
             delta,
             layers,
         };
         Ok((bundle, reply))
+    }
+
+    /// Reads the OLE part of message 3 and appends the answers; returns `d0` by layer, and `v` slot by slot.
+    fn answer_ole(
+        &self,
+        exchange: &ServerExchange,
+        reader: &mut Reader<'_>,
+        reply: &mut Vec<u8>,
+    ) -> Result<(Vec<Elements>, Elements), Error> {
+        let network = self.model.network();
+        let mut factors = Zeroizing::new(Vec::with_capacity(network.slots));
+        let mut d0 = Vec::with_capacity(network.layers.len());
+        for (l, index) in network.layers.iter().enumerate() {
+            let rng = &mut exchange.secrets.rng("openings", l as u64);
+            let layer = Zeroizing::new(fp::uniform_vec(index.quadratic.len(), rng));
+            for (&element, &d0) in index.quadratic.iter().zip(layer.iter()) {
+                let polynomial = polynomial(self.model, l, element);
+                quadratic::server_factors(polynomial, d0, &mut factors);
+            }
+            d0.push(layer);
+        }
+        let id = exchange.header.id().0;
+        let uploads = reader.take(quadratic::offline_upload_bytes(network.slots))?;
+        let uploads = quadratic::receive_uploads(&self.params, &id, network.slots, uploads)?;
+        let corrections = reader.take(quadratic::correction_bytes(network.slots))?;
+        let (params, key) = (&self.params, self.setup.public_key());
+        let mut ole = ServerOle::answer(params, uploads, key, factors, &exchange.secrets, reply);
+        ole.correct(corrections)?;
+        Ok((d0, ole.v))
+    }
+}
+
+/// Reads all uploads, answering each as it comes: the answers' messages in the order of [`Planned::order`], and `s` by answer.
+async fn answer_uploads(
+    channel: &mut impl Channel,
+    params: &Params,
+    planned: &Planned,
+    kernels: &Kernels,
+    setup: &ServerSetup,
+    id: &[u8; 32],
+    secrets: &Secrets,
+) -> Result<(Vec<Vec<u8>>, Vec<Elements>), Error> {
+    let packing = &planned.packing;
+    let seed = public_seed("linear", id, 0);
+    let (public_key, galois_keys) = (setup.public_key(), setup.galois_keys());
+    let rng = &mut secrets.rng("linear", 0);
+    let mut answers = Answers::new(params, packing, kernels, public_key, galois_keys, rng);
+    let mut messages = Vec::with_capacity(packing.answers().len());
+    let mut shares: Vec<Elements> = Vec::new();
+    shares.resize_with(packing.answers().len(), Elements::default);
+    for (upload, map) in packing.uploads().iter().enumerate() {
+        let message = receive_exactly(channel, "upload", uploads_bytes(map)).await?;
+        let ciphertexts = linear::receive_upload(params, packing, &seed, upload, &message)?;
+        drop(message);
+        for answer in planned.readers(upload) {
+            let (message, share) = answers.make(answer, &ciphertexts);
+            messages.push(message);
+            shares[answer] = share;
+        }
+    }
+    Ok((messages, shares))
+}
+
+impl ServerTransfers {
+    /// Reads a bundle's part of the client's first message, and appends that of the server's.
+    fn new(
+        network: &Network,
+        setup: &ServerSetup,
+        id: &BundleId,
+        secrets: &Secrets,
+        reader: &mut Reader<'_>,
+        reply: &mut Vec<u8>,
+    ) -> Result<Self, Error> {
+        let bundle = pi_ot::BundleId(id.0);
+        let correction = reader.take(BASE_CORRECTION_BYTES)?;
+        let (mut receiver, receiver_setup) =
+            setup.reverse().accept(&bundle, TREE_DEPTH, correction)?;
+        let rng = &mut secrets.rng("delta", 0);
+        let (forward, correction) = setup.forward().begin(&bundle, TREE_DEPTH, rng);
+        reply.extend_from_slice(&correction);
+        reply.extend_from_slice(&receiver_setup);
+        let layers = network.layers.iter().enumerate();
+        let reverse = layers.map(|(l, layer)| {
+            let rng = &mut secrets.rng("reverse choices", l as u64);
+            let b = Bits::random(layer.relu.len(), rng);
+            let (t, correction) = receiver.extend(&b);
+            reply.extend_from_slice(&correction);
+            (t, b)
+        });
+        let reverse = reverse.collect();
+        Ok(ServerTransfers { forward, reverse })
+    }
+}
+
+impl std::fmt::Debug for ServerBatch<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ServerBatch({} of {})", self.done, self.bundles.len())
     }
 }

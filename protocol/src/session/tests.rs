@@ -91,12 +91,19 @@ struct Models {
 
 impl Models {
     fn new(circuit: Circuit, weights: Weights) -> Self {
+        Models::with_batches(circuit, weights, &[])
+    }
+
+    fn with_batches(circuit: Circuit, weights: Weights, batches: &[u32]) -> Self {
         let plan = default_plan(&circuit, 1).unwrap();
+        let batches = batches.iter().map(|&n| default_plan(&circuit, n).unwrap());
+        let batches = batches.collect();
         let file = WeightsFile {
             salt: [9; 32],
             weights: weights.clone(),
         };
-        let artifact = Artifact::new(circuit, plan, file.digest());
+        let mut artifact = Artifact::new(circuit, plan, file.digest());
+        artifact.batches = batches;
         Models {
             client: ClientModel::new(artifact.clone()).unwrap(),
             server: ServerModel::new(artifact, file).unwrap(),
@@ -119,6 +126,52 @@ impl Models {
             ends,
             async |ch| client_prepare(ch, &self.client, client, &header, &mut rng(seed)).await,
             async |ch| server_prepare(ch, &self.server, server, &header, &mut rng(!seed)).await,
+        )
+    }
+
+    /// A batch, as far as it comes: bundles that were complete before an error are kept.
+    fn prepare_batch(
+        &self,
+        ends: (MemoryChannel, MemoryChannel),
+        seed: u64,
+        count: usize,
+    ) -> Outcome<(Vec<ClientBundle>, Option<Error>), (Vec<ServerBundle>, Option<Error>)> {
+        let (client, server) = setups();
+        let header = inputs(seed);
+        both(
+            ends,
+            async |ch| {
+                let rng = &mut rng(seed);
+                let mut done = Vec::new();
+                let batch = ClientBatch::start(ch, &self.client, client, &header, count, rng).await;
+                let mut batch = match batch {
+                    Ok(batch) => batch,
+                    Err(error) => return (done, Some(error)),
+                };
+                loop {
+                    match batch.next_bundle(ch).await {
+                        Ok(Some(bundle)) => done.push(bundle),
+                        Ok(None) => return (done, None),
+                        Err(error) => return (done, Some(error)),
+                    }
+                }
+            },
+            async |ch| {
+                let rng = &mut rng(!seed);
+                let mut done = Vec::new();
+                let batch = ServerBatch::start(ch, &self.server, server, &header, count, rng).await;
+                let mut batch = match batch {
+                    Ok(batch) => batch,
+                    Err(error) => return (done, Some(error)),
+                };
+                loop {
+                    match batch.next_bundle(ch).await {
+                        Ok(Some(bundle)) => done.push(bundle),
+                        Ok(None) => return (done, None),
+                        Err(error) => return (done, Some(error)),
+                    }
+                }
+            },
         )
     }
 
@@ -163,8 +216,19 @@ impl Models {
         assert_eq!(stored.len(), ServerBundle::encoded_len(&self.server));
         let server = ServerBundle::decode(&stored, &self.server).unwrap();
 
+        self.spend(client, server, input, seed)
+    }
+
+    /// Spends a bundle, and compares with the interpreter and with the formulas.
+    fn spend(
+        &self,
+        client: ClientBundle,
+        server: ServerBundle,
+        input: &[i64],
+        seed: u64,
+    ) -> interpret::Run {
         let answered = self.infer(memory(), client, server, input);
-        assert_eq!(answered.traffic, cost.online, "seed {seed}");
+        assert_eq!(answered.traffic, self.client.cost().online, "seed {seed}");
         answered.server.unwrap();
         let inference = answered.client.unwrap();
         let trace = inference.trace.unwrap();
@@ -173,6 +237,106 @@ impl Models {
         assert_eq!(inference.logits, run.logits, "seed {seed}");
         run
     }
+}
+
+#[test]
+fn bundles_of_a_batch_are_spent_one_by_one_in_any_order() {
+    let mut circuits = vec![edge_circuit()];
+    circuits.extend((3..8).map(|seed| random::circuit(seed, &random::Options::default())));
+    for (seed, (circuit, weights)) in (1000..).zip(circuits) {
+        let pixels = random::pixels(&circuit, seed);
+        let input = interpret::quantise_image(&circuit, &pixels).unwrap();
+        let models = Models::with_batches(circuit, weights, &[2, 3]);
+        assert_eq!(models.client.batches(9), [3, 3, 3]);
+        assert_eq!(models.client.batches(6), [3, 3]);
+        assert_eq!(models.server.batches(6), [3, 3]);
+        assert_eq!(models.client.batches(3 + 2), [3, 2]);
+        assert_eq!(models.client.batches(4), [3, 1]);
+        assert!(models.client.batches(0).is_empty());
+        for cost in models.client.cost().batches {
+            // Headers of earlier batches of the seed are not used again.
+            let first = 10 * seed + 5 * cost.bundles as u64;
+            let prepared = models.prepare_batch(memory(), first, cost.bundles);
+            assert_eq!(prepared.traffic, cost.offline, "seed {seed}");
+            let (client, server) = (prepared.client, prepared.server);
+            assert!(client.1.is_none() && server.1.is_none());
+            assert_eq!(client.0.len(), cost.bundles);
+            let ids: Vec<_> = client.0.iter().map(ClientBundle::id).collect();
+            let others: Vec<_> = server.0.iter().map(ServerBundle::id).collect();
+            assert_eq!(ids, others);
+            assert!(ids.windows(2).all(|pair| pair[0] != pair[1]));
+            let pairs = client.0.into_iter().zip(server.0).rev();
+            for (client, server) in pairs {
+                let client = ClientBundle::decode(&client.encode(), &models.client).unwrap();
+                let server = ServerBundle::decode(&server.encode(), &models.server).unwrap();
+                models.spend(client, server, &input, seed);
+            }
+        }
+    }
+}
+
+/// Masks, offsets and shares of bundles that share ciphertexts are independent.
+#[test]
+fn bundles_of_a_batch_share_no_secret() {
+    let (circuit, weights) = edge_circuit();
+    let models = Models::with_batches(circuit, weights, &[3]);
+    let prepared = models.prepare_batch(memory(), 1100, 3);
+    let client = prepared.client.0;
+    let server = prepared.server.0;
+    for (i, j) in [(0, 1), (0, 2), (1, 2)] {
+        let (a, b) = (&client[i], &client[j]);
+        let differ = |x: &[u64], y: &[u64]| x.iter().zip(y).all(|(x, y)| x != y);
+        assert!(differ(&a.input_mask, &b.input_mask));
+        assert!(differ(&a.layers[0].c, &b.layers[0].c));
+        assert!(differ(&a.layers[0].next, &b.layers[0].next));
+        assert!(differ(&a.layers[0].u, &b.layers[0].u));
+        let (a, b) = (&server[i], &server[j]);
+        assert!(differ(&a.layers[0].offset, &b.layers[0].offset));
+        assert!(differ(&a.layers[0].d0, &b.layers[0].d0));
+        assert!(*a.label_seed != *b.label_seed);
+        assert!(a.delta.block().to_bytes() != b.delta.block().to_bytes());
+    }
+}
+
+/// What was complete before a batch broke is good; the rest is nowhere.
+#[test]
+fn a_batch_that_breaks_keeps_the_bundles_before() {
+    let (circuit, weights) = edge_circuit();
+    let models = Models::with_batches(circuit, weights, &[3]);
+    let input = edge_input();
+    let packing = models.client.network().planned(3).unwrap();
+    let before = 1 + packing.packing.uploads().len() as u64;
+    let mut ends = memory();
+    ends.0.tamper(before + 1, Tamper::Drop);
+    let prepared = models.prepare_batch(ends, 1200, 3);
+    let ((client, client_error), (server, server_error)) = (prepared.client, prepared.server);
+    assert!(client_error.is_some() && server_error.is_some());
+    assert_eq!((client.len(), server.len()), (1, 1));
+    for (client, server) in client.into_iter().zip(server) {
+        models.spend(client, server, &input, 1200);
+    }
+}
+
+#[test]
+fn batches_without_a_plan_are_refused() {
+    let (circuit, weights) = edge_circuit();
+    let models = Models::with_batches(circuit, weights, &[3]);
+    let prepared = models.prepare_batch(memory(), 1300, 2);
+    for error in [prepared.client.1, prepared.server.1] {
+        assert!(matches!(error, Some(Error::ApiMisuse { .. })), "{error:?}");
+    }
+    assert_eq!(prepared.traffic, Traffic::default());
+}
+
+/// A bundle that was prepared alone and one of a batch are of the same model, and of different plans.
+#[test]
+fn headers_name_the_plan() {
+    let (circuit, weights) = edge_circuit();
+    let models = Models::with_batches(circuit, weights, &[3]);
+    let alone = models.bundles(1400).0;
+    let batch = models.prepare_batch(memory(), 1401, 3).client.0;
+    assert_eq!(alone.header().model, batch[0].header().model);
+    assert_ne!(alone.header().plan, batch[0].header().plan);
 }
 
 #[test]
@@ -354,7 +518,7 @@ fn values_at_the_edges_come_out_right() {
 fn costs_are_those_of_the_specification() {
     let (circuit, _) = edge_circuit();
     let plan = default_plan(&circuit, 1).unwrap();
-    let cost = crate::cost::circuit(&circuit, &plan).unwrap();
+    let cost = crate::cost::circuit(&circuit, [&plan]).unwrap();
     let packing = crate::layout::Packing::new(&circuit, &plan).unwrap();
     let linear = crate::linear::cost(&packing);
     let sum = |bytes: &[usize]| bytes.iter().sum::<usize>() as u64;
@@ -381,7 +545,8 @@ fn costs_are_those_of_the_specification() {
             + sum(&linear.answer_bytes)
             + ole.1
             + garbled,
-        messages: 4,
+        // Two first ones, two uploads and two answers, choices and garbled circuits.
+        messages: 8,
     };
     assert_eq!(cost.offline, offline);
     let hidden = Traffic {
@@ -587,7 +752,9 @@ fn lies_in_the_setup_are_blamed_on_the_peer() {
 fn lies_in_the_offline_phase_are_blamed_on_the_peer() {
     let models = lying_models();
     let mut seed = 400;
-    for (client_lies, message) in [(true, 0), (false, 0), (true, 1), (false, 1)] {
+    // The first message, two uploads and the choices; the first message, two answers and the garbled circuits.
+    let ends = (0..4).flat_map(|message| [(true, message), (false, message)]);
+    for (client_lies, message) in ends {
         let mut prepare = |tamper| {
             seed += 1;
             models.prepare(bent(client_lies, message, tamper), seed)
@@ -803,6 +970,7 @@ fn unsound_models_are_refused() {
         assert!(matches!(error, Error::ApiMisuse { .. }), "{error}");
     };
     refused(|a| a.plan.bundles = 2);
+    refused(|a| a.batches = vec![a.plan.clone()]);
     refused(|a| a.plan.answers.clear());
     refused(|a| a.circuit.layers[0].bound_bits = 90);
     let mut other = file;
