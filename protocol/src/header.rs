@@ -6,7 +6,7 @@
 use std::fmt;
 
 /// Version of the messages and of all key derivations.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Name of the parameter set, in every header.
 pub const PARAMETER_SET: &str = "p60-n8192-q46x4";

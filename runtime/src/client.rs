@@ -16,7 +16,7 @@ use crate::stream::{MessageStream, Refusal, StreamError, Traffic, describe};
 use crate::transport::{self, ClientEndpoint, Trust};
 use pi_ir::{Artifact, Circuit, Step, Trace, limits};
 use pi_protocol::header::{HeaderInputs, PROTOCOL_VERSION};
-use pi_protocol::session::{self, ClientBundle, ClientModel, ClientSetup};
+use pi_protocol::session::{self, ClientBatch, ClientBundle, ClientModel, ClientSetup};
 use rand_core::{OsRng, TryRngCore};
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -438,7 +438,8 @@ impl Connection<'_> {
         Ok((setup, Some(spent)))
     }
 
-    /// Runs the offline phase `count` times and keeps the bundles; `progress` hears of each one kept.
+    /// Runs the offline phase for `count` bundles, in batches as large as the model has plans for, and keeps the bundles;
+    /// `progress` hears of each one kept, the first of a batch with what the batch's linear layers took.
     ///
     /// # Errors
     /// The bundles kept before an error stay.
@@ -450,8 +451,6 @@ impl Connection<'_> {
         mut progress: impl FnMut(&Spent),
     ) -> Result<Spent, Error> {
         let started = Instant::now();
-        let client = self.client;
-        let store = &client.store;
         let useless = self.give_up_unheld()?;
         if useless > 0 {
             tracing::warn!("the server lost its halves of {useless} bundles; they were given up");
@@ -474,50 +473,62 @@ impl Connection<'_> {
         });
         let mut stream = self.open(&request).await?;
         let mut before = Spent::default();
-        for _ in 0..count {
+        for size in model.batches(count as usize) {
             let inputs = self.header_inputs(self.next_index);
-            self.next_index += 1;
+            self.next_index += size as u64;
             let rng = &mut OsRng.unwrap_err();
-            let bundle = compute(session::client_prepare(
+            let batch = compute(ClientBatch::start(
                 &mut stream,
                 model,
                 setup,
                 &inputs,
+                size,
                 rng,
             ));
-            let bundle = bundle.map_err(|e| protocol_error("server", &mut stream, e))?;
-            fault::point("client-prepare-before-stored");
-            // The server's half is durable first: a bundle kept here always has its other half.
-            self.await_stored(&mut stream, bundle.id().0).await?;
-            fault::point("client-prepare-before-store");
-            block_in_place(|| {
-                store.put_bundle(
-                    self.server,
-                    &self.welcome.model,
-                    &bundle.id().0,
-                    &bundle.encode(),
-                )
-            })?;
-            fault::point("client-prepare-after-store");
-            self.probes.push(BundleEntry {
-                peer: self.server,
-                id: bundle.id().0,
-                model: self.welcome.model,
-                state: BundleState::Ready,
-                stored_at: unix_milliseconds(),
-            });
-            self.welcome.held.push(true);
-            let now = Spent {
-                wall: started.elapsed(),
-                traffic: stream.traffic(),
-            };
-            progress(&Spent {
-                wall: now.wall - before.wall,
-                traffic: now.traffic - before.traffic,
-            });
-            before = now;
+            let mut batch = batch.map_err(|e| protocol_error("server", &mut stream, e))?;
+            loop {
+                let bundle = compute(batch.next_bundle(&mut stream));
+                let bundle = bundle.map_err(|e| protocol_error("server", &mut stream, e))?;
+                let Some(bundle) = bundle else { break };
+                self.keep(&mut stream, bundle).await?;
+                let now = Spent {
+                    wall: started.elapsed(),
+                    traffic: stream.traffic(),
+                };
+                progress(&Spent {
+                    wall: now.wall - before.wall,
+                    traffic: now.traffic - before.traffic,
+                });
+                before = now;
+            }
         }
         Ok(before)
+    }
+
+    /// Stores a bundle once the server has stored its half: a bundle kept here always has its other half.
+    async fn keep(
+        &mut self,
+        stream: &mut MessageStream,
+        bundle: ClientBundle,
+    ) -> Result<(), Error> {
+        let id = bundle.id().0;
+        fault::point("client-prepare-before-stored");
+        self.await_stored(stream, id).await?;
+        fault::point("client-prepare-before-store");
+        block_in_place(|| {
+            let (store, model) = (&self.client.store, &self.welcome.model);
+            store.put_bundle(self.server, model, &id, &bundle.encode())
+        })?;
+        fault::point("client-prepare-after-store");
+        self.probes.push(BundleEntry {
+            peer: self.server,
+            id,
+            model: self.welcome.model,
+            state: BundleState::Ready,
+            stored_at: unix_milliseconds(),
+        });
+        self.welcome.held.push(true);
+        Ok(())
     }
 
     fn remember_server(&self) -> Result<(), Error> {

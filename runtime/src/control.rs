@@ -9,7 +9,7 @@
 //! | `Hello` | server: [`Welcome`] |
 //! | `Artifact` | server: the artifact file, one message |
 //! | `Setup` | the protocol's setup messages; server: [`Stored`] with the client key id, once its half is durable |
-//! | `Prepare` | per bundle, `count` times: the protocol's offline messages; server: [`Stored`] with the bundle's id, once its half is durable. The client keeps its half only after that |
+//! | `Prepare` | in batches as large as the model has plans for, `count` bundles in all: the linear layers of the batch; then per bundle its own offline messages, and the server's [`Stored`] with the bundle's id, once its half is durable. The client keeps its half only after that |
 //! | `Infer` | the protocol's online messages, the client's first |
 //!
 //! Encoding: postcard; every message has a limit that is checked before it is read.

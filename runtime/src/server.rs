@@ -18,7 +18,9 @@ use crate::transport;
 use pi_ir::{Artifact, WeightsFile, artifact};
 use pi_protocol::Channel;
 use pi_protocol::header::{HeaderInputs, PROTOCOL_VERSION};
-use pi_protocol::session::{self, OnlineRequest, ServerBundle, ServerModel, ServerSetup};
+use pi_protocol::session::{
+    self, OnlineRequest, ServerBatch, ServerBundle, ServerModel, ServerSetup,
+};
 use rand_core::{OsRng, TryRngCore};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -246,6 +248,16 @@ struct InTurn<'a> {
     stream: &'a mut MessageStream,
     turns: &'a Semaphore,
     permit: Option<SemaphorePermit<'a>>,
+}
+
+impl<'a> InTurn<'a> {
+    fn new(stream: &'a mut MessageStream, turns: &'a Semaphore) -> Self {
+        InTurn {
+            stream,
+            turns,
+            permit: None,
+        }
+    }
 }
 
 impl Channel for InTurn<'_> {
@@ -486,27 +498,32 @@ impl Connection {
             peer: "server",
             refusal: Refusal::NoSetup,
         })?;
-        for index in prepare.first_index..prepare.first_index + count {
+        let (shared, model) = (&self.shared, &self.shared.model);
+        let mut index = prepare.first_index;
+        for size in model.batches(count as usize) {
             let inputs = self.header_inputs(greeting, index);
-            let model = &self.shared.model;
+            index += size as u64;
             let rng = &mut OsRng.unwrap_err();
-            let mut channel = InTurn {
-                stream,
-                turns: &self.shared.turns,
-                permit: None,
-            };
-            let exchange = session::server_prepare(&mut channel, model, &setup, &inputs, rng);
-            let bundle = compute(exchange);
+            let mut channel = InTurn::new(stream, &shared.turns);
+            let exchange = ServerBatch::start(&mut channel, model, &setup, &inputs, size, rng);
+            let batch = compute(exchange);
             drop(channel);
-            let bundle = bundle.map_err(|e| protocol_error("client", stream, e))?;
-            let stored = Stored { id: bundle.id().0 };
-            fault::point("server-prepare-before-store");
-            block_in_place(|| {
-                let (store, model) = (&self.shared.store, &self.shared.digest);
-                store.put_bundle(self.client, model, &stored.id, &bundle.encode())
-            })?;
-            fault::point("server-prepare-after-store");
-            stream.send_control(&stored).await.map_err(from_client)?;
+            let mut batch = batch.map_err(|e| protocol_error("client", stream, e))?;
+            loop {
+                let mut channel = InTurn::new(stream, &shared.turns);
+                let bundle = compute(batch.next_bundle(&mut channel));
+                drop(channel);
+                let bundle = bundle.map_err(|e| protocol_error("client", stream, e))?;
+                let Some(bundle) = bundle else { break };
+                let stored = Stored { id: bundle.id().0 };
+                fault::point("server-prepare-before-store");
+                block_in_place(|| {
+                    let (store, model) = (&shared.store, &shared.digest);
+                    store.put_bundle(self.client, model, &stored.id, &bundle.encode())
+                })?;
+                fault::point("server-prepare-after-store");
+                stream.send_control(&stored).await.map_err(from_client)?;
+            }
         }
         Ok(())
     }
