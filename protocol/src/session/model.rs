@@ -1,5 +1,6 @@
 //! A model as one party holds it, checked, with everything that follows from public data.
 
+use super::convolve::{self, Convolution};
 use crate::header::{BundleHeader, HeaderInputs};
 use crate::layout::Packing;
 use crate::linear::Kernels;
@@ -189,6 +190,12 @@ pub(crate) fn activation(layer: &Layer) -> Option<&Activation> {
 /// Adds `2^shift values` to `sum`.
 pub(crate) fn add_scaled(sum: &mut [u64], values: &[u64], shift: u8) {
     debug_assert_eq!(sum.len(), values.len());
+    if shift == 0 {
+        for (sum, &value) in sum.iter_mut().zip(values) {
+            *sum = fp::add(*sum, value);
+        }
+        return;
+    }
     let factor = fp::reduce_u64(1 << shift);
     for (sum, &value) in sum.iter_mut().zip(values) {
         *sum = fp::add(*sum, fp::mul(value, factor));
@@ -196,7 +203,7 @@ pub(crate) fn add_scaled(sum: &mut [u64], values: &[u64], shift: u8) {
 }
 
 /// The window sums of a map of shape `from`; `to` is the shape of the result.
-fn sum_windows(x: &[u64], from: Shape, pool: &SumPool, to: Shape) -> Vec<u64> {
+pub(crate) fn sum_windows(x: &[u64], from: Shape, pool: &SumPool, to: Shape) -> Vec<u64> {
     let (width, area) = (from.w as usize, from.h as usize * from.w as usize);
     let mut out = Vec::with_capacity(to.len());
     for plane in x.chunks_exact(area) {
@@ -257,6 +264,7 @@ pub struct ServerModel {
     common: Common,
     weights: Weights,
     kernels: Kernels,
+    convolutions: Vec<Vec<Convolution>>,
 }
 
 /// Memory for transformed kernels that a server keeps; convolutions beyond it are transformed for every bundle.
@@ -310,6 +318,7 @@ impl ServerModel {
         let kernels = Kernels::prepare(&params, packing, &weights, KERNEL_CACHE_BYTES);
         Ok(ServerModel {
             kernels: kernels.map_err(Error::misuse)?,
+            convolutions: convolve::prepare(&common.network.circuit, &weights),
             common,
             weights,
         })
@@ -340,6 +349,11 @@ impl ServerModel {
 
     pub(crate) fn kernels(&self) -> &Kernels {
         &self.kernels
+    }
+
+    /// A layer's convolutions, as they are computed online.
+    pub(crate) fn convolutions(&self, layer: usize) -> &[Convolution] {
+        &self.convolutions[layer]
     }
 
     pub(crate) fn header(&self, client_key: [u8; 32], inputs: &HeaderInputs) -> BundleHeader {
