@@ -12,7 +12,7 @@ use pi_ot::ideal::ideal_cot;
 use pi_ot::{
     BundleId, CotReceiver, CotSender, Direction, MasterReceiver, MasterSetup, SessionId, TreeDepth,
 };
-use pi_ring::conv::{ConvShape, Padding, conv2d_fp};
+use pi_ring::conv::{ConvScratch, ConvShape, Padding, PreparedConv};
 use pi_ring::fp;
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -120,9 +120,9 @@ fn convolution() {
         .map(|_| (rng.next_u64() % 255) as i16 - 127)
         .collect();
     let products = (shape.output_len() * shape.taps()) as f64 / 1e9;
-    let seconds = best(|| {
-        conv2d_fp(&input, &weights, &shape);
-    });
+    let prepared = PreparedConv::new(&weights, shape, 7);
+    let (mut scratch, mut sum) = (ConvScratch::default(), vec![0; shape.output_len()]);
+    let seconds = best(|| prepared.add_to(&input, &mut scratch, &mut sum));
     println!(
         "  online convolution 64 x 16 x 16 -> 64: {:.2} G multiply-adds/s",
         products / seconds

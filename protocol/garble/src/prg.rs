@@ -69,6 +69,11 @@ impl Prg {
         self.fill_bytes(bytemuck::cast_slice_mut(&mut blocks));
         blocks
     }
+
+    /// Fills `out` with the blocks from `position` on, without moving the stream.
+    pub fn fill_blocks_at(&self, position: u128, out: &mut [Block]) {
+        self.fill_at(position, bytemuck::cast_slice_mut(out));
+    }
 }
 
 impl RngCore for Prg {

@@ -6,6 +6,8 @@
 //! no branch and no skipped work depends on them, except the choice of limbs, which depends on the largest absolute row
 //! sum; a caller that wants even that to be public passes a bound to [`conv2d_fp_bounded`].
 
+pub use crate::conv_prepared::{ConvScratch, PreparedConv};
+
 use crate::fp;
 use rayon::prelude::*;
 
@@ -76,6 +78,11 @@ impl ConvShape {
     }
 
     fn check(&self, input: &[u64], weights: &[i16]) {
+        self.check_weights(weights);
+        assert_eq!(input.len(), self.input_len(), "input length");
+    }
+
+    pub(crate) fn check_weights(&self, weights: &[i16]) {
         assert!(self.stride > 0, "stride 0");
         assert!(
             self.kernel_height > 0
@@ -85,7 +92,6 @@ impl ConvShape {
             self.kernel_width > 0
                 && self.kernel_width <= self.width + self.padding.left + self.padding.right
         );
-        assert_eq!(input.len(), self.input_len(), "input length");
         assert_eq!(weights.len(), self.weights_len(), "weights length");
     }
 

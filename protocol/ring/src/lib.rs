@@ -16,6 +16,7 @@
 //! the vector ones are tested to equal them bit for bit.
 
 pub mod conv;
+mod conv_prepared;
 pub mod dot;
 pub mod fp;
 pub mod kernels;

@@ -17,11 +17,3 @@ mod vectors;
 pub(crate) fn gather(values: &[u64], indices: &[u32]) -> pi_garble::field::Elements {
     zeroize::Zeroizing::new(indices.iter().map(|&i| values[i as usize]).collect())
 }
-
-/// Puts `values`, one for each index, where the indices say.
-pub(crate) fn scatter(values: &[u64], indices: &[u32], out: &mut [u64]) {
-    debug_assert_eq!(values.len(), indices.len());
-    for (&value, &i) in values.iter().zip(indices) {
-        out[i as usize] = value;
-    }
-}

@@ -22,10 +22,11 @@ use crate::share;
 use crate::wire::Reader;
 use pi_garble::field::{self, ELEMENT_BYTES, Elements};
 use pi_garble::{
-    Bits, Block, Delta, Labels, ServerGadget, SignWidth, TweakRange, active_labels, client_output,
-    evaluate_sign, garble_sign,
+    Bits, Block, Delta, Labels, Prg, ServerGadget, SignWidth, TweakRange, active_labels,
+    client_output, evaluate_sign, garble_sign,
 };
 use pi_ot::{CotReceiver, CotSender, TreeDepth, reverse};
+use rayon::prelude::*;
 use zeroize::Zeroizing;
 
 /// Bytes of offline message 3 for a layer of `n` ReLUs: the forward extension and `tau`.
@@ -148,21 +149,36 @@ pub(crate) fn garble(
     Ok(ServerGadget::new(tweaks, delta, &keep_zero, &v)?)
 }
 
+/// ReLUs that a task opens: their labels stay in the first cache between the generator and the message.
+const OPENED: usize = 64;
+
 /// The server's online half: appends labels and rows for its truncated shares, and returns its shares of the results.
+///
+/// `server_zero` is the stream of the zero labels that the layer was garbled with. Shares are integers in two's complement:
+/// the low `m` bits of the negative integer are those of `d_hat mod 2^m`.
 pub(crate) fn open(
     width: SignWidth,
     delta: &Delta,
-    server_zero: &[Block],
+    server_zero: &Prg,
     gadget: ServerGadget,
-    d_hat: &[i64],
+    d_hat: &[u64],
     message: &mut Vec<u8>,
 ) -> Result<Elements, Error> {
-    // Two's complement: the low m bits of the negative integer are those of d_hat mod 2^m.
-    let bits: Elements = Zeroizing::new(d_hat.iter().map(|&d| d as u64).collect());
     let start = message.len();
     message.resize(start + width.label_bytes(d_hat.len()), 0);
-    active_labels(width, delta, server_zero, &bits, &mut message[start..])?;
-    let d: Elements = Zeroizing::new(d_hat.iter().map(|&d| share::to_field(d)).collect());
+    let bits = width.bits() as usize;
+    let zeros = || Zeroizing::new(vec![Block::ZERO; OPENED * bits]);
+    message[start..]
+        .par_chunks_mut(width.label_bytes(OPENED))
+        .zip(d_hat.par_chunks(OPENED))
+        .enumerate()
+        .with_min_len(8)
+        .try_for_each_init(zeros, |zeros, (task, (out, d))| {
+            let zeros = &mut zeros[..d.len() * bits];
+            server_zero.fill_blocks_at((task * OPENED * bits) as u128, zeros);
+            active_labels(width, delta, zeros, d, out)
+        })?;
+    let d: Elements = Zeroizing::new(d_hat.iter().map(|&d| share::to_field(d as i64)).collect());
     let (rows, y) = gadget.open(&d)?;
     message.extend_from_slice(field::encode(&rows));
     Ok(y)

@@ -11,19 +11,23 @@
 //! identity elements were settled offline. The client's shares of all sums were known offline, so that it computes nothing linear.
 
 use super::bundle::{ClientBundle, ClientLayer, ServerBundle, ServerLayer};
-use super::model::{ClientModel, LayerIndex, Network, ServerModel, activation, add_scaled};
-use super::prepare::{polynomial, server_labels, truncated, tweaks};
+use super::convolve::Convolution;
+use super::model::{
+    ClientModel, LayerIndex, Network, ServerModel, activation, add_scaled, sum_windows,
+};
+use super::prepare::{label_stream, polynomial, tweaks};
 use crate::channel::{Channel, receive_exactly};
 use crate::cost::Traffic;
 use crate::header::BundleId;
-use crate::nonlinear::{gather, quadratic, relu, scatter};
+use crate::nonlinear::{gather, quadratic, relu};
 use crate::wire::Reader;
 use crate::{Error, share};
 use pi_garble::field::{self, ELEMENT_BYTES, Elements};
 use pi_garble::{Delta, TweakRange};
-use pi_ir::{Activation, Conv, Kind, Layer, LayerTrace, PostTruncation, Shape, Trace};
-use pi_ring::conv::{ConvShape, Padding, conv2d_fp_bounded};
+use pi_ir::{Activation, Kind, Layer, LayerTrace, PostTruncation, Term, Trace};
+use pi_ring::conv::ConvScratch;
 use pi_ring::fp;
+use rayon::prelude::*;
 use zeroize::Zeroizing;
 
 /// What the client learns.
@@ -133,17 +137,23 @@ pub async fn client_infer(
         )));
     }
     let id = header.id();
-    let mut message = id.0.to_vec();
+    let mut message = Vec::with_capacity(infer_bytes(network).0);
+    message.extend_from_slice(&id.0);
     let masked = input.iter().zip(bundle.input_mask.iter());
     let masked: Vec<u64> = masked.map(|(&x, &r)| fp::sub(fp::from_i64(x), r)).collect();
     message.extend_from_slice(field::encode(&masked));
+    // All that depends on nothing to come, before the first byte: the caller may be marking the bundle spent meanwhile.
+    let tweaks = tweaks(network, &id);
+    let parts = network.indexed().zip(&bundle.layers);
+    let known: Vec<Known> = parts
+        .map(|((layer, index), own)| Known::new(layer, index, &own.c))
+        .collect();
     channel.send(message).await?;
 
-    let tweaks = tweaks(network, &id);
     let mut traced = Vec::new();
     let mut logits = Vec::new();
-    let layers = network.indexed().zip(bundle.layers).zip(&tweaks);
-    for (((layer, index), own), tweaks) in layers {
+    let parts = bundle.layers.into_iter().zip(known).zip(&tweaks);
+    for ((layer, index), ((own, known), tweaks)) in network.indexed().zip(parts) {
         let mut shares = LayerTrace {
             before_truncation: if trace { own.c.to_vec() } else { Vec::new() },
             before_post_truncation: Vec::new(),
@@ -154,7 +164,7 @@ pub async fn client_infer(
                 let message =
                     receive_exactly(channel, "online message", online_bytes(index).0).await?;
                 let (reply, before_post) =
-                    evaluate(layer, activation, index, own, tweaks.as_ref(), &message)?;
+                    evaluate(activation, index, own, &known, tweaks.as_ref(), &message)?;
                 channel.send(reply).await?;
                 if trace {
                     shares.before_post_truncation = before_post.to_vec();
@@ -180,29 +190,51 @@ pub async fn client_infer(
     })
 }
 
+/// The client's truncated shares of a layer's elements, in the order of the layer's index.
+struct Known {
+    relu: Elements,
+    quadratic: Elements,
+}
+
+impl Known {
+    fn new(layer: &Layer, index: &LayerIndex, c: &[u64]) -> Self {
+        let (f, bound) = (layer.truncate(), layer.bound_bits);
+        let truncated = |elements: &[u32]| {
+            let mut c = gather(c, elements);
+            for c in c.iter_mut() {
+                *c = share::truncate_client(*c, f, bound);
+            }
+            c
+        };
+        Known {
+            relu: truncated(&index.relu),
+            quadratic: truncated(&index.quadratic),
+        }
+    }
+}
+
 /// The client's half of one layer: its reply, and its shares of squares and polynomials before their second truncation.
 fn evaluate(
-    layer: &Layer,
     activation: &Activation,
     index: &LayerIndex,
     own: ClientLayer,
+    known: &Known,
     tweaks: Option<&TweakRange>,
     message: &[u8],
 ) -> Result<(Vec<u8>, Elements), Error> {
     let mut reader = Reader::message("online message", message);
-    let c = truncated(layer, &own.c);
     let mut results = Zeroizing::new(Vec::with_capacity(index.online()));
     if let (Some(width), Some(tweaks), Some(relu)) = (index.width, tweaks, own.relu) {
-        let c = gather(&c, &index.relu);
-        results.extend_from_slice(&relu.evaluate(width, tweaks, &c, &mut reader)?);
+        results.extend_from_slice(&relu.evaluate(width, tweaks, &known.relu, &mut reader)?);
     }
     let count = index.quadratic.len();
     let opened = field::decode("openings", reader.take(ELEMENT_BYTES * count)?, count)?;
     reader.end()?;
     let mut before_post = Zeroizing::new(Vec::with_capacity(count));
-    for ((&element, &u), &opened) in index.quadratic.iter().zip(own.u.iter()).zip(&opened) {
+    let shares = known.quadratic.iter().zip(own.u.iter()).zip(&opened);
+    for (&element, ((&c, &u), &opened)) in index.quadratic.iter().zip(shares) {
         let kind = activation.kinds[element as usize];
-        let share = quadratic::client_share(kind, c[element as usize], u, opened);
+        let share = quadratic::client_share(kind, c, u, opened);
         let post = post(activation, kind);
         results.push(share::truncate_client(
             share,
@@ -248,23 +280,22 @@ pub async fn server_infer(
     // x - r of every tensor so far.
     let mut tensors: Vec<Elements> = Vec::with_capacity(network.layers.len());
     tensors.push(Zeroizing::new(request.input));
-    for (l, ((layer, index), own)) in network.indexed().zip(bundle.layers).enumerate() {
-        let mut d = Zeroizing::new(sum(model, l, layer, &tensors));
-        add_scaled(&mut d, &own.offset, 0);
+    let mut scratch = ConvScratch::default();
+    for (l, ((layer, index), mut own)) in network.indexed().zip(bundle.layers).enumerate() {
+        let offset = std::mem::take(&mut own.offset);
+        let mut tensor = sum(model, l, layer, &tensors, offset, &mut scratch);
         let Some(activation) = activation(layer) else {
-            channel.send(field::encode(&d).to_vec()).await?;
+            channel.send(field::encode(&tensor).to_vec()).await?;
             continue;
         };
+        // In place: first the truncated share of each element as an integer, then the next tensor where it is known.
         let (f, bound) = (layer.truncate(), layer.bound_bits);
-        let d_hat: Zeroizing<Vec<i64>> = Zeroizing::new(
-            d.iter()
-                .map(|&d| share::truncate_server(d, f, bound))
-                .collect(),
-        );
-        let mut next = Zeroizing::new(vec![0; layer.shape.len()]);
+        for d in tensor.iter_mut() {
+            *d = share::truncate_server(*d, f, bound) as u64;
+        }
         for (&element, &correction) in index.identity.iter().zip(own.identity.iter()) {
-            let element = element as usize;
-            next[element] = fp::add(share::to_field(d_hat[element]), correction);
+            let d = &mut tensor[element as usize];
+            *d = fp::add(share::to_field(*d as i64), correction);
         }
         if index.online() > 0 {
             let opening = Opening {
@@ -275,18 +306,17 @@ pub async fn server_infer(
                 label_seed: &bundle.label_seed,
                 delta: &bundle.delta,
             };
-            let (message, shares) = opening.open(own, &d_hat)?;
+            let (message, shares) = opening.open(own, &tensor)?;
             channel.send(message).await?;
             let (what, length) = ("masked results", online_bytes(index).1);
             let message = receive_exactly(channel, what, length).await?;
             let results = field::decode(what, &message, index.online())?;
-            let results = results.iter().zip(shares.iter());
-            let results: Elements = Zeroizing::new(results.map(|(&y, &d)| fp::add(y, d)).collect());
-            let (relus, quadratics) = results.split_at(index.relu.len());
-            scatter(relus, &index.relu, &mut next);
-            scatter(quadratics, &index.quadratic, &mut next);
+            let elements = index.relu.iter().chain(&index.quadratic);
+            for (&element, (&y, &d)) in elements.zip(results.iter().zip(shares.iter())) {
+                tensor[element as usize] = fp::add(y, d);
+            }
         }
-        tensors.push(next);
+        tensors.push(tensor);
     }
     Ok(())
 }
@@ -301,88 +331,96 @@ struct Opening<'a> {
     delta: &'a Delta,
 }
 
+/// Squares and polynomials that a task opens.
+const QUADRATICS: usize = 4096;
+
 impl Opening<'_> {
     /// The server's message of a layer, and its shares of the results: ReLUs, then squares and polynomials.
-    fn open(&self, own: ServerLayer, d_hat: &[i64]) -> Result<(Vec<u8>, Elements), Error> {
+    ///
+    /// `d_hat` has truncated shares, integers in two's complement, at the elements that take part.
+    fn open(&self, own: ServerLayer, d_hat: &[u64]) -> Result<(Vec<u8>, Elements), Error> {
         let index = self.index;
         let mut message = Vec::with_capacity(online_bytes(index).0);
         let mut shares = Zeroizing::new(Vec::with_capacity(index.online()));
         if let (Some(width), Some(gadget)) = (index.width, own.gadget) {
-            let count = index.relu.len() * width.bits() as usize;
-            let zeros = server_labels(self.label_seed, self.layer, count);
-            let relus = index.relu.iter().map(|&element| d_hat[element as usize]);
-            let d: Zeroizing<Vec<i64>> = Zeroizing::new(relus.collect());
+            let zeros = label_stream(self.label_seed, self.layer);
+            let d = gather(d_hat, &index.relu);
             let y = relu::open(width, self.delta, &zeros, gadget, &d, &mut message)?;
             shares.extend_from_slice(&y);
         }
-        let mut opened = Vec::with_capacity(index.quadratic.len());
-        let pairs = own.d0.iter().zip(own.v.iter());
-        for (&element, (&d0, &v)) in index.quadratic.iter().zip(pairs) {
-            let d = share::to_field(d_hat[element as usize]);
-            let polynomial = polynomial(self.model, self.layer, element);
-            let (opening, y) = quadratic::server_open(polynomial, d, d0, v);
-            let post = post(self.activation, self.activation.kinds[element as usize]);
-            let y = share::truncate_server(y, post.truncate, post.bound_bits);
-            opened.push(opening);
-            shares.push(share::to_field(y));
-        }
+        let (count, relus) = (index.quadratic.len(), index.relu.len());
+        let mut opened = vec![0; count];
+        shares.resize(relus + count, 0);
+        let results = shares[relus..].par_chunks_mut(QUADRATICS);
+        let inputs = own
+            .d0
+            .par_chunks(QUADRATICS)
+            .zip(own.v.par_chunks(QUADRATICS));
+        index
+            .quadratic
+            .par_chunks(QUADRATICS)
+            .zip(inputs)
+            .zip(opened.par_chunks_mut(QUADRATICS).zip(results))
+            .for_each(|((elements, (d0, v)), (opened, shares))| {
+                let pairs = d0.iter().zip(v).zip(opened.iter_mut().zip(shares));
+                for (&element, ((&d0, &v), (opened, result))) in elements.iter().zip(pairs) {
+                    let d = share::to_field(d_hat[element as usize] as i64);
+                    let polynomial = polynomial(self.model, self.layer, element);
+                    let (opening, y) = quadratic::server_open(polynomial, d, d0, v);
+                    let post = post(self.activation, self.activation.kinds[element as usize]);
+                    let y = share::truncate_server(y, post.truncate, post.bound_bits);
+                    *opened = opening;
+                    *result = share::to_field(y);
+                }
+            });
         message.extend_from_slice(field::encode(&opened));
         Ok((message, shares))
     }
 }
 
-/// The sum of a layer on the server's shares, without bias and `s`.
-fn sum(model: &ServerModel, l: usize, layer: &Layer, tensors: &[Elements]) -> Vec<u64> {
+/// The sum of a layer on the server's shares, with the offset (bias and `s`), which it is computed in where no pool follows.
+fn sum(
+    model: &ServerModel,
+    l: usize,
+    layer: &Layer,
+    tensors: &[Elements],
+    offset: Elements,
+    scratch: &mut ConvScratch,
+) -> Elements {
     let network = model.network();
-    let kernels = &model.weights().layers[l].kernels;
-    network.sum(layer, tensors, |k, conv| {
-        let input = network.circuit.tensor_shape(conv.input);
-        convolve(&tensors[conv.input.0 as usize], &kernels[k], input, conv)
-    })
-}
-
-/// A convolution over `F_p`.
-///
-/// Strides that differ between the directions are computed at their common divisor, and what is too many is left out.
-fn convolve(x: &[u64], kernel: &[i16], input: Shape, conv: &Conv) -> Vec<u64> {
-    let (rows, columns) = (conv.stride.0 as usize, conv.stride.1 as usize);
-    let stride = common_divisor(rows, columns);
-    let padding = &conv.padding;
-    let shape = ConvShape {
-        channels_in: input.c as usize,
-        height: input.h as usize,
-        width: input.w as usize,
-        channels_out: conv.out_channels as usize,
-        kernel_height: conv.kernel.0 as usize,
-        kernel_width: conv.kernel.1 as usize,
-        stride,
-        padding: Padding {
-            top: padding.top as usize,
-            left: padding.left as usize,
-            bottom: padding.bottom as usize,
-            right: padding.right as usize,
-        },
+    let shape = network.sum_shape(layer);
+    let (mut sum, offset) = match &layer.pool {
+        None => (offset, None),
+        Some(_) => (Zeroizing::new(vec![0; shape.len()]), Some(offset)),
     };
-    // Public: what the circuit says of its weights, so that the time does not depend on them.
-    let row_sum_bound = (shape.taps() as u64) << conv.weight_bits;
-    let dense = conv2d_fp_bounded(x, kernel, &shape, row_sum_bound);
-    if rows == columns {
-        return dense;
+    let mut convolutions = model.convolutions(l).iter();
+    for term in &layer.terms {
+        match term {
+            Term::Conv(conv) => {
+                let convolution: &Convolution = convolutions
+                    .next()
+                    .expect("the model prepared every convolution");
+                convolution.add_to(&tensors[conv.input.0 as usize], scratch, &mut sum);
+            }
+            Term::Residual { input, pool, shift } => {
+                let x = &tensors[input.0 as usize];
+                match pool {
+                    Some(pool) => {
+                        let from = network.circuit.tensor_shape(*input);
+                        add_scaled(&mut sum, &sum_windows(x, from, pool, shape), *shift);
+                    }
+                    None => add_scaled(&mut sum, x, *shift),
+                }
+            }
+        }
     }
-    let (height, width) = (shape.out_height(), shape.out_width());
-    let planes = dense.chunks_exact(height * width);
-    let kept = planes.flat_map(|plane| {
-        plane
-            .chunks_exact(width)
-            .step_by(rows / stride)
-            .flat_map(move |row| row.iter().copied().step_by(columns / stride))
-    });
-    kept.collect()
-}
-
-fn common_divisor(a: usize, b: usize) -> usize {
-    match b {
-        0 => a,
-        _ => common_divisor(b, a % b),
+    match offset {
+        None => sum,
+        Some(offset) => {
+            let sum = std::mem::take(&mut *sum);
+            let mut pooled = Zeroizing::new(network.pool(layer, sum));
+            add_scaled(&mut pooled, &offset, 0);
+            pooled
+        }
     }
 }

@@ -34,6 +34,7 @@
 //! linear answers of the bundle are final. The runtime marks a bundle spent, durably, before it calls a function that spends it.
 
 mod bundle;
+mod convolve;
 mod infer;
 mod model;
 mod prepare;

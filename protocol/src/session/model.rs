@@ -1,5 +1,6 @@
 //! A model as one party holds it, checked, with everything that follows from public data.
 
+use super::convolve::{self, Convolution};
 use crate::header::{BundleHeader, HeaderInputs};
 use crate::layout::Packing;
 use crate::linear::Kernels;
@@ -255,6 +256,12 @@ pub(crate) fn activation(layer: &Layer) -> Option<&Activation> {
 /// Adds `2^shift values` to `sum`.
 pub(crate) fn add_scaled(sum: &mut [u64], values: &[u64], shift: u8) {
     debug_assert_eq!(sum.len(), values.len());
+    if shift == 0 {
+        for (sum, &value) in sum.iter_mut().zip(values) {
+            *sum = fp::add(*sum, value);
+        }
+        return;
+    }
     let factor = fp::reduce_u64(1 << shift);
     for (sum, &value) in sum.iter_mut().zip(values) {
         *sum = fp::add(*sum, fp::mul(value, factor));
@@ -262,7 +269,7 @@ pub(crate) fn add_scaled(sum: &mut [u64], values: &[u64], shift: u8) {
 }
 
 /// The window sums of a map of shape `from`; `to` is the shape of the result.
-fn sum_windows(x: &[u64], from: Shape, pool: &SumPool, to: Shape) -> Vec<u64> {
+pub(crate) fn sum_windows(x: &[u64], from: Shape, pool: &SumPool, to: Shape) -> Vec<u64> {
     let (width, area) = (from.w as usize, from.h as usize * from.w as usize);
     let mut out = Vec::with_capacity(to.len());
     for plane in x.chunks_exact(area) {
@@ -331,6 +338,7 @@ pub struct ServerModel {
     weights: Weights,
     /// By plan.
     kernels: Vec<Kernels>,
+    convolutions: Vec<Vec<Convolution>>,
 }
 
 /// Memory for transformed kernels that a server keeps; convolutions beyond it are transformed for every bundle.
@@ -404,6 +412,7 @@ impl ServerModel {
         });
         Ok(ServerModel {
             kernels: kernels.collect::<Result<_, Error>>()?,
+            convolutions: convolve::prepare(&common.network.circuit, &weights),
             common,
             weights,
         })
@@ -447,6 +456,11 @@ impl ServerModel {
             .find(|(count, _)| *count == bundles);
         let (_, kernels) = found.expect("every plan has kernels");
         Ok((planned, kernels))
+    }
+
+    /// A layer's convolutions, as they are computed online.
+    pub(crate) fn convolutions(&self, layer: usize) -> &[Convolution] {
+        &self.convolutions[layer]
     }
 
     pub(crate) fn header(

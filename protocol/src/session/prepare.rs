@@ -196,9 +196,13 @@ pub(crate) fn tweaks(network: &Network, id: &BundleId) -> Vec<Option<TweakRange>
 }
 
 /// The zero labels of the server's inputs in one layer.
-pub(crate) fn server_labels(label_seed: &[u8; 32], layer: usize, count: usize) -> Labels {
-    let seed = derive(label_seed, "server labels", layer as u64);
-    Prg::new(&seed).blocks(count)
+fn server_labels(label_seed: &[u8; 32], layer: usize, count: usize) -> Labels {
+    label_stream(label_seed, layer).blocks(count)
+}
+
+/// The stream whose blocks are the zero labels of the server's inputs in one layer.
+pub(crate) fn label_stream(label_seed: &[u8; 32], layer: usize) -> Prg {
+    Prg::new(&derive(label_seed, "server labels", layer as u64))
 }
 
 /// A batch at the client, after its linear layers: bundles come out of it one by one.
@@ -498,7 +502,7 @@ impl ClientTransfers {
 }
 
 /// The client's truncated shares of a layer.
-pub(crate) fn truncated(layer: &Layer, c: &[u64]) -> Elements {
+fn truncated(layer: &Layer, c: &[u64]) -> Elements {
     let (f, bound) = (layer.truncate(), layer.bound_bits);
     Zeroizing::new(
         c.iter()
