@@ -174,9 +174,11 @@ async fn client(
             spent.wall, spent.traffic
         );
     }
+    let uses = std::env::args().skip_while(|a| a != "--uses").nth(1);
+    let uses: u32 = uses.map_or(bundles, |n| n.parse().unwrap());
     let cold = std::env::args().any(|a| a == "--cold");
     let mut walls = Vec::new();
-    for _ in 0..bundles {
+    for _ in 0..uses {
         let (id, _) = connection.next_bundle().unwrap();
         if !cold {
             connection.load(&model, &id).unwrap();
@@ -200,6 +202,9 @@ async fn client(
     if bundles > 1 {
         let (id, _) = connection.next_bundle().map_or(([0; 32], 0), |b| b);
         let _ = id;
+    }
+    if walls.is_empty() {
+        return;
     }
     walls.sort_by(f64::total_cmp);
     println!(

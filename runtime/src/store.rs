@@ -388,6 +388,7 @@ impl Store {
 
     fn reading(&self, peer: Fingerprint, id: &BundleId, content: Content) -> Reading {
         Reading {
+            directory: self.directory.clone(),
             path: self.content_path(peer, id),
             content,
         }
@@ -561,6 +562,7 @@ impl Store {
 
 /// A content that is to be read; see [`Store::content`].
 pub struct Reading {
+    directory: PathBuf,
     path: PathBuf,
     content: Content,
 }
@@ -576,19 +578,19 @@ impl Reading {
     /// # Errors
     /// [`StoreError::Damaged`] when it is not what was stored; those of the file system.
     pub fn run(self) -> Result<Zeroizing<Vec<u8>>, StoreError> {
-        let Reading { path, content } = self;
+        let path = self.path;
         let bytes = Zeroizing::new(std::fs::read(&path).map_err(|e| file_error(path.clone(), e))?);
-        if bytes.len() as u64 != content.length
-            || blake3::hash(&bytes).as_bytes() != &content.digest
+        if bytes.len() as u64 != self.content.length
+            || blake3::hash(&bytes).as_bytes() != &self.content.digest
         {
             return Err(StoreError::Damaged {
+                path: self.directory,
                 reason: format!(
                     "{} is not what was stored ({} bytes, {} expected)",
                     path.display(),
                     bytes.len(),
-                    content.length
+                    self.content.length
                 ),
-                path,
             });
         }
         Ok(bytes)
