@@ -585,7 +585,9 @@ impl Connection<'_> {
     ///
     /// # Errors
     /// Those of the store; the bundle stays as it is.
-    pub fn load(&mut self, model: &ClientModel, id: &BundleId) -> Result<(), Error> {
+    pub async fn load(&mut self, model: &ClientModel, id: &BundleId) -> Result<(), Error> {
+        // Erasing keeps the disk busy, and the next mark would wait for it.
+        self.erased().await;
         // What was read before goes first: two bundles at once may be more than there is memory for.
         self.loaded = None;
         self.loaded = Some(block_in_place(|| self.read_bundle(model, id, None))?);

@@ -158,7 +158,7 @@ async fn a_bundle_restored_from_a_copy_is_refused_by_the_server() {
         let connecting = client.connect(&server.address, &server.trust()).await;
         let mut connection = connecting.unwrap();
         let (public, _) = connection.model().await.unwrap();
-        connection.load(&public, &id).unwrap();
+        connection.load(&public, &id).await.unwrap();
         let answer = connection.infer(&public, &id, &model.input(), false).await;
         match used_before {
             false => assert!(answer.is_ok()),
@@ -181,11 +181,11 @@ async fn a_bundle_read_ahead_is_used_once() {
     let ids: Vec<_> = ids.iter().map(|entry| entry.id).collect();
     let spent = |error| matches!(error, Error::Store(StoreError::Spent(_)));
     // Another bundle than the one that is used.
-    connection.load(&public, &ids[1]).unwrap();
+    connection.load(&public, &ids[1]).await.unwrap();
     for id in [ids[0], ids[1], ids[2]] {
         if id == ids[2] {
-            connection.load(&public, &id).unwrap();
-            connection.load(&public, &id).unwrap();
+            connection.load(&public, &id).await.unwrap();
+            connection.load(&public, &id).await.unwrap();
         }
         let answer = connection.infer(&public, &id, &input, true).await.unwrap();
         let exact = model
@@ -194,7 +194,7 @@ async fn a_bundle_read_ahead_is_used_once() {
         assert_eq!(answer.logits, exact.unwrap().logits);
         let again = connection.infer(&public, &id, &input, false).await;
         assert!(spent(again.unwrap_err()));
-        assert!(spent(connection.load(&public, &id).unwrap_err()));
+        assert!(spent(connection.load(&public, &id).await.unwrap_err()));
     }
     connection.close().await;
     server.stop().await;
@@ -225,7 +225,7 @@ async fn damage_is_found_when_a_bundle_is_read_ahead_and_when_it_is_used() {
         let mut connection = connecting.unwrap();
         let (public, _) = connection.model().await.unwrap();
         let (id, _) = connection.next_bundle().unwrap();
-        let loaded = connection.load(&public, &id);
+        let loaded = connection.load(&public, &id).await;
         let answer = connection.infer(&public, &id, &model.input(), false).await;
         let found = |error| matches!(error, Error::Store(StoreError::Damaged { .. }));
         match by_client {
