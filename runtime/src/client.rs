@@ -8,8 +8,9 @@ use crate::fault;
 use crate::fingerprint::{Fingerprint, short};
 use crate::identity::{self, Identity};
 use crate::party::{compute, protocol_error, random};
+use crate::spending::{Mark, Spending};
 use crate::store::{
-    BundleEntry, BundleId, BundleState, ModelDigest, PeerRecord, Store, StoreError,
+    BundleEntry, BundleId, BundleState, ModelDigest, PeerRecord, Reading, Store, StoreError,
     unix_milliseconds,
 };
 use crate::stream::{MessageStream, Refusal, StreamError, Traffic, describe};
@@ -21,12 +22,13 @@ use rand_core::{OsRng, TryRngCore};
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::task::block_in_place;
+use tokio::task::{JoinHandle, block_in_place, spawn_blocking};
 
 /// A client's state on this machine, and how patient it is.
 pub struct Client {
-    store: Store,
+    store: Arc<Store>,
     identity: Identity,
     patience: Patience,
 }
@@ -102,7 +104,7 @@ impl Client {
     /// # Errors
     /// Those of the store and of the identity.
     pub fn open(state: &Path, patience: Patience) -> Result<Client, Error> {
-        let store = Store::open(state)?;
+        let store = Arc::new(Store::open(state)?);
         let identity = Identity::load_or_create(state, &["pi-client"])?;
         Ok(Client {
             store,
@@ -290,6 +292,8 @@ impl Client {
                 held: Vec::new(),
             },
             probes,
+            loaded: None,
+            erasing: None,
         };
         let hello = Request::Hello(Hello {
             protocol: PROTOCOL_VERSION,
@@ -353,6 +357,10 @@ pub struct Connection<'a> {
     next_index: u64,
     welcome: Welcome,
     probes: Vec<BundleEntry>,
+    /// A bundle that was read ahead; nothing of it is sent before it is marked spent.
+    loaded: Option<ClientBundle>,
+    /// Erases what is left of the bundle spent last.
+    erasing: Option<JoinHandle<()>>,
 }
 
 impl Connection<'_> {
@@ -584,7 +592,42 @@ impl Connection<'_> {
         Ok(useless)
     }
 
+    /// Reads a bundle ahead, so that [`Connection::infer`] with it starts at once; it is not spent by that.
+    ///
+    /// # Errors
+    /// Those of the store; the bundle stays as it is.
+    pub async fn load(&mut self, model: &ClientModel, id: &BundleId) -> Result<(), Error> {
+        // Erasing keeps the disk busy, and the next mark would wait for it.
+        self.erased().await;
+        // What was read before goes first: two bundles at once may be more than there is memory for.
+        self.loaded = None;
+        self.loaded = Some(block_in_place(|| self.read_bundle(model, id, None))?);
+        Ok(())
+    }
+
+    fn read_bundle(
+        &self,
+        model: &ClientModel,
+        id: &BundleId,
+        reading: Option<Reading>,
+    ) -> Result<ClientBundle, Error> {
+        let client = self.client;
+        let reading = match reading {
+            Some(reading) => reading,
+            None => client.store.content(self.server, id)?,
+        };
+        let damaged = |reason: String| client.damaged(format!("bundle {}: {reason}", short(id)));
+        let bundle = ClientBundle::decode(&reading.run()?, model);
+        let bundle = bundle.map_err(|e| damaged(e.to_string()))?;
+        match bundle.id().0 == *id {
+            true => Ok(bundle),
+            false => Err(damaged("it has another name".into())),
+        }
+    }
+
     /// Spends a bundle on one input: the quantised pixels, in the order of the model's input.
+    ///
+    /// What is left of it is erased in the background, at the latest when the connection is closed, or the store opened again.
     ///
     /// # Errors
     /// The bundle is spent in any case once this was called.
@@ -600,29 +643,44 @@ impl Connection<'_> {
             self.probes.remove(probe);
             self.welcome.held.remove(probe);
         }
-        let bundle = block_in_place(|| -> Result<ClientBundle, Error> {
-            fault::point("client-infer-before-spend");
-            let content = self.client.store.take(self.server, id)?;
-            fault::point("client-infer-after-spend");
-            ClientBundle::decode(&content, model)
-                .map_err(|e| self.client.damaged(format!("bundle {}: {e}", short(id))))
-        })?;
-        let mut stream = self.open(&Request::Infer).await?;
-        let inference = compute(session::client_infer(
-            &mut stream,
-            model,
-            bundle,
-            input,
-            trace,
-        ));
+        let loaded = self.loaded.take().filter(|bundle| bundle.id().0 == *id);
+        let reading = match loaded {
+            Some(_) => None,
+            None => Some(self.client.store.content(self.server, id)?),
+        };
+        let faults = ["client-infer-before-spend", "client-infer-after-spend"];
+        let mark = Mark::start(&self.client.store, self.server, id, faults);
+        let bundle = match loaded {
+            Some(bundle) => Ok(bundle),
+            None => block_in_place(|| self.read_bundle(model, id, reading)),
+        };
+        let bundle = match bundle {
+            Ok(bundle) => bundle,
+            Err(error) => {
+                mark.done().await?;
+                self.erase(id).await;
+                return Err(error);
+            }
+        };
+        let stream = self.quic.open_bi().await;
+        let (outgoing, incoming) = match stream {
+            Ok(halves) => halves,
+            Err(error) => {
+                mark.done().await?;
+                self.erase(id).await;
+                return Err(connection_lost(&error));
+            }
+        };
+        let mut stream = MessageStream::new(outgoing, incoming, self.client.patience.silence);
+        let mut spending = Spending::new(&mut stream, mark, Some(Request::Infer));
+        let session = session::client_infer(&mut spending, model, bundle, input, trace);
+        let inference = compute(session);
         let online = Spent {
             wall: started.elapsed(),
-            traffic: stream.traffic(),
+            traffic: spending.traffic(),
         };
-        let erased = block_in_place(|| self.client.store.erase(self.server, id));
-        if let Err(error) = erased {
-            tracing::warn!(%error, "a spent bundle is not erased yet");
-        }
+        spending.end().await?;
+        self.erase(id).await;
         let inference = inference.map_err(|e| protocol_error("server", &mut stream, e))?;
         Ok(Answer {
             logits: inference.logits,
@@ -633,8 +691,32 @@ impl Connection<'_> {
         })
     }
 
+    /// Erases a spent bundle in the background.
+    async fn erase(&mut self, id: &BundleId) {
+        self.erased().await;
+        let complain = |error| tracing::warn!(%error, "a spent bundle is not erased yet");
+        match self.client.store.erasure(self.server, id) {
+            Ok(erasure) => {
+                self.erasing = Some(spawn_blocking(move || {
+                    erasure.run().unwrap_or_else(complain);
+                }));
+            }
+            Err(error) => complain(error),
+        }
+    }
+
+    /// Waits until no erasure is under way.
+    async fn erased(&mut self) {
+        if let Some(erasing) = self.erasing.take()
+            && let Err(error) = erasing.await
+        {
+            tracing::warn!(%error, "a spent bundle is not erased yet");
+        }
+    }
+
     /// Says goodbye, so that the server frees the slot at once.
-    pub async fn close(self) {
+    pub async fn close(mut self) {
+        self.erased().await;
         self.quic.close(quinn::VarInt::from_u32(0), b"");
         let idle = self._endpoint.endpoint.wait_idle();
         let _ = tokio::time::timeout(Duration::from_secs(1), idle).await;

@@ -52,21 +52,23 @@ pub(crate) fn create_private(path: &Path) -> io::Result<()> {
     sync_directory(path.parent().unwrap_or(Path::new(".")))
 }
 
-/// Overwrites a file with zeros and removes it.
+/// Overwrites a file with zeros and removes it; one that is gone, or that another thread erases meanwhile, is erased.
 ///
 /// That erases the content where the file system writes in place; copying file systems, flash translation
 /// layers and snapshots may keep older blocks.
 pub(crate) fn erase(path: &Path) -> io::Result<()> {
-    let length = match fs::metadata(path) {
-        Ok(metadata) => metadata.len(),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e),
-    };
-    let mut file = OpenOptions::new().write(true).open(path)?;
-    io::copy(&mut io::Read::take(io::repeat(0), length), &mut file)?;
-    file.sync_all()?;
-    drop(file);
-    fs::remove_file(path)
+    let erased = (|| {
+        let mut file = OpenOptions::new().write(true).open(path)?;
+        let length = file.metadata()?.len();
+        io::copy(&mut io::Read::take(io::repeat(0), length), &mut file)?;
+        file.sync_all()?;
+        drop(file);
+        fs::remove_file(path)
+    })();
+    match erased {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        erased => erased,
+    }
 }
 
 /// Makes names created, renamed or removed in a directory durable.

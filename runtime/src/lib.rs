@@ -23,6 +23,7 @@ pub mod identity;
 mod party;
 pub mod picture;
 pub mod server;
+mod spending;
 pub mod store;
 pub mod stream;
 pub mod transport;

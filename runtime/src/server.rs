@@ -12,7 +12,8 @@ use crate::fault;
 use crate::fingerprint::{Fingerprint, short};
 use crate::identity::Identity;
 use crate::party::{compute, protocol_error, random};
-use crate::store::{BundleId, BundleState, ModelDigest, Store, StoreError};
+use crate::spending::{Mark, Spending};
+use crate::store::{BundleId, BundleState, ModelDigest, Reading, Store, StoreError};
 use crate::stream::{MessageStream, Refusal, StreamError, describe};
 use crate::transport;
 use pi_ir::{Artifact, WeightsFile, artifact};
@@ -28,8 +29,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::sync::{OnceCell, Semaphore, SemaphorePermit, watch};
-use tokio::task::{JoinSet, block_in_place};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
+use tokio::task::{JoinSet, block_in_place, spawn_blocking};
 
 /// What a server is started with.
 #[derive(Clone, Debug)]
@@ -63,7 +64,7 @@ struct Shared {
     model: ServerModel,
     digest: ModelDigest,
     artifact: Vec<u8>,
-    store: Store,
+    store: Arc<Store>,
     fingerprint: Fingerprint,
     patience: Duration,
     max_bundles: usize,
@@ -71,12 +72,16 @@ struct Shared {
     sessions: Semaphore,
     /// Offline exchanges that compute; more wait their turn.
     turns: Semaphore,
+    /// Kibibytes that bundles read ahead may take, of all clients together.
+    ahead: Arc<Semaphore>,
     /// The connection of each client that is connected.
     connections: Mutex<HashMap<Fingerprint, quinn::Connection>>,
 }
 
 /// Half of the threads that tokio allows itself: the other half is for the disk, and keeps the reactor going.
 const SESSIONS: usize = 256;
+/// Memory for bundles that are read before they are asked for; others are read when they are.
+const AHEAD_BYTES: usize = 128 << 20;
 /// A client that connects, or is connected and does nothing, for this long makes room for others.
 const IDLE: Duration = Duration::from_secs(60);
 /// Time for operations under way once the server was asked to end.
@@ -90,7 +95,7 @@ impl Server {
     pub fn start(options: &ServerOptions) -> Result<Server, Error> {
         tracing::info!("loading the model");
         let (model, artifact) = load_model(&options.model)?;
-        let store = Store::open(&options.state)?;
+        let store = Arc::new(Store::open(&options.state)?);
         let identity = match &options.certificate {
             Some((chain, key)) => Identity::from_files(chain, key)?,
             None => Identity::load_or_create(&options.state, &["localhost", "pi-server"])?,
@@ -111,6 +116,7 @@ impl Server {
                 max_bundles: options.max_bundles,
                 sessions: Semaphore::new(SESSIONS),
                 turns: Semaphore::new(cores.div_ceil(2)),
+                ahead: Arc::new(Semaphore::new(AHEAD_BYTES / 1024)),
                 connections: Mutex::default(),
             }),
         })
@@ -282,6 +288,15 @@ struct Connection {
     client: Fingerprint,
     greeting: OnceCell<Greeting>,
     next_index: AtomicU64,
+    /// The bundle that will be asked for next, if it was read ahead. Reading it holds the lock, so that who needs it waits for it.
+    loaded: Mutex<Option<Loaded>>,
+}
+
+/// A bundle in memory, not spent yet: nothing of it is sent before it is.
+struct Loaded {
+    bundle: ServerBundle,
+    /// Its part of [`AHEAD_BYTES`].
+    _memory: OwnedSemaphorePermit,
 }
 
 /// The nonces that both parties put into the headers of a connection's bundles.
@@ -327,6 +342,7 @@ async fn serve_connection(
         client,
         greeting: OnceCell::new(),
         next_index: AtomicU64::new(0),
+        loaded: Mutex::default(),
     });
     let mut operations = JoinSet::new();
     let closing = loop {
@@ -378,6 +394,9 @@ async fn serve_operation(connection: Arc<Connection>, mut stream: MessageStream)
     let traffic = stream.traffic();
     match result {
         Ok(()) => {
+            if matches!(operation, "hello" | "prepare" | "infer") {
+                connection.read_ahead();
+            }
             // A client that has what it wants may be gone before it says so.
             let _ = stream.finish().await;
             tracing::info!(
@@ -535,10 +554,18 @@ impl Connection {
         let request = OnlineRequest::decode(&message, model)
             .map_err(|e| protocol_error("client", stream, e))?;
         let id = request.bundle_id().0;
-        fault::point("server-infer-before-spend");
-        let bundle = block_in_place(|| self.take_bundle(&id))?;
-        fault::point("server-infer-after-spend");
-        let answered = compute(session::server_infer(stream, model, bundle, request));
+        let (bundle, mark) = block_in_place(|| self.take_bundle(&id))?;
+        let bundle = match bundle {
+            Ok(bundle) => bundle,
+            Err(error) => {
+                mark.done().await?;
+                return Err(error);
+            }
+        };
+        let mut spending = Spending::new(stream, mark, None);
+        let session = session::server_infer(&mut spending, model, bundle, request);
+        let answered = compute(session);
+        spending.end().await?;
         // The answer is on its way, or never will be: what is left of the bundle goes in either case.
         if let Err(error) = block_in_place(|| self.shared.store.erase(self.client, &id)) {
             tracing::warn!(bundle = short(&id), %error, "spent, but not erased yet");
@@ -546,8 +573,8 @@ impl Connection {
         answered.map_err(|e| protocol_error("client", stream, e))
     }
 
-    /// Marks a bundle of this client as spent, durably, and returns it.
-    fn take_bundle(&self, id: &BundleId) -> Result<ServerBundle, Error> {
+    /// A bundle of this client, and its mark as spent, which is under way.
+    fn take_bundle(&self, id: &BundleId) -> Result<(Result<ServerBundle, Error>, Mark), Error> {
         let shared = &self.shared;
         let entry = shared.store.bundle(self.client, id)?;
         if let Some(entry) = entry
@@ -559,9 +586,61 @@ impl Connection {
                 served: shared.digest,
             });
         }
-        let content = shared.store.take(self.client, id)?;
-        ServerBundle::decode(&content, &shared.model)
-            .map_err(|e| self.damaged(format!("bundle {}: {e}", short(id))))
+        let reading = shared.store.content(self.client, id)?;
+        let faults = ["server-infer-before-spend", "server-infer-after-spend"];
+        let mark = Mark::start(&shared.store, self.client, id, faults);
+        let loaded = self.loaded.lock().expect("no holder panics").take();
+        let bundle = match loaded {
+            Some(loaded) if loaded.bundle.id().0 == *id => Ok(loaded.bundle),
+            _ => self.read_bundle(id, reading),
+        };
+        Ok((bundle, mark))
+    }
+
+    fn read_bundle(&self, id: &BundleId, reading: Reading) -> Result<ServerBundle, Error> {
+        let damaged = |reason: String| self.damaged(format!("bundle {}: {reason}", short(id)));
+        let bundle = ServerBundle::decode(&reading.run()?, &self.shared.model);
+        let bundle = bundle.map_err(|e| damaged(e.to_string()))?;
+        match bundle.id().0 == *id {
+            true => Ok(bundle),
+            false => Err(damaged("it has another name".into())),
+        }
+    }
+
+    /// Reads the bundle ahead that a client uses next, its oldest, while nobody waits; see [`AHEAD_BYTES`].
+    fn read_ahead(self: Arc<Self>) {
+        spawn_blocking(move || {
+            if let Err(error) = self.load_next() {
+                // Whoever asks for the bundle gets the error.
+                tracing::debug!(client = short(&self.client.0), %error, "nothing read ahead");
+            }
+        });
+    }
+
+    fn load_next(&self) -> Result<(), Error> {
+        let mut loaded = self.loaded.lock().expect("no holder panics");
+        let shared = &self.shared;
+        let next = shared
+            .store
+            .ready(self.client, &shared.digest)?
+            .into_iter()
+            .next();
+        let current = loaded.as_ref().map(|loaded| loaded.bundle.id().0);
+        if next == current {
+            return Ok(());
+        }
+        *loaded = None;
+        let Some(id) = next else { return Ok(()) };
+        let reading = shared.store.content(self.client, &id)?;
+        let kibibytes = u32::try_from(reading.length().div_ceil(1024)).unwrap_or(u32::MAX);
+        let Ok(memory) = shared.ahead.clone().try_acquire_many_owned(kibibytes) else {
+            return Ok(());
+        };
+        *loaded = Some(Loaded {
+            bundle: self.read_bundle(&id, reading)?,
+            _memory: memory,
+        });
+        Ok(())
     }
 
     fn setup_of_client(&self) -> Result<Option<ServerSetup>, Error> {

@@ -347,9 +347,9 @@ impl Store {
         })
     }
 
-    /// Marks a bundle as spent, durably, and then returns its content.
+    /// Marks a bundle as spent, durably, and then returns its content: [`Store::content`] and [`Store::spend`] in one.
     ///
-    /// The content's file is still there when this returns: [`Store::erase`] removes it, outside the time that the
+    /// The content's file is still there when this returns: [`Store::erasure`] removes it, outside the time that the
     /// other party waits for, and the next [`Store::open`] does if the process ends before.
     ///
     /// # Errors
@@ -357,22 +357,41 @@ impl Store {
     /// was stored, and the bundle is spent then too.
     pub fn take(&self, peer: Fingerprint, id: &BundleId) -> Result<Zeroizing<Vec<u8>>, StoreError> {
         let content = self.mark_spent(peer, id)?;
-        let path = self.content_path(peer, id);
-        let bytes = Zeroizing::new(std::fs::read(&path).map_err(|e| file_error(path.clone(), e))?);
-        if bytes.len() as u64 != content.length
-            || blake3::hash(&bytes).as_bytes() != &content.digest
-        {
-            return Err(StoreError::Damaged {
-                path: self.directory.clone(),
-                reason: format!(
-                    "{} is not what was stored ({} bytes, {} expected)",
-                    path.display(),
-                    bytes.len(),
-                    content.length
-                ),
-            });
+        self.reading(peer, id, content).run()
+    }
+
+    /// Marks a bundle as spent, durably on return. Of all calls for a bundle one succeeds.
+    ///
+    /// # Errors
+    /// [`StoreError::Spent`] and [`StoreError::Unknown`] refuse.
+    pub fn spend(&self, peer: Fingerprint, id: &BundleId) -> Result<(), StoreError> {
+        self.mark_spent(peer, id).map(drop)
+    }
+
+    /// The content of a bundle that is not spent, to be read before or after that changes.
+    ///
+    /// Reading ahead only saves time: nothing that follows from the content may leave the process before
+    /// [`Store::spend`] has succeeded for the bundle.
+    ///
+    /// # Errors
+    /// [`StoreError::Spent`] and [`StoreError::Unknown`] refuse.
+    pub fn content(&self, peer: Fingerprint, id: &BundleId) -> Result<Reading, StoreError> {
+        let row: Option<BundleRow> = self.read(|transaction| {
+            let table = transaction.open_table(BUNDLES)?;
+            let row = table.get(&bundle_key(peer, id))?;
+            Ok(row.map(|row| decode(row.value())).transpose()?)
+        })?;
+        let row = row.ok_or(StoreError::Unknown(*id))?;
+        let content = row.content.ok_or(StoreError::Spent(*id))?;
+        Ok(self.reading(peer, id, content))
+    }
+
+    fn reading(&self, peer: Fingerprint, id: &BundleId, content: Content) -> Reading {
+        Reading {
+            directory: self.directory.clone(),
+            path: self.content_path(peer, id),
+            content,
         }
-        Ok(bytes)
     }
 
     /// Erases the content of a bundle that was taken.
@@ -383,14 +402,24 @@ impl Store {
     /// # Panics
     /// If the bundle is not spent: its owner would lose it.
     pub fn erase(&self, peer: Fingerprint, id: &BundleId) -> Result<(), StoreError> {
+        self.erasure(peer, id)?.run()
+    }
+
+    /// The erasure of the content of a bundle that was taken, to be run when nobody waits, with the store open or not.
+    ///
+    /// # Errors
+    /// As [`Store::setup`].
+    ///
+    /// # Panics
+    /// If the bundle is not spent: its owner would lose it.
+    pub fn erasure(&self, peer: Fingerprint, id: &BundleId) -> Result<Erasure, StoreError> {
         let state = self.bundle(peer, id)?.map(|entry| entry.state);
         assert_eq!(
             state,
             Some(BundleState::Spent),
             "only spent bundles are erased"
         );
-        let path = self.content_path(peer, id);
-        files::erase(&path).map_err(|e| file_error(path, e))
+        Ok(Erasure(self.content_path(peer, id)))
     }
 
     /// Gives a bundle up: spent without use, and erased.
@@ -528,6 +557,56 @@ impl Store {
                 reason: format!("a row cannot be read: {error}"),
             },
         }
+    }
+}
+
+/// A content that is to be read; see [`Store::content`].
+pub struct Reading {
+    directory: PathBuf,
+    path: PathBuf,
+    content: Content,
+}
+
+impl Reading {
+    /// Bytes of the content.
+    pub fn length(&self) -> u64 {
+        self.content.length
+    }
+
+    /// Reads and verifies it.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when it is not what was stored; those of the file system.
+    pub fn run(self) -> Result<Zeroizing<Vec<u8>>, StoreError> {
+        let path = self.path;
+        let bytes = Zeroizing::new(std::fs::read(&path).map_err(|e| file_error(path.clone(), e))?);
+        if bytes.len() as u64 != self.content.length
+            || blake3::hash(&bytes).as_bytes() != &self.content.digest
+        {
+            return Err(StoreError::Damaged {
+                path: self.directory,
+                reason: format!(
+                    "{} is not what was stored ({} bytes, {} expected)",
+                    path.display(),
+                    bytes.len(),
+                    self.content.length
+                ),
+            });
+        }
+        Ok(bytes)
+    }
+}
+
+/// A content that is to be erased; see [`Store::erasure`].
+pub struct Erasure(PathBuf);
+
+impl Erasure {
+    /// Erases it; it may be gone already.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn run(self) -> Result<(), StoreError> {
+        files::erase(&self.0).map_err(|e| file_error(self.0, e))
     }
 }
 

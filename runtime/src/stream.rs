@@ -222,12 +222,16 @@ impl MessageStream {
             limit: u32::MAX as usize,
         })?;
         let deadline = self.deadline(u64::from(length));
-        let header = Bytes::copy_from_slice(&length.to_le_bytes());
-        self.write(header, deadline).await?;
+        // The length goes with the first piece: alone it would be a packet, and wake the peer for nothing.
+        let mut header = Bytes::copy_from_slice(&length.to_le_bytes());
         let mut rest = Bytes::from(message);
-        while !rest.is_empty() {
+        loop {
             let piece = rest.split_to(rest.len().min(PIECE_BYTES));
-            self.write(piece, deadline).await?;
+            self.write([std::mem::take(&mut header), piece], deadline)
+                .await?;
+            if rest.is_empty() {
+                break;
+            }
         }
         self.traffic.bytes_sent += u64::from(length);
         self.traffic.messages_sent += 1;
@@ -296,9 +300,13 @@ impl MessageStream {
         Instant::now() + self.patience + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND)
     }
 
-    async fn write(&mut self, piece: Bytes, deadline: Instant) -> Result<(), StreamError> {
+    async fn write(
+        &mut self,
+        mut pieces: [Bytes; 2],
+        deadline: Instant,
+    ) -> Result<(), StreamError> {
         let until = deadline.min(Instant::now() + self.patience);
-        match timeout_at(until, self.outgoing.write_chunk(piece)).await {
+        match timeout_at(until, self.outgoing.write_all_chunks(&mut pieces)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(WriteError::Stopped(code))) => {
                 Err(StreamError::Refused(Refusal::from_code(code)))
@@ -371,7 +379,7 @@ impl Channel for MessageStream {
 
 impl MessageStream {
     /// The form in which a session hears of an error; the error itself waits in `failure`.
-    fn session_error(&mut self, error: StreamError) -> pi_protocol::Error {
+    pub(crate) fn session_error(&mut self, error: StreamError) -> pi_protocol::Error {
         let what = error.to_string();
         self.failure = Some(error.clone());
         match error {

@@ -168,8 +168,11 @@ pub fn peer_fingerprint(connection: &quinn::Connection) -> Option<Fingerprint> {
 fn transport_config() -> TransportConfig {
     const MIB: u32 = 1 << 20;
     let mut cubic = CubicConfig::default();
-    // A layer's labels are 100 to 300 KB and should cross in one flight, not in four slow-start round trips.
-    cubic.initial_window(256 * 1024);
+    // A layer's labels are up to half a megabyte (of 15,000 ReLUs) and should cross in one flight: from the usual 14 KB
+    // slow start would take about seven round trips. This is far above what RFC 9002 recommends. On a link that others
+    // share the first burst may queue, at 100 Mbit/s for 80 ms, or overflow a short queue; then Cubic retransmits and
+    // backs off as on any loss.
+    cubic.initial_window(1 << 20);
     let mut config = TransportConfig::default();
     config
         .congestion_controller_factory(Arc::new(cubic))

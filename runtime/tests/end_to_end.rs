@@ -9,7 +9,7 @@ use pi_runtime::client::{Client, Connection, Patience, TrustOptions};
 use pi_runtime::error::Error;
 use pi_runtime::fingerprint::Fingerprint;
 use pi_runtime::server::{Server, ServerOptions};
-use pi_runtime::store::{BundleState, Store};
+use pi_runtime::store::{BundleState, Store, StoreError};
 use pi_runtime::stream::Refusal;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -158,6 +158,7 @@ async fn a_bundle_restored_from_a_copy_is_refused_by_the_server() {
         let connecting = client.connect(&server.address, &server.trust()).await;
         let mut connection = connecting.unwrap();
         let (public, _) = connection.model().await.unwrap();
+        connection.load(&public, &id).await.unwrap();
         let answer = connection.infer(&public, &id, &model.input(), false).await;
         match used_before {
             false => assert!(answer.is_ok()),
@@ -166,6 +167,84 @@ async fn a_bundle_restored_from_a_copy_is_refused_by_the_server() {
         connection.close().await;
     }
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_read_ahead_is_used_once() {
+    let states = tempfile::tempdir().unwrap();
+    let model = Model::random(1);
+    let server = Running::start(&model, &states.path().join("server"), 8);
+    let client = open(&states.path().join("client"));
+    let (mut connection, public) = prepared(&client, &server, 3).await;
+    let input = model.input();
+    let ids: Vec<_> = client.bundles(connection.server()).unwrap();
+    let ids: Vec<_> = ids.iter().map(|entry| entry.id).collect();
+    let spent = |error| matches!(error, Error::Store(StoreError::Spent(_)));
+    // Another bundle than the one that is used.
+    connection.load(&public, &ids[1]).await.unwrap();
+    for id in [ids[0], ids[1], ids[2]] {
+        if id == ids[2] {
+            connection.load(&public, &id).await.unwrap();
+            connection.load(&public, &id).await.unwrap();
+        }
+        let answer = connection.infer(&public, &id, &input, true).await.unwrap();
+        let exact = model
+            .interpreter()
+            .exact(&input, answer.trace.as_ref().unwrap());
+        assert_eq!(answer.logits, exact.unwrap().logits);
+        let again = connection.infer(&public, &id, &input, false).await;
+        assert!(spent(again.unwrap_err()));
+        assert!(spent(connection.load(&public, &id).await.unwrap_err()));
+    }
+    connection.close().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_found_when_a_bundle_is_read_ahead_and_when_it_is_used() {
+    let states = tempfile::tempdir().unwrap();
+    let model = Model::random(1);
+    let [at_server, at_client] = ["server", "client"].map(|party| states.path().join(party));
+    for (damaged, by_client) in [(&at_client, true), (&at_server, false)] {
+        let server = Running::start(&model, &at_server, 8);
+        let client = open(&at_client);
+        let (connection, _) = prepared(&client, &server, 1).await;
+        connection.close().await;
+        server.stop().await;
+        drop(client);
+        for file in std::fs::read_dir(damaged.join("bundles")).unwrap() {
+            let path = file.unwrap().path();
+            let mut content = std::fs::read(&path).unwrap();
+            let middle = content.len() / 2;
+            content[middle] ^= 0x10;
+            std::fs::write(&path, content).unwrap();
+        }
+        let server = Running::start(&model, &at_server, 8);
+        let client = open(&at_client);
+        let connecting = client.connect(&server.address, &server.trust()).await;
+        let mut connection = connecting.unwrap();
+        let (public, _) = connection.model().await.unwrap();
+        let (id, _) = connection.next_bundle().unwrap();
+        let loaded = connection.load(&public, &id).await;
+        let answer = connection.infer(&public, &id, &model.input(), false).await;
+        let found = |error| matches!(error, Error::Store(StoreError::Damaged { .. }));
+        match by_client {
+            true => {
+                assert!(found(loaded.unwrap_err()));
+                assert!(found(answer.unwrap_err()));
+            }
+            false => {
+                loaded.unwrap();
+                assert_eq!(refused(answer.unwrap_err()), Refusal::Storage);
+            }
+        }
+        let entries = client.bundles(connection.server()).unwrap();
+        let entry = entries.iter().find(|entry| entry.id == id).unwrap();
+        assert_eq!(entry.state, BundleState::Spent);
+        connection.close().await;
+        server.stop().await;
+        drop(client);
+    }
 }
 
 fn copy_directory(from: &Path, to: &Path) {

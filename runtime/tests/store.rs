@@ -158,6 +158,38 @@ fn content_that_changed_on_disk_is_refused_and_the_bundle_spent() {
 }
 
 #[test]
+fn reading_ahead_spends_nothing_and_spending_ends_it() {
+    let state = tempfile::tempdir().unwrap();
+    let store = Store::open(state.path()).unwrap();
+    store.put_bundle(PEER, &MODEL, &id(1), b"content").unwrap();
+    for _ in 0..2 {
+        let reading = store.content(PEER, &id(1)).unwrap();
+        assert_eq!(reading.length(), 7);
+        assert_eq!(reading.run().unwrap().as_slice(), b"content");
+    }
+    assert_eq!(store.ready(PEER, &MODEL).unwrap(), [id(1)]);
+    let begun = store.content(PEER, &id(1)).unwrap();
+    store.spend(PEER, &id(1)).unwrap();
+    // Who began before the mark may end after it: the mark is one thing, reading another.
+    assert_eq!(begun.run().unwrap().as_slice(), b"content");
+    assert!(matches!(
+        store.content(PEER, &id(1)),
+        Err(StoreError::Spent(_))
+    ));
+    assert!(matches!(
+        store.spend(PEER, &id(1)),
+        Err(StoreError::Spent(_))
+    ));
+    assert!(matches!(
+        store.content(PEER, &id(2)),
+        Err(StoreError::Unknown(_))
+    ));
+    store.erasure(PEER, &id(1)).unwrap().run().unwrap();
+    store.erasure(PEER, &id(1)).unwrap().run().unwrap();
+    assert_eq!(contents(state.path()), 0);
+}
+
+#[test]
 fn setups_artifacts_and_peers_are_kept() {
     let state = tempfile::tempdir().unwrap();
     let record = PeerRecord {

@@ -445,9 +445,10 @@ mod vnni {
             let even = [_mm512_unpacklo_epi16(ab, cd), _mm512_unpackhi_epi16(ab, cd)];
             let (ab, cd) = (_mm512_unpackhi_epi8(a, b), _mm512_unpackhi_epi8(c, d));
             let odd = [_mm512_unpacklo_epi16(ab, cd), _mm512_unpackhi_epi16(ab, cd)];
-            for (out, vector) in out.0.iter_mut().zip(even.into_iter().chain(odd)) {
+            let vectors = [even[0], even[1], odd[0], odd[1]];
+            for v in 0..VECTORS {
                 // SAFETY: 64 bytes.
-                unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), vector) };
+                unsafe { _mm512_storeu_si512(out.0[v].as_mut_ptr().cast(), vectors[v]) };
             }
         }
     }
@@ -455,18 +456,26 @@ mod vnni {
     /// Adds the products of a block's weights and the inputs.
     #[target_feature(enable = "avx512f,avx512vnni")]
     fn multiply(weights: &[Weights], inputs: &[Inputs], sums: &mut Sums) {
-        // SAFETY: 64 bytes.
-        let mut total: [[__m512i; VECTORS]; ROWS] = std::array::from_fn(|r| {
-            std::array::from_fn(|v| unsafe { _mm512_loadu_si512(sums.0[r][v].as_ptr().cast()) })
-        });
+        // Loops instead of `array::from_fn`: a closure is not inlined into a function without these instructions.
+        let mut total = [[_mm512_setzero_si512(); VECTORS]; ROWS];
+        for r in 0..ROWS {
+            for v in 0..VECTORS {
+                // SAFETY: 64 bytes.
+                total[r][v] = unsafe { _mm512_loadu_si512(sums.0[r][v].as_ptr().cast()) };
+            }
+        }
         for (weights, inputs) in weights.iter().zip(inputs) {
-            // SAFETY: 64 bytes.
-            let inputs: [__m512i; VECTORS] =
-                std::array::from_fn(|v| unsafe { _mm512_loadu_si512(inputs.0[v].as_ptr().cast()) });
+            let mut vectors = [_mm512_setzero_si512(); VECTORS];
+            for v in 0..VECTORS {
+                // SAFETY: 64 bytes.
+                vectors[v] = unsafe { _mm512_loadu_si512(inputs.0[v].as_ptr().cast()) };
+            }
             for r in 0..ROWS {
-                let taps = _mm512_set1_epi32(i32::from_le_bytes(weights[r].map(|w| w as u8)));
+                let [a, b, c, d] = weights[r];
+                let taps = i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]);
+                let taps = _mm512_set1_epi32(taps);
                 for v in 0..VECTORS {
-                    total[r][v] = _mm512_dpbusd_epi32(total[r][v], inputs[v], taps);
+                    total[r][v] = _mm512_dpbusd_epi32(total[r][v], vectors[v], taps);
                 }
             }
         }
