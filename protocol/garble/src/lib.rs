@@ -23,6 +23,7 @@ compile_error!(
     "blocks and field elements travel as they lie in memory, so the target must be little-endian"
 );
 
+mod backend;
 mod bits;
 mod block;
 mod error;

@@ -20,8 +20,12 @@ use subtle::{Choice, ConditionallySelectable};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::Error;
+use crate::backend::Backend;
 use crate::block::{BLOCK_BYTES, Block, Delta, Labels, read_block};
 use crate::hash::{LANES, TweakClass, TweakRange, hash_lanes, hash_pairs};
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 /// The width `m` of a sign circuit, 2 to 60 bits.
 ///
@@ -114,16 +118,18 @@ pub fn garble_sign(
                 .zip(server.chunks(LANES * m))
                 .zip(tables.chunks_mut(width.table_bytes(LANES)));
             for (group, (((keep, client), server), tables)) in groups.enumerate() {
-                garble_group(
-                    width,
-                    tweaks,
-                    task * TASK + group * LANES,
-                    delta.block(),
-                    client,
-                    server,
-                    tables,
-                    keep,
-                );
+                let first = task * TASK + group * LANES;
+                let delta = delta.block();
+                match Backend::detected() {
+                    #[cfg(target_arch = "x86_64")]
+                    // SAFETY: `detected` found the features that the function enables.
+                    Backend::Avx512 => unsafe {
+                        avx512::garble_group(
+                            width, tweaks, first, delta, client, server, tables, keep,
+                        )
+                    },
+                    _ => garble_group(width, tweaks, first, delta, client, server, tables, keep),
+                }
             }
         });
     Ok(keep_zero)
@@ -208,15 +214,15 @@ pub fn evaluate_sign(
                 .zip(server.chunks(LANES * m))
                 .zip(tables.chunks(width.table_bytes(LANES)));
             for (group, (((keep, client), server), tables)) in groups.enumerate() {
-                evaluate_group(
-                    width,
-                    tweaks,
-                    task * TASK + group * LANES,
-                    client,
-                    server,
-                    tables,
-                    keep,
-                );
+                let first = task * TASK + group * LANES;
+                match Backend::detected() {
+                    #[cfg(target_arch = "x86_64")]
+                    // SAFETY: `detected` found the features that the function enables.
+                    Backend::Avx512 => unsafe {
+                        avx512::evaluate_group(width, tweaks, first, client, server, tables, keep)
+                    },
+                    _ => evaluate_group(width, tweaks, first, client, server, tables, keep),
+                }
             }
         });
     Ok(keep)
@@ -511,6 +517,86 @@ mod tests {
                     plain::garble_sign(&client[range.clone()], &server[range], &delta, &tweaks, j);
                 assert_eq!(keep[j].value(), zero.value());
                 assert_eq!(tables[j * 128..(j + 1) * 128], *Block::encode(&rows));
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn wide_groups_equal_the_definition() {
+        if !Backend::Avx512.is_supported() {
+            return;
+        }
+        let mut rng = ChaCha20Rng::seed_from_u64(37);
+        for (count, m) in [(1, 2), (3, 60), (5, 17), (15, 16), (16, 16), (16, 3)] {
+            let width = SignWidth::new(m).unwrap();
+            let blocks = count * m as usize;
+            let delta = Delta::random(&mut rng).block();
+            let mut counter = TweakCounter::new(Block::random(&mut rng));
+            // So that counters cross 32 bits within the group.
+            counter.take(u32::MAX as usize - 100, 1);
+            let tweaks = counter.take(200, 64);
+            for first in [0, 1, 100] {
+                let mut labels = || {
+                    (0..blocks)
+                        .map(|_| Block::random(&mut rng))
+                        .collect::<Vec<_>>()
+                };
+                let (client, server) = (labels(), labels());
+                let mut tables = [(); 2].map(|()| vec![0xee; width.table_bytes(count) + 1]);
+                let mut keep = [(); 2].map(|()| vec![Block::ZERO; count]);
+                // Tables may begin anywhere.
+                let [plain, wide] = &mut tables;
+                let (plain, wide) = (&mut plain[1..], &mut wide[1..]);
+                garble_group(
+                    width,
+                    &tweaks,
+                    first,
+                    delta,
+                    &client,
+                    &server,
+                    plain,
+                    &mut keep[0],
+                );
+                // SAFETY: the features were found above.
+                unsafe {
+                    avx512::garble_group(
+                        width,
+                        &tweaks,
+                        first,
+                        delta,
+                        &client,
+                        &server,
+                        wide,
+                        &mut keep[1],
+                    );
+                }
+                assert!(plain == wide, "{count} instances of {m} bits from {first}");
+                assert_eq!(Block::encode(&keep[0]), Block::encode(&keep[1]));
+                let (plain, wide) = keep.split_at_mut(1);
+                let tables = &tables[0][1..];
+                evaluate_group(
+                    width,
+                    &tweaks,
+                    first,
+                    &client,
+                    &server,
+                    tables,
+                    &mut plain[0],
+                );
+                // SAFETY: as above.
+                unsafe {
+                    avx512::evaluate_group(
+                        width,
+                        &tweaks,
+                        first,
+                        &client,
+                        &server,
+                        tables,
+                        &mut wide[0],
+                    );
+                }
+                assert_eq!(Block::encode(&keep[0]), Block::encode(&keep[1]));
             }
         }
     }
