@@ -33,6 +33,8 @@ pub(super) fn garble_group(
         // carry' = ((a xor carry) and (b xor carry)) xor carry, for the carry 0 into the lowest bit as well.
         let a = xor(client.load(i), carry);
         let b = xor(server.load(i), carry);
+        client.prefetch_next(i);
+        server.prefetch_next(i);
         let (sa, sb) = (a.map(|a| sigma(a)), b.map(|b| sigma(b)));
         let one = |s: Lanes| s.map(|s| _mm512_xor_si512(s, sigma_delta));
         let [[g0, g1], [e0, e1]] = encrypt(keys.next(), [[sa, one(sa)], [sb, one(sb)]]);
@@ -78,9 +80,12 @@ pub(super) fn evaluate_group(
     for i in 0..gates {
         let a = xor(client.load(i), carry);
         let b = xor(server.load(i), carry);
+        client.prefetch_next(i);
+        server.prefetch_next(i);
         let (sa, sb) = (a.map(|a| sigma(a)), b.map(|b| sigma(b)));
         let [[g], [e]] = encrypt(keys.next(), [[sa], [sb]]);
         let [table_g, table_e] = tables.load_pairs(2 * i);
+        tables.prefetch_next(2 * i);
         for r in 0..N {
             let half_g = xor3(g[r], sa[r], carry[r]);
             let half_g = _mm512_mask_xor_epi32(half_g, colours(a[r]), half_g, table_g[r]);
@@ -191,6 +196,20 @@ impl<'a> Columns<'a> {
         })
     }
 
+    /// Asks for this column's share of the group behind, if `column` is the first in its cache line.
+    ///
+    /// The hardware does not foresee sixteen strided streams that all end after a few hundred bytes.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn prefetch_next(&self, column: usize) {
+        if column.is_multiple_of(LINE_BLOCKS) {
+            for start in self.starts {
+                let next = start + self.bytes.len() + column * BLOCK_BYTES;
+                _mm_prefetch::<_MM_HINT_T0>(self.bytes.as_ptr().wrapping_add(next).cast());
+            }
+        }
+    }
+
     /// Blocks `column` and `column + 1` of every instance.
     #[target_feature(enable = "avx512f")]
     #[inline]
@@ -258,6 +277,9 @@ impl<'a> Tables<'a> {
         }
     }
 }
+
+/// Blocks in a cache line.
+const LINE_BLOCKS: usize = 64 / BLOCK_BYTES;
 
 /// The instance in 128-bit lane `g` of register `e`, of a group of `count`.
 fn lane(e: usize, g: usize, count: usize) -> usize {
