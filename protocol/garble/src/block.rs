@@ -91,6 +91,11 @@ impl Block {
     pub fn encode(blocks: &[Block]) -> &[u8] {
         bytemuck::cast_slice(blocks)
     }
+
+    /// Returns the bytes of a slice of blocks, to be overwritten.
+    pub fn bytes_mut(blocks: &mut [Block]) -> &mut [u8] {
+        bytemuck::cast_slice_mut(blocks)
+    }
 }
 
 /// Reads a block from exactly 16 bytes.

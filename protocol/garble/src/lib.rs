@@ -26,6 +26,7 @@ compile_error!(
 mod backend;
 mod bits;
 mod block;
+pub mod columns;
 mod error;
 pub mod field;
 pub mod gadget;

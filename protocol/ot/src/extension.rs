@@ -15,7 +15,8 @@
 
 use std::fmt;
 
-use pi_garble::{Bits, Block, Delta, Error, Labels, Prg, ROWS_PER_TILE, transpose};
+use pi_garble::columns;
+use pi_garble::{BLOCK_BYTES, Bits, Block, Delta, Error, Labels, Prg, ROWS_PER_TILE, transpose};
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
@@ -105,19 +106,20 @@ impl CotSender for ExtensionSender {
         rows.par_chunks_mut(CHUNK)
             .zip(correction.par_chunks(streams.depth.correction_bytes(CHUNK)))
             .enumerate()
-            .for_each(|(chunk, (rows, correction))| {
-                let mut corrections =
-                    correction.chunks_exact(correction.len() / streams.trees.len());
-                streams.columns(chunk, rows, |range, columns, _| {
-                    let correction = corrections.next().expect("one part per tree");
-                    for (i, column) in range.zip(columns.chunks_exact_mut(COLUMN_BYTES)) {
-                        let mask = 0u8.wrapping_sub(delta.bit(i));
-                        for (byte, correction) in column.iter_mut().zip(correction) {
-                            *byte ^= correction & mask;
+            .for_each_init(
+                || streams.scratch(),
+                |scratch, (chunk, (rows, correction))| {
+                    let mut corrections =
+                        correction.chunks_exact(correction.len() / streams.trees.len());
+                    streams.columns(chunk, rows, scratch, |range, columns, _| {
+                        let correction = corrections.next().expect("one part per tree");
+                        for (i, column) in range.zip(columns.chunks_exact_mut(COLUMN_BYTES)) {
+                            let column = &mut column[..correction.len()];
+                            columns::add_masked(column, correction, delta.bit(i));
                         }
-                    }
-                });
-            });
+                    });
+                },
+            );
         self.streams.advance(count);
         rows.truncate(count);
         Ok(rows)
@@ -164,15 +166,18 @@ impl CotReceiver for ExtensionReceiver {
             .zip(message.par_chunks_mut(streams.depth.correction_bytes(CHUNK)))
             .zip(choices.as_bytes().par_chunks(COLUMN_BYTES))
             .enumerate()
-            .for_each(|(chunk, ((rows, message), choices))| {
-                let mut corrections = message.chunks_exact_mut(choices.len());
-                streams.columns(chunk, rows, |_, _, sum| {
-                    let correction = corrections.next().expect("one part per tree");
-                    for ((byte, sum), choice) in correction.iter_mut().zip(sum).zip(choices) {
-                        *byte = sum ^ choice;
-                    }
-                });
-            });
+            .for_each_init(
+                || streams.scratch(),
+                |scratch, (chunk, ((rows, message), choices))| {
+                    let mut corrections = message.chunks_exact_mut(choices.len());
+                    streams.columns(chunk, rows, scratch, |_, _, sum| {
+                        let correction = corrections.next().expect("one part per tree");
+                        for ((byte, sum), choice) in correction.iter_mut().zip(sum).zip(choices) {
+                            *byte = sum ^ choice;
+                        }
+                    });
+                },
+            );
         self.streams.advance(count);
         rows.truncate(count);
         (rows, message)
@@ -186,25 +191,41 @@ struct Streams {
     position: u128,
 }
 
+/// What a parallel task works in, chunk after chunk; blocks are erased sixteen bytes at a time.
+struct Scratch {
+    columns: Labels,
+    streams: Labels,
+}
+
 impl Streams {
+    fn scratch(&self) -> Scratch {
+        let blocks = |columns: usize| vec![Block::ZERO; columns * COLUMN_BYTES / BLOCK_BYTES];
+        Scratch {
+            columns: Zeroizing::new(blocks(BASE_OTS)),
+            streams: Zeroizing::new(blocks(1 << self.depth.get())),
+        }
+    }
+
     /// Computes the columns of one chunk, lets `correct` see those of each tree and the sum of its streams, and
     /// transposes them into `rows`.
     fn columns(
         &self,
         chunk: usize,
         rows: &mut [Block],
+        scratch: &mut Scratch,
         mut correct: impl FnMut(std::ops::Range<usize>, &mut [u8], &[u8]),
     ) {
         let position = self.position + (chunk * CHUNK / BLOCK_BITS) as u128;
         let used = rows.len() / 8;
-        let mut columns = Zeroizing::new(vec![0; BASE_OTS * COLUMN_BYTES]);
-        let mut scratch = Zeroizing::new(vec![0; COLUMN_BYTES << self.depth.get()]);
+        let Scratch { columns, streams } = scratch;
+        let columns = Block::bytes_mut(columns);
+        let streams = Block::bytes_mut(streams);
         for (range, tree) in self.depth.ranges().zip(&self.trees) {
             let columns = &mut columns[range.start * COLUMN_BYTES..range.end * COLUMN_BYTES];
-            tree.fold(position, used, columns, &mut scratch);
-            correct(range, columns, &scratch[..used]);
+            tree.fold(position, used, columns, streams);
+            correct(range, columns, &streams[..used]);
         }
-        transpose(&columns, COLUMN_BYTES, rows);
+        transpose(columns, COLUMN_BYTES, rows);
     }
 
     /// Leaves what `count` OTs have used behind: whole blocks, so that nothing is used twice.
@@ -231,33 +252,15 @@ impl Tree {
 
     /// Sets column `l` to the sum of the streams whose index has bit `l` set, and the beginning of `scratch` to the sum
     /// of all; a missing stream counts as zero.
-    ///
-    /// # Cost
-    /// Two additions per stream: after bit `l` is summed, streams that differ in it only are merged.
     fn fold(&self, position: u128, used: usize, columns: &mut [u8], scratch: &mut [u8]) {
-        let mut count = self.missing + self.leaves.len();
-        scratch[..self.missing * COLUMN_BYTES].fill(0);
-        let streams = scratch.chunks_exact_mut(COLUMN_BYTES).skip(self.missing);
-        for (leaf, stream) in self.leaves.iter().zip(streams) {
+        let count = self.missing + self.leaves.len();
+        let streams = &mut scratch[..count * COLUMN_BYTES];
+        streams[..self.missing * COLUMN_BYTES].fill(0);
+        let known = streams.chunks_exact_mut(COLUMN_BYTES).skip(self.missing);
+        for (leaf, stream) in self.leaves.iter().zip(known) {
             leaf.fill_at(position, &mut stream[..used]);
         }
-        for column in columns.chunks_exact_mut(COLUMN_BYTES) {
-            count /= 2;
-            for i in 0..count {
-                let (before, pair) = scratch.split_at_mut(2 * i * COLUMN_BYTES);
-                let (even, odd) = pair.split_at_mut(COLUMN_BYTES);
-                let (even, odd) = (&mut even[..used], &odd[..used]);
-                for (sum, byte) in column[..used].iter_mut().zip(odd) {
-                    *sum ^= byte;
-                }
-                for (even, odd) in even.iter_mut().zip(odd) {
-                    *even ^= odd;
-                }
-                if i > 0 {
-                    before[i * COLUMN_BYTES..][..used].copy_from_slice(even);
-                }
-            }
-        }
+        columns::fold(streams, columns, COLUMN_BYTES, used);
     }
 }
 
