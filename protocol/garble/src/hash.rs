@@ -120,6 +120,24 @@ impl TweakRange {
         self.instances
     }
 
+    /// Returns the tweaks of the `count` instances from `first` on: the same ones, for work on a part of a layer.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn part(&self, first: usize, count: usize) -> TweakRange {
+        let behind = self.instances.checked_sub(first);
+        assert!(
+            behind.is_some_and(|behind| count <= behind),
+            "{count} instances from {first} of {}",
+            self.instances
+        );
+        TweakRange {
+            first: self.first + first as u64 * self.stride,
+            instances: count,
+            ..*self
+        }
+    }
+
     /// Checks that the range is for this many instances.
     ///
     /// # Errors

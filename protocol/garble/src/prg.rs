@@ -14,6 +14,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::backend::Backend;
 use crate::block::{BLOCK_BYTES, Block, Labels};
+use crate::memory;
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -87,7 +88,7 @@ impl Prg {
 
     /// Returns the next `count` blocks of the stream.
     pub fn blocks(&mut self, count: usize) -> Labels {
-        let mut blocks = Zeroizing::new(vec![Block::ZERO; count]);
+        let mut blocks = Zeroizing::new(memory::filled(Block::ZERO, count));
         self.fill_bytes(bytemuck::cast_slice_mut(&mut blocks));
         blocks
     }

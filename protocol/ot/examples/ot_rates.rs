@@ -1,16 +1,21 @@
-//! Rates of the correlated OT extension, both parties apart, by depth and thread count: the best of several runs.
+//! Rates of the correlated OT extension, both parties apart, by depth, and of all steps of a layer of ReLUs; by thread
+//! count, the best of several runs.
 //!
 //!     cargo run --release -p pi-ot --example ot_rates
 
+use pi_garble::{
+    Block, Prg, ServerGadget, SignWidth, TweakCounter, active_labels, client_output, evaluate_sign,
+    field, garble_sign, memory,
+};
 use pi_ot::{
     Bits, BundleId, CotReceiver, CotSender, Direction, MasterReceiver, MasterSetup, SessionId,
-    TreeDepth,
+    TreeDepth, reverse,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
 use std::time::Instant;
 
-const COUNT: usize = 1 << 18;
+const COUNT: usize = 1 << 17;
 
 fn rates(depth: u32) {
     let rng = &mut ChaCha20Rng::seed_from_u64(2);
@@ -30,7 +35,7 @@ fn rates(depth: u32) {
     let begin = start.elapsed().as_secs_f64();
     let choices = Bits::random(COUNT, rng);
     let [mut received, mut sent] = [f64::INFINITY; 2];
-    for _ in 0..15 {
+    for _ in 0..30 {
         let start = Instant::now();
         let (_labels, message) = receiver.extend(&choices);
         received = received.min(start.elapsed().as_secs_f64());
@@ -50,11 +55,119 @@ fn rates(depth: u32) {
     );
 }
 
+/// Every step of a layer of ReLUs, both parties: nanoseconds per ReLU.
+fn relus(count: usize, runs: usize) {
+    const WIDTH: u32 = 16;
+    let rng = &mut ChaCha20Rng::seed_from_u64(3);
+    let width = SignWidth::new(WIDTH).expect("a legal width");
+    let bits = count * WIDTH as usize;
+    let pair = |direction, rng: &mut ChaCha20Rng| {
+        let session = SessionId([1; 32]);
+        let (setup, opening) = MasterSetup::start(session, direction, rng);
+        let (far, response) =
+            MasterReceiver::respond(session, direction, &opening, rng).expect("honest bytes");
+        let near = setup.finish(&response).expect("honest bytes");
+        let bundle = BundleId([7; 32]);
+        let (pending, correction) = near.begin(&bundle, TreeDepth::default(), rng);
+        let (receiver, setup) = far
+            .accept(&bundle, TreeDepth::default(), &correction)
+            .expect("honest bytes");
+        (pending.finish(&setup).expect("honest bytes"), receiver)
+    };
+    let (mut forward_sender, mut forward_receiver) = pair(Direction::Forward, rng);
+    let (mut reverse_sender, mut reverse_receiver) = pair(Direction::Reverse, rng);
+    let mut counter = TweakCounter::new(Block::random(rng));
+    let c: Vec<u64> = (0..count).map(|_| field::random(rng)).collect();
+    let d: Vec<u64> = (0..count).map(|_| field::random(rng)).collect();
+    let mut steps: Vec<(&str, f64)> = Vec::new();
+    for run in 0..runs {
+        let mut done = 0;
+        let mut start = Instant::now();
+        let mut lap = |name: &'static str| {
+            let seconds = start.elapsed().as_secs_f64();
+            match run {
+                0 => steps.push((name, seconds)),
+                _ => steps[done].1 = steps[done].1.min(seconds),
+            }
+            done += 1;
+            start = Instant::now();
+        };
+        let tweaks = counter.take(count, WIDTH);
+        let b = Bits::random(count, rng);
+        lap("random bits");
+        let (t, message) = reverse_receiver.extend(&b);
+        lap("reverse receiver");
+        let q = reverse_sender
+            .extend(count, &message)
+            .expect("honest bytes");
+        lap("reverse sender");
+        let choices = Bits::of_values(&c, WIDTH);
+        lap("choices");
+        let (labels, correction) = forward_receiver.extend(&choices);
+        lap("forward receiver");
+        let (tau, mut u) =
+            reverse::offer(&tweaks, reverse_sender.delta(), &q, &c).expect("shapes fit");
+        lap("offer");
+        let client_zero = forward_sender
+            .extend(bits, &correction)
+            .expect("honest bytes");
+        lap("forward sender");
+        let server_zero = Prg::new(&[3; 32]).blocks(bits);
+        lap("server labels");
+        let mut tables = memory::filled(0, width.table_bytes(count));
+        let delta = forward_sender.delta();
+        let keep_zero = garble_sign(
+            width,
+            &tweaks,
+            delta,
+            &client_zero,
+            &server_zero,
+            &mut tables,
+        )
+        .expect("shapes fit");
+        lap("garble");
+        let mut v = reverse::take(&tweaks, &t, &b, &tau).expect("shapes fit");
+        let colours = ServerGadget::colours(&keep_zero);
+        let e = reverse::choose(&mut v, &b, &colours).expect("shapes fit");
+        lap("take, choose");
+        let gadget = ServerGadget::new(&tweaks, delta, &keep_zero, &v).expect("shapes fit");
+        lap("gadget");
+        reverse::settle(&mut u, &c, &e).expect("shapes fit");
+        lap("settle");
+        let mut server_labels = memory::filled(0, width.label_bytes(count));
+        active_labels(width, delta, &server_zero, &d, &mut server_labels).expect("shapes fit");
+        lap("active labels");
+        let (rows, _shares) = gadget.open(&d).expect("shapes fit");
+        lap("open");
+        let server_labels = Block::decode("labels", &server_labels, bits).expect("shapes fit");
+        lap("decode labels");
+        let keep =
+            evaluate_sign(width, &tweaks, &labels, &server_labels, &tables).expect("shapes fit");
+        lap("evaluate");
+        client_output(&tweaks, &keep, &rows, &c, &u).expect("shapes fit");
+        lap("output");
+        drop((client_zero, server_zero, labels, server_labels, tables));
+        lap("erase");
+    }
+    let per_relu = |seconds: f64| seconds * 1e9 / count as f64;
+    let all: f64 = steps.iter().map(|step| step.1).sum();
+    println!(
+        "  {count} ReLUs, both parties: {:.0} ns each",
+        per_relu(all)
+    );
+    for (name, seconds) in steps {
+        println!("    {name:18} {:7.1} ns", per_relu(seconds));
+    }
+}
+
 fn main() {
     for threads in [1, 2] {
         println!("{threads} thread(s):");
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        pool.expect("a pool of threads")
-            .install(|| [1, 4, 8].map(rates));
+        pool.expect("a pool of threads").install(|| {
+            [1, 4, 8].into_iter().for_each(rates);
+            relus(1 << 12, 30);
+            relus(1 << 16, 10);
+        });
     }
 }

@@ -308,8 +308,7 @@ impl Opening<'_> {
         let mut message = Vec::with_capacity(online_bytes(index).0);
         let mut shares = Zeroizing::new(Vec::with_capacity(index.online()));
         if let (Some(width), Some(gadget)) = (index.width, own.gadget) {
-            let count = index.relu.len() * width.bits() as usize;
-            let zeros = server_labels(self.label_seed, self.layer, count);
+            let zeros = server_labels(self.label_seed, self.layer);
             let relus = index.relu.iter().map(|&element| d_hat[element as usize]);
             let d: Zeroizing<Vec<i64>> = Zeroizing::new(relus.collect());
             let y = relu::open(width, self.delta, &zeros, gadget, &d, &mut message)?;

@@ -24,7 +24,7 @@ use crate::secrets::{Role, Secrets, derive, public_seed};
 use crate::wire::Reader;
 use crate::{Error, share};
 use pi_garble::field::{self, ELEMENT_BYTES, Elements};
-use pi_garble::{Bits, Block, Labels, Prg, TweakCounter, TweakRange};
+use pi_garble::{Bits, Block, Labels, Prg, TweakCounter, TweakRange, memory};
 use pi_ir::{Kind, Layer, Polynomial};
 use pi_ot::{
     BASE_CORRECTION_BYTES, CotReceiver, CotSender, Delta, ExtensionReceiver, PendingSender,
@@ -157,10 +157,9 @@ pub(crate) fn tweaks(network: &Network, id: &BundleId) -> Vec<Option<TweakRange>
     ranges.collect()
 }
 
-/// The zero labels of the server's inputs in one layer.
-pub(crate) fn server_labels(label_seed: &[u8; 32], layer: usize, count: usize) -> Labels {
-    let seed = derive(label_seed, "server labels", layer as u64);
-    Prg::new(&seed).blocks(count)
+/// The stream that begins with the zero labels of the server's inputs in one layer.
+pub(crate) fn server_labels(label_seed: &[u8; 32], layer: usize) -> Prg {
+    Prg::new(&derive(label_seed, "server labels", layer as u64))
 }
 
 /// What the client needs throughout an exchange.
@@ -623,7 +622,8 @@ impl<'a> Server<'a> {
     ) -> Result<(ServerBundle, Vec<u8>), Error> {
         let network = self.network;
         let mut reader = Reader::message("offline message 3", message);
-        let mut reply = Vec::with_capacity(offline_bytes(network)[3]);
+        let mut reply = memory::zeroed(offline_bytes(network)[3]);
+        let mut parts = &mut reply[..];
         let label_seed = self.secrets.seed("server labels", 0);
         let mut gadgets = Vec::with_capacity(network.layers.len());
         // Without ReLUs nothing is garbled, and the offset serves nowhere.
@@ -638,11 +638,14 @@ impl<'a> Server<'a> {
                     gadgets.push(None);
                     continue;
                 };
-                let zeros = server_labels(&label_seed, l, index.relu.len() * width.bits() as usize);
+                let zeros = server_labels(&label_seed, l);
+                let length = relu::garbled_bytes(width, index.relu.len());
+                let part = parts
+                    .split_off_mut(..length)
+                    .expect("the message has a part for each layer");
                 let choices = ServerChoices { t, b };
                 let (forward, reader) = (&mut forward, &mut reader);
-                let gadget =
-                    relu::garble(width, tweaks, forward, &zeros, choices, reader, &mut reply)?;
+                let gadget = relu::garble(width, tweaks, forward, &zeros, choices, reader, part)?;
                 gadgets.push(Some(gadget));
             }
         }

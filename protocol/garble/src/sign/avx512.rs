@@ -67,13 +67,13 @@ pub(super) fn evaluate_group(
     tweaks: &TweakRange,
     first: usize,
     client: &[Block],
-    server: &[Block],
+    server: &[u8],
     tables: &[u8],
     keep: &mut [Block],
 ) {
     let (m, gates, count) = (width.0 as usize, width.and_gates(), keep.len());
     let client = Columns::new(Block::encode(client), m, count);
-    let server = Columns::new(Block::encode(server), m, count);
+    let server = Columns::new(server, m, count);
     let tables = Columns::new(tables, 2 * gates, count);
     let mut keys = Keys::new(tweaks, first, count);
     let mut carry = [_mm512_setzero_si512(); N];
