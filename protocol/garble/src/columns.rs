@@ -61,6 +61,16 @@ fn fold_once(streams: &mut [u8], count: usize, column: &mut [u8], stride: usize)
 /// If the lengths differ.
 pub fn add_masked(column: &mut [u8], other: &[u8], bit: u8) {
     assert_eq!(column.len(), other.len(), "columns of one length");
+    match Backend::detected() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `detected` found the features that the function enables.
+        Backend::Avx512 => unsafe { avx512::add_masked(column, other, bit) },
+        _ => add_masked_portable(column, other, bit),
+    }
+}
+
+#[inline(always)]
+fn add_masked_portable(column: &mut [u8], other: &[u8], bit: u8) {
     let mask = 0u8.wrapping_sub(bit & 1);
     for (byte, other) in column.iter_mut().zip(other) {
         *byte ^= other & mask;
@@ -124,9 +134,11 @@ mod tests {
     #[test]
     fn a_column_is_added_if_the_bit_says_so() {
         for (bit, expected) in [(0, [1, 2, 3]), (1, [5, 7, 5])] {
-            let mut column = [1, 2, 3];
-            add_masked(&mut column, &[4, 5, 6], bit);
-            assert_eq!(column, expected);
+            for add in [add_masked, add_masked_portable] {
+                let mut column = [1, 2, 3].repeat(100);
+                add(&mut column, &[4, 5, 6].repeat(100), bit);
+                assert_eq!(column, expected.repeat(100));
+            }
         }
     }
 }

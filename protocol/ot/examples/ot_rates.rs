@@ -2,10 +2,12 @@
 //! count, the best of several runs.
 //!
 //!     cargo run --release -p pi-ot --example ot_rates
+//!
+//! With a number of ReLUs and of runs it does only the latter, for a profiler or a clock of CPU time.
 
 use pi_garble::{
-    Block, Prg, ServerGadget, SignWidth, TweakCounter, active_labels, client_output, evaluate_sign,
-    field, garble_sign, memory,
+    Block, Prg, ServerGadget, SignWidth, TweakCounter, active_labels_of_stream, client_output,
+    evaluate_sign_message, field, garble_sign_into, memory,
 };
 use pi_ot::{
     Bits, BundleId, CotReceiver, CotSender, Direction, MasterReceiver, MasterSetup, SessionId,
@@ -58,6 +60,7 @@ fn rates(depth: u32) {
 /// Every step of a layer of ReLUs, both parties: nanoseconds per ReLU.
 fn relus(count: usize, runs: usize) {
     const WIDTH: u32 = 16;
+    const PART: usize = 512;
     let rng = &mut ChaCha20Rng::seed_from_u64(3);
     let width = SignWidth::new(WIDTH).expect("a legal width");
     let bits = count * WIDTH as usize;
@@ -108,24 +111,34 @@ fn relus(count: usize, runs: usize) {
         let (tau, mut u) =
             reverse::offer(&tweaks, reverse_sender.delta(), &q, &c).expect("shapes fit");
         lap("offer");
-        let client_zero = forward_sender
-            .extend(bits, &correction)
+        let mut tables = memory::zeroed(width.table_bytes(count));
+        let mut keep_zero = vec![Block::ZERO; count];
+        let delta = &forward_sender.delta().clone();
+        let server_zero = Prg::new(&[3; 32]);
+        let parts = tables.chunks_mut(width.table_bytes(PART));
+        let parts = parts.zip(keep_zero.chunks_mut(PART)).collect();
+        let room = || vec![Block::ZERO; PART * WIDTH as usize];
+        let garble = |zeros: &mut Vec<Block>,
+                      i: usize,
+                      (tables, keep): (&mut [u8], &mut [Block]),
+                      client_zero: &[Block]| {
+            let (tweaks, first) = (tweaks.part(i * PART, keep.len()), i * PART * WIDTH as usize);
+            let zeros = &mut zeros[..client_zero.len()];
+            server_zero.fill_at(first as u128, Block::bytes_mut(zeros));
+            garble_sign_into(width, &tweaks, delta, client_zero, zeros, tables, keep)
+                .expect("shapes fit");
+        };
+        forward_sender
+            .extend_parts(
+                bits,
+                PART * WIDTH as usize,
+                &correction,
+                parts,
+                room,
+                garble,
+            )
             .expect("honest bytes");
-        lap("forward sender");
-        let server_zero = Prg::new(&[3; 32]).blocks(bits);
-        lap("server labels");
-        let mut tables = memory::filled(0, width.table_bytes(count));
-        let delta = forward_sender.delta();
-        let keep_zero = garble_sign(
-            width,
-            &tweaks,
-            delta,
-            &client_zero,
-            &server_zero,
-            &mut tables,
-        )
-        .expect("shapes fit");
-        lap("garble");
+        lap("sender, garble");
         let mut v = reverse::take(&tweaks, &t, &b, &tau).expect("shapes fit");
         let colours = ServerGadget::colours(&keep_zero);
         let e = reverse::choose(&mut v, &b, &colours).expect("shapes fit");
@@ -134,19 +147,18 @@ fn relus(count: usize, runs: usize) {
         lap("gadget");
         reverse::settle(&mut u, &c, &e).expect("shapes fit");
         lap("settle");
-        let mut server_labels = memory::filled(0, width.label_bytes(count));
-        active_labels(width, delta, &server_zero, &d, &mut server_labels).expect("shapes fit");
+        let mut server_labels = memory::zeroed(width.label_bytes(count));
+        active_labels_of_stream(width, delta, &server_zero, &d, &mut server_labels)
+            .expect("shapes fit");
         lap("active labels");
         let (rows, _shares) = gadget.open(&d).expect("shapes fit");
         lap("open");
-        let server_labels = Block::decode("labels", &server_labels, bits).expect("shapes fit");
-        lap("decode labels");
-        let keep =
-            evaluate_sign(width, &tweaks, &labels, &server_labels, &tables).expect("shapes fit");
+        let keep = evaluate_sign_message(width, &tweaks, &labels, &server_labels, &tables)
+            .expect("shapes fit");
         lap("evaluate");
         client_output(&tweaks, &keep, &rows, &c, &u).expect("shapes fit");
         lap("output");
-        drop((client_zero, server_zero, labels, server_labels, tables));
+        drop((labels, server_labels, tables));
         lap("erase");
     }
     let per_relu = |seconds: f64| seconds * 1e9 / count as f64;
@@ -161,6 +173,14 @@ fn relus(count: usize, runs: usize) {
 }
 
 fn main() {
+    let arguments: Vec<usize> = std::env::args()
+        .skip(1)
+        .filter_map(|a| a.parse().ok())
+        .collect();
+    if let [count, runs] = arguments[..] {
+        relus(count, runs);
+        return;
+    }
     for threads in [1, 2] {
         println!("{threads} thread(s):");
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();

@@ -1,6 +1,6 @@
 //! Sums of columns with 512-bit registers: the streams of up to four levels are read once.
 
-use super::fold_once;
+use super::{add_masked_portable, fold_once};
 use std::arch::x86_64::*;
 
 /// Bytes in a register.
@@ -24,6 +24,12 @@ pub(super) fn fold(streams: &mut [u8], columns: &mut [u8], stride: usize, used: 
         3 => fold_registers::<8, 3>(streams, last, stride, used),
         _ => fold_registers::<16, 4>(streams, last, stride, used),
     }
+}
+
+/// The portable code, compiled for wider registers.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn add_masked(column: &mut [u8], other: &[u8], bit: u8) {
+    add_masked_portable(column, other, bit);
 }
 
 /// Folds `S = 2^K` streams, a register of each at a time.
