@@ -40,13 +40,25 @@ impl Bits {
     /// If `width` exceeds 64.
     pub fn of_values(values: &[u64], width: u32) -> Self {
         assert!(width <= 64, "a u64 has no {width} bits");
-        let mut bits = Bits::with_capacity(values.len() * width as usize);
+        let len = values.len() * width as usize;
+        let mut bytes = Vec::with_capacity(len.div_ceil(8));
+        let mask = u64::MAX.checked_shr(64 - width).unwrap_or(0);
+        // Fewer than 8 bits wait for their byte, and 64 more still fit.
+        let (mut waiting, mut count) = (0u128, 0);
         for &value in values {
-            for i in 0..width {
-                bits.push((value >> i) as u8);
+            waiting |= u128::from(value & mask) << count;
+            count += width;
+            while count >= 8 {
+                bytes.push(waiting as u8);
+                waiting >>= 8;
+                count -= 8;
             }
         }
-        bits
+        if count > 0 {
+            bytes.push(waiting as u8);
+        }
+        waiting.zeroize();
+        Bits { bytes, len }
     }
 
     /// Reads exactly `len` bits from a peer's message.
@@ -160,13 +172,28 @@ impl fmt::Debug for Bits {
 mod tests {
     use super::*;
     use rand_chacha::ChaCha20Rng;
-    use rand_core::SeedableRng;
+    use rand_core::{RngCore, SeedableRng};
 
     #[test]
     fn values_are_laid_out_instance_by_instance_lowest_bit_first() {
         let bits = Bits::of_values(&[0b101, 0b1010], 3);
         assert_eq!(bits.iter().collect::<Vec<_>>(), [1, 0, 1, 0, 1, 0]);
         assert_eq!(bits.as_bytes(), [0b010101]);
+    }
+
+    #[test]
+    fn values_of_every_width_equal_their_bits_one_by_one() {
+        let mut rng = ChaCha20Rng::seed_from_u64(2);
+        let values: Vec<u64> = (0..19).map(|_| rng.next_u64()).collect();
+        for width in 0..=64 {
+            let bits = values
+                .iter()
+                .flat_map(|v| (0..width).map(move |i| (v >> i) as u8));
+            let expected: Bits = bits.collect();
+            let found = Bits::of_values(&values, width);
+            assert_eq!(found.len(), expected.len());
+            assert_eq!(found.as_bytes(), expected.as_bytes(), "{width} bits");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use rand_core::CryptoRng;
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use zeroize::{DefaultIsZeroes, Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use crate::Error;
+use crate::{Error, memory};
 
 /// Size of a block on the wire.
 pub const BLOCK_BYTES: usize = 16;
@@ -82,14 +82,19 @@ impl Block {
     /// [`Error::PeerLength`] if the message is not `16 count` bytes long.
     pub fn decode(what: &'static str, bytes: &[u8], count: usize) -> Result<Labels, Error> {
         Error::check_message(what, count.saturating_mul(BLOCK_BYTES), bytes.len())?;
-        Ok(Zeroizing::new(
-            bytes.chunks_exact(BLOCK_BYTES).map(read_block).collect(),
-        ))
+        let mut blocks = Zeroizing::new(memory::filled(Block::ZERO, count));
+        Block::bytes_mut(&mut blocks).copy_from_slice(bytes);
+        Ok(blocks)
     }
 
     /// Returns the bytes of a slice of blocks as they travel.
     pub fn encode(blocks: &[Block]) -> &[u8] {
         bytemuck::cast_slice(blocks)
+    }
+
+    /// Returns the bytes of a slice of blocks, to be overwritten.
+    pub fn bytes_mut(blocks: &mut [Block]) -> &mut [u8] {
+        bytemuck::cast_slice_mut(blocks)
     }
 }
 

@@ -19,8 +19,14 @@ use rayon::prelude::*;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::Error;
+use crate::backend::Backend;
 use crate::block::{Block, Delta};
 use crate::field::{self, Elements};
+
+#[cfg(target_arch = "x86_64")]
+mod aes_ni;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
 
 /// What a label is hashed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,8 +96,18 @@ impl TweakRange {
             "gate {gate} of {}",
             self.stride
         );
-        let counter = self.first + instance as u64 * self.stride + gate as u64;
-        self.nonce ^ Block::new((class as u128) << 126 | counter as u128)
+        self.nonce ^ Block::new((class as u128) << 126 | self.counter(instance, gate) as u128)
+    }
+
+    /// Returns the counter value of gate `gate` of an instance.
+    #[inline]
+    pub(crate) fn counter(&self, instance: usize, gate: usize) -> u64 {
+        self.first + instance as u64 * self.stride + gate as u64
+    }
+
+    /// Returns the nonce of the bundle.
+    pub(crate) fn nonce(&self) -> Block {
+        self.nonce
     }
 
     /// Returns the number of counter values per instance.
@@ -102,6 +118,24 @@ impl TweakRange {
     /// Returns the number of instances.
     pub fn instances(&self) -> usize {
         self.instances
+    }
+
+    /// Returns the tweaks of the `count` instances from `first` on: the same ones, for work on a part of a layer.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn part(&self, first: usize, count: usize) -> TweakRange {
+        let behind = self.instances.checked_sub(first);
+        assert!(
+            behind.is_some_and(|behind| count <= behind),
+            "{count} instances from {first} of {}",
+            self.instances
+        );
+        TweakRange {
+            first: self.first + first as u64 * self.stride,
+            instances: count,
+            ..*self
+        }
     }
 
     /// Checks that the range is for this many instances.
@@ -194,7 +228,7 @@ pub(crate) fn hash_pairs(keys: &[Block; LANES], x: &mut [Block; LANES], y: &mut 
     match Backend::detected() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `detected` found the features that the function enables.
-        Backend::Vaes => unsafe { vaes::hash_pairs(keys, x, y) },
+        Backend::Avx512 => unsafe { avx512::hash_pairs(keys, x, y) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Backend::AesNi => unsafe { aes_ni::hash_pairs(keys, x, y) },
@@ -208,56 +242,12 @@ pub(crate) fn hash_lanes(keys: &[Block; LANES], x: &mut [Block; LANES]) {
     match Backend::detected() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `detected` found the features that the function enables.
-        Backend::Vaes => unsafe { vaes::hash_lanes(keys, x) },
+        Backend::Avx512 => unsafe { avx512::hash_lanes(keys, x) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Backend::AesNi => unsafe { aes_ni::hash_lanes(keys, x) },
         Backend::Scalar => scalar::hash_lanes(keys, x),
     }
-}
-
-/// How AES is computed. No crate computes many key schedules side by side, which is most of the work here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Backend {
-    /// The `aes` crate, block by block: the definition, and what the others are tested against.
-    Scalar,
-    /// 128-bit AES instructions, four keys side by side.
-    #[cfg(target_arch = "x86_64")]
-    AesNi,
-    /// 512-bit AES instructions, all keys side by side.
-    #[cfg(target_arch = "x86_64")]
-    Vaes,
-}
-
-impl Backend {
-    #[inline]
-    fn detected() -> Self {
-        // The standard library caches the result; a test is one load.
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
-        {
-            if vaes_supported() {
-                return Backend::Vaes;
-            }
-            if aes_ni_supported() {
-                return Backend::AesNi;
-            }
-        }
-        Backend::Scalar
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline]
-fn vaes_supported() -> bool {
-    is_x86_feature_detected!("vaes")
-        && is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline]
-fn aes_ni_supported() -> bool {
-    is_x86_feature_detected!("aes") && is_x86_feature_detected!("ssse3")
 }
 
 /// The linear orthomorphism `s(a || b) = (a xor b) || a`: both `s` and `x -> s(x) xor x` are permutations.
@@ -302,151 +292,6 @@ mod scalar {
     }
 }
 
-/// The two vector versions are one text at two widths: `$n` registers of keys at a time, each with its own
-/// key schedule, and one or two registers of data under each.
-#[cfg(target_arch = "x86_64")]
-macro_rules! vector_hash {
-    (
-        $feature:literal, $vector:ty, $width:expr, $n:expr, zero: $zero:ident, broadcast: $broadcast:ident,
-        load: $load:ident, store: $store:ident, xor: $xor:ident, and: $and:ident, shuffle_bytes: $shuffle:ident,
-        swap: $swap:ident, shift4: $shift4:ident, shift8: $shift8:ident, enc: $enc:ident, last: $last:ident
-    ) => {
-        use super::{Block, LANES};
-        use std::arch::x86_64::*;
-
-        /// Registers of keys side by side: enough chains to hide the latency of the AES instruction, few
-        /// enough that keys and data stay in registers.
-        const N: usize = $n;
-        /// Blocks in a register.
-        const WIDTH: usize = $width;
-        const ROUND_CONSTANTS: [i32; 10] = [1, 2, 4, 8, 16, 32, 64, 128, 0x1b, 0x36];
-
-        #[target_feature(enable = $feature)]
-        pub(super) fn hash_pairs(
-            keys: &[Block; LANES],
-            x: &mut [Block; LANES],
-            y: &mut [Block; LANES],
-        ) {
-            for first in (0..LANES).step_by(N * WIDTH) {
-                let mut data = [load_sigma(x, first), load_sigma(y, first)];
-                encrypt(load(keys, first), &mut data);
-                store(x, first, data[0]);
-                store(y, first, data[1]);
-            }
-        }
-
-        #[target_feature(enable = $feature)]
-        pub(super) fn hash_lanes(keys: &[Block; LANES], x: &mut [Block; LANES]) {
-            for first in (0..LANES).step_by(N * WIDTH) {
-                let mut data = [load_sigma(x, first)];
-                encrypt(load(keys, first), &mut data);
-                store(x, first, data[0]);
-            }
-        }
-
-        /// Replaces every `s` in `data` by `AES(s) xor s` under the key of its lane.
-        #[target_feature(enable = $feature)]
-        #[inline]
-        fn encrypt<const D: usize>(mut keys: [$vector; N], data: &mut [[$vector; N]; D]) {
-            // Rotates the last word of a round key and copies it to all four columns.
-            let rotate_last = $broadcast(_mm_set1_epi32(0x0c0f0e0d));
-            let plain = *data;
-            for d in 0..D {
-                for i in 0..N {
-                    data[d][i] = $xor(data[d][i], keys[i]);
-                }
-            }
-            for round in 0..10 {
-                let constant = $broadcast(_mm_set1_epi32(ROUND_CONSTANTS[round]));
-                for i in 0..N {
-                    // All columns are equal, so the row shift of the last-round instruction does nothing: what
-                    // is left is the byte substitution and the round constant.
-                    let word = $last($shuffle(keys[i], rotate_last), constant);
-                    let prefix = $xor(keys[i], $shift4::<4>(keys[i]));
-                    let prefix = $xor(prefix, $shift8::<8>(prefix));
-                    keys[i] = $xor(prefix, word);
-                }
-                for d in 0..D {
-                    for i in 0..N {
-                        data[d][i] = match round {
-                            9 => $last(data[d][i], keys[i]),
-                            _ => $enc(data[d][i], keys[i]),
-                        };
-                    }
-                }
-            }
-            for d in 0..D {
-                for i in 0..N {
-                    data[d][i] = $xor(data[d][i], plain[d][i]);
-                }
-            }
-        }
-
-        #[target_feature(enable = $feature)]
-        #[inline]
-        fn load_sigma(x: &[Block; LANES], first: usize) -> [$vector; N] {
-            let high = $broadcast(_mm_set_epi64x(-1, 0));
-            let mut data = load(x, first);
-            for data in &mut data {
-                // 0x4e exchanges the 64-bit halves of every block.
-                *data = $xor($swap::<0x4e>(*data), $and(*data, high));
-            }
-            data
-        }
-
-        #[target_feature(enable = $feature)]
-        #[inline]
-        fn load(x: &[Block; LANES], first: usize) -> [$vector; N] {
-            let x = &x[first..first + N * WIDTH];
-            let mut data = [$zero(); N];
-            for (i, data) in data.iter_mut().enumerate() {
-                // SAFETY: register `i` reads blocks `i * WIDTH..(i + 1) * WIDTH` of a slice of `N * WIDTH` blocks, all
-                // initialised; the load has no alignment requirement.
-                *data = unsafe { $load(x.as_ptr().add(i * WIDTH).cast()) };
-            }
-            data
-        }
-
-        #[target_feature(enable = $feature)]
-        #[inline]
-        fn store(x: &mut [Block; LANES], first: usize, data: [$vector; N]) {
-            let x = &mut x[first..first + N * WIDTH];
-            for (i, data) in data.into_iter().enumerate() {
-                // SAFETY: register `i` writes blocks `i * WIDTH..(i + 1) * WIDTH` of a slice of `N * WIDTH` blocks
-                // borrowed mutably; any bits are a valid block; the store has no alignment requirement.
-                unsafe { $store(x.as_mut_ptr().add(i * WIDTH).cast(), data) }
-            }
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-mod aes_ni {
-    vector_hash!(
-        "aes,ssse3", __m128i, 1, 4, zero: _mm_setzero_si128, broadcast: same,
-        load: _mm_loadu_si128, store: _mm_storeu_si128, xor: _mm_xor_si128, and: _mm_and_si128,
-        shuffle_bytes: _mm_shuffle_epi8, swap: _mm_shuffle_epi32,
-        shift4: _mm_slli_si128, shift8: _mm_slli_si128, enc: _mm_aesenc_si128, last: _mm_aesenclast_si128
-    );
-
-    /// A 128-bit register holds one block, so nothing is repeated.
-    #[inline(always)]
-    fn same(x: __m128i) -> __m128i {
-        x
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod vaes {
-    vector_hash!(
-        "vaes,avx512f,avx512bw", __m512i, 4, 4, zero: _mm512_setzero_si512, broadcast: _mm512_broadcast_i32x4,
-        load: _mm512_loadu_si512, store: _mm512_storeu_si512, xor: _mm512_xor_si512, and: _mm512_and_si512,
-        shuffle_bytes: _mm512_shuffle_epi8, swap: _mm512_shuffle_epi32,
-        shift4: _mm512_bslli_epi128, shift8: _mm512_bslli_epi128,
-        enc: _mm512_aesenc_epi128, last: _mm512_aesenclast_epi128
-    );
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -481,7 +326,7 @@ mod tests {
         ];
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         {
-            if aes_ni_supported() {
+            if Backend::AesNi.is_supported() {
                 // SAFETY: the features were just found.
                 backends.push((
                     "aes-ni",
@@ -489,12 +334,12 @@ mod tests {
                     |k, x| unsafe { aes_ni::hash_lanes(k, x) },
                 ));
             }
-            if vaes_supported() {
+            if Backend::Avx512.is_supported() {
                 // SAFETY: the features were just found.
                 backends.push((
-                    "vaes",
-                    |k, x, y| unsafe { vaes::hash_pairs(k, x, y) },
-                    |k, x| unsafe { vaes::hash_lanes(k, x) },
+                    "avx512",
+                    |k, x, y| unsafe { avx512::hash_pairs(k, x, y) },
+                    |k, x| unsafe { avx512::hash_lanes(k, x) },
                 ));
             }
         }

@@ -23,12 +23,15 @@ compile_error!(
     "blocks and field elements travel as they lie in memory, so the target must be little-endian"
 );
 
+mod backend;
 mod bits;
 mod block;
+pub mod columns;
 mod error;
 pub mod field;
 pub mod gadget;
 pub mod hash;
+pub mod memory;
 mod prg;
 mod sign;
 mod transpose;
@@ -39,5 +42,8 @@ pub use error::Error;
 pub use gadget::{ServerGadget, client_output};
 pub use hash::{TweakClass, TweakCounter, TweakRange};
 pub use prg::{Prg, SEED_BYTES, Seed};
-pub use sign::{SignWidth, active_labels, evaluate_sign, garble_sign};
+pub use sign::{
+    SignWidth, active_labels, active_labels_of_stream, evaluate_sign, evaluate_sign_message,
+    garble_sign, garble_sign_into,
+};
 pub use transpose::{ROWS_PER_TILE, transpose};

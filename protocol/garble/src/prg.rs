@@ -12,7 +12,12 @@ use aes::cipher::{Array, BlockCipherEncrypt, KeyInit};
 use rand_core::{CryptoRng, RngCore};
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::backend::Backend;
 use crate::block::{BLOCK_BYTES, Block, Labels};
+use crate::memory;
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 /// Size of a seed.
 pub const SEED_BYTES: usize = 32;
@@ -26,19 +31,45 @@ pub type Seed = Zeroizing<[u8; SEED_BYTES]>;
 /// as they make the same calls.
 #[derive(Clone)]
 pub struct Prg {
-    cipher: Aes128Enc,
+    cipher: Cipher,
     start: u128,
     next: u128,
+}
+
+/// The key; whichever it is erases its own schedule.
+#[derive(Clone)]
+enum Cipher {
+    Portable(Aes128Enc),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::RoundKeys),
+}
+
+impl Cipher {
+    fn new(key: [u8; BLOCK_BYTES], backend: Backend) -> Self {
+        match backend {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the back end is supported, and its features include those that the function enables.
+            Backend::Avx512 => {
+                Cipher::Avx512(unsafe { avx512::RoundKeys::new(Block::from_bytes(key)) })
+            }
+            _ => Cipher::Portable(Aes128Enc::new(&Array::from(key))),
+        }
+    }
 }
 
 impl Prg {
     /// Returns the stream of a seed, at its beginning.
     pub fn new(seed: &[u8; SEED_BYTES]) -> Self {
+        Prg::with_backend(seed, Backend::detected())
+    }
+
+    /// `backend` must be supported.
+    fn with_backend(seed: &[u8; SEED_BYTES], backend: Backend) -> Self {
         let (key, start) = seed.split_at(BLOCK_BYTES);
         let key: [u8; BLOCK_BYTES] = key.try_into().expect("half of 32 bytes");
         let start: [u8; BLOCK_BYTES] = start.try_into().expect("half of 32 bytes");
         Prg {
-            cipher: Aes128Enc::new(&Array::from(key)),
+            cipher: Cipher::new(key, backend),
             start: u128::from_le_bytes(start),
             next: 0,
         }
@@ -46,26 +77,18 @@ impl Prg {
 
     /// Fills `out` with the stream from block `position` on, without moving the stream.
     pub fn fill_at(&self, position: u128, out: &mut [u8]) {
-        // 64 blocks are what the widest back end of `aes` takes at a time.
-        const BATCH: usize = 64;
-        let mut counter = self.start.wrapping_add(position);
-        for chunk in out.chunks_mut(BATCH * BLOCK_BYTES) {
-            let mut blocks = [Array::from([0; BLOCK_BYTES]); BATCH];
-            let used = &mut blocks[..chunk.len().div_ceil(BLOCK_BYTES)];
-            for block in used.iter_mut() {
-                *block = Array::from(counter.to_le_bytes());
-                counter = counter.wrapping_add(1);
-            }
-            self.cipher.encrypt_blocks(used);
-            for (bytes, block) in chunk.chunks_mut(BLOCK_BYTES).zip(used) {
-                bytes.copy_from_slice(&block[..bytes.len()]);
-            }
+        let counter = self.start.wrapping_add(position);
+        match &self.cipher {
+            Cipher::Portable(cipher) => fill_portable(cipher, counter, out),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: this cipher was made because the features that the function enables were found.
+            Cipher::Avx512(keys) => unsafe { keys.fill(counter, out) },
         }
     }
 
     /// Returns the next `count` blocks of the stream.
     pub fn blocks(&mut self, count: usize) -> Labels {
-        let mut blocks = Zeroizing::new(vec![Block::ZERO; count]);
+        let mut blocks = Zeroizing::new(memory::filled(Block::ZERO, count));
         self.fill_bytes(bytemuck::cast_slice_mut(&mut blocks));
         blocks
     }
@@ -94,6 +117,24 @@ impl RngCore for Prg {
 }
 
 impl CryptoRng for Prg {}
+
+/// Fills `out` with the encryptions of `counter`, `counter + 1`, ...: the definition.
+fn fill_portable(cipher: &Aes128Enc, mut counter: u128, out: &mut [u8]) {
+    // 64 blocks are what the widest back end of `aes` takes at a time.
+    const BATCH: usize = 64;
+    for chunk in out.chunks_mut(BATCH * BLOCK_BYTES) {
+        let mut blocks = [Array::from([0; BLOCK_BYTES]); BATCH];
+        let used = &mut blocks[..chunk.len().div_ceil(BLOCK_BYTES)];
+        for block in used.iter_mut() {
+            *block = Array::from(counter.to_le_bytes());
+            counter = counter.wrapping_add(1);
+        }
+        cipher.encrypt_blocks(used);
+        for (bytes, block) in chunk.chunks_mut(BLOCK_BYTES).zip(used) {
+            bytes.copy_from_slice(&block[..bytes.len()]);
+        }
+    }
+}
 
 // The cipher erases its own key schedule.
 impl Drop for Prg {
@@ -124,6 +165,28 @@ mod tests {
         let mut out = [0; 16];
         Prg::new(&seed).fill_bytes(&mut out);
         assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn every_back_end_equals_the_definition() {
+        let mut seed = [0; SEED_BYTES];
+        for i in 0..SEED_BYTES {
+            seed[i] = (i * 7 + 3) as u8;
+        }
+        let near_overflow = u128::MAX << 64 | (u64::MAX - 20) as u128;
+        for start in [5, u64::MAX as u128 - 9, near_overflow, u128::MAX - 33] {
+            seed[BLOCK_BYTES..].copy_from_slice(&start.to_le_bytes());
+            let plain = Prg::with_backend(&seed, Backend::Scalar);
+            for backend in Backend::all().into_iter().filter(|b| b.is_supported()) {
+                let prg = Prg::with_backend(&seed, backend);
+                for len in [0, 1, 16, 63, 64, 511, 512, 513, 1024, 2000] {
+                    let (mut expected, mut found) = (vec![0; len], vec![1; len]);
+                    plain.fill_at(3, &mut expected);
+                    prg.fill_at(3, &mut found);
+                    assert_eq!(found, expected, "{backend:?}, {len} bytes from {start:#x}");
+                }
+            }
+        }
     }
 
     #[test]

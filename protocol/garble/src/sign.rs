@@ -16,12 +16,15 @@
 //! Labels of inputs: `[instance][bit]`, lowest bit first. Tables: `[instance][gate][G, E]`, 32 bytes a gate.
 
 use rayon::prelude::*;
-use subtle::{Choice, ConditionallySelectable};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::Error;
+use crate::backend::Backend;
 use crate::block::{BLOCK_BYTES, Block, Delta, Labels, read_block};
 use crate::hash::{LANES, TweakClass, TweakRange, hash_lanes, hash_pairs};
+use crate::{Error, Prg};
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 /// The width `m` of a sign circuit, 2 to 60 bits.
 ///
@@ -91,6 +94,33 @@ pub fn garble_sign(
     server_zero: &[Block],
     tables: &mut [u8],
 ) -> Result<Labels, Error> {
+    let instances = client_zero.len() / width.0 as usize;
+    let mut keep_zero = Zeroizing::new(vec![Block::ZERO; instances]);
+    garble_sign_into(
+        width,
+        tweaks,
+        delta,
+        client_zero,
+        server_zero,
+        tables,
+        &mut keep_zero,
+    )?;
+    Ok(keep_zero)
+}
+
+/// As [`garble_sign`], with a place for the zero labels of the *keep* wires: for parts of a layer.
+///
+/// # Errors
+/// [`Error::CallerLength`] if the shapes do not fit together.
+pub fn garble_sign_into(
+    width: SignWidth,
+    tweaks: &TweakRange,
+    delta: &Delta,
+    client_zero: &[Block],
+    server_zero: &[Block],
+    tables: &mut [u8],
+    keep_zero: &mut [Block],
+) -> Result<(), Error> {
     let m = width.0 as usize;
     let instances = client_zero.len() / m;
     Error::check_argument("client's zero labels", instances * m, client_zero.len())?;
@@ -100,9 +130,9 @@ pub fn garble_sign(
         width.table_bytes(instances),
         tables.len(),
     )?;
+    Error::check_argument("zero labels of keep", instances, keep_zero.len())?;
     check_tweaks(width, tweaks, instances)?;
 
-    let mut keep_zero = Zeroizing::new(vec![Block::ZERO; instances]);
     (keep_zero.par_chunks_mut(TASK))
         .zip(client_zero.par_chunks(TASK * m))
         .zip(server_zero.par_chunks(TASK * m))
@@ -114,19 +144,21 @@ pub fn garble_sign(
                 .zip(server.chunks(LANES * m))
                 .zip(tables.chunks_mut(width.table_bytes(LANES)));
             for (group, (((keep, client), server), tables)) in groups.enumerate() {
-                garble_group(
-                    width,
-                    tweaks,
-                    task * TASK + group * LANES,
-                    delta.block(),
-                    client,
-                    server,
-                    tables,
-                    keep,
-                );
+                let first = task * TASK + group * LANES;
+                let delta = delta.block();
+                match Backend::detected() {
+                    #[cfg(target_arch = "x86_64")]
+                    // SAFETY: `detected` found the features that the function enables.
+                    Backend::Avx512 => unsafe {
+                        avx512::garble_group(
+                            width, tweaks, first, delta, client, server, tables, keep,
+                        )
+                    },
+                    _ => garble_group(width, tweaks, first, delta, client, server, tables, keep),
+                }
             }
         });
-    Ok(keep_zero)
+    Ok(())
 }
 
 /// Garbles up to [`LANES`] instances side by side.
@@ -189,34 +221,53 @@ pub fn evaluate_sign(
     server: &[Block],
     tables: &[u8],
 ) -> Result<Labels, Error> {
+    Error::check_argument("server's labels", client.len(), server.len())?;
+    evaluate_sign_message(width, tweaks, client, Block::encode(server), tables)
+}
+
+/// As [`evaluate_sign`], with the server's labels as they came over the line.
+///
+/// # Errors
+/// [`Error::PeerLength`] if `server` or `tables` has the wrong length, [`Error::CallerLength`] if the client's labels do.
+pub fn evaluate_sign_message(
+    width: SignWidth,
+    tweaks: &TweakRange,
+    client: &[Block],
+    server: &[u8],
+    tables: &[u8],
+) -> Result<Labels, Error> {
     let m = width.0 as usize;
     let instances = client.len() / m;
     Error::check_argument("client's labels", instances * m, client.len())?;
-    Error::check_argument("server's labels", client.len(), server.len())?;
+    Error::check_message(
+        "server's labels",
+        width.label_bytes(instances),
+        server.len(),
+    )?;
     Error::check_message("garbled tables", width.table_bytes(instances), tables.len())?;
     check_tweaks(width, tweaks, instances)?;
 
     let mut keep = Zeroizing::new(vec![Block::ZERO; instances]);
     (keep.par_chunks_mut(TASK))
         .zip(client.par_chunks(TASK * m))
-        .zip(server.par_chunks(TASK * m))
+        .zip(server.par_chunks(width.label_bytes(TASK)))
         .zip(tables.par_chunks(width.table_bytes(TASK)))
         .enumerate()
         .for_each(|(task, (((keep, client), server), tables))| {
             let groups = (keep.chunks_mut(LANES))
                 .zip(client.chunks(LANES * m))
-                .zip(server.chunks(LANES * m))
+                .zip(server.chunks(width.label_bytes(LANES)))
                 .zip(tables.chunks(width.table_bytes(LANES)));
             for (group, (((keep, client), server), tables)) in groups.enumerate() {
-                evaluate_group(
-                    width,
-                    tweaks,
-                    task * TASK + group * LANES,
-                    client,
-                    server,
-                    tables,
-                    keep,
-                );
+                let first = task * TASK + group * LANES;
+                match Backend::detected() {
+                    #[cfg(target_arch = "x86_64")]
+                    // SAFETY: `detected` found the features that the function enables.
+                    Backend::Avx512 => unsafe {
+                        avx512::evaluate_group(width, tweaks, first, client, server, tables, keep)
+                    },
+                    _ => evaluate_group(width, tweaks, first, client, server, tables, keep),
+                }
             }
         });
     Ok(keep)
@@ -228,17 +279,18 @@ fn evaluate_group(
     tweaks: &TweakRange,
     first: usize,
     client: &[Block],
-    server: &[Block],
+    server: &[u8],
     tables: &[u8],
     keep: &mut [Block],
 ) {
     let (m, gates, count) = (width.0 as usize, width.and_gates(), keep.len());
     let mut carry = [Block::ZERO; LANES];
     let (mut a, mut b) = ([Block::ZERO; LANES], [Block::ZERO; LANES]);
+    let server = |index: usize| read_block(&server[index * BLOCK_BYTES..][..BLOCK_BYTES]);
     for i in 0..gates {
         for lane in 0..count {
             a[lane] = client[lane * m + i] ^ carry[lane];
-            b[lane] = server[lane * m + i] ^ carry[lane];
+            b[lane] = server(lane * m + i) ^ carry[lane];
         }
         let (mut g, mut e) = (a, b);
         let key = |class| std::array::from_fn(|lane| tweaks.key(class, first + lane, i));
@@ -254,7 +306,7 @@ fn evaluate_group(
         }
     }
     for lane in 0..count {
-        keep[lane] = client[lane * m + gates] ^ server[lane * m + gates] ^ carry[lane];
+        keep[lane] = client[lane * m + gates] ^ server(lane * m + gates) ^ carry[lane];
     }
     [carry, a, b].zeroize();
 }
@@ -289,27 +341,50 @@ pub fn active_labels(
 ) -> Result<(), Error> {
     let m = width.0 as usize;
     Error::check_argument("zero labels", values.len() * m, zeros.len())?;
-    Error::check_argument(
-        "bytes of labels",
-        width.label_bytes(values.len()),
-        out.len(),
-    )?;
-    let instances = zeros
-        .chunks_exact(m)
-        .zip(values)
-        .zip(out.chunks_exact_mut(m * BLOCK_BYTES));
-    for ((zeros, value), out) in instances {
-        for (i, (zero, out)) in zeros
-            .iter()
-            .zip(out.chunks_exact_mut(BLOCK_BYTES))
-            .enumerate()
-        {
-            let one = *zero ^ delta.block();
-            let label = Block::conditional_select(zero, &one, Choice::from((value >> i & 1) as u8));
-            out.copy_from_slice(&label.to_bytes());
+    check_label_bytes(width, values.len(), out.len())?;
+    out.copy_from_slice(Block::encode(zeros));
+    out.par_chunks_mut(width.label_bytes(TASK))
+        .zip(values.par_chunks(TASK))
+        .for_each(|(out, values)| select_labels(width, delta, values, out));
+    Ok(())
+}
+
+/// As [`active_labels`], for zero labels that are the beginning of a stream: they are made where they are needed.
+///
+/// # Errors
+/// [`Error::CallerLength`] if the shapes do not fit together.
+pub fn active_labels_of_stream(
+    width: SignWidth,
+    delta: &Delta,
+    zeros: &Prg,
+    values: &[u64],
+    out: &mut [u8],
+) -> Result<(), Error> {
+    check_label_bytes(width, values.len(), out.len())?;
+    out.par_chunks_mut(width.label_bytes(TASK))
+        .zip(values.par_chunks(TASK))
+        .enumerate()
+        .for_each(|(task, (out, values))| {
+            zeros.fill_at((task * TASK) as u128 * width.0 as u128, out);
+            select_labels(width, delta, values, out);
+        });
+    Ok(())
+}
+
+fn check_label_bytes(width: SignWidth, instances: usize, got: usize) -> Result<(), Error> {
+    Error::check_argument("bytes of labels", width.label_bytes(instances), got)
+}
+
+/// Turns zero labels into those of the bits of every value, without branching on them.
+fn select_labels(width: SignWidth, delta: &Delta, values: &[u64], labels: &mut [u8]) {
+    let instances = labels.chunks_exact_mut(width.label_bytes(1));
+    for (labels, value) in instances.zip(values) {
+        let (labels, _) = labels.as_chunks_mut::<BLOCK_BYTES>();
+        for (i, label) in labels.iter_mut().enumerate() {
+            let offset = delta.block().masked_by((value >> i) as u8);
+            *label = (Block::from_bytes(*label) ^ offset).to_bytes();
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -512,6 +587,113 @@ mod tests {
                 assert_eq!(keep[j].value(), zero.value());
                 assert_eq!(tables[j * 128..(j + 1) * 128], *Block::encode(&rows));
             }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn wide_groups_equal_the_definition() {
+        if !Backend::Avx512.is_supported() {
+            return;
+        }
+        let mut rng = ChaCha20Rng::seed_from_u64(37);
+        for (count, m) in [(1, 2), (3, 60), (5, 17), (15, 16), (16, 16), (16, 3)] {
+            let width = SignWidth::new(m).unwrap();
+            let blocks = count * m as usize;
+            let delta = Delta::random(&mut rng).block();
+            let mut counter = TweakCounter::new(Block::random(&mut rng));
+            // So that counters cross 32 bits within the group.
+            counter.take(u32::MAX as usize - 100, 1);
+            let tweaks = counter.take(200, 64);
+            for first in [0, 1, 100] {
+                let mut labels = || {
+                    (0..blocks)
+                        .map(|_| Block::random(&mut rng))
+                        .collect::<Vec<_>>()
+                };
+                let (client, server) = (labels(), labels());
+                let mut tables = [(); 2].map(|()| vec![0xee; width.table_bytes(count) + 1]);
+                let mut keep = [(); 2].map(|()| vec![Block::ZERO; count]);
+                // Tables may begin anywhere.
+                let [plain, wide] = &mut tables;
+                let (plain, wide) = (&mut plain[1..], &mut wide[1..]);
+                garble_group(
+                    width,
+                    &tweaks,
+                    first,
+                    delta,
+                    &client,
+                    &server,
+                    plain,
+                    &mut keep[0],
+                );
+                // SAFETY: the features were found above.
+                unsafe {
+                    avx512::garble_group(
+                        width,
+                        &tweaks,
+                        first,
+                        delta,
+                        &client,
+                        &server,
+                        wide,
+                        &mut keep[1],
+                    );
+                }
+                assert!(plain == wide, "{count} instances of {m} bits from {first}");
+                assert_eq!(Block::encode(&keep[0]), Block::encode(&keep[1]));
+                let (plain, wide) = keep.split_at_mut(1);
+                let tables = &tables[0][1..];
+                let server = &[&[0], Block::encode(&server)].concat()[1..];
+                evaluate_group(
+                    width,
+                    &tweaks,
+                    first,
+                    &client,
+                    server,
+                    tables,
+                    &mut plain[0],
+                );
+                // SAFETY: as above.
+                unsafe {
+                    avx512::evaluate_group(
+                        width,
+                        &tweaks,
+                        first,
+                        &client,
+                        server,
+                        tables,
+                        &mut wide[0],
+                    );
+                }
+                assert_eq!(Block::encode(&keep[0]), Block::encode(&keep[1]));
+            }
+        }
+    }
+
+    #[test]
+    fn labels_of_a_stream_equal_those_of_its_blocks() {
+        let mut rng = ChaCha20Rng::seed_from_u64(38);
+        let delta = Delta::random(&mut rng);
+        for (m, count) in [(2, 0), (16, 3), (17, 2 * TASK + 5), (60, TASK)] {
+            let width = SignWidth::new(m).unwrap();
+            let values: Vec<u64> = (0..count).map(|_| rng.next_u64()).collect();
+            let stream = Prg::new(&[8; 32]);
+            let zeros = stream.clone().blocks(count * m as usize);
+            let mut expected = vec![0; width.label_bytes(count)];
+            active_labels(width, &delta, &zeros, &values, &mut expected).unwrap();
+            let bits = Bits::of_values(&values, m);
+            for (j, label) in expected.chunks_exact(BLOCK_BYTES).enumerate() {
+                let one = zeros[j] ^ delta.block();
+                let label_of = [zeros[j], one][bits.bit(j) as usize];
+                assert_eq!(label, label_of.to_bytes());
+            }
+            let mut found = vec![0; width.label_bytes(count)];
+            active_labels_of_stream(width, &delta, &stream, &values, &mut found).unwrap();
+            assert_eq!(found, expected);
+            found.push(0);
+            let refused = active_labels_of_stream(width, &delta, &stream, &values, &mut found);
+            assert!(refused.is_err());
         }
     }
 

@@ -2,7 +2,11 @@
 //!
 //! The OT extension produces 128 long columns, one per base OT, and needs the rows: one block per OT.
 
+use crate::backend::Backend;
 use crate::block::Block;
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 /// Rows transposed at a time; row counts are padded to a multiple.
 pub const ROWS_PER_TILE: usize = 128;
@@ -20,12 +24,17 @@ pub fn transpose(columns: &[u8], stride: usize, rows: &mut [Block]) {
         "128 columns of {} bits",
         rows.len()
     );
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: the feature was just found.
-        return unsafe { transpose_avx2(columns, stride, rows) };
+    match Backend::detected() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `detected` found the features that the function enables.
+        Backend::Avx512 => unsafe { avx512::transpose(columns, stride, rows) },
+        #[cfg(target_arch = "x86_64")]
+        Backend::AesNi if is_x86_feature_detected!("avx2") => {
+            // SAFETY: the feature was just found.
+            unsafe { transpose_avx2(columns, stride, rows) }
+        }
+        _ => transpose_tiles(columns, stride, rows),
     }
-    transpose_tiles(columns, stride, rows);
 }
 
 /// The same code, compiled for wider registers.
@@ -92,17 +101,45 @@ mod tests {
     #[test]
     fn rows_hold_the_bits_of_the_columns() {
         let mut rng = ChaCha20Rng::seed_from_u64(21);
-        for (count, stride) in [(0, 0), (128, 16), (128, 40), (384, 48)] {
+        type Transpose = fn(&[u8], usize, &mut [Block]);
+        let mut others: Vec<(&str, Transpose)> = vec![("detected", transpose)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if !cfg!(miri) && is_x86_feature_detected!("avx2") {
+                // SAFETY: the feature was just found.
+                others.push(("avx2", |c, s, r| unsafe { transpose_avx2(c, s, r) }));
+            }
+            if Backend::Avx512.is_supported() {
+                // SAFETY: the features were just found.
+                others.push(("avx512", |c, s, r| unsafe { avx512::transpose(c, s, r) }));
+            }
+        }
+        for (count, stride) in [
+            (0, 0),
+            (128, 16),
+            (128, 40),
+            (384, 48),
+            (512, 64),
+            (640, 80),
+            (1920, 300),
+        ] {
             let mut columns = vec![0; 128 * stride];
             rng.fill_bytes(&mut columns);
-            let (mut rows, mut plain) = (vec![Block::ZERO; count], vec![Block::ZERO; count]);
-            transpose(&columns, stride, &mut rows);
+            let mut plain = vec![Block::ZERO; count];
             transpose_tiles(&columns, stride, &mut plain);
+            for (name, other) in &others {
+                let mut rows = vec![Block::ZERO; count];
+                other(&columns, stride, &mut rows);
+                assert_eq!(
+                    Block::encode(&rows),
+                    Block::encode(&plain),
+                    "{name}, {count}"
+                );
+            }
             for j in 0..count {
-                assert_eq!(rows[j].value(), plain[j].value());
                 for i in 0..128 {
                     assert_eq!(
-                        rows[j].bit(i),
+                        plain[j].bit(i),
                         columns[i * stride + j / 8] >> (j % 8) & 1,
                         "row {j}, column {i}"
                     );

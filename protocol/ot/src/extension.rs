@@ -15,13 +15,16 @@
 
 use std::fmt;
 
-use pi_garble::{Bits, Block, Delta, Error, Labels, Prg, ROWS_PER_TILE, transpose};
+use pi_garble::columns;
+use pi_garble::{
+    BLOCK_BYTES, Bits, Block, Delta, Error, Labels, Prg, ROWS_PER_TILE, memory, transpose,
+};
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
 use crate::base::{SeedPairs, Seeds};
 use crate::tree::{self, TreeDepth};
-use crate::{BASE_OTS, CotReceiver, CotSender};
+use crate::{BASE_OTS, CotReceiver, CotSender, check_parts};
 
 /// OTs per parallel task: 64 blocks of each stream, what the widest AES back end takes at a time, and columns of 128 KiB.
 const CHUNK: usize = 64 * ROWS_PER_TILE;
@@ -94,33 +97,85 @@ impl CotSender for ExtensionSender {
     }
 
     fn extend(&mut self, count: usize, correction: &[u8]) -> Result<Labels, Error> {
-        Error::check_message(
-            "OT extension correction",
-            self.correction_bytes(count),
-            correction.len(),
-        )?;
-        let delta = self.delta.block();
-        let streams = &self.streams;
+        self.check_correction(count, correction)?;
         let mut rows = padded_rows(count);
-        rows.par_chunks_mut(CHUNK)
-            .zip(correction.par_chunks(streams.depth.correction_bytes(CHUNK)))
-            .enumerate()
-            .for_each(|(chunk, (rows, correction))| {
-                let mut corrections =
-                    correction.chunks_exact(correction.len() / streams.trees.len());
-                streams.columns(chunk, rows, |range, columns, _| {
-                    let correction = corrections.next().expect("one part per tree");
-                    for (i, column) in range.zip(columns.chunks_exact_mut(COLUMN_BYTES)) {
-                        let mask = 0u8.wrapping_sub(delta.bit(i));
-                        for (byte, correction) in column.iter_mut().zip(correction) {
-                            *byte ^= correction & mask;
-                        }
-                    }
-                });
-            });
+        rows.par_chunks_mut(CHUNK).enumerate().for_each_init(
+            || self.streams.scratch(),
+            |scratch, (chunk, rows)| {
+                self.rows(chunk * CHUNK, count, correction, scratch, rows);
+            },
+        );
         self.streams.advance(count);
         rows.truncate(count);
         Ok(rows)
+    }
+
+    fn extend_parts<T: Send, S>(
+        &mut self,
+        count: usize,
+        part: usize,
+        correction: &[u8],
+        items: Vec<T>,
+        state: impl Fn() -> S + Send + Sync,
+        work: impl Fn(&mut S, usize, T, &[Block]) + Send + Sync,
+    ) -> Result<(), Error> {
+        self.check_correction(count, correction)?;
+        check_parts(count, part, items.len())?;
+        items.into_par_iter().enumerate().for_each_init(
+            || {
+                (
+                    self.streams.scratch(),
+                    padded_rows(part.min(count)),
+                    state(),
+                )
+            },
+            |(scratch, rows, state), (i, item)| {
+                let used = part.min(count - i * part);
+                let padded = &mut rows[..used.next_multiple_of(ROWS_PER_TILE)];
+                self.rows(i * part, count, correction, scratch, padded);
+                work(state, i, item, &rows[..used]);
+            },
+        );
+        self.streams.advance(count);
+        Ok(())
+    }
+}
+
+impl ExtensionSender {
+    fn check_correction(&self, count: usize, correction: &[u8]) -> Result<(), Error> {
+        let expected = self.correction_bytes(count);
+        Error::check_message("OT extension correction", expected, correction.len())
+    }
+
+    /// Computes the blocks of OTs `first..`, filled up to whole tiles, of an extension of `count`; `first` is a multiple of a tile.
+    fn rows(
+        &self,
+        mut first: usize,
+        count: usize,
+        correction: &[u8],
+        scratch: &mut Scratch,
+        mut rows: &mut [Block],
+    ) {
+        let (streams, delta) = (&self.streams, self.delta.block());
+        while !rows.is_empty() {
+            // What lies in one chunk of the correction.
+            let (chunk, offset) = (first / CHUNK, first % CHUNK);
+            let (here, behind) = rows.split_at_mut(rows.len().min(CHUNK - offset));
+            let chunk_bits = CHUNK.min(count - chunk * CHUNK);
+            let bytes = offset / 8..chunk_bits.min(offset + here.len()).div_ceil(8);
+            let correction = &correction[chunk * streams.depth.correction_bytes(CHUNK)..];
+            let mut corrections = correction.chunks_exact(chunk_bits.div_ceil(8));
+            streams.columns(first, here, scratch, |range, columns, _| {
+                let correction = corrections.next().expect("one part per tree");
+                let correction = &correction[bytes.clone()];
+                for (i, column) in range.zip(columns.chunks_exact_mut(COLUMN_BYTES)) {
+                    let column = &mut column[..correction.len()];
+                    columns::add_masked(column, correction, delta.bit(i));
+                }
+            });
+            first += here.len();
+            rows = behind;
+        }
     }
 }
 
@@ -159,20 +214,23 @@ impl CotReceiver for ExtensionReceiver {
         let count = choices.len();
         let streams = &self.streams;
         let mut rows = padded_rows(count);
-        let mut message = vec![0; self.correction_bytes(count)];
+        let mut message = memory::filled(0, self.correction_bytes(count));
         rows.par_chunks_mut(CHUNK)
             .zip(message.par_chunks_mut(streams.depth.correction_bytes(CHUNK)))
             .zip(choices.as_bytes().par_chunks(COLUMN_BYTES))
             .enumerate()
-            .for_each(|(chunk, ((rows, message), choices))| {
-                let mut corrections = message.chunks_exact_mut(choices.len());
-                streams.columns(chunk, rows, |_, _, sum| {
-                    let correction = corrections.next().expect("one part per tree");
-                    for ((byte, sum), choice) in correction.iter_mut().zip(sum).zip(choices) {
-                        *byte = sum ^ choice;
-                    }
-                });
-            });
+            .for_each_init(
+                || streams.scratch(),
+                |scratch, (chunk, ((rows, message), choices))| {
+                    let mut corrections = message.chunks_exact_mut(choices.len());
+                    streams.columns(chunk * CHUNK, rows, scratch, |_, _, sum| {
+                        let correction = corrections.next().expect("one part per tree");
+                        for ((byte, sum), choice) in correction.iter_mut().zip(sum).zip(choices) {
+                            *byte = sum ^ choice;
+                        }
+                    });
+                },
+            );
         self.streams.advance(count);
         rows.truncate(count);
         (rows, message)
@@ -186,25 +244,41 @@ struct Streams {
     position: u128,
 }
 
+/// What a parallel task works in, chunk after chunk; blocks are erased sixteen bytes at a time.
+struct Scratch {
+    columns: Labels,
+    streams: Labels,
+}
+
 impl Streams {
-    /// Computes the columns of one chunk, lets `correct` see those of each tree and the sum of its streams, and
+    fn scratch(&self) -> Scratch {
+        let blocks = |columns: usize| vec![Block::ZERO; columns * COLUMN_BYTES / BLOCK_BYTES];
+        Scratch {
+            columns: Zeroizing::new(blocks(BASE_OTS)),
+            streams: Zeroizing::new(blocks(1 << self.depth.get())),
+        }
+    }
+
+    /// Computes the columns of up to a chunk of OTs from `first` on, lets `correct` see those of each tree and the sum of its streams, and
     /// transposes them into `rows`.
     fn columns(
         &self,
-        chunk: usize,
+        first: usize,
         rows: &mut [Block],
+        scratch: &mut Scratch,
         mut correct: impl FnMut(std::ops::Range<usize>, &mut [u8], &[u8]),
     ) {
-        let position = self.position + (chunk * CHUNK / BLOCK_BITS) as u128;
+        let position = self.position + (first / BLOCK_BITS) as u128;
         let used = rows.len() / 8;
-        let mut columns = Zeroizing::new(vec![0; BASE_OTS * COLUMN_BYTES]);
-        let mut scratch = Zeroizing::new(vec![0; COLUMN_BYTES << self.depth.get()]);
+        let Scratch { columns, streams } = scratch;
+        let columns = Block::bytes_mut(columns);
+        let streams = Block::bytes_mut(streams);
         for (range, tree) in self.depth.ranges().zip(&self.trees) {
             let columns = &mut columns[range.start * COLUMN_BYTES..range.end * COLUMN_BYTES];
-            tree.fold(position, used, columns, &mut scratch);
-            correct(range, columns, &scratch[..used]);
+            tree.fold(position, used, columns, streams);
+            correct(range, columns, &streams[..used]);
         }
-        transpose(&columns, COLUMN_BYTES, rows);
+        transpose(columns, COLUMN_BYTES, rows);
     }
 
     /// Leaves what `count` OTs have used behind: whole blocks, so that nothing is used twice.
@@ -231,39 +305,22 @@ impl Tree {
 
     /// Sets column `l` to the sum of the streams whose index has bit `l` set, and the beginning of `scratch` to the sum
     /// of all; a missing stream counts as zero.
-    ///
-    /// # Cost
-    /// Two additions per stream: after bit `l` is summed, streams that differ in it only are merged.
     fn fold(&self, position: u128, used: usize, columns: &mut [u8], scratch: &mut [u8]) {
-        let mut count = self.missing + self.leaves.len();
-        scratch[..self.missing * COLUMN_BYTES].fill(0);
-        let streams = scratch.chunks_exact_mut(COLUMN_BYTES).skip(self.missing);
-        for (leaf, stream) in self.leaves.iter().zip(streams) {
+        let count = self.missing + self.leaves.len();
+        let streams = &mut scratch[..count * COLUMN_BYTES];
+        streams[..self.missing * COLUMN_BYTES].fill(0);
+        let known = streams.chunks_exact_mut(COLUMN_BYTES).skip(self.missing);
+        for (leaf, stream) in self.leaves.iter().zip(known) {
             leaf.fill_at(position, &mut stream[..used]);
         }
-        for column in columns.chunks_exact_mut(COLUMN_BYTES) {
-            count /= 2;
-            for i in 0..count {
-                let (before, pair) = scratch.split_at_mut(2 * i * COLUMN_BYTES);
-                let (even, odd) = pair.split_at_mut(COLUMN_BYTES);
-                let (even, odd) = (&mut even[..used], &odd[..used]);
-                for (sum, byte) in column[..used].iter_mut().zip(odd) {
-                    *sum ^= byte;
-                }
-                for (even, odd) in even.iter_mut().zip(odd) {
-                    *even ^= odd;
-                }
-                if i > 0 {
-                    before[i * COLUMN_BYTES..][..used].copy_from_slice(even);
-                }
-            }
-        }
+        columns::fold(streams, columns, COLUMN_BYTES, used);
     }
 }
 
 /// Returns room for `count` rows, filled up to whole tiles of the transposition.
 fn padded_rows(count: usize) -> Labels {
-    Zeroizing::new(vec![Block::ZERO; count.next_multiple_of(ROWS_PER_TILE)])
+    let padded = count.next_multiple_of(ROWS_PER_TILE);
+    Zeroizing::new(memory::filled(Block::ZERO, padded))
 }
 
 impl fmt::Debug for PendingSender {
@@ -366,6 +423,55 @@ mod tests {
             let depth = TreeDepth::new(depth).unwrap();
             let (mut sender, mut receiver) = bundle(&masters, depth.get() as u8, depth, &mut rng);
             check_correlation(&mut sender, &mut receiver, &mut rng);
+        }
+    }
+
+    #[test]
+    fn parts_equal_the_whole() {
+        let mut rng = ChaCha20Rng::seed_from_u64(39);
+        let masters = masters(Direction::Forward, &mut rng);
+        for depth in [1, 3, 4] {
+            let depth = TreeDepth::new(depth).unwrap();
+            let (mut whole, mut receiver) = bundle(&masters, 1, depth, &mut rng);
+            for (count, part) in [
+                (0, 128),
+                (1, 128),
+                (1000, 256),
+                (CHUNK + 77, CHUNK),
+                (2 * CHUNK + 300, 17 * 512),
+                (2 * CHUNK, 3 * CHUNK),
+            ] {
+                let (_, message) = receiver.extend(&Bits::random(count, &mut rng));
+                let position = whole.streams.position;
+                let expected = whole.extend(count, &message).unwrap();
+                whole.streams.position = position;
+                let mut found = vec![Block::ZERO; count];
+                let items: Vec<_> = found.chunks_mut(part).collect();
+                let copy = |(): &mut (), _, item: &mut [Block], rows: &[Block]| {
+                    item.copy_from_slice(rows);
+                };
+                whole
+                    .extend_parts(count, part, &message, items, || (), copy)
+                    .unwrap();
+                assert_eq!(
+                    Block::encode(&found),
+                    Block::encode(&expected),
+                    "{count} in parts of {part}"
+                );
+            }
+            let nothing = |(): &mut (), _, (), _: &[Block]| {};
+            let (_, message) = receiver.extend(&Bits::random(256, &mut rng));
+            for (part, items, message, blames_peer) in [
+                (100, 3, &message[..], false),
+                (128, 1, &message, false),
+                (128, 2, &message[1..], true),
+            ] {
+                let items = vec![(); items];
+                let error = whole
+                    .extend_parts(256, part, message, items, || (), nothing)
+                    .unwrap_err();
+                assert_eq!(error.blames_peer(), blames_peer);
+            }
         }
     }
 

@@ -43,7 +43,8 @@ pub use master::{
     BASE_CORRECTION_BYTES, BundleId, Direction, MasterReceiver, MasterSender, MasterSetup,
     SessionId,
 };
-pub use pi_garble::{Bits, Block, Delta, Error, Labels};
+pub use pi_garble::{Bits, Block, Delta, Error, Labels, ROWS_PER_TILE};
+use rayon::prelude::*;
 pub use tree::TreeDepth;
 
 /// Number of base OTs: the bits of an offset.
@@ -65,6 +66,39 @@ pub trait CotSender {
     /// [`Error::PeerLength`] unless the message is [`CotSender::correction_bytes`] long. A wrong message of the right
     /// length gives blocks that do not correlate with the receiver's.
     fn extend(&mut self, count: usize, correction: &[u8]) -> Result<Labels, Error>;
+
+    /// As [`CotSender::extend`], without keeping the blocks: hands them to `work` while they are in the cache.
+    ///
+    /// Part `i` has blocks `i * part..(i + 1) * part`, as far as there are so many, and comes with `items[i]`. Parts run in
+    /// parallel; `state` makes what one task works in, part after part.
+    ///
+    /// # Errors
+    /// As [`CotSender::extend`]; [`Error::CallerLength`] unless `part` is a multiple of [`ROWS_PER_TILE`] and there is one item for
+    /// each part.
+    fn extend_parts<T: Send, S>(
+        &mut self,
+        count: usize,
+        part: usize,
+        correction: &[u8],
+        items: Vec<T>,
+        state: impl Fn() -> S + Send + Sync,
+        work: impl Fn(&mut S, usize, T, &[Block]) + Send + Sync,
+    ) -> Result<(), Error> {
+        check_parts(count, part, items.len())?;
+        let blocks = self.extend(count, correction)?;
+        let parts = blocks.par_chunks(part.max(1)).zip(items).enumerate();
+        parts.for_each_init(state, |state, (i, (blocks, item))| {
+            work(state, i, item, blocks)
+        });
+        Ok(())
+    }
+}
+
+/// Checks the shapes of [`CotSender::extend_parts`].
+fn check_parts(count: usize, part: usize, items: usize) -> Result<(), Error> {
+    let whole = part.next_multiple_of(ROWS_PER_TILE).max(ROWS_PER_TILE);
+    Error::check_argument("blocks of a part", whole, part)?;
+    Error::check_argument("items of parts", count.div_ceil(part), items)
 }
 
 /// The receiver of correlated OTs.

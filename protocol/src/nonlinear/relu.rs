@@ -22,11 +22,10 @@ use crate::share;
 use crate::wire::Reader;
 use pi_garble::field::{self, ELEMENT_BYTES, Elements};
 use pi_garble::{
-    Bits, Block, Delta, Labels, Prg, ServerGadget, SignWidth, TweakRange, active_labels,
-    client_output, evaluate_sign, garble_sign,
+    Bits, Block, Delta, Labels, Prg, ServerGadget, SignWidth, TweakRange, active_labels_of_stream,
+    client_output, evaluate_sign_message, garble_sign_into, memory,
 };
-use pi_ot::{CotReceiver, CotSender, TreeDepth, reverse};
-use rayon::prelude::*;
+use pi_ot::{CotReceiver, CotSender, ROWS_PER_TILE, TreeDepth, reverse};
 use zeroize::Zeroizing;
 
 /// Bytes of offline message 3 for a layer of `n` ReLUs: the forward extension and `tau`.
@@ -84,7 +83,9 @@ impl Offered {
         c: &[u64],
         message: &mut Reader<'_>,
     ) -> Result<ClientRelu, Error> {
-        let tables = message.take(width.table_bytes(c.len()))?.to_vec();
+        let received = message.take(width.table_bytes(c.len()))?;
+        let mut tables = memory::with_capacity(received.len());
+        tables.extend_from_slice(received);
         let e = message.take(reverse::choice_bytes(c.len()))?;
         let e = Bits::decode("corrected choices", e, c.len())?;
         reverse::settle(&mut self.u, c, &e)?;
@@ -106,10 +107,9 @@ impl ClientRelu {
         message: &mut Reader<'_>,
     ) -> Result<Elements, Error> {
         let labels = message.take(width.label_bytes(c.len()))?;
-        let labels = Block::decode("labels", labels, c.len() * width.bits() as usize)?;
         let rows = message.take(ELEMENT_BYTES * c.len())?;
         let rows = field::decode("rows", rows, c.len())?;
-        let keep = evaluate_sign(width, tweaks, &self.labels, &labels, &self.tables)?;
+        let keep = evaluate_sign_message(width, tweaks, &self.labels, labels, &self.tables)?;
         Ok(client_output(tweaks, &keep, &rows, c, &self.u)?)
     }
 }
@@ -120,37 +120,56 @@ pub(crate) struct ServerChoices<'a> {
     pub(crate) b: &'a Bits,
 }
 
-/// The server garbles a layer: reads its part of message 3, appends that of message 4.
+/// ReLUs garbled at a time: client's and server's labels at 16 bits are 128 KiB each, and stay in the second-level cache.
+const PART: usize = 512;
+
+// Parts of blocks of whole tiles, whatever the width.
+const _: () = assert!(PART.is_multiple_of(ROWS_PER_TILE));
+
+/// The server garbles a layer: reads its part of message 3, and writes that of message 4, [`garbled_bytes`] long.
+///
+/// `server_zero` begins with the zero labels of the server's inputs. Neither they nor the client's are ever all in memory.
 pub(crate) fn garble(
     width: SignWidth,
     tweaks: &TweakRange,
     forward: &mut impl CotSender,
-    server_zero: &[Block],
+    server_zero: &Prg,
     choices: ServerChoices<'_>,
     received: &mut Reader<'_>,
-    message: &mut Vec<u8>,
+    message: &mut [u8],
 ) -> Result<ServerGadget, Error> {
     let n = choices.b.len();
-    let bits = n * width.bits() as usize;
-    let correction = received.take(forward.correction_bytes(bits))?;
-    let client_zero = forward.extend(bits, correction)?;
+    let m = width.bits() as usize;
+    let correction = received.take(forward.correction_bytes(n * m))?;
     let tau = received.take(reverse::TAU_BYTES * n)?;
     let tau = field::decode("tau", tau, n)?;
 
-    let start = message.len();
-    message.resize(start + width.table_bytes(n), 0);
-    let delta = forward.delta();
-    let tables = &mut message[start..];
-    let keep_zero = garble_sign(width, tweaks, delta, &client_zero, server_zero, tables)?;
+    let (tables, corrected) = message.split_at_mut(width.table_bytes(n));
+    let mut keep_zero: Labels = Zeroizing::new(vec![Block::ZERO; n]);
+    let delta = forward.delta().clone();
+    let parts = tables.chunks_mut(width.table_bytes(PART));
+    let parts: Vec<_> = parts.zip(keep_zero.chunks_mut(PART)).collect();
+    let room = || Zeroizing::new(vec![Block::ZERO; PART.min(n) * m]);
+    let garble_part = |zeros: &mut Labels,
+                       i: usize,
+                       (tables, keep): (&mut [u8], &mut [Block]),
+                       client_zero: &[Block]| {
+        let first = i * PART;
+        let zeros = &mut zeros[..client_zero.len()];
+        server_zero.fill_at((first * m) as u128, Block::bytes_mut(zeros));
+        let tweaks = tweaks.part(first, keep.len());
+        garble_sign_into(width, &tweaks, &delta, client_zero, zeros, tables, keep)
+            .expect("parts have the shapes of their layer");
+    };
+    tweaks.check_instances(n)?;
+    forward.extend_parts(n * m, PART * m, correction, parts, room, garble_part)?;
+
     let mut v = reverse::take(tweaks, choices.t, choices.b, &tau)?;
     let colours = ServerGadget::colours(&keep_zero);
     let e = reverse::choose(&mut v, choices.b, &colours)?;
-    message.extend_from_slice(e.as_bytes());
-    Ok(ServerGadget::new(tweaks, delta, &keep_zero, &v)?)
+    corrected.copy_from_slice(e.as_bytes());
+    Ok(ServerGadget::new(tweaks, &delta, &keep_zero, &v)?)
 }
-
-/// ReLUs that a task opens: their labels stay in the first cache between the generator and the message.
-const OPENED: usize = 64;
 
 /// The server's online half: appends labels and rows for its truncated shares, and returns its shares of the results.
 ///
@@ -166,18 +185,7 @@ pub(crate) fn open(
 ) -> Result<Elements, Error> {
     let start = message.len();
     message.resize(start + width.label_bytes(d_hat.len()), 0);
-    let bits = width.bits() as usize;
-    let zeros = || Zeroizing::new(vec![Block::ZERO; OPENED * bits]);
-    message[start..]
-        .par_chunks_mut(width.label_bytes(OPENED))
-        .zip(d_hat.par_chunks(OPENED))
-        .enumerate()
-        .with_min_len(8)
-        .try_for_each_init(zeros, |zeros, (task, (out, d))| {
-            let zeros = &mut zeros[..d.len() * bits];
-            server_zero.fill_blocks_at((task * OPENED * bits) as u128, zeros);
-            active_labels(width, delta, zeros, d, out)
-        })?;
+    active_labels_of_stream(width, delta, server_zero, d_hat, &mut message[start..])?;
     let d: Elements = Zeroizing::new(d_hat.iter().map(|&d| share::to_field(d as i64)).collect());
     let (rows, y) = gadget.open(&d)?;
     message.extend_from_slice(field::encode(&rows));

@@ -37,7 +37,7 @@ use crate::secrets::{Role, Secrets, derive, public_seed};
 use crate::wire::Reader;
 use crate::{Error, share};
 use pi_garble::field::{self, ELEMENT_BYTES, Elements};
-use pi_garble::{Bits, Block, Labels, Prg, TweakCounter, TweakRange};
+use pi_garble::{Bits, Block, Labels, Prg, TweakCounter, TweakRange, memory};
 use pi_ir::{Kind, Layer, Polynomial};
 use pi_ot::{
     BASE_CORRECTION_BYTES, CotReceiver, CotSender, Delta, ExtensionReceiver, PendingSender,
@@ -81,12 +81,17 @@ impl Lengths {
                 + quadratic::offline_upload_bytes(network.slots)
                 + quadratic::correction_bytes(network.slots)
                 + ELEMENT_BYTES * identity,
-            garbled: relu_layers()
-                .map(|(width, n)| relu::garbled_bytes(width, n))
-                .sum::<usize>()
-                + quadratic::offline_answer_bytes(network.slots),
+            garbled: garbled_bytes(network) + quadratic::offline_answer_bytes(network.slots),
         }
     }
+}
+
+/// Bytes of tables and `e` of a bundle.
+fn garbled_bytes(network: &Network) -> usize {
+    let layers = network.layers.iter();
+    layers
+        .filter_map(|layer| Some(relu::garbled_bytes(layer.width?, layer.relu.len())))
+        .sum()
 }
 
 /// What a batch sends.
@@ -193,11 +198,6 @@ pub(crate) fn tweaks(network: &Network, id: &BundleId) -> Vec<Option<TweakRange>
         Some(counter.take(layer.relu.len(), width.bits()))
     });
     ranges.collect()
-}
-
-/// The zero labels of the server's inputs in one layer.
-fn server_labels(label_seed: &[u8; 32], layer: usize, count: usize) -> Labels {
-    label_stream(label_seed, layer).blocks(count)
 }
 
 /// The stream whose blocks are the zero labels of the server's inputs in one layer.
@@ -375,7 +375,7 @@ impl<'a> ClientBatch<'a> {
         };
         let exchange = &mut self.bundles[bundle];
         let mut transfers = exchange.transfers.take();
-        let mut message = Vec::with_capacity(Lengths::new(network, count).choices);
+        let mut message = memory::with_capacity(Lengths::new(network, count).choices);
         if let Some(transfers) = &transfers {
             message.extend_from_slice(&transfers.forward_setup);
         }
@@ -684,7 +684,10 @@ impl<'a> ServerBatch<'a> {
         let count = self.bundles.len();
         let exchange = &mut self.bundles[bundle];
         let mut reader = Reader::message("choices", message);
-        let mut reply = Vec::with_capacity(Lengths::new(network, count).garbled);
+        let mut reply = memory::zeroed(Lengths::new(network, count).garbled);
+        // The OLE answers are appended.
+        reply.truncate(garbled_bytes(network));
+        let mut parts = &mut reply[..];
         let label_seed = exchange.secrets.seed("server labels", 0);
         let mut gadgets = Vec::with_capacity(network.layers.len());
         // Without ReLUs nothing is garbled, and the offset serves nowhere.
@@ -699,11 +702,14 @@ impl<'a> ServerBatch<'a> {
                     gadgets.push(None);
                     continue;
                 };
-                let zeros = server_labels(&label_seed, l, index.relu.len() * width.bits() as usize);
+                let zeros = label_stream(&label_seed, l);
+                let length = relu::garbled_bytes(width, index.relu.len());
+                let part = parts
+                    .split_off_mut(..length)
+                    .expect("the message has a part for each layer");
                 let choices = ServerChoices { t, b };
                 let (forward, reader) = (&mut forward, &mut reader);
-                let gadget =
-                    relu::garble(width, tweaks, forward, &zeros, choices, reader, &mut reply)?;
+                let gadget = relu::garble(width, tweaks, forward, &zeros, choices, reader, part)?;
                 gadgets.push(Some(gadget));
             }
         }
