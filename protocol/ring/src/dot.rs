@@ -55,6 +55,67 @@ pub fn dot_pair(m: &Modulus, terms: &[Term<'_>], accumulate: bool, out: [&mut [u
     scalar_dot_pair(m, terms, accumulate, out);
 }
 
+/// Sums of products for several rows and several outputs at once: `out[row][output][h]` becomes the sum over `t` of
+/// `halves[row][t][h] * factors[output][t]`.
+///
+/// A matrix product for each coefficient. It goes through the coefficients in blocks small enough for both operands of a block
+/// to stay in the second-level cache, and multiplies two or three rows by two outputs, or one by four, with all sums in
+/// registers: vectors are read from memory once, not once for every sum.
+///
+/// # Shapes
+/// `halves`: `rows * terms`, row after row; `factors`: `outputs * terms`, output after output; `out`: `rows * outputs`, row
+/// after row.
+/// # Preconditions
+/// # Postconditions
+/// # Panics
+/// As for [`dot_pair`].
+pub fn dot_matrix(
+    m: &Modulus,
+    terms: usize,
+    halves: &[[&[u64]; 2]],
+    factors: &[&[u64]],
+    out: &mut [[&mut [u64]; 2]],
+) {
+    assert!(
+        m.value() < 1 << 46 && (1 << 46) - m.value() < 1 << 20,
+        "modulus {} is not just below 2^46",
+        m.value()
+    );
+    assert!((1..=MAX_TERMS).contains(&terms), "{terms} terms");
+    let (rows, outputs) = (halves.len() / terms, factors.len() / terms);
+    assert!(
+        halves.len() == rows * terms
+            && factors.len() == outputs * terms
+            && out.len() == rows * outputs
+    );
+    let n = factors.first().map_or(0, |factor| factor.len());
+    assert!(factors.iter().all(|x| x.len() == n));
+    assert!(halves.iter().flatten().all(|x| x.len() == n));
+    assert!(out.iter().flatten().all(|x| x.len() == n));
+    #[cfg(target_arch = "x86_64")]
+    if n.is_multiple_of(32)
+        && !crate::force_scalar()
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512ifma")
+    {
+        // SAFETY: the features are present, and every vector has length n, a multiple of 32.
+        unsafe { ifma::dot_matrix(m.value(), terms, n, halves, factors, out) };
+        return;
+    }
+    for row in 0..rows {
+        for output in 0..outputs {
+            let pairs = halves[row * terms..][..terms]
+                .iter()
+                .zip(&factors[output * terms..][..terms]);
+            let sum: Vec<Term<'_>> = pairs
+                .map(|(&halves, &factor)| Term { halves, factor })
+                .collect();
+            let [c0, c1] = &mut out[row * outputs + output];
+            scalar_dot_pair(m, &sum, false, [c0, c1]);
+        }
+    }
+}
+
 /// The definition of [`dot_pair`].
 fn scalar_dot_pair(m: &Modulus, terms: &[Term<'_>], accumulate: bool, out: [&mut [u64]; 2]) {
     for (h, out) in out.into_iter().enumerate() {
@@ -78,6 +139,177 @@ mod ifma {
     /// enough for the sixteen sums to stay in registers.
     const LANES: usize = 4;
 
+    /// The constants that reduce a sum.
+    struct Reduction {
+        modulus: __m512i,
+        fold_52: __m512i,
+        fold_46: __m512i,
+        low_52: __m512i,
+        low_46: __m512i,
+    }
+
+    impl Reduction {
+        #[target_feature(enable = "avx512f,avx512ifma")]
+        fn new(q: u64) -> Self {
+            let c = (1u64 << 46) - q;
+            Self {
+                modulus: _mm512_set1_epi64(q as i64),
+                // 2^52 = 64 c and 2^46 = c modulo q.
+                fold_52: _mm512_set1_epi64((64 * c) as i64),
+                fold_46: _mm512_set1_epi64(c as i64),
+                low_52: _mm512_set1_epi64((1 << 52) - 1),
+                low_46: _mm512_set1_epi64((1 << 46) - 1),
+            }
+        }
+
+        /// `low + 2^52 high` modulo q, for `low < 2^63` and `high < 2^50`.
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512ifma")]
+        fn reduce(&self, low: __m512i, high: __m512i) -> __m512i {
+            // high < 2^50 + 2^11 after the carry, so that its product with 64 c < 2^26 has an upper part below
+            // 2^25, whose own product with 64 c is below 2^51.
+            let carried = _mm512_add_epi64(high, _mm512_srli_epi64::<52>(low));
+            let mut t = _mm512_and_si512(low, self.low_52);
+            t = _mm512_madd52lo_epu64(t, carried, self.fold_52);
+            let upper = _mm512_madd52hi_epu64(_mm512_setzero_si512(), carried, self.fold_52);
+            t = _mm512_madd52lo_epu64(t, upper, self.fold_52);
+            // t < 2^52 + 2^52 + 2^51 < 2^54; folding at 2^46 leaves below 2^46 + 2^28 < 2 q.
+            let over = _mm512_srli_epi64::<46>(t);
+            t = _mm512_madd52lo_epu64(_mm512_and_si512(t, self.low_46), over, self.fold_46);
+            _mm512_min_epu64(t, _mm512_sub_epi64(t, self.modulus))
+        }
+    }
+
+    /// Bytes of both operands of a block of coefficients: half of the second-level cache.
+    const BLOCK_BYTES: usize = 1 << 19;
+
+    /// See [`super::dot_matrix`].
+    ///
+    /// # Safety
+    /// AVX-512F and IFMA are present; every vector has length `n`, a multiple of 32; the slices have the shapes of
+    /// [`super::dot_matrix`].
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    pub(super) unsafe fn dot_matrix(
+        q: u64,
+        terms: usize,
+        n: usize,
+        halves: &[[&[u64]; 2]],
+        factors: &[&[u64]],
+        out: &mut [[&mut [u64]; 2]],
+    ) {
+        let reduction = Reduction::new(q);
+        let (rows, outputs) = (halves.len() / terms, factors.len() / terms);
+        // At least eight cache lines in a row, for the prefetcher.
+        let block =
+            (BLOCK_BYTES / (8 * terms * (2 * rows + outputs)) / 64 * 64).clamp(64, n.max(64));
+        for from in (0..n).step_by(block) {
+            let range = (from, (from + block).min(n));
+            let mut row = 0;
+            while row < rows {
+                let height = match rows - row {
+                    1 => 1,
+                    3 => 3,
+                    _ => 2,
+                };
+                let mut output = 0;
+                while output < outputs {
+                    let width = match (height, outputs - output) {
+                        (_, 1) => 1,
+                        (1, 4..) => 4,
+                        _ => 2,
+                    };
+                    let at = Tile {
+                        terms,
+                        outputs,
+                        row,
+                        output,
+                        range,
+                    };
+                    // SAFETY: the tile is within the matrix, the rest is the caller's promise.
+                    unsafe {
+                        match (height, width) {
+                            (1, 1) => at.multiply::<1, 1>(&reduction, halves, factors, out),
+                            (1, 2) => at.multiply::<1, 2>(&reduction, halves, factors, out),
+                            (1, _) => at.multiply::<1, 4>(&reduction, halves, factors, out),
+                            (2, 1) => at.multiply::<2, 1>(&reduction, halves, factors, out),
+                            (2, _) => at.multiply::<2, 2>(&reduction, halves, factors, out),
+                            (_, 1) => at.multiply::<3, 1>(&reduction, halves, factors, out),
+                            (_, _) => at.multiply::<3, 2>(&reduction, halves, factors, out),
+                        }
+                    }
+                    output += width;
+                }
+                row += height;
+            }
+        }
+    }
+
+    /// A part of the matrix product: some rows, some outputs, some coefficients.
+    struct Tile {
+        terms: usize,
+        outputs: usize,
+        row: usize,
+        output: usize,
+        range: (usize, usize),
+    }
+
+    impl Tile {
+        /// # Safety
+        /// As for [`dot_matrix`]; `row + R` and `output + P` are within the matrix, and the range consists of whole
+        /// vectors.
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512ifma")]
+        unsafe fn multiply<const R: usize, const P: usize>(
+            &self,
+            reduction: &Reduction,
+            halves: &[[&[u64]; 2]],
+            factors: &[&[u64]],
+            out: &mut [[&mut [u64]; 2]],
+        ) {
+            let zero = _mm512_setzero_si512();
+            let terms = self.terms;
+            let rows: [&[[&[u64]; 2]]; R] =
+                std::array::from_fn(|r| &halves[(self.row + r) * terms..][..terms]);
+            let columns: [&[&[u64]]; P] =
+                std::array::from_fn(|p| &factors[(self.output + p) * terms..][..terms]);
+            for at in (self.range.0..self.range.1).step_by(8) {
+                let mut low = [[[zero; 2]; P]; R];
+                let mut high = [[[zero; 2]; P]; R];
+                for t in 0..terms {
+                    // SAFETY: there are `terms` entries in each row and column, and at + 8 <= n, their vectors' length.
+                    unsafe {
+                        let factor: [__m512i; P] = std::array::from_fn(|p| {
+                            _mm512_loadu_si512(columns[p].get_unchecked(t).as_ptr().add(at).cast())
+                        });
+                        for r in 0..R {
+                            for h in 0..2 {
+                                let x = rows[r].get_unchecked(t)[h].as_ptr().add(at);
+                                let x = _mm512_loadu_si512(x.cast());
+                                for p in 0..P {
+                                    // Bounds as in `dot_pair`.
+                                    low[r][p][h] =
+                                        _mm512_madd52lo_epu64(low[r][p][h], x, factor[p]);
+                                    high[r][p][h] =
+                                        _mm512_madd52hi_epu64(high[r][p][h], x, factor[p]);
+                                }
+                            }
+                        }
+                    }
+                }
+                for r in 0..R {
+                    for p in 0..P {
+                        for h in 0..2 {
+                            let t = reduction.reduce(low[r][p][h], high[r][p][h]);
+                            let out = &mut out[(self.row + r) * self.outputs + self.output + p][h];
+                            // SAFETY: at + 8 <= n, the length of the output.
+                            unsafe { _mm512_storeu_si512(out.as_mut_ptr().add(at).cast(), t) };
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// See [`super::dot_pair`].
     ///
     /// # Safety
@@ -90,13 +322,7 @@ mod ifma {
         out: [&mut [u64]; 2],
     ) {
         let zero = _mm512_setzero_si512();
-        let modulus = _mm512_set1_epi64(q as i64);
-        let c = (1u64 << 46) - q;
-        // 2^52 = 64 c and 2^46 = c modulo q.
-        let fold_52 = _mm512_set1_epi64((64 * c) as i64);
-        let fold_46 = _mm512_set1_epi64(c as i64);
-        let low_52 = _mm512_set1_epi64((1 << 52) - 1);
-        let low_46 = _mm512_set1_epi64((1 << 46) - 1);
+        let reduction = Reduction::new(q);
         let [out0, out1] = out;
         let outs = [out0.as_mut_ptr(), out1.as_mut_ptr()];
         for at in (0..out0.len()).step_by(8 * LANES) {
@@ -130,17 +356,7 @@ mod ifma {
             }
             for h in 0..2 {
                 for l in 0..LANES {
-                    // high < 2^50 + 2^11 after the carry, so that its product with 64 c < 2^26 has an upper part below
-                    // 2^25, whose own product with 64 c is below 2^51.
-                    let carried = _mm512_add_epi64(high[h][l], _mm512_srli_epi64::<52>(low[h][l]));
-                    let mut t = _mm512_and_si512(low[h][l], low_52);
-                    t = _mm512_madd52lo_epu64(t, carried, fold_52);
-                    let upper = _mm512_madd52hi_epu64(zero, carried, fold_52);
-                    t = _mm512_madd52lo_epu64(t, upper, fold_52);
-                    // t < 2^52 + 2^52 + 2^51 < 2^54; folding at 2^46 leaves below 2^46 + 2^28 < 2 q.
-                    let over = _mm512_srli_epi64::<46>(t);
-                    t = _mm512_madd52lo_epu64(_mm512_and_si512(t, low_46), over, fold_46);
-                    t = _mm512_min_epu64(t, _mm512_sub_epi64(t, modulus));
+                    let t = reduction.reduce(low[h][l], high[h][l]);
                     // SAFETY: as for the load above.
                     unsafe { _mm512_storeu_si512(outs[h].add(at + 8 * l).cast(), t) };
                 }
@@ -155,6 +371,57 @@ mod tests {
     use crate::ntt::RLWE_PRIMES;
     use rand_chacha::ChaCha20Rng;
     use rand_core::{RngCore, SeedableRng};
+
+    #[test]
+    fn matrix_products_equal_sums_one_by_one() {
+        let mut rng = ChaCha20Rng::seed_from_u64(10);
+        let m = RLWE_PRIMES[2].modulus;
+        let n = 320;
+        let mut vectors = |count: usize| -> Vec<Vec<u64>> {
+            let vector = |_| (0..n).map(|_| m.reduce_u64(rng.next_u64())).collect();
+            (0..count).map(vector).collect()
+        };
+        for (rows, outputs, terms) in [
+            (1, 1, 1),
+            (1, 7, 3),
+            (2, 3, 5),
+            (3, 4, 2),
+            (4, 2, 600),
+            (5, 5, 9),
+        ] {
+            let (a, b) = (vectors(rows * terms), vectors(rows * terms));
+            let w = vectors(outputs * terms);
+            let halves: Vec<[&[u64]; 2]> =
+                a.iter().zip(&b).map(|(a, b)| [&a[..], &b[..]]).collect();
+            let factors: Vec<&[u64]> = w.iter().map(|w| &w[..]).collect();
+            let (mut x, mut y) = (vectors(rows * outputs), vectors(rows * outputs));
+            let mut out: Vec<[&mut [u64]; 2]> = x
+                .iter_mut()
+                .zip(&mut y)
+                .map(|(x, y)| [&mut x[..], &mut y[..]])
+                .collect();
+            dot_matrix(&m, terms, &halves, &factors, &mut out);
+            for row in 0..rows {
+                for output in 0..outputs {
+                    let sum: Vec<Term<'_>> = (0..terms)
+                        .map(|t| Term {
+                            halves: halves[row * terms + t],
+                            factor: factors[output * terms + t],
+                        })
+                        .collect();
+                    let mut expected = [vec![0; n], vec![0; n]];
+                    let [c0, c1] = &mut expected;
+                    scalar_dot_pair(&m, &sum, false, [c0, c1]);
+                    let at = row * outputs + output;
+                    assert_eq!(
+                        [&x[at], &y[at]],
+                        [&expected[0], &expected[1]],
+                        "{rows} {outputs}"
+                    );
+                }
+            }
+        }
+    }
 
     #[test]
     fn vector_and_scalar_sums_equal_wide_integer_sums() {
