@@ -55,24 +55,71 @@ pub fn dot_pair(m: &Modulus, terms: &[Term<'_>], accumulate: bool, out: [&mut [u
     scalar_dot_pair(m, terms, accumulate, out);
 }
 
-/// Sums of products for several rows and several outputs at once: `out[row][output][h]` becomes the sum over `t` of
-/// `halves[row][t][h] * factors[output][t]`.
+/// A row of pairs of vectors as [`dot_matrix`] reads them: word `(8 v + i) mod n` of half `h` of pair `t` is word
+/// `16 (v terms + t) + 8 h + i`.
 ///
-/// A matrix product for each coefficient. It goes through the coefficients in blocks small enough for both operands of a block
-/// to stay in the second-level cache, and multiplies two or three rows by two outputs, or one by four, with all sums in
-/// registers: vectors are read from memory once, not once for every sum.
+/// Whatever is multiplied at once is side by side. Vectors of 64 KB each would share a few sets of the caches.
+#[derive(Clone, Debug)]
+pub struct InterleavedRow {
+    terms: usize,
+    words: Vec<u64>,
+}
+
+impl InterleavedRow {
+    /// The row of these pairs.
+    ///
+    /// # Panics
+    /// If there is no pair, or lengths differ or are no multiple of eight.
+    pub fn new(pairs: &[[&[u64]; 2]]) -> Self {
+        let terms = pairs.len();
+        let n = pairs.first().expect("a row has a pair")[0].len();
+        assert!(n.is_multiple_of(8) && pairs.iter().flatten().all(|x| x.len() == n));
+        let mut words = vec![0; 2 * n * terms];
+        // A few cache lines of each vector in turn, so that reading and writing both have some locality.
+        const VECTORS: usize = 8;
+        for v in (0..n / 8).step_by(VECTORS) {
+            for (t, pair) in pairs.iter().enumerate() {
+                for (h, half) in pair.iter().enumerate() {
+                    let vectors = half[8 * v..].chunks_exact(8).take(VECTORS);
+                    for (i, vector) in vectors.enumerate() {
+                        let at = 16 * ((v + i) * terms + t) + 8 * h;
+                        words[at..at + 8].copy_from_slice(vector);
+                    }
+                }
+            }
+        }
+        Self { terms, words }
+    }
+
+    /// The number of pairs.
+    pub fn terms(&self) -> usize {
+        self.terms
+    }
+
+    fn length(&self) -> usize {
+        self.words.len() / (2 * self.terms)
+    }
+}
+
+/// Sums of products for several rows and several outputs at once: `out[row][output][h]` becomes the sum over `t` of
+/// half `h` of pair `first + t` of the row times `factors[output][t]`.
+///
+/// A matrix product for each coefficient: two or three rows by two outputs, or one by four, with all sums in registers. Eight
+/// coefficients of a few rows fit the first-level cache, and serve all outputs from there.
 ///
 /// # Shapes
-/// `halves`: `rows * terms`, row after row; `factors`: `outputs * terms`, output after output; `out`: `rows * outputs`, row
-/// after row.
+/// `factors`: `outputs * terms`, output after output; `out`: `rows * outputs`, row after row.
 /// # Preconditions
+/// As for [`dot_pair`]; lengths are multiples of eight.
 /// # Postconditions
+/// Entries in `0..q`.
 /// # Panics
-/// As for [`dot_pair`].
+/// If the shapes, the modulus or the number of terms break the preconditions.
 pub fn dot_matrix(
     m: &Modulus,
+    first: usize,
     terms: usize,
-    halves: &[[&[u64]; 2]],
+    rows: &[&InterleavedRow],
     factors: &[&[u64]],
     out: &mut [[&mut [u64]; 2]],
 ) {
@@ -82,36 +129,51 @@ pub fn dot_matrix(
         m.value()
     );
     assert!((1..=MAX_TERMS).contains(&terms), "{terms} terms");
-    let (rows, outputs) = (halves.len() / terms, factors.len() / terms);
-    assert!(
-        halves.len() == rows * terms
-            && factors.len() == outputs * terms
-            && out.len() == rows * outputs
-    );
+    let outputs = factors.len() / terms;
+    assert!(factors.len() == outputs * terms && out.len() == rows.len() * outputs);
     let n = factors.first().map_or(0, |factor| factor.len());
-    assert!(factors.iter().all(|x| x.len() == n));
-    assert!(halves.iter().flatten().all(|x| x.len() == n));
+    assert!(n.is_multiple_of(8) && factors.iter().all(|x| x.len() == n));
+    assert!(
+        rows.iter()
+            .all(|row| row.length() == n && first + terms <= row.terms)
+    );
     assert!(out.iter().flatten().all(|x| x.len() == n));
     #[cfg(target_arch = "x86_64")]
-    if n.is_multiple_of(32)
-        && !crate::force_scalar()
+    if !crate::force_scalar()
         && is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512ifma")
     {
-        // SAFETY: the features are present, and every vector has length n, a multiple of 32.
-        unsafe { ifma::dot_matrix(m.value(), terms, n, halves, factors, out) };
+        // SAFETY: the features are present, and the shapes were just checked.
+        unsafe { ifma::dot_matrix(m.value(), first, terms, n, rows, factors, out) };
         return;
     }
-    for row in 0..rows {
-        for output in 0..outputs {
-            let pairs = halves[row * terms..][..terms]
-                .iter()
-                .zip(&factors[output * terms..][..terms]);
-            let sum: Vec<Term<'_>> = pairs
-                .map(|(&halves, &factor)| Term { halves, factor })
-                .collect();
-            let [c0, c1] = &mut out[row * outputs + output];
-            scalar_dot_pair(m, &sum, false, [c0, c1]);
+    scalar_dot_matrix(m, first, terms, rows, factors, out);
+}
+
+/// The definition of [`dot_matrix`].
+fn scalar_dot_matrix(
+    m: &Modulus,
+    first: usize,
+    terms: usize,
+    rows: &[&InterleavedRow],
+    factors: &[&[u64]],
+    out: &mut [[&mut [u64]; 2]],
+) {
+    let outputs = factors.len() / terms;
+    for (at, out) in out.iter_mut().enumerate() {
+        let (row, factors) = (
+            rows[at / outputs],
+            &factors[at % outputs * terms..][..terms],
+        );
+        for (h, out) in out.iter_mut().enumerate() {
+            for (i, out) in out.iter_mut().enumerate() {
+                let words = &row.words[16 * (i / 8 * row.terms + first) + 8 * h + i % 8..];
+                // As in scalar_dot_pair.
+                let sum = factors.iter().enumerate().fold(0, |sum, (t, factor)| {
+                    sum + words[16 * t] as u128 * factor[i] as u128
+                });
+                *out = m.reduce_near_2_46(sum);
+            }
         }
     }
 }
@@ -132,7 +194,7 @@ fn scalar_dot_pair(m: &Modulus, terms: &[Term<'_>], accumulate: bool, out: [&mut
 
 #[cfg(target_arch = "x86_64")]
 mod ifma {
-    use super::Term;
+    use super::{InterleavedRow, Term};
     use std::arch::x86_64::*;
 
     /// Vectors of eight coefficients that are summed side by side: enough to hide the latency of the multiplier, few
@@ -180,33 +242,27 @@ mod ifma {
         }
     }
 
-    /// Bytes of both operands of a block of coefficients: half of the second-level cache.
-    const BLOCK_BYTES: usize = 1 << 19;
-
     /// See [`super::dot_matrix`].
     ///
     /// # Safety
-    /// AVX-512F and IFMA are present; every vector has length `n`, a multiple of 32; the slices have the shapes of
-    /// [`super::dot_matrix`].
+    /// AVX-512F and IFMA are present; the factors, outputs and rows have length `n`, a multiple of eight, the rows at least
+    /// `first + terms` pairs, and the slices the shapes of [`super::dot_matrix`].
     #[target_feature(enable = "avx512f,avx512ifma")]
     pub(super) unsafe fn dot_matrix(
         q: u64,
+        first: usize,
         terms: usize,
         n: usize,
-        halves: &[[&[u64]; 2]],
+        rows: &[&InterleavedRow],
         factors: &[&[u64]],
         out: &mut [[&mut [u64]; 2]],
     ) {
         let reduction = Reduction::new(q);
-        let (rows, outputs) = (halves.len() / terms, factors.len() / terms);
-        // At least eight cache lines in a row, for the prefetcher.
-        let block =
-            (BLOCK_BYTES / (8 * terms * (2 * rows + outputs)) / 64 * 64).clamp(64, n.max(64));
-        for from in (0..n).step_by(block) {
-            let range = (from, (from + block).min(n));
+        let outputs = factors.len() / terms;
+        for at in (0..n).step_by(8) {
             let mut row = 0;
-            while row < rows {
-                let height = match rows - row {
+            while row < rows.len() {
+                let height = match rows.len() - row {
                     1 => 1,
                     3 => 3,
                     _ => 2,
@@ -218,23 +274,30 @@ mod ifma {
                         (1, 4..) => 4,
                         _ => 2,
                     };
-                    let at = Tile {
+                    let tile = Tile {
+                        first,
                         terms,
                         outputs,
                         row,
                         output,
-                        range,
+                        at,
+                        // The next coefficients of these factors will be wanted soon.
+                        ahead: if row == 0 && at + 8 * AHEAD < n {
+                            8 * AHEAD
+                        } else {
+                            0
+                        },
                     };
                     // SAFETY: the tile is within the matrix, the rest is the caller's promise.
                     unsafe {
                         match (height, width) {
-                            (1, 1) => at.multiply::<1, 1>(&reduction, halves, factors, out),
-                            (1, 2) => at.multiply::<1, 2>(&reduction, halves, factors, out),
-                            (1, _) => at.multiply::<1, 4>(&reduction, halves, factors, out),
-                            (2, 1) => at.multiply::<2, 1>(&reduction, halves, factors, out),
-                            (2, _) => at.multiply::<2, 2>(&reduction, halves, factors, out),
-                            (_, 1) => at.multiply::<3, 1>(&reduction, halves, factors, out),
-                            (_, _) => at.multiply::<3, 2>(&reduction, halves, factors, out),
+                            (1, 1) => tile.multiply::<1, 1>(&reduction, rows, factors, out),
+                            (1, 2) => tile.multiply::<1, 2>(&reduction, rows, factors, out),
+                            (1, _) => tile.multiply::<1, 4>(&reduction, rows, factors, out),
+                            (2, 1) => tile.multiply::<2, 1>(&reduction, rows, factors, out),
+                            (2, _) => tile.multiply::<2, 2>(&reduction, rows, factors, out),
+                            (_, 1) => tile.multiply::<3, 1>(&reduction, rows, factors, out),
+                            (_, _) => tile.multiply::<3, 2>(&reduction, rows, factors, out),
                         }
                     }
                     output += width;
@@ -244,66 +307,71 @@ mod ifma {
         }
     }
 
-    /// A part of the matrix product: some rows, some outputs, some coefficients.
+    /// Vectors that factors are fetched ahead.
+    const AHEAD: usize = 2;
+
+    /// A part of the matrix product: some rows, some outputs, eight coefficients.
     struct Tile {
+        first: usize,
         terms: usize,
         outputs: usize,
         row: usize,
         output: usize,
-        range: (usize, usize),
+        at: usize,
+        ahead: usize,
     }
 
     impl Tile {
         /// # Safety
-        /// As for [`dot_matrix`]; `row + R` and `output + P` are within the matrix, and the range consists of whole
-        /// vectors.
+        /// As for [`dot_matrix`]; `row + R` and `output + P` are within the matrix, and `at + 8` and `at + ahead` within the
+        /// length.
         #[inline]
         #[target_feature(enable = "avx512f,avx512ifma")]
         unsafe fn multiply<const R: usize, const P: usize>(
             &self,
             reduction: &Reduction,
-            halves: &[[&[u64]; 2]],
+            rows: &[&InterleavedRow],
             factors: &[&[u64]],
             out: &mut [[&mut [u64]; 2]],
         ) {
             let zero = _mm512_setzero_si512();
-            let terms = self.terms;
-            let rows: [&[[&[u64]; 2]]; R] =
-                std::array::from_fn(|r| &halves[(self.row + r) * terms..][..terms]);
+            let (terms, at) = (self.terms, self.at);
+            let rows: [*const u64; R] = std::array::from_fn(|r| {
+                let row = rows[self.row + r];
+                row.words[16 * (at / 8 * row.terms + self.first)..][..16 * terms].as_ptr()
+            });
             let columns: [&[&[u64]]; P] =
                 std::array::from_fn(|p| &factors[(self.output + p) * terms..][..terms]);
-            for at in (self.range.0..self.range.1).step_by(8) {
-                let mut low = [[[zero; 2]; P]; R];
-                let mut high = [[[zero; 2]; P]; R];
-                for t in 0..terms {
-                    // SAFETY: there are `terms` entries in each row and column, and at + 8 <= n, their vectors' length.
-                    unsafe {
-                        let factor: [__m512i; P] = std::array::from_fn(|p| {
-                            _mm512_loadu_si512(columns[p].get_unchecked(t).as_ptr().add(at).cast())
-                        });
-                        for r in 0..R {
-                            for h in 0..2 {
-                                let x = rows[r].get_unchecked(t)[h].as_ptr().add(at);
-                                let x = _mm512_loadu_si512(x.cast());
-                                for p in 0..P {
-                                    // Bounds as in `dot_pair`.
-                                    low[r][p][h] =
-                                        _mm512_madd52lo_epu64(low[r][p][h], x, factor[p]);
-                                    high[r][p][h] =
-                                        _mm512_madd52hi_epu64(high[r][p][h], x, factor[p]);
-                                }
+            let mut low = [[[zero; 2]; P]; R];
+            let mut high = [[[zero; 2]; P]; R];
+            for t in 0..terms {
+                // SAFETY: each column has `terms` factors, each at least at + 8 words; the rows were found to have 16 words for
+                // each term.
+                unsafe {
+                    let factor: [__m512i; P] = std::array::from_fn(|p| {
+                        let x = columns[p].get_unchecked(t).as_ptr().add(at);
+                        _mm_prefetch::<_MM_HINT_T0>(x.add(self.ahead).cast());
+                        _mm512_loadu_si512(x.cast())
+                    });
+                    for r in 0..R {
+                        for h in 0..2 {
+                            let x = _mm512_loadu_si512(rows[r].add(16 * t + 8 * h).cast());
+                            for p in 0..P {
+                                // Bounds as in `dot_pair`.
+                                low[r][p][h] = _mm512_madd52lo_epu64(low[r][p][h], x, factor[p]);
+                                high[r][p][h] = _mm512_madd52hi_epu64(high[r][p][h], x, factor[p]);
                             }
                         }
                     }
                 }
-                for r in 0..R {
-                    for p in 0..P {
-                        for h in 0..2 {
-                            let t = reduction.reduce(low[r][p][h], high[r][p][h]);
-                            let out = &mut out[(self.row + r) * self.outputs + self.output + p][h];
-                            // SAFETY: at + 8 <= n, the length of the output.
-                            unsafe { _mm512_storeu_si512(out.as_mut_ptr().add(at).cast(), t) };
-                        }
+            }
+            for r in 0..R {
+                for p in 0..P {
+                    for h in 0..2 {
+                        let t = reduction.reduce(low[r][p][h], high[r][p][h]);
+                        let out = &mut out[(self.row + r) * self.outputs + self.output + p][h];
+                        // SAFETY: at + 8 <= n, the length of the output.
+                        unsafe { _mm512_storeu_si512(out.as_mut_ptr().add(at).cast(), t) };
                     }
                 }
             }
@@ -400,23 +468,38 @@ mod tests {
                 .zip(&mut y)
                 .map(|(x, y)| [&mut x[..], &mut y[..]])
                 .collect();
-            dot_matrix(&m, terms, &halves, &factors, &mut out);
-            for row in 0..rows {
-                for output in 0..outputs {
-                    let sum: Vec<Term<'_>> = (0..terms)
+            let interleaved: Vec<_> = halves.chunks(terms).map(InterleavedRow::new).collect();
+            let interleaved: Vec<_> = interleaved.iter().collect();
+            // All terms but the first, then all.
+            for (first, scalar) in [(1, false), (1, true), (0, true), (0, false)] {
+                let count = terms - first;
+                if count == 0 {
+                    continue;
+                }
+                let factors: Vec<_> = factors
+                    .chunks(terms)
+                    .flat_map(|f| &f[first..])
+                    .copied()
+                    .collect();
+                if scalar {
+                    scalar_dot_matrix(&m, first, count, &interleaved, &factors, &mut out);
+                } else {
+                    dot_matrix(&m, first, count, &interleaved, &factors, &mut out);
+                }
+                for (at, out) in out.iter().enumerate() {
+                    let (row, output) = (at / outputs, at % outputs);
+                    let sum: Vec<Term<'_>> = (0..count)
                         .map(|t| Term {
-                            halves: halves[row * terms + t],
-                            factor: factors[output * terms + t],
+                            halves: halves[row * terms + first + t],
+                            factor: factors[output * count + t],
                         })
                         .collect();
                     let mut expected = [vec![0; n], vec![0; n]];
                     let [c0, c1] = &mut expected;
                     scalar_dot_pair(&m, &sum, false, [c0, c1]);
-                    let at = row * outputs + output;
-                    assert_eq!(
-                        [&x[at], &y[at]],
-                        [&expected[0], &expected[1]],
-                        "{rows} {outputs}"
+                    assert!(
+                        out[0] == expected[0] && out[1] == expected[1],
+                        "{rows} {outputs} {first} {scalar}"
                     );
                 }
             }

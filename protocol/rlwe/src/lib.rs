@@ -46,7 +46,7 @@ pub use keys::{GaloisKeys, PublicKey, SecretKey};
 pub use ole::{ole_receive, ole_respond, ole_slots};
 pub use pack::{Packed, pack, pack_rows};
 pub use params::{CiphertextModulus, N, Params};
-pub use plain::{PlainPoly, Product, Workspace};
+pub use plain::{CiphertextRow, PlainPoly, Product, Workspace};
 pub use sample::ERROR_BOUND;
 pub use upload::{Ciphertext, CoefficientClass, Upload, UploadLayout, expand_upload, upload};
 pub use xof::Seed;

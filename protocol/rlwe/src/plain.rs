@@ -2,7 +2,7 @@
 
 use crate::params::{CiphertextModulus, KEY_LIMBS, N, Params};
 use crate::upload::Ciphertext;
-use pi_ring::dot::{MAX_TERMS, Term, dot_matrix, dot_pair};
+use pi_ring::dot::{InterleavedRow, MAX_TERMS, Term, dot_matrix, dot_pair};
 use pi_ring::{Domain, RnsPoly, fp, kernels};
 use zeroize::Zeroize;
 
@@ -205,6 +205,10 @@ impl std::fmt::Debug for Workspace {
     }
 }
 
+/// Words from one kernel's values to the next ones': nine cache lines more than they are, so that what is read together does
+/// not share a set of the caches.
+const STRIDE: usize = N + 72;
+
 /// Ciphertexts of one sum that are multiplied before their kernels' memory is used again.
 const TERMS_AT_ONCE: usize = 128;
 
@@ -221,11 +225,10 @@ impl Product {
     /// A transform for each kernel and prime, about 5 us a product, 64 KB of workspace a kernel (at most 128 ciphertexts'
     /// kernels at once).
     /// # Panics
-    /// If there is no row, rows differ in length or are empty, a modulus is not [`CiphertextModulus::Conv`], or an exponent is
-    /// not below `2 N` or beyond the reach.
+    /// If there is no row, rows differ in length, or an exponent is not below `2 N` or beyond the reach.
     pub fn matrix<T: IntoIterator<Item = (usize, i32)>>(
         params: &Params,
-        rows: &[&[Ciphertext]],
+        rows: &[&CiphertextRow],
         outputs: usize,
         levels: u32,
         reach: Option<usize>,
@@ -256,13 +259,14 @@ impl Product {
                 }
             }
             let coefficients = sized(&mut workspace.coefficients, support);
-            let values = sized(&mut workspace.values, polynomials * N);
+            let values = sized(&mut workspace.values, polynomials * STRIDE);
             let mut add = |limb: usize, sums: &mut [Vec<Self>]| {
                 let m = &params.moduli[limb];
                 let factor = m.mul(params.degree_inverse[limb], m.inv(m.pow(2, levels as u64)));
                 let ntt = &params.ntts()[limb];
                 let polynomials = small.chunks_exact(support);
-                for (small, values) in polynomials.zip(values.chunks_exact_mut(N)) {
+                for (small, values) in polynomials.zip(values.chunks_exact_mut(STRIDE)) {
+                    let values = &mut values[..N];
                     if short.is_some() {
                         kernels::scale_small(m, small, factor, coefficients);
                         ntt.forward_reciprocal(coefficients, values);
@@ -271,9 +275,8 @@ impl Product {
                         ntt.forward(values);
                     }
                 }
-                let factors: Vec<&[u64]> = values.chunks_exact(N).collect();
-                let inputs = rows.iter().map(|row| &row[first..first + at_once]);
-                multiply_limb(params, limb, inputs, &factors, sums);
+                let factors: Vec<&[u64]> = values.chunks_exact(STRIDE).map(|x| &x[..N]).collect();
+                multiply_limb(params, limb, first, at_once, rows, &factors, sums);
             };
             if first == 0 {
                 (0..CONV_LIMBS).for_each(|limb| add(limb, &mut sums));
@@ -289,11 +292,10 @@ impl Product {
     /// [`Product::matrix`] with kernels that were made before, all of the same levels: `[output][i]`.
     ///
     /// # Panics
-    /// If there is no row, rows or outputs differ in length or are empty, or moduli or levels differ or a modulus is not
-    /// [`CiphertextModulus::Conv`].
+    /// If there is no row, rows or outputs differ in length, levels differ, or a modulus is not [`CiphertextModulus::Conv`].
     pub fn matrix_of(
         params: &Params,
-        rows: &[&[Ciphertext]],
+        rows: &[&CiphertextRow],
         polynomials: &[&[PlainPoly]],
     ) -> Vec<Vec<Self>> {
         let count = check_rows(rows);
@@ -320,8 +322,7 @@ impl Product {
                     .flat_map(|kernels| &kernels[first..first + at_once])
                     .map(|kernel| kernel.values.limb(limb))
                     .collect();
-                let inputs = rows.iter().map(|row| &row[first..first + at_once]);
-                multiply_limb(params, limb, inputs, &factors, sums);
+                multiply_limb(params, limb, first, at_once, rows, &factors, sums);
             };
             if first == 0 {
                 (0..CONV_LIMBS).for_each(|limb| multiply(limb, &mut sums));
@@ -337,18 +338,55 @@ impl Product {
 
 const CONV_LIMBS: usize = CiphertextModulus::Conv.limbs();
 
+/// Ciphertexts that are multiplied by kernels and summed, in the order in which that reads them.
+pub struct CiphertextRow {
+    limbs: [InterleavedRow; CONV_LIMBS],
+}
+
+impl CiphertextRow {
+    /// The row of these ciphertexts.
+    ///
+    /// # Cost
+    /// A copy: 0.4 MB a ciphertext.
+    /// # Panics
+    /// If there is none, or a modulus is not [`CiphertextModulus::Conv`].
+    pub fn new(ciphertexts: &[Ciphertext]) -> Self {
+        assert!(
+            ciphertexts
+                .iter()
+                .all(|x| x.modulus == CiphertextModulus::Conv),
+            "moduli of a product"
+        );
+        let limb = |limb| {
+            let pairs: Vec<[&[u64]; 2]> = ciphertexts
+                .iter()
+                .map(|x| [x.halves[0].limb(limb), x.halves[1].limb(limb)])
+                .collect();
+            InterleavedRow::new(&pairs)
+        };
+        Self {
+            limbs: std::array::from_fn(limb),
+        }
+    }
+
+    /// The number of ciphertexts.
+    pub fn count(&self) -> usize {
+        self.limbs[0].terms()
+    }
+}
+
+impl std::fmt::Debug for CiphertextRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CiphertextRow({})", self.count())
+    }
+}
+
 /// The length of the rows.
-fn check_rows(rows: &[&[Ciphertext]]) -> usize {
-    let count = rows.first().expect("a matrix has a row").len();
+fn check_rows(rows: &[&CiphertextRow]) -> usize {
+    let count = rows.first().expect("a matrix has a row").count();
     assert!(
-        count > 0 && rows.iter().all(|row| row.len() == count),
+        rows.iter().all(|row| row.count() == count),
         "rows have the same number of ciphertexts"
-    );
-    assert!(
-        rows.iter()
-            .flat_map(|row| row.iter())
-            .all(|x| x.modulus == CiphertextModulus::Conv),
-        "moduli of a product"
     );
     count
 }
@@ -372,33 +410,29 @@ fn unspecified_sums(rows: usize, outputs: usize, levels: u32) -> Vec<Vec<Product
         .collect()
 }
 
-/// Sets one limb of `sums`, `[output][row]`.
-fn multiply_limb<'a>(
+/// Sets one limb of `sums`, `[output][row]`, to those over `terms` ciphertexts of each row.
+fn multiply_limb(
     params: &Params,
     limb: usize,
-    rows: impl Iterator<Item = &'a [Ciphertext]>,
+    first: usize,
+    terms: usize,
+    rows: &[&CiphertextRow],
     factors: &[&[u64]],
     sums: &mut [Vec<Product>],
 ) {
-    let mut terms = 0;
-    let halves: Vec<[&[u64]; 2]> = rows
-        .flat_map(|row| {
-            terms = row.len();
-            row.iter()
-                .map(|x| [x.halves[0].limb(limb), x.halves[1].limb(limb)])
-        })
-        .collect();
     // By row, as dot_matrix wants them.
     let mut columns: Vec<_> = sums.iter_mut().map(|sums| sums.iter_mut()).collect();
-    let mut out = Vec::with_capacity(halves.len() / terms * columns.len());
-    for _ in 0..halves.len() / terms {
+    let mut out = Vec::with_capacity(rows.len() * columns.len());
+    for _ in rows {
         for column in &mut columns {
             let sum = column.next().expect("a sum for each row");
             let [c0, c1] = &mut sum.halves;
             out.push([c0.limb_mut(limb), c1.limb_mut(limb)]);
         }
     }
-    dot_matrix(&params.moduli[limb], terms, &halves, factors, &mut out);
+    let rows: Vec<_> = rows.iter().map(|row| &row.limbs[limb]).collect();
+    let m = &params.moduli[limb];
+    dot_matrix(m, first, terms, &rows, factors, &mut out);
 }
 
 fn add_sums(params: &Params, sums: &mut [Vec<Product>], more: &[Vec<Product>]) {

@@ -5,7 +5,7 @@ use crate::layout::{AnswerMap, Packing, Tap, UploadMap, Useful};
 use pi_ir::Weights;
 use pi_ring::fp;
 use pi_rlwe::{
-    Answer, Ciphertext, CiphertextModulus, Error, GaloisKeys, N, Packed, Params, PlainPoly,
+    Answer, CiphertextModulus, CiphertextRow, Error, GaloisKeys, N, Packed, Params, PlainPoly,
     Product, PublicKey, SecretKey, Workspace, decrypt, finish, pack_rows,
 };
 use rand_core::CryptoRng;
@@ -17,9 +17,10 @@ use zeroize::Zeroizing;
 const CONV: CiphertextModulus = CiphertextModulus::Conv;
 /// Memory of one kernel polynomial: three residues of each coefficient.
 const KERNEL_BYTES: usize = 3 * 8 * N;
-/// Kernels transformed before they are multiplied: enough to read each ciphertext for several of them, few enough for the
-/// third-level cache at 64 KB each (one prime at a time).
-const KERNELS_AT_ONCE: usize = 128;
+/// Kernels transformed before they are multiplied, for each row that they are multiplied by: enough to read each ciphertext for
+/// several of them, few enough for the caches at 64 KB each (one prime at a time). Of 8 to 128, 16 and 32 were fastest (EPYC
+/// Zen 4, 512@4, 64@32 and 256@8 of the example `layers`).
+const KERNELS_AT_ONCE: usize = 32;
 /// Products in memory at a time and thread, at 0.4 MB each.
 const PRODUCTS_AT_ONCE: usize = 32;
 /// Rows that share a transform of a kernel.
@@ -204,6 +205,15 @@ pub fn server_answer(
     );
     let forks = Forks::new(rng);
     let scratch = Scratch::default();
+    let inputs: Vec<Vec<CiphertextRow>> = packing
+        .uploads()
+        .iter()
+        .zip(uploaded.ciphertexts)
+        .map(|(upload, ciphertexts)| {
+            let rows = ciphertexts.par_chunks(upload.groups());
+            rows.map(CiphertextRow::new).collect()
+        })
+        .collect();
     let finished: Vec<Vec<Finished>> = jobs(packing)
         .into_par_iter()
         .map(|(a, chunks, rows)| {
@@ -214,7 +224,7 @@ pub fn server_answer(
                 answer,
                 upload,
                 kernels: &kernels.answers[a],
-                ciphertexts: &uploaded.ciphertexts[answer.upload()],
+                inputs: &inputs[answer.upload()],
                 galois_keys,
                 scratch: &scratch,
                 chunks,
@@ -297,7 +307,8 @@ impl Scratch {
 
 /// Levels of merging whose products are made at once, or chunks where nothing is merged that far, as a power of two.
 fn together(answer: &AnswerMap, groups: usize, rows: usize) -> u32 {
-    (KERNELS_AT_ONCE / groups.min(KERNELS_AT_ONCE))
+    let kernels = KERNELS_AT_ONCE * rows;
+    (kernels / groups.min(kernels))
         .min(PRODUCTS_AT_ONCE / rows)
         .min((answer.chunks() << answer.merge()).next_power_of_two())
         .ilog2()
@@ -332,7 +343,7 @@ struct Job<'a> {
     answer: &'a AnswerMap,
     upload: &'a UploadMap,
     kernels: &'a AnswerKernels,
-    ciphertexts: &'a [Ciphertext],
+    inputs: &'a [CiphertextRow],
     galois_keys: &'a GaloisKeys,
     scratch: &'a Scratch,
     chunks: Range<usize>,
@@ -392,14 +403,15 @@ impl Job<'_> {
 
     /// The sums over the groups for these output channels, chunk and place: `[output][row]`.
     fn products(&self, outputs: &[(usize, usize)]) -> Vec<Vec<Product>> {
-        let (answer, groups) = (self.answer, self.upload.groups());
-        let rows: Vec<&[Ciphertext]> = answer
+        let answer = self.answer;
+        let rows: Vec<&CiphertextRow> = answer
             .rows()
             .skip(self.rows.start)
             .take(self.rows.len())
-            .map(|row| &self.ciphertexts[row * groups..][..groups])
+            .map(|row| &self.inputs[row])
             .collect();
         if let Some(all) = &self.kernels.cached {
+            let groups = self.upload.groups();
             let of = |&(chunk, place): &(usize, usize)| {
                 &all[((chunk << answer.merge()) + place) * groups..][..groups]
             };
