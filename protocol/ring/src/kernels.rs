@@ -145,6 +145,25 @@ pub fn scale_assign(m: &Modulus, x: &mut [u64], w: u64) {
     m.scale_assign(x, w);
 }
 
+/// Writes `x w` to `out` for small signed `x` and a constant `w`.
+///
+/// # Preconditions
+/// `2^32 < q < 2^50`, `w` in `0..q`, `|x| < 2^31`.
+pub fn scale_small(m: &Modulus, x: &[i32], w: u64, out: &mut [u64]) {
+    assert_eq!(x.len(), out.len());
+    let mut done = 0;
+    #[cfg(target_arch = "x86_64")]
+    if avx512() {
+        done = out.len() / 8 * 8;
+        // SAFETY: the features are present, and the slices have the same length.
+        unsafe { vector::scale_small(m, &x[..done], w, &mut out[..done]) };
+    }
+    let w_shoup = m.shoup(w);
+    for (out, &x) in out[done..].iter_mut().zip(&x[done..]) {
+        *out = m.mul_shoup(m.from_small(i64::from(x)), w, w_shoup);
+    }
+}
+
 /// Adds `(x - [r]_s) / s` modulo `q` to `out`: `x` has residues modulo `q`, `r` the same integer's modulo `s`, and `[r]_s` is
 /// centred, so that this is the rounded quotient. `inverse` is `s^-1 mod q`.
 ///
@@ -186,6 +205,24 @@ pub fn gather_signed(m: &Modulus, sources: &[u32], x: &[u64], out: &mut [u64]) {
         let v = x[(source & !NEGATED) as usize];
         // The branch depends on the public permutation only.
         *out = if source & NEGATED != 0 { m.neg(v) } else { v };
+    }
+}
+
+/// Writes `x[source]` to each entry of `out`.
+///
+/// # Panics
+/// If an index is out of range or `sources` and `out` differ in length.
+pub fn gather(sources: &[u32], x: &[u64], out: &mut [u64]) {
+    assert_eq!(sources.len(), out.len());
+    let mut done = 0;
+    #[cfg(target_arch = "x86_64")]
+    if avx512() && x.len() <= 1 << 20 {
+        done = out.len() / 8 * 8;
+        // SAFETY: the features are present, and the two slices have the same length.
+        unsafe { vector::gather(&sources[..done], x, &mut out[..done]) };
+    }
+    for (out, &source) in out[done..].iter_mut().zip(&sources[done..]) {
+        *out = x[source as usize];
     }
 }
 
@@ -284,6 +321,29 @@ mod vector {
         }
     }
 
+    /// See [`super::scale_small`].
+    ///
+    /// # Safety
+    /// AVX-512F and IFMA are present; the slices have the same length.
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vl")]
+    pub(super) unsafe fn scale_small(m: &Modulus, x: &[i32], w: u64, out: &mut [u64]) {
+        let (q, negated_q) = constants(m);
+        let (factor, shoup) = (
+            _mm512_set1_epi64(w as i64),
+            _mm512_set1_epi64(companion(m, w)),
+        );
+        for (x, out) in x.chunks_exact(8).zip(out.chunks_exact_mut(8)) {
+            // SAFETY: the chunks have eight numbers.
+            unsafe {
+                let x = _mm512_cvtepi32_epi64(_mm256_loadu_si256(x.as_ptr().cast()));
+                // Not negative, and below 2^51.
+                let x = _mm512_add_epi64(x, q);
+                let v = subtract_once(mul_shoup(x, factor, shoup, negated_q), q);
+                _mm512_storeu_si512(out.as_mut_ptr().cast(), v);
+            }
+        }
+    }
+
     /// See [`super::add_divided`].
     ///
     /// # Safety
@@ -356,6 +416,32 @@ mod vector {
             let v = _mm512_mask_mov_epi64(v, negated & nonzero, minus);
             // SAFETY: the chunk has eight words.
             unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), v) };
+        }
+    }
+
+    /// See [`super::gather`].
+    ///
+    /// # Safety
+    /// AVX-512F and VL are present; `sources` and `out` have the same length.
+    ///
+    /// # Panics
+    /// If an index is out of range.
+    #[target_feature(enable = "avx512f,avx512vl")]
+    pub(super) unsafe fn gather(sources: &[u32], x: &[u64], out: &mut [u64]) {
+        let length = _mm256_set1_epi32(x.len() as i32);
+        for (sources, out) in sources.chunks_exact(8).zip(out.chunks_exact_mut(8)) {
+            // SAFETY: the chunk has eight indices.
+            let indices = unsafe { _mm256_loadu_si256(sources.as_ptr().cast()) };
+            assert_eq!(
+                _mm256_cmplt_epu32_mask(indices, length),
+                0xff,
+                "gather index out of range"
+            );
+            // SAFETY: the indices were just found to be below the length of x, and the chunk has eight words.
+            unsafe {
+                let v = _mm512_i32gather_epi64::<8>(indices, x.as_ptr().cast());
+                _mm512_storeu_si512(out.as_mut_ptr().cast(), v);
+            }
         }
     }
 
@@ -459,6 +545,19 @@ mod tests {
                     let quotient = m.mul(m.sub(x[i], m.from_i64(centred(r[i], &s))), inverse);
                     assert_eq!(out[i], m.add(y[i], quotient));
                 }
+            }
+            let signed: Vec<i32> = (0..n as i32)
+                .map(|i| (i * 119_304_647).wrapping_sub(i32::MAX))
+                .collect();
+            let mut out = vec![0; n];
+            scale_small(&m, &signed, y[5], &mut out);
+            for i in 0..n {
+                assert_eq!(out[i], m.mul(m.from_i64(i64::from(signed[i])), y[5]));
+            }
+            let sources: Vec<u32> = (0..n as u32).map(|i| i * 7 % n as u32).collect();
+            gather(&sources, &x, &mut out);
+            for (i, &source) in sources.iter().enumerate() {
+                assert_eq!(out[i], x[source as usize]);
             }
             let sources: Vec<u32> = (0..n as u32)
                 .map(|i| (i * 5 % n as u32) | ((i % 3) & 1) << 31)

@@ -33,6 +33,20 @@ pub trait Ntt: Send + Sync {
     /// Values to `n` times the coefficients, in place; conditions as for [`Ntt::forward`].
     fn inverse_unscaled(&self, x: &mut [u64]);
 
+    /// The values of `a(X^-1)`: `out[i] = a(psi^-(2 rev(i) + 1))`, for the polynomial that has these first coefficients and
+    /// zeros after them.
+    ///
+    /// Kernels of convolutions are polynomials in `X^-1`, of degrees far below `n`: layers that would combine coefficients
+    /// with zeros are left out.
+    ///
+    /// # Preconditions
+    /// `coefficients.len()` is a power of two up to `n`, `out.len() == n`, entries in `0..q`.
+    /// # Postconditions
+    /// Entries in `0..q`.
+    fn forward_reciprocal(&self, coefficients: &[u64], out: &mut [u64]) {
+        forward_reciprocal_by_definition(self, coefficients, out);
+    }
+
     /// `n^-1 mod q`, the factor that [`Ntt::inverse_unscaled`] leaves out.
     fn length_inverse(&self) -> u64 {
         let m = self.modulus();
@@ -49,6 +63,19 @@ pub trait Ntt: Send + Sync {
             m.scale_assign(x, self.length_inverse());
         }
     }
+}
+
+/// The definition of [`Ntt::forward_reciprocal`]: the inverse of the point of value `i` is the point of value `n - 1 - i`.
+pub(crate) fn forward_reciprocal_by_definition(
+    ntt: &(impl Ntt + ?Sized),
+    coefficients: &[u64],
+    out: &mut [u64],
+) {
+    let (first, rest) = out.split_at_mut(coefficients.len());
+    first.copy_from_slice(coefficients);
+    rest.fill(0);
+    ntt.forward(out);
+    out.reverse();
 }
 
 /// A prime with its chosen root of unity.
@@ -341,7 +368,7 @@ mod tests {
     #[test]
     fn backends_agree_and_inverse_undoes_forward() {
         for prime in primes() {
-            for n in [1, 2, 16, 32, 64, 128, 256, 2048, 8192] {
+            for n in [1, 2, 16, 32, 64, 128, 256, 1024, 2048, 4096, 8192] {
                 let m = prime.modulus;
                 let mut a = random(m, n, n as u64);
                 a[0] = m.value() - 1;
@@ -363,6 +390,39 @@ mod tests {
                     assert!(all_largest.iter().all(|&x| x < m.value()));
                     ntt.forward(&mut all_largest);
                     assert_eq!(all_largest, vec![m.value() - 1; n]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn reciprocal_transform_evaluates_at_inverse_points() {
+        for prime in primes() {
+            let (n, m) = (256, prime.modulus);
+            let psi = prime.root(n);
+            for support in [1, 32, 64, 128, 256] {
+                let a = random(m, support, support as u64);
+                let mut out = vec![0; n];
+                ScalarNtt::new(&prime, n).forward_reciprocal(&a, &mut out);
+                for i in [0, 1, 5, n - 1] {
+                    let point = m.inv(m.pow(psi, 2 * reverse_bits(i, n) as u64 + 1));
+                    let value = a
+                        .iter()
+                        .rev()
+                        .fold(0, |acc, &c| m.add(m.mul(acc, point), c));
+                    assert_eq!(out[i], value, "{support} {i}");
+                }
+            }
+            for n in [64usize, 4096, 8192] {
+                for support in (0..=n.ilog2()).map(|k| 1usize << k) {
+                    let a = random(m, support, support as u64);
+                    let mut expected = vec![0; n];
+                    ScalarNtt::new(&prime, n).forward_reciprocal(&a, &mut expected);
+                    for ntt in backends(&prime, n) {
+                        let mut out = vec![1; n];
+                        ntt.forward_reciprocal(&a, &mut out);
+                        assert_eq!(out, expected, "{n} {support}");
+                    }
                 }
             }
         }

@@ -4,7 +4,10 @@
 //! `a - w b + 2q` adds at most `2q` to the size of `a`: after thirteen layers values stay below `27q < 2^51`, so nothing is
 //! reduced until the end. Inverse, sums double, so each pass of two layers brings its sums back below `2q`. Layers that pair
 //! coefficients eight or more apart go two to a pass over memory; the three others share one pass, on blocks of 64 coefficients
-//! that are transposed for it.
+//! that are transposed for it. Once blocks fit the first-level cache, all layers of a block are done before the next one.
+//!
+//! Words hold their value modulo 2^52 with anything above: the multiplier reads 52 bits, and additions carry upwards only. Bits
+//! above are cleared where a value is reduced. The bounds are on the values.
 
 use crate::Modulus;
 use crate::ntt::{Ntt, NttPrime, reverse_bits};
@@ -93,7 +96,18 @@ impl Ntt for IfmaNtt {
     fn forward(&self, x: &mut [u64]) {
         assert_eq!(x.len(), self.n);
         // SAFETY: the instructions were detected when this value was made, and the length was just checked.
-        unsafe { forward(&self.modulus, &self.forward, x) }
+        unsafe { forward(&self.modulus, &self.forward, None, x) }
+    }
+
+    fn forward_reciprocal(&self, coefficients: &[u64], out: &mut [u64]) {
+        let support = coefficients.len();
+        assert!(support.is_power_of_two() && support <= self.n && out.len() == self.n);
+        if support < 64 {
+            return crate::ntt::forward_reciprocal_by_definition(self, coefficients, out);
+        }
+        // The points of the inverse transform are the inverses of ours.
+        // SAFETY: as for the forward transform; the support is a power of two from 64 to the length.
+        unsafe { forward(&self.modulus, &self.inverse, Some(coefficients), out) }
     }
 
     fn inverse_unscaled(&self, x: &mut [u64]) {
@@ -111,7 +125,6 @@ struct Lanes {
     four_q: __m512i,
     /// `2^52 - q`.
     negated_q: __m512i,
-    low_52: __m512i,
     low_46: __m512i,
     /// `2^46 - q`, which is 2^46 modulo q.
     fold: __m512i,
@@ -126,38 +139,40 @@ impl Lanes {
             two_q: _mm512_set1_epi64(2 * q),
             four_q: _mm512_set1_epi64(4 * q),
             negated_q: _mm512_set1_epi64((1 << 52) - q),
-            low_52: _mm512_set1_epi64((1 << 52) - 1),
             low_46: _mm512_set1_epi64((1 << 46) - 1),
             fold: _mm512_set1_epi64((1 << 46) - q),
         }
     }
 
-    /// `x w` below `2q`, for `x < 2^52`.
+    /// `a + x w` with `x w` below `2q`, for `x < 2^52`, modulo 2^52.
     #[inline]
     #[target_feature(enable = "avx512f,avx512ifma")]
-    fn mul(&self, x: __m512i, (w, companion): (__m512i, __m512i)) -> __m512i {
-        let zero = _mm512_setzero_si512();
-        let quotient = _mm512_madd52hi_epu64(zero, x, companion);
-        let product = _mm512_madd52lo_epu64(zero, x, w);
-        _mm512_and_si512(
-            _mm512_madd52lo_epu64(product, quotient, self.negated_q),
-            self.low_52,
-        )
+    fn mul_add(&self, a: __m512i, x: __m512i, (w, companion): (__m512i, __m512i)) -> __m512i {
+        let quotient = _mm512_madd52hi_epu64(_mm512_setzero_si512(), x, companion);
+        let product = _mm512_madd52lo_epu64(a, x, w);
+        _mm512_madd52lo_epu64(product, quotient, self.negated_q)
     }
 
-    /// `x` below `2q`, for `x < 2^52`.
+    /// `x` below `2q` and without bits above, for `x` modulo 2^52.
     #[inline]
     #[target_feature(enable = "avx512f,avx512ifma")]
     fn reduce(&self, x: __m512i) -> __m512i {
         // The upper part is below 2^6, its product with 2^46 - q < 2^20 below 2^26.
         _mm512_madd52lo_epu64(
             _mm512_and_si512(x, self.low_46),
-            _mm512_srli_epi64::<46>(x),
+            _mm512_srli_epi64::<58>(_mm512_slli_epi64::<12>(x)),
             self.fold,
         )
     }
 
-    /// `x` below `q`, for `x < 2q`.
+    /// `x` without the bits above its 52.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn clear(&self, x: __m512i) -> __m512i {
+        _mm512_and_si512(x, _mm512_set1_epi64((1 << 52) - 1))
+    }
+
+    /// `x` below `q`, for `x < 2q` without bits above.
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn finish(&self, x: __m512i) -> __m512i {
@@ -168,9 +183,10 @@ impl Lanes {
     #[inline]
     #[target_feature(enable = "avx512f,avx512ifma")]
     fn forward(&self, a: &mut __m512i, b: &mut __m512i, w: (__m512i, __m512i)) {
-        let t = self.mul(*b, w);
-        *b = _mm512_add_epi64(*a, _mm512_sub_epi64(self.two_q, t));
-        *a = _mm512_add_epi64(*a, t);
+        let sum = self.mul_add(*a, *b, w);
+        // a - w b + 2q = 2 (a + q) - (a + w b).
+        *b = _mm512_sub_epi64(_mm512_add_epi64(_mm512_add_epi64(*a, *a), self.two_q), sum);
+        *a = sum;
     }
 
     /// `(a + b, w (a - b))`, the second below `2q`, for both below `4q`.
@@ -179,7 +195,7 @@ impl Lanes {
     fn inverse(&self, a: &mut __m512i, b: &mut __m512i, w: (__m512i, __m512i)) {
         let difference = _mm512_add_epi64(*a, _mm512_sub_epi64(self.four_q, *b));
         *a = _mm512_add_epi64(*a, *b);
-        *b = self.mul(difference, w);
+        *b = self.mul_add(_mm512_setzero_si512(), difference, w);
     }
 }
 
@@ -215,17 +231,80 @@ unsafe fn store(x: *mut u64, v: __m512i) {
     unsafe { _mm512_storeu_si512(x.cast(), v) }
 }
 
+/// Coefficients of a block that stays in the first-level cache.
+const CACHED: usize = 2048;
+
+/// The values of `x`, or of `source`, which has the first coefficients of a polynomial whose others are zero.
+///
 /// # Safety
-/// AVX-512F and IFMA are present; `x` has the length of the twiddles, at least 64.
+/// AVX-512F and IFMA are present; `x` has the length of the twiddles, at least 64, and `source` a power of two from 64 to that.
 #[target_feature(enable = "avx512f,avx512ifma")]
-unsafe fn forward(m: &Modulus, twiddles: &Twiddles, x: &mut [u64]) {
+unsafe fn forward(m: &Modulus, twiddles: &Twiddles, source: Option<&[u64]>, x: &mut [u64]) {
     let lanes = Lanes::new(m);
-    let n = x.len();
-    let (mut half, mut groups) = (n / 2, 1);
-    // The layers down to half = 8, two at a time; an odd one goes first.
-    if (n.trailing_zeros() - 3) % 2 == 1 {
-        let w = splat(twiddles.factors[1]);
-        let (low, high) = x.split_at_mut(half);
+    // Layers whose upper halves are zero copy: after them, each block is what the source is.
+    let mut length = source.map_or(x.len(), <[u64]>::len);
+    let copies = x.len() / length;
+    if length > CACHED {
+        if let Some(source) = source {
+            for block in x.chunks_exact_mut(length) {
+                block.copy_from_slice(source);
+            }
+        }
+        // Down to blocks that fit, two layers at a time; an odd one goes first.
+        let mut groups = copies;
+        while length > CACHED {
+            // SAFETY: the blocks have the length of a power of two, more than 64.
+            unsafe {
+                if (length / CACHED).trailing_zeros() % 2 == 1 {
+                    forward_layer(&lanes, twiddles, groups, length, x);
+                    (length, groups) = (length / 2, groups * 2);
+                } else {
+                    forward_two_layers(&lanes, twiddles, groups, length, x);
+                    (length, groups) = (length / 4, groups * 4);
+                }
+            }
+        }
+    }
+    let first = x.len() / length;
+    for (index, block) in x.chunks_exact_mut(length).enumerate() {
+        if let Some(source) = source
+            && source.len() == length
+        {
+            block.copy_from_slice(source);
+        }
+        let (mut half_block, mut groups) = (length, first + index);
+        // SAFETY: blocks have the length of a power of two, at least 64, and are whole blocks of the short layers.
+        unsafe {
+            if (length.trailing_zeros() - 3) % 2 == 1 {
+                forward_layer(&lanes, twiddles, groups, half_block, block);
+                (half_block, groups) = (half_block / 2, groups * 2);
+            }
+            while half_block >= 32 {
+                forward_two_layers(&lanes, twiddles, groups, half_block, block);
+                (half_block, groups) = (half_block / 4, groups * 4);
+            }
+            debug_assert_eq!(half_block, 8);
+            forward_short(&lanes, &twiddles.short[index * (length / 64)..], block);
+        }
+    }
+}
+
+/// One layer of blocks of `length`, whose factors start at `first`.
+///
+/// # Safety
+/// AVX-512F and IFMA are present; `length` is a multiple of 16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512ifma")]
+unsafe fn forward_layer(
+    lanes: &Lanes,
+    twiddles: &Twiddles,
+    first: usize,
+    length: usize,
+    x: &mut [u64],
+) {
+    for (group, block) in x.chunks_exact_mut(length).enumerate() {
+        let w = splat(twiddles.factors[first + group]);
+        let (low, high) = block.split_at_mut(length / 2);
         for (a, b) in low.chunks_exact_mut(8).zip(high.chunks_exact_mut(8)) {
             // SAFETY: chunks have eight words.
             unsafe {
@@ -235,40 +314,59 @@ unsafe fn forward(m: &Modulus, twiddles: &Twiddles, x: &mut [u64]) {
                 store(b.as_mut_ptr(), v);
             }
         }
-        (half, groups) = (half / 2, 2);
     }
-    while half >= 16 {
-        let quarter = half / 2;
-        for (group, block) in x.chunks_exact_mut(2 * half).enumerate() {
-            let w = splat(twiddles.factors[groups + group]);
-            let low = splat(twiddles.factors[2 * (groups + group)]);
-            let high = splat(twiddles.factors[2 * (groups + group) + 1]);
-            let at = block.as_mut_ptr();
-            for j in (0..quarter).step_by(8) {
-                // SAFETY: j + 8 <= quarter, and the block has four quarters.
-                unsafe {
-                    let p = [
-                        at.add(j),
-                        at.add(j + quarter),
-                        at.add(j + 2 * quarter),
-                        at.add(j + 3 * quarter),
-                    ];
-                    let mut a = [load(p[0]), load(p[1]), load(p[2]), load(p[3])];
-                    let [a0, a1, a2, a3] = &mut a;
-                    lanes.forward(a0, a2, w);
-                    lanes.forward(a1, a3, w);
-                    lanes.forward(a0, a1, low);
-                    lanes.forward(a2, a3, high);
-                    for (p, a) in p.into_iter().zip(a) {
-                        store(p, a);
-                    }
+}
+
+/// Two layers of blocks of `length`, the first's factors starting at `first`.
+///
+/// # Safety
+/// AVX-512F and IFMA are present; `length` is a multiple of 32.
+#[inline]
+#[target_feature(enable = "avx512f,avx512ifma")]
+unsafe fn forward_two_layers(
+    lanes: &Lanes,
+    twiddles: &Twiddles,
+    first: usize,
+    length: usize,
+    x: &mut [u64],
+) {
+    let quarter = length / 4;
+    for (group, block) in x.chunks_exact_mut(length).enumerate() {
+        let w = splat(twiddles.factors[first + group]);
+        let low = splat(twiddles.factors[2 * (first + group)]);
+        let high = splat(twiddles.factors[2 * (first + group) + 1]);
+        let at = block.as_mut_ptr();
+        for j in (0..quarter).step_by(8) {
+            // SAFETY: j + 8 <= quarter, and the block has four quarters.
+            unsafe {
+                let p = [
+                    at.add(j),
+                    at.add(j + quarter),
+                    at.add(j + 2 * quarter),
+                    at.add(j + 3 * quarter),
+                ];
+                let mut a = [load(p[0]), load(p[1]), load(p[2]), load(p[3])];
+                let [a0, a1, a2, a3] = &mut a;
+                lanes.forward(a0, a2, w);
+                lanes.forward(a1, a3, w);
+                lanes.forward(a0, a1, low);
+                lanes.forward(a2, a3, high);
+                for (p, a) in p.into_iter().zip(a) {
+                    store(p, a);
                 }
             }
         }
-        (half, groups) = (half / 4, groups * 4);
     }
-    debug_assert_eq!(half, 4);
-    for (block, vectors) in x.chunks_exact_mut(64).zip(&twiddles.short) {
+}
+
+/// The last three layers of blocks of 64.
+///
+/// # Safety
+/// AVX-512F and IFMA are present.
+#[inline]
+#[target_feature(enable = "avx512f,avx512ifma")]
+unsafe fn forward_short(lanes: &Lanes, short: &[[[u64; 8]; 14]], x: &mut [u64]) {
+    for (block, vectors) in x.chunks_exact_mut(64).zip(short) {
         // SAFETY: the block has 64 words, and each vector of twiddles eight.
         unsafe {
             let mut a: [__m512i; 8] = std::array::from_fn(|i| load(block.as_ptr().add(8 * i)));
@@ -313,7 +411,53 @@ unsafe fn forward(m: &Modulus, twiddles: &Twiddles, x: &mut [u64]) {
 unsafe fn inverse(m: &Modulus, twiddles: &Twiddles, x: &mut [u64]) {
     let lanes = Lanes::new(m);
     let n = x.len();
-    for (block, vectors) in x.chunks_exact_mut(64).zip(&twiddles.short) {
+    let length = n.min(CACHED);
+    for (index, block) in x.chunks_exact_mut(length).enumerate() {
+        // SAFETY: blocks have the length of a power of two, at least 64, and are whole blocks of the short layers.
+        unsafe {
+            inverse_short(&lanes, &twiddles.short[index * (length / 64)..], block);
+            // From here on all values are below 2q between passes.
+            let mut joined = 8;
+            while joined * 4 <= length {
+                joined *= 4;
+                let first = n / joined + index * (length / joined);
+                inverse_two_layers(&lanes, twiddles, first, joined, block);
+            }
+            if joined < length {
+                inverse_layer(&lanes, twiddles, n / length + index, block);
+            }
+        }
+    }
+    let mut joined = length;
+    while joined < n {
+        // SAFETY: the joined blocks have the length of a power of two, more than 64.
+        unsafe {
+            if joined * 4 <= n {
+                joined *= 4;
+                inverse_two_layers(&lanes, twiddles, n / joined, joined, x);
+            } else {
+                joined *= 2;
+                inverse_layer(&lanes, twiddles, 1, x);
+            }
+        }
+    }
+    for x in x.chunks_exact_mut(8) {
+        // SAFETY: chunks have eight words.
+        unsafe {
+            let v = lanes.clear(load(x.as_ptr()));
+            store(x.as_mut_ptr(), lanes.finish(v));
+        }
+    }
+}
+
+/// The first three layers of blocks of 64, from values below `q` to words below `2q`.
+///
+/// # Safety
+/// AVX-512F and IFMA are present.
+#[inline]
+#[target_feature(enable = "avx512f,avx512ifma")]
+unsafe fn inverse_short(lanes: &Lanes, short: &[[[u64; 8]; 14]], x: &mut [u64]) {
+    for (block, vectors) in x.chunks_exact_mut(64).zip(short) {
         // SAFETY: the block has 64 words, and each vector of twiddles eight.
         unsafe {
             let mut a: [__m512i; 8] = std::array::from_fn(|i| load(block.as_ptr().add(8 * i)));
@@ -344,56 +488,70 @@ unsafe fn inverse(m: &Modulus, twiddles: &Twiddles, x: &mut [u64]) {
             }
         }
     }
-    let (mut half, mut groups) = (8, n / 16);
-    // From here on all values are below 2q between passes.
-    while groups >= 2 {
-        for (group, block) in x.chunks_exact_mut(4 * half).enumerate() {
-            let low = splat(twiddles.factors[groups + 2 * group]);
-            let high = splat(twiddles.factors[groups + 2 * group + 1]);
-            let w = splat(twiddles.factors[groups / 2 + group]);
-            let at = block.as_mut_ptr();
-            for j in (0..half).step_by(8) {
-                // SAFETY: j + 8 <= half, and the block has four halves.
-                unsafe {
-                    let p = [
-                        at.add(j),
-                        at.add(j + half),
-                        at.add(j + 2 * half),
-                        at.add(j + 3 * half),
-                    ];
-                    let mut a = [load(p[0]), load(p[1]), load(p[2]), load(p[3])];
-                    let [a0, a1, a2, a3] = &mut a;
-                    lanes.inverse(a0, a1, low);
-                    lanes.inverse(a2, a3, high);
-                    // Sums below 4q, then 8q and 4q.
-                    lanes.inverse(a0, a2, w);
-                    lanes.inverse(a1, a3, w);
-                    *a0 = lanes.reduce(*a0);
-                    *a1 = lanes.reduce(*a1);
-                    for (p, a) in p.into_iter().zip(a) {
-                        store(p, a);
-                    }
+}
+
+/// Two layers that join blocks to ones of `length`; the second's factors start at `first`.
+///
+/// # Safety
+/// AVX-512F and IFMA are present; `length` is a multiple of 32.
+#[inline]
+#[target_feature(enable = "avx512f,avx512ifma")]
+unsafe fn inverse_two_layers(
+    lanes: &Lanes,
+    twiddles: &Twiddles,
+    first: usize,
+    length: usize,
+    x: &mut [u64],
+) {
+    let quarter = length / 4;
+    for (group, block) in x.chunks_exact_mut(length).enumerate() {
+        let low = splat(twiddles.factors[2 * (first + group)]);
+        let high = splat(twiddles.factors[2 * (first + group) + 1]);
+        let w = splat(twiddles.factors[first + group]);
+        let at = block.as_mut_ptr();
+        for j in (0..quarter).step_by(8) {
+            // SAFETY: j + 8 <= quarter, and the block has four quarters.
+            unsafe {
+                let p = [
+                    at.add(j),
+                    at.add(j + quarter),
+                    at.add(j + 2 * quarter),
+                    at.add(j + 3 * quarter),
+                ];
+                let mut a = [load(p[0]), load(p[1]), load(p[2]), load(p[3])];
+                let [a0, a1, a2, a3] = &mut a;
+                lanes.inverse(a0, a1, low);
+                lanes.inverse(a2, a3, high);
+                // Sums below 4q, then 8q and 4q.
+                lanes.inverse(a0, a2, w);
+                lanes.inverse(a1, a3, w);
+                *a0 = lanes.reduce(*a0);
+                *a1 = lanes.reduce(*a1);
+                for (p, a) in p.into_iter().zip(a) {
+                    store(p, a);
                 }
             }
         }
-        (half, groups) = (half * 4, groups / 4);
     }
-    if groups == 1 {
-        let w = splat(twiddles.factors[1]);
-        let (low, high) = x.split_at_mut(half);
-        for (a, b) in low.chunks_exact_mut(8).zip(high.chunks_exact_mut(8)) {
-            // SAFETY: chunks have eight words.
-            unsafe {
-                let (mut u, mut v) = (load(a.as_ptr()), load(b.as_ptr()));
-                lanes.inverse(&mut u, &mut v, w);
-                store(a.as_mut_ptr(), lanes.reduce(u));
-                store(b.as_mut_ptr(), v);
-            }
-        }
-    }
-    for x in x.chunks_exact_mut(8) {
+}
+
+/// One layer that joins two halves.
+///
+/// # Safety
+/// AVX-512F and IFMA are present; the length is a multiple of 16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512ifma")]
+unsafe fn inverse_layer(lanes: &Lanes, twiddles: &Twiddles, factor: usize, x: &mut [u64]) {
+    let w = splat(twiddles.factors[factor]);
+    let (low, high) = x.split_at_mut(x.len() / 2);
+    for (a, b) in low.chunks_exact_mut(8).zip(high.chunks_exact_mut(8)) {
         // SAFETY: chunks have eight words.
-        unsafe { store(x.as_mut_ptr(), lanes.finish(load(x.as_ptr()))) };
+        unsafe {
+            let (mut u, mut v) = (load(a.as_ptr()), load(b.as_ptr()));
+            lanes.inverse(&mut u, &mut v, w);
+            store(a.as_mut_ptr(), lanes.reduce(u));
+            store(b.as_mut_ptr(), v);
+        }
     }
 }
 

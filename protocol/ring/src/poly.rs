@@ -326,9 +326,7 @@ impl Automorphism {
     /// Writes `X -> X^d` of the values `x` to `out`.
     pub fn apply_values(&self, x: &[u64], out: &mut [u64]) {
         assert_eq!(x.len(), self.values.len());
-        for (out, &source) in out.iter_mut().zip(&self.values) {
-            *out = x[source as usize];
-        }
+        kernels::gather(&self.values, x, out);
     }
 
     /// The image of small signed coefficients.

@@ -2,7 +2,7 @@
 //!
 //! For the protocol crate: seeded uploads of random masks, products with secret kernels, packing, and answers that reveal
 //! their plaintext and nothing else. Synchronous, messages in and out as bytes, randomness as an argument. Items are
-//! independent of each other: callers spread them over rayon; only [`pack()`] does so itself.
+//! independent of each other: callers spread them over rayon; only [`pack()`] and [`pack_rows`] do so themselves.
 //!
 //! # The flow
 //! Once per client: [`SecretKey::generate`], [`PublicKey`] and [`GaloisKeys`] go to the server (`encode`, `decode`).
@@ -44,9 +44,9 @@ pub use answer::{Answer, decrypt, finish};
 pub use error::Error;
 pub use keys::{GaloisKeys, PublicKey, SecretKey};
 pub use ole::{ole_receive, ole_respond, ole_slots};
-pub use pack::{Packed, pack};
+pub use pack::{Packed, pack, pack_rows};
 pub use params::{CiphertextModulus, N, Params};
-pub use plain::{PlainPoly, Product};
+pub use plain::{CiphertextRow, PlainPoly, Product, Workspace};
 pub use sample::ERROR_BOUND;
 pub use upload::{Ciphertext, CoefficientClass, Upload, UploadLayout, expand_upload, upload};
 pub use xof::Seed;

@@ -10,14 +10,14 @@
 //! `gap`-th coefficient is computed (adjacent values are summed, a transform of length `N / gap` does the rest), a merge
 //! interleaves and doubles, and of the first half of a key switch only every `m`-th coefficient is computed. First halves stay
 //! multiplied by the special prime until one division at the end. A key switch is twelve forward transforms, four inverse ones,
-//! and four short ones.
+//! and four short ones; merging two products saves three of them and the products' own.
 
-use crate::keys::{GaloisKey, GaloisKeys, galois_element};
-use crate::params::{CiphertextModulus, DIGITS, KEY_LIMBS, N, Params};
+use crate::keys::{GaloisKey, GaloisKeys};
+use crate::params::{CiphertextModulus, DIGITS, KEY_LIMBS, MergeTables, N, Params};
 use crate::plain::Product;
 use pi_ring::dot::{Term, dot_pair};
-use pi_ring::poly::Automorphism;
 use pi_ring::{Domain, RnsPoly, kernels};
+use rayon::prelude::*;
 
 /// A ciphertext in coefficients whose first half is known at the multiples of `gap` only.
 ///
@@ -76,7 +76,7 @@ impl std::fmt::Debug for Packed {
 /// needs them, on the threads of the current rayon pool, so that few of them are in memory at a time.
 ///
 /// # Cost
-/// `2^levels - 1` key switches of about 0.4 ms of one core, and 0.05 ms a product.
+/// `2^levels - 1` key switches of about 0.3 ms of one core, and 0.05 ms a product.
 /// # Panics
 /// If `gap` is not a power of two up to [`N`], `2^levels` exceeds it, the keys do not reach it, or a product's modulus is not
 /// [`CiphertextModulus::Conv`] or its levels differ.
@@ -87,6 +87,27 @@ pub fn pack(
     levels: u32,
     product: impl Fn(usize) -> Product + Sync,
 ) -> Packed {
+    let pairs = |places: &[usize]| places.iter().map(|&o| vec![product(o)]).collect();
+    pack_rows(params, keys, gap, levels, 1, pairs)
+        .pop()
+        .expect("one row of products gives one ciphertext")
+}
+
+/// [`pack()`] for several rows of products, whose kernels are the same: `products(places)` gives those of at most `2^together`
+/// places, `[place][row]`.
+///
+/// # Cost
+/// That of [`pack()`] for each row; `2^together` products of each row are in memory at a time, times the threads.
+/// # Panics
+/// As [`pack()`], or if the products of some places have another shape.
+pub fn pack_rows(
+    params: &Params,
+    keys: &GaloisKeys,
+    gap: usize,
+    levels: u32,
+    together: u32,
+    products: impl Fn(&[usize]) -> Vec<Vec<Product>> + Sync,
+) -> Vec<Packed> {
     assert!(
         gap.is_power_of_two() && gap <= N && levels <= gap.trailing_zeros(),
         "{levels} levels of gap {gap}"
@@ -96,59 +117,82 @@ pub fn pack(
         "keys for gap {} pack {gap}",
         keys.max_gap()
     );
-    let checked = |o| {
-        let product = product(o);
-        assert_eq!(
-            (product.modulus, product.levels),
-            (CiphertextModulus::Conv, levels),
-            "product to pack"
-        );
-        product
+    // By row, and all of them what the tree expects.
+    let checked = |places: &[usize]| {
+        let products = products(places);
+        assert_eq!(products.len(), places.len(), "places of products");
+        let mut rows: Vec<Vec<Product>> = Vec::new();
+        for (place, products) in products.into_iter().enumerate() {
+            if place == 0 {
+                rows.resize_with(products.len(), Vec::new);
+            }
+            assert_eq!(products.len(), rows.len(), "rows of products");
+            for (row, product) in rows.iter_mut().zip(products) {
+                assert_eq!(
+                    (product.modulus, product.levels),
+                    (CiphertextModulus::Conv, levels),
+                    "product to pack"
+                );
+                row.push(product);
+            }
+        }
+        rows
     };
     if levels == 0 {
-        return Packed::single(params, gap, checked(0));
+        let rows = checked(&[0]).into_par_iter().flatten();
+        return rows
+            .map(|product| Packed::single(params, gap, product))
+            .collect();
     }
     let unit = gap >> levels;
-    let steps = (0..levels).map(|k| Step::new(keys, unit << k)).collect();
-    let Node { c0, c1 } = Tree {
+    let tree = Tree {
         params,
         levels,
+        together: together.clamp(1, levels),
         gap,
-        steps,
-        product: checked,
-    }
-    .node(0, 0);
-    let mut divided = RnsPoly::zero(c0.n(), DIGITS, Domain::Coefficients);
-    add_divided_by_special(params, &c0, &mut divided);
-    Packed {
-        modulus: CiphertextModulus::Conv,
-        gap: unit,
-        c0: divided,
-        c1,
-    }
+        steps: (0..levels)
+            .map(|k| Step::new(params, keys, unit << k))
+            .collect(),
+        products: checked,
+    };
+    let nodes = tree.node(0, 0).into_iter();
+    nodes
+        .map(|Node { c0, c1 }| {
+            let mut divided = RnsPoly::zero(c0.n(), DIGITS, Domain::Coefficients);
+            add_divided_by_special(params, &c0, &mut divided);
+            Packed {
+                modulus: CiphertextModulus::Conv,
+                gap: unit,
+                c0: divided,
+                c1,
+            }
+        })
+        .collect()
 }
 
 struct Tree<'a, F> {
     params: &'a Params,
     levels: u32,
+    /// Levels at the leaves whose products are made at once, at least one.
+    together: u32,
     gap: usize,
     /// Entry `k` merges at `m = unit 2^k`, the root being entry 0.
     steps: Vec<Step<'a>>,
-    product: F,
+    products: F,
 }
 
 /// One level of merging.
 struct Step<'a> {
     m: usize,
-    automorphism: Automorphism,
+    tables: &'a MergeTables,
     key: &'a GaloisKey,
 }
 
 impl<'a> Step<'a> {
-    fn new(keys: &'a GaloisKeys, m: usize) -> Self {
+    fn new(params: &'a Params, keys: &'a GaloisKeys, m: usize) -> Self {
         Self {
             m,
-            automorphism: Automorphism::new(galois_element(m), N),
+            tables: params.merge(m),
             key: keys.key(m),
         }
     }
@@ -161,32 +205,89 @@ struct Node {
     c1: RnsPoly,
 }
 
-impl<F: Fn(usize) -> Product + Sync> Tree<'_, F> {
-    /// The merge of products `o`, `o + 2^depth`, `o + 2 2^depth`, ..
-    fn node(&self, o: usize, depth: u32) -> Node {
-        if depth == self.levels {
-            return self.leaf(o);
+impl<F: Fn(&[usize]) -> Vec<Vec<Product>> + Sync> Tree<'_, F> {
+    /// The merges of products `o`, `o + 2^depth`, `o + 2 2^depth`, .., by row.
+    fn node(&self, o: usize, depth: u32) -> Vec<Node> {
+        let below = self.levels - depth;
+        if below <= self.together {
+            let places: Vec<usize> = (0..1 << below).map(|k| o + (k << depth)).collect();
+            let rows = (self.products)(&places).into_par_iter();
+            return rows.map(|row| self.leaves(row, depth)).collect();
         }
         let (a, b) = rayon::join(
             || self.node(o, depth + 1),
             || self.node(o + (1 << depth), depth + 1),
         );
-        self.merge(&self.steps[depth as usize], a, b)
+        a.into_par_iter()
+            .zip(b)
+            .map(|(a, b)| self.merge(&self.steps[depth as usize], a, b))
+            .collect()
     }
 
-    fn leaf(&self, o: usize) -> Node {
+    /// The merge of one row's products at [`Tree::node`]'s places.
+    fn leaves(&self, mut products: Vec<Product>, depth: u32) -> Node {
+        let step = &self.steps[depth as usize];
+        if products.len() == 2 {
+            let b = products.pop().expect("there are two");
+            let a = products.pop().expect("there are two");
+            return self.merge_products(step, a, b);
+        }
+        let (mut even, mut odd) = (Vec::new(), Vec::new());
+        for (k, product) in products.into_iter().enumerate() {
+            if k % 2 == 0 { &mut even } else { &mut odd }.push(product);
+        }
+        let (a, b) = rayon::join(
+            || self.leaves(even, depth + 1),
+            || self.leaves(odd, depth + 1),
+        );
+        self.merge(step, a, b)
+    }
+
+    /// The first half of a product as that of a [`Node`].
+    fn leaf_half(&self, c0: &RnsPoly) -> RnsPoly {
         let params = self.params;
-        let Product {
-            halves: [c0, mut c1],
-            ..
-        } = (self.product)(o);
-        let folded = fold(params, &c0, self.gap);
+        let folded = fold(params, c0, self.gap);
         let mut c0 = RnsPoly::zero(folded.n(), KEY_LIMBS, Domain::Coefficients);
         for (i, m) in params.moduli.iter().take(DIGITS).enumerate() {
             c0.limb_mut(i).copy_from_slice(folded.limb(i));
             kernels::scale_assign(m, c0.limb_mut(i), params.special[i].0);
         }
-        c1.inverse_unscaled(&params.ntts()[..DIGITS]);
+        c0
+    }
+
+    /// [`Tree::merge`] of two products, which come in values.
+    ///
+    /// `A + X^m B` and `tau(A - X^m B)` are made of values. The second has to become coefficients to be cut into digits, but
+    /// modulo its own prime a digit's values are there already. The first, times `q4`, joins the switched sum before that is
+    /// transformed and divided. Sixteen transforms instead of 22.
+    fn merge_products(&self, step: &Step<'_>, a: Product, b: Product) -> Node {
+        let params = self.params;
+        let ([a0, mut sum], [b0, mut shifted]) = (a.halves, b.halves);
+        let mut own = RnsPoly::unspecified(N, DIGITS, Domain::Values);
+        let mut difference = RnsPoly::unspecified(N, 1, Domain::Values);
+        for i in 0..DIGITS {
+            let m = &params.moduli[i];
+            let (shifted, difference) = (shifted.limb_mut(i), difference.limb_mut(0));
+            kernels::mul_assign(m, shifted, step.tables.monomial.limb(i));
+            kernels::butterfly(m, 0, sum.limb_mut(i), shifted, difference);
+            let automorphism = &step.tables.automorphism;
+            automorphism.apply_values(difference, own.limb_mut(i));
+            kernels::scale_assign(m, sum.limb_mut(i), params.special[i].0);
+        }
+        let mut digits = own.clone();
+        digits.inverse_unscaled(&params.ntts()[..DIGITS]);
+        // Products are in values times N^-1; digits are not.
+        for (i, m) in params.moduli[..DIGITS].iter().enumerate() {
+            kernels::scale_assign(m, own.limb_mut(i), N as u64);
+        }
+        let mut c0 = interleave_doubled(params, &self.leaf_half(&a0), &self.leaf_half(&b0));
+        let mut s1 = self.key_switch(step, &digits, Some(&own), &mut c0);
+        for (i, m) in params.moduli[..DIGITS].iter().enumerate() {
+            kernels::add_assign(m, s1.limb_mut(i), sum.limb(i));
+        }
+        s1.inverse_unscaled(params.ntts());
+        let mut c1 = RnsPoly::zero(N, DIGITS, Domain::Coefficients);
+        add_divided_by_special(params, &s1, &mut c1);
         Node { c0, c1 }
     }
 
@@ -200,42 +301,59 @@ impl<F: Fn(usize) -> Product + Sync> Tree<'_, F> {
             let m = &params.moduli[i];
             let difference = difference.limb_mut(0);
             kernels::butterfly(m, step.m, c1.limb_mut(i), b.c1.limb(i), difference);
-            step.automorphism
-                .apply_coefficients(difference, digits.limb_mut(i), m);
+            let automorphism = &step.tables.automorphism;
+            automorphism.apply_coefficients(difference, digits.limb_mut(i), m);
         }
-        let mut c0 = RnsPoly::zero(2 * a.c0.n(), KEY_LIMBS, Domain::Coefficients);
-        for (i, m) in params.moduli.iter().enumerate() {
-            let sources = a.c0.limb(i).iter().zip(b.c0.limb(i));
-            for (pair, (&a, &b)) in c0.limb_mut(i).chunks_exact_mut(2).zip(sources) {
-                (pair[0], pair[1]) = (m.add(a, a), m.add(b, b));
-            }
-        }
-        self.key_switch(step, &digits, &mut c0, &mut c1);
+        let mut c0 = interleave_doubled(params, &a.c0, &b.c0);
+        let mut s1 = self.key_switch(step, &digits, None, &mut c0);
+        s1.inverse_unscaled(params.ntts());
+        add_divided_by_special(params, &s1, &mut c1);
         Node { c0, c1 }
     }
 
-    /// Adds the switched `digits`: to `c0` times `q4` and at the multiples of `m`, to `c1` divided.
-    fn key_switch(&self, step: &Step<'_>, digits: &RnsPoly, c0: &mut RnsPoly, c1: &mut RnsPoly) {
+    /// Switches `digits`: adds the first half to `c0`, times `q4` and at the multiples of `m`, and returns the second times `q4`,
+    /// in values times `N^-1`. `own` has the values of each digit modulo its own prime, where they are known.
+    fn key_switch(
+        &self,
+        step: &Step<'_>,
+        digits: &RnsPoly,
+        own: Option<&RnsPoly>,
+        c0: &mut RnsPoly,
+    ) -> RnsPoly {
         let params = self.params;
         let mut lifted = RnsPoly::unspecified(N, DIGITS, Domain::Values);
         let mut sums = [(); 2].map(|()| RnsPoly::unspecified(N, KEY_LIMBS, Domain::Values));
         for (j, m) in params.moduli.iter().enumerate() {
+            let own = own.filter(|_| j < DIGITS).map(|own| own.limb(j));
             for (i, lifted) in lifted.limbs_mut().enumerate() {
-                kernels::lift_centred(&params.moduli[i], m, digits.limb(i), lifted);
-                params.ntts()[j].forward(lifted);
+                if i != j || own.is_none() {
+                    kernels::lift_centred(&params.moduli[i], m, digits.limb(i), lifted);
+                    params.ntts()[j].forward(lifted);
+                }
             }
             let terms: [Term<'_>; DIGITS] = std::array::from_fn(|i| Term {
                 halves: [step.key.digits[i][0].limb(j), step.key.digits[i][1].limb(j)],
-                factor: lifted.limb(i),
+                factor: own.filter(|_| i == j).unwrap_or(lifted.limb(i)),
             });
             let [s0, s1] = &mut sums;
             dot_pair(m, &terms, false, [s0.limb_mut(j), s1.limb_mut(j)]);
         }
-        let [s0, mut s1] = sums;
+        let [s0, s1] = sums;
         c0.add_assign(&fold(params, &s0, step.m), &params.moduli);
-        s1.inverse_unscaled(params.ntts());
-        add_divided_by_special(params, &s1, c1);
+        s1
     }
+}
+
+/// The first half of a merge before its key switch: twice `a` and twice `b` by turns.
+fn interleave_doubled(params: &Params, a: &RnsPoly, b: &RnsPoly) -> RnsPoly {
+    let mut c0 = RnsPoly::unspecified(2 * a.n(), KEY_LIMBS, Domain::Coefficients);
+    for (i, m) in params.moduli.iter().enumerate() {
+        let sources = a.limb(i).iter().zip(b.limb(i));
+        for (pair, (&a, &b)) in c0.limb_mut(i).chunks_exact_mut(2).zip(sources) {
+            (pair[0], pair[1]) = (m.add(a, a), m.add(b, b));
+        }
+    }
+    c0
 }
 
 /// The coefficients of `x`, which is in values times `N^-1`, at the multiples of `gap`.

@@ -13,11 +13,13 @@
 //! Assumed beyond RLWE: circular security of the Galois keys, and the joint use of one secret in the public key, the Galois
 //! keys and any number of seeded uploads.
 
+use crate::keys::galois_element;
 use crate::sample::{ERROR_BOUND, Flood};
 use pi_ring::ntt::RLWE_PRIMES;
+use pi_ring::poly::Automorphism;
 use pi_ring::rns::Basis;
 use pi_ring::slots::SlotEncoder;
-use pi_ring::{Modulus, Ntt, fp};
+use pi_ring::{Domain, Modulus, Ntt, RnsPoly, fp};
 use std::sync::{Arc, OnceLock};
 
 /// The ring degree.
@@ -101,6 +103,16 @@ pub struct Tables {
     /// `q4` and `q4^-1` modulo the first three primes.
     pub(crate) special: [(u64, u64); DIGITS],
     pub(crate) slots: SlotEncoder,
+    /// Entry `k`: what merging at `m = 2^k` needs, made at first use.
+    merges: [OnceLock<MergeTables>; N.trailing_zeros() as usize],
+}
+
+/// What merging two ciphertexts at `m` needs.
+pub(crate) struct MergeTables {
+    /// `X -> X^(N/m + 1)`.
+    pub(crate) automorphism: Automorphism,
+    /// `X^m` modulo the first three primes, in values.
+    pub(crate) monomial: RnsPoly,
 }
 
 /// Constants of one ciphertext modulus.
@@ -158,6 +170,7 @@ impl Tables {
                 (residue, moduli[i].inv(residue))
             }),
             slots: SlotEncoder::new(N),
+            merges: [const { OnceLock::new() }; N.trailing_zeros() as usize],
             moduli,
         }
     }
@@ -170,6 +183,19 @@ impl Tables {
     /// The transforms of length `n`.
     pub(crate) fn short_ntts(&self, n: usize) -> &[Arc<dyn Ntt>; KEY_LIMBS] {
         &self.ntts[n.trailing_zeros() as usize]
+    }
+
+    /// The tables of merging at `m`, a power of two below [`N`].
+    pub(crate) fn merge(&self, m: usize) -> &MergeTables {
+        self.merges[m.trailing_zeros() as usize].get_or_init(|| {
+            let mut monomial = RnsPoly::zero(N, DIGITS, Domain::Coefficients);
+            monomial.limbs_mut().for_each(|limb| limb[m] = 1);
+            monomial.forward(&self.ntts()[..DIGITS]);
+            MergeTables {
+                automorphism: Automorphism::new(galois_element(m), N),
+                monomial,
+            }
+        })
     }
 
     /// The primes of a modulus.

@@ -176,6 +176,11 @@ impl AnswerMap {
         self.merge
     }
 
+    /// Groups of merged output channels that lie behind each other in one ciphertext.
+    pub fn output_blocks(&self) -> usize {
+        self.output_blocks as usize
+    }
+
     /// Kernel polynomials of chunk `chunk`: one per place of the merge that has an output channel.
     pub fn kernels(&self, chunk: usize) -> usize {
         self.channels_left(chunk).min(1 << self.merge)

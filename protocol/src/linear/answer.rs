@@ -5,21 +5,26 @@ use crate::layout::{AnswerMap, Packing, Tap, UploadMap, Useful};
 use pi_ir::Weights;
 use pi_ring::fp;
 use pi_rlwe::{
-    Answer, Ciphertext, CiphertextModulus, Error, GaloisKeys, N, Params, PlainPoly, Product,
-    PublicKey, SecretKey, decrypt, finish, pack,
+    Answer, Ciphertext, CiphertextModulus, CiphertextRow, Error, GaloisKeys, N, Packed, Params,
+    PlainPoly, Product, PublicKey, SecretKey, Workspace, decrypt, finish, pack_rows,
 };
 use rand_core::CryptoRng;
 use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::Mutex;
 use zeroize::Zeroizing;
 
 const CONV: CiphertextModulus = CiphertextModulus::Conv;
 /// Memory of one kernel polynomial: three residues of each coefficient.
 const KERNEL_BYTES: usize = 3 * 8 * N;
-/// Kernels of a chunk are kept for all its rows up to this size, and made anew for each row above it.
-const CHUNK_BYTES: usize = 64 << 20;
-/// Kernels transformed before their products are summed: enough to share the reduction, few enough for the cache.
-const BATCH: usize = 8;
+/// Kernels transformed before they are multiplied, for each row that they are multiplied by: enough to read each ciphertext for
+/// several of them, few enough for the caches at 64 KB each (one prime at a time). Of 8 to 128, 16 and 32 were fastest (EPYC
+/// Zen 4, 512@4, 64@32 and 256@8 of the example `layers`).
+const KERNELS_AT_ONCE: usize = 32;
+/// Products in memory at a time and thread, at 0.4 MB each.
+const PRODUCTS_AT_ONCE: usize = 32;
+/// Rows that share a transform of a kernel.
+const ROWS_AT_ONCE: usize = 8;
 
 /// The server's kernels, placed for a packing.
 pub struct Kernels {
@@ -123,13 +128,19 @@ impl AnswerKernels {
         chunk: usize,
         place: usize,
         group: usize,
-    ) -> impl Iterator<Item = (usize, i64)> + 'a {
+    ) -> impl Iterator<Item = (usize, i32)> + 'a {
         answer
             .kernel(upload, &self.taps[group], chunk, place)
             .map(|placed| {
                 let exponent = placed.coefficient as usize + if placed.negative { N } else { 0 };
-                (exponent, i64::from(self.weights[placed.weight as usize]))
+                (exponent, i32::from(self.weights[placed.weight as usize]))
             })
+    }
+
+    /// How far from the output a tap reads, where all kernel polynomials stay within that.
+    fn reach(&self, answer: &AnswerMap) -> Option<usize> {
+        let shifts = self.taps.iter().flatten().map(|tap| tap.shift as usize);
+        (answer.output_blocks() == 1).then(|| shifts.max().map_or(1, |most| most + 1))
     }
 
     fn polynomial(
@@ -142,6 +153,7 @@ impl AnswerKernels {
         group: usize,
     ) -> PlainPoly {
         let terms = self.terms(answer, upload, chunk, place, group);
+        let terms = terms.map(|(exponent, weight)| (exponent, i64::from(weight)));
         PlainPoly::new(params, CONV, answer.merge(), terms)
     }
 }
@@ -160,6 +172,17 @@ pub fn answers_bytes(answer: &AnswerMap) -> usize {
     (0..answer.ciphertexts())
         .map(|index| Answer::bytes(answer.useful_count(index)))
         .sum()
+}
+
+/// The ciphertexts of an upload as the answers to it multiply them: row by row.
+///
+/// # Panics
+/// If there are not as many as the upload has.
+pub fn rows_of(upload: &UploadMap, ciphertexts: Vec<Ciphertext>) -> Vec<CiphertextRow> {
+    let count = upload.ciphertexts();
+    assert_eq!(ciphertexts.len(), count, "ciphertexts of another upload");
+    let rows = ciphertexts.par_chunks(upload.groups());
+    rows.map(CiphertextRow::new).collect()
 }
 
 /// The server's answers, made one after the other: `Enc(W r + s)` of a convolution, for fresh `s`.
@@ -211,36 +234,33 @@ impl<'a> Answers<'a> {
     /// # Cost
     /// See [`super::cost()`]; on all threads of the current rayon pool.
     /// # Panics
-    /// If this answer was made before: answering an upload twice leaks bits of `W r`. If `ciphertexts` are not those of
-    /// the answer's upload.
+    /// If this answer was made before: answering an upload twice leaks bits of `W r`. If `inputs` are not the rows
+    /// ([`rows_of`]) of the answer's upload.
     pub fn make(
         &mut self,
         answer: usize,
-        ciphertexts: &[Ciphertext],
+        inputs: &[CiphertextRow],
     ) -> (Vec<u8>, Zeroizing<Vec<u64>>) {
         let made = std::mem::replace(&mut self.made[answer], true);
         assert!(!made, "answer {answer} was made before");
         let map = &self.packing.answers()[answer];
         let upload = &self.packing.uploads()[map.upload()];
-        assert_eq!(
-            ciphertexts.len(),
-            upload.ciphertexts(),
-            "ciphertexts of another upload"
-        );
-        let finished: Vec<Vec<Finished>> = (0..map.chunks())
+        assert_eq!(inputs.len(), upload.rows(), "rows of another upload");
+        let finished: Vec<Vec<Finished>> = jobs(map, upload.groups())
             .into_par_iter()
-            .map(|chunk| {
-                let task = Chunk {
+            .map(|(chunks, rows)| {
+                let job = Job {
                     params: self.params,
                     answer: map,
                     upload,
                     kernels: &self.kernels.answers[answer],
-                    ciphertexts,
+                    inputs,
                     galois_keys: self.galois_keys,
                     scratch: &self.scratch,
-                    chunk,
+                    chunks,
+                    rows,
                 };
-                task.products(|index, packed| self.finish(answer, index, packed))
+                job.run(|index, packed| self.finish(answer, index, packed))
             })
             .collect();
         let mut finished: Vec<Finished> = finished.into_iter().flatten().collect();
@@ -253,7 +273,7 @@ impl<'a> Answers<'a> {
         (parts.concat(), share)
     }
 
-    fn finish(&self, answer: usize, index: usize, packed: pi_rlwe::Packed) -> Finished {
+    fn finish(&self, answer: usize, index: usize, packed: Packed) -> Finished {
         let map = &self.packing.answers()[answer];
         let useful = map.useful(&self.packing.uploads()[map.upload()], index);
         let rng = &mut self.forks.task("answer", answer, index);
@@ -284,10 +304,14 @@ pub fn server_answer(
     rng: &mut impl CryptoRng,
 ) -> (Vec<u8>, Vec<Zeroizing<Vec<u64>>>) {
     let mut answers = Answers::new(params, packing, kernels, public_key, galois_keys, rng);
+    let uploads = packing.uploads().iter().zip(uploaded.ciphertexts);
+    let rows: Vec<Vec<CiphertextRow>> = uploads
+        .map(|(upload, ciphertexts)| rows_of(upload, ciphertexts))
+        .collect();
     let mut message = Vec::new();
     let mut shares = Vec::with_capacity(packing.answers().len());
     for (index, answer) in packing.answers().iter().enumerate() {
-        let (bytes, share) = answers.make(index, &uploaded.ciphertexts[answer.upload()]);
+        let (bytes, share) = answers.make(index, &rows[answer.upload()]);
         message.extend_from_slice(&bytes);
         shares.push(share);
     }
@@ -312,111 +336,147 @@ fn scatter(useful: &[Useful], values: &[u64], out: &mut [u64]) {
     }
 }
 
-/// Buffers of kernel polynomials, reused: first touch of memory costs as much as the arithmetic.
+/// Workspaces of kernel polynomials, reused: first touch of memory costs as much as the arithmetic.
 #[derive(Default)]
-struct Scratch(Mutex<Vec<Vec<PlainPoly>>>);
+struct Scratch(Mutex<Vec<Workspace>>);
 
 impl Scratch {
-    fn with<T>(&self, use_it: impl FnOnce(&mut Vec<PlainPoly>) -> T) -> T {
+    fn with<T>(&self, use_it: impl FnOnce(&mut Workspace) -> T) -> T {
         let lock = || {
             self.0
                 .lock()
                 .expect("nothing panics while it holds the lock")
         };
-        let mut buffers = lock().pop().unwrap_or_default();
-        let result = use_it(&mut buffers);
-        lock().push(buffers);
+        let mut workspace = lock().pop().unwrap_or_default();
+        let result = use_it(&mut workspace);
+        lock().push(workspace);
         result
     }
 }
 
-/// The output channels of one chunk, for all rows.
-struct Chunk<'a> {
+/// Levels of merging whose products are made at once, or chunks where nothing is merged that far, as a power of two.
+fn together(answer: &AnswerMap, groups: usize, rows: usize) -> u32 {
+    let kernels = KERNELS_AT_ONCE * rows;
+    (kernels / groups.min(kernels))
+        .min(PRODUCTS_AT_ONCE / rows)
+        .min((answer.chunks() << answer.merge()).next_power_of_two())
+        .ilog2()
+}
+
+/// Chunks and rows (by number among the answer's) of what is done together.
+fn jobs(answer: &AnswerMap, groups: usize) -> Vec<(Range<usize>, Range<usize>)> {
+    let rows = answer.rows().len();
+    let at_once = together(answer, groups, rows.min(ROWS_AT_ONCE));
+    let chunks = 1usize << at_once.saturating_sub(answer.merge());
+    let mut jobs = Vec::new();
+    for first_chunk in (0..answer.chunks()).step_by(chunks) {
+        for first_row in (0..rows).step_by(ROWS_AT_ONCE) {
+            jobs.push((
+                first_chunk..answer.chunks().min(first_chunk + chunks),
+                first_row..rows.min(first_row + ROWS_AT_ONCE),
+            ));
+        }
+    }
+    jobs
+}
+
+/// Some chunks of output channels, for some rows.
+struct Job<'a> {
     params: &'a Params,
     answer: &'a AnswerMap,
     upload: &'a UploadMap,
     kernels: &'a AnswerKernels,
-    ciphertexts: &'a [Ciphertext],
+    inputs: &'a [CiphertextRow],
     galois_keys: &'a GaloisKeys,
     scratch: &'a Scratch,
-    chunk: usize,
+    chunks: Range<usize>,
+    rows: Range<usize>,
 }
 
-impl Chunk<'_> {
-    /// Packs the chunk's products row by row and hands each with its ciphertext's number to `finish`.
-    fn products<T: Send>(&self, finish: impl Fn(usize, pi_rlwe::Packed) -> T + Sync) -> Vec<T> {
-        let (answer, groups) = (self.answer, self.upload.groups());
+impl Job<'_> {
+    /// Packs the products and hands each ciphertext with its number to `finish`.
+    fn run<T: Send>(&self, finish: impl Fn(usize, Packed) -> T + Sync) -> Vec<T> {
+        let answer = self.answer;
         let places = 1usize << answer.merge();
-        let polynomials = places * groups;
-        let made: Vec<PlainPoly>;
-        let ready: Option<&[PlainPoly]> = match &self.kernels.cached {
-            Some(all) => Some(&all[self.chunk * polynomials..][..polynomials]),
-            None if answer.rows().len() > 1 && polynomials * KERNEL_BYTES <= CHUNK_BYTES => {
-                made = (0..polynomials)
-                    .into_par_iter()
-                    .map(|i| {
-                        let (place, group) = (i / groups, i % groups);
-                        self.kernels.polynomial(
-                            self.params,
-                            answer,
-                            self.upload,
-                            self.chunk,
-                            place,
-                            group,
-                        )
-                    })
-                    .collect();
-                Some(&made)
-            }
-            None => None,
-        };
-        let rows: Vec<usize> = answer.rows().collect();
-        rows.into_par_iter()
-            .enumerate()
-            .map(|(at, row)| {
-                let inputs = &self.ciphertexts[row * groups..][..groups];
-                let product = |place: usize| match ready {
-                    Some(kernels) => {
-                        let kernels = &kernels[place * groups..][..groups];
-                        let terms: Vec<_> = inputs.iter().zip(kernels).collect();
-                        Product::new(self.params, &terms)
+        // Chunks that are merged less far than products are made at once share the making.
+        let mut ready: Vec<Mutex<Vec<Vec<Product>>>> = Vec::new();
+        if self.chunks.len() > 1 {
+            let outputs: Vec<(usize, usize)> = self
+                .chunks
+                .clone()
+                .flat_map(|chunk| (0..places).map(move |place| (chunk, place)))
+                .collect();
+            let mut products = self.products(&outputs).into_iter();
+            ready.extend(
+                (self.chunks.clone()).map(|_| Mutex::new(products.by_ref().take(places).collect())),
+            );
+        }
+        let at_once = together(answer, self.upload.groups(), self.rows.len());
+        let gap = self.upload.layout().group as usize;
+        let packed = self.chunks.clone().into_par_iter().map(|chunk| {
+            let (together, made) = match ready.get(chunk - self.chunks.start) {
+                Some(ready) => {
+                    let lock = &mut *ready.lock().expect("nobody else holds the lock");
+                    (answer.merge(), Some(std::mem::take(lock)))
+                }
+                None => (at_once, None),
+            };
+            let made = Mutex::new(made);
+            let rows = pack_rows(
+                self.params,
+                self.galois_keys,
+                gap,
+                answer.merge(),
+                together,
+                |places| match made.lock().expect("taking does not panic").take() {
+                    Some(products) => products,
+                    None => {
+                        let outputs: Vec<_> = places.iter().map(|&place| (chunk, place)).collect();
+                        self.products(&outputs)
                     }
-                    None => self.product_on_the_fly(inputs, place),
-                };
-                let gap = self.upload.layout().group as usize;
-                let packed = pack(self.params, self.galois_keys, gap, answer.merge(), product);
-                finish(at * answer.chunks() + self.chunk, packed)
-            })
-            .collect()
+                },
+            );
+            rows.into_par_iter()
+                .zip(self.rows.clone())
+                .map(|(packed, row)| finish(row * answer.chunks() + chunk, packed))
+                .collect::<Vec<_>>()
+        });
+        packed.flatten().collect()
     }
 
-    /// The sum over the groups, with kernels transformed in reused memory.
-    fn product_on_the_fly(&self, inputs: &[Ciphertext], place: usize) -> Product {
-        self.scratch.with(|buffers| {
-            let mut sum: Option<Product> = None;
-            for (batch, inputs) in inputs.chunks(BATCH).enumerate() {
-                for (i, _) in inputs.iter().enumerate() {
-                    let group = batch * BATCH + i;
-                    let terms =
-                        self.kernels
-                            .terms(self.answer, self.upload, self.chunk, place, group);
-                    match buffers.get_mut(i) {
-                        Some(buffer) => buffer.set(self.params, self.answer.merge(), terms),
-                        None => buffers.push(PlainPoly::new(
-                            self.params,
-                            CONV,
-                            self.answer.merge(),
-                            terms,
-                        )),
-                    }
-                }
-                let terms: Vec<_> = inputs.iter().zip(buffers.iter()).collect();
-                match &mut sum {
-                    Some(sum) => sum.accumulate(self.params, &terms),
-                    None => sum = Some(Product::new(self.params, &terms)),
-                }
-            }
-            sum.expect("a tensor has a channel, so there is a group")
+    /// The sums over the groups for these output channels, chunk and place: `[output][row]`.
+    fn products(&self, outputs: &[(usize, usize)]) -> Vec<Vec<Product>> {
+        let answer = self.answer;
+        let rows: Vec<&CiphertextRow> = answer
+            .rows()
+            .skip(self.rows.start)
+            .take(self.rows.len())
+            .map(|row| &self.inputs[row])
+            .collect();
+        if let Some(all) = &self.kernels.cached {
+            let groups = self.upload.groups();
+            let of = |&(chunk, place): &(usize, usize)| {
+                &all[((chunk << answer.merge()) + place) * groups..][..groups]
+            };
+            let polynomials: Vec<&[PlainPoly]> = outputs.iter().map(of).collect();
+            return Product::matrix_of(self.params, &rows, &polynomials);
+        }
+        let terms = |output: usize, group: usize| {
+            let (chunk, place) = outputs[output];
+            self.kernels.terms(answer, self.upload, chunk, place, group)
+        };
+        let reach = self.kernels.reach(answer);
+        let levels = answer.merge();
+        self.scratch.with(|workspace| {
+            Product::matrix(
+                self.params,
+                &rows,
+                outputs.len(),
+                levels,
+                reach,
+                terms,
+                workspace,
+            )
         })
     }
 }

@@ -40,7 +40,7 @@ mod upload;
 mod tests;
 
 pub use answer::{
-    Answers, Kernels, answers_bytes, client_finish, finish_answer, max_gap, server_answer,
+    Answers, Kernels, answers_bytes, client_finish, finish_answer, max_gap, rows_of, server_answer,
 };
 pub use cost::{LinearCost, cost};
 pub use upload::{

@@ -792,8 +792,9 @@ async fn answer_uploads(
         let message = receive_exactly(channel, "upload", uploads_bytes(map)).await?;
         let ciphertexts = linear::receive_upload(params, packing, &seed, upload, &message)?;
         drop(message);
+        let rows = linear::rows_of(map, ciphertexts);
         for answer in planned.readers(upload) {
-            let (message, share) = answers.make(answer, &ciphertexts);
+            let (message, share) = answers.make(answer, &rows);
             messages.push(message);
             shares[answer] = share;
         }
