@@ -159,7 +159,7 @@ impl Report {
             offline: cost.offline.into(),
             online: cost.online.into(),
             round_trips: cost.online_round_trips(),
-            linear_seconds: linear.server_micros * 1e-6,
+            linear_seconds: linear.operations().server_micros(&linear::Rates::MEASURED) * 1e-6,
             failure_log2: failure.total,
             note: artifact.note.clone(),
         })

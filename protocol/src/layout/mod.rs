@@ -33,7 +33,7 @@ pub(crate) mod tests;
 mod vectors;
 
 pub use answer::{AnswerMap, Placement, Tap, Useful};
-pub use choose::{default_plan, layout_for};
+pub use choose::{Sketch, default_plan, layout_for};
 pub use upload::{ClassCounts, Slot, UploadMap};
 
 use pi_ir::{Answer, Circuit, Conv, Plan, Shape, TensorId, Term};

@@ -62,6 +62,8 @@ struct Plane {
     slots: Vec<Slot>,
     /// Per phase: free and forced slots.
     counts: Vec<(usize, usize)>,
+    /// Whether any slot is a repeat.
+    repeats: bool,
 }
 
 impl UploadMap {
@@ -165,6 +167,13 @@ impl UploadMap {
             }
         }
         out
+    }
+
+    /// Whether tiles of row `row` repeat elements of earlier ones.
+    pub(crate) fn repeats(&self, row: usize) -> bool {
+        (0..self.layout.blocks as usize)
+            .map_while(|block| self.tile_and_bundle(row, block))
+            .any(|(tile, _)| self.planes[tile].repeats)
     }
 
     /// How many coefficients of ciphertext `index` are in each class, without listing them.
@@ -321,6 +330,7 @@ impl Steps {
 impl Plane {
     fn new(contents: Vec<Content>, phases: usize, seen: &mut [bool]) -> Plane {
         let mut counts = vec![(0, 0); phases];
+        let mut repeats = false;
         let slots = contents
             .into_iter()
             .enumerate()
@@ -335,6 +345,7 @@ impl Plane {
                     Content::Element(element) => {
                         if std::mem::replace(&mut seen[element as usize], true) {
                             *forced += 1;
+                            repeats = true;
                             Slot::Repeat(element)
                         } else {
                             *free += 1;
@@ -344,7 +355,11 @@ impl Plane {
                 }
             })
             .collect();
-        Plane { slots, counts }
+        Plane {
+            slots,
+            counts,
+            repeats,
+        }
     }
 }
 

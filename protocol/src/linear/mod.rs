@@ -40,7 +40,7 @@ mod upload;
 mod tests;
 
 pub use answer::{Kernels, answers_bytes, client_finish, max_gap, server_answer};
-pub use cost::{LinearCost, cost};
+pub use cost::{LinearCost, Operations, Rates, cost};
 pub use upload::{ClientUpload, Uploaded, client_upload, server_receive, uploads_bytes};
 
 use rand_chacha::ChaCha20Rng;
