@@ -1,9 +1,9 @@
 //! The packing plans of the common networks, by batch and link: layouts, operations, bytes, predicted time.
 //!
-//! `cargo run --release -p pi-compiler --example plans -- [resnet18|resnet32|wrn22-8|lean9|conv512|conv64]... [--layers]`
+//! `cargo run --release -p pi-compiler --example plans -- NETWORK.. [--layers]`, of resnet18, resnet32, wrn22-8, lean9, and the
+//! single convolutions conv512 and conv64. `PRICE` (ns a byte) and `FASTER` (a factor) in the environment vary the weights.
 use pi_compiler::fold::fold;
 use pi_compiler::lower::{Pools, lower};
-use pi_compiler::network::{self, Network};
 use pi_compiler::select::{Link, select};
 use pi_ir::builders::{Policy, lean9, resnet18, resnet32, wrn22_8};
 use pi_ir::{Circuit, Conv, Graph, Layer, Padding, Range, Shape, Step, TensorId, Term};
@@ -12,40 +12,11 @@ use pi_protocol::linear;
 use std::time::Instant;
 
 fn shapes(graph: &Graph) -> Circuit {
-    let network = lower(&fold(graph).unwrap(), Pools::Cheapest).unwrap();
-    circuit(&network)
+    lower(&fold(graph).unwrap(), Pools::Cheapest)
+        .unwrap()
+        .shapes()
 }
-fn circuit(network: &Network) -> Circuit {
-    let layers = network
-        .layers
-        .iter()
-        .map(|l| Layer {
-            name: l.name.clone(),
-            terms: l
-                .terms
-                .iter()
-                .filter_map(|t| match t {
-                    network::Term::Conv { conv, .. } => Some(Term::Conv(conv.clone())),
-                    _ => None,
-                })
-                .collect(),
-            pool: None,
-            shape: l.shape,
-            bound_bits: 0,
-            range: Range::Proved,
-            step: Step::Output { frac_bits: 0 },
-        })
-        .collect();
-    Circuit {
-        name: String::new(),
-        input: network.input,
-        input_frac_bits: 0,
-        mean: vec![],
-        std: vec![],
-        classes: vec![],
-        layers,
-    }
-}
+
 fn one(c: u32, side: u32, out: u32) -> Circuit {
     let conv = Conv {
         input: TensorId(0),
@@ -88,7 +59,7 @@ fn main() {
             "lean9" => shapes(&lean9(32, 10, Policy::Relu, 1)),
             "conv512" => one(512, 4, 512),
             "conv64" => one(64, 32, 64),
-            _ => panic!("unknown"),
+            other => panic!("no network {other}"),
         };
         for bundles in [1, 4, 16] {
             for mbit in [100.0, 200.0, 1000.0] {

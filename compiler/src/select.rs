@@ -7,7 +7,7 @@
 
 use crate::fault::{Fault, Refused};
 use pi_ir::{Answer, Circuit, Conv, Layout, Plan, Shape, TensorId, Term, Upload};
-use pi_protocol::layout::{self, RING_DEGREE, Sketch, conv_output};
+use pi_protocol::layout::{self, MAX_MERGED_GROUP, RING_DEGREE, Sketch, conv_output};
 use pi_protocol::linear::{self, LinearCost, Operations, Rates};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
@@ -21,7 +21,8 @@ pub struct Link {
     pub server_cores: f64,
     /// Cores of the client.
     pub client_cores: f64,
-    /// What a byte costs beside its time on the link, in seconds: traffic is paid for, and others wait for the line.
+    /// What a byte costs beside its time on the link, in seconds: traffic is paid for, stored, and keeps others waiting, so a
+    /// plan for a fast link should not be lavish. By default as much as on a link of 200 Mbit/s.
     pub byte_price: f64,
     /// What the operations take.
     pub rates: Rates,
@@ -30,7 +31,7 @@ pub struct Link {
 impl Default for Link {
     fn default() -> Self {
         Link {
-            bits_per_second: 200e6,
+            bits_per_second: 100e6,
             server_cores: 2.0,
             client_cores: 2.0,
             byte_price: 40e-9,
@@ -75,6 +76,8 @@ impl Link {
 
 /// Cuts of a map that are tried per group size: heights for each width, from the largest tile that fits down.
 const CUTS: usize = 8;
+/// Cuts of the stack of all bundles' maps, likewise.
+const STACKS: usize = 4;
 /// Widths of tiles that are tried, from the map's own down.
 const WIDTHS: usize = 4;
 /// Up to this many output blocks every number is tried, above it powers of two and the most.
@@ -261,14 +264,24 @@ impl Problem {
                 widths.map(move |columns| (1 << bits, columns))
             })
             .collect();
+        let stack = match self.bundles {
+            1 => None,
+            bundles => Sketch::stack_rows(bundles, self.shape, &consumers),
+        };
+        let stacked: Vec<u32> = cuts(stack.unwrap_or(0))
+            .into_iter()
+            .filter(|&rows| rows > height)
+            .collect();
         let sketches: Vec<Sketch> = sizes
             .into_par_iter()
             .flat_map_iter(|(group, columns)| {
-                let heights = cuts(height).into_iter();
-                let sketches = heights.filter_map(|rows| {
-                    Sketch::tightest(self.bundles, self.shape, &consumers, group, (rows, columns))
-                });
-                sketches.take(CUTS).collect::<Vec<_>>()
+                let tightest = |rows: u32| {
+                    let tile = (rows, columns);
+                    Sketch::tightest(self.bundles, self.shape, &consumers, group, tile)
+                };
+                let alone = cuts(height).into_iter().filter_map(tightest).take(CUTS);
+                let stacked = stacked.iter().copied().filter_map(tightest).take(STACKS);
+                alone.chain(stacked).collect::<Vec<_>>()
             })
             .collect();
         let mut bounds: Vec<(f64, Candidate)> = sketches
@@ -391,6 +404,9 @@ fn cuts(side: u32) -> Vec<u32> {
 
 /// Merging more output channels than there are only costs key switches.
 fn most_merge(group: u32, conv: &Conv) -> u32 {
+    if group > MAX_MERGED_GROUP {
+        return 0;
+    }
     group
         .ilog2()
         .min(conv.out_channels.next_power_of_two().ilog2())
@@ -482,5 +498,42 @@ mod tests {
         };
         let (slow, fast) = (cost(5e6), cost(1e11));
         assert!(slow.0 < fast.0 && slow.1 > fast.1, "{slow:?} {fast:?}");
+    }
+
+    /// Bytes up and down a bundle; they move with the rates only if the choice does.
+    fn bytes(circuit: &Circuit, bundles: u32, link: &Link) -> usize {
+        let cost = cost(circuit, bundles, link);
+        (cost.bytes_up() + cost.bytes_down()) / bundles as usize
+    }
+
+    fn links() -> [Link; 3] {
+        [100e6, 200e6, 1e9].map(|bits_per_second| Link {
+            bits_per_second,
+            ..Link::default()
+        })
+    }
+
+    #[test]
+    fn single_convolutions_stay_within_their_bytes() {
+        let (deep, wide) = (same(512, 4, 512, 3), same(64, 32, 64, 3));
+        for link in links() {
+            assert!(bytes(&deep, 1, &link) <= 1_300_000);
+            assert!(bytes(&deep, 16, &link) <= 450_000);
+            assert!(bytes(&wide, 1, &link) <= 2_500_000);
+            assert!(bytes(&wide, 16, &link) <= 2_200_000);
+        }
+    }
+
+    #[test]
+    fn resnet18_stays_within_its_bytes() {
+        let graph = pi_ir::builders::resnet18(32, 10, pi_ir::builders::Policy::Relu, 1);
+        let folded = crate::fold::fold(&graph).unwrap();
+        let network = crate::lower::lower(&folded, crate::lower::Pools::Cheapest).unwrap();
+        let circuit = network.shapes();
+        let link = Link::default();
+        let alone = bytes(&circuit, 1, &link);
+        assert!(alone <= 24_600_000, "{alone}");
+        let batch = bytes(&circuit, 16, &link);
+        assert!(batch <= 19_400_000, "{batch}");
     }
 }

@@ -1,7 +1,10 @@
 //! Choosing layouts: the smallest legal layout for a tile, and a plan for a whole circuit.
 
-use super::upload::{Builder, Taps};
-use super::{AnswerMap, Consumer, MAX_BUNDLES, RING_DEGREE, UploadMap, conv_output, conv_terms};
+use super::upload::{Builder, Taps, pitch};
+use super::{
+    AnswerMap, Consumer, MAX_BUNDLES, MAX_MERGED_GROUP, MAX_SIDE, RING_DEGREE, UploadMap,
+    conv_output, conv_terms,
+};
 use crate::linear::{Operations, Rates};
 use pi_ir::{Answer, Circuit, Conv, Layout, Padding, Plan, Shape, TensorId, Upload};
 use std::collections::BTreeMap;
@@ -32,14 +35,16 @@ pub(crate) fn layout_in(
     Some(sketch.upload.layout().clone())
 }
 
-fn tightest(
-    ring_degree: u32,
+/// The layout of one tile of `tile` outputs (cut to what there is) with the least padding and window, no row stride or
+/// blocks yet; and the rows and columns of outputs that tiles have to cover: of one bundle, or of the stack if a tile has
+/// more rows.
+fn one_tile(
     bundles: u32,
     shape: Shape,
     consumers: &[&Conv],
     group: u32,
     tile: (u32, u32),
-) -> Option<Sketch> {
+) -> Option<(Layout, (u32, u32))> {
     let stride = consumers.first()?.stride;
     let outputs: Vec<Shape> = consumers
         .iter()
@@ -56,7 +61,7 @@ fn tightest(
     };
     let height = outputs.iter().map(|s| s.h).max()?;
     let width = outputs.iter().map(|s| s.w).max()?;
-    let tile = (tile.0.min(height), tile.1.min(width));
+    let tile = (tile.0.min(MAX_SIDE), tile.1.min(width));
     let mut layout = Layout {
         group,
         stride,
@@ -96,6 +101,31 @@ fn tightest(
         side(Taps::horizontal, |s| s.w)?,
     );
     layout.padding = padding;
+    let readers: Vec<Consumer<'_>> = consumers
+        .iter()
+        .map(|conv| consumer(conv, &UNMERGED, conv_output(shape, conv)))
+        .collect::<Option<_>>()?;
+    let rows = match pitch(&layout, shape, bundles, &readers) {
+        Some(pitch) => (bundles - 1) * pitch + height,
+        None => height,
+    };
+    layout.tile.0 = tile.0.min(rows);
+    Some((layout, (rows, width)))
+}
+
+fn tightest(
+    ring_degree: u32,
+    bundles: u32,
+    shape: Shape,
+    consumers: &[&Conv],
+    group: u32,
+    tile: (u32, u32),
+) -> Option<Sketch> {
+    let (mut layout, (height, width)) = one_tile(bundles, shape, consumers, group, tile)?;
+    let tile = layout.tile;
+    let tiles = u64::from(height.div_ceil(tile.0)) * u64::from(width.div_ceil(tile.1));
+    let single = one_tile(1, shape, consumers, group, tile)?.1.0;
+    let copies = if height > single { 1 } else { bundles };
 
     // From the tile's width up, the first row stride at which nothing collides; at the full width of what
     // a tile reads, nothing can.
@@ -107,10 +137,9 @@ fn tightest(
         if blocks == 0 {
             return None;
         }
-        let tiles = u64::from(height.div_ceil(tile.0)) * u64::from(width.div_ceil(tile.1));
         layout.row_stride = row_stride;
         layout.block = block as u32;
-        layout.blocks = blocks.min(tiles * u64::from(bundles)) as u32;
+        layout.blocks = blocks.min(tiles * u64::from(copies)) as u32;
         let sketch = Sketch::in_any_ring(ring_degree, bundles, shape, consumers, &layout, 1);
         if sketch.is_some() {
             return sketch;
@@ -188,7 +217,8 @@ impl Sketch {
     }
 
     /// The upload in the tightest layout for tiles of `tile` outputs (cut to the map) and `group` channels, as many
-    /// blocks in a ciphertext as fit, one output block; see [`layout_for`].
+    /// blocks in a ciphertext as fit, one output block; see [`layout_for`]. With several bundles, tiles of more rows than
+    /// the map has stack the bundles.
     pub fn tightest(
         bundles: u32,
         shape: Shape,
@@ -197,6 +227,12 @@ impl Sketch {
         tile: (u32, u32),
     ) -> Option<Sketch> {
         tightest(RING_DEGREE, bundles, shape, consumers, group, tile)
+    }
+
+    /// Rows of outputs of all bundles' maps in a stack: what a tile of more rows than one map cuts.
+    pub fn stack_rows(bundles: u32, shape: Shape, consumers: &[&Conv]) -> Option<u32> {
+        let (_, (rows, _)) = one_tile(bundles, shape, consumers, 1, (MAX_SIDE, 1))?;
+        Some(rows)
     }
 
     /// The upload's map.
@@ -216,13 +252,19 @@ impl Sketch {
     }
 }
 
+const UNMERGED: Answer = Answer {
+    layer: 0,
+    term: 0,
+    upload: 0,
+    merge: 0,
+    output_blocks: 1,
+};
+
 fn answer(merge: u32, output_blocks: u32) -> Answer {
     Answer {
-        layer: 0,
-        term: 0,
-        upload: 0,
         merge,
         output_blocks,
+        ..UNMERGED
     }
 }
 
@@ -398,7 +440,11 @@ fn weigh(sketch: &Sketch, output_blocks: u32) -> (f64, Vec<u32>) {
     let mut micros = bits / 8.0 * MICROS_A_BYTE + server / 2.0;
     let mut merges = Vec::with_capacity(sketch.consumers.len());
     for reader in 0..sketch.consumers.len() {
-        let answers = (0..=upload.layout().group.ilog2()).filter_map(|merge| {
+        let most = match upload.layout().group {
+            group if group <= MAX_MERGED_GROUP => group.ilog2(),
+            _ => 0,
+        };
+        let answers = (0..=most).filter_map(|merge| {
             let answer = sketch.answer(reader, merge, output_blocks)?;
             let bits = (70 * answer.ciphertexts() * degree + 64 * answer.len()) as f64;
             let server = Operations::of_answer(upload, &answer).server_micros(&RATES);
