@@ -77,7 +77,7 @@ struct Choices {
     #[arg(long, value_delimiter = ',', default_values_t = [4, 16], value_parser = clap::value_parser!(u32).range(2..=64))]
     batches: Vec<u32>,
     /// Speed of the link that the packing is chosen for, in Mbit/s.
-    #[arg(long, default_value_t = 200.0, value_parser = speed)]
+    #[arg(long, default_value_t = 100.0, value_parser = speed)]
     link: f64,
 }
 
@@ -109,7 +109,8 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     if arguments.inspect {
-        let report = Report::new(&load_artifact(&arguments.graph)?)?;
+        let link = arguments.choices.options().link;
+        let report = Report::new(&load_artifact(&arguments.graph)?, &link)?;
         return print(&report, None, arguments.json);
     }
     match (&arguments.out, &arguments.evaluate) {
@@ -175,7 +176,7 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     write_atomically(&out.join(WEIGHTS_NAME), &weights.encode())?;
     write_atomically(&out.join(ARTIFACT_NAME), &artifact.encode())?;
     print(
-        &Report::new(&artifact)?,
+        &Report::new(&artifact, &arguments.choices.options().link)?,
         comparison.as_ref(),
         arguments.json,
     )

@@ -73,6 +73,35 @@ pub enum Step {
 }
 
 impl Network {
+    /// The convolutions alone, as a circuit that computes nothing: what a packing looks at.
+    pub fn shapes(&self) -> pi_ir::Circuit {
+        let convs = |layer: &Layer| {
+            let convs = layer.terms.iter().filter_map(|term| match term {
+                Term::Conv { conv, .. } => Some(pi_ir::Term::Conv(conv.clone())),
+                Term::Residual { .. } => None,
+            });
+            convs.collect()
+        };
+        let layers = self.layers.iter().map(|layer| pi_ir::Layer {
+            name: layer.name.clone(),
+            terms: convs(layer),
+            pool: None,
+            shape: layer.shape,
+            bound_bits: 0,
+            range: pi_ir::Range::Proved,
+            step: pi_ir::Step::Output { frac_bits: 0 },
+        });
+        pi_ir::Circuit {
+            name: String::new(),
+            input: self.input,
+            input_frac_bits: 0,
+            mean: Vec::new(),
+            std: Vec::new(),
+            classes: Vec::new(),
+            layers: layers.collect(),
+        }
+    }
+
     /// Shape of a tensor.
     ///
     /// # Panics

@@ -1,9 +1,11 @@
 //! The per-layer table of a compiled network.
 
 use crate::fault::Refused;
+use crate::select::{Alternative, Link, alternatives, conv_terms};
 use pi_ir::failure::failure_log2;
-use pi_ir::{Artifact, Kind, Layer, Range, Step, Term};
+use pi_ir::{Artifact, Conv, Kind, Layer, Layout, Plan, Range, Step, Term};
 use pi_protocol::layout::Packing;
+use pi_protocol::linear::{LinearCost, Operations};
 use pi_protocol::{cost, linear};
 use serde::Serialize;
 use std::fmt;
@@ -25,8 +27,17 @@ pub struct Report {
     pub online: Traffic,
     /// Round trips of an inference.
     pub round_trips: u32,
+    /// How each convolution is packed, for one exchange.
+    pub packing: Vec<Packed>,
+    /// Bundles prepared in one exchange.
+    pub bundles: u32,
     /// The server's processor time for the linear layers of one exchange, as the cost model predicts, in seconds.
     pub linear_seconds: f64,
+    /// The client's.
+    pub client_seconds: f64,
+    /// Seconds of one exchange of linear layers on the link that the report is for, predicted; see
+    /// [`Link::seconds`].
+    pub exchange_seconds: f64,
     /// `log2` of the probability that one inference loses a value.
     pub failure_log2: f64,
     /// What the artifact's maker wrote into it.
@@ -64,6 +75,54 @@ pub struct Row {
     pub offline: Traffic,
     /// Per input.
     pub online: Traffic,
+}
+
+/// The packing of one convolution, for one exchange: all bundles together.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Packed {
+    /// The layer that it is a term of.
+    pub layer: String,
+    /// Kernel and tensor read, as in [`Row::terms`].
+    pub term: String,
+    /// Channels in a ciphertext, `G`.
+    pub group: u32,
+    /// Rows and columns of outputs in a tile.
+    pub tile: (u32, u32),
+    /// Positions from row to row.
+    pub row_stride: u32,
+    /// Tiles in a ciphertext.
+    pub blocks: u32,
+    /// Groups of output channels behind each other.
+    pub output_blocks: u32,
+    /// Levels of merging.
+    pub merge: u32,
+    /// Ciphertexts up; with the first convolution that reads an upload.
+    pub inputs: u64,
+    /// Ciphertexts down.
+    pub outputs: u64,
+    /// Automorphisms.
+    pub key_switches: u64,
+    /// Bytes of the inputs.
+    pub bytes_up: usize,
+    /// Bytes of the outputs.
+    pub bytes_down: usize,
+    /// The server's processor time, predicted, in milliseconds.
+    pub server_millis: f64,
+    /// The client's.
+    pub client_millis: f64,
+    /// Why it is so; with the first convolution that reads an upload.
+    pub why: Option<Why>,
+}
+
+/// What decided an upload with its answers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Why {
+    /// Share of bytes in what it costs on the link; work is the rest.
+    pub byte_share: f64,
+    /// The next best layout, as `group rows x columns / blocks / output blocks`.
+    pub next: Option<String>,
+    /// What the next best would cost more, as a factor of the weight: of bytes, of work, in all.
+    pub next_costs: Option<[f64; 3]>,
 }
 
 /// Payload bytes and one-way messages.
@@ -127,11 +186,13 @@ impl Kinds {
 }
 
 impl Report {
-    /// Of an artifact.
+    /// Of an artifact, predictions for a link.
     ///
     /// # Errors
     /// If its circuit or plan is not sound.
-    pub fn new(artifact: &Artifact) -> Result<Self, Refused> {
+    /// # Cost
+    /// As much as [`select()`](crate::select::select()): the second best packings are searched.
+    pub fn new(artifact: &Artifact, link: &Link) -> Result<Self, Refused> {
         let circuit = &artifact.circuit;
         let refuse = |why: String| Refused::one("", why);
         let cost = cost::circuit(circuit, artifact.plans()).map_err(|e| refuse(e.to_string()))?;
@@ -159,11 +220,96 @@ impl Report {
             offline: cost.offline.into(),
             online: cost.online.into(),
             round_trips: cost.online_round_trips(),
-            linear_seconds: linear.server_micros * 1e-6,
+            packing: packed(artifact, &linear, link),
+            bundles: artifact.plan.bundles,
+            linear_seconds: linear.operations().server_micros(&link.rates) * 1e-6,
+            client_seconds: linear.operations().client_micros(&link.rates) * 1e-6,
+            exchange_seconds: link.seconds(&linear),
             failure_log2: failure.total,
             note: artifact.note.clone(),
         })
     }
+}
+
+fn packed(artifact: &Artifact, cost: &LinearCost, link: &Link) -> Vec<Packed> {
+    let (circuit, plan) = (&artifact.circuit, &artifact.plan);
+    let mut others = alternatives(circuit, plan, link);
+    let mut first = vec![true; plan.uploads.len()];
+    let row = |(index, (layer, _, conv)): (usize, (u32, u32, &Conv))| {
+        let answer = &plan.answers[index];
+        let u = answer.upload as usize;
+        let layout = &plan.uploads[u].layout;
+        let down = cost.answers[index];
+        let (up, bytes_up, why) = match std::mem::take(&mut first[u]) {
+            true => (
+                cost.uploads[u],
+                cost.upload_bytes[u],
+                Some(why(plan, cost, u, others[u].take(), link)),
+            ),
+            false => (Operations::default(), 0, None),
+        };
+        Packed {
+            layer: circuit.layers[layer as usize].name.clone(),
+            term: conv_term(conv),
+            group: layout.group,
+            tile: layout.tile,
+            row_stride: layout.row_stride,
+            blocks: layout.blocks,
+            output_blocks: answer.output_blocks,
+            merge: answer.merge,
+            inputs: up.inputs,
+            outputs: down.outputs,
+            key_switches: down.key_switches,
+            bytes_up,
+            bytes_down: cost.answer_bytes[index],
+            server_millis: (up + down).server_micros(&link.rates) * 1e-3,
+            client_millis: (up + down).client_micros(&link.rates) * 1e-3,
+            why,
+        }
+    };
+    conv_terms(circuit).enumerate().map(row).collect()
+}
+
+fn why(
+    plan: &Plan,
+    cost: &LinearCost,
+    upload: usize,
+    other: Option<Alternative>,
+    link: &Link,
+) -> Why {
+    let readers = || (0..plan.answers.len()).filter(|&a| plan.answers[a].upload as usize == upload);
+    let bytes = cost.upload_bytes[upload] + readers().map(|a| cost.answer_bytes[a]).sum::<usize>();
+    let operations = cost.uploads[upload] + readers().map(|a| cost.answers[a]).sum();
+    let parts = |bytes: usize, operations: &Operations| {
+        let none = Operations::default();
+        (link.weight(bytes, &none), link.weight(0, operations))
+    };
+    let (of_bytes, of_work) = parts(bytes, &operations);
+    let all = of_bytes + of_work;
+    Why {
+        byte_share: of_bytes / all,
+        next_costs: other.as_ref().map(|other| {
+            let (bytes, work) = parts(other.bytes, &other.operations);
+            [
+                (bytes - of_bytes) / all,
+                (work - of_work) / all,
+                (bytes + work - all) / all,
+            ]
+        }),
+        next: other.map(|other| {
+            let Layout {
+                group,
+                tile,
+                blocks,
+                ..
+            } = other.layout;
+            layout_name(group, tile, blocks, other.output_blocks)
+        }),
+    }
+}
+
+fn layout_name(group: u32, tile: (u32, u32), blocks: u32, output_blocks: u32) -> String {
+    format!("{group} {}x{}/{blocks}/{output_blocks}", tile.0, tile.1)
 }
 
 fn row(layer: &Layer, failure_log2: f64, cost: &cost::LayerCost) -> Row {
@@ -213,16 +359,7 @@ fn range(range: Range) -> &'static str {
 
 fn terms(layer: &Layer) -> String {
     let term = |term: &Term| match term {
-        Term::Conv(conv) => {
-            let stride = match conv.stride {
-                (1, 1) => String::new(),
-                (s, _) => format!("/{s}"),
-            };
-            format!(
-                "{}x{}{stride} t{}",
-                conv.kernel.0, conv.kernel.1, conv.input.0
-            )
-        }
+        Term::Conv(conv) => conv_term(conv),
         Term::Residual {
             input, pool: None, ..
         } => format!("+t{}", input.0),
@@ -237,6 +374,17 @@ fn terms(layer: &Layer) -> String {
         text.push(format!("pool {}x{}", pool.kernel.0, pool.kernel.1));
     }
     text.join(" ")
+}
+
+fn conv_term(conv: &Conv) -> String {
+    let stride = match conv.stride {
+        (1, 1) => String::new(),
+        (s, _) => format!("/{s}"),
+    };
+    format!(
+        "{}x{}{stride} t{}",
+        conv.kernel.0, conv.kernel.1, conv.input.0
+    )
 }
 
 /// A table with totals.
@@ -279,6 +427,12 @@ impl fmt::Display for Report {
         }
         writeln!(f, "{}", self.name)?;
         write!(f, "{table}")?;
+        writeln!(
+            f,
+            "packing: group, tile, blocks, output blocks; for an exchange of {} bundles",
+            self.bundles
+        )?;
+        write!(f, "{}", self.packing_table())?;
         let kinds = &self.kinds;
         writeln!(
             f,
@@ -300,8 +454,8 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "online round trips: {}; server time for linear layers, predicted: {:.2} s",
-            self.round_trips, self.linear_seconds
+            "online round trips: {}; linear layers of an exchange, predicted: {:.2} s of the server's cores, {:.2} s of the client's, {:.2} s in all",
+            self.round_trips, self.linear_seconds, self.client_seconds, self.exchange_seconds
         )?;
         writeln!(
             f,
@@ -312,6 +466,55 @@ impl fmt::Display for Report {
             writeln!(f, "note: {}", self.note)?;
         }
         Ok(())
+    }
+}
+
+impl Report {
+    fn packing_table(&self) -> Table {
+        let mut table = Table::new(&[
+            "layer",
+            "reads",
+            "packed",
+            "merge",
+            "in",
+            "out",
+            "switches",
+            "up",
+            "down",
+            "server",
+            "client",
+            "bytes",
+            "next best",
+            "bytes",
+            "work",
+            "in all",
+        ]);
+        let percent = |share: f64| format!("{:+.0} %", 100.0 * share);
+        for row in &self.packing {
+            let why = row.why.as_ref();
+            let next = why.and_then(|why| why.next_costs);
+            let next = |i: usize| next.map_or("-".into(), |costs| percent(costs[i]));
+            table.push(vec![
+                row.layer.clone(),
+                row.term.clone(),
+                layout_name(row.group, row.tile, row.blocks, row.output_blocks),
+                row.merge.to_string(),
+                row.inputs.to_string(),
+                row.outputs.to_string(),
+                row.key_switches.to_string(),
+                bytes(row.bytes_up as u64),
+                bytes(row.bytes_down as u64),
+                format!("{:.0} ms", row.server_millis),
+                format!("{:.0} ms", row.client_millis),
+                why.map_or("-".into(), |why| format!("{:.0} %", 100.0 * why.byte_share)),
+                why.and_then(|why| why.next.clone())
+                    .unwrap_or_else(|| "-".into()),
+                next(0),
+                next(1),
+                next(2),
+            ]);
+        }
+        table
     }
 }
 

@@ -1,15 +1,14 @@
 //! The packing plan, searched per tensor with the protocol's own cost formulas.
 //!
 //! For each tensor and each stride of its consumers there is one upload. Candidates are all group sizes, cuts of the map
-//! into tiles, output blocks, and depths of merging; a candidate's cost is the time of its exact bytes on the link plus
-//! the processor time that the formulas predict. Equal shapes are searched once.
+//! into tiles, blocks and output blocks; each consumer merges to its own best depth. What a candidate costs is counted on
+//! its own index map, bytes and operations exactly, and weighed by [`Link`]. The weight is a sum over uploads and answers,
+//! so the best choice for each tensor is the best plan for all. Equal shapes are searched once.
 
 use crate::fault::{Fault, Refused};
-use pi_ir::{
-    Answer, Circuit, Conv, Layer, Layout, Plan, Range, Shape, Step, TensorId, Term, Upload,
-};
-use pi_protocol::layout::{self, Packing, RING_DEGREE, conv_output, layout_for};
-use pi_protocol::linear;
+use pi_ir::{Answer, Circuit, Conv, Layout, Plan, Shape, TensorId, Term, Upload};
+use pi_protocol::layout::{self, MAX_MERGED_GROUP, RING_DEGREE, Sketch, conv_output};
+use pi_protocol::linear::{self, LinearCost, Operations, Rates};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 
@@ -20,21 +19,69 @@ pub struct Link {
     pub bits_per_second: f64,
     /// Cores of the server that work on one exchange.
     pub server_cores: f64,
+    /// Cores of the client.
+    pub client_cores: f64,
+    /// What a byte costs beside its time on the link, in seconds: traffic is paid for, stored, and keeps others waiting, so a
+    /// plan for a fast link should not be lavish. By default as much as on a link of 200 Mbit/s.
+    pub byte_price: f64,
+    /// What the operations take.
+    pub rates: Rates,
 }
 
 impl Default for Link {
     fn default() -> Self {
         Link {
-            bits_per_second: 200e6,
+            bits_per_second: 100e6,
             server_cores: 2.0,
+            client_cores: 2.0,
+            byte_price: 40e-9,
+            rates: Rates::MEASURED,
         }
     }
 }
 
-/// Cuts of a map that are tried per group size and width of tile, from the largest tile that fits down.
-const CUTS: usize = 4;
-/// Layouts whose consumers' depths of merging are tried one by one.
-const FINALISTS: usize = 6;
+impl Link {
+    /// What a plan minimises: seconds of both parties and of the wire, as if nothing overlapped, and the price of the
+    /// bytes. What one exchange hides behind its wire, the next one misses: the parties share cores and line with
+    /// others, so hidden work counts too.
+    pub fn weight(&self, bytes: usize, operations: &Operations) -> f64 {
+        self.weight_of_bytes(bytes) + self.weight_of_work(operations)
+    }
+
+    fn weight_of_bytes(&self, bytes: usize) -> f64 {
+        bytes as f64 * (8.0 / self.bits_per_second + self.byte_price)
+    }
+
+    fn weight_of_work(&self, operations: &Operations) -> f64 {
+        let (server, client) = (
+            operations.server_micros(&self.rates),
+            operations.client_micros(&self.rates),
+        );
+        1e-6 * (server / self.server_cores + client / self.client_cores)
+    }
+
+    /// Predicted seconds of one exchange of linear layers with nothing else on line and cores, from the client's first
+    /// draw to its last number: the client encrypts, sends all, the server computes while its answers travel, the client
+    /// decrypts as they come. Without round trips, which no plan changes.
+    pub fn seconds(&self, cost: &LinearCost) -> f64 {
+        let all = cost.operations();
+        let uploads: Operations = cost.uploads.iter().copied().sum();
+        let wire = |bytes: usize| 8.0 * bytes as f64 / self.bits_per_second;
+        let encrypt = 1e-6 * uploads.client_micros(&self.rates) / self.client_cores;
+        let decrypt = 1e-6 * all.client_micros(&self.rates) / self.client_cores - encrypt;
+        let server = 1e-6 * all.server_micros(&self.rates) / self.server_cores;
+        encrypt + wire(cost.bytes_up()) + server.max(wire(cost.bytes_down())).max(decrypt)
+    }
+}
+
+/// Cuts of a map that are tried per group size: heights for each width, from the largest tile that fits down.
+const CUTS: usize = 8;
+/// Cuts of the stack of all bundles' maps, likewise.
+const STACKS: usize = 4;
+/// Widths of tiles that are tried, from the map's own down.
+const WIDTHS: usize = 4;
+/// Up to this many output blocks every number is tried, above it powers of two and the most.
+const FEW_BLOCKS: u32 = 16;
 
 /// The cheapest plan found.
 ///
@@ -74,7 +121,7 @@ pub fn select(circuit: &Circuit, bundles: u32, link: &Link) -> Result<Plan, Refu
         };
         let found = known
             .entry(problem)
-            .or_insert_with_key(|problem| problem.search(link));
+            .or_insert_with_key(|problem| problem.search(link).into_iter().next());
         let Some(choice) = found else {
             let name = match tensor.0 {
                 0 => "input".into(),
@@ -124,6 +171,56 @@ fn from_tensor_0(conv: &Conv) -> Conv {
     }
 }
 
+/// The best packing of one upload that a plan did not take.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Alternative {
+    /// Its layout.
+    pub layout: Layout,
+    /// Output blocks of its answers.
+    pub output_blocks: u32,
+    /// Depth of merging of each answer, in the plan's order.
+    pub merges: Vec<u32>,
+    /// Bytes of upload and answers.
+    pub bytes: usize,
+    /// Operations of upload and answers.
+    pub operations: Operations,
+}
+
+/// For each upload of a plan, the cheapest packing for `link` that differs from the plan's in its layout or output
+/// blocks; `None` where no other fits.
+pub fn alternatives(circuit: &Circuit, plan: &Plan, link: &Link) -> Vec<Option<Alternative>> {
+    let mut known: HashMap<Problem, Vec<Choice>> = HashMap::new();
+    let convs: Vec<&Conv> = conv_terms(circuit).map(|(_, _, conv)| conv).collect();
+    let uploads = plan.uploads.iter().enumerate();
+    let alternative = |(index, upload): (usize, &Upload)| {
+        let readers = convs.iter().zip(&plan.answers);
+        let mut readers = readers.filter(|(_, answer)| answer.upload as usize == index);
+        let problem = Problem {
+            shape: circuit.tensor_shape(upload.tensor),
+            consumers: readers
+                .clone()
+                .map(|(conv, _)| from_tensor_0(conv))
+                .collect(),
+            bundles: plan.bundles,
+        };
+        let output_blocks = readers.next()?.1.output_blocks;
+        let found = known
+            .entry(problem)
+            .or_insert_with_key(|problem| problem.search(link));
+        let other = |choice: &&Choice| {
+            (&choice.layout, choice.output_blocks) != (&upload.layout, output_blocks)
+        };
+        found.iter().find(other).map(|choice| Alternative {
+            layout: choice.layout.clone(),
+            output_blocks: choice.output_blocks,
+            merges: choice.merges.clone(),
+            bytes: choice.bytes,
+            operations: choice.operations,
+        })
+    };
+    uploads.map(alternative).collect()
+}
+
 /// One tensor with the convolutions that read one upload of it.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Problem {
@@ -138,177 +235,178 @@ struct Choice {
     output_blocks: u32,
     /// Per consumer.
     merges: Vec<u32>,
+    bytes: usize,
+    operations: Operations,
+}
+
+/// A layout whose depths of merging are still open.
+struct Candidate {
+    layout: Layout,
+    output_blocks: u32,
 }
 
 impl Problem {
-    fn search(&self, link: &Link) -> Option<Choice> {
-        let candidates: Vec<Choice> = (0..=RING_DEGREE.ilog2())
-            .into_par_iter()
-            .flat_map(|bits| self.candidates(1 << bits))
-            .collect();
-        let circuit = self.circuit()?;
-        let mut weighed: Vec<(f64, Choice)> = candidates
-            .into_par_iter()
-            .filter_map(|choice| self.merged_alike(&circuit, choice, link))
-            .collect();
-        // Stable, and candidates come in a fixed order: the same circuit gets the same plan.
-        weighed.sort_by(|a, b| a.0.total_cmp(&b.0));
-        weighed.truncate(FINALISTS);
-        let merged = weighed
-            .into_par_iter()
-            .map(|start| self.merged(&circuit, start, link));
-        let merged: Vec<(f64, Choice)> = merged.collect();
-        merged
-            .into_iter()
-            .min_by(|a, b| a.0.total_cmp(&b.0))
-            .map(|(_, choice)| choice)
-    }
-
-    /// Layouts of one group size, with their output blocks, merged all the way.
-    fn candidates(&self, group: u32) -> Vec<Choice> {
+    /// The best two choices, the better one first.
+    fn search(&self, link: &Link) -> Vec<Choice> {
         let consumers: Vec<&Conv> = self.consumers.iter().collect();
-        let outputs: Vec<Shape> = consumers
+        let outputs: Option<Vec<Shape>> = consumers
             .iter()
-            .filter_map(|conv| conv_output(self.shape, conv))
+            .map(|conv| conv_output(self.shape, conv))
             .collect();
+        let Some(outputs) = outputs else {
+            return Vec::new();
+        };
         let height = outputs.iter().map(|s| s.h).max().unwrap_or(0);
         let width = outputs.iter().map(|s| s.w).max().unwrap_or(0);
-        let cuts = |side: u32| {
-            let mut cuts: Vec<u32> = (1..=side).map(|n| side.div_ceil(n)).collect();
-            cuts.dedup();
-            cuts
+        let sizes: Vec<(u32, u32)> = (0..=RING_DEGREE.ilog2())
+            .flat_map(|bits| {
+                let widths = cuts(width).into_iter().take(WIDTHS);
+                widths.map(move |columns| (1 << bits, columns))
+            })
+            .collect();
+        let stack = match self.bundles {
+            1 => None,
+            bundles => Sketch::stack_rows(bundles, self.shape, &consumers),
         };
-        let mut found = Vec::new();
-        for columns in cuts(width).into_iter().take(4) {
-            let layouts = cuts(height)
-                .into_iter()
-                .filter_map(|rows| layout_for(self.shape, &consumers, group, (rows, columns)));
-            for mut layout in layouts.take(CUTS) {
-                let fit = RING_DEGREE / (layout.block * layout.group);
-                let tiles = height.div_ceil(layout.tile.0) * width.div_ceil(layout.tile.1);
-                layout.blocks = fit.min(tiles * self.bundles);
-                let most = if layout.blocks == 1 { fit } else { 1 };
-                let mut blocks: Vec<u32> = (0..=most.ilog2()).map(|bits| 1 << bits).collect();
-                blocks.push(most);
-                blocks.dedup();
-                found.extend(blocks.into_iter().map(|output_blocks| {
-                    Choice {
-                        layout: layout.clone(),
-                        output_blocks,
-                        merges: self
-                            .consumers
-                            .iter()
-                            .map(|conv| most_merge(group, conv))
-                            .collect(),
-                    }
-                }));
+        let stacked: Vec<u32> = cuts(stack.unwrap_or(0))
+            .into_iter()
+            .filter(|&rows| rows > height)
+            .collect();
+        let sketches: Vec<Sketch> = sizes
+            .into_par_iter()
+            .flat_map_iter(|(group, columns)| {
+                let tightest = |rows: u32| {
+                    let tile = (rows, columns);
+                    Sketch::tightest(self.bundles, self.shape, &consumers, group, tile)
+                };
+                let alone = cuts(height).into_iter().filter_map(tightest).take(CUTS);
+                let stacked = stacked.iter().copied().filter_map(tightest).take(STACKS);
+                alone.chain(stacked).collect::<Vec<_>>()
+            })
+            .collect();
+        let mut bounds: Vec<(f64, Candidate)> = sketches
+            .into_par_iter()
+            .flat_map_iter(|sketch| self.candidates(&consumers, sketch, link))
+            .collect();
+        bounds.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut best: Vec<(f64, Choice)> = Vec::new();
+        for (bound, candidate) in bounds {
+            if best.len() == 2 && bound > best[1].0 {
+                break;
             }
+            let weighed = self.weigh(&consumers, candidate, link);
+            // Stable, and candidates come in a fixed order: the same circuit gets the same plan.
+            best.extend(weighed);
+            best.sort_by(|a, b| a.0.total_cmp(&b.0));
+            best.truncate(2);
+        }
+        best.into_iter().map(|(_, choice)| choice).collect()
+    }
+
+    /// A sketch with as many blocks as fit, and its layout with one block and each number of output blocks; each with a
+    /// lower bound of its weight: output blocks only add zeros to the upload.
+    fn candidates(
+        &self,
+        consumers: &[&Conv],
+        sketch: Sketch,
+        link: &Link,
+    ) -> Vec<(f64, Candidate)> {
+        let layout = sketch.upload().layout();
+        let fit = RING_DEGREE / (layout.block * layout.group);
+        let single = Layout {
+            blocks: 1,
+            ..layout.clone()
+        };
+        // One output block in a ciphertext of one block is never better than several blocks.
+        let (several, fewest) = (layout.blocks > 1, if layout.blocks > 1 { 2 } else { 1 });
+        let numbers =
+            (fewest..=fit).filter(|&n| n <= FEW_BLOCKS || n.is_power_of_two() || n == fit);
+        let mut found = Vec::new();
+        let mut push = |sketch: &Sketch, layout: &Layout, output_blocks| {
+            let choice = self.merged(consumers, sketch, output_blocks, link);
+            found.extend(choice.map(|(weight, _)| {
+                let layout = layout.clone();
+                (
+                    weight,
+                    Candidate {
+                        layout,
+                        output_blocks,
+                    },
+                )
+            }));
+        };
+        if several {
+            push(&sketch, layout, 1);
+            if fit > 1
+                && let Some(sketch) = Sketch::new(self.bundles, self.shape, consumers, &single, 1)
+            {
+                numbers.for_each(|n| push(&sketch, &single, n));
+            }
+        } else {
+            numbers.for_each(|n| push(&sketch, &single, n));
         }
         found
     }
 
-    /// The best depth of merging that is the same for all consumers, as far as each of them goes.
-    fn merged_alike(
+    /// A candidate on its own map; `None` if it is not legal.
+    fn weigh(
         &self,
-        circuit: &Circuit,
-        choice: Choice,
+        consumers: &[&Conv],
+        candidate: Candidate,
         link: &Link,
     ) -> Option<(f64, Choice)> {
-        let alike = |depth: u32| {
-            let mut choice = choice.clone();
-            choice
-                .merges
-                .iter_mut()
-                .for_each(|merge| *merge = depth.min(*merge));
-            Some((self.seconds(circuit, &choice, link)?, choice))
+        let Candidate {
+            layout,
+            output_blocks,
+        } = candidate;
+        let sketch = Sketch::new(self.bundles, self.shape, consumers, &layout, output_blocks)?;
+        self.merged(consumers, &sketch, output_blocks, link)
+    }
+
+    /// The choice with each consumer merged to its best depth, and its weight.
+    fn merged(
+        &self,
+        consumers: &[&Conv],
+        sketch: &Sketch,
+        output_blocks: u32,
+        link: &Link,
+    ) -> Option<(f64, Choice)> {
+        let upload = sketch.upload();
+        let mut choice = Choice {
+            layout: upload.layout().clone(),
+            output_blocks,
+            merges: Vec::with_capacity(consumers.len()),
+            bytes: linear::uploads_bytes(upload),
+            operations: Operations::of_upload(upload),
         };
-        let most = choice.merges.iter().copied().max()?;
-        let depths = (0..=most).filter_map(alike);
-        depths.min_by(|a, b| a.0.total_cmp(&b.0))
-    }
-
-    /// The best depth of merging, consumer by consumer.
-    fn merged(&self, circuit: &Circuit, start: (f64, Choice), link: &Link) -> (f64, Choice) {
-        let mut best = start;
-        if self.consumers.len() == 1 {
-            return best;
-        }
-        for (consumer, conv) in self.consumers.iter().enumerate() {
-            for merge in 0..=most_merge(best.1.layout.group, conv) {
-                let mut choice = best.1.clone();
-                choice.merges[consumer] = merge;
-                match self.seconds(circuit, &choice, link) {
-                    Some(seconds) if seconds < best.0 => best = (seconds, choice),
-                    _ => {}
-                }
-            }
-        }
-        best
-    }
-
-    /// Time on the wire and on the server, for one exchange; `None` if the layout is not legal.
-    fn seconds(&self, circuit: &Circuit, choice: &Choice, link: &Link) -> Option<f64> {
-        let answers = choice
-            .merges
-            .iter()
-            .enumerate()
-            .map(|(layer, &merge)| Answer {
-                layer: layer as u32,
-                term: 0,
-                upload: 0,
-                merge,
-                output_blocks: choice.output_blocks,
+        for (reader, conv) in consumers.iter().enumerate() {
+            let answers = (0..=most_merge(choice.layout.group, conv)).filter_map(|merge| {
+                let answer = sketch.answer(reader, merge, output_blocks)?;
+                let bytes = linear::answers_bytes(&answer);
+                let operations = Operations::of_answer(upload, &answer);
+                Some((link.weight(bytes, &operations), merge, bytes, operations))
             });
-        let plan = Plan {
-            ring_degree: RING_DEGREE,
-            bundles: self.bundles,
-            uploads: vec![Upload {
-                tensor: TensorId(0),
-                layout: choice.layout.clone(),
-            }],
-            answers: answers.collect(),
-        };
-        let cost = linear::cost(&Packing::new(circuit, &plan).ok()?);
-        let bytes =
-            cost.upload_bytes.iter().sum::<usize>() + cost.answer_bytes.iter().sum::<usize>();
-        Some(
-            8.0 * bytes as f64 / link.bits_per_second
-                + cost.server_micros * 1e-6 / link.server_cores,
-        )
+            let (_, merge, bytes, operations) = answers.min_by(|a, b| a.0.total_cmp(&b.0))?;
+            choice.merges.push(merge);
+            choice.bytes += bytes;
+            choice.operations += operations;
+        }
+        Some((link.weight(choice.bytes, &choice.operations), choice))
     }
+}
 
-    /// The consumers as a circuit of their own, which is all that a packing looks at.
-    fn circuit(&self) -> Option<Circuit> {
-        let layer = |(index, conv): (usize, &Conv)| {
-            Some(Layer {
-                name: index.to_string(),
-                terms: vec![Term::Conv(conv.clone())],
-                pool: None,
-                shape: conv_output(self.shape, conv)?,
-                bound_bits: 0,
-                range: Range::Proved,
-                step: Step::Output { frac_bits: 0 },
-            })
-        };
-        Some(Circuit {
-            name: String::new(),
-            input: self.shape,
-            input_frac_bits: 0,
-            mean: Vec::new(),
-            std: Vec::new(),
-            classes: Vec::new(),
-            layers: self
-                .consumers
-                .iter()
-                .enumerate()
-                .map(layer)
-                .collect::<Option<_>>()?,
-        })
-    }
+/// Sides of tiles that cut a map's side evenly, the largest first.
+fn cuts(side: u32) -> Vec<u32> {
+    let mut cuts: Vec<u32> = (1..=side).map(|n| side.div_ceil(n)).collect();
+    cuts.dedup();
+    cuts
 }
 
 /// Merging more output channels than there are only costs key switches.
 fn most_merge(group: u32, conv: &Conv) -> u32 {
+    if group > MAX_MERGED_GROUP {
+        return 0;
+    }
     group
         .ilog2()
         .min(conv.out_channels.next_power_of_two().ilog2())
@@ -318,15 +416,11 @@ fn most_merge(group: u32, conv: &Conv) -> u32 {
 mod tests {
     use super::*;
     use pi_ir::random::{Options, circuit};
+    use pi_protocol::layout::Packing;
 
-    fn seconds(circuit: &Circuit, plan: &Plan, link: &Link) -> f64 {
+    fn weight(circuit: &Circuit, plan: &Plan, link: &Link) -> f64 {
         let cost = linear::cost(&Packing::new(circuit, plan).unwrap());
-        let bytes = cost
-            .upload_bytes
-            .iter()
-            .chain(&cost.answer_bytes)
-            .sum::<usize>();
-        8.0 * bytes as f64 / link.bits_per_second + cost.server_micros * 1e-6 / link.server_cores
+        link.weight(cost.bytes_up() + cost.bytes_down(), &cost.operations())
     }
 
     #[test]
@@ -343,8 +437,8 @@ mod tests {
                 );
                 let default = layout::default_plan(&circuit, bundles).unwrap();
                 let (found, default) = (
-                    seconds(&circuit, &plan, &link),
-                    seconds(&circuit, &default, &link),
+                    weight(&circuit, &plan, &link),
+                    weight(&circuit, &default, &link),
                 );
                 assert!(
                     found <= default * 1.0001,
@@ -354,48 +448,92 @@ mod tests {
         }
     }
 
+    /// One convolution that keeps the size.
+    fn same(channels: u32, side: u32, out_channels: u32, kernel: u32) -> Circuit {
+        let conv = Conv {
+            input: TensorId(0),
+            out_channels,
+            kernel: (kernel, kernel),
+            stride: (1, 1),
+            padding: pi_ir::Padding::same(kernel / 2),
+            weight_bits: 7,
+        };
+        let layer = pi_ir::Layer {
+            name: "only".into(),
+            terms: vec![Term::Conv(conv)],
+            pool: None,
+            shape: Shape::new(out_channels, side, side),
+            bound_bits: 0,
+            range: pi_ir::Range::Proved,
+            step: pi_ir::Step::Output { frac_bits: 0 },
+        };
+        Circuit {
+            name: String::new(),
+            input: Shape::new(channels, side, side),
+            input_frac_bits: 0,
+            mean: Vec::new(),
+            std: Vec::new(),
+            classes: Vec::new(),
+            layers: vec![layer],
+        }
+    }
+
+    fn cost(circuit: &Circuit, bundles: u32, link: &Link) -> LinearCost {
+        let plan = select(circuit, bundles, link).unwrap();
+        linear::cost(&Packing::new(circuit, &plan).unwrap())
+    }
+
     #[test]
     fn a_slow_link_gets_fewer_bytes_and_a_fast_one_less_work() {
-        let conv = |input, out_channels, kernel| {
-            Term::Conv(Conv {
-                input: TensorId(input),
-                out_channels,
-                kernel: (kernel, kernel),
-                stride: (1, 1),
-                padding: pi_ir::Padding::same(kernel / 2),
-                weight_bits: 7,
-            })
-        };
-        let problem = Problem {
-            shape: Shape::new(64, 8, 8),
-            consumers: vec![],
-            bundles: 1,
-        };
-        let mut circuit = problem.circuit().unwrap();
-        circuit.layers.push(Layer {
-            name: "only".into(),
-            terms: vec![conv(0, 64, 3)],
-            pool: None,
-            shape: problem.shape,
-            bound_bits: 0,
-            range: Range::Proved,
-            step: Step::Output { frac_bits: 0 },
-        });
+        let circuit = same(64, 8, 64, 3);
         let cost = |bits_per_second| {
             let link = Link {
                 bits_per_second,
+                byte_price: 0.0,
                 ..Link::default()
             };
-            let plan = select(&circuit, 1, &link).unwrap();
-            let cost = linear::cost(&Packing::new(&circuit, &plan).unwrap());
-            let bytes = cost
-                .upload_bytes
-                .iter()
-                .chain(&cost.answer_bytes)
-                .sum::<usize>();
-            (bytes, cost.server_micros)
+            let cost = cost(&circuit, 1, &link);
+            let micros = cost.operations().server_micros(&link.rates);
+            (cost.bytes_up() + cost.bytes_down(), micros)
         };
         let (slow, fast) = (cost(5e6), cost(1e11));
         assert!(slow.0 < fast.0 && slow.1 > fast.1, "{slow:?} {fast:?}");
+    }
+
+    /// Bytes up and down a bundle; they move with the rates only if the choice does.
+    fn bytes(circuit: &Circuit, bundles: u32, link: &Link) -> usize {
+        let cost = cost(circuit, bundles, link);
+        (cost.bytes_up() + cost.bytes_down()) / bundles as usize
+    }
+
+    fn links() -> [Link; 3] {
+        [100e6, 200e6, 1e9].map(|bits_per_second| Link {
+            bits_per_second,
+            ..Link::default()
+        })
+    }
+
+    #[test]
+    fn single_convolutions_stay_within_their_bytes() {
+        let (deep, wide) = (same(512, 4, 512, 3), same(64, 32, 64, 3));
+        for link in links() {
+            assert!(bytes(&deep, 1, &link) <= 1_300_000);
+            assert!(bytes(&deep, 16, &link) <= 450_000);
+            assert!(bytes(&wide, 1, &link) <= 2_500_000);
+            assert!(bytes(&wide, 16, &link) <= 2_200_000);
+        }
+    }
+
+    #[test]
+    fn resnet18_stays_within_its_bytes() {
+        let graph = pi_ir::builders::resnet18(32, 10, pi_ir::builders::Policy::Relu, 1);
+        let folded = crate::fold::fold(&graph).unwrap();
+        let network = crate::lower::lower(&folded, crate::lower::Pools::Cheapest).unwrap();
+        let circuit = network.shapes();
+        let link = Link::default();
+        let alone = bytes(&circuit, 1, &link);
+        assert!(alone <= 24_600_000, "{alone}");
+        let batch = bytes(&circuit, 16, &link);
+        assert!(batch <= 19_400_000, "{batch}");
     }
 }

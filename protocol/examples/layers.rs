@@ -384,6 +384,7 @@ fn run(runs: u32, cache_bytes: usize, only: &str) -> Vec<serde_json::Value> {
 /// Prints a line, and gives the same in full.
 fn report(configuration: &Configuration, stages: &Stages, packing: &Packing) -> serde_json::Value {
     let cost = cost(packing);
+    let operations = cost.operations();
     let products = |answer: &pi_protocol::layout::AnswerMap| {
         (answer.rows().len() * answer.chunks()) << answer.merge()
     };
@@ -401,12 +402,12 @@ fn report(configuration: &Configuration, stages: &Stages, packing: &Packing) -> 
         configuration.name,
         layout.group,
         configuration.output_blocks,
-        cost.input_ciphertexts,
-        cost.kernel_polynomials,
-        cost.products,
+        operations.inputs,
+        operations.kernels,
+        operations.products,
         sums,
-        cost.key_switches,
-        cost.output_ciphertexts,
+        operations.key_switches,
+        operations.outputs,
         mb(up),
         mb(down),
         ms(stages.upload),
@@ -430,14 +431,14 @@ fn report(configuration: &Configuration, stages: &Stages, packing: &Packing) -> 
         "blocks": layout.blocks,
         "block": layout.block,
         "output_blocks": configuration.output_blocks,
-        "input_ciphertexts": cost.input_ciphertexts,
+        "input_ciphertexts": operations.inputs,
         "repeated_coefficients": map.total_counts().forced,
-        "kernel_polynomials": cost.kernel_polynomials,
+        "kernel_polynomials": operations.kernels,
         "kernel_terms": weights.sum::<usize>(),
-        "multiplications": cost.products,
+        "multiplications": operations.products,
         "products": sums,
-        "key_switches": cost.key_switches,
-        "output_ciphertexts": cost.output_ciphertexts,
+        "key_switches": operations.key_switches,
+        "output_ciphertexts": operations.outputs,
         "bytes_up": up,
         "bytes_down": down,
         "cpu_seconds": {

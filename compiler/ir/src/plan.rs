@@ -55,13 +55,14 @@ pub struct Layout {
     pub padding: Padding,
     /// Virtual window that fits every consumer's kernel.
     pub window: (u32, u32),
-    /// Virtual rows and columns of *outputs* that one tile computes.
+    /// Virtual rows and columns of *outputs* that one tile computes. More rows than the outputs have: the maps of all
+    /// bundles are stacked, and tiles cut the stack.
     pub tile: (u32, u32),
     /// Flat positions from one virtual row of a tile to the next.
     pub row_stride: u32,
     /// Flat positions reserved per block; a block is one tile of one bundle.
     pub block: u32,
-    /// Blocks per ciphertext: tiles in row-major order, bundles innermost.
+    /// Blocks per ciphertext: tiles in row-major order, bundles innermost (a stack's tiles are of all bundles).
     pub blocks: u32,
 }
 

@@ -1,7 +1,7 @@
 //! Convolution results in answer ciphertexts, and kernels as polynomials.
 
 use super::Consumer;
-use super::upload::{Taps, UploadMap, useful_outputs};
+use super::upload::{Taps, UploadMap, output_columns};
 use pi_ir::{Conv, Layout, Shape};
 
 /// A useful coefficient of an answer.
@@ -88,8 +88,9 @@ impl AnswerMap {
             let useful: usize = (0..layout.blocks as usize)
                 .filter_map(|block| upload.tile_and_bundle(row, block))
                 .map(|(tile, _)| {
-                    let (h, w) = useful_outputs(layout, tile_index(upload, tile), output);
-                    h as usize * w as usize
+                    let (down, across) = tile_index(upload, tile);
+                    let rows = upload.output_rows(down, output.h).count();
+                    rows * output_columns(layout, across, output) as usize
                 })
                 .sum();
             if useful > 0 {
@@ -221,21 +222,24 @@ impl AnswerMap {
                 break;
             };
             let tile = tile_index(upload, tile);
-            let (height, width) = useful_outputs(layout, tile, self.output);
-            let first_element = bundle as u32 * self.output.len() as u32;
+            let rows: Vec<_> = upload.output_rows(tile.0, self.output.h).collect();
+            let width = output_columns(layout, tile.1, self.output);
             for output_block in 0..self.output_blocks {
                 let channel = first_channel + output_block * places;
                 let channels = self.output.c.saturating_sub(channel).min(places);
                 let base = (block + output_block) * layout.block;
-                for (i, j) in (0..height).flat_map(|i| (0..width).map(move |j| (i, j))) {
-                    let flat = base + i * layout.row_stride + j;
-                    let (y, x) = (tile.0 * layout.tile.0 + i, tile.1 * layout.tile.1 + j);
-                    out.extend((0..channels).map(|place| Useful {
-                        coefficient: flat * layout.group + place * gap,
-                        element: first_element
-                            + ((channel + place) * self.output.h + y) * self.output.w
-                            + x,
-                    }));
+                for &(i, stacked, y) in &rows {
+                    let first_element = (bundle as u32 + stacked) * self.output.len() as u32;
+                    for j in 0..width {
+                        let flat = base + i * layout.row_stride + j;
+                        let x = tile.1 * layout.tile.1 + j;
+                        out.extend((0..channels).map(|place| Useful {
+                            coefficient: flat * layout.group + place * gap,
+                            element: first_element
+                                + ((channel + place) * self.output.h + y) * self.output.w
+                                + x,
+                        }));
+                    }
                 }
             }
         }

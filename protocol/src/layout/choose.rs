@@ -1,7 +1,11 @@
 //! Choosing layouts: the smallest legal layout for a tile, and a plan for a whole circuit.
 
-use super::upload::{Builder, Taps};
-use super::{AnswerMap, Consumer, MAX_BUNDLES, RING_DEGREE, conv_output, conv_terms};
+use super::upload::{Builder, Taps, pitch};
+use super::{
+    AnswerMap, Consumer, MAX_BUNDLES, MAX_MERGED_GROUP, MAX_SIDE, RING_DEGREE, UploadMap,
+    conv_output, conv_terms,
+};
+use crate::linear::{Operations, Rates};
 use pi_ir::{Answer, Circuit, Conv, Layout, Padding, Plan, Shape, TensorId, Upload};
 use std::collections::BTreeMap;
 
@@ -27,6 +31,20 @@ pub(crate) fn layout_in(
     group: u32,
     tile: (u32, u32),
 ) -> Option<Layout> {
+    let sketch = tightest(ring_degree, bundles, shape, consumers, group, tile)?;
+    Some(sketch.upload.layout().clone())
+}
+
+/// The layout of one tile of `tile` outputs (cut to what there is) with the least padding and window, no row stride or
+/// blocks yet; and the rows and columns of outputs that tiles have to cover: of one bundle, or of the stack if a tile has
+/// more rows.
+fn one_tile(
+    bundles: u32,
+    shape: Shape,
+    consumers: &[&Conv],
+    group: u32,
+    tile: (u32, u32),
+) -> Option<(Layout, (u32, u32))> {
     let stride = consumers.first()?.stride;
     let outputs: Vec<Shape> = consumers
         .iter()
@@ -43,7 +61,7 @@ pub(crate) fn layout_in(
     };
     let height = outputs.iter().map(|s| s.h).max()?;
     let width = outputs.iter().map(|s| s.w).max()?;
-    let tile = (tile.0.min(height), tile.1.min(width));
+    let tile = (tile.0.min(MAX_SIDE), tile.1.min(width));
     let mut layout = Layout {
         group,
         stride,
@@ -83,6 +101,31 @@ pub(crate) fn layout_in(
         side(Taps::horizontal, |s| s.w)?,
     );
     layout.padding = padding;
+    let readers: Vec<Consumer<'_>> = consumers
+        .iter()
+        .map(|conv| consumer(conv, &UNMERGED, conv_output(shape, conv)))
+        .collect::<Option<_>>()?;
+    let rows = match pitch(&layout, shape, bundles, &readers) {
+        Some(pitch) => (bundles - 1) * pitch + height,
+        None => height,
+    };
+    layout.tile.0 = tile.0.min(rows);
+    Some((layout, (rows, width)))
+}
+
+fn tightest(
+    ring_degree: u32,
+    bundles: u32,
+    shape: Shape,
+    consumers: &[&Conv],
+    group: u32,
+    tile: (u32, u32),
+) -> Option<Sketch> {
+    let (mut layout, (height, width)) = one_tile(bundles, shape, consumers, group, tile)?;
+    let tile = layout.tile;
+    let tiles = u64::from(height.div_ceil(tile.0)) * u64::from(width.div_ceil(tile.1));
+    let single = one_tile(1, shape, consumers, group, tile)?.1.0;
+    let copies = if height > single { 1 } else { bundles };
 
     // From the tile's width up, the first row stride at which nothing collides; at the full width of what
     // a tile reads, nothing can.
@@ -94,77 +137,143 @@ pub(crate) fn layout_in(
         if blocks == 0 {
             return None;
         }
-        let tiles = u64::from(height.div_ceil(tile.0)) * u64::from(width.div_ceil(tile.1));
         layout.row_stride = row_stride;
         layout.block = block as u32;
-        layout.blocks = blocks.min(tiles * u64::from(bundles)) as u32;
-        if trial(ring_degree, bundles, shape, consumers, &layout, 1).is_some() {
-            return Some(layout);
+        layout.blocks = blocks.min(tiles * u64::from(copies)) as u32;
+        let sketch = Sketch::in_any_ring(ring_degree, bundles, shape, consumers, &layout, 1);
+        if sketch.is_some() {
+            return sketch;
         }
     }
     None
 }
 
-/// Ciphertexts and free and forced coefficients of one upload, if the layout is legal, with the answers'
-/// shapes and rows.
-struct Trial {
-    ciphertexts: u64,
-    rows: u64,
-    groups: u64,
-    free: u64,
-    forced: u64,
+/// One upload in a layout, by itself: what the search weighs.
+///
+/// Equal to the same upload in a [`Packing`](super::Packing) if it is its tensor's first. Answers are derived for any
+/// depth of merging from one map.
+pub struct Sketch {
+    upload: UploadMap,
+    consumers: Vec<(Conv, Shape)>,
 }
 
-fn trial(
-    ring_degree: u32,
-    bundles: u32,
-    shape: Shape,
-    consumers: &[&Conv],
-    layout: &Layout,
-    output_blocks: u32,
-) -> Option<Trial> {
-    let plan = Plan {
-        ring_degree,
-        bundles,
-        uploads: Vec::new(),
-        answers: Vec::new(),
-    };
-    let answer = Answer {
-        layer: 0,
-        term: 0,
-        upload: 0,
-        merge: 0,
-        output_blocks,
-    };
-    let consumers: Vec<Consumer<'_>> = consumers
-        .iter()
-        .enumerate()
-        .map(|(index, conv)| {
-            Some(Consumer {
-                index,
-                conv,
-                answer: &answer,
-                output: conv_output(shape, conv)?,
-            })
-        })
-        .collect::<Option<_>>()?;
-    let upload = Upload {
-        tensor: TensorId(0),
-        layout: layout.clone(),
-    };
-    let map = Builder::new(&plan, &[shape])
-        .add(&upload, &consumers)
-        .ok()?;
-    for consumer in &consumers {
-        AnswerMap::new(&map, consumer).ok()?;
+impl Sketch {
+    /// The upload of a tensor of `shape` in `layout`, in the standard ring, read by `consumers` with `output_blocks`
+    /// each. `None` if that is not legal.
+    ///
+    /// # Cost
+    /// Some nanoseconds for each position that tiles read.
+    pub fn new(
+        bundles: u32,
+        shape: Shape,
+        consumers: &[&Conv],
+        layout: &Layout,
+        output_blocks: u32,
+    ) -> Option<Sketch> {
+        Sketch::in_any_ring(
+            RING_DEGREE,
+            bundles,
+            shape,
+            consumers,
+            layout,
+            output_blocks,
+        )
     }
-    let counts = map.total_counts();
-    Some(Trial {
-        ciphertexts: map.ciphertexts() as u64,
-        rows: map.rows() as u64,
-        groups: map.groups() as u64,
-        free: counts.free as u64,
-        forced: counts.forced as u64,
+
+    fn in_any_ring(
+        ring_degree: u32,
+        bundles: u32,
+        shape: Shape,
+        consumers: &[&Conv],
+        layout: &Layout,
+        output_blocks: u32,
+    ) -> Option<Sketch> {
+        let plan = Plan {
+            ring_degree,
+            bundles,
+            uploads: Vec::new(),
+            answers: Vec::new(),
+        };
+        let upload = Upload {
+            tensor: TensorId(0),
+            layout: layout.clone(),
+        };
+        let answer = answer(0, output_blocks);
+        let readers: Vec<Consumer<'_>> = consumers
+            .iter()
+            .map(|conv| consumer(conv, &answer, conv_output(shape, conv)))
+            .collect::<Option<_>>()?;
+        let map = Builder::new(&plan, &[shape]).add(&upload, &readers).ok()?;
+        let sketch = Sketch {
+            upload: map,
+            consumers: readers
+                .iter()
+                .map(|reader| (reader.conv.clone(), reader.output))
+                .collect(),
+        };
+        (0..consumers.len())
+            .all(|reader| sketch.answer(reader, 0, output_blocks).is_some())
+            .then_some(sketch)
+    }
+
+    /// The upload in the tightest layout for tiles of `tile` outputs (cut to the map) and `group` channels, as many
+    /// blocks in a ciphertext as fit, one output block; see [`layout_for`]. With several bundles, tiles of more rows than
+    /// the map has stack the bundles.
+    pub fn tightest(
+        bundles: u32,
+        shape: Shape,
+        consumers: &[&Conv],
+        group: u32,
+        tile: (u32, u32),
+    ) -> Option<Sketch> {
+        tightest(RING_DEGREE, bundles, shape, consumers, group, tile)
+    }
+
+    /// Rows of outputs of all bundles' maps in a stack: what a tile of more rows than one map cuts.
+    pub fn stack_rows(bundles: u32, shape: Shape, consumers: &[&Conv]) -> Option<u32> {
+        let (_, (rows, _)) = one_tile(bundles, shape, consumers, 1, (MAX_SIDE, 1))?;
+        Some(rows)
+    }
+
+    /// The upload's map.
+    pub fn upload(&self) -> &UploadMap {
+        &self.upload
+    }
+
+    /// The answer to consumer `index` if `2^merge` channels merge; `None` if they are more than a group has. With other
+    /// `output_blocks` than the sketch was made for, the answer is that of a layout which repeats more zeros.
+    ///
+    /// # Panics
+    /// If there is no such consumer.
+    pub fn answer(&self, index: usize, merge: u32, output_blocks: u32) -> Option<AnswerMap> {
+        let (conv, output) = &self.consumers[index];
+        let answer = answer(merge, output_blocks);
+        AnswerMap::new(&self.upload, &consumer(conv, &answer, Some(*output))?).ok()
+    }
+}
+
+const UNMERGED: Answer = Answer {
+    layer: 0,
+    term: 0,
+    upload: 0,
+    merge: 0,
+    output_blocks: 1,
+};
+
+fn answer(merge: u32, output_blocks: u32) -> Answer {
+    Answer {
+        merge,
+        output_blocks,
+        ..UNMERGED
+    }
+}
+
+fn consumer<'a>(conv: &'a Conv, answer: &'a Answer, output: Option<Shape>) -> Option<Consumer<'a>> {
+    Some(Consumer {
+        index: 0,
+        conv,
+        answer,
+        output: output?,
     })
 }
 
@@ -289,7 +398,7 @@ fn search(ring_degree: u32, bundles: u32, shape: Shape, consumers: &[&Conv]) -> 
                 options.push(most);
                 options.dedup();
                 for output_blocks in options {
-                    let Some(trial) = trial(
+                    let Some(sketch) = Sketch::in_any_ring(
                         ring_degree,
                         bundles,
                         shape,
@@ -299,13 +408,7 @@ fn search(ring_degree: u32, bundles: u32, shape: Shape, consumers: &[&Conv]) -> 
                     ) else {
                         continue;
                     };
-                    let weighing = Weighing {
-                        ring_degree,
-                        layout: &layout,
-                        trial: &trial,
-                        output_blocks,
-                    };
-                    let (micros, merges) = weighing.best_merges(consumers, &outputs);
+                    let (micros, merges) = weigh(&sketch, output_blocks);
                     if best.as_ref().is_none_or(|(found, _)| micros < *found) {
                         best = Some((
                             micros,
@@ -323,52 +426,35 @@ fn search(ring_degree: u32, bundles: u32, shape: Shape, consumers: &[&Conv]) -> 
     best.map(|(_, choice)| choice)
 }
 
-/// Time of an upload and its answers: bytes on a link of 200 Mbit/s, plus half the server's CPU time (two
-/// cores) by the cost model measured for these operations (design page on homomorphic costs:
-/// 48 us and more for a weight polynomial, 52 us for a product, 390 us for a key switch).
-struct Weighing<'a> {
-    ring_degree: u32,
-    layout: &'a Layout,
-    trial: &'a Trial,
-    output_blocks: u32,
-}
-
-impl Weighing<'_> {
-    /// Microseconds for a byte at 200 Mbit/s.
-    const WIRE: f64 = 0.04;
-
-    fn best_merges(&self, consumers: &[&Conv], outputs: &[Shape]) -> (f64, Vec<u32>) {
-        let degree = f64::from(self.ring_degree);
-        let trial = self.trial;
-        // 78 bits, and 138 where the value is forced.
-        let bits = 78.0 * trial.ciphertexts as f64 * degree + 60.0 * trial.forced as f64;
-        let mut micros = bits / 8.0 * Self::WIRE + 125.0 * trial.ciphertexts as f64;
-        debug_assert!(trial.free + trial.forced <= trial.ciphertexts * u64::from(self.ring_degree));
-        let mut merges = Vec::with_capacity(consumers.len());
-        for (conv, output) in consumers.iter().zip(outputs) {
-            let (merge, time) = (0..=self.layout.group.ilog2())
-                .map(|merge| (merge, self.answer_micros(conv, *output, merge)))
-                .min_by(|a, b| a.1.total_cmp(&b.1))
-                .expect("merge 0 is always possible");
-            merges.push(merge);
-            micros += time;
-        }
-        (micros, merges)
+/// Microseconds of an upload and its answers, each merged to its best depth: bytes on a link of 200 Mbit/s, plus half
+/// the server's processor time (two cores).
+fn weigh(sketch: &Sketch, output_blocks: u32) -> (f64, Vec<u32>) {
+    const MICROS_A_BYTE: f64 = 0.04;
+    const RATES: Rates = Rates::MEASURED;
+    let upload = &sketch.upload;
+    // 78 bits, and 138 where the value is forced; 70 and 64.
+    let counts = upload.total_counts();
+    let degree = upload.ring_degree();
+    let bits = (78 * upload.ciphertexts() * degree + 60 * counts.forced) as f64;
+    let server = Operations::of_upload(upload).server_micros(&RATES);
+    let mut micros = bits / 8.0 * MICROS_A_BYTE + server / 2.0;
+    let mut merges = Vec::with_capacity(sketch.consumers.len());
+    for reader in 0..sketch.consumers.len() {
+        let most = match upload.layout().group {
+            group if group <= MAX_MERGED_GROUP => group.ilog2(),
+            _ => 0,
+        };
+        let answers = (0..=most).filter_map(|merge| {
+            let answer = sketch.answer(reader, merge, output_blocks)?;
+            let bits = (70 * answer.ciphertexts() * degree + 64 * answer.len()) as f64;
+            let server = Operations::of_answer(upload, &answer).server_micros(&RATES);
+            Some((merge, bits / 8.0 * MICROS_A_BYTE + server / 2.0))
+        });
+        let (merge, time) = answers
+            .min_by(|a, b| a.1.total_cmp(&b.1))
+            .expect("a sketch has answers that merge nothing");
+        merges.push(merge);
+        micros += time;
     }
-
-    fn answer_micros(&self, conv: &Conv, output: Shape, merge: u32) -> f64 {
-        let (rows, groups) = (self.trial.rows as f64, self.trial.groups as f64);
-        let places = f64::from(1u32 << merge);
-        let chunks = (f64::from(output.c) / (places * f64::from(self.output_blocks))).ceil();
-        let polynomials = (f64::from(output.c) / f64::from(self.output_blocks)).ceil();
-        let taps = f64::from(conv.kernel.0) * f64::from(conv.kernel.1);
-        let weight =
-            48.0 + 0.0026 * taps * f64::from(self.layout.group) * f64::from(self.output_blocks);
-        let cpu = groups * polynomials * weight
-            + rows * groups * polynomials * 20.0
-            + rows * polynomials * 52.0
-            + rows * chunks * ((places - 1.0) * 390.0 + 300.0 * f64::from(merge) + 600.0);
-        let bits = rows * chunks * 70.0 * f64::from(self.ring_degree);
-        cpu / 2.0 + bits / 8.0 * Self::WIRE
-    }
+    (micros, merges)
 }

@@ -17,6 +17,10 @@
 //! no useful output reads is [`Slot::Unused`]: tails, gaps, channels that a group lacks, phases of
 //! space-to-depth that no tap touches.
 //!
+//! *Stacks.* If tiles have more rows than the outputs of one bundle, the virtual maps of all bundles lie one below the
+//! other, and the rows of zeros between two of them serve both; tiles cut the stack, and each has a block of its own.
+//! Rows of outputs between two maps are not useful.
+//!
 //! *What the other party learns:* nothing, all of this is a function of the public circuit and plan. In
 //! particular no class and no position depends on a weight: a tap counts as read whatever its weight is.
 //!
@@ -33,7 +37,7 @@ pub(crate) mod tests;
 mod vectors;
 
 pub use answer::{AnswerMap, Placement, Tap, Useful};
-pub use choose::{default_plan, layout_for};
+pub use choose::{Sketch, default_plan, layout_for};
 pub use upload::{ClassCounts, Slot, UploadMap};
 
 use pi_ir::{Answer, Circuit, Conv, Plan, Shape, TensorId, Term};
@@ -53,6 +57,9 @@ const MAX_ELEMENTS: u128 = 1 << 27;
 const MAX_STEPS: u64 = 1 << 28;
 /// Steps charged for a tile: what its bookkeeping takes in memory.
 const TILE_STEPS: u64 = 16;
+/// The largest group whose channels the plans of this crate and of the compiler merge. Merging a group of `G` takes
+/// `log2 G` Galois keys of 565 KB, once per client; larger groups occur in dense layers only, which have few outputs to merge.
+pub const MAX_MERGED_GROUP: u32 = 256;
 /// The ring degree of the standard parameter set.
 pub const RING_DEGREE: u32 = 8192;
 

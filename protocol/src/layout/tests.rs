@@ -310,9 +310,9 @@ fn plan_of(
 #[test]
 fn random_layouts_compute_the_convolution() {
     let mut rng = ChaCha20Rng::seed_from_u64(1);
-    let (mut checked, mut shared, mut halo, mut blocks, mut outputs, mut bundled) =
-        (0, 0, 0, 0, 0, 0);
-    for seed in 0..1500 {
+    let (mut checked, mut shared, mut halo, mut blocks, mut outputs, mut bundled, mut stacked) =
+        (0, 0, 0, 0, 0, 0, 0);
+    for seed in 0..2000 {
         let degree = pick(&mut rng, &[64, 128, 256, 512]);
         let shape = Shape::new(
             1 + below(&mut rng, 6),
@@ -337,8 +337,9 @@ fn random_layouts_compute_the_convolution() {
             continue;
         }
         let group = 1 << below(&mut rng, 6);
-        let tile = (1 + below(&mut rng, 9), 1 + below(&mut rng, 9));
-        let bundles = pick(&mut rng, &[1, 1, 2, 3]);
+        let most_rows = pick(&mut rng, &[9, 9, 40]);
+        let tile = (1 + below(&mut rng, most_rows), 1 + below(&mut rng, 9));
+        let bundles = pick(&mut rng, &[1, 1, 2, 3, 5]);
         let references: Vec<&Conv> = consumers.iter().collect();
         let Some(mut layout) = layout_in(degree, bundles, shape, &references, group, tile) else {
             continue;
@@ -371,6 +372,12 @@ fn random_layouts_compute_the_convolution() {
         blocks += usize::from(layout.blocks > 1);
         outputs += usize::from(output_blocks > 1);
         bundled += usize::from(bundles > 1 && layout.blocks > 1);
+        let height = consumers
+            .iter()
+            .filter_map(|c| conv_output(shape, c))
+            .map(|s| s.h)
+            .max();
+        stacked += usize::from(height < Some(layout.tile.0));
     }
     // The generator must reach every feature, often.
     assert!(checked > 500, "{checked}");
@@ -380,6 +387,7 @@ fn random_layouts_compute_the_convolution() {
         ("blocks", blocks),
         ("output blocks", outputs),
         ("bundles", bundled),
+        ("stacks", stacked),
     ] {
         assert!(count > 60, "{what}: {count} of {checked}");
     }
@@ -442,6 +450,51 @@ fn tensor_in_two_layouts_is_forced_the_second_time() {
     let packing = Packing::in_any_ring(&circuit, &plan).unwrap();
     assert_eq!(packing.uploads()[0].total_counts().free, shape.len());
     assert_eq!(packing.uploads()[1].total_counts().free, 0);
+}
+
+#[test]
+fn stacked_bundles_share_rows_of_zeros() {
+    let shape = Shape::new(2, 3, 3);
+    let same = conv(0, 4, (3, 3), (1, 1), Padding::same(1));
+    let circuit = circuit_of(shape, &[vec![same.clone()]]);
+    // Three maps of three rows with a row between them: eleven rows of outputs, in tiles of six and five.
+    assert!(
+        layout_in(128, 3, shape, &[&same], 4, (6, 3)).is_none(),
+        "32 positions are one too few"
+    );
+    let layout = layout_in(128, 3, shape, &[&same], 2, (6, 3)).unwrap();
+    assert_eq!((layout.row_stride, layout.block, layout.blocks), (4, 33, 1));
+    let plan = plan_of(128, 3, &circuit, layout, 1, 1);
+    check(&circuit, &plan, 12);
+    let packing = Packing::in_any_ring(&circuit, &plan).unwrap();
+    assert_eq!(packing.uploads()[0].tiles(), (2, 1));
+    let slots = packing.uploads()[0].slots(0);
+    // The second bundle's first element is four rows below the first bundle's, the zeros between them are one row.
+    let at = |row: usize, column: usize| slots[(row * 4 + column) * 2];
+    assert_eq!(at(1, 1), Slot::Free(0));
+    assert_eq!(at(4, 1), Slot::Zero);
+    assert_eq!(at(5, 1), Slot::Free(18));
+}
+
+#[test]
+fn stacked_and_separate_layouts_of_one_tensor_agree() {
+    let shape = Shape::new(3, 5, 4);
+    let same = conv(0, 4, (3, 3), (1, 1), Padding::same(1));
+    let strided = conv(0, 4, (3, 3), (2, 2), Padding::same(1));
+    let circuit = circuit_of(shape, &[vec![same.clone()], vec![strided.clone()]]);
+    for tiles in [[(9, 4), (2, 2)], [(3, 4), (5, 2)], [(7, 4), (4, 2)]] {
+        let mut plan = plan_in(256, &circuit, 3).unwrap();
+        for (upload, (conv, tile)) in [&same, &strided].into_iter().zip(tiles).enumerate() {
+            let layout = layout_in(256, 3, shape, &[conv], 4, tile).unwrap();
+            plan.uploads[upload].layout = layout;
+            plan.answers[upload].output_blocks = 1;
+            plan.answers[upload].merge = 2;
+        }
+        check(&circuit, &plan, 13);
+        let packing = Packing::in_any_ring(&circuit, &plan).unwrap();
+        assert_eq!(packing.uploads()[0].total_counts().free, 3 * shape.len());
+        assert_eq!(packing.uploads()[1].total_counts().free, 0);
+    }
 }
 
 #[test]

@@ -51,17 +51,21 @@ pub struct UploadMap {
     groups: usize,
     rows: usize,
     tiles: (u32, u32),
+    /// `None` if each bundle has tiles of its own, else virtual rows from one bundle's map to the next one's.
+    pitch: Option<u32>,
     /// Per tile, the classes of one channel per phase: `[flat][phase]`. Classes do not depend on the
     /// channel, beyond its being there.
     planes: Vec<Plane>,
 }
 
-/// Classes of one tile; elements are numbered `[y][x]`.
+/// Classes of one tile; elements are numbered `[y][x]`, or `[bundle][y][x]` in a stack.
 #[derive(Clone, Debug)]
 struct Plane {
     slots: Vec<Slot>,
     /// Per phase: free and forced slots.
     counts: Vec<(usize, usize)>,
+    /// Whether any slot is a repeat.
+    repeats: bool,
 }
 
 impl UploadMap {
@@ -95,7 +99,7 @@ impl UploadMap {
         self.groups
     }
 
-    /// Tiles of one bundle: down and across.
+    /// Tiles of one bundle, or of the stack of all bundles: down and across.
     pub fn tiles(&self) -> (u32, u32) {
         self.tiles
     }
@@ -120,8 +124,26 @@ impl UploadMap {
     /// The tile and the bundle in block `block` of row `row`; `None` where nothing is left.
     pub(crate) fn tile_and_bundle(&self, row: usize, block: usize) -> Option<(usize, usize)> {
         let index = row * self.layout.blocks as usize + block;
-        (index < self.planes.len() * self.bundles)
-            .then(|| (index / self.bundles, index % self.bundles))
+        let copies = self.copies();
+        (index < self.planes.len() * copies).then(|| (index / copies, index % copies))
+    }
+
+    /// Bundles that have tiles of their own.
+    fn copies(&self) -> usize {
+        match self.pitch {
+            None => self.bundles,
+            Some(_) => 1,
+        }
+    }
+
+    /// The rows of outputs of `height` rows a bundle that tile row `tile` computes: the row in the tile, the bundle after
+    /// the block's own, the row of the output.
+    pub(crate) fn output_rows(
+        &self,
+        tile: u32,
+        height: u32,
+    ) -> impl Iterator<Item = (u32, u32, u32)> + use<> {
+        output_rows(&self.layout, self.pitch, self.bundles as u32, tile, height)
     }
 
     /// The virtual channels that group `group` holds.
@@ -156,15 +178,26 @@ impl UploadMap {
                 let at = (base + flat) * size;
                 for (channel, slot) in channels.clone().zip(&mut out[at..at + size]) {
                     let offset = first + (channel / phases) as u32 * map_len;
+                    let place = |element: u32| {
+                        let (bundle, element) = (element / map_len, element % map_len);
+                        offset + bundle * self.shape.len() as u32 + element
+                    };
                     *slot = match classes[channel % phases] {
-                        Slot::Free(element) => Slot::Free(offset + element),
-                        Slot::Repeat(element) => Slot::Repeat(offset + element),
+                        Slot::Free(element) => Slot::Free(place(element)),
+                        Slot::Repeat(element) => Slot::Repeat(place(element)),
                         other => other,
                     };
                 }
             }
         }
         out
+    }
+
+    /// Whether tiles of row `row` repeat elements of earlier ones.
+    pub(crate) fn repeats(&self, row: usize) -> bool {
+        (0..self.layout.blocks as usize)
+            .map_while(|block| self.tile_and_bundle(row, block))
+            .any(|(tile, _)| self.planes[tile].repeats)
     }
 
     /// How many coefficients of ciphertext `index` are in each class, without listing them.
@@ -197,7 +230,7 @@ impl UploadMap {
                 forced += b;
             }
         }
-        let copies = self.bundles * self.shape.c as usize;
+        let copies = self.copies() * self.shape.c as usize;
         ClassCounts {
             free: free * copies,
             forced: forced * copies,
@@ -260,11 +293,13 @@ impl<'a> Builder<'a> {
             return Err(faults);
         }
 
-        let tiles = tile_grid(layout, consumers);
+        let pitch = pitch(layout, shape, self.bundles, consumers);
+        let tiles = tile_grid(layout, pitch, self.bundles, consumers);
+        let copies = pitch.map_or(self.bundles, |_| 1);
         let phases = u64::from(layout.stride.0 * layout.stride.1);
         let groups = (u64::from(shape.c) * phases).div_ceil(u64::from(layout.group));
         let tile_count = u64::from(tiles.0) * u64::from(tiles.1);
-        let rows = (tile_count * u64::from(self.bundles)).div_ceil(u64::from(layout.blocks));
+        let rows = (tile_count * u64::from(copies)).div_ceil(u64::from(layout.blocks));
         self.ciphertexts = self.ciphertexts.saturating_add(rows.saturating_mul(groups));
         if self.ciphertexts > MAX_CIPHERTEXTS {
             return Err(vec![format!(
@@ -272,25 +307,37 @@ impl<'a> Builder<'a> {
                 self.ciphertexts
             )]);
         }
+        let map_len = u64::from(shape.h) * u64::from(shape.w);
+        let stacked = u64::from(self.bundles / copies);
         self.steps
             .charge(tile_count.saturating_mul(TILE_STEPS))
-            .and_then(|()| self.steps.charge(u64::from(shape.h) * u64::from(shape.w)))
+            .and_then(|()| self.steps.charge(map_len * stacked))
             .map_err(|fault| vec![fault])?;
 
         let seen = self
             .seen
             .entry(upload.tensor)
-            .or_insert_with(|| vec![false; (shape.h * shape.w) as usize]);
+            .or_insert_with(|| vec![false; map_len as usize]);
+        // Every bundle's outputs read the same elements: one bundle stands for all before and after an upload.
+        let mut seen_in_stack = seen.repeat(stacked as usize);
         let mut planes = Vec::with_capacity(tile_count as usize);
         for ty in 0..tiles.0 {
             for tx in 0..tiles.1 {
-                let reads = TileReads::new(layout, shape, self.ring_degree, (ty, tx));
+                let reads = TileReads {
+                    layout,
+                    shape,
+                    bundles: self.bundles,
+                    pitch,
+                    positions: self.ring_degree / layout.group,
+                    tile: (ty, tx),
+                };
                 let contents = reads
                     .contents(consumers, &mut self.steps)
                     .map_err(|fault| vec![fault])?;
-                planes.push(Plane::new(contents, phases as usize, seen));
+                planes.push(Plane::new(contents, phases as usize, &mut seen_in_stack));
             }
         }
+        seen.copy_from_slice(&seen_in_stack[..map_len as usize]);
         Ok(UploadMap {
             tensor: upload.tensor,
             shape,
@@ -300,6 +347,7 @@ impl<'a> Builder<'a> {
             groups: groups as usize,
             rows: rows as usize,
             tiles,
+            pitch,
             planes,
         })
     }
@@ -321,6 +369,7 @@ impl Steps {
 impl Plane {
     fn new(contents: Vec<Content>, phases: usize, seen: &mut [bool]) -> Plane {
         let mut counts = vec![(0, 0); phases];
+        let mut repeats = false;
         let slots = contents
             .into_iter()
             .enumerate()
@@ -335,6 +384,7 @@ impl Plane {
                     Content::Element(element) => {
                         if std::mem::replace(&mut seen[element as usize], true) {
                             *forced += 1;
+                            repeats = true;
                             Slot::Repeat(element)
                         } else {
                             *free += 1;
@@ -344,18 +394,65 @@ impl Plane {
                 }
             })
             .collect();
-        Plane { slots, counts }
+        Plane {
+            slots,
+            counts,
+            repeats,
+        }
     }
 }
 
+/// Virtual rows from one bundle to the next if the layout stacks them: if its tiles have more rows than any consumer's
+/// outputs. The rows of zeros between two maps serve both.
+pub(crate) fn pitch(
+    layout: &Layout,
+    shape: Shape,
+    bundles: u32,
+    consumers: &[Consumer<'_>],
+) -> Option<u32> {
+    let height = consumers.iter().map(|c| c.output.h).max().unwrap_or(0);
+    let padding = layout.padding.top.max(layout.padding.bottom);
+    (bundles > 1 && layout.tile.0 > height)
+        .then(|| (shape.h + padding).div_ceil(layout.stride.0).max(height))
+}
+
 /// Tiles down and across that cover every consumer's outputs.
-pub(crate) fn tile_grid(layout: &Layout, consumers: &[Consumer<'_>]) -> (u32, u32) {
+fn tile_grid(
+    layout: &Layout,
+    pitch: Option<u32>,
+    bundles: u32,
+    consumers: &[Consumer<'_>],
+) -> (u32, u32) {
     let most =
         |side: fn(&Shape) -> u32| consumers.iter().map(|c| side(&c.output)).max().unwrap_or(0);
+    let above = pitch.map_or(0, |pitch| (bundles - 1) * pitch);
     (
-        most(|s| s.h).div_ceil(layout.tile.0),
+        (above + most(|s| s.h)).div_ceil(layout.tile.0),
         most(|s| s.w).div_ceil(layout.tile.1),
     )
+}
+
+/// See [`UploadMap::output_rows`].
+fn output_rows(
+    layout: &Layout,
+    pitch: Option<u32>,
+    bundles: u32,
+    tile: u32,
+    height: u32,
+) -> impl Iterator<Item = (u32, u32, u32)> + use<> {
+    let first = tile * layout.tile.0;
+    let place = move |i: u32| match pitch {
+        None => (i, 0, first + i),
+        Some(pitch) => (i, (first + i) / pitch, (first + i) % pitch),
+    };
+    // Without a stack, rows beyond the output are no other bundle's.
+    let end = match pitch {
+        None => height,
+        Some(pitch) => bundles * pitch,
+    };
+    (0..layout.tile.0.min(end.saturating_sub(first)))
+        .map(place)
+        .filter(move |(_, _, y)| *y < height)
 }
 
 fn check_layout(layout: &Layout, shape: Shape, ring_degree: u32, bundles: u32) -> Vec<String> {
@@ -486,11 +583,11 @@ impl Taps {
         (self.offset + self.kernel - 1) / self.stride + 1
     }
 
-    /// Padded rows, relative to the tile's first, that outputs `0..outputs` read, in order.
-    fn reads(self, outputs: u32) -> Vec<u32> {
+    /// Padded rows, relative to the tile's first, that `outputs` (ascending) read, in order.
+    fn reads(self, outputs: impl Iterator<Item = u32>) -> Vec<u32> {
         let mut out = Vec::new();
         let mut next = 0;
-        for o in 0..outputs {
+        for o in outputs {
             let start = o * self.stride + self.offset;
             let end = start + self.kernel;
             out.extend(start.max(next)..end);
@@ -512,21 +609,14 @@ enum Content {
 struct TileReads<'a> {
     layout: &'a Layout,
     shape: Shape,
+    bundles: u32,
+    pitch: Option<u32>,
     /// Flat positions of a whole ciphertext.
     positions: u32,
     tile: (u32, u32),
 }
 
-impl<'a> TileReads<'a> {
-    fn new(layout: &'a Layout, shape: Shape, ring_degree: u32, tile: (u32, u32)) -> Self {
-        TileReads {
-            layout,
-            shape,
-            positions: ring_degree / layout.group,
-            tile,
-        }
-    }
-
+impl TileReads<'_> {
     /// `[flat][phase]`: what the consumers expect. Where a ciphertext has one block, the table spans all
     /// of it: output blocks read zeros outside the block.
     fn contents(
@@ -541,13 +631,21 @@ impl<'a> TileReads<'a> {
         steps.charge(u64::from(span).saturating_mul(phases as u64))?;
         let mut contents = vec![Content::Nothing; span as usize * phases];
         for consumer in consumers {
-            let (height, width) = useful_outputs(layout, self.tile, consumer.output);
-            if height == 0 || width == 0 {
+            let outputs: Vec<(u32, u32, u32)> = output_rows(
+                layout,
+                self.pitch,
+                self.bundles,
+                self.tile.0,
+                consumer.output.h,
+            )
+            .collect();
+            let width = output_columns(layout, self.tile.1, consumer.output);
+            let Some((last_row, ..)) = outputs.last().copied().filter(|_| width > 0) else {
                 continue;
-            }
+            };
             let vertical = Taps::vertical(layout, consumer.conv);
             let horizontal = Taps::horizontal(layout, consumer.conv);
-            let last = u64::from(height + vertical.window() - 2) * u64::from(layout.row_stride)
+            let last = u64::from(last_row + vertical.window() - 1) * u64::from(layout.row_stride)
                 + u64::from(width + horizontal.window() - 2);
             if last >= u64::from(layout.block) {
                 return Err(format!(
@@ -555,28 +653,32 @@ impl<'a> TileReads<'a> {
                     layout.block
                 ));
             }
-            let rows = vertical.reads(height);
-            let columns = horizontal.reads(width);
+            let columns = horizontal.reads(0..width);
             let copies = 2 * u64::from(consumer.answer.output_blocks.saturating_sub(1)) + 1;
-            steps.charge((rows.len() as u64 * columns.len() as u64).saturating_mul(copies))?;
             let shifts = self.zero_shifts(consumer)?;
-            for &row in &rows {
-                for &column in &columns {
-                    let (i, row_phase) = (row / layout.stride.0, row % layout.stride.0);
-                    let (j, column_phase) = (column / layout.stride.1, column % layout.stride.1);
-                    let flat = i * layout.row_stride + j;
-                    let phase = (row_phase * layout.stride.1 + column_phase) as usize;
-                    expect(
-                        &mut contents,
-                        flat as usize * phases + phase,
-                        self.content(row, column),
-                    )?;
-                    for shift in &shifts {
+            // Two bundles of a stack may read a row of zeros between them: each says what it expects.
+            for bundle in outputs.chunk_by(|a, b| a.1 == b.1) {
+                let rows = vertical.reads(bundle.iter().map(|(i, ..)| *i));
+                steps.charge((rows.len() as u64 * columns.len() as u64).saturating_mul(copies))?;
+                for &row in &rows {
+                    for &column in &columns {
+                        let (i, row_phase) = (row / layout.stride.0, row % layout.stride.0);
+                        let (j, column_phase) =
+                            (column / layout.stride.1, column % layout.stride.1);
+                        let flat = i * layout.row_stride + j;
+                        let phase = (row_phase * layout.stride.1 + column_phase) as usize;
                         expect(
                             &mut contents,
-                            (shift + flat) as usize * phases + phase,
-                            Content::Zero,
+                            flat as usize * phases + phase,
+                            self.content(bundle[0].1, row, column),
                         )?;
+                        for shift in &shifts {
+                            expect(
+                                &mut contents,
+                                (shift + flat) as usize * phases + phase,
+                                Content::Zero,
+                            )?;
+                        }
                     }
                 }
             }
@@ -584,17 +686,20 @@ impl<'a> TileReads<'a> {
         Ok(contents)
     }
 
-    /// What sits at a padded row and column counted from the tile's first.
-    fn content(&self, row: u32, column: u32) -> Content {
+    /// What `bundle` of the stack expects at a padded row and column counted from the tile's first.
+    fn content(&self, bundle: u32, row_in_tile: u32, column: u32) -> Content {
         let layout = self.layout;
-        let y =
-            (self.tile.0 * layout.tile.0 * layout.stride.0 + row).wrapping_sub(layout.padding.top);
+        let above = bundle * self.pitch.unwrap_or(0);
+        let first = i64::from(self.tile.0 * layout.tile.0) - i64::from(above);
+        let y = first * i64::from(layout.stride.0) + i64::from(row_in_tile)
+            - i64::from(layout.padding.top);
         let x = (self.tile.1 * layout.tile.1 * layout.stride.1 + column)
             .wrapping_sub(layout.padding.left);
-        if y < self.shape.h && x < self.shape.w {
-            Content::Element(y * self.shape.w + x)
-        } else {
-            Content::Zero
+        match u32::try_from(y) {
+            Ok(y) if y < self.shape.h && x < self.shape.w => {
+                Content::Element((bundle * self.shape.h + y) * self.shape.w + x)
+            }
+            _ => Content::Zero,
         }
     }
 
@@ -634,11 +739,10 @@ fn expect(contents: &mut [Content], index: usize, content: Content) -> Result<()
     Ok(())
 }
 
-/// Rows and columns of outputs that a tile has.
-pub(crate) fn useful_outputs(layout: &Layout, tile: (u32, u32), output: Shape) -> (u32, u32) {
-    let side = |all: u32, tile: u32, index: u32| all.saturating_sub(index * tile).min(tile);
-    (
-        side(output.h, layout.tile.0, tile.0),
-        side(output.w, layout.tile.1, tile.1),
-    )
+/// Columns of outputs that a tile has.
+pub(crate) fn output_columns(layout: &Layout, tile: u32, output: Shape) -> u32 {
+    output
+        .w
+        .saturating_sub(tile * layout.tile.1)
+        .min(layout.tile.1)
 }

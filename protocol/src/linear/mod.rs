@@ -42,7 +42,7 @@ mod tests;
 pub use answer::{
     Answers, Kernels, answers_bytes, client_finish, finish_answer, max_gap, rows_of, server_answer,
 };
-pub use cost::{LinearCost, cost};
+pub use cost::{LinearCost, Operations, Rates, cost};
 pub use upload::{
     ClientUpload, Uploaded, Uploads, client_upload, receive_upload, server_receive, uploads_bytes,
 };

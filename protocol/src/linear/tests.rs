@@ -308,6 +308,21 @@ fn two_bundles_share_ciphertexts() {
 }
 
 #[test]
+fn stacked_bundles_share_ciphertexts_and_zeros() {
+    let circuit = single(
+        Shape::new(24, 4, 4),
+        conv(0, 12, (3, 3), (1, 1), Padding::same(1)),
+    );
+    // Groups of 128 leave 64 positions: five maps of four rows, in tiles of ten rows across the maps.
+    let plan = explicit(&circuit, 5, 128, (10, 4), 4, 1);
+    assert_eq!(
+        Packing::new(&circuit, &plan).unwrap().uploads()[0].rows(),
+        3
+    );
+    check(&circuit, &plan, 0, 11);
+}
+
+#[test]
 fn wrong_messages_are_refused_without_panic() {
     let keys = keys();
     let circuit = single(
