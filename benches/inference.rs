@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use support::machine::Machine;
 use support::measure::{Figures, Phase, Plan, measure};
 use support::network::{Budget, Network, RestKind, Subject};
+use support::predict::Rates;
 
 /// Prepares and spends bundles between a client and a server on this machine, checks the answers and writes what it took.
 #[derive(Parser)]
@@ -72,12 +73,14 @@ fn run(arguments: &Arguments) -> Result<()> {
         threads: arguments.threads.map(usize::from),
     };
     let machine = Machine::here();
-    let figures = measure(&plan)?;
+    let rates = Rates::here();
+    let figures = measure(&plan, &rates)?;
     print(&plan, &figures);
     if let Some(path) = &arguments.json {
         let all = json!({
             "command": support::command("inference"),
             "machine": machine,
+            "rates_of_one_thread": rates,
             "figures": figures,
         });
         std::fs::write(path, format!("{all:#}\n"))
@@ -136,7 +139,11 @@ fn print(plan: &Plan, figures: &Figures) {
         memory.weights_file as f64 / 1e6
     );
     println!(
-        "linear layers predicted: {:.3} CPU s of the server; private and exact logits equal: {}",
-        figures.predicted_linear_server_s, figures.check.exact_match
+        "predicted: offline {:.3} s (linear layers {:.3} CPU s of the server), online {:.4} s",
+        figures.predicted.offline_s, figures.predicted_linear_server_s, figures.predicted.online_s
+    );
+    println!(
+        "private and exact logits equal: {}",
+        figures.check.exact_match
     );
 }

@@ -2,6 +2,7 @@
 
 use super::network::{Subject, read_model};
 use super::party::{ClientProcess, Operation, ServerProcess};
+use super::predict::{Predicted, Rates, predict};
 use super::relay::{Link, Relay, Shaped};
 use anyhow::{Context, Result, ensure};
 use pi_ir::count::circuit_multiply_adds;
@@ -26,6 +27,14 @@ pub(crate) struct Plan {
     pub(crate) runs: u32,
     /// Threads of each party; all cores if not said.
     pub(crate) threads: Option<usize>,
+}
+
+impl Plan {
+    /// Cores that work on it: both parties share the machine, and in the model one of them works at a time.
+    fn cores(&self) -> f64 {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        self.threads.unwrap_or(cores).min(cores) as f64
+    }
 }
 
 /// What a phase took.
@@ -215,6 +224,8 @@ pub(crate) struct Figures {
     pub(crate) online: Online,
     /// Memory.
     pub(crate) memory: Memory,
+    /// What the model of the benchmark says.
+    pub(crate) predicted: Predicted,
     /// Server's CPU seconds in the linear exchange by the cost formulas, per bundle.
     pub(crate) predicted_linear_server_s: f64,
     /// Layer by layer.
@@ -238,13 +249,14 @@ impl Parties {
 /// A trailing part of an operation, such as erasing a spent bundle, ends within this time.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// Measures a plan.
+/// Measures a plan; `rates` are for the prediction beside it.
 ///
 /// # Errors
 /// If a process fails, or the private answer is not the exact interpreter's.
-pub(crate) fn measure(plan: &Plan) -> Result<Figures> {
+pub(crate) fn measure(plan: &Plan, rates: &Rates) -> Result<Figures> {
     let model = plan.subject.model()?;
     let (artifact, _) = read_model(&model)?;
+    let predicted = predict(&artifact, rates, plan.link, plan.cores())?;
     let states = tempfile::tempdir().context("cannot make a temporary directory")?;
     let mut server = ServerProcess::start(&model, states.path(), plan.threads)?;
     let server_loaded = server.peak_bytes()?;
@@ -323,6 +335,7 @@ pub(crate) fn measure(plan: &Plan) -> Result<Figures> {
             client_peak,
             weights_file: weights_bytes(&model)?,
         },
+        predicted,
         predicted_linear_server_s: predicted_server_seconds(&artifact)?,
         layers,
     })

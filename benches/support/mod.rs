@@ -4,6 +4,7 @@ pub(crate) mod machine;
 pub(crate) mod measure;
 pub(crate) mod network;
 pub(crate) mod party;
+pub(crate) mod predict;
 pub(crate) mod relay;
 
 /// The command that this process was started with, as a user types it.
