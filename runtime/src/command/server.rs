@@ -57,9 +57,9 @@ pub fn main() -> ExitCode {
 
 /// Runs `pi-server` with these arguments as the child of another program.
 ///
-/// It answers the line `usage` on standard input with its user CPU seconds, and ends when standard input does,
-/// so that it never outlives its parent.
-pub(super) fn serve_child(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+/// It answers the line `usage` on standard input with its user CPU seconds, `memory` with the bytes that were resident
+/// at most (0 where the system does not tell), and ends when standard input does, so that it never outlives its parent.
+pub fn serve_child(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     start_logging("pi_runtime=info,warn");
     match serve(Arguments::parse_from(arguments), true) {
         Ok(()) => ExitCode::SUCCESS,
@@ -148,6 +148,11 @@ fn obey_parent(stop: &watch::Sender<bool>) {
                 let seconds = crate::usage::user_seconds();
                 println!("usage {seconds:.6}");
                 // A parent that is gone closes standard input too.
+                let _ = std::io::stdout().flush();
+            }
+            Ok("memory") => {
+                let bytes = crate::usage::peak_resident_bytes().unwrap_or(0);
+                println!("memory {bytes}");
                 let _ = std::io::stdout().flush();
             }
             Ok(_) => {}
