@@ -1,9 +1,10 @@
 //! A model as one party holds it, checked, with everything that follows from public data.
 
 use super::convolve::{self, Convolution};
+use super::setup::MAX_GAP;
 use crate::header::{BundleHeader, HeaderInputs};
 use crate::layout::Packing;
-use crate::linear::Kernels;
+use crate::linear::{self, Kernels};
 use crate::nonlinear::quadratic;
 use crate::{Error, cost};
 use pi_garble::SignWidth;
@@ -61,6 +62,12 @@ impl Planned {
         let packing = Packing::new(circuit, plan).map_err(|faults| {
             Error::misuse(format!("plan for {bundles} bundles: {}", faults.join("; ")))
         })?;
+        let gap = linear::max_gap(&packing);
+        if gap > MAX_GAP {
+            return Err(Error::misuse(format!(
+                "plan for {bundles} bundles: merges groups of {gap} channels, keys reach {MAX_GAP}"
+            )));
+        }
         let bytes = postcard::to_stdvec(plan)
             .map_err(|error| Error::misuse(format!("plan for {bundles} bundles: {error}")))?;
         let mut hash = blake3::Hasher::new_derive_key("pianissimo 1 plan");

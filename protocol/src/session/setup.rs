@@ -16,16 +16,17 @@ use crate::Error;
 use crate::channel::{Channel, receive_exactly};
 use crate::cost::Traffic;
 use crate::header::HeaderInputs;
+use crate::layout::MAX_MERGED_GROUP;
 use crate::secrets::public_seed;
 use crate::wire::Reader;
 use pi_ot::{Direction, MasterReceiver, MasterSender, MasterSetup, SessionId, base};
-use pi_rlwe::{GaloisKeys, N, Params, PublicKey, SecretKey};
+use pi_rlwe::{GaloisKeys, Params, PublicKey, SecretKey};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{CryptoRng, SeedableRng};
 use zeroize::Zeroizing;
 
-/// The largest gap that a client's Galois keys reach: all that a plan can ask for, so that one setup serves every model.
-const MAX_GAP: usize = N;
+/// The largest gap that a client's Galois keys reach: all that a plan may ask for, so that one setup serves every model.
+pub(crate) const MAX_GAP: usize = MAX_MERGED_GROUP as usize;
 
 /// What a client keeps of its setup with one server.
 pub struct ClientSetup {
