@@ -23,3 +23,4 @@ mod wire;
 
 pub use channel::Channel;
 pub use error::Error;
+pub use pi_garble::memory::SecretBytes;

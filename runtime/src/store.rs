@@ -13,6 +13,7 @@
 
 use crate::files;
 use crate::fingerprint::{Fingerprint, hex, short};
+use pi_protocol::SecretBytes;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -355,7 +356,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Spent`] and [`StoreError::Unknown`] refuse; [`StoreError::Damaged`] when the content is not what
     /// was stored, and the bundle is spent then too.
-    pub fn take(&self, peer: Fingerprint, id: &BundleId) -> Result<Zeroizing<Vec<u8>>, StoreError> {
+    pub fn take(&self, peer: Fingerprint, id: &BundleId) -> Result<SecretBytes, StoreError> {
         let content = self.mark_spent(peer, id)?;
         self.reading(peer, id, content).run()
     }
@@ -577,19 +578,26 @@ impl Reading {
     ///
     /// # Errors
     /// [`StoreError::Damaged`] when it is not what was stored; those of the file system.
-    pub fn run(self) -> Result<Zeroizing<Vec<u8>>, StoreError> {
+    pub fn run(self) -> Result<SecretBytes, StoreError> {
         let path = self.path;
-        let bytes = Zeroizing::new(std::fs::read(&path).map_err(|e| file_error(path.clone(), e))?);
-        if bytes.len() as u64 != self.content.length
-            || blake3::hash(&bytes).as_bytes() != &self.content.digest
+        let failed = |e| file_error(path.clone(), e);
+        let file = std::fs::File::open(&path).map_err(failed)?;
+        let found = file.metadata().map_err(failed)?.len();
+        let expected = self.content.length;
+        // The length first: it decides what memory is reserved.
+        let bytes = match usize::try_from(expected) {
+            Ok(expected) if found == self.content.length => {
+                SecretBytes::read(file, expected).map_err(failed)?
+            }
+            _ => SecretBytes::with_capacity(0),
+        };
+        if bytes.len() as u64 != expected || blake3::hash(&bytes).as_bytes() != &self.content.digest
         {
             return Err(StoreError::Damaged {
                 path: self.directory,
                 reason: format!(
-                    "{} is not what was stored ({} bytes, {} expected)",
+                    "{} is not what was stored ({found} bytes, {expected} expected)",
                     path.display(),
-                    bytes.len(),
-                    self.content.length
                 ),
             });
         }

@@ -3,6 +3,10 @@
 //! The buffers of a layer of ReLUs are tens of megabytes, and their first touch is page faults: on virtual machines, with
 //! pages of 4 KiB, several times as dear as all cryptography on what they hold. Linux gives 2 MiB at a fault if asked to.
 
+use std::io::Read;
+use std::ops::Deref;
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
 /// Returns an empty vector with room for `count` values, on large pages where the system has them and `count` is large.
 ///
 /// The same memory otherwise: nothing depends on the answer of the system.
@@ -19,12 +23,89 @@ pub fn filled<T: Clone>(value: T, count: usize) -> Vec<T> {
     vec
 }
 
+/// Returns a copy in memory from [`with_capacity`].
+pub fn copied<T: Clone>(values: &[T]) -> Vec<T> {
+    let mut vec = with_capacity(values.len());
+    vec.extend_from_slice(values);
+    vec
+}
+
 /// Returns `count` zero bytes that are not touched yet if the allocator has such: whoever writes them first, on whatever
 /// thread, gets the pages.
 pub fn zeroed(count: usize) -> Vec<u8> {
     let vec = vec![0; count];
     advise(&vec);
     vec
+}
+
+/// Secret bytes in a large buffer, erased when dropped.
+///
+/// `Zeroizing<Vec<u8>>` is erased by a volatile store for each byte, twice, which for a bundle of all ReLUs of a large network costs as
+/// much as garbling it. This is erased 16 bytes at a store, once.
+pub struct SecretBytes(Vec<u8>);
+
+impl SecretBytes {
+    /// Returns an empty buffer that never has more than `count` bytes.
+    pub fn with_capacity(count: usize) -> Self {
+        SecretBytes(with_capacity(count))
+    }
+
+    /// Returns the next `count` bytes of a reader, or fewer where it ends.
+    ///
+    /// # Errors
+    /// Those of the reader.
+    pub fn read(reader: impl Read, count: usize) -> std::io::Result<Self> {
+        let mut bytes = SecretBytes::with_capacity(count);
+        reader.take(count as u64).read_to_end(&mut bytes.0)?;
+        Ok(bytes)
+    }
+
+    /// Appends bytes.
+    ///
+    /// # Panics
+    /// If there is no room: a larger buffer would leave a copy behind.
+    pub fn extend_from_slice(&mut self, bytes: &[u8]) {
+        assert!(
+            bytes.len() <= self.0.capacity() - self.0.len(),
+            "no room for {} bytes",
+            bytes.len()
+        );
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// Returns the bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn erase(&mut self) {
+        let (head, body, tail) = bytemuck::pod_align_to_mut::<u8, u128>(&mut self.0);
+        head.zeroize();
+        body.zeroize();
+        tail.zeroize();
+    }
+}
+
+impl Deref for SecretBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for SecretBytes {
+    fn drop(&mut self) {
+        self.erase();
+    }
+}
+
+impl ZeroizeOnDrop for SecretBytes {}
+
+impl std::fmt::Debug for SecretBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SecretBytes(.., {} bytes)", self.0.len())
+    }
 }
 
 #[cfg(all(target_os = "linux", not(miri)))]
@@ -65,5 +146,23 @@ mod tests {
         }
         assert_eq!(filled((), 10).len(), 10);
         assert!(zeroed(40 << 20).iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn secret_bytes_are_erased_in_full_and_never_moved() {
+        for count in [0, 1, 15, 16, 33, 1000] {
+            let mut bytes = SecretBytes::with_capacity(count);
+            bytes.extend_from_slice(&vec![7; count]);
+            assert_eq!(*bytes, vec![7; count]);
+            bytes.erase();
+            assert_eq!(*bytes, vec![0; count]);
+        }
+        let mut read = SecretBytes::read(&[1, 2, 3, 4][..], 3).unwrap();
+        assert_eq!(*read, [1, 2, 3]);
+        let full = read.0.capacity() - read.0.len();
+        let more = std::panic::AssertUnwindSafe(|| read.extend_from_slice(&vec![0; full + 1]));
+        assert!(std::panic::catch_unwind(more).is_err());
+        assert_eq!(*SecretBytes::read(&[1, 2][..], 3).unwrap(), [1, 2]);
+        assert_eq!(format!("{read:?}"), "SecretBytes(.., 3 bytes)");
     }
 }

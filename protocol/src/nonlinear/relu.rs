@@ -83,9 +83,7 @@ impl Offered {
         c: &[u64],
         message: &mut Reader<'_>,
     ) -> Result<ClientRelu, Error> {
-        let received = message.take(width.table_bytes(c.len()))?;
-        let mut tables = memory::with_capacity(received.len());
-        tables.extend_from_slice(received);
+        let tables = memory::copied(message.take(width.table_bytes(c.len()))?);
         let e = message.take(reverse::choice_bytes(c.len()))?;
         let e = Bits::decode("corrected choices", e, c.len())?;
         reverse::settle(&mut self.u, c, &e)?;

@@ -14,6 +14,7 @@ use crate::header::{BundleHeader, BundleId};
 use crate::nonlinear::relu::ClientRelu;
 use crate::wire::Reader;
 use pi_garble::field::{self, ELEMENT_BYTES, Elements};
+use pi_garble::memory::{self, SecretBytes};
 use pi_garble::{BLOCK_BYTES, Block, Delta, ServerGadget};
 use zeroize::Zeroizing;
 
@@ -104,7 +105,7 @@ impl ClientBundle {
     }
 
     /// The form to be stored: secret.
-    pub fn encode(&self) -> Zeroizing<Vec<u8>> {
+    pub fn encode(&self) -> SecretBytes {
         let relu_bytes = |relu: &ClientRelu| {
             BLOCK_BYTES * relu.labels.len() + relu.tables.len() + ELEMENT_BYTES * relu.u.len()
         };
@@ -165,7 +166,7 @@ fn client_relu(reader: &mut Reader<'_>, index: &LayerIndex) -> Result<Option<Cli
     let labels = Block::decode(WHAT, labels, n * width.bits() as usize).map_err(damaged)?;
     Ok(Some(ClientRelu {
         labels,
-        tables: reader.take(width.table_bytes(n))?.to_vec(),
+        tables: memory::copied(reader.take(width.table_bytes(n))?),
         u: elements(reader, n)?,
     }))
 }
@@ -191,7 +192,7 @@ impl ServerBundle {
     }
 
     /// The form to be stored: secret.
-    pub fn encode(&self) -> Zeroizing<Vec<u8>> {
+    pub fn encode(&self) -> SecretBytes {
         let layers = self.layers.iter().map(|layer| {
             let elements =
                 layer.offset.len() + layer.d0.len() + layer.v.len() + layer.identity.len();
@@ -264,15 +265,15 @@ fn damaged(error: impl std::fmt::Display) -> Error {
     Error::stored(format!("{WHAT}: {error}"))
 }
 
-fn start(tag: u8, header: &BundleHeader, length: usize) -> Zeroizing<Vec<u8>> {
+fn start(tag: u8, header: &BundleHeader, length: usize) -> SecretBytes {
     // Reserved at once, so that no copy of a secret is left behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(length));
+    let mut bytes = SecretBytes::with_capacity(length);
     bytes.extend_from_slice(&[STORED_VERSION, tag]);
     bytes.extend_from_slice(&header.to_bytes());
     bytes
 }
 
-fn seal(mut bytes: Zeroizing<Vec<u8>>, length: usize) -> Zeroizing<Vec<u8>> {
+fn seal(mut bytes: SecretBytes, length: usize) -> SecretBytes {
     let checksum = checksum(&bytes);
     bytes.extend_from_slice(&checksum);
     debug_assert_eq!(bytes.len(), length);

@@ -913,7 +913,7 @@ fn bundles_of_another_model_or_exchange_are_refused() {
     for error in wrong {
         assert!(matches!(error, Some(Error::ApiMisuse { .. })), "{error:?}");
     }
-    let mut damaged = stored.0.clone();
+    let mut damaged = stored.0.to_vec();
     damaged[5000] ^= 1;
     let wrong = [
         ClientBundle::decode(&damaged, &models.client).err(),
