@@ -778,7 +778,7 @@ mod tests {
         };
         assert_eq!(
             digest(&artifact.encode()),
-            "ab66c6658ea9b9d0458f9a45ab6b7a9a25b14ab6be895f2e13ae6f15eb6130b3"
+            "c46dd7bddb93c609616053f3a5816ed194a64d668ebb75490d6ef7f9e4b19ec2"
         );
         assert_eq!(
             digest(&graph().encode()),
