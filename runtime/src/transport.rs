@@ -178,7 +178,8 @@ fn transport_config() -> TransportConfig {
         .congestion_controller_factory(Arc::new(cubic))
         .stream_receive_window(VarInt::from_u32(16 * MIB))
         .receive_window(VarInt::from_u32(64 * MIB))
-        .send_window(u64::from(64 * MIB))
+        // What waits here is memory: twice the peer's window keeps the line busy.
+        .send_window(u64::from(32 * MIB))
         .max_concurrent_bidi_streams(VarInt::from_u32(4))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
