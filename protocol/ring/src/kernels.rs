@@ -547,7 +547,7 @@ mod tests {
                 }
             }
             let signed: Vec<i32> = (0..n as i32)
-                .map(|i| (i * 119_304_647).wrapping_sub(i32::MAX))
+                .map(|i| i.wrapping_mul(119_304_647).wrapping_sub(i32::MAX))
                 .collect();
             let mut out = vec![0; n];
             scale_small(&m, &signed, y[5], &mut out);
