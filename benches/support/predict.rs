@@ -1,10 +1,12 @@
 //! What an inference should take: bytes over bandwidth, waits over the line, and work over the rates of this machine.
 //!
-//! `offline = bytes / bandwidth + round trips x RTT + (linear layers + uploads + decryptions + AND gates to garble + OTs + elements) / cores`
-//! `online = bytes / bandwidth + round trips x (RTT + hop) + (multiply-adds + AND gates to evaluate + elements) / cores`
+//! `offline = bytes / bandwidth + round trips x RTT + work / cores + stored bytes / disk`, the work being linear layers, uploads,
+//! decryptions, AND gates to garble, OTs and elements; `online = bytes / bandwidth + round trips x (RTT + hop) + work / cores + marks`,
+//! the work being multiply-adds, AND gates to evaluate and elements.
 //!
-//! Work of the server's linear layers comes from the protocol's own cost formulas, everything else from a second of
-//! measurement on one thread before the benchmark. Nothing overlaps in this model, and nothing waits for a disk.
+//! Work of the server's linear layers comes from the protocol's own cost formulas, that of ciphertexts, gates, OTs and
+//! multiply-adds from a second of measurement on one thread before the benchmark, the rest from constants. Nothing overlaps in
+//! this model.
 
 use super::measure::{circuit_figures, operations, packed};
 use super::relay::Link;
@@ -46,15 +48,26 @@ pub(crate) struct Rates {
     decrypt_s: f64,
 }
 
-/// Seconds from a party's last byte to the other's first instruction, both ways, beside the line's round trip: two system
-/// calls, two wake-ups of a thread and the encryption of a datagram. An estimate.
-const HOP_S: f64 = 150e-6;
-/// Bytes a second of QUIC over loopback, both parties on two cores. An estimate: half of what one sender reaches alone.
+/// Seconds beside the line's round trip from a party's last byte to the other's first instruction, both ways: system calls,
+/// wake-ups of threads, encryption of datagrams, and cores that the other party's threads hold. This and the constants below
+/// are fitted to ResNet-18 at ten budgets (two cores of an AMD EPYC of Zen 4, 2026-11-25, both parties on them).
+const HOP_S: f64 = 700e-6;
+/// Bytes a second of QUIC over loopback, both parties on two cores.
 const LOOPBACK_BYTES: f64 = 0.7e9;
-/// Seconds of both parties for each element of an activation: sums, truncations, masks, storing. Fitted to ResNet-18.
+/// Seconds of both parties for each element of an activation, offline: sums, truncations, masks, storing.
 const OFFLINE_ELEMENT_S: f64 = 100e-9;
-/// The same online: sums, truncations, masks.
+/// The same online.
 const ONLINE_ELEMENT_S: f64 = 10e-9;
+/// Seconds of both parties for each ReLU online beside its gates: labels chosen, copied, read; rows.
+const ONLINE_RELU_S: f64 = 350e-9;
+/// Seconds that the durable marks of both parties keep the online phase waiting.
+const MARKS_S: f64 = 6e-3;
+/// Bytes a second that bundles are stored at, durably.
+const DISK_BYTES: f64 = 300e6;
+/// Bytes that the client stores of a ReLU for each bit of its sign circuit: label, table.
+const STORED_BIT_BYTES: f64 = 48.0;
+/// Bytes that both parties store of an element.
+const STORED_ELEMENT_BYTES: f64 = 24.0;
 
 /// What the model says.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -106,11 +119,13 @@ pub(crate) fn predict(
         + elements * OFFLINE_ELEMENT_S;
     let online_work = figures.multiply_adds as f64 / rates.multiplied
         + figures.and_gates as f64 / rates.evaluated
-        + elements * ONLINE_ELEMENT_S;
+        + elements * ONLINE_ELEMENT_S
+        + figures.relus as f64 * ONLINE_RELU_S;
+    let stored = choices * STORED_BIT_BYTES + elements * STORED_ELEMENT_BYTES;
     let trips = cost::Cost::offline_round_trips(plan.bundles);
     Ok(Predicted {
-        offline_s: line(&offline, trips) / bundles + offline_work / cores,
-        online_s: line(&cost.online, cost.online_round_trips()) + online_work / cores,
+        offline_s: line(&offline, trips) / bundles + offline_work / cores + stored / DISK_BYTES,
+        online_s: line(&cost.online, cost.online_round_trips()) + online_work / cores + MARKS_S,
     })
 }
 
