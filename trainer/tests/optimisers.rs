@@ -252,7 +252,7 @@ fn steps_equal_the_formulas_in_double_precision() {
             (0.05, 0.3, 0.2, 0.0),
             (1.0, 0.1, 0.7, 0.7),
             (5.0, 0.0, 0.7, 0.7),
-            (1.0, 0.0, 0.0, 1.5),
+            (1.0, 0.0, 0.0, 9.0),
         ] {
             if alpha > 0.1 && !rule.starts_with("momo") {
                 continue; // Without a model of the loss such a rate diverges.
