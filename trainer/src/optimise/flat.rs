@@ -1,8 +1,9 @@
 //! Vectors over all parameters, in few pieces.
 //!
 //! On a GPU a step is bound by the number of operations, so all parameters lie behind each other in one tensor; on the
-//! CPU it is bound by memory, so each stays by itself, where its intermediate results fit the cache (10.5 million
-//! parameters in 62 tensors, SGD: 162 ms a step as one, see the measuring test for each by itself).
+//! CPU it is bound by memory, so each stays by itself, where its intermediate results fit the cache. With 10.5 million
+//! parameters in 62 tensors that is 2.3 to 3 times as fast as one tensor, and takes 1.6 times as long as a loop on the host
+//! that does SGD in one pass (the measuring test of this module, two busy cores of a Zen 4, 2026-11-25).
 
 use std::ops::Range;
 
