@@ -89,7 +89,7 @@ pub struct Series {
 pub enum Style {
     /// A line.
     Line,
-    /// A broken line.
+    /// A broken line, in the colour of the series before it.
     Dashed,
     /// A line with dots.
     Dotted,
@@ -165,6 +165,7 @@ impl Chart {
         let mut chart = ChartBuilder::on(area)
             .caption(&self.title, ("sans-serif", 28).into_font().color(&INK))
             .margin(20)
+            .margin_right(48)
             .x_label_area_size(64)
             .y_label_area_size(96)
             .build_cartesian_2d(x, y)?;
@@ -182,8 +183,12 @@ impl Chart {
             .x_desc(self.x.label.as_str())
             .y_desc(self.y.label.as_str())
             .draw()?;
+        let mut colours = COLOURS.iter().cycle();
+        let mut colour = COLOURS[0];
         for (index, series) in self.series.iter().enumerate() {
-            let colour = COLOURS[index % COLOURS.len()];
+            if index == 0 || series.style != Style::Dashed {
+                colour = *colours.next().expect("a cycle has no end");
+            }
             let line = colour.stroke_width(3);
             let named = index < LEGEND;
             let drawable = |p: &(f64, f64)| self.x.shows(p.0) && self.y.shows(p.1);
@@ -230,7 +235,7 @@ impl Chart {
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
+            .position(self.emptiest_corner())
             .legend_area_size(44)
             .margin(14)
             .background_style(WHITE.mix(0.9))
@@ -238,6 +243,39 @@ impl Chart {
             .label_font(("sans-serif", 18).into_font().color(&INK))
             .draw()?;
         area.present()
+    }
+
+    /// The corner in which a legend covers the fewest points.
+    fn emptiest_corner(&self) -> SeriesLabelPosition {
+        let place = |value: f64, range: Option<(f64, f64)>, log: bool| {
+            let (low, high) = range.unwrap_or((0.0, 1.0));
+            match log {
+                true => (value / low).ln() / (high / low).ln(),
+                false => (value - low) / (high - low),
+            }
+        };
+        let (x, y) = (self.range(|p| p.0, &self.x), self.range(|p| p.1, &self.y));
+        // A third of the width, and a line of text for each name.
+        let (width, height) = (0.34, 0.05 + 0.04 * self.series.len().min(LEGEND) as f64);
+        let covered = |right: bool, upper: bool| {
+            let points = self.series.iter().flat_map(|series| &series.points);
+            let drawable = points.filter(|p| self.x.shows(p.0) && self.y.shows(p.1));
+            let covers = |p: &&(f64, f64)| {
+                let (x, y) = (place(p.0, x, self.x.log), place(p.1, y, self.y.log));
+                (if right { 1.0 - x } else { x }) < width
+                    && (if upper { 1.0 - y } else { y }) < height
+            };
+            drawable.filter(covers).count()
+        };
+        [
+            (true, true, SeriesLabelPosition::UpperRight),
+            (false, true, SeriesLabelPosition::UpperLeft),
+            (true, false, SeriesLabelPosition::LowerRight),
+            (false, false, SeriesLabelPosition::LowerLeft),
+        ]
+        .into_iter()
+        .min_by_key(|(right, upper, _)| covered(*right, *upper))
+        .map_or(SeriesLabelPosition::UpperRight, |(.., corner)| corner)
     }
 
     /// Smallest and largest drawable value with some room; whole decades on a logarithmic axis.
@@ -355,6 +393,15 @@ mod tests {
         let [svg, _] = chart(true, points).write(folder.path(), "escape").unwrap();
         let svg = std::fs::read_to_string(svg).unwrap();
         assert_eq!(svg.matches("<circle").count(), 2);
+    }
+
+    #[test]
+    fn the_legend_goes_where_no_points_are() {
+        let corner = |points: Vec<(f64, f64)>| chart(false, points).emptiest_corner();
+        let falling = vec![(0.0, 1.0), (0.5, 0.5), (1.0, 0.0)];
+        assert!(matches!(corner(falling), SeriesLabelPosition::UpperRight));
+        let rising = vec![(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)];
+        assert!(matches!(corner(rising), SeriesLabelPosition::UpperLeft));
     }
 
     #[test]
