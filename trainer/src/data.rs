@@ -9,9 +9,11 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::{Device, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::write_atomically;
 
@@ -45,15 +47,137 @@ pub const CLASSES: [&str; 10] = [
 ];
 
 /// Labelled images, planar bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
-    /// `len() * IMAGE` bytes.
+    /// Channels, rows and columns of every image.
+    pub shape: [usize; 3],
+    /// The planes of all images, one image after the other.
     pub images: Vec<u8>,
-    /// One label per image, below 10.
-    pub labels: Vec<u8>,
+    /// One label per image.
+    pub labels: Vec<u16>,
+}
+
+/// Where the images are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Folder of CIFAR-10: record files or JPEG archives.
+    pub path: PathBuf,
+    /// Folder for decoded archives.
+    pub cache: Option<PathBuf>,
+    /// Training images held out for every choice; the last ones.
+    #[serde(default = "holdout")]
+    pub holdout: usize,
+    /// Training images used (all if absent).
+    pub limit: Option<usize>,
+}
+
+fn holdout() -> usize {
+    5000
+}
+
+/// What happens to training images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Augmentation {
+    /// Largest shift of the random crop in pixels; reflection at the border.
+    #[serde(default)]
+    pub shift: usize,
+    /// Mirrors half of the images.
+    #[serde(default)]
+    pub flip: bool,
+    /// Side of the square whose pixels become the mean; 0 for none.
+    #[serde(default)]
+    pub cutout: usize,
+}
+
+impl Default for Augmentation {
+    /// Shift by 4, flip, no cutout.
+    fn default() -> Self {
+        Self {
+            shift: 4,
+            flip: true,
+            cutout: 0,
+        }
+    }
+}
+
+/// A set whose batches appear on a device.
+pub struct DeviceSet {
+    set: Dataset,
+    normalisation: Normalisation,
+    device: Device,
+}
+
+impl DeviceSet {
+    /// Takes over a set.
+    pub fn new(set: Dataset, normalisation: Normalisation, device: &Device) -> Self {
+        Self {
+            set,
+            normalisation,
+            device: device.clone(),
+        }
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.set.len()
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.set.is_empty()
+    }
+
+    /// Labels of these images.
+    pub fn labels(&self, indices: &[usize]) -> Vec<usize> {
+        indices
+            .iter()
+            .map(|index| usize::from(self.set.labels[*index]))
+            .collect()
+    }
+
+    /// `[n, c, h, w]` normalised pixels without augmentation.
+    pub fn plain(&self, indices: &[usize]) -> Tensor<4> {
+        self.upload(plain_batch(&self.set, indices, &self.normalisation))
+    }
+
+    /// `[n, c, h, w]` normalised and augmented pixels.
+    pub fn batch(&self, indices: &[usize], augmentation: &Augmentation, seed: u64) -> Tensor<4> {
+        let pixels = augmented_batch(&self.set, indices, &self.normalisation, augmentation, seed);
+        self.upload(pixels)
+    }
+
+    fn upload(&self, pixels: Vec<f32>) -> Tensor<4> {
+        let [c, h, w] = self.set.shape;
+        let n = pixels.len() / (c * h * w);
+        Tensor::from_data(TensorData::new(pixels, [n, c, h, w]), &self.device)
+    }
+}
+
+/// Training, held-out and shape of the images a run works on.
+pub struct Data {
+    /// What is trained on.
+    pub train: DeviceSet,
+    /// What choices are made on.
+    pub holdout: DeviceSet,
 }
 
 impl Dataset {
+    /// A set without images.
+    pub fn empty(shape: [usize; 3]) -> Self {
+        Self {
+            shape,
+            images: Vec::new(),
+            labels: Vec::new(),
+        }
+    }
+
+    /// Bytes of one image.
+    pub fn bytes(&self) -> usize {
+        self.shape.iter().product()
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.labels.len()
@@ -66,14 +190,15 @@ impl Dataset {
 
     /// Bytes of image `index`.
     pub fn image(&self, index: usize) -> &[u8] {
-        &self.images[index * IMAGE..(index + 1) * IMAGE]
+        &self.images[index * self.bytes()..(index + 1) * self.bytes()]
     }
 
     /// Removes the last `count` images and returns them.
     pub fn split_off(&mut self, count: usize) -> Dataset {
         let keep = self.len().saturating_sub(count);
         Dataset {
-            images: self.images.split_off(keep * IMAGE),
+            shape: self.shape,
+            images: self.images.split_off(keep * self.bytes()),
             labels: self.labels.split_off(keep),
         }
     }
@@ -90,7 +215,7 @@ impl Dataset {
             path.display(),
             bytes.len()
         );
-        let mut set = Dataset::default();
+        let mut set = Dataset::empty([CHANNELS, SIDE, SIDE]);
         for (index, record) in bytes.chunks_exact(RECORD).enumerate() {
             ensure!(
                 usize::from(record[0]) < CLASSES.len(),
@@ -98,7 +223,7 @@ impl Dataset {
                 path.display(),
                 record[0]
             );
-            set.labels.push(record[0]);
+            set.labels.push(u16::from(record[0]));
             set.images.extend_from_slice(&record[1..]);
         }
         Ok(set)
@@ -107,7 +232,7 @@ impl Dataset {
     fn to_records(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.len() * RECORD);
         for index in 0..self.len() {
-            bytes.push(self.labels[index]);
+            bytes.push(self.labels[index] as u8);
             bytes.extend_from_slice(self.image(index));
         }
         bytes
@@ -131,7 +256,7 @@ impl Cifar10 {
     /// # Errors
     /// A file that is missing, short, corrupt, or no CIFAR-10 batch.
     pub fn load(folder: &Path, cache: Option<&Path>) -> Result<Self> {
-        let mut train = Dataset::default();
+        let mut train = Dataset::empty([CHANNELS, SIDE, SIDE]);
         for number in 1..=5 {
             train.append(load_batch(folder, &format!("data_batch_{number}"), cache)?);
         }
@@ -216,14 +341,14 @@ pub fn load_archive(path: &Path, batch: &str) -> Result<Dataset> {
         })
         .collect::<Result<_>>()?;
     decoded.sort_by_key(|(record, ..)| *record);
-    let mut set = Dataset::default();
+    let mut set = Dataset::empty([CHANNELS, SIDE, SIDE]);
     for (position, (record, label, planes)) in decoded.into_iter().enumerate() {
         ensure!(
             record == position,
             "{}: record {position} is missing or there twice",
             path.display()
         );
-        set.labels.push(label);
+        set.labels.push(u16::from(label));
         set.images.extend_from_slice(&planes);
     }
     Ok(set)
@@ -306,28 +431,30 @@ fn decode(bytes: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Mean and standard deviation per channel, of pixels scaled to 0..1.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Normalisation {
     /// Per-channel mean.
-    pub mean: [f32; CHANNELS],
+    pub mean: Vec<f32>,
     /// Per-channel standard deviation.
-    pub std: [f32; CHANNELS],
+    pub std: Vec<f32>,
 }
 
 impl Normalisation {
     /// That of the training images of CIFAR-10, JPEG quality 75.
-    pub const CIFAR10: Self = Self {
-        mean: [0.4913, 0.4821, 0.4465],
-        std: [0.2452, 0.2428, 0.2606],
-    };
+    pub fn cifar10() -> Self {
+        Self {
+            mean: vec![0.4913, 0.4821, 0.4465],
+            std: vec![0.2452, 0.2428, 0.2606],
+        }
+    }
 
     /// Writes the normalised image to `out`.
     pub fn apply(&self, image: &[u8], out: &mut [f32]) {
-        for channel in 0..CHANNELS {
-            let scale = 1.0 / (255.0 * self.std[channel]);
-            let shift = -self.mean[channel] / self.std[channel];
-            let range = channel * PLANE..(channel + 1) * PLANE;
-            for (out, byte) in out[range.clone()].iter_mut().zip(&image[range]) {
+        let plane = image.len() / self.mean.len();
+        let planes = out.chunks_mut(plane).zip(image.chunks(plane));
+        for ((out, image), (mean, std)) in planes.zip(self.mean.iter().zip(&self.std)) {
+            let (scale, shift) = (1.0 / (255.0 * std), -mean / std);
+            for (out, byte) in out.iter_mut().zip(image) {
                 *out = f32::from(*byte) * scale + shift;
             }
         }
@@ -336,58 +463,76 @@ impl Normalisation {
 
 /// Normalised pixels of the images named by `indices`, without augmentation.
 pub fn plain_batch(set: &Dataset, indices: &[usize], normalisation: &Normalisation) -> Vec<f32> {
-    let mut out = vec![0.0; indices.len() * IMAGE];
-    out.par_chunks_mut(IMAGE)
+    let bytes = set.bytes();
+    let mut out = vec![0.0; indices.len() * bytes];
+    out.par_chunks_mut(bytes)
         .zip(indices)
         .for_each(|(out, index)| normalisation.apply(set.image(*index), out));
     out
 }
 
-/// Normalised pixels, each image flipped by chance and cropped at a random offset of up to `shift` pixels, with
-/// reflection at the border.
+/// Normalised pixels, each image flipped by chance, cropped at a random offset, with reflection at the border, and cut
+/// out.
 ///
 /// Image `i` draws from its own generator, `(seed, i)`: the batch does not depend on the number of threads.
 pub fn augmented_batch(
     set: &Dataset,
     indices: &[usize],
     normalisation: &Normalisation,
-    shift: usize,
+    augmentation: &Augmentation,
     seed: u64,
 ) -> Vec<f32> {
-    let mut out = vec![0.0; indices.len() * IMAGE];
-    out.par_chunks_mut(IMAGE)
+    let ([channels, height, width], bytes) = (set.shape, set.bytes());
+    let plane = height * width;
+    let shift = augmentation.shift;
+    let mut out = vec![0.0; indices.len() * bytes];
+    out.par_chunks_mut(bytes)
         .zip(indices)
         .enumerate()
         .for_each(|(position, (out, index))| {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             rng.set_stream(position as u64);
             let mut draw = |bound: usize| (rng.next_u32() as usize) % bound;
-            let (dx, dy, flip) = (draw(2 * shift + 1), draw(2 * shift + 1), draw(2) == 1);
+            let (dx, dy) = (draw(2 * shift + 1), draw(2 * shift + 1));
+            let flip = draw(2) == 1 && augmentation.flip;
             let source = set.image(*index);
-            let mut moved = [0u8; IMAGE];
-            for y in 0..SIDE {
-                let from_y = reflect(y + dy, shift);
-                for x in 0..SIDE {
-                    let column = if flip { SIDE - 1 - x } else { x };
-                    let from_x = reflect(column + dx, shift);
-                    for channel in 0..CHANNELS {
-                        moved[channel * PLANE + y * SIDE + x] =
-                            source[channel * PLANE + from_y * SIDE + from_x];
+            let mut moved = vec![0u8; bytes];
+            for y in 0..height {
+                let from_y = reflect(y + dy, shift, height);
+                for x in 0..width {
+                    let column = if flip { width - 1 - x } else { x };
+                    let from_x = reflect(column + dx, shift, width);
+                    for channel in 0..channels {
+                        moved[channel * plane + y * width + x] =
+                            source[channel * plane + from_y * width + from_x];
                     }
                 }
             }
             normalisation.apply(&moved, out);
+            let cut = augmentation.cutout;
+            if cut > 0 {
+                let (top, left) = (draw(height), draw(width));
+                let rows = top.saturating_sub(cut / 2)..(top + cut.div_ceil(2)).min(height);
+                for y in rows {
+                    let columns = left.saturating_sub(cut / 2)..(left + cut.div_ceil(2)).min(width);
+                    for x in columns {
+                        for channel in 0..channels {
+                            out[channel * plane + y * width + x] = 0.0;
+                        }
+                    }
+                }
+            }
         });
     out
 }
 
-/// Position `padded - shift`, mirrored into the image at its first and last pixel.
-fn reflect(padded: usize, shift: usize) -> usize {
+/// Position `padded - shift`, mirrored into `0..side` at its ends.
+fn reflect(padded: usize, shift: usize, side: usize) -> usize {
     let position = padded.abs_diff(shift);
-    if position < SIDE {
+    if position < side {
         position
     } else {
-        2 * (SIDE - 1) - position
+        2 * (side - 1) - position
     }
 }
 
@@ -413,6 +558,7 @@ mod tests {
             }
         }
         Dataset {
+            shape: [CHANNELS, SIDE, SIDE],
             images,
             labels: vec![0],
         }
@@ -421,7 +567,7 @@ mod tests {
     #[test]
     fn reflection_repeats_no_border_pixel() {
         let positions: Vec<usize> = [0, 3, 4, 35, 36, 39]
-            .map(|padded| reflect(padded, 4))
+            .map(|padded| reflect(padded, 4, SIDE))
             .into();
         assert_eq!(positions, [4, 1, 0, 31, 30, 27]);
     }
@@ -430,12 +576,12 @@ mod tests {
     fn augmentation_shifts_and_flips_whole_images() {
         let set = gradient();
         let unit = Normalisation {
-            mean: [0.0; CHANNELS],
-            std: [1.0 / 255.0; CHANNELS],
+            mean: vec![0.0; CHANNELS],
+            std: vec![1.0 / 255.0; CHANNELS],
         };
         let (mut flipped, mut shifts) = (0, std::collections::BTreeSet::new());
         for seed in 0..64 {
-            let moved = augmented_batch(&set, &[0], &unit, 4, seed);
+            let moved = augmented_batch(&set, &[0], &unit, &Augmentation::default(), seed);
             // The centre pixels lie in the image for every shift, so their slopes are those of the gradient.
             let at = |y: usize, x: usize| moved[y * SIDE + x].round() as i32;
             let (down, right) = (at(16, 15) - at(15, 15), at(15, 16) - at(15, 15));
@@ -455,13 +601,18 @@ mod tests {
     #[test]
     fn without_shift_the_image_comes_back_or_its_mirror() {
         let set = gradient();
-        let plain = plain_batch(&set, &[0], &Normalisation::CIFAR10);
+        let normalisation = Normalisation::cifar10();
+        let still = Augmentation {
+            shift: 0,
+            ..Augmentation::default()
+        };
+        let plain = plain_batch(&set, &[0], &normalisation);
         let mirrored: Vec<f32> = plain
             .chunks(SIDE)
             .flat_map(|row| row.iter().rev().copied())
             .collect();
         for seed in 0..8 {
-            let moved = augmented_batch(&set, &[0], &Normalisation::CIFAR10, 0, seed);
+            let moved = augmented_batch(&set, &[0], &normalisation, &still, seed);
             assert!(moved == plain || moved == mirrored, "seed {seed}");
         }
     }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
@@ -9,10 +10,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::ProgressBar;
 use pi_trainer::checkpoint::Checkpoint;
 use pi_trainer::config::Config;
-use pi_trainer::data::{self, Cifar10, Dataset};
+use pi_trainer::data::{self, CLASSES, Cifar10, Data, DataConfig, DeviceSet, Normalisation};
+use pi_trainer::experiment::{self, Outcome};
 use pi_trainer::export;
-use pi_trainer::network::Network;
-use pi_trainer::train::{self, Run};
+use pi_trainer::run::{Images, Run, checkpoint_path};
 use serde_json::json;
 
 /// Trains networks whose activations a two-party computation can afford.
@@ -38,6 +39,9 @@ enum Processor {
 enum Command {
     /// Train the network of an experiment file.
     Train(TrainArguments),
+    /// Train every experiment of a folder in the order of the file names: those that are finished are skipped, those
+    /// that were interrupted go on.
+    RunAll(RunAllArguments),
     /// Write a checkpoint as the compiler's float graph, once the graph's logits are seen to equal the model's.
     Export {
         #[command(flatten)]
@@ -70,9 +74,30 @@ struct TrainArguments {
     /// Go on from the checkpoint in the folder.
     #[arg(long)]
     resume: bool,
+    /// Stop at the end of the last epoch that will probably end within so many seconds.
+    #[arg(long)]
+    seconds: Option<u64>,
     /// Folder for decoded archives, in place of data.cache.
     #[arg(long)]
     cache: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct RunAllArguments {
+    /// Folder of experiment files.
+    folder: PathBuf,
+    /// Override a key of every file; may be given several times.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Folder that holds one folder a run, named as its file.
+    #[arg(long, default_value = "runs")]
+    out: PathBuf,
+    /// Folder for the results, one NAME.json each; none is written if absent.
+    #[arg(long)]
+    results: Option<PathBuf>,
+    /// Stop at the end of the last epoch that will probably end within so many seconds.
+    #[arg(long)]
+    seconds: Option<u64>,
 }
 
 #[derive(Args)]
@@ -92,13 +117,14 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let device = open_device(arguments.device)?;
     match arguments.command {
-        Command::Train(arguments) => run_training(arguments, device),
+        Command::Train(train) => run_training(&train, &device),
+        Command::RunAll(all) => run_all(&all, &device, arguments.device),
         Command::Export {
             source,
             out,
             images,
         } => {
-            let (run, test) = open(source, device)?;
+            let (run, test) = open(&source, device)?;
             let (bytes, worst) = export::export(&run, &test, images, &out)?;
             eprintln!(
                 "{}: {bytes} bytes; logits of {} images differ by at most {worst:.1e}",
@@ -108,7 +134,7 @@ fn main() -> Result<()> {
             Ok(())
         }
         Command::Eval { source } => {
-            let (run, test) = open(source, device)?;
+            let (run, test) = open(&source, device)?;
             println!(
                 "{}",
                 serde_json::to_string_pretty(&report(&run, &test, arguments.device))?
@@ -118,87 +144,187 @@ fn main() -> Result<()> {
     }
 }
 
-fn run_training(arguments: TrainArguments, device: Device) -> Result<()> {
+fn deadline(seconds: Option<u64>) -> Option<Instant> {
+    seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds))
+}
+
+fn run_training(arguments: &TrainArguments, device: &Device) -> Result<()> {
+    let deadline = deadline(arguments.seconds);
     let mut config = Config::load(&arguments.config, &arguments.overrides)?;
-    config.data.cache = arguments.cache.or(config.data.cache);
-    let path = train::checkpoint_path(&arguments.out);
-    let mut run = if arguments.resume {
-        let mut run = Run::from_checkpoint(Checkpoint::load(&path)?, device)?;
+    config.data.cache = arguments.cache.clone().or(config.data.cache);
+    let path = checkpoint_path(&arguments.out);
+    ensure!(
+        arguments.resume || !path.exists(),
+        "{} exists: give --resume to go on from it, or another --out",
+        path.display()
+    );
+    train_in(config, &arguments.out, deadline, device).map(|_| ())
+}
+
+/// Trains in a folder, from its checkpoint if there is one.
+fn train_in(
+    config: Config,
+    out: &Path,
+    deadline: Option<Instant>,
+    device: &Device,
+) -> Result<(Run, Outcome)> {
+    let path = checkpoint_path(out);
+    let (images, data) = load(&config.data, device)?;
+    let mut run = if path.exists() {
+        let mut run = Run::from_checkpoint(Checkpoint::load(&path)?, device.clone())?;
         run.reconfigure(config)?;
         run
-    } else if path.exists() {
-        bail!(
-            "{} exists: give --resume to go on from it, or another --out",
-            path.display()
-        );
     } else {
-        Run::new(config, device)?
+        Run::new(config, images, device.clone())?
     };
-    let data = &run.meta.config.data;
-    let mut set = Cifar10::load(&data.path, data.cache.as_deref())?.train;
-    ensure!(
-        data.holdout < set.len(),
-        "data.holdout leaves no image to train on"
-    );
-    let holdout = set.split_off(data.holdout);
-    if let Some(limit) = data.limit {
-        set.split_off(set.len().saturating_sub(limit));
-    }
     eprintln!(
-        "{}: {} multiply-adds an image, {} images",
+        "{}: {} multiply-adds an image, {} activations, {} parameters, {} images",
         run.meta.config.name,
         run.network.multiply_adds(),
-        set.len()
+        run.network.positions(),
+        run.state.parameter_count(),
+        data.train.len()
     );
-    train::train(
-        &mut run,
-        &set,
-        &holdout,
-        &arguments.out,
-        &ProgressBar::new(0),
-    )
+    let outcome = experiment::train(&mut run, &data, out, deadline, &ProgressBar::new(0))?;
+    Ok((run, outcome))
+}
+
+fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -> Result<()> {
+    let deadline = deadline(arguments.seconds);
+    let entries = std::fs::read_dir(&arguments.folder)
+        .with_context(|| format!("cannot read {}", arguments.folder.display()))?;
+    let mut files: Vec<PathBuf> = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<std::io::Result<_>>()?;
+    files.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "toml")
+    });
+    files.sort();
+    ensure!(
+        !files.is_empty(),
+        "{} has no experiment file",
+        arguments.folder.display()
+    );
+    let mut failed = Vec::new();
+    for file in files {
+        let name = file
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let out = arguments.out.join(&name);
+        if out.join("finished").exists() {
+            eprintln!("{name}: finished");
+            continue;
+        }
+        let config = Config::load(&file, &arguments.overrides)?;
+        let data = config.data.clone();
+        match train_in(config, &out, deadline, device) {
+            Ok((_, Outcome::TimeIsUp)) => {
+                eprintln!("{name}: time is up; the same command goes on from here");
+                return Ok(());
+            }
+            Ok((run, Outcome::Finished)) => {
+                if let Some(results) = &arguments.results {
+                    let test = load_test(&data, &run, device)?;
+                    let text = serde_json::to_string_pretty(&report(&run, &test, processor))?;
+                    let path = results.join(format!("{name}.json"));
+                    std::fs::create_dir_all(results)
+                        .and_then(|()| std::fs::write(&path, text + "\n"))
+                        .with_context(|| format!("cannot write {}", path.display()))?;
+                }
+                std::fs::write(out.join("finished"), "")?;
+            }
+            // One run that explodes, as some of them must, does not stop the others.
+            Err(why) => {
+                eprintln!("{name}: {why:#}");
+                failed.push(name);
+            }
+        }
+    }
+    ensure!(
+        failed.is_empty(),
+        "these runs failed: {}",
+        failed.join(", ")
+    );
+    Ok(())
+}
+
+/// The images of a configuration.
+fn load(config: &DataConfig, device: &Device) -> Result<(Images, Data)> {
+    let mut set = Cifar10::load(&config.path, config.cache.as_deref())?.train;
+    ensure!(
+        config.holdout < set.len(),
+        "data.holdout leaves no image to train on"
+    );
+    let holdout = set.split_off(config.holdout);
+    if let Some(limit) = config.limit {
+        set.split_off(set.len().saturating_sub(limit));
+    }
+    let normalisation = Normalisation::cifar10();
+    let images = Images {
+        dataset: "CIFAR-10, JPEG quality 75".to_owned(),
+        shape: set.shape,
+        classes: CLASSES.iter().map(|name| (*name).to_owned()).collect(),
+        normalisation: normalisation.clone(),
+    };
+    let data = Data {
+        train: DeviceSet::new(set, normalisation.clone(), device),
+        holdout: DeviceSet::new(holdout, normalisation, device),
+    };
+    Ok((images, data))
 }
 
 /// The run of a checkpoint and the test batch.
-fn open(source: Source, device: Device) -> Result<(Run, Dataset)> {
-    let path = if source.checkpoint.is_dir() {
-        train::checkpoint_path(&source.checkpoint)
-    } else {
-        source.checkpoint
-    };
-    let run = Run::from_checkpoint(Checkpoint::load(&path)?, device)?;
-    let own = &run.meta.config.data;
-    let data: &Path = source.data.as_ref().unwrap_or(&own.path);
-    let cache = source.cache.as_deref().or(own.cache.as_deref());
-    let test = data::load_test(data, cache)
+fn open(source: &Source, device: Device) -> Result<(Run, DeviceSet)> {
+    let path = checkpoint_path(&source.checkpoint);
+    let run = Run::from_checkpoint(Checkpoint::load(&path)?, device.clone())?;
+    let mut config = run.meta.config.data.clone();
+    if let Some(path) = &source.data {
+        config.path.clone_from(path);
+    }
+    config.cache = source.cache.clone().or(config.cache);
+    let test = load_test(&config, &run, &device)
         .context("the test batch is needed; name its folder with --data")?;
     Ok((run, test))
 }
 
+fn load_test(config: &DataConfig, run: &Run, device: &Device) -> Result<DeviceSet> {
+    let test = data::load_test(&config.path, config.cache.as_deref())?;
+    let normalisation = run.meta.images.normalisation.clone();
+    Ok(DeviceSet::new(test, normalisation, device))
+}
+
 /// What is reported of a run, with its accuracy on the test batch.
-fn report(run: &Run, test: &Dataset, device: Processor) -> serde_json::Value {
+fn report(run: &Run, test: &DeviceSet, device: Processor) -> serde_json::Value {
     let config = &run.meta.config;
     let evaluation = run.evaluate(test);
-    let (relus, polynomials, identities) = Network::counts(&run.state.masks);
+    let counts = run.network.counts(&run.state);
     let device = match device {
         Processor::Cpu => "CPU, burn flex",
         Processor::Cuda => "CUDA, burn cubecl",
     };
+    let methods: Vec<&str> = config.stages.iter().map(|s| s.method.name()).collect();
     json!({
         "name": config.name,
-        "dataset": "CIFAR-10, JPEG quality 75",
+        "dataset": run.meta.images.dataset,
+        "training_images": config.data.limit,
         "network": config.network,
-        "method": "SGD; ReLUs cut by first-order saliency to quadratics or identities, then quadratics to identities",
-        "relus": relus,
-        "polynomial_positions": polynomials,
-        "identity_positions": identities,
+        "method": methods.join(", "),
+        "stages": config.stages,
+        "relus": counts.relus,
+        "polynomial_positions": counts.polynomials,
+        "identity_positions": counts.identities,
         "multiply_adds": run.network.multiply_adds(),
-        "parameters": run.state.parameters.values().map(|a| a.values.len()).sum::<usize>(),
-        "seed": config.train.seed,
+        "parameters": run.state.parameter_count(),
+        "seed": config.seed,
         "test_accuracy": evaluation.accuracy,
+        "test_loss": evaluation.loss,
         "test_images": test.len(),
         "holdout_accuracy": run.meta.holdout_accuracy,
-        "largest_activation_inputs": evaluation.largest,
+        "largest_activation_input": evaluation.largest(),
+        "activation_inputs": evaluation.sites,
         "epochs": run.meta.epoch,
         "device": device,
         "wall_s": run.meta.wall_s.round(),

@@ -6,11 +6,14 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
-use common::{experiment, pictures};
-use pi_trainer::checkpoint::Checkpoint;
+use common::{experiment, pictures, run};
+use pi_trainer::checkpoint::{Array, Arrays, Checkpoint};
 use pi_trainer::config::Config;
 use pi_trainer::data::{self, BATCH_RECORDS, Cifar10, IMAGE, SIDE};
-use pi_trainer::train::Run;
+use pi_trainer::network::Network;
+use pi_trainer::run::Run;
+
+const PLAIN: &str = "[[stage]]\nepochs = 1";
 
 fn error<T>(result: anyhow::Result<T>) -> String {
     format!("{:#}", result.err().expect("an error"))
@@ -23,7 +26,7 @@ fn records_are_read_in_order() {
     let set = pictures(12, 1);
     let mut bytes = Vec::new();
     for index in 0..set.len() {
-        bytes.push(set.labels[index]);
+        bytes.push(set.labels[index] as u8);
         bytes.extend_from_slice(set.image(index));
     }
     fs::write(&path, bytes).unwrap();
@@ -158,7 +161,7 @@ fn broken_archives_are_named_with_what_is_wrong() {
 fn a_checkpoint_cut_anywhere_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.pit");
-    let run = Run::new(experiment(&[]), Device::flex()).unwrap();
+    let run = run(PLAIN);
     run.checkpoint().save(&path).unwrap();
     let whole = fs::read(&path).unwrap();
     assert!(
@@ -181,33 +184,109 @@ fn a_checkpoint_cut_anywhere_is_refused() {
 
 #[test]
 fn a_checkpoint_of_another_network_is_refused() {
-    let mut checkpoint = Run::new(experiment(&[]), Device::flex())
-        .unwrap()
-        .checkpoint();
-    checkpoint.parameters.remove("dense.bias");
-    assert!(
+    let refused = |alter: &dyn Fn(&mut Checkpoint)| {
+        let mut checkpoint = run(PLAIN).checkpoint();
+        alter(&mut checkpoint);
         error(Run::from_checkpoint(checkpoint, Device::flex()))
-            .contains("not those of its network")
+    };
+    let parameters = |checkpoint: &mut Checkpoint, alter: &dyn Fn(&mut Arrays)| {
+        alter(checkpoint.arrays.get_mut("parameters").unwrap());
+    };
+    let missing = refused(&|checkpoint| {
+        parameters(checkpoint, &|arrays| {
+            arrays.remove("dense.bias");
+        });
+    });
+    assert!(missing.contains("dense.bias is missing"), "{missing}");
+    let shape = refused(&|checkpoint| {
+        parameters(checkpoint, &|arrays| {
+            arrays.get_mut("dense.bias").unwrap().shape = vec![1, 10];
+        });
+    });
+    assert!(
+        shape.contains("dense.bias is [1, 10], expected [10]"),
+        "{shape}"
     );
-    let mut checkpoint = Run::new(experiment(&[]), Device::flex())
-        .unwrap()
-        .checkpoint();
-    checkpoint.masks.get_mut("stem.act").unwrap()[5] = 9;
-    assert!(error(Run::from_checkpoint(checkpoint, Device::flex())).contains("unknown kind 9"));
+    let extra = refused(&|checkpoint| {
+        parameters(checkpoint, &|arrays| {
+            arrays.insert("other.bias".to_owned(), Array::filled(&[2], 0.0));
+        });
+    });
+    assert!(extra.contains("has no other.bias"), "{extra}");
+    let kind = refused(&|checkpoint| {
+        let masks = checkpoint.masks.get_mut("student").unwrap();
+        masks.get_mut("stem.act").unwrap()[5] = 9;
+    });
+    assert!(kind.contains("unknown kind 9"), "{kind}");
+}
+
+#[test]
+fn a_checkpoint_of_version_1_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.pit");
+    fs::write(&path, b"PITRAIN1 and more").unwrap();
+    assert!(error(Checkpoint::load(&path)).contains("version 1"));
 }
 
 #[test]
 fn overrides_replace_keys_and_wrong_ones_are_refused() {
-    let config = experiment(&["train.epochs=9", "name=other", "data.path=some where"]);
-    assert_eq!((config.train.epochs, config.name.as_str()), (9, "other"));
+    let two = format!("{PLAIN}\n{PLAIN}");
+    let config = experiment(
+        &two,
+        &[
+            "stage.0.epochs=9",
+            "stage.*.batch=16",
+            "name=other",
+            "data.path=some where",
+        ],
+    );
+    let epochs: Vec<usize> = config.stages.iter().map(|stage| stage.epochs).collect();
+    assert_eq!(epochs, [9, 1]);
+    assert!(config.stages.iter().all(|stage| stage.batch == 16));
+    assert_eq!(config.name, "other");
     assert_eq!(config.data.path, Path::new("some where"));
     let text = toml::to_string(&config).unwrap();
+    assert_eq!(Config::parse(&text, &[]).unwrap(), config, "{text}");
     let refused = |item: &str| error(Config::parse(&text, &[item.to_owned()]));
-    assert!(refused("train.epoch=9").contains("epoch"));
-    assert!(refused("train.epochs").contains("section.key=value"));
-    assert!(refused("train.epochs=0").contains("at least 1"));
-    assert!(refused("budget.polynomial_sites=[\"stem\"]").contains("stem.act"));
-    assert!(refused("network.stem.kernel=4").contains("odd"));
+    assert!(refused("stage.0.epoch=9").contains("epoch"));
+    assert!(refused("stage.0.epochs").contains("section.key=value"));
+    assert!(refused("stage.2.epochs=1").contains("2 is none of its 2 entries"));
+    assert!(refused("stage.0.batch=0").contains("stage 0: batch must be at least 1"));
+    assert!(refused("stage.1.method={ bcd = { relus = 1, block = 0, trials = 1, tolerance = 0.3, step_epochs = 1 } }").contains("block"));
+    assert!(refused("stage.1.schedule.rate=0.0").contains("schedule.rate"));
+    assert!(
+        refused("stage.1.optimiser={ rule = { sgd = { momentum = 1.5 } } }")
+            .contains("momentum is 1.5")
+    );
+    let even = experiment(&two, &["network.stem.kernel=4"]);
+    assert!(error(Run::new(even, common::images(), Device::flex())).contains("odd"));
+    let site = experiment(
+        &two,
+        &["network.activations=[{ sites = \"stem\", by = \"square\" }]"],
+    );
+    assert!(error(Run::new(site, common::images(), Device::flex())).contains("stem.act"));
+}
+
+#[test]
+fn the_experiments_of_the_repository_are_legal() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../experiments");
+    let mut folders = vec![root];
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "toml") {
+                let config = Config::load(&path, &[]).unwrap_or_else(|why| panic!("{why:#}"));
+                // What needs another run's weights is checked as far as its network.
+                let network = Network::new(&config.network, [3, 32, 32], 10);
+                network.unwrap_or_else(|why| panic!("{}: {why:#}", path.display()));
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 0);
 }
 
 #[test]
@@ -220,7 +299,7 @@ fn real_batches_decode_where_they_are_at_hand() {
     let cache = tempfile::tempdir().unwrap();
     let test = data::load_test(&folder, Some(cache.path())).unwrap();
     assert_eq!(test.len(), BATCH_RECORDS);
-    for class in 0..10u8 {
+    for class in 0..10u16 {
         assert_eq!(
             test.labels.iter().filter(|label| **label == class).count(),
             1000,
