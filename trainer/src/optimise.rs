@@ -521,3 +521,288 @@ fn blame(gradients: &Tensors) -> String {
             |(name, _)| name.clone(),
         )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three parameters of two numbers each: a weight, a norm's scale, and a weight of another layer.
+    const NAMES: [&str; 3] = ["a.weight", "b.gamma", "c.weight"];
+
+    fn tensors(values: &[f64]) -> Tensors {
+        let parts = NAMES.iter().zip(values.chunks(2));
+        parts
+            .map(|(name, part)| {
+                let part = part.iter().map(|v| *v as f32).collect();
+                ((*name).to_owned(), upload(part, &Device::flex()))
+            })
+            .collect()
+    }
+
+    fn values(tensors: &Tensors) -> Vec<f64> {
+        let parts = tensors.values().flat_map(|t| download(t.clone()));
+        parts.map(f64::from).collect()
+    }
+
+    /// A convex loss with different curvatures, its gradient, and a start.
+    fn loss(x: &[f64]) -> f64 {
+        0.3 + x
+            .iter()
+            .enumerate()
+            .map(|(i, v)| (0.2 + i as f64 * 0.3) * v * v)
+            .sum::<f64>()
+    }
+
+    fn gradient(x: &[f64]) -> Vec<f64> {
+        let terms = x.iter().enumerate();
+        terms
+            .map(|(i, v)| 2.0 * (0.2 + i as f64 * 0.3) * v)
+            .collect()
+    }
+
+    const START: [f64; 6] = [1.0, -0.5, 0.8, 0.3, -1.2, 0.6];
+
+    fn config(text: &str) -> OptimiserConfig {
+        let config: OptimiserConfig = toml::from_str(text).unwrap();
+        config.check().unwrap();
+        config
+    }
+
+    fn depth(name: &str) -> usize {
+        usize::from(name.starts_with('a'))
+    }
+
+    /// Holds `steps` steps of the optimiser against `reference(x, gradient, loss, step from 1)` in double precision.
+    fn follows(text: &str, rate: f64, reference: &mut dyn FnMut(&mut [f64], Vec<f64>, f64, i32)) {
+        let (config, device) = (config(text), Device::flex());
+        let mut parameters = tensors(&START);
+        let mut optimiser = Optimiser::new(&config, &parameters, depth, &device);
+        let mut x = START.to_vec();
+        for step in 1..=6 {
+            let gradients = tensors(&gradient(&values(&parameters)));
+            let value = upload(vec![loss(&values(&parameters)) as f32], &device);
+            optimiser
+                .step(&mut parameters, &gradients, &value, rate as f32, 0)
+                .unwrap();
+            let g = gradient(&x);
+            let f = loss(&x);
+            reference(&mut x, g, f, step);
+            for (got, expected) in values(&parameters).iter().zip(&x) {
+                assert!(
+                    (got - expected).abs() < 2e-5,
+                    "{text}, step {step}: {got}, expected {expected}"
+                );
+            }
+        }
+    }
+
+    fn decay(i: usize, amount: f64) -> f64 {
+        // Of the three, b.gamma does not decay.
+        if (2..4).contains(&i) { 0.0 } else { amount }
+    }
+
+    #[test]
+    fn sgd_follows_its_equations() {
+        for nesterov in [true, false] {
+            let text = format!(
+                "rule = {{ sgd = {{ momentum = 0.9, nesterov = {nesterov} }} }}\nweight_decay = 0.1\nlayer_decay = 0.5\nrates = [{{ parameters = \"c*\", factor = 0.25 }}]"
+            );
+            let mut m = [0.0; 6];
+            follows(&text, 0.05, &mut |x, g, _, _| {
+                for i in 0..6 {
+                    let factor = [0.5, 0.5, 1.0, 1.0, 0.25, 0.25][i];
+                    let g = g[i] + decay(i, 0.1) * x[i];
+                    m[i] = 0.9 * m[i] + g;
+                    let direction = if nesterov { g + 0.9 * m[i] } else { m[i] };
+                    x[i] -= 0.05 * factor * direction;
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn adam_and_adamw_follow_their_equations() {
+        for decoupled in [true, false] {
+            let text = format!(
+                "rule = {{ adam = {{ betas = [0.8, 0.95], epsilon = 1e-6, decoupled = {decoupled} }} }}\nweight_decay = 0.1"
+            );
+            let (mut m, mut v) = ([0.0; 6], [0.0; 6]);
+            follows(&text, 0.05, &mut |x, g, _, k| {
+                for i in 0..6 {
+                    let mut g = g[i];
+                    if decoupled {
+                        x[i] -= 0.05 * decay(i, 0.1) * x[i];
+                    } else {
+                        g += decay(i, 0.1) * x[i];
+                    }
+                    m[i] = 0.8 * m[i] + 0.2 * g;
+                    v[i] = 0.95 * v[i] + 0.05 * g * g;
+                    let (m, v) = (
+                        m[i] / (1.0 - 0.8f64.powi(k)),
+                        v[i] / (1.0 - 0.95f64.powi(k)),
+                    );
+                    x[i] -= 0.05 * m / (v.sqrt() + 1e-6);
+                }
+            });
+        }
+    }
+
+    /// MoMo as the paper writes it, with one decay for all: `tau = min(alpha / rho, max(0, (1 + alpha lambda)(f - rho f*)
+    /// + <d, x> - (1 + alpha lambda) g) / |d|^2)`, `x <- (x - tau d) / (1 + alpha lambda)`.
+    fn momo(
+        x: &mut [f64],
+        d: &[f64],
+        f: f64,
+        inner: f64,
+        metric: &[f64],
+        rho: f64,
+        alpha: f64,
+        lambda: f64,
+        bound: f64,
+    ) -> f64 {
+        let shrink = 1.0 + alpha * lambda;
+        let dot: f64 = d.iter().zip(x.iter()).map(|(d, x)| d * x).sum();
+        let square: f64 = d.iter().zip(metric).map(|(d, m)| d * d / m).sum();
+        let gap = shrink * (f - rho * bound) + dot - shrink * inner;
+        let tau = (alpha / rho).min(gap.max(0.0) / square);
+        for i in 0..x.len() {
+            x[i] = (x[i] - tau * d[i] / metric[i]) / shrink;
+        }
+        tau
+    }
+
+    #[test]
+    fn momo_follows_its_equations_in_every_branch() {
+        // (rate, decay, bound): steps bounded by the rate, by the model, and none because the loss is at its bound.
+        for (alpha, lambda, bound) in [
+            (0.05, 0.1, 0.0),
+            (5.0, 0.1, 0.0),
+            (5.0, 0.0, 0.25),
+            (5.0, 0.1, 9.0),
+        ] {
+            let text = format!(
+                "rule = {{ momo = {{ momentum = 0.9, bound = {bound} }} }}\nweight_decay = {lambda}\ndecayed = [\"*\"]"
+            );
+            let (mut d, mut f, mut inner) = (vec![0.0; 6], 0.0, 0.0);
+            let mut taus = Vec::new();
+            follows(&text, alpha, &mut |x, g, value, k| {
+                let dot: f64 = g.iter().zip(x.iter()).map(|(g, x)| g * x).sum();
+                if k == 1 {
+                    (d, f, inner) = (g, value, dot);
+                } else {
+                    for i in 0..6 {
+                        d[i] = 0.9 * d[i] + 0.1 * g[i];
+                    }
+                    f = 0.9 * f + 0.1 * value;
+                    inner = 0.9 * inner + 0.1 * dot;
+                }
+                taus.push(momo(x, &d, f, inner, &[1.0; 6], 1.0, alpha, lambda, bound));
+            });
+            let branch = |tau: f64| (tau == alpha, tau == 0.0);
+            let expected = match (alpha, bound) {
+                (a, _) if a < 1.0 => (true, false),
+                (_, b) if b > 1.0 => (false, true),
+                _ => (false, false),
+            };
+            assert_eq!(branch(taus[0]), expected, "{taus:?}");
+        }
+    }
+
+    #[test]
+    fn momo_adam_follows_its_equations() {
+        for (alpha, bound) in [(0.01, 0.0), (5.0, 0.0), (5.0, 0.3)] {
+            let text = format!(
+                "rule = {{ momo-adam = {{ betas = [0.9, 0.99], epsilon = 1e-6, bound = {bound} }} }}\nweight_decay = 0.05\ndecayed = [\"*\"]"
+            );
+            let (mut d, mut v, mut f, mut inner) = ([0.0; 6], [0.0; 6], 0.0, 0.0);
+            follows(&text, alpha, &mut |x, g, value, k| {
+                let dot: f64 = g.iter().zip(x.iter()).map(|(g, x)| g * x).sum();
+                let mut metric = [0.0; 6];
+                for i in 0..6 {
+                    d[i] = 0.9 * d[i] + 0.1 * g[i];
+                    v[i] = 0.99 * v[i] + 0.01 * g[i] * g[i];
+                    metric[i] = (v[i] / (1.0 - 0.99f64.powi(k))).sqrt() + 1e-6;
+                }
+                f = 0.9 * f + 0.1 * value;
+                inner = 0.9 * inner + 0.1 * dot;
+                let rho = 1.0 - 0.9f64.powi(k);
+                momo(x, &d, f, inner, &metric, rho, alpha, 0.05, bound);
+            });
+        }
+    }
+
+    #[test]
+    fn the_norm_is_that_of_all_gradients_together_and_is_bounded() {
+        let config = config("rule = { sgd = { momentum = 0.0 } }\nclip = 1.0");
+        let device = Device::flex();
+        let mut parameters = tensors(&[0.0; 6]);
+        let mut optimiser = Optimiser::new(&config, &parameters, depth, &device);
+        let gradients = tensors(&[3.0, 0.0, 0.0, 4.0, 0.0, 12.0]);
+        let one = upload(vec![1.0], &device);
+        let report = optimiser
+            .step(&mut parameters, &gradients, &one, 1.0, 0)
+            .unwrap();
+        assert_eq!(report.norm, 13.0);
+        let moved: f64 = values(&parameters).iter().map(|v| v * v).sum();
+        assert!((moved - 1.0).abs() < 1e-6, "moved by {moved}");
+    }
+
+    #[test]
+    fn what_is_no_number_is_named_and_moves_nothing() {
+        let device = Device::flex();
+        let mut parameters = tensors(&START);
+        let before = values(&parameters);
+        let mut optimiser = Optimiser::new(&config(""), &parameters, depth, &device);
+        let one = upload(vec![1.0], &device);
+        let gradients = tensors(&[1.0, 0.0, f64::NAN, 1.0, 0.0, 0.0]);
+        let why = optimiser.step(&mut parameters, &gradients, &one, 1.0, 0);
+        assert_eq!(why, Err(NotFinite::Gradient("b.gamma".to_owned())));
+        let infinite = upload(vec![f32::INFINITY], &device);
+        let why = optimiser.step(&mut parameters, &tensors(&START), &infinite, 1.0, 0);
+        assert_eq!(why, Err(NotFinite::Loss(f32::INFINITY)));
+        assert_eq!(values(&parameters), before);
+    }
+
+    #[test]
+    fn averages_are_those_of_the_steps() {
+        let device = Device::flex();
+        for (text, expected) in [
+            // Weights 1, 2, 3 of one number that grows by one a step: from the second epoch (2 + 3) / 2.
+            ("average = { swa = { from = 1 } }", 2.5),
+            // 1, then 1/2 and 1/2 with 2, then with 3.
+            ("average = { ema = { decay = 0.5 } }", 2.25),
+        ] {
+            let config = config(&format!("rule = {{ sgd = {{ momentum = 0.0 }} }}\n{text}"));
+            let mut parameters = tensors(&[0.0; 6]);
+            let mut optimiser = Optimiser::new(&config, &parameters, depth, &device);
+            let one = upload(vec![1.0], &device);
+            for epoch in 0..3 {
+                let gradients = tensors(&[-1.0; 6]);
+                optimiser
+                    .step(&mut parameters, &gradients, &one, 1.0, epoch)
+                    .unwrap();
+            }
+            assert_eq!(values(&parameters), [3.0; 6]);
+            assert!(optimiser.apply_average(&mut parameters));
+            assert_eq!(values(&parameters), [expected; 6], "{text}");
+        }
+    }
+
+    #[test]
+    fn state_carries_over_to_other_parameters_by_name() {
+        let device = Device::flex();
+        let config = config("");
+        let mut parameters = tensors(&START);
+        let mut old = Optimiser::new(&config, &parameters, depth, &device);
+        let one = upload(vec![1.0], &device);
+        old.step(&mut parameters, &tensors(&START), &one, 0.1, 0)
+            .unwrap();
+        parameters.remove("b.gamma");
+        parameters.insert("aa.weight".to_owned(), upload(vec![5.0], &device));
+        let mut new = Optimiser::new(&config, &parameters, depth, &device);
+        new.carry(&old);
+        let momentum = download(new.state["momentum"].clone());
+        // a.weight, aa.weight, c.weight: the new one in the middle begins at rest.
+        assert_eq!(momentum, [1.0, -0.5, 0.0, -1.2, 0.6]);
+    }
+}
