@@ -11,6 +11,8 @@ use pi_trainer::checkpoint::Checkpoint;
 use pi_trainer::data::Data;
 use pi_trainer::experiment::{self as folder, Outcome};
 use pi_trainer::export;
+use pi_trainer::network::state::download;
+use pi_trainer::network::{Mode, Request};
 use pi_trainer::run::{Run, checkpoint_path};
 
 const CUTS: &str = r#"
@@ -361,4 +363,45 @@ fn polynomial_kernels_and_activations_do_not_mix() {
         .expect("both in one layer")
         .to_string();
     assert!(why.contains("identity"), "{why}");
+}
+
+/// Responses of the whitening layer's filters to training images are uncorrelated and of unit variance, where the images
+/// vary at all.
+#[test]
+fn the_first_layer_of_lean9_whitens() {
+    let data = data(200, 10, 31);
+    let config = experiment(
+        "[[stage]]\nepochs = 0",
+        &["network={ kind = \"lean9\", width = 0.5 }"],
+    );
+    let mut run = Run::new(config, images(), Device::flex()).unwrap();
+    finish(&mut run, &data);
+    let request = Request {
+        until: run.network.index("whiten.conv"),
+        ..Request::of(Mode::Evaluate)
+    };
+    let order: Vec<usize> = (0..200).collect();
+    let pass = run
+        .network
+        .forward(&run.state, data.train.plain(&order), request, |_, _, _| {});
+    let [n, c, h, w] = pass.output.dims();
+    assert_eq!(c, 12);
+    let y = pass.output.permute([1, 0, 2, 3]).reshape([c, n * h * w]);
+    let second = download(
+        y.clone()
+            .matmul(y.transpose())
+            .div_scalar((n * h * w) as f32),
+    );
+    for i in 0..6 {
+        for j in 0..6 {
+            let expected = if i == j { 1.0 } else { 0.0 };
+            let got = second[i * c + j];
+            // The six largest directions vary far more than the epsilon in the scale.
+            assert!((got - expected).abs() < 0.02, "{i}, {j}: {got}");
+            assert!(
+                (second[i * c + j + 6] + expected).abs() < 0.02,
+                "the other half is the negative"
+            );
+        }
+    }
 }

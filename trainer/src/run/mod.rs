@@ -9,6 +9,7 @@ mod evaluate;
 mod saliency;
 mod stage;
 mod train;
+mod whiten;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

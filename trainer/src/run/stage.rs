@@ -34,6 +34,9 @@ impl Method {
 
 impl Run {
     pub(super) fn begin_stage(&mut self, stage: &StageConfig, data: &Data) -> Result<()> {
+        if self.meta.stage == 0 && self.meta.config.warm_start.is_none() {
+            self.whiten(data);
+        }
         self.find_teacher(stage)?;
         for replacement in &stage.replace {
             self.state.replace(&self.network, replacement)?;
