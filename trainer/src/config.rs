@@ -3,6 +3,7 @@
 //! An experiment is a list of stages on one network. Keys of the table `[default]` hold for every stage that does not
 //! set them itself.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -359,7 +360,69 @@ impl Config {
     /// # Errors
     /// As [`Self::load`].
     pub fn parse(text: &str, overrides: &[String]) -> Result<Self> {
+        let root: toml::Table = text.parse()?;
+        ensure!(
+            !root.contains_key("sweep"),
+            "it is a sweep of several runs: use run-all"
+        );
+        Self::from_table(root, overrides)
+    }
+
+    /// Every run of an experiment file with its name: that of the file, and one choice of each axis of its `[sweep]`.
+    ///
+    /// ```toml
+    /// [sweep.clip]
+    /// clip = ["stage.*.optimiser.clip=1.0"]
+    /// free = []
+    /// [sweep.seed]
+    /// 1 = ["seed=1"]
+    /// 2 = ["seed=2"]
+    /// ```
+    /// makes four runs, `NAME-clip-1` and so on. A choice is a list of overrides.
+    ///
+    /// # Errors
+    /// As [`Self::load`], and a sweep of another form.
+    pub fn variants(path: &Path, overrides: &[String]) -> Result<Vec<(String, Self)>> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let stem = path.file_stem().unwrap_or(path.as_os_str());
+        Self::sweep(&text, &stem.to_string_lossy(), overrides)
+            .with_context(|| format!("in {}", path.display()))
+    }
+
+    fn sweep(text: &str, name: &str, overrides: &[String]) -> Result<Vec<(String, Self)>> {
         let mut root: toml::Table = text.parse()?;
+        let sweep: BTreeMap<String, BTreeMap<String, Vec<String>>> = match root.remove("sweep") {
+            None => BTreeMap::new(),
+            Some(sweep) => sweep
+                .try_into()
+                .context("[sweep] must hold axes, each of named lists of overrides")?,
+        };
+        let mut runs = vec![(name.to_owned(), Vec::new())];
+        for (axis, choices) in &sweep {
+            ensure!(!choices.is_empty(), "[sweep.{axis}] has no choice");
+            let with = |(name, own): &(String, Vec<String>)| {
+                let choices = choices.iter();
+                let extended = choices
+                    .map(|(choice, more)| (format!("{name}-{choice}"), [&own[..], more].concat()));
+                extended.collect::<Vec<_>>()
+            };
+            runs = runs.iter().flat_map(with).collect();
+        }
+        runs.into_iter()
+            .map(|(name, mut own)| {
+                own.extend_from_slice(overrides);
+                let mut config = Self::from_table(root.clone(), &own)
+                    .with_context(|| format!("in the run {name}"))?;
+                if !sweep.is_empty() {
+                    config.name.clone_from(&name);
+                }
+                Ok((name, config))
+            })
+            .collect()
+    }
+
+    fn from_table(mut root: toml::Table, overrides: &[String]) -> Result<Self> {
         spread_defaults(&mut root)?;
         let mut root = toml::Value::Table(root);
         for item in overrides {
@@ -527,5 +590,77 @@ fn set(at: &mut toml::Value, path: &[&str], value: &toml::Value) -> Result<()> {
             set(item, rest, value)
         }
         _ => bail!("{key} would be a key of something that is no section"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SWEPT: &str = r#"
+name = "ablation"
+[data]
+path = "nowhere"
+[network]
+kind = "resnet20"
+[[stage]]
+epochs = 1
+optimiser = {}
+schedule = { rate = 0.1 }
+[sweep.clip]
+clip = ["stage.*.optimiser.clip=1.0"]
+free = []
+[sweep.seed]
+1 = ["seed=1"]
+2 = ["seed=2", "stage.0.epochs=3"]
+"#;
+
+    #[test]
+    fn a_sweep_makes_every_combination() {
+        let runs = Config::sweep(SWEPT, "a", &["stage.0.batch=16".to_owned()]).unwrap();
+        let seen: Vec<(&str, Option<f32>, u64, usize)> = runs
+            .iter()
+            .map(|(name, config)| {
+                let stage = &config.stages[0];
+                assert_eq!((config.name.as_str(), stage.batch), (name.as_str(), 16));
+                (
+                    name.as_str(),
+                    stage.optimiser.clip,
+                    config.seed,
+                    stage.epochs,
+                )
+            })
+            .collect();
+        let expected = [
+            ("a-clip-1", Some(1.0), 1, 1),
+            ("a-clip-2", Some(1.0), 2, 3),
+            ("a-free-1", None, 1, 1),
+            ("a-free-2", None, 2, 3),
+        ];
+        assert_eq!(seen, expected);
+        let why = Config::parse(SWEPT, &[]).unwrap_err().to_string();
+        assert!(why.contains("run-all"), "{why}");
+    }
+
+    #[test]
+    fn a_power_penalty_warms_up_to_its_last_exponent() {
+        let penalty = RangePenalty::Power {
+            radius: 4.8,
+            weight: 8.0,
+            exponents: exponents(),
+        };
+        let seen: Vec<Penalty> = [0, 2, 3, 9].map(|epoch| penalty.at(epoch)).into();
+        let expected = [(2.0, 4), (6.0, 8), (8.0, 10), (8.0, 10)];
+        for (seen, (weight, exponent)) in seen.into_iter().zip(expected) {
+            let radius = 4.8;
+            assert_eq!(
+                seen,
+                Penalty::Power {
+                    radius,
+                    weight,
+                    exponent
+                }
+            );
+        }
     }
 }

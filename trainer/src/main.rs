@@ -13,7 +13,7 @@ use pi_trainer::config::Config;
 use pi_trainer::data::{self, CLASSES, Cifar10, Data, DataConfig, DeviceSet, Normalisation};
 use pi_trainer::experiment::{self, Outcome};
 use pi_trainer::export;
-use pi_trainer::run::{Images, Run, checkpoint_path};
+use pi_trainer::run::{Diverged, Images, Run, checkpoint_path};
 use serde_json::json;
 
 /// Trains networks whose activations a two-party computation can afford.
@@ -206,19 +206,27 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
         "{} has no experiment file",
         arguments.folder.display()
     );
+    let mut runs = Vec::new();
+    for file in &files {
+        runs.extend(Config::variants(file, &arguments.overrides)?);
+    }
     let mut failed = Vec::new();
-    for file in files {
-        let name = file
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+    for (name, config) in runs {
         let out = arguments.out.join(&name);
         if out.join("finished").exists() {
             eprintln!("{name}: finished");
             continue;
         }
-        let config = Config::load(&file, &arguments.overrides)?;
+        let failed_before = out.join("failed");
+        if let Ok(why) = std::fs::read_to_string(&failed_before) {
+            let path = failed_before.display();
+            eprintln!(
+                "{name}: diverged before ({}); delete {path} to try again",
+                why.trim()
+            );
+            failed.push(name);
+            continue;
+        }
         let data = config.data.clone();
         match train_in(config, &out, deadline, device) {
             Ok((_, Outcome::TimeIsUp)) => {
@@ -239,6 +247,12 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
             // One run that explodes, as some of them must, does not stop the others.
             Err(why) => {
                 eprintln!("{name}: {why:#}");
+                // The same seed diverges in the same way: it is noted, not tried again.
+                if why.is::<Diverged>() {
+                    std::fs::create_dir_all(&out)
+                        .and_then(|()| std::fs::write(&failed_before, format!("{why:#}\n")))
+                        .with_context(|| format!("cannot write {}", failed_before.display()))?;
+                }
                 failed.push(name);
             }
         }

@@ -10,7 +10,6 @@ use common::{experiment, pictures, run};
 use pi_trainer::checkpoint::{Array, Arrays, Checkpoint};
 use pi_trainer::config::Config;
 use pi_trainer::data::{self, BATCH_RECORDS, Cifar10, IMAGE, SIDE};
-use pi_trainer::network::Network;
 use pi_trainer::run::Run;
 
 const PLAIN: &str = "[[stage]]\nepochs = 1";
@@ -278,11 +277,16 @@ fn the_experiments_of_the_repository_are_legal() {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|e| e == "toml") {
-                let config = Config::load(&path, &[]).unwrap_or_else(|why| panic!("{why:#}"));
-                // What needs another run's weights is checked as far as its network.
-                let network = Network::new(&config.network, [3, 32, 32], 10);
-                network.unwrap_or_else(|why| panic!("{}: {why:#}", path.display()));
-                seen += 1;
+                let runs = Config::variants(&path, &[]).unwrap_or_else(|why| panic!("{why:#}"));
+                for (name, mut config) in runs {
+                    // What needs another run's weights is checked as far as its network and its slots, on narrow
+                    // networks: names do not depend on the width.
+                    config.warm_start = None;
+                    config.network.width *= 0.125;
+                    let run = Run::new(config, common::images(), Device::flex());
+                    assert!(run.is_ok(), "{name}: {:#}", run.err().unwrap());
+                    seen += 1;
+                }
             }
         }
     }

@@ -21,7 +21,7 @@ use rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 pub use evaluate::{Evaluation, Site};
-pub use train::{EpochReport, cross_entropy};
+pub use train::{Diverged, EpochReport, cross_entropy};
 
 use crate::checkpoint::{Array, Arrays, Checkpoint};
 use crate::config::{Config, Method, StageConfig, Teacher, WarmStart};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use burn::tensor::{Tensor, TensorData, activation::log_softmax};
 use indicatif::ProgressBar;
 use rand_chacha::ChaCha8Rng;
@@ -60,6 +60,18 @@ pub struct EpochReport {
     /// What reached each activation site on the held-out images.
     pub sites: BTreeMap<String, Site>,
 }
+
+/// A loss or a gradient that is not a number: the same run ends there again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diverged(pub String);
+
+impl std::fmt::Display for Diverged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Diverged {}
 
 /// The part of the network that an epoch trains, and its place in the schedule.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -333,12 +345,12 @@ impl Run {
             None => "every layer's output is finite".to_owned(),
         };
         let epoch = self.meta.epoch;
-        match why {
-            NotFinite::Loss(loss) => anyhow::anyhow!("epoch {epoch}: the loss is {loss}; {at}"),
-            NotFinite::Gradient(name) => anyhow::anyhow!(
+        anyhow::Error::new(Diverged(match why {
+            NotFinite::Loss(loss) => format!("epoch {epoch}: the loss is {loss}; {at}"),
+            NotFinite::Gradient(name) => format!(
                 "epoch {epoch}: the gradient of {name} is not finite; {at}; a lower schedule.rate, optimiser.clip or a range penalty may help"
             ),
-        }
+        }))
     }
 
     /// Measures the running statistics anew, on plain training images.
@@ -399,7 +411,8 @@ impl TeacherRun {
         let parameters = &mut self.state.parameters;
         let step = optimiser.step(parameters, &gradients, &loss.inner(), rate, epoch);
         if let Err(why) = step {
-            bail!("the teacher beside the student failed: {why:?}");
+            let why = format!("the teacher beside the student: {why:?}");
+            return Err(Diverged(why).into());
         }
         self.state.track(pass.statistics, STATISTICS_RATE);
         Ok(pass.output.inner())
