@@ -57,7 +57,13 @@ pub fn train(
         let report = run.epoch(data, bar)?;
         run.checkpoint().save(&checkpoint_path(out))?;
         append(&log_path, &format!("{}\n", serde_json::to_string(&report)?))?;
-        bar.println(line(&report));
+        let line = line(&report);
+        // A bar without a terminal prints nothing.
+        if bar.is_hidden() {
+            eprintln!("{line}");
+        } else {
+            bar.println(line);
+        }
         // The next epoch is taken to last a tenth longer than the longest so far.
         longest = longest.max(start.elapsed().mul_f32(1.1));
     }
