@@ -4,10 +4,11 @@
 //! takes the network through them, on differentiable operations written for it ([`kernels`]) and optimisers whose state
 //! stays on the device ([`optimise`], [`schedule`]); it keeps its state in files that are whole or absent
 //! ([`checkpoint`]), and leaves as a float graph for the compiler ([`export`]), whose predicted costs can guide which
-//! ReLUs stay ([`costs`]). The binary is `pi-train`.
+//! ReLUs stay ([`costs`]). [`compare`] holds another device against the CPU. The binary is `pi-train`.
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
+pub mod compare;
 mod composed;
 pub mod config;
 pub mod costs;

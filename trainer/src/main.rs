@@ -9,8 +9,11 @@ use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::ProgressBar;
 use pi_trainer::checkpoint::Checkpoint;
+use pi_trainer::compare;
 use pi_trainer::config::Config;
-use pi_trainer::data::{self, CLASSES, Cifar10, Data, DataConfig, DeviceSet, Normalisation};
+use pi_trainer::data::{
+    self, CHANNELS, CLASSES, Cifar10, Data, DataConfig, DeviceSet, Normalisation, SIDE,
+};
 use pi_trainer::experiment::{self, Outcome};
 use pi_trainer::export;
 use pi_trainer::run::{Diverged, Images, Run, checkpoint_path};
@@ -42,6 +45,18 @@ enum Command {
     /// Train every experiment of a folder in the order of the file names: those that are finished are skipped, those
     /// that were interrupted go on.
     RunAll(RunAllArguments),
+    /// Compare one batch on --device with the CPU: logits, gradients, time.
+    Compare {
+        /// Experiment file (TOML).
+        #[arg(long)]
+        config: PathBuf,
+        /// Override a key of the file; may be given several times.
+        #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+        overrides: Vec<String>,
+        /// Images of the batch.
+        #[arg(long, default_value_t = 64)]
+        batch: usize,
+    },
     /// Write a checkpoint as the compiler's float graph, once the graph's logits are seen to equal the model's.
     Export {
         #[command(flatten)]
@@ -119,6 +134,24 @@ fn main() -> Result<()> {
     match arguments.command {
         Command::Train(train) => run_training(&train, &device),
         Command::RunAll(all) => run_all(&all, &device, arguments.device),
+        Command::Compare {
+            config,
+            overrides,
+            batch,
+        } => {
+            for (name, config) in Config::variants(&config, &overrides)? {
+                let found = compare::compare(&config, &cifar_images(), batch, &device)?;
+                let (worst, off) = found.gradients.first().context("nothing trains")?;
+                println!(
+                    "{name}: logits differ by {:.1e}, gradients by at most {off:.1e} ({worst}); {:.1} ms a step, {:.1} ms on the CPU",
+                    found.logits,
+                    1e3 * found.seconds,
+                    1e3 * found.cpu_seconds
+                );
+                found.check()?;
+            }
+            Ok(())
+        }
         Command::Export {
             source,
             out,
@@ -276,18 +309,22 @@ fn load(config: &DataConfig, device: &Device) -> Result<(Images, Data)> {
     if let Some(limit) = config.limit {
         set.split_off(set.len().saturating_sub(limit));
     }
-    let normalisation = Normalisation::cifar10();
-    let images = Images {
-        dataset: "CIFAR-10, JPEG quality 75".to_owned(),
-        shape: set.shape,
-        classes: CLASSES.iter().map(|name| (*name).to_owned()).collect(),
-        normalisation: normalisation.clone(),
-    };
+    let images = cifar_images();
+    let normalisation = images.normalisation.clone();
     let data = Data {
         train: DeviceSet::new(set, normalisation.clone(), device),
         holdout: DeviceSet::new(holdout, normalisation, device),
     };
     Ok((images, data))
+}
+
+fn cifar_images() -> Images {
+    Images {
+        dataset: "CIFAR-10, JPEG quality 75".to_owned(),
+        shape: [CHANNELS, SIDE, SIDE],
+        classes: CLASSES.iter().map(|name| (*name).to_owned()).collect(),
+        normalisation: Normalisation::cifar10(),
+    }
 }
 
 /// The run of a checkpoint and the test batch.
