@@ -9,6 +9,9 @@ use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::ProgressBar;
 use pi_trainer::checkpoint::Checkpoint;
+use pi_trainer::command;
+use pi_trainer::command::plot::PlotArguments;
+use pi_trainer::command::report::ReportArguments;
 use pi_trainer::compare;
 use pi_trainer::config::Config;
 use pi_trainer::data::{
@@ -68,6 +71,10 @@ enum Command {
         #[arg(long, default_value_t = 64)]
         images: usize,
     },
+    /// Print results as a table, with the compiler's predicted costs where they lie beside them.
+    Report(ReportArguments),
+    /// Draw the charts of runs and results.
+    Plot(PlotArguments),
     /// Measure a checkpoint on the test batch and print the result as JSON.
     Eval {
         #[command(flatten)]
@@ -164,6 +171,16 @@ fn main() -> Result<()> {
                 out.display(),
                 images.min(test.len())
             );
+            Ok(())
+        }
+        Command::Report(arguments) => {
+            print!("{}", command::report::report(&arguments)?);
+            Ok(())
+        }
+        Command::Plot(arguments) => {
+            for path in command::plot::plot(&arguments)? {
+                println!("{}", path.display());
+            }
             Ok(())
         }
         Command::Eval { source } => {
