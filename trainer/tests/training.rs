@@ -260,6 +260,7 @@ fn every_network_trains_and_exports() {
         "{ kind = \"resnet32\", width = 0.25 }",
         "{ kind = \"wrn22-8\", width = 0.03125 }",
         "{ kind = \"lean9\", width = 0.125 }",
+        "{ kind = \"wrn22-8\", width = 0.03125, kernels = [{ convolutions = \"*\", by = \"r-pkn\" }], activations = [{ sites = \"*\", by = \"identity\" }] }",
         rpkn.as_str(),
     ] {
         let stages = "[[stage]]\nepochs = 1\nbatch = 12\nschedule = { rate = 1e-3 }";
@@ -267,6 +268,17 @@ fn every_network_trains_and_exports() {
         let graph = export::graph(&run).unwrap_or_else(|why| panic!("{network}: {why:#}"));
         let worst = export::check(&run, &graph, &data.holdout, 2);
         worst.unwrap_or_else(|why| panic!("{network}: {why:#}"));
+        let counts = run.network.counts(&run.state);
+        let activations = pi_ir::count::graph_activations(&graph);
+        assert_eq!(activations.polynomial, counts.polynomials, "{network}");
+        // The compiler folds norms into what is linear before them, and into nothing else.
+        for node in &graph.nodes {
+            if let Op::BatchNorm { .. } = node.op {
+                let before = &graph.nodes[node.inputs[0].0 as usize].op;
+                let linear = matches!(before, Op::Conv2d { .. } | Op::Add);
+                assert!(linear, "{network}: {} has {before:?} before it", node.name);
+            }
+        }
     }
 }
 
