@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::ProgressBar;
 use pi_trainer::checkpoint::Checkpoint;
 use pi_trainer::config::Config;
-use pi_trainer::data::{self, CLASSES, Cifar10, Data, DataConfig, DeviceSet, Normalisation};
+use pi_trainer::data::{self, Data, DataConfig, DeviceSet, Summary};
 use pi_trainer::experiment::{self, Outcome};
 use pi_trainer::export;
 use pi_trainer::run::{Diverged, Images, Run, checkpoint_path};
@@ -52,6 +52,27 @@ enum Command {
         /// Test images that the check runs on.
         #[arg(long, default_value_t = 64)]
         images: usize,
+    },
+    /// Count the images of an experiment's data set and print their statistics.
+    Data {
+        #[command(flatten)]
+        experiment: Experiment,
+        /// PNG file to write: images of each class and what the first stage's augmentation makes of them.
+        #[arg(long)]
+        sheet: Option<PathBuf>,
+    },
+    /// Write an experiment's data set as one compressed file, which data.path may name in place of its folder.
+    ///
+    /// With data.limit only the first so many training images, the held-out and the test images are kept.
+    Pack {
+        #[command(flatten)]
+        experiment: Experiment,
+        /// File to write.
+        #[arg(long)]
+        out: PathBuf,
+        /// Make JPEG files of this quality (1 to 100) of images that are none of their size yet. This changes them.
+        #[arg(long)]
+        quality: Option<u8>,
     },
     /// Measure a checkpoint on the test batch and print the result as JSON.
     Eval {
@@ -101,11 +122,21 @@ struct RunAllArguments {
 }
 
 #[derive(Args)]
+struct Experiment {
+    /// Experiment file (TOML); of a sweep, the first run.
+    #[arg(long)]
+    config: PathBuf,
+    /// Override a key of the file; may be given several times.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+#[derive(Args)]
 struct Source {
     /// Checkpoint of a run, or the folder it is in.
     #[arg(long)]
     checkpoint: PathBuf,
-    /// CIFAR-10 folder, in place of the run's own.
+    /// Folder or packed file of the data set, in place of the run's own.
     #[arg(long)]
     data: Option<PathBuf>,
     /// Folder for decoded archives, in place of the run's own.
@@ -133,6 +164,32 @@ fn main() -> Result<()> {
             );
             Ok(())
         }
+        Command::Data { experiment, sheet } => {
+            let config = experiment.first_run()?;
+            let summary = Summary::of(&config.data)?;
+            println!("{summary}");
+            if let Some(path) = sheet {
+                summary.sheet(&config.stages[0].augmentation, config.seed, &path)?;
+                eprintln!("{}: images and their augmentations", path.display());
+            }
+            Ok(())
+        }
+        Command::Pack {
+            experiment,
+            out,
+            quality,
+        } => {
+            let packed = data::pack::pack(&experiment.first_run()?.data, quality, &out)?;
+            eprintln!(
+                "{}: {}, {} training and {} test images, {:.1} MB",
+                out.display(),
+                packed.description(),
+                packed.train,
+                packed.test,
+                packed.bytes as f64 / 1e6
+            );
+            Ok(())
+        }
         Command::Eval { source } => {
             let (run, test) = open(&source, device)?;
             println!(
@@ -141,6 +198,14 @@ fn main() -> Result<()> {
             );
             Ok(())
         }
+    }
+}
+
+impl Experiment {
+    fn first_run(&self) -> Result<Config> {
+        let runs = Config::variants(&self.config, &self.overrides)?;
+        let (_, config) = runs.into_iter().next().context("a sweep without runs")?;
+        Ok(config)
     }
 }
 
@@ -173,6 +238,13 @@ fn train_in(
     let mut run = if path.exists() {
         let mut run = Run::from_checkpoint(Checkpoint::load(&path)?, device.clone())?;
         run.reconfigure(config)?;
+        ensure!(
+            run.meta.images == images,
+            "{} was trained on {}, this is {}: the run goes on with the same images only",
+            path.display(),
+            run.meta.images.dataset,
+            images.dataset
+        );
         run
     } else {
         Run::new(config, images, device.clone())?
@@ -267,25 +339,16 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
 
 /// The images of a configuration.
 fn load(config: &DataConfig, device: &Device) -> Result<(Images, Data)> {
-    let mut set = Cifar10::load(&config.path, config.cache.as_deref())?.train;
-    ensure!(
-        config.holdout < set.len(),
-        "data.holdout leaves no image to train on"
-    );
-    let holdout = set.split_off(config.holdout);
-    if let Some(limit) = config.limit {
-        set.split_off(set.len().saturating_sub(limit));
-    }
-    let normalisation = Normalisation::cifar10();
+    let sets = data::Source::open(config)?.sets()?;
     let images = Images {
-        dataset: "CIFAR-10, JPEG quality 75".to_owned(),
-        shape: set.shape,
-        classes: CLASSES.iter().map(|name| (*name).to_owned()).collect(),
-        normalisation: normalisation.clone(),
+        dataset: sets.description,
+        shape: sets.train.shape,
+        classes: sets.classes,
+        normalisation: sets.normalisation.clone(),
     };
     let data = Data {
-        train: DeviceSet::new(set, normalisation.clone(), device),
-        holdout: DeviceSet::new(holdout, normalisation, device),
+        train: DeviceSet::new(sets.train, sets.normalisation.clone(), device),
+        holdout: DeviceSet::new(sets.holdout, sets.normalisation, device),
     };
     Ok((images, data))
 }
@@ -305,8 +368,18 @@ fn open(source: &Source, device: Device) -> Result<(Run, DeviceSet)> {
 }
 
 fn load_test(config: &DataConfig, run: &Run, device: &Device) -> Result<DeviceSet> {
-    let test = data::load_test(&config.path, config.cache.as_deref())?;
-    let normalisation = run.meta.images.normalisation.clone();
+    let source = data::Source::open(config)?;
+    let images = &run.meta.images;
+    let test = source.test()?;
+    ensure!(
+        test.shape == images.shape && source.classes() == images.classes,
+        "the model is of {}, images of {:?}; the test images are of {}, {:?}",
+        images.dataset,
+        images.shape,
+        source.description(),
+        test.shape
+    );
+    let normalisation = images.normalisation.clone();
     Ok(DeviceSet::new(test, normalisation, device))
 }
 
