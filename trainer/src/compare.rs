@@ -11,6 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
 use crate::config::Config;
+use crate::data::Normalisation;
 use crate::network::state::{download, download_all};
 use crate::network::{Mode, Request, Substitute, Tensors};
 use crate::run::{Images, Run, cross_entropy};
@@ -31,6 +32,16 @@ pub struct Comparison {
     pub seconds: f64,
     /// The same on the CPU.
     pub cpu_seconds: f64,
+}
+
+/// Square colour images in ten classes, to compare on.
+pub fn images(side: usize) -> Images {
+    Images {
+        dataset: "random pixels".to_owned(),
+        shape: [3, side, side],
+        classes: (0..10).map(|class| class.to_string()).collect(),
+        normalisation: Normalisation::cifar10(),
+    }
 }
 
 /// Runs `batch` random images through the experiment's network, with the replacements of all its stages, on `device` and on

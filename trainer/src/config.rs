@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::data::{Augmentation, DataConfig};
+use crate::data::{Augmentation, DataConfig, Kind};
 use crate::kernels::Penalty;
 use crate::network::state::Removed;
 use crate::network::{NetworkConfig, Replacement};
@@ -443,11 +443,28 @@ impl Config {
             !self.stages.is_empty(),
             "an experiment needs at least one [[stage]]"
         );
+        self.data.check()?;
         let polynomial_kernels = !self.network.kernels.is_empty();
         for (number, stage) in self.stages.iter().enumerate() {
             stage
                 .check(polynomial_kernels)
                 .with_context(|| format!("stage {number}"))?;
+            ensure!(
+                self.data.kind != Kind::Mnist || !stage.augmentation.flip,
+                "stage {number}: a mirrored digit is none, but augmentation.flip is true (so it is if absent): set it to false"
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether all stages can augment images of `[c, h, w]`.
+    ///
+    /// # Errors
+    /// A shift that is not below the side of the images, naming the stage.
+    pub fn check_augmentation(&self, shape: [usize; 3]) -> Result<()> {
+        for (number, stage) in self.stages.iter().enumerate() {
+            let checked = stage.augmentation.check(shape);
+            checked.with_context(|| format!("stage {number}"))?;
         }
         Ok(())
     }

@@ -14,9 +14,7 @@ use pi_trainer::command::plot::PlotArguments;
 use pi_trainer::command::report::ReportArguments;
 use pi_trainer::compare;
 use pi_trainer::config::Config;
-use pi_trainer::data::{
-    self, CHANNELS, CLASSES, Cifar10, Data, DataConfig, DeviceSet, Normalisation, SIDE,
-};
+use pi_trainer::data::{self, Data, DataConfig, DeviceSet, Summary};
 use pi_trainer::experiment::{self, Outcome};
 use pi_trainer::export;
 use pi_trainer::run::{Diverged, Images, Run, checkpoint_path};
@@ -56,9 +54,12 @@ enum Command {
         /// Override a key of the file; may be given several times.
         #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
         overrides: Vec<String>,
-        /// Images of the batch.
+        /// Images of the batch; their pixels are random.
         #[arg(long, default_value_t = 64)]
         batch: usize,
+        /// Side of the images.
+        #[arg(long, default_value_t = 32)]
+        side: usize,
     },
     /// Write a checkpoint as the compiler's float graph, once the graph's logits are seen to equal the model's.
     Export {
@@ -75,6 +76,27 @@ enum Command {
     Report(ReportArguments),
     /// Draw the charts of runs and results.
     Plot(PlotArguments),
+    /// Count the images of an experiment's data set and print their statistics.
+    Data {
+        #[command(flatten)]
+        experiment: Experiment,
+        /// PNG file to write: images of each class and what the first stage's augmentation makes of them.
+        #[arg(long)]
+        sheet: Option<PathBuf>,
+    },
+    /// Write an experiment's data set as one compressed file, which data.path may name in place of its folder.
+    ///
+    /// With data.limit only the first so many training images, the held-out and the test images are kept.
+    Pack {
+        #[command(flatten)]
+        experiment: Experiment,
+        /// File to write.
+        #[arg(long)]
+        out: PathBuf,
+        /// Make JPEG files of this quality (1 to 100) of images that are none of their size yet. This changes them.
+        #[arg(long)]
+        quality: Option<u8>,
+    },
     /// Measure a checkpoint on the test batch and print the result as JSON.
     Eval {
         #[command(flatten)]
@@ -123,11 +145,21 @@ struct RunAllArguments {
 }
 
 #[derive(Args)]
+struct Experiment {
+    /// Experiment file (TOML); of a sweep, the first run.
+    #[arg(long)]
+    config: PathBuf,
+    /// Override a key of the file; may be given several times.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+#[derive(Args)]
 struct Source {
     /// Checkpoint of a run, or the folder it is in.
     #[arg(long)]
     checkpoint: PathBuf,
-    /// CIFAR-10 folder, in place of the run's own.
+    /// Folder or packed file of the data set, in place of the run's own.
     #[arg(long)]
     data: Option<PathBuf>,
     /// Folder for decoded archives, in place of the run's own.
@@ -145,9 +177,10 @@ fn main() -> Result<()> {
             config,
             overrides,
             batch,
+            side,
         } => {
             for (name, config) in Config::variants(&config, &overrides)? {
-                let found = compare::compare(&config, &cifar_images(), batch, &device)?;
+                let found = compare::compare(&config, &compare::images(side), batch, &device)?;
                 let (worst, off) = found.gradients.first().context("nothing trains")?;
                 println!(
                     "{name}: logits differ by {:.1e}, gradients by at most {off:.1e} ({worst}); {:.1} ms a step, {:.1} ms on the CPU",
@@ -183,6 +216,32 @@ fn main() -> Result<()> {
             }
             Ok(())
         }
+        Command::Data { experiment, sheet } => {
+            let config = experiment.first_run()?;
+            let summary = Summary::of(&config.data)?;
+            println!("{summary}");
+            if let Some(path) = sheet {
+                summary.sheet(&config.stages[0].augmentation, config.seed, &path)?;
+                eprintln!("{}: images and their augmentations", path.display());
+            }
+            Ok(())
+        }
+        Command::Pack {
+            experiment,
+            out,
+            quality,
+        } => {
+            let packed = data::pack::pack(&experiment.first_run()?.data, quality, &out)?;
+            eprintln!(
+                "{}: {}, {} training and {} test images, {:.1} MB",
+                out.display(),
+                packed.description(),
+                packed.train,
+                packed.test,
+                packed.bytes as f64 / 1e6
+            );
+            Ok(())
+        }
         Command::Eval { source } => {
             let (run, test) = open(&source, device)?;
             println!(
@@ -191,6 +250,14 @@ fn main() -> Result<()> {
             );
             Ok(())
         }
+    }
+}
+
+impl Experiment {
+    fn first_run(&self) -> Result<Config> {
+        let runs = Config::variants(&self.config, &self.overrides)?;
+        let (_, config) = runs.into_iter().next().context("a sweep without runs")?;
+        Ok(config)
     }
 }
 
@@ -208,24 +275,32 @@ fn run_training(arguments: &TrainArguments, device: &Device) -> Result<()> {
         "{} exists: give --resume to go on from it, or another --out",
         path.display()
     );
-    train_in(config, &arguments.out, deadline, device).map(|_| ())
+    let loaded = load(&config.data, device)?;
+    train_in(config, &loaded, &arguments.out, deadline, device).map(|_| ())
 }
 
 /// Trains in a folder, from its checkpoint if there is one.
 fn train_in(
     config: Config,
+    (images, data): &(Images, Data),
     out: &Path,
     deadline: Option<Instant>,
     device: &Device,
 ) -> Result<(Run, Outcome)> {
     let path = checkpoint_path(out);
-    let (images, data) = load(&config.data, device)?;
     let mut run = if path.exists() {
         let mut run = Run::from_checkpoint(Checkpoint::load(&path)?, device.clone())?;
         run.reconfigure(config)?;
+        ensure!(
+            run.meta.images == *images,
+            "{} was trained on {}, this is {}: the run goes on with the same images only",
+            path.display(),
+            run.meta.images.dataset,
+            images.dataset
+        );
         run
     } else {
-        Run::new(config, images, device.clone())?
+        Run::new(config, images.clone(), device.clone())?
     };
     eprintln!(
         "{}: {} multiply-adds an image, {} activations, {} parameters, {} images",
@@ -235,7 +310,7 @@ fn train_in(
         run.state.parameter_count(),
         data.train.len()
     );
-    let outcome = experiment::train(&mut run, &data, out, deadline, &ProgressBar::new(0))?;
+    let outcome = experiment::train(&mut run, data, out, deadline, &ProgressBar::new(0))?;
     Ok((run, outcome))
 }
 
@@ -261,6 +336,8 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
         runs.extend(Config::variants(file, &arguments.overrides)?);
     }
     let mut failed = Vec::new();
+    // Runs that follow each other mostly share their images.
+    let mut loaded: Option<(DataConfig, (Images, Data))> = None;
     for (name, config) in runs {
         let out = arguments.out.join(&name);
         if out.join("finished").exists() {
@@ -278,7 +355,13 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
             continue;
         }
         let data = config.data.clone();
-        match train_in(config, &out, deadline, device) {
+        let at_hand = match loaded.take().filter(|(of, _)| *of == data) {
+            Some(same) => same.1,
+            None => load(&data, device)?,
+        };
+        let outcome = train_in(config, &at_hand, &out, deadline, device);
+        loaded = Some((data.clone(), at_hand));
+        match outcome {
             Ok((_, Outcome::TimeIsUp)) => {
                 eprintln!("{name}: time is up; the same command goes on from here");
                 return Ok(());
@@ -317,31 +400,18 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
 
 /// The images of a configuration.
 fn load(config: &DataConfig, device: &Device) -> Result<(Images, Data)> {
-    let mut set = Cifar10::load(&config.path, config.cache.as_deref())?.train;
-    ensure!(
-        config.holdout < set.len(),
-        "data.holdout leaves no image to train on"
-    );
-    let holdout = set.split_off(config.holdout);
-    if let Some(limit) = config.limit {
-        set.split_off(set.len().saturating_sub(limit));
-    }
-    let images = cifar_images();
-    let normalisation = images.normalisation.clone();
+    let sets = data::Source::open(config)?.sets()?;
+    let images = Images {
+        dataset: sets.description,
+        shape: sets.train.shape,
+        classes: sets.classes,
+        normalisation: sets.normalisation.clone(),
+    };
     let data = Data {
-        train: DeviceSet::new(set, normalisation.clone(), device),
-        holdout: DeviceSet::new(holdout, normalisation, device),
+        train: DeviceSet::new(sets.train, sets.normalisation.clone(), device),
+        holdout: DeviceSet::new(sets.holdout, sets.normalisation, device),
     };
     Ok((images, data))
-}
-
-fn cifar_images() -> Images {
-    Images {
-        dataset: "CIFAR-10, JPEG quality 75".to_owned(),
-        shape: [CHANNELS, SIDE, SIDE],
-        classes: CLASSES.iter().map(|name| (*name).to_owned()).collect(),
-        normalisation: Normalisation::cifar10(),
-    }
 }
 
 /// The run of a checkpoint and the test batch.
@@ -359,8 +429,18 @@ fn open(source: &Source, device: Device) -> Result<(Run, DeviceSet)> {
 }
 
 fn load_test(config: &DataConfig, run: &Run, device: &Device) -> Result<DeviceSet> {
-    let test = data::load_test(&config.path, config.cache.as_deref())?;
-    let normalisation = run.meta.images.normalisation.clone();
+    let source = data::Source::open(config)?;
+    let images = &run.meta.images;
+    let test = source.test()?;
+    ensure!(
+        test.shape == images.shape && source.classes() == images.classes,
+        "the model is of {}, images of {:?}; the test images are of {}, {:?}",
+        images.dataset,
+        images.shape,
+        source.description(),
+        test.shape
+    );
+    let normalisation = images.normalisation.clone();
     Ok(DeviceSet::new(test, normalisation, device))
 }
 

@@ -127,6 +127,7 @@ impl Run {
     /// # Errors
     /// A network that cannot be built, a replacement that fits nothing, a warm start from another network.
     pub fn new(config: Config, images: Images, device: Device) -> Result<Self> {
+        config.check_augmentation(images.shape)?;
         let network = Network::new(&config.network, images.shape, images.classes.len())?;
         let state = State::new(
             &network,
@@ -214,7 +215,7 @@ impl Run {
     /// Goes on under another configuration of the same network.
     ///
     /// # Errors
-    /// Another network, or fewer stages than are done.
+    /// Another network, fewer stages than are done, or an augmentation that the images are too small for.
     pub fn reconfigure(&mut self, config: Config) -> Result<()> {
         ensure!(
             self.meta.config.network == config.network,
@@ -226,6 +227,7 @@ impl Run {
             self.meta.stage,
             config.stages.len()
         );
+        config.check_augmentation(self.meta.images.shape)?;
         self.meta.config = config;
         if let Some(stage) = self.stage()
             && self.meta.stage_epoch > 0

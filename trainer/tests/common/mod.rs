@@ -7,10 +7,15 @@
 use burn::tensor::Device;
 use indicatif::ProgressBar;
 use pi_trainer::config::Config;
-use pi_trainer::data::{CHANNELS, CLASSES, Data, Dataset, DeviceSet, Normalisation, SIDE};
+use pi_trainer::data::{CIFAR10_CLASSES, Data, Dataset, DeviceSet, Normalisation};
 use pi_trainer::run::{EpochReport, Images, Run};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
+
+/// Side of the pictures.
+pub(crate) const SIDE: usize = 32;
+/// Their colours.
+pub(crate) const CHANNELS: usize = 3;
 
 const HEAD: &str = r#"
 name = "tiny"
@@ -41,7 +46,7 @@ pub(crate) fn images() -> Images {
     Images {
         dataset: "stripes".to_owned(),
         shape: [CHANNELS, SIDE, SIDE],
-        classes: CLASSES.iter().map(|name| (*name).to_owned()).collect(),
+        classes: CIFAR10_CLASSES.map(str::to_owned).to_vec(),
         normalisation: Normalisation::cifar10(),
     }
 }

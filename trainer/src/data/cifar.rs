@@ -1,0 +1,537 @@
+//! CIFAR-10 and CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009).
+//!
+//! Record files as published (`cifar-10-binary`, `cifar-100-binary`): one label byte (CIFAR-100: a coarse and a fine one),
+//! then 1,024 bytes each of red, green and blue. And CIFAR-10 as JPEG archives, `cifar10_jpeg_<batch>.tar.xz`, whose
+//! members are `<batch>/<record>_<label>.jpg` in record order: quality 75, so accuracies on it are not those of the
+//! published set.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use super::decode::{Decoder, Fit, ImageFile, Raw};
+use super::{DataConfig, Dataset, Part, Reader, files};
+
+/// Names of the classes of CIFAR-10, in label order.
+pub const CLASSES: [&str; 10] = [
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+];
+
+const SHAPE: [usize; 3] = [3, 32, 32];
+/// Images of one CIFAR-10 batch.
+const BATCH: usize = 10_000;
+/// A whole batch of JPEG files unpacks to 20 to 30 MB; anything beyond this is not one.
+const MAX_ARCHIVE: u64 = 256 << 20;
+
+/// CIFAR-10 in a folder.
+pub(super) struct Cifar10 {
+    folder: PathBuf,
+    /// Whether there are JPEG archives only.
+    jpeg: bool,
+}
+
+impl Cifar10 {
+    /// Looks for batches; a record file wins over an archive.
+    pub(super) fn open(config: &DataConfig) -> Result<Self> {
+        let folder = files::folder(&config.path, "cifar-10-batches-bin");
+        let all = || batches(Part::Train).into_iter().chain(batches(Part::Test));
+        let records = all().any(|batch| records(&folder, &batch).exists());
+        let archives = all().any(|batch| archive(&folder, &batch).exists());
+        // Not all need be there: the test batch alone is enough to evaluate a model.
+        ensure!(
+            records || archives,
+            "no CIFAR-10 in {}: expected data_batch_1.bin to data_batch_5.bin and test_batch.bin (of cifar-10-binary.tar.gz), \
+             or cifar10_jpeg_data_batch_1.tar.xz and so on; data.path names the folder",
+            folder.display()
+        );
+        Ok(Self {
+            folder,
+            jpeg: !records,
+        })
+    }
+}
+
+fn batches(part: Part) -> Vec<String> {
+    match part {
+        Part::Train => (1..=5)
+            .map(|number| format!("data_batch_{number}"))
+            .collect(),
+        Part::Test => vec!["test_batch".to_owned()],
+    }
+}
+
+fn records(folder: &Path, batch: &str) -> PathBuf {
+    folder.join(format!("{batch}.bin"))
+}
+
+fn archive(folder: &Path, batch: &str) -> PathBuf {
+    folder.join(format!("cifar10_jpeg_{batch}.tar.xz"))
+}
+
+impl Reader for Cifar10 {
+    fn description(&self) -> String {
+        if self.jpeg {
+            "CIFAR-10, JPEG quality 75".to_owned()
+        } else {
+            "CIFAR-10, record files".to_owned()
+        }
+    }
+
+    fn classes(&self) -> Vec<String> {
+        CLASSES.map(str::to_owned).to_vec()
+    }
+
+    fn files(&self, part: Part) -> Result<Option<Vec<PathBuf>>> {
+        let batches = batches(part).into_iter();
+        let archives: Vec<PathBuf> = batches.map(|batch| archive(&self.folder, &batch)).collect();
+        // Where one is missing, reading says which.
+        Ok((self.jpeg && archives.iter().all(|path| path.exists())).then_some(archives))
+    }
+
+    fn read(&self, part: Part) -> Result<Raw> {
+        let mut images = Vec::new();
+        let mut set = Dataset::empty(SHAPE);
+        for batch in batches(part) {
+            let path = records(&self.folder, &batch);
+            if path.exists() {
+                set.append(read_records(&path, 1, CLASSES.len(), BATCH)?);
+                continue;
+            }
+            let path = archive(&self.folder, &batch);
+            ensure!(
+                path.exists(),
+                "no {batch} of CIFAR-10 in {}: expected {batch}.bin or cifar10_jpeg_{batch}.tar.xz",
+                self.folder.display()
+            );
+            let members = read_archive(&path, &batch)?;
+            whole(&path, members.len(), BATCH)?;
+            if self.jpeg {
+                images.extend(members);
+            } else {
+                let mixed = Raw::Files {
+                    decoder: DECODER,
+                    files: members,
+                };
+                set.append(mixed.decode()?);
+            }
+        }
+        Ok(if self.jpeg {
+            Raw::Files {
+                decoder: DECODER,
+                files: images,
+            }
+        } else {
+            Raw::Planes(set)
+        })
+    }
+}
+
+const DECODER: Decoder = Decoder {
+    side: 32,
+    channels: 3,
+    fit: Fit::Exact,
+};
+
+/// CIFAR-100 in a folder.
+pub(super) struct Cifar100 {
+    folder: PathBuf,
+    classes: Vec<String>,
+}
+
+impl Cifar100 {
+    pub(super) fn open(config: &DataConfig) -> Result<Self> {
+        let folder = files::folder(&config.path, "cifar-100-binary");
+        for file in ["train.bin", "test.bin"] {
+            ensure!(
+                folder.join(file).exists(),
+                "no {file} of CIFAR-100 in {}: unpack cifar-100-binary.tar.gz and name its folder by data.path",
+                folder.display()
+            );
+        }
+        let names = folder.join("fine_label_names.txt");
+        let classes = if names.exists() {
+            let text = files::read_text(&names)?;
+            let classes: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+            ensure!(
+                classes.len() == 100,
+                "{} names {} classes, not 100",
+                names.display(),
+                classes.len()
+            );
+            classes
+        } else {
+            (0..100).map(|label| format!("class {label}")).collect()
+        };
+        Ok(Self { folder, classes })
+    }
+}
+
+impl Reader for Cifar100 {
+    fn description(&self) -> String {
+        "CIFAR-100".to_owned()
+    }
+
+    fn classes(&self) -> Vec<String> {
+        self.classes.clone()
+    }
+
+    fn files(&self, _: Part) -> Result<Option<Vec<PathBuf>>> {
+        Ok(None)
+    }
+
+    fn read(&self, part: Part) -> Result<Raw> {
+        let (file, count) = match part {
+            Part::Train => ("train.bin", 50_000),
+            Part::Test => ("test.bin", 10_000),
+        };
+        read_records(&self.folder.join(file), 2, 100, count).map(Raw::Planes)
+    }
+}
+
+/// Reads records of `label_bytes` label bytes, the last of which counts, and an image.
+fn read_records(path: &Path, label_bytes: usize, classes: usize, count: usize) -> Result<Dataset> {
+    let bytes = files::read(path)?;
+    let set = parse_records(&bytes, label_bytes, SHAPE, classes)
+        .with_context(|| format!("{} is cut short or corrupt", path.display()))?;
+    whole(path, set.len(), count)?;
+    Ok(set)
+}
+
+/// Takes records apart: `label_bytes` label bytes, the last of which counts, then the planes.
+pub(super) fn parse_records(
+    bytes: &[u8],
+    label_bytes: usize,
+    shape: [usize; 3],
+    classes: usize,
+) -> Result<Dataset> {
+    let image: usize = shape.iter().product();
+    let record = label_bytes + image;
+    ensure!(
+        !bytes.is_empty() && bytes.len().is_multiple_of(record),
+        "it has {} bytes, which is no whole number of {record}-byte records",
+        bytes.len()
+    );
+    let mut set = Dataset::empty(shape);
+    set.images.reserve_exact(bytes.len() / record * image);
+    for (index, record) in bytes.chunks_exact(record).enumerate() {
+        let (labels, planes) = record.split_at(label_bytes);
+        let label = labels[label_bytes - 1];
+        ensure!(
+            usize::from(label) < classes,
+            "record {index} has label {label}, above {}",
+            classes - 1
+        );
+        set.labels.push(u16::from(label));
+        set.images.extend_from_slice(planes);
+    }
+    Ok(set)
+}
+
+fn whole(path: &Path, count: usize, expected: usize) -> Result<()> {
+    ensure!(
+        count == expected,
+        "{} has {count} images, not {expected}: the file is cut short, or another one of that name",
+        path.display()
+    );
+    Ok(())
+}
+
+/// The JPEG files of an archive in record order.
+fn read_archive(path: &Path, batch: &str) -> Result<Vec<ImageFile>> {
+    let mut found = Vec::new();
+    for (name, bytes) in files::untar(path, MAX_ARCHIVE)? {
+        let (record, label) = parse_name(&name, batch)
+            .with_context(|| format!("{}: unexpected member {name}", path.display()))?;
+        let name = format!("{}: member {name}", path.display());
+        found.push((record, ImageFile { name, label, bytes }));
+    }
+    found.sort_by_key(|(record, _)| *record);
+    for (position, (record, _)) in found.iter().enumerate() {
+        ensure!(
+            *record == position,
+            "{}: record {position} is missing or there twice",
+            path.display()
+        );
+    }
+    Ok(found.into_iter().map(|(_, file)| file).collect())
+}
+
+fn parse_name(name: &str, batch: &str) -> Option<(usize, u16)> {
+    let stem = name
+        .strip_prefix(batch)?
+        .strip_prefix('/')?
+        .strip_suffix(".jpg")?;
+    let (record, label) = stem.split_once('_')?;
+    let label = label
+        .parse()
+        .ok()
+        .filter(|label| usize::from(*label) < CLASSES.len())?;
+    Some((record.parse().ok()?, label))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::decode::tests::flat_jpeg;
+    use super::super::files::tests::{archive as write_archive, error, shared};
+    use super::super::{Kind, Source};
+    use super::*;
+
+    const IMAGE: usize = 3 * 32 * 32;
+
+    fn config(kind: Kind, path: &Path) -> DataConfig {
+        DataConfig {
+            kind,
+            path: path.to_owned(),
+            holdout: 10,
+            ..DataConfig::default()
+        }
+    }
+
+    /// Writes whole batches whose record `i` of batch `b` is filled with `i + b` and labelled `i % 10`.
+    fn batch_files(folder: &Path) {
+        for (number, batch) in batches(Part::Train)
+            .into_iter()
+            .chain(batches(Part::Test))
+            .enumerate()
+        {
+            let mut bytes = vec![0; BATCH * (1 + IMAGE)];
+            for (index, record) in bytes.chunks_mut(1 + IMAGE).enumerate() {
+                record.fill((index + number) as u8);
+                record[0] = (index % 10) as u8;
+            }
+            fs::write(folder.join(format!("{batch}.bin")), bytes).unwrap();
+        }
+    }
+
+    #[test]
+    fn record_files_are_read_in_order_and_the_last_are_held_out() {
+        let folder = tempfile::tempdir().unwrap();
+        // As the official archive unpacks.
+        let inner = folder.path().join("cifar-10-batches-bin");
+        fs::create_dir(&inner).unwrap();
+        batch_files(&inner);
+        let source = Source::open(&DataConfig {
+            limit: Some(20_003),
+            ..config(Kind::Cifar10, folder.path())
+        })
+        .unwrap();
+        assert_eq!(source.description(), "CIFAR-10, record files");
+        let sets = source.sets().unwrap();
+        assert_eq!(
+            (sets.train.len(), sets.holdout.len(), sets.classes.len()),
+            (20_003, 10, 10)
+        );
+        assert_eq!(sets.train.image(20_002), [2 + 2; IMAGE]);
+        assert_eq!(sets.train.labels[20_002], 2);
+        assert_eq!(sets.holdout.image(9), [(9_999 + 4) as u8; IMAGE]);
+        assert_eq!(source.test().unwrap().image(3), [3 + 5; IMAGE]);
+    }
+
+    #[test]
+    fn broken_record_files_are_named_with_what_is_wrong() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data_batch_1.bin");
+        let read = || error(read_records(&path, 1, 10, BATCH));
+        assert!(
+            read().contains("cannot read") && read().contains("data_batch_1.bin"),
+            "{}",
+            read()
+        );
+        for (bytes, expected) in [
+            (vec![0; IMAGE], "3072 bytes"),
+            (Vec::new(), "0 bytes"),
+            (vec![10; 1 + IMAGE], "record 0 has label 10, above 9"),
+            (vec![1; 1 + IMAGE], "has 1 images, not 10000"),
+        ] {
+            fs::write(&path, bytes).unwrap();
+            assert!(
+                read().contains(expected) && read().contains("data_batch_1.bin"),
+                "{}",
+                read()
+            );
+        }
+    }
+
+    #[test]
+    fn a_folder_without_batches_says_what_it_looked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = error(Source::open(&config(Kind::Cifar10, folder.path())));
+        assert!(
+            message.contains("data_batch_1.bin")
+                && message.contains("cifar10_jpeg_data_batch_1.tar.xz"),
+            "{message}"
+        );
+        let test = folder.path().join("test_batch.bin");
+        fs::write(&test, vec![1; BATCH * (1 + IMAGE)]).unwrap();
+        let source = Source::open(&config(Kind::Cifar10, folder.path())).unwrap();
+        assert_eq!(
+            source.test().unwrap().len(),
+            BATCH,
+            "the test batch alone can be read"
+        );
+        let message = error(source.sets());
+        assert!(
+            message.contains("no data_batch_1")
+                && message.contains("cifar10_jpeg_data_batch_1.tar.xz"),
+            "{message}"
+        );
+        let message = error(Source::open(&config(Kind::Cifar100, folder.path())));
+        assert!(message.contains("no train.bin of CIFAR-100"), "{message}");
+    }
+
+    #[test]
+    fn the_fine_label_counts_in_cifar100() {
+        let folder = tempfile::tempdir().unwrap();
+        for (file, count) in [("train.bin", 50_000usize), ("test.bin", 10_000)] {
+            let mut bytes = vec![0; count * (2 + IMAGE)];
+            for (index, record) in bytes.chunks_mut(2 + IMAGE).enumerate() {
+                record.fill((index % 200) as u8);
+                record[0] = (index % 20) as u8;
+                record[1] = (index % 100) as u8;
+            }
+            fs::write(folder.path().join(file), bytes).unwrap();
+        }
+        let source = Source::open(&config(Kind::Cifar100, folder.path())).unwrap();
+        let test = source.test().unwrap();
+        assert_eq!(
+            (test.len(), test.labels[157], test.image(157)[0]),
+            (10_000, 57, 157)
+        );
+        assert_eq!(source.classes().len(), 100);
+
+        let names = folder.path().join("fine_label_names.txt");
+        fs::write(&names, "apple\nbee\n").unwrap();
+        let message = error(Source::open(&config(Kind::Cifar100, folder.path())));
+        assert!(message.contains("2 classes, not 100"), "{message}");
+        let bad = vec![100; 2 + IMAGE];
+        fs::write(folder.path().join("test.bin"), bad).unwrap();
+        fs::remove_file(names).unwrap();
+        let source = Source::open(&config(Kind::Cifar100, folder.path())).unwrap();
+        assert!(error(source.test()).contains("label 100, above 99"));
+    }
+
+    fn member(name: &str, bytes: &[u8]) -> (String, Vec<u8>) {
+        (name.to_owned(), bytes.to_vec())
+    }
+
+    #[test]
+    fn archives_give_planar_images_in_record_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.tar.xz");
+        let (red, blue) = (flat_jpeg(32, [200, 10, 10]), flat_jpeg(32, [10, 10, 200]));
+        write_archive(
+            &path,
+            &[
+                member("b/00001_7.jpg", &blue),
+                member("b/00000_3.jpg", &red),
+            ],
+        );
+        let files = read_archive(&path, "b").unwrap();
+        let set = Raw::Files {
+            decoder: DECODER,
+            files,
+        }
+        .decode()
+        .unwrap();
+        assert_eq!(set.labels, [3, 7]);
+        // JPEG keeps a flat colour to a few units.
+        let near = |byte: u8, value: u8| byte.abs_diff(value) <= 6;
+        assert!(near(set.image(0)[0], 200) && near(set.image(0)[2048], 10));
+        assert!(near(set.image(1)[0], 10) && near(set.image(1)[3071], 200));
+    }
+
+    #[test]
+    fn broken_archives_are_named_with_what_is_wrong() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.tar.xz");
+        let good = flat_jpeg(32, [1, 2, 3]);
+        let cases = [
+            (
+                vec!["b/00000_3.jpg", "b/00002_3.jpg"],
+                "record 1 is missing",
+            ),
+            (
+                vec!["b/00000_3.jpg", "b/00000_4.jpg"],
+                "record 1 is missing or there twice",
+            ),
+            (vec!["c/00000_3.jpg"], "unexpected member c/00000_3.jpg"),
+            (vec!["b/00000_10.jpg"], "unexpected member b/00000_10.jpg"),
+        ];
+        for (names, expected) in cases {
+            let members: Vec<_> = names.iter().map(|name| member(name, &good)).collect();
+            write_archive(&path, &members);
+            let message = error(read_archive(&path, "b"));
+            assert!(message.contains(expected), "{message}");
+        }
+        write_archive(&path, &[member("b/00000_3.jpg", &flat_jpeg(16, [0; 3]))]);
+        let files = read_archive(&path, "b").unwrap();
+        let message = error(
+            Raw::Files {
+                decoder: DECODER,
+                files,
+            }
+            .decode(),
+        );
+        assert!(
+            message.contains("member b/00000_3.jpg") && message.contains("16x16"),
+            "{message}"
+        );
+
+        write_archive(&path, &[member("b/00000_3.jpg", &good)]);
+        let packed = fs::read(&path).unwrap();
+        fs::write(&path, &packed[..packed.len() / 2]).unwrap();
+        let message = error(read_archive(&path, "b"));
+        assert!(
+            message.contains("a.tar.xz is cut short or corrupt"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn real_batches_decode_where_they_are_at_hand() {
+        let Some(folder) = shared("cifar10") else {
+            return;
+        };
+        let cache = tempfile::tempdir().unwrap();
+        let config = DataConfig {
+            cache: Some(cache.path().to_owned()),
+            ..config(Kind::Cifar10, &folder)
+        };
+        let source = Source::open(&config).unwrap();
+        assert_eq!(source.description(), "CIFAR-10, JPEG quality 75");
+        let test = source.test().unwrap();
+        assert_eq!(test.len(), BATCH);
+        for class in 0..10 {
+            assert_eq!(
+                test.labels.iter().filter(|label| **label == class).count(),
+                1000,
+                "class {class}"
+            );
+        }
+        assert_eq!(
+            source.test().unwrap(),
+            test,
+            "the cache gives the same images"
+        );
+        // The test images have nearly the training images' statistics.
+        let (ours, known) = (
+            super::super::Normalisation::measure(&test).unwrap(),
+            super::super::Normalisation::cifar10(),
+        );
+        for channel in 0..3 {
+            assert!((ours.mean[channel] - known.mean[channel]).abs() < 0.006);
+            assert!((ours.std[channel] - known.std[channel]).abs() < 0.003);
+        }
+    }
+}
