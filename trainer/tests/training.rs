@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use pi_ir::GraphFile;
 use pi_ir::graph::Op;
 use pi_trainer::checkpoint::Checkpoint;
-use pi_trainer::data::Data;
+use pi_trainer::data::{Data, DeviceSet};
 use pi_trainer::experiment::{self as folder, Outcome};
 use pi_trainer::export;
 use pi_trainer::network::state::download;
@@ -527,4 +527,61 @@ fn quail_lowers_the_imitation_loss_of_each_layer() {
     }
     let counts = run.network.counts(&run.state);
     assert_eq!((counts.relus, counts.polynomials), (0, POSITIONS));
+}
+
+/// From an experiment file to an exported graph, on pictures that need no download.
+#[test]
+fn an_experiment_on_drawn_pictures_learns_from_its_file_to_its_graph() {
+    let out = tempfile::tempdir().unwrap();
+    let text = r#"
+name = "drawn"
+[data]
+kind = "procedural"
+size = 16
+train_images = 1100
+test_images = 300
+holdout = 300
+[network]
+stem = { channels = 12, kernel = 3, stride = 1 }
+stages = [{ channels = 16, stride = 2, blocks = 1 }, { channels = 24, stride = 2, blocks = 1 }]
+[default]
+batch = 50
+optimiser = { clip = 1.0, weight_decay = 5e-4 }
+augmentation = { shift = 1, flip = false }
+[[stage]]
+epochs = 5
+schedule = { rate = 0.1, warmup = 1.0 }
+[[stage]]
+method = { saliency = { from = "relu", keep = 500, polynomial_sites = ["*.a.act"], batches = 4 } }
+epochs = 3
+schedule = { rate = 0.1, shape = { linear = { epochs = 3 } } }
+range = { excess = { radius = 5.0, weight = 1e-3 } }
+carry = true
+"#;
+    let config = pi_trainer::config::Config::parse(text, &[]).unwrap();
+    let source = pi_trainer::data::Source::open(&config.data).unwrap();
+    let (sets, test) = (source.sets().unwrap(), source.test().unwrap());
+    let images = pi_trainer::run::Images {
+        dataset: sets.description,
+        shape: sets.train.shape,
+        classes: sets.classes,
+        normalisation: sets.normalisation,
+    };
+    let on_device = |set| DeviceSet::new(set, images.normalisation.clone(), &Device::flex());
+    let data = Data {
+        train: on_device(sets.train),
+        holdout: on_device(sets.holdout),
+    };
+    let mut run = Run::new(config, images.clone(), Device::flex()).unwrap();
+    let bar = ProgressBar::hidden();
+    folder::train(&mut run, &data, out.path(), None, &bar).unwrap();
+    let saved = Checkpoint::load(&checkpoint_path(out.path())).unwrap();
+    let run = Run::from_checkpoint(saved, Device::flex()).unwrap();
+    assert_eq!(run.network.counts(&run.state).relus, 500);
+    let test = on_device(test);
+    let accuracy = run.evaluate(&test).accuracy;
+    assert!(accuracy > 0.3, "ten classes, accuracy {accuracy}");
+    let path = out.path().join("model.graph");
+    export::export(&run, &test, 10, &path).unwrap();
+    assert!(GraphFile::decode(&std::fs::read(&path).unwrap()).is_ok());
 }
