@@ -11,11 +11,13 @@
 //! 7. [`select`]: the packing plan, by cost.
 //! 8. [`emit`]: everything verified once more, the two files.
 //!
-//! [`compile()`] runs them all; [`evaluate`] measures what was lost; [`report`] prints the table.
+//! [`compile()`] runs them all; [`evaluate`] measures what was lost; [`report`] prints the table, [`costs`]
+//! says what each activation costs.
 #![forbid(unsafe_code)]
 
 pub mod calibrate;
 pub mod compile;
+pub mod costs;
 pub mod draw;
 pub mod emit;
 pub mod evaluate;

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser};
+use pi_compiler::costs::Costs;
 use pi_compiler::evaluate::{Comparison, compare};
 use pi_compiler::images::Images;
 use pi_compiler::lower::Pools;
@@ -25,14 +26,17 @@ struct Arguments {
     /// The graph file, as pi-train exports it; with --inspect or --evaluate alone, a model directory.
     graph: PathBuf,
     /// Directory for model.pia and model.piw; made if absent.
-    #[arg(long, required_unless_present_any = ["inspect", "evaluate"])]
+    #[arg(long, required_unless_present_any = ["inspect", "evaluate", "costs"])]
     out: Option<PathBuf>,
     /// Pictures like those the network will see: .bin records, a .tar.xz archive, a folder, or `synthetic`.
     #[arg(long, default_value = "synthetic")]
     calibration: PathBuf,
-    /// Pictures used of them.
-    #[arg(long, default_value_t = 512)]
-    calibration_images: usize,
+    /// Pictures used of them [default: 512; 16 for --costs alone].
+    #[arg(long)]
+    calibration_images: Option<usize>,
+    /// Writes what each activation of the graph costs, as JSON; without --out nothing else is made.
+    #[arg(long, value_name = "FILE")]
+    costs: Option<PathBuf>,
     /// Compares float and fixed-point accuracy on these labelled pictures, and records it in the artifact.
     #[arg(long, value_name = "DATA")]
     evaluate: Option<PathBuf>,
@@ -43,7 +47,7 @@ struct Arguments {
     #[arg(long, default_value_t = 32, value_name = "N")]
     verify: usize,
     /// Prints the table of an existing model directory and does nothing else.
-    #[arg(long, conflicts_with_all = ["out", "evaluate"])]
+    #[arg(long, conflicts_with_all = ["out", "evaluate", "costs"])]
     inspect: bool,
     #[command(flatten)]
     choices: Choices,
@@ -94,6 +98,7 @@ enum PoolChoice {
 
 const EXAMPLES: &str = "Examples:
   pi-compile mine/model.graph --calibration ../shared/data/cifar10 --out mine
+  pi-compile mine/model.graph --costs costs.json
   pi-compile mine --inspect
   pi-compile mine --evaluate ../shared/data/cifar10/cifar10_jpeg_test_batch.tar.xz";
 
@@ -113,22 +118,73 @@ fn run(arguments: &Arguments) -> Result<()> {
         let report = Report::new(&load_artifact(&arguments.graph)?, &link)?;
         return print(&report, None, arguments.json);
     }
-    match (&arguments.out, &arguments.evaluate) {
-        (Some(out), _) => compile_to(arguments, out),
-        (None, Some(data)) => evaluate_model(arguments, data),
-        (None, None) => bail!("nothing to do: give --out, --evaluate or --inspect"),
+    match (&arguments.out, &arguments.evaluate, &arguments.costs) {
+        (Some(out), ..) => compile_to(arguments, out),
+        (None, Some(_), Some(_)) => bail!("--costs goes with --out, or alone; not with --evaluate"),
+        (None, Some(data), None) => evaluate_model(arguments, data),
+        (None, None, Some(file)) => costs_of_graph(arguments, file),
+        (None, None, None) => bail!("nothing to do: give --out, --evaluate, --costs or --inspect"),
     }
 }
 
-fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
+/// The costs alone: no batch is planned, and a network that would fail too often is not refused.
+fn costs_of_graph(arguments: &Arguments, file: &Path) -> Result<()> {
+    let (path, graph) = graph_of(arguments)?;
+    let images = arguments.calibration_images.unwrap_or(COSTS_IMAGES);
+    let calibration = Images::load(&arguments.calibration, input_shape(&graph)?, images)
+        .context("calibration pictures")?;
+    let options = Options {
+        batches: Vec::new(),
+        failure_limit: 0.0,
+        ..arguments.choices.options()
+    };
+    let compiled = compile(&graph, &calibration, &options)
+        .with_context(|| format!("cannot compile {}", path.display()))?;
+    write_costs(file, &graph, &compiled, &calibration)
+}
+
+fn write_costs(
+    file: &Path,
+    graph: &Graph,
+    compiled: &Compiled,
+    calibration: &Images,
+) -> Result<()> {
+    let costs = Costs::new(graph, compiled, &source(calibration))?;
+    let mut text = serde_json::to_string_pretty(&costs)?;
+    text.push('\n');
+    write_atomically(file, text.as_bytes())?;
+    let sites = costs.layers.iter().filter(|layer| layer.site.is_some());
+    eprintln!("{}: costs of {} activations", file.display(), sites.count());
+    Ok(())
+}
+
+fn source(calibration: &Images) -> String {
+    format!(
+        "{} ({} pictures)",
+        calibration.source,
+        calibration.pixels.len()
+    )
+}
+
+fn graph_of(arguments: &Arguments) -> Result<(PathBuf, Graph)> {
     let path = match arguments.graph.is_dir() {
         true => arguments.graph.join(GRAPH_NAME),
         false => arguments.graph.clone(),
     };
     let graph = load_graph(&path)?;
+    Ok((path, graph))
+}
+
+/// Sign circuits are wide by what values reach: few pictures tell that to a bit.
+const COSTS_IMAGES: usize = 16;
+const CALIBRATION_IMAGES: usize = 512;
+
+fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
+    let (path, graph) = graph_of(arguments)?;
     let shape = input_shape(&graph)?;
-    let calibration = Images::load(&arguments.calibration, shape, arguments.calibration_images)
-        .context("calibration pictures")?;
+    let images = arguments.calibration_images.unwrap_or(CALIBRATION_IMAGES);
+    let calibration =
+        Images::load(&arguments.calibration, shape, images).context("calibration pictures")?;
     let compiled = compile(&graph, &calibration, &arguments.choices.options())
         .with_context(|| format!("cannot compile {}", path.display()))?;
     let (comparison, labelled) = match &arguments.evaluate {
@@ -165,16 +221,14 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     OsRng
         .try_fill_bytes(&mut salt)
         .context("no random numbers from the system")?;
-    let calibrated = format!(
-        "Calibrated on {} ({} pictures).",
-        calibration.source,
-        calibration.pixels.len()
-    );
-    let note = format!("{} {calibrated}", arguments.note);
+    let note = format!("{} Calibrated on {}.", arguments.note, source(&calibration));
     let (artifact, weights) = emit::files(&compiled, salt, accuracy, note.trim());
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     write_atomically(&out.join(WEIGHTS_NAME), &weights.encode())?;
     write_atomically(&out.join(ARTIFACT_NAME), &artifact.encode())?;
+    if let Some(file) = &arguments.costs {
+        write_costs(file, &graph, &compiled, &calibration)?;
+    }
     print(
         &Report::new(&artifact, &arguments.choices.options().link)?,
         comparison.as_ref(),

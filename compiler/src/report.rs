@@ -160,7 +160,7 @@ pub struct Kinds {
 }
 
 impl Kinds {
-    fn of(layer: &Layer) -> Self {
+    pub(crate) fn of(layer: &Layer) -> Self {
         let mut kinds = Kinds::default();
         if let Step::Activate(activation) = &layer.step {
             for kind in &activation.kinds {
@@ -175,7 +175,7 @@ impl Kinds {
         kinds
     }
 
-    fn plus(self, other: Self) -> Self {
+    pub(crate) fn plus(self, other: Self) -> Self {
         Kinds {
             relu: self.relu + other.relu,
             identity: self.identity + other.identity,

@@ -1,7 +1,6 @@
 //! A run in its folder: a checkpoint and a log line after each epoch, and a clean stop when time is up.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::data::Data;
+use crate::log::{LOG_NAME, Log};
 use crate::run::{EpochReport, Run, checkpoint_path};
 
 /// How a call of [`train`] ended.
@@ -36,8 +36,7 @@ pub fn train(
     bar: &ProgressBar,
 ) -> Result<Outcome> {
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
-    let log_path = out.join("log.jsonl");
-    cut_log(&log_path, run)?;
+    let mut log = Log::open(&out.join(LOG_NAME), |line| seen(line, run))?;
     bar.set_style(
         ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {msg} {eta}")
             .expect("a constant template"),
@@ -56,48 +55,29 @@ pub fn train(
         ));
         let report = run.epoch(data, bar)?;
         run.checkpoint().save(&checkpoint_path(out))?;
-        append(&log_path, &format!("{}\n", serde_json::to_string(&report)?))?;
-        bar.println(line(&report));
+        log.append(&report)?;
+        let line = line(&report);
+        // A bar without a terminal prints nothing.
+        if bar.is_hidden() {
+            eprintln!("{line}");
+        } else {
+            bar.println(line);
+        }
         // The next epoch is taken to last a tenth longer than the longest so far.
         longest = longest.max(start.elapsed().mul_f32(1.1));
     }
     bar.finish_and_clear();
-    let done = json!({ "finished": run.meta.epoch, "wall_s": run.meta.wall_s });
-    append(&log_path, &format!("{done}\n"))?;
+    log.append(&json!({ "finished": run.meta.epoch, "wall_s": run.meta.wall_s }))?;
     Ok(Outcome::Finished)
 }
 
-/// Rewrites the log without the lines of epochs that the run has not seen.
-fn cut_log(path: &Path, run: &Run) -> Result<()> {
-    let old = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(why) if why.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(why) => return Err(why).with_context(|| format!("cannot read {}", path.display())),
-    };
-    let seen = |line: &&str| {
-        let Ok(value) = serde_json::from_str::<serde_json::Value>(line) else {
-            return false;
-        };
-        let (epoch, stage) = (value["epoch"].as_u64(), value["stage"].as_u64());
-        let (own, own_stage) = (run.meta.epoch as u64, run.meta.stage as u64);
-        epoch.zip(stage).is_some_and(|(epoch, stage)| {
-            epoch <= own && (stage < own_stage || (stage == own_stage && run.meta.stage_epoch > 0))
-        })
-    };
-    let kept: String = old
-        .lines()
-        .filter(seen)
-        .flat_map(|line| [line, "\n"])
-        .collect();
-    fs::write(path, &kept).with_context(|| format!("cannot write the log {}", path.display()))
-}
-
-fn append(path: &Path, text: &str) -> Result<()> {
-    fs::OpenOptions::new()
-        .append(true)
-        .open(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
-        .with_context(|| format!("cannot write the log {}", path.display()))
+/// Whether a line of the log tells of an epoch that the run has seen.
+fn seen(line: &serde_json::Value, run: &Run) -> bool {
+    let (epoch, stage) = (line["epoch"].as_u64(), line["stage"].as_u64());
+    let (own, own_stage) = (run.meta.epoch as u64, run.meta.stage as u64);
+    epoch.zip(stage).is_some_and(|(epoch, stage)| {
+        epoch <= own && (stage < own_stage || (stage == own_stage && run.meta.stage_epoch > 0))
+    })
 }
 
 fn line(report: &EpochReport) -> String {

@@ -43,9 +43,17 @@ pub fn graph(run: &Run) -> Result<Graph> {
     };
     // Node of the graph that holds each node of the network.
     let mut ids: Vec<NodeId> = Vec::new();
-    for node in &run.network.nodes {
+    for (index, node) in run.network.nodes.iter().enumerate() {
         let inputs: Vec<NodeId> = node.inputs.iter().map(|i| ids[*i]).collect();
-        let id = emit.node(node, inputs)?;
+        // The norm behind a polynomial kernel is part of its quadratic: the compiler takes norms behind linear nodes only.
+        let id = match (node.op, emit.before(node)) {
+            (Op::Norm, Some(kernel)) => {
+                let op = emit.normalised_kernel(kernel, node);
+                emit.push(node.name.clone(), op, vec![ids[kernel.inputs[0]]])
+            }
+            (Op::Kernel { .. }, _) if emit.only_norms_read(index) => inputs[0],
+            _ => emit.node(node, inputs)?,
+        };
         ids.push(id);
     }
     let images = &run.meta.images;
@@ -73,7 +81,7 @@ struct Emit<'a> {
     nodes: Vec<Node>,
 }
 
-impl Emit<'_> {
+impl<'a> Emit<'a> {
     fn push(&mut self, name: String, op: GraphOp, inputs: Vec<NodeId>) -> NodeId {
         self.nodes.push(Node { name, op, inputs });
         NodeId(self.nodes.len() as u32 - 1)
@@ -89,6 +97,52 @@ impl Emit<'_> {
         self.statistics[&format!("{}.{what}", node.name)]
             .values
             .clone()
+    }
+
+    /// The polynomial kernel that a node reads, if it reads one.
+    fn before(&self, node: &network::Node) -> Option<&'a network::Node> {
+        let input = &self.run.network.nodes[*node.inputs.first()?];
+        matches!(input.op, Op::Kernel { .. }).then_some(input)
+    }
+
+    fn only_norms_read(&self, index: usize) -> bool {
+        let readers = self
+            .run
+            .network
+            .nodes
+            .iter()
+            .filter(|n| n.inputs.contains(&index));
+        readers.into_iter().all(|reader| reader.op == Op::Norm)
+    }
+
+    /// `(a, b, c)` of a polynomial kernel per channel.
+    fn kernel(&self, node: &network::Node, scaled: bool) -> Vec<[f32; 3]> {
+        let shift = self.parameter(node, "shift");
+        let scale: Vec<f32> = if scaled {
+            let logs = self.parameter(node, "log_scale");
+            logs.iter().map(|a| a.exp()).collect()
+        } else {
+            vec![1.0; shift.len()]
+        };
+        let square = |(a, s): (&f32, &f32)| [*a, 2.0 * a * s, a * s * s];
+        scale.iter().zip(&shift).map(square).collect()
+    }
+
+    /// A kernel and the norm behind it as one quadratic.
+    fn normalised_kernel(&self, kernel: &network::Node, norm: &network::Node) -> GraphOp {
+        let scaled = kernel.op == Op::Kernel { scaled: true };
+        let (gamma, beta) = (self.parameter(norm, "gamma"), self.parameter(norm, "beta"));
+        let moments = self.statistic(norm, "moments");
+        let (mean, variance) = moments.split_at(gamma.len());
+        let fold = |(i, [a, b, c]): (usize, [f32; 3])| {
+            let deviation = (f64::from(variance[i]) + f64::from(NORM_EPSILON)).sqrt();
+            let scale = f64::from(gamma[i]) / deviation;
+            let constant = (f64::from(c) - f64::from(mean[i])) * scale + f64::from(beta[i]);
+            let by_scale = |v: f32| (f64::from(v) * scale) as f32;
+            [by_scale(a), by_scale(b), constant as f32]
+        };
+        let coefficients = self.kernel(kernel, scaled).into_iter().enumerate();
+        everywhere(norm, coefficients.map(fold).collect())
     }
 
     fn node(&mut self, node: &network::Node, inputs: Vec<NodeId>) -> Result<NodeId> {
@@ -115,20 +169,7 @@ impl Emit<'_> {
                 stride: (stride as u32, stride as u32),
                 padding: Padding::same(padding as u32),
             },
-            Op::Kernel { scaled } => {
-                let shift = self.parameter(node, "shift");
-                let scale: Vec<f32> = if scaled {
-                    self.parameter(node, "log_scale")
-                        .iter()
-                        .map(|a| a.exp())
-                        .collect()
-                } else {
-                    vec![1.0; shift.len()]
-                };
-                let square = |(a, s): (&f32, &f32)| [*a, 2.0 * a * s, a * s * s];
-                let coefficients = scale.iter().zip(&shift).map(square).collect();
-                everywhere(node, coefficients)
-            }
+            Op::Kernel { scaled } => everywhere(node, self.kernel(node, scaled)),
             Op::Norm => {
                 let moments = self.statistic(node, "moments");
                 let (mean, var) = moments.split_at(moments.len() / 2);

@@ -2,12 +2,15 @@
 //!
 //! An experiment file ([`config`]) names a data set ([`data`]), a network ([`network`]) and a list of stages. A [`run`]
 //! takes the network through them, on differentiable operations written for it ([`kernels`]) and optimisers whose state
-//! stays on the device ([`optimise`], [`schedule`]); it keeps its state in files that are whole or absent
-//! ([`checkpoint`]), and leaves as a float graph for the compiler ([`export`]), whose predicted costs can guide which
-//! ReLUs stay ([`costs`]). The binary is `pi-train`.
+//! stays on the device ([`optimise`], [`schedule`]). An [`experiment`] is a run in its folder: state in files that are whole
+//! or absent ([`checkpoint`]), a [`log`]. It leaves as a float graph for the compiler ([`export`]), whose predicted costs can
+//! guide which ReLUs stay ([`costs`]). Logs become charts ([`plot`]), results ([`result`]) a table ([`report`]); [`compare`] holds
+//! another device against the CPU. The binary is `pi-train`.
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
+pub mod command;
+pub mod compare;
 mod composed;
 pub mod config;
 pub mod costs;
@@ -15,7 +18,11 @@ pub mod data;
 pub mod experiment;
 pub mod export;
 pub mod kernels;
+pub mod log;
 pub mod network;
 pub mod optimise;
+pub mod plot;
+pub mod report;
+pub mod result;
 pub mod run;
 pub mod schedule;

@@ -10,6 +10,10 @@ use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::ProgressBar;
 use pi_trainer::checkpoint::Checkpoint;
+use pi_trainer::command;
+use pi_trainer::command::plot::PlotArguments;
+use pi_trainer::command::report::ReportArguments;
+use pi_trainer::compare;
 use pi_trainer::config::Config;
 use pi_trainer::data::{self, Data, DataConfig, DeviceSet, Summary};
 use pi_trainer::experiment::{self, Outcome};
@@ -43,6 +47,21 @@ enum Command {
     /// Train every experiment of a folder in the order of the file names: those that are finished are skipped, those
     /// that were interrupted go on.
     RunAll(RunAllArguments),
+    /// Compare one batch on --device with the CPU: logits, gradients, time.
+    Compare {
+        /// Experiment file (TOML).
+        #[arg(long)]
+        config: PathBuf,
+        /// Override a key of the file; may be given several times.
+        #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+        overrides: Vec<String>,
+        /// Images of the batch; their pixels are random.
+        #[arg(long, default_value_t = 64)]
+        batch: usize,
+        /// Side of the images.
+        #[arg(long, default_value_t = 32)]
+        side: usize,
+    },
     /// Write a checkpoint as the compiler's float graph, once the graph's logits are seen to equal the model's.
     Export {
         #[command(flatten)]
@@ -54,6 +73,10 @@ enum Command {
         #[arg(long, default_value_t = 64)]
         images: usize,
     },
+    /// Print results as a table, with the compiler's predicted costs where they lie beside them.
+    Report(ReportArguments),
+    /// Draw the charts of runs and results.
+    Plot(PlotArguments),
     /// Count the images of an experiment's data set and print their statistics.
     Data {
         #[command(flatten)]
@@ -151,6 +174,25 @@ fn main() -> Result<()> {
     match arguments.command {
         Command::Train(train) => run_training(&train, &device),
         Command::RunAll(all) => run_all(&all, &device, arguments.device),
+        Command::Compare {
+            config,
+            overrides,
+            batch,
+            side,
+        } => {
+            for (name, config) in Config::variants(&config, &overrides)? {
+                let found = compare::compare(&config, &compare::images(side), batch, &device)?;
+                let (worst, off) = found.gradients.first().context("nothing trains")?;
+                println!(
+                    "{name}: logits differ by {:.1e}, gradients by at most {off:.1e} ({worst}); {:.1} ms a step, {:.1} ms on the CPU",
+                    found.logits,
+                    1e3 * found.seconds,
+                    1e3 * found.cpu_seconds
+                );
+                found.check()?;
+            }
+            Ok(())
+        }
         Command::Export {
             source,
             out,
@@ -163,6 +205,16 @@ fn main() -> Result<()> {
                 out.display(),
                 images.min(test.len())
             );
+            Ok(())
+        }
+        Command::Report(arguments) => {
+            print!("{}", command::report::report(&arguments)?);
+            Ok(())
+        }
+        Command::Plot(arguments) => {
+            for path in command::plot::plot(&arguments)? {
+                println!("{}", path.display());
+            }
             Ok(())
         }
         Command::Data { experiment, sheet } => {
@@ -224,23 +276,24 @@ fn run_training(arguments: &TrainArguments, device: &Device) -> Result<()> {
         "{} exists: give --resume to go on from it, or another --out",
         path.display()
     );
-    train_in(config, &arguments.out, deadline, device).map(|_| ())
+    let loaded = load(&config.data, device)?;
+    train_in(config, &loaded, &arguments.out, deadline, device).map(|_| ())
 }
 
 /// Trains in a folder, from its checkpoint if there is one.
 fn train_in(
     config: Config,
+    (images, data): &(Images, Data),
     out: &Path,
     deadline: Option<Instant>,
     device: &Device,
 ) -> Result<(Run, Outcome)> {
     let path = checkpoint_path(out);
-    let (images, data) = load(&config.data, device)?;
     let mut run = if path.exists() {
         let mut run = Run::from_checkpoint(Checkpoint::load(&path)?, device.clone())?;
         run.reconfigure(config)?;
         ensure!(
-            run.meta.images == images,
+            run.meta.images == *images,
             "{} was trained on {}, this is {}: the run goes on with the same images only",
             path.display(),
             run.meta.images.dataset,
@@ -248,7 +301,7 @@ fn train_in(
         );
         run
     } else {
-        Run::new(config, images, device.clone())?
+        Run::new(config, images.clone(), device.clone())?
     };
     eprintln!(
         "{}: {} multiply-adds an image, {} activations, {} parameters, {} images",
@@ -258,7 +311,7 @@ fn train_in(
         run.state.parameter_count(),
         data.train.len()
     );
-    let outcome = experiment::train(&mut run, &data, out, deadline, &ProgressBar::new(0))?;
+    let outcome = experiment::train(&mut run, data, out, deadline, &ProgressBar::new(0))?;
     Ok((run, outcome))
 }
 
@@ -284,6 +337,8 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
         runs.extend(Config::variants(file, &arguments.overrides)?);
     }
     let mut failed = Vec::new();
+    // Runs that follow each other mostly share their images.
+    let mut loaded: Option<(DataConfig, (Images, Data))> = None;
     for (name, config) in runs {
         let out = arguments.out.join(&name);
         if out.join("finished").exists() {
@@ -301,7 +356,13 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
             continue;
         }
         let data = config.data.clone();
-        match train_in(config, &out, deadline, device) {
+        let at_hand = match loaded.take().filter(|(of, _)| *of == data) {
+            Some(same) => same.1,
+            None => load(&data, device)?,
+        };
+        let outcome = train_in(config, &at_hand, &out, deadline, device);
+        loaded = Some((data.clone(), at_hand));
+        match outcome {
             Ok((_, Outcome::TimeIsUp)) => {
                 eprintln!("{name}: time is up; the same command goes on from here");
                 return Ok(());

@@ -232,3 +232,27 @@ fn a_hard_selection_computes_with_its_hard_factor_and_learns_like_the_soft_one()
         assert!(kept.iter().all(|k| *k == expected), "from {start}");
     }
 }
+
+#[test]
+fn a_device_is_held_against_the_cpu() {
+    use pi_trainer::compare::compare;
+    let stage = "[[stage]]\nepochs = 1\nreplace = [{ sites = \"*.a.act\", by = \"herpn\" }]";
+    let config = common::experiment(stage, &[]);
+    let mut found = compare(&config, &common::images(), 8, &Device::flex()).unwrap();
+    found.check().unwrap();
+    assert!(
+        found
+            .gradients
+            .iter()
+            .any(|(name, _)| name == "stage1.block1.a.act.gamma")
+    );
+    assert!(
+        found.gradients.iter().all(|(_, off)| *off == 0.0),
+        "the CPU against itself"
+    );
+    for off in [0.1, f64::NAN] {
+        found.gradients[3].1 = off;
+        let why = found.check().unwrap_err().to_string();
+        assert!(why.contains(&found.gradients[3].0), "{why}");
+    }
+}

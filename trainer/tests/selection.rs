@@ -2,13 +2,12 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-
 use common::{POSITIONS, data, finish, run};
 use indicatif::ProgressBar;
 use pi_ir::graph::ActivationKind;
 use pi_trainer::network::Masks;
 use pi_trainer::run::Run;
+use serde_json::{Value, json};
 
 /// Every mask change only took ReLUs away.
 fn shrinks(before: &Masks, after: &Masks, to: ActivationKind) {
@@ -137,19 +136,22 @@ fn bcd_by_latency_removes_where_it_saves() {
         )
     };
     let mut run = run(&stages(path.to_str().unwrap()));
-    let mut sites = BTreeMap::new();
-    for (site, _) in run.network.sites() {
-        // 192 positions, of the last block, are as many as a block: only there can a step empty a layer.
-        let layer_ms = if site == "stage2.block1.act" {
-            1e6
-        } else {
-            0.0
-        };
-        let cost = serde_json::json!({ "per_relu_ms": 1e-3, "layer_ms": layer_ms });
-        sites.insert(site.to_owned(), serde_json::json!({ "wan": cost }));
-    }
-    let text = serde_json::json!({ "version": 1, "sites": sites }).to_string();
-    std::fs::write(&path, text).unwrap();
+    // A file of the real compiler, with its first layer once for each of our sites.
+    let mut costs: Value = serde_json::from_str(include_str!("files/costs.json")).unwrap();
+    let first = costs["layers"][0].clone();
+    let layers = run.network.sites().map(|(site, shape)| {
+        let mut layer = first.clone();
+        layer["site"] = site.into();
+        layer["shape"] = json!(shape);
+        // 192 positions, of the last block, are as many as a block: a step can take them all.
+        let dear = site == "stage2.block1.act";
+        let seconds = json!({ "offline_s": 0.0, "online_s": if dear { 1.0 } else { 1e-6 } });
+        layer["element"]["relu"]["predicted"]["wan"] = seconds;
+        layer
+    });
+    costs["layers"] = layers.collect();
+    costs["empty_sites"] = json!([]);
+    std::fs::write(&path, costs.to_string()).unwrap();
     finish(&mut run, &data);
     let kinds = &run.state.masks["stage2.block1.act"];
     assert!(kinds.iter().all(|kind| *kind == ActivationKind::Identity));

@@ -260,6 +260,7 @@ fn every_network_trains_and_exports() {
         "{ kind = \"resnet32\", width = 0.25 }",
         "{ kind = \"wrn22-8\", width = 0.03125 }",
         "{ kind = \"lean9\", width = 0.125 }",
+        "{ kind = \"wrn22-8\", width = 0.03125, kernels = [{ convolutions = \"*\", by = \"r-pkn\" }], activations = [{ sites = \"*\", by = \"identity\" }] }",
         rpkn.as_str(),
     ] {
         let stages = "[[stage]]\nepochs = 1\nbatch = 12\nschedule = { rate = 1e-3 }";
@@ -267,6 +268,17 @@ fn every_network_trains_and_exports() {
         let graph = export::graph(&run).unwrap_or_else(|why| panic!("{network}: {why:#}"));
         let worst = export::check(&run, &graph, &data.holdout, 2);
         worst.unwrap_or_else(|why| panic!("{network}: {why:#}"));
+        let counts = run.network.counts(&run.state);
+        let activations = pi_ir::count::graph_activations(&graph);
+        assert_eq!(activations.polynomial, counts.polynomials, "{network}");
+        // The compiler folds norms into what is linear before them, and into nothing else.
+        for node in &graph.nodes {
+            if let Op::BatchNorm { .. } = node.op {
+                let before = &graph.nodes[node.inputs[0].0 as usize].op;
+                let linear = matches!(before, Op::Conv2d { .. } | Op::Add);
+                assert!(linear, "{network}: {} has {before:?} before it", node.name);
+            }
+        }
     }
 }
 
@@ -404,4 +416,115 @@ fn the_first_layer_of_lean9_whitens() {
             );
         }
     }
+}
+
+#[test]
+fn a_warm_start_brings_weights_and_activations_or_weights_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = data(96, 40, 13);
+    let mut source = run(CUTS);
+    finish(&mut source, &data);
+    let path = folder.path().join("checkpoint.pit");
+    source.checkpoint().save(&path).unwrap();
+    let start = format!("warm_start={{ checkpoint = {:?} }}", folder.path());
+    let stage = "[[stage]]\nepochs = 1";
+    let whole = Run::new(experiment(stage, &[&start]), images(), Device::flex()).unwrap();
+    assert_eq!(whole.state.masks, source.state.masks);
+    assert_eq!(
+        whole.evaluate(&data.holdout).accuracy,
+        source.evaluate(&data.holdout).accuracy
+    );
+    // Another number of classes: everything but the classifier comes along.
+    let mut fewer = images();
+    fewer.classes.truncate(7);
+    let other = Run::new(experiment(stage, &[&start]), fewer, Device::flex()).unwrap();
+    let name = "stage2.block1.b.conv.weight";
+    assert_eq!(other.state.parameter(name), source.state.parameter(name));
+    assert_eq!(other.state.parameter("dense.bias").unwrap().len(), 7);
+    // Weights alone.
+    let start = start.replace(" }", ", activations = false }");
+    let alone = Run::new(experiment(stage, &[&start]), images(), Device::flex()).unwrap();
+    assert_eq!(alone.state.parameter(name), source.state.parameter(name));
+    assert_eq!(alone.network.counts(&alone.state).relus, POSITIONS);
+    let narrow = experiment(stage, &[&start, "network.width=0.5"]);
+    let why = Run::new(narrow, images(), Device::flex()).err().unwrap();
+    assert!(format!("{why:#}").contains("warm start from"), "{why:#}");
+}
+
+#[test]
+fn a_student_approaches_its_teacher() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = data(320, 100, 15);
+    let mut teacher = run("[[stage]]\nepochs = 3");
+    finish(&mut teacher, &data);
+    teacher
+        .checkpoint()
+        .save(&folder.path().join("checkpoint.pit"))
+        .unwrap();
+    // No label is seen: what the student learns, it learns from the teacher.
+    let stages = format!(
+        "[[stage]]\nepochs = 3\nreplace = [{{ sites = \"*\", by = \"react-pkn\" }}]\ndistil = {{ teacher = {{ checkpoint = {:?} }}, cross_entropy = 0.0 }}",
+        folder.path()
+    );
+    let mut student = run(&stages);
+    let reports = finish(&mut student, &data);
+    assert!(reports[2].loss < reports[0].loss.map(|loss| 0.6 * loss));
+    let accuracy = student.evaluate(&data.holdout).accuracy;
+    assert!(accuracy > 0.3, "ten classes, accuracy {accuracy}");
+}
+
+#[test]
+fn evaluations_tell_what_left_the_trained_range() {
+    let data = data(96, 50, 17);
+    let mut run = run("[[stage]]\nepochs = 2");
+    finish(&mut run, &data);
+    let usual = run.evaluate(&data.holdout);
+    for (site, seen) in &usual.sites {
+        assert!(
+            seen.largest > 0.0 && seen.outside < 0.05,
+            "{site}: {seen:?}"
+        );
+    }
+    // Twice the classes' contrast at one norm: its own site strays, the one before it does not.
+    let name = "stage1.block1.a.norm.gamma";
+    let values = run
+        .state
+        .parameter(name)
+        .unwrap()
+        .iter()
+        .map(|g| 10.0 * g)
+        .collect();
+    let shape = run.state.shape(name).unwrap().to_vec();
+    run.state
+        .put_parameter(name, pi_trainer::checkpoint::Array { shape, values });
+    let strained = run.evaluate(&data.holdout);
+    let site = |evaluation: &pi_trainer::run::Evaluation, name: &str| evaluation.sites[name];
+    assert_eq!(site(&strained, "stem.act"), site(&usual, "stem.act"));
+    let (before, after) = (
+        site(&usual, "stage1.block1.a.act"),
+        site(&strained, "stage1.block1.a.act"),
+    );
+    assert!(
+        after.largest > 5.0 * before.largest,
+        "{before:?}, {after:?}"
+    );
+    assert!(after.outside > 0.2, "{after:?}");
+}
+
+#[test]
+fn quail_lowers_the_imitation_loss_of_each_layer() {
+    let data = data(320, 40, 19);
+    let mut run = run(
+        "[[stage]]\nepochs = 3\n[[stage]]\nmethod = { quail = { norm = \"amm\", layer_epochs = 3, unfreeze_epochs = 1 } }\nschedule = { rate = 0.1 }",
+    );
+    let reports = finish(&mut run, &data);
+    // Five sites and the classifier: 18 epochs of imitation, 6 of unfreezing.
+    assert_eq!(reports.len(), 3 + 18 + 6);
+    let losses: Vec<f64> = reports[3..].iter().filter_map(|r| r.loss).collect();
+    for layer in 0..6 {
+        let own = &losses[3 * layer..3 * layer + 3];
+        assert!(own[2] < own[0], "layer {layer}: {own:?}");
+    }
+    let counts = run.network.counts(&run.state);
+    assert_eq!((counts.relus, counts.polynomials), (0, POSITIONS));
 }

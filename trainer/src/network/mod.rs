@@ -16,7 +16,7 @@ pub use slot::{DropIn, Replacement, Slot, Substitute};
 pub use state::{Selection, State, Tensors};
 
 /// One operation; shapes are `[c, h, w]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     /// The normalised image.
     Input,

@@ -14,8 +14,9 @@ use serde_json::json;
 
 use super::Run;
 use crate::config::Bcd;
-use crate::costs::Costs;
+use crate::costs::{Costs, InPlace};
 use crate::data::{self, Data};
+use crate::network::state::Removed;
 
 /// Points below which a loss of accuracy is noise of the subset: 5,000 images resolve 0.02.
 const LEAST_POINTS: f64 = 0.02;
@@ -59,7 +60,8 @@ impl Run {
             let score = match &costs {
                 None => points,
                 Some((costs, profile)) => {
-                    points.max(LEAST_POINTS) / self.saved(&block, costs, profile)?.max(1e-9)
+                    points.max(LEAST_POINTS)
+                        / self.saved(&block, bcd.removed, costs, profile)?.max(1e-9)
                 }
             };
             if best.as_ref().is_none_or(|(least, ..)| score < *least) {
@@ -106,7 +108,11 @@ impl Run {
     }
 
     /// Predicted milliseconds that removing a block saves: its ReLUs, and the messages of layers that it empties.
-    fn saved(&self, block: &Block, costs: &Costs, profile: &str) -> Result<f64> {
+    fn saved(&self, block: &Block, removed: Removed, costs: &Costs, profile: &str) -> Result<f64> {
+        let in_place = match removed {
+            Removed::Identity => InPlace::Identity,
+            Removed::Polynomial => InPlace::Polynomial,
+        };
         let mut by_site: BTreeMap<&str, usize> = BTreeMap::new();
         for (site, _) in block {
             *by_site.entry(site).or_default() += 1;
@@ -116,7 +122,7 @@ impl Run {
             let kinds = &self.state.masks[site];
             let left = kinds.iter().filter(|k| **k == ActivationKind::Relu).count();
             let others = kinds.contains(&ActivationKind::Polynomial);
-            saved += costs.saved(site, profile, count, left == count && !others)?;
+            saved += costs.saved_by(site, profile, count, in_place, left == count && !others)?;
         }
         Ok(saved)
     }

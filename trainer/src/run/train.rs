@@ -481,3 +481,50 @@ pub(super) fn divergence(student: Tensor<2>, teacher: Tensor<2>, t: f32, s: f32)
     let student = log_softmax(student.div_scalar(s), 1);
     (teacher.clone().exp() * (teacher - student)).sum() / n
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+
+    fn logits(values: [f32; 2]) -> Tensor<2> {
+        Tensor::from_data(TensorData::new(values.to_vec(), [1, 2]), &Device::flex())
+    }
+
+    fn value(tensor: Tensor<1>) -> f32 {
+        crate::network::state::download(tensor)[0]
+    }
+
+    #[test]
+    fn divergences_are_those_of_the_tempered_laws() {
+        // softmax(ln 3, 0) = (3/4, 1/4); at temperature 2 of (ln 9, 0) the same.
+        let expected = 0.75 * (0.75f32 / 0.5).ln() + 0.25 * (0.25f32 / 0.5).ln();
+        let flat = logits([0.3, 0.3]);
+        for (teacher, t) in [([3f32.ln(), 0.0], 1.0), ([9f32.ln(), 0.0], 2.0)] {
+            let got = value(divergence(flat.clone(), logits(teacher), t, 1.0));
+            assert!((got - expected).abs() < 1e-6, "temperature {t}: {got}");
+        }
+        // KL(teacher, student), not the other way round.
+        let other = 0.5 * (0.5f32 / 0.75).ln() + 0.5 * (0.5f32 / 0.25).ln();
+        let got = value(divergence(logits([3f32.ln(), 0.0]), flat, 1.0, 1.0));
+        assert!((got - other).abs() < 1e-6, "{got}");
+        let same = value(divergence(
+            logits([2.0, -1.0]),
+            logits([4.0, -2.0]),
+            2.0,
+            1.0,
+        ));
+        assert!(same.abs() < 1e-6, "equal laws are {same} apart");
+    }
+
+    #[test]
+    fn cross_entropy_spreads_what_smoothing_takes() {
+        let x = logits([3f32.ln(), 0.0]);
+        let plain = value(cross_entropy(x.clone(), &[1], 0.0));
+        assert!((plain - 4f32.ln()).abs() < 1e-6, "{plain}");
+        // 0.2 over two classes: 0.9 of the label, 0.1 of the other.
+        let smoothed = value(cross_entropy(x, &[1], 0.2));
+        let expected = 0.9 * 4f32.ln() + 0.1 * (4f32 / 3.0).ln();
+        assert!((smoothed - expected).abs() < 1e-6, "{smoothed}");
+    }
+}

@@ -1,0 +1,40 @@
+//! Averages of the weights over the steps.
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::{AVERAGE, Optimiser};
+
+/// An average of the weights over the steps.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Average {
+    /// Exponential moving average, from the first step's weights on.
+    Ema {
+        /// Weight of the old average.
+        decay: f32,
+    },
+    /// Equal weights from an epoch of the stage on (SWA).
+    Swa {
+        /// First epoch, counted from 0.
+        from: usize,
+    },
+}
+
+impl Optimiser {
+    /// Takes the weights `x` after a step into the average.
+    pub(super) fn average(&mut self, x: &Tensor<1>, epoch: usize) {
+        let weight = match self.config.average {
+            None => return,
+            Some(Average::Swa { from }) if epoch < from => return,
+            Some(Average::Swa { .. }) => 1.0 / (self.averaged + 1) as f32,
+            Some(Average::Ema { decay }) => 1.0 - decay,
+        };
+        self.averaged += 1;
+        let new = match self.state.remove(AVERAGE) {
+            None => x.clone(),
+            Some(old) => old.clone() + (x.clone() - old).mul_scalar(weight),
+        };
+        self.state.insert(AVERAGE.to_owned(), new);
+    }
+}
