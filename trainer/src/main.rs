@@ -1,6 +1,7 @@
 //! `pi-train`: trains, evaluates and exports networks.
 #![forbid(unsafe_code)]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -219,7 +220,7 @@ fn main() -> Result<()> {
         Command::Data { experiment, sheet } => {
             let config = experiment.first_run()?;
             let summary = Summary::of(&config.data)?;
-            println!("{summary}");
+            writeln!(std::io::stdout(), "{summary}")?;
             if let Some(path) = sheet {
                 summary.sheet(&config.stages[0].augmentation, config.seed, &path)?;
                 eprintln!("{}: images and their augmentations", path.display());

@@ -24,12 +24,17 @@ enum Pixels {
         set: Dataset,
         tables: Vec<[f32; 256]>,
     },
-    /// `[n, c * h * w]` bytes, and `[1, c, 1]` factors and addends.
-    Device {
-        images: Tensor<2, Int>,
-        scale: Tensor<3>,
-        offset: Tensor<3>,
-    },
+    Device(Box<Uploaded>),
+}
+
+/// Images on the device.
+struct Uploaded {
+    /// `[n, c * h * w]` bytes.
+    images: Tensor<2, Int>,
+    /// `[1, c, 1]`: what a byte is multiplied by.
+    scale: Tensor<3>,
+    /// `[1, c, 1]`: what is added then.
+    offset: Tensor<3>,
 }
 
 impl DeviceSet {
@@ -69,11 +74,11 @@ impl DeviceSet {
             shape: set.shape,
             labels: set.labels,
             device: device.clone(),
-            pixels: Pixels::Device {
+            pixels: Pixels::Device(Box::new(Uploaded {
                 images,
                 scale: of(0),
                 offset: of(1),
-            },
+            })),
             normalisation,
         }
     }
@@ -119,9 +124,9 @@ impl DeviceSet {
     pub fn plain(&self, indices: &[usize]) -> Tensor<4> {
         match &self.pixels {
             Pixels::Host { set, tables } => self.upload(augment::plain(set, indices, tables)),
-            Pixels::Device { scale, offset, .. } => {
-                let picked = self.select(indices).float();
-                self.batched(picked * scale.clone() + offset.clone())
+            Pixels::Device(uploaded) => {
+                let picked = self.select(&uploaded.images, indices);
+                self.batched(uploaded.normalised(picked))
             }
         }
     }
@@ -136,17 +141,19 @@ impl DeviceSet {
     ///
     /// # Cost
     /// On the device one selection of rows, one gather and two element-wise passes; from the host `h + w` numbers an
-    /// image, twice that with cutout.
+    /// image, twice that with cutout. On two cores of an AMD EPYC, busy with compilations, in the test profile: 377,000
+    /// images of 3x32x32 a second and 88,000 of 3x64x64 by the processor's loops, 30,000 and 3,800 by tensor operations
+    /// on burn's `flex` (shift 4, flip, cutout 8, batches of 512; `batches_a_second` below measures it).
     pub fn batch(&self, indices: &[usize], augmentation: &Augmentation, seed: u64) -> Tensor<4> {
         match &self.pixels {
             Pixels::Host { set, tables } => {
                 self.upload(augment::augmented(set, indices, tables, augmentation, seed))
             }
-            Pixels::Device { scale, offset, .. } => {
+            Pixels::Device(uploaded) => {
                 let draws = augmentation.draws(indices.len(), self.shape, seed);
                 let places = self.places(&draws, augmentation.shift);
-                let picked = self.select(indices).gather(2, places).float();
-                let pixels = self.batched(picked * scale.clone() + offset.clone());
+                let picked = self.select(&uploaded.images, indices).gather(2, places);
+                let pixels = self.batched(uploaded.normalised(picked));
                 match augmentation.cutout {
                     0 => pixels,
                     _ => pixels * self.kept(&draws),
@@ -156,10 +163,7 @@ impl DeviceSet {
     }
 
     /// `[n, c, h * w]` bytes of these images.
-    fn select(&self, indices: &[usize]) -> Tensor<3, Int> {
-        let Pixels::Device { images, .. } = &self.pixels else {
-            unreachable!("callers have matched the device's pixels")
-        };
+    fn select(&self, images: &Tensor<2, Int>, indices: &[usize]) -> Tensor<3, Int> {
         // A GPU reads beyond its buffer without a word.
         let indices: Vec<i32> = indices
             .iter()
@@ -232,6 +236,12 @@ impl DeviceSet {
         let [c, h, w] = self.shape;
         let n = pixels.len() / (c * h * w);
         Tensor::from_data(TensorData::new(pixels, [n, c, h, w]), &self.device)
+    }
+}
+
+impl Uploaded {
+    fn normalised(&self, bytes: Tensor<3, Int>) -> Tensor<3> {
+        bytes.float() * self.scale.clone() + self.offset.clone()
     }
 }
 
@@ -339,7 +349,7 @@ mod tests {
                     let start = std::time::Instant::now();
                     let sum: f32 = set
                         .batch(&indices, &augmentation, seed)
-                        .slice([0..1])
+                        .narrow(0, 0, 1)
                         .sum()
                         .into_scalar();
                     assert!(sum.is_finite());

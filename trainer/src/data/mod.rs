@@ -132,7 +132,8 @@ pub struct Sets {
     pub train: Dataset,
     /// The last `data.holdout` training images.
     pub holdout: Dataset,
-    /// Mean and deviation of all training images, rounded to four digits.
+    /// Mean and deviation of all training images, rounded to four digits; for the JPEG archives of CIFAR-10
+    /// [`Normalisation::cifar10`].
     pub normalisation: Normalisation,
 }
 
@@ -300,7 +301,7 @@ trait Reader {
     /// Reads a part, its images as the files hold them.
     fn read(&self, part: Part) -> Result<Raw>;
 
-    /// Mean and deviation that came with the set.
+    /// Mean and deviation that are known for the set or came with it.
     fn normalisation(&self) -> Option<Normalisation> {
         None
     }

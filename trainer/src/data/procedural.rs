@@ -2,8 +2,8 @@
 //!
 //! A shape is drawn at a random place, in a random size, direction and colour, over a ground of two colours mixed by
 //! smooth noise, then crossed by a line and covered with pixel noise. Contrast varies, so that some pictures are easy and
-//! some can hardly be told: a linear classifier stays near chance, a small convolutional network learns within some
-//! thousand images and does not reach 100 %.
+//! some can hardly be told. The nearest class mean is right for less than 26 %; ResNet-20 of width 8, on 10,000
+//! images, is right for 24 % after one epoch, 82 % after four, 87 % after six (1,000 held-out images).
 //!
 //! Picture `i` of a part draws from its own generator, and everything is computed by additions, products, quotients and
 //! square roots, which IEEE 754 defines to the bit: a seed gives the same set on every machine.
@@ -249,7 +249,7 @@ mod tests {
         crc.update(&first.images);
         assert_eq!(
             crc.sum(),
-            0x0000_0000,
+            0xfd4c_f150,
             "the pictures are not those of before"
         );
         assert!((0..10).all(|class| first.labels.iter().filter(|l| **l == class).count() == 4));
