@@ -1,8 +1,8 @@
 //! Averages of the weights over the steps.
 
-use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::flat::Vector;
 use super::{AVERAGE, Optimiser};
 
 /// An average of the weights over the steps.
@@ -23,7 +23,7 @@ pub enum Average {
 
 impl Optimiser {
     /// Takes the weights `x` after a step into the average.
-    pub(super) fn average(&mut self, x: &Tensor<1>, epoch: usize) {
+    pub(super) fn average(&mut self, x: &Vector, epoch: usize) {
         let weight = match self.config.average {
             None => return,
             Some(Average::Swa { from }) if epoch < from => return,
@@ -31,10 +31,10 @@ impl Optimiser {
             Some(Average::Ema { decay }) => 1.0 - decay,
         };
         self.averaged += 1;
-        let new = match self.state.remove(AVERAGE) {
+        let new = match self.vectors.remove(AVERAGE) {
             None => x.clone(),
-            Some(old) => old.clone() + (x.clone() - old).mul_scalar(weight),
+            Some(old) => old.clone().plus(x.clone().minus(old).scaled(weight)),
         };
-        self.state.insert(AVERAGE.to_owned(), new);
+        self.vectors.insert(AVERAGE.to_owned(), new);
     }
 }

@@ -1,6 +1,10 @@
-//! All parameters behind each other, in the order of their names.
+//! Vectors over all parameters, in few pieces.
+//!
+//! On a GPU a step is bound by the number of operations, so all parameters lie behind each other in one tensor; on the
+//! CPU it is bound by memory, so each stays by itself, where its intermediate results fit the cache. With 10.5 million
+//! parameters in 62 tensors that is 2.3 to 3 times as fast as one tensor, and takes 1.6 times as long as a loop on the host
+//! that does SGD in one pass (the measuring test of this module, two busy cores of a Zen 4, 2026-11-25).
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
@@ -9,80 +13,122 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::Tensors;
 use crate::checkpoint::Arrays;
 
-/// Where each parameter lies in a flat vector.
+/// Where each parameter lies in a [`Vector`].
 pub(super) struct Layout {
+    /// Names and lengths, in order.
     parts: Vec<(String, usize)>,
-    total: usize,
+    /// Ranges of `parts`, one for each piece.
+    pieces: Vec<Range<usize>>,
+    device: Device,
 }
 
 impl Layout {
-    pub(super) fn of(parameters: &Tensors) -> Self {
+    /// The one that is faster on the device.
+    pub(super) fn of(parameters: &Tensors, device: &Device) -> Self {
+        match *device == Device::flex() {
+            true => Self::separate(parameters, device),
+            false => Self::joined(parameters, device),
+        }
+    }
+
+    /// Each parameter a piece.
+    fn separate(parameters: &Tensors, device: &Device) -> Self {
         let parts: Vec<(String, usize)> = parameters
             .iter()
             .map(|(name, tensor)| (name.clone(), tensor.dims()[0]))
             .collect();
-        let total = parts.iter().map(|(_, length)| length).sum();
-        Self { parts, total }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.total == 0
-    }
-
-    /// Name and place of each parameter.
-    pub(super) fn ranges(&self) -> impl Iterator<Item = (&str, Range<usize>)> {
-        let mut end = 0;
-        self.parts.iter().map(move |(name, length)| {
-            end += length;
-            (name.as_str(), end - length..end)
-        })
-    }
-
-    pub(super) fn lengths(&self) -> BTreeMap<&str, usize> {
-        self.parts
-            .iter()
-            .map(|(name, length)| (name.as_str(), *length))
-            .collect()
-    }
-
-    /// The named tensors as one vector; what is absent is zero.
-    pub(super) fn gather(&self, tensors: &Tensors, device: &Device) -> Tensor<1> {
-        let part = |(name, length): &(String, usize)| {
-            let own = tensors.get(name).cloned();
-            own.unwrap_or_else(|| Tensor::zeros([*length], device))
-        };
-        Tensor::cat(self.parts.iter().map(part).collect(), 0)
-    }
-
-    /// Puts the parts of a vector under their names.
-    pub(super) fn scatter(&self, vector: &Tensor<1>, tensors: &mut Tensors) {
-        for (name, range) in self.ranges() {
-            tensors.insert(name.to_owned(), vector.clone().slice([range]));
+        let pieces = (0..parts.len()).map(|part| part..part + 1).collect();
+        Self {
+            parts,
+            pieces,
+            device: device.clone(),
         }
     }
 
+    /// All parameters in one piece.
+    pub(super) fn joined(parameters: &Tensors, device: &Device) -> Self {
+        let layout = Self::separate(parameters, device);
+        Self {
+            pieces: std::iter::once(0..layout.parts.len()).collect(),
+            ..layout
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// Whether there is a parameter of this name and length.
+    pub(super) fn has(&self, name: &str, length: usize) -> bool {
+        self.parts
+            .iter()
+            .any(|(part, own)| part == name && *own == length)
+    }
+
+    /// The named tensors; what is absent is zero.
+    pub(super) fn gather(&self, tensors: &Tensors) -> Vector {
+        let part = |(name, length): &(String, usize)| {
+            let own = tensors.get(name).cloned();
+            own.unwrap_or_else(|| Tensor::zeros([*length], &self.device))
+        };
+        let piece = |parts: &Range<usize>| match &self.parts[parts.clone()] {
+            [only] => part(only),
+            several => Tensor::cat(several.iter().map(part).collect(), 0),
+        };
+        Vector(self.pieces.iter().map(piece).collect())
+    }
+
+    /// Puts the parts of a vector under their names.
+    pub(super) fn scatter(&self, vector: &Vector, tensors: &mut Tensors) {
+        for (parts, piece) in self.pieces.iter().zip(&vector.0) {
+            let mut start = 0;
+            for (name, length) in &self.parts[parts.clone()] {
+                let part = match parts.len() {
+                    1 => piece.clone(),
+                    _ => piece.clone().narrow(0, start, *length),
+                };
+                start += length;
+                tensors.insert(name.clone(), part);
+            }
+        }
+    }
+
+    /// The numbers of a vector by parameter, on the host.
+    pub(super) fn download(&self, vector: &Vector) -> Vec<(String, Vec<f32>)> {
+        let mut parts = self.parts.iter();
+        let mut split = Vec::with_capacity(self.parts.len());
+        for (range, piece) in self.pieces.iter().zip(&vector.0) {
+            let values = download(piece.clone());
+            let mut rest = values.as_slice();
+            for (name, length) in parts.by_ref().take(range.len()) {
+                let (part, after) = rest.split_at(*length);
+                split.push((name.clone(), part.to_vec()));
+                rest = after;
+            }
+        }
+        split
+    }
+
     /// The vector of arrays from a file.
-    pub(super) fn join(&self, parts: &Arrays, device: &Device) -> Result<Tensor<1>> {
-        let mut values = Vec::with_capacity(self.total);
+    pub(super) fn upload(&self, arrays: &Arrays) -> Result<Vector> {
+        let mut tensors = Tensors::new();
         for (name, length) in &self.parts {
-            let part = parts.get(name).with_context(|| format!("lacks {name}"))?;
+            let part = arrays.get(name).with_context(|| format!("lacks {name}"))?;
             ensure!(
                 part.values.len() == *length,
                 "of {name} has {} numbers, the parameter {length}",
                 part.values.len()
             );
-            values.extend_from_slice(&part.values);
+            let data = TensorData::new(part.values.clone(), [*length]);
+            tensors.insert(name.clone(), Tensor::from_data(data, &self.device));
         }
         ensure!(
-            parts.len() == self.parts.len(),
+            arrays.len() == self.parts.len(),
             "is of {} parameters, {} are trained",
-            parts.len(),
+            arrays.len(),
             self.parts.len()
         );
-        Ok(Tensor::from_data(
-            TensorData::new(values, [self.total]),
-            device,
-        ))
+        Ok(self.gather(&tensors))
     }
 
     /// Names of the parameters whose gradient is not finite; one transfer each, as the run ends here.
@@ -91,11 +137,8 @@ impl Layout {
             let gradient = gradients.get(*name);
             gradient.is_some_and(|g| download(g.clone()).iter().any(|v| !v.is_finite()))
         };
-        let names: Vec<&str> = self
-            .ranges()
-            .map(|(name, _)| name)
-            .filter(not_finite)
-            .collect();
+        let names = self.parts.iter().map(|(name, _)| name.as_str());
+        let names: Vec<&str> = names.filter(not_finite).collect();
         match names.is_empty() {
             true => "the norm over all parameters, whose square is beyond 3e38".to_owned(),
             false => names.join(", "),
@@ -103,48 +146,136 @@ impl Layout {
     }
 }
 
-/// A factor for each number of a flat vector: mostly the same for all, which costs nothing.
+/// A number for each number of the parameters, in the pieces of a [`Layout`].
+#[derive(Clone)]
+pub(super) struct Vector(Vec<Tensor<1>>);
+
+impl Vector {
+    pub(super) fn map(self, f: impl Fn(Tensor<1>) -> Tensor<1>) -> Self {
+        Self(self.0.into_iter().map(f).collect())
+    }
+
+    fn zip(self, other: Self, f: impl Fn(Tensor<1>, Tensor<1>) -> Tensor<1>) -> Self {
+        let pairs = self.0.into_iter().zip(other.0);
+        Self(pairs.map(|(a, b)| f(a, b)).collect())
+    }
+
+    pub(super) fn plus(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+
+    pub(super) fn minus(self, other: Self) -> Self {
+        self.zip(other, |a, b| a - b)
+    }
+
+    pub(super) fn over(self, other: Self) -> Self {
+        self.zip(other, |a, b| a / b)
+    }
+
+    pub(super) fn squared(self) -> Self {
+        self.map(|a| a.clone() * a)
+    }
+
+    pub(super) fn scaled(self, factor: f32) -> Self {
+        self.map(|a| a.mul_scalar(factor))
+    }
+
+    /// Times a tensor of one element.
+    pub(super) fn scaled_by(self, factor: &Tensor<1>) -> Self {
+        self.map(|a| a * factor.clone())
+    }
+
+    /// The inner product, one element.
+    ///
+    /// # Panics
+    /// On vectors of no parameters.
+    pub(super) fn dot(&self, other: &Self) -> Tensor<1> {
+        let pairs = self.0.iter().zip(&other.0);
+        let sums: Vec<Tensor<1>> = pairs.map(|(a, b)| (a.clone() * b.clone()).sum()).collect();
+        match sums.len() {
+            1 => sums.into_iter().next().expect("one sum"),
+            _ => Tensor::cat(sums, 0).sum(),
+        }
+    }
+}
+
+/// A factor for each number of the parameters: the same all over a piece if it can be, which costs nothing.
+pub(super) struct PerNumber(Vec<Factor>);
+
 #[expect(
     clippy::large_enum_variant,
-    reason = "an optimiser has two, which a box would not make better"
+    reason = "an optimiser has two for each piece, which a box would not make better"
 )]
-pub(super) enum PerNumber {
-    /// One for all.
+enum Factor {
     Uniform(f32),
-    /// One for each.
     Each(Tensor<1>),
 }
 
 impl PerNumber {
     /// `value` of each parameter's name.
-    pub(super) fn new(layout: &Layout, value: impl Fn(&str) -> f32, device: &Device) -> Self {
-        let values: Vec<(f32, usize)> = layout
-            .parts
-            .iter()
-            .map(|(name, length)| (value(name), *length))
-            .collect();
-        let first = values.first().map_or(1.0, |(value, _)| *value);
-        if values.iter().all(|(value, _)| *value == first) {
-            return PerNumber::Uniform(first);
-        }
-        let each = values
-            .into_iter()
-            .flat_map(|(value, length)| std::iter::repeat_n(value, length))
-            .collect::<Vec<f32>>();
-        let data = TensorData::new(each, [layout.total]);
-        PerNumber::Each(Tensor::from_data(data, device))
+    pub(super) fn new(layout: &Layout, value: impl Fn(&str) -> f32) -> Self {
+        let factor = |parts: &Range<usize>| {
+            let parts = &layout.parts[parts.clone()];
+            let values: Vec<f32> = parts.iter().map(|(name, _)| value(name)).collect();
+            let first = values.first().copied().unwrap_or(1.0);
+            if values.iter().all(|value| *value == first) {
+                return Factor::Uniform(first);
+            }
+            let each = parts.iter().zip(values);
+            let each: Vec<f32> = each
+                .flat_map(|((_, length), value)| std::iter::repeat_n(value, *length))
+                .collect();
+            let count = each.len();
+            Factor::Each(Tensor::from_data(
+                TensorData::new(each, [count]),
+                &layout.device,
+            ))
+        };
+        Self(layout.pieces.iter().map(factor).collect())
     }
 
+    /// Whether all factors are zero.
     pub(super) fn is_zero(&self) -> bool {
-        matches!(self, PerNumber::Uniform(0.0))
+        self.0
+            .iter()
+            .all(|factor| matches!(factor, Factor::Uniform(0.0)))
     }
 
     /// `x` times `factor` and each number's own.
-    pub(super) fn times(&self, x: Tensor<1>, factor: f32) -> Tensor<1> {
+    pub(super) fn times(&self, x: Vector, factor: f32) -> Vector {
+        let pieces = x.0.into_iter().zip(&self.0);
+        Vector(pieces.map(|(x, own)| own.times(x, factor)).collect())
+    }
+
+    /// `x + l y` with these factors `l`.
+    pub(super) fn add_times(&self, x: Vector, y: &Vector) -> Vector {
+        let pieces = x.0.into_iter().zip(&y.0).zip(&self.0);
+        let add = |((x, y), own): ((Tensor<1>, &Tensor<1>), &Factor)| match own {
+            Factor::Uniform(0.0) => x,
+            own => x + own.times(y.clone(), 1.0),
+        };
+        Vector(pieces.map(add).collect())
+    }
+
+    /// `x / (1 + rate s l)` with the factors `s` and `l`.
+    pub(super) fn shrink(rates: &Self, decay: &Self, x: Vector, rate: f32) -> Vector {
+        let pieces = x.0.into_iter().zip(rates.0.iter().zip(&decay.0));
+        let shrink = |(x, (s, l)): (Tensor<1>, (&Factor, &Factor))| match (s, l) {
+            (_, Factor::Uniform(0.0)) => x,
+            (Factor::Uniform(s), Factor::Uniform(l)) => x.mul_scalar(1.0 / (1.0 + rate * s * l)),
+            (Factor::Each(s), l) => x / l.times(s.clone(), rate).add_scalar(1.0),
+            (s, Factor::Each(l)) => x / s.times(l.clone(), rate).add_scalar(1.0),
+        };
+        Vector(pieces.map(shrink).collect())
+    }
+}
+
+impl Factor {
+    fn times(&self, x: Tensor<1>, factor: f32) -> Tensor<1> {
         match self {
-            PerNumber::Uniform(own) if own * factor == 1.0 => x,
-            PerNumber::Uniform(own) => x.mul_scalar(own * factor),
-            PerNumber::Each(own) => (x * own.clone()).mul_scalar(factor),
+            Factor::Uniform(own) if own * factor == 1.0 => x,
+            Factor::Uniform(own) => x.mul_scalar(own * factor),
+            Factor::Each(own) => (x * own.clone()).mul_scalar(factor),
         }
     }
 }
