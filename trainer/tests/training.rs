@@ -538,7 +538,7 @@ name = "drawn"
 [data]
 kind = "procedural"
 size = 16
-train_images = 1100
+train_images = 4300
 test_images = 300
 holdout = 300
 [network]
