@@ -35,6 +35,7 @@ impl Liar {
             max_clients: 4,
             max_bundles: 100,
             patience: Duration::from_secs(2),
+            bound: true,
         })
         .unwrap();
         let address = server.address().unwrap();

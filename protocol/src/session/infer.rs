@@ -288,15 +288,7 @@ pub async fn server_infer(
             channel.send(field::encode(&tensor).to_vec()).await?;
             continue;
         };
-        // In place: first the truncated share of each element as an integer, then the next tensor where it is known.
-        let (f, bound) = (layer.truncate(), layer.bound_bits);
-        for d in tensor.iter_mut() {
-            *d = share::truncate_server(*d, f, bound) as u64;
-        }
-        for (&element, &correction) in index.identity.iter().zip(own.identity.iter()) {
-            let d = &mut tensor[element as usize];
-            *d = fp::add(share::to_field(*d as i64), correction);
-        }
+        truncate(&mut tensor, layer, &index.identity, &own.identity);
         if index.online() > 0 {
             let opening = Opening {
                 model,
@@ -319,6 +311,27 @@ pub async fn server_infer(
         tensors.push(tensor);
     }
     Ok(())
+}
+
+/// Elements that a task truncates.
+const ELEMENTS: usize = 8192;
+
+/// In place: the truncated share of each element, as an integer; of an identity, its share of the next tensor.
+fn truncate(tensor: &mut [u64], layer: &Layer, identity: &[u32], corrections: &[u64]) {
+    let (f, bound) = (layer.truncate(), layer.bound_bits);
+    let chunks = tensor.par_chunks_mut(ELEMENTS).enumerate();
+    chunks.for_each(|(chunk, tensor)| {
+        for d in tensor.iter_mut() {
+            *d = share::truncate_server(*d, f, bound) as u64;
+        }
+        let first = chunk * ELEMENTS;
+        let before = |end: usize| identity.partition_point(|&element| (element as usize) < end);
+        let own = before(first)..before(first + tensor.len());
+        for (&element, &correction) in identity[own.clone()].iter().zip(&corrections[own]) {
+            let d = &mut tensor[element as usize - first];
+            *d = fp::add(share::to_field(*d as i64), correction);
+        }
+    });
 }
 
 /// What the server opens a layer with.
