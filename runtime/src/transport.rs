@@ -84,7 +84,8 @@ pub fn server_endpoint(
         .map_err(|error| EndpointError::Socket { address, error })
 }
 
-/// An endpoint to connect from, and what its handshakes show.
+/// An endpoint to make one connection from, and what its handshake shows. Packets to it name no connection: with a second
+/// to the same server, the first hears no more.
 ///
 /// # Errors
 /// [`EndpointError`]; must be called inside a tokio runtime.
@@ -147,7 +148,7 @@ pub(crate) fn unspecified(towards: SocketAddr) -> SocketAddr {
 
 /// An endpoint to connect from.
 pub struct ClientEndpoint {
-    /// The endpoint.
+    /// The endpoint; it holds one connection at a time to a server.
     pub endpoint: quinn::Endpoint,
     seen: Arc<Mutex<Option<Fingerprint>>>,
 }
