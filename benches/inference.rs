@@ -7,44 +7,22 @@ mod support;
 use anyhow::{Context, Result};
 use clap::Parser;
 use serde_json::json;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use support::machine::Machine;
 use support::measure::{Figures, Phase, Plan, measure};
-use support::network::{Budget, Network, RestKind, Subject};
+use support::network::Budget;
+use support::options::Options;
 use support::predict::Rates;
 
 /// Prepares and spends bundles between a client and a server on this machine, checks the answers and writes what it took.
 #[derive(Parser)]
 #[command(name = "cargo bench --bench inference --")]
 struct Arguments {
-    /// The architecture, with random weights.
-    #[arg(long, value_enum)]
-    network: Network,
     /// Positions that keep their ReLU: a number, or "all".
     #[arg(long, value_name = "N|all")]
     relus: Budget,
-    /// What the other positions compute.
-    #[arg(long, value_enum, default_value_t = RestKind::Identity)]
-    rest: RestKind,
-    /// The line between the parties: loopback, lan (1 Gbit/s, 0.5 ms round trip) or wan (100 Mbit/s, 40 ms round trip).
-    #[arg(long, value_name = "NAME", default_value = "loopback", value_parser = ["loopback", "lan", "wan"])]
-    net: String,
-    /// Bundles prepared by one request.
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
-    bundles: u32,
-    /// Inferences timed; one more is made to be checked.
-    #[arg(long, value_name = "R", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    runs: u32,
-    /// Threads of each party [default: all cores].
-    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
-    /// Where to write the figures.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Given by cargo.
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    options: Options,
 }
 
 fn main() -> ExitCode {
@@ -61,22 +39,12 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let plan = Plan {
-        subject: Subject {
-            network: arguments.network,
-            relus: arguments.relus,
-            rest: arguments.rest,
-        },
-        link: support::link(&arguments.net).map_err(anyhow::Error::msg)?,
-        bundles: arguments.bundles,
-        runs: arguments.runs,
-        threads: arguments.threads.map(usize::from),
-    };
+    let plan = arguments.options.plan(arguments.relus);
     let machine = Machine::here();
     let rates = Rates::here();
     let figures = measure(&plan, &rates)?;
     print(&plan, &figures);
-    if let Some(path) = &arguments.json {
+    if let Some(path) = &arguments.options.json {
         let all = json!({
             "command": support::command("inference"),
             "machine": machine,
@@ -101,13 +69,14 @@ fn print(plan: &Plan, figures: &Figures) {
     );
     if let Some(shaped) = &figures.link {
         println!(
-            "line {}: {:.0} Mbit/s, {} ms round trip; idle {:.1} Mbit/s, {:.3} ms (95 %: {:.3} ms); in use at most {:.2} ms late, {} of {} datagrams dropped, relay {:.2} CPU s",
+            "line {} by {}: {:.0} Mbit/s, {} ms round trip; idle {:.1} Mbit/s, {:.3} ms (95 %: {:.3} ms); in use at most {:.2} ms late, {} of {} datagrams dropped, relay {:.2} CPU s",
             shaped.link.name,
+            shaped.shaper,
             shaped.link.bits_per_second / 1e6,
             shaped.link.round_trip_s * 1e3,
-            shaped.idle_bits_per_second / 1e6,
-            shaped.idle_round_trip_s * 1e3,
-            shaped.idle_round_trip_p95_s * 1e3,
+            shaped.idle.bits_per_second / 1e6,
+            shaped.idle.round_trip_s * 1e3,
+            shaped.idle.round_trip_p95_s * 1e3,
             shaped.up.most_late_s.max(shaped.down.most_late_s) * 1e3,
             shaped.up.dropped + shaped.down.dropped,
             shaped.up.datagrams + shaped.down.datagrams,

@@ -15,23 +15,15 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use support::machine::Machine;
-use support::measure::{Figures, Plan, measure};
-use support::network::{Budget, Network, RestKind, Subject};
+use support::measure::{Figures, measure};
+use support::network::Budget;
+use support::options::Options;
 use support::predict::{Predicted, Rates};
 
 /// Measures one network at many ReLU budgets, beside what the cost model predicts; draws both and writes a table.
 #[derive(Parser)]
 #[command(name = "cargo bench --bench budget --")]
 struct Arguments {
-    /// The architecture, with random weights.
-    #[arg(long, value_enum, default_value_t = Network::ResNet18)]
-    network: Network,
-    /// What positions without ReLU compute.
-    #[arg(long, value_enum, default_value_t = RestKind::Identity)]
-    rest: RestKind,
-    /// The line between the parties: loopback, lan (1 Gbit/s, 0.5 ms round trip) or wan (100 Mbit/s, 40 ms round trip).
-    #[arg(long, value_name = "NAME", default_value = "loopback", value_parser = ["loopback", "lan", "wan"])]
-    net: String,
     /// Positions that keep their ReLU, budgets separated by commas; more than the network has are left out.
     #[arg(
         long,
@@ -40,24 +32,11 @@ struct Arguments {
         default_value = "0,1800,6000,12900,15000,25000,50000,100000,150000,all"
     )]
     budgets: Vec<Budget>,
-    /// Bundles prepared by one request.
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
-    bundles: u32,
-    /// Inferences timed per budget.
-    #[arg(long, value_name = "R", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    runs: u32,
-    /// Threads of each party [default: all cores].
-    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
-    /// Where to write all figures.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
     /// Directory for the charts (SVG and PNG) and the table (Markdown); made if absent.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Given by cargo.
-    #[arg(long, hide = true)]
-    bench: bool,
+    #[command(flatten)]
+    options: Options,
 }
 
 fn main() -> ExitCode {
@@ -80,36 +59,21 @@ struct Measured {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let link = support::link(&arguments.net).map_err(anyhow::Error::msg)?;
+    let options = &arguments.options;
     let machine = Machine::here();
     let rates = Rates::here();
-    let threads = arguments.threads.map(usize::from);
-    let whole = Subject {
-        network: arguments.network,
-        relus: Budget::All,
-        rest: arguments.rest,
-    };
+    let whole = options.plan(Budget::All).subject;
     let total = graph_activations(&whole.graph()?).total();
     let mut measured = Vec::new();
     for &budget in &arguments.budgets {
         if matches!(budget, Budget::Relus(relus) if relus > total) {
             eprintln!(
                 "{} has {total} activations: {budget} is left out",
-                arguments.network
+                options.network
             );
             continue;
         }
-        let plan = Plan {
-            subject: Subject {
-                network: arguments.network,
-                relus: budget,
-                rest: arguments.rest,
-            },
-            link,
-            bundles: arguments.bundles,
-            runs: arguments.runs,
-            threads,
-        };
+        let plan = options.plan(budget);
         let figures = measure(&plan, &rates)?;
         let predicted = figures.predicted;
         eprintln!(
@@ -128,7 +92,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     let table = table(&measured);
     print!("{table}");
-    if let Some(path) = &arguments.json {
+    if let Some(path) = &options.json {
         let sweep: Vec<_> = measured
             .iter()
             .map(|m| {
@@ -153,16 +117,14 @@ fn run(arguments: &Arguments) -> Result<()> {
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(directory) = &arguments.out {
+        let net = options.net.link().map_or("loopback", |link| link.name);
         std::fs::create_dir_all(directory)
             .with_context(|| format!("cannot make {}", directory.display()))?;
-        let name = format!(
-            "budget-{}-{}-{}",
-            arguments.network, arguments.rest, arguments.net
-        );
+        let name = format!("budget-{}-{}-{}", options.network, options.rest, net);
         std::fs::write(directory.join(format!("{name}.md")), &table)?;
         let title = format!(
             "Private inference, {} on a 32x32 picture, {} elsewhere, {}",
-            arguments.network, arguments.rest, arguments.net
+            options.network, options.rest, net
         );
         chart::draw(directory, &name, &title, &points(&measured))?;
     }

@@ -1,9 +1,10 @@
 //! One benchmark: both parties started, keys exchanged, bundles prepared and spent, the result checked.
 
+use super::line::{Line, Link, Shaped, Shaper};
 use super::network::{Subject, read_model};
 use super::party::{ClientProcess, Operation, ServerProcess};
 use super::predict::{Predicted, Rates, predict};
-use super::relay::{Link, Relay, Shaped};
+
 use anyhow::{Context, Result, ensure};
 use pi_ir::count::circuit_multiply_adds;
 use pi_ir::{Artifact, Circuit};
@@ -21,6 +22,8 @@ pub(crate) struct Plan {
     pub(crate) subject: Subject,
     /// The line between the parties; none is loopback as it is.
     pub(crate) link: Option<Link>,
+    /// What shapes it.
+    pub(crate) shaper: Shaper,
     /// Bundles prepared by one request.
     pub(crate) bundles: u32,
     /// Inferences timed.
@@ -260,17 +263,18 @@ pub(crate) fn measure(plan: &Plan, rates: &Rates) -> Result<Figures> {
     let (artifact, _) = read_model(&model)?;
     let predicted = predict(&artifact, rates, plan.link, plan.cores(), plan.bundles)?;
     let states = tempfile::tempdir().context("cannot make a temporary directory")?;
-    let mut server = ServerProcess::start(&model, states.path(), plan.threads)?;
+    let mut line = Line::new(plan.link, plan.shaper)?;
+    let mut server = ServerProcess::start(&model, states.path(), &line, plan.threads)?;
     let server_loaded = server.peak_bytes()?;
-    let relay = match plan.link {
-        Some(link) => Some(Relay::start(link, server.address.parse()?)?),
-        None => None,
-    };
-    let address = match &relay {
-        Some(relay) => relay.address().to_string(),
-        None => server.address.clone(),
-    };
-    let client = ClientProcess::start(&server, &address, &model, states.path(), plan.threads)?;
+    let address = line.lead_to(&server.address)?;
+    let client = ClientProcess::start(
+        &server,
+        &address,
+        &model,
+        states.path(),
+        &line,
+        plan.threads,
+    )?;
 
     let mut parties = Parties { server, client };
     let fetched = parties.phase("model")?;
@@ -295,7 +299,7 @@ pub(crate) fn measure(plan: &Plan, rates: &Rates) -> Result<Figures> {
     let check = parties.client.check()?;
     parties.client.stop()?;
     parties.server.stop()?;
-    let link = relay.map(Relay::stop).transpose()?;
+    let link = line.close()?;
     ensure!(
         check.exact,
         "{}: the private logits are not the exact interpreter's",

@@ -1,5 +1,7 @@
 //! The two parties as processes of their own: this program, executed again, obeying lines on standard input.
 
+use super::line::Line;
+use super::netem::{self, AS_ECHO, AS_PROBE};
 use super::network::read_model;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
@@ -22,23 +24,35 @@ use std::time::Duration;
 const AS_SERVER: &str = "--as-server";
 const AS_CLIENT: &str = "--as-client";
 
-/// Plays a party if this process was started as one; to be called first in `main`.
+/// Plays a party, or one end of a line that is measured, if this process was started as one; to be called first in `main`.
 pub(crate) fn play_if_child() -> Option<ExitCode> {
     let mut arguments = std::env::args_os();
     let program = arguments.next();
     let role = arguments.next()?;
-    let rest = program.into_iter().chain(arguments);
-    match role.to_str()? {
-        AS_SERVER => Some(serve_child(rest)),
-        AS_CLIENT => Some(match play_client(ClientArguments::parse_from(rest)) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("client: {error:#}");
-                ExitCode::FAILURE
-            }
-        }),
-        _ => None,
-    }
+    let words = || std::env::args().skip(2).collect::<Vec<String>>();
+    let result = match role.to_str()? {
+        AS_SERVER => return Some(serve_child(program.into_iter().chain(arguments))),
+        AS_CLIENT => {
+            let words = program.into_iter().chain(arguments);
+            play_client(ClientArguments::parse_from(words))
+        }
+        AS_ECHO => match &words()[..] {
+            [address] => netem::play_echo(address),
+            _ => return None,
+        },
+        AS_PROBE => match &words()[..] {
+            [echo, burst] => netem::play_probe(echo, burst),
+            _ => return None,
+        },
+        _ => return None,
+    };
+    Some(match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}: {error:#}", role.to_string_lossy());
+            ExitCode::FAILURE
+        }
+    })
 }
 
 /// What an operation took, as the client counts it.
@@ -190,11 +204,16 @@ impl Process {
         name: &'static str,
         role: &str,
         arguments: &[OsString],
+        at: &[OsString],
         threads: Option<usize>,
         log: PathBuf,
     ) -> Result<Process> {
         let errors = File::create(&log).context("cannot write a party's log")?;
-        let mut command = Command::new(std::env::current_exe()?);
+        // Where it runs, if not here, is said by a command that goes before.
+        let this = [std::env::current_exe()?.into()];
+        let mut words = at.iter().chain(&this);
+        let mut command = Command::new(words.next().context("no program")?);
+        command.args(words);
         if let Some(threads) = threads {
             command
                 .env("RAYON_NUM_THREADS", threads.to_string())
@@ -289,18 +308,26 @@ impl ServerProcess {
     pub(crate) fn start(
         model: &Path,
         states: &Path,
+        line: &Line,
         threads: Option<usize>,
     ) -> Result<ServerProcess> {
         let arguments = [
             "--model".into(),
             model.into(),
             "--listen".into(),
-            "127.0.0.1:0".into(),
+            line.listen().into(),
             "--state".into(),
             states.join("server").into(),
         ];
         let log = states.join("server.log");
-        let mut process = Process::start("server", AS_SERVER, &arguments, threads, log)?;
+        let mut process = Process::start(
+            "server",
+            AS_SERVER,
+            &arguments,
+            &line.at_server(),
+            threads,
+            log,
+        )?;
         let fingerprint = process.line("fingerprint ")?;
         let address = process.line("listening on ")?;
         Ok(ServerProcess {
@@ -348,6 +375,7 @@ impl ClientProcess {
         address: &str,
         model: &Path,
         states: &Path,
+        line: &Line,
         threads: Option<usize>,
     ) -> Result<ClientProcess> {
         let arguments = [
@@ -361,7 +389,15 @@ impl ClientProcess {
             model.into(),
         ];
         let log = states.join("client.log");
-        Process::start("client", AS_CLIENT, &arguments, threads, log).map(ClientProcess)
+        Process::start(
+            "client",
+            AS_CLIENT,
+            &arguments,
+            &line.at_client(),
+            threads,
+            log,
+        )
+        .map(ClientProcess)
     }
 
     /// An operation: `model`, `setup`, `prepare K`, `infer SEED`, or `trace SEED`, which keeps the shares for `check`.

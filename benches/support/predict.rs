@@ -8,8 +8,8 @@
 //! multiply-adds from a second of measurement on one thread before the benchmark, the rest from constants. Nothing overlaps in
 //! this model.
 
+use super::line::Link;
 use super::measure::{circuit_figures, operations, packed};
-use super::relay::Link;
 use anyhow::Result;
 use pi_garble::{
     Bits, Block, Delta, SignWidth, TweakCounter, active_labels, evaluate_sign, garble_sign,

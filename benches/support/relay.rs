@@ -8,11 +8,12 @@
 //! to the process that measures, so its CPU is no party's. What it cannot do is deliver while no core is free: how late it
 //! was is part of the figures.
 
+use super::line::{Direction, Link, Shaped};
+use super::probe::{self, HEADER_BYTES, Idle};
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
-use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::VecDeque;
 use std::io::IoSliceMut;
@@ -23,76 +24,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// A line between two parties.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(crate) struct Link {
-    /// Its name on the command line.
-    pub(crate) name: &'static str,
-    /// Each way, headers of IP and UDP included.
-    pub(crate) bits_per_second: f64,
-    /// Of an empty datagram on an idle line, there and back.
-    pub(crate) round_trip_s: f64,
-    /// What waits at most, each way.
-    pub(crate) queue_bytes: usize,
-}
-
-impl Link {
-    /// 1 Gbit/s, 0.5 ms there and back.
-    pub(crate) const LAN: Link = Link {
-        name: "lan",
-        bits_per_second: 1e9,
-        round_trip_s: 0.5e-3,
-        queue_bytes: 512 * 1024,
-    };
-    /// 100 Mbit/s, 40 ms there and back; the queue is about one product of bandwidth and delay.
-    pub(crate) const WAN: Link = Link {
-        name: "wan",
-        bits_per_second: 100e6,
-        round_trip_s: 40e-3,
-        queue_bytes: 512 * 1024,
-    };
-
-    /// Time that a datagram with this payload occupies the line.
-    fn occupied(&self, payload: usize) -> Duration {
-        Duration::from_secs_f64((payload + HEADER_BYTES) as f64 * 8.0 / self.bits_per_second)
-    }
-}
-
-/// IPv4 and UDP.
-const HEADER_BYTES: usize = 28;
-
-/// How a relay behaved.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Shaped {
-    /// What was asked for.
-    pub(crate) link: Link,
-    /// Round trips of single datagrams on the idle line, measured before the parties started: median, seconds.
-    pub(crate) idle_round_trip_s: f64,
-    /// The same, 95th percentile.
-    pub idle_round_trip_p95_s: f64,
-    /// Payload and headers of a burst of datagrams through the idle line, measured before the parties started.
-    pub(crate) idle_bits_per_second: f64,
-    /// Client to server, with the parties on it.
-    pub(crate) up: Direction,
-    /// Server to client.
-    pub(crate) down: Direction,
-    /// CPU of the relay's threads and the rest of the measuring process, user and system; no party's.
-    pub(crate) relay_cpu_s: f64,
-}
-
-/// What one direction carried.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub(crate) struct Direction {
-    /// Datagrams delivered.
-    pub(crate) datagrams: u64,
-    /// Their payload: what QUIC sent, with its own headers and repetitions.
-    pub(crate) bytes: u64,
-    /// Datagrams that found the queue full.
-    pub(crate) dropped: u64,
-    /// Mean time that a datagram was delivered after it was due.
-    pub(crate) mean_late_s: f64,
-    /// The worst.
-    pub(crate) most_late_s: f64,
+/// Time that a datagram with this payload occupies a line.
+fn occupied(link: &Link, payload: usize) -> Duration {
+    Duration::from_secs_f64((payload + HEADER_BYTES) as f64 * 8.0 / link.bits_per_second)
 }
 
 /// A relay in two threads; [`Relay::stop`] ends it.
@@ -101,23 +35,28 @@ pub(crate) struct Relay {
     address: SocketAddr,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Result<Direction>>>,
-    idle: (f64, f64, f64),
+    idle: Idle,
     cpu: f64,
 }
 
 impl Relay {
     /// Measures a line of this kind, then opens one to a server.
     ///
+    /// Timers and threads of this machine make every delivery somewhat late: what an idle line's round trips take too long
+    /// is taken off its delay, and the line is measured anew.
+    ///
     /// # Errors
     /// If no socket can be opened.
     pub(crate) fn start(link: Link, server: SocketAddr) -> Result<Relay> {
-        let idle = measure_idle(link)?;
-        let mut relay = Relay::open(link, server)?;
-        relay.idle = idle;
-        Ok(relay)
+        let round_trip = Duration::from_secs_f64(link.round_trip_s);
+        let plain = measure_idle(link, round_trip / 2)?;
+        let late = Duration::from_secs_f64((plain.round_trip_s - link.round_trip_s).max(0.0));
+        let delay = round_trip.saturating_sub(late) / 2;
+        let idle = measure_idle(link, delay)?;
+        Relay::open(link, delay, idle, server)
     }
 
-    fn open(link: Link, server: SocketAddr) -> Result<Relay> {
+    fn open(link: Link, delay: Duration, idle: Idle, server: SocketAddr) -> Result<Relay> {
         let front = Arc::new(socket()?);
         let back = Arc::new(socket()?);
         let address = front.local_addr()?;
@@ -125,7 +64,7 @@ impl Relay {
         let stop = Arc::new(AtomicBool::new(false));
         let direction = |from: &Arc<UdpSocket>, to: &Arc<UdpSocket>, end: End| {
             let (from, to, stop) = (from.clone(), to.clone(), stop.clone());
-            std::thread::spawn(move || Queue::new(link).run(&from, &to, &end, &stop))
+            std::thread::spawn(move || Queue::new(link, delay).run(&from, &to, &end, &stop))
         };
         let threads = vec![
             direction(
@@ -150,7 +89,7 @@ impl Relay {
             address,
             stop,
             threads,
-            idle: (0.0, 0.0, 0.0),
+            idle,
             cpu: cpu_seconds(),
         })
     }
@@ -175,9 +114,8 @@ impl Relay {
         }
         Ok(Shaped {
             link: self.link,
-            idle_round_trip_s: self.idle.0,
-            idle_round_trip_p95_s: self.idle.1,
-            idle_bits_per_second: self.idle.2,
+            shaper: "relay",
+            idle: self.idle,
             up: directions[0],
             down: directions[1],
             relay_cpu_s: cpu_seconds() - self.cpu,
@@ -221,6 +159,8 @@ struct Datagram {
 /// One direction.
 struct Queue {
     link: Link,
+    /// From the end of the line to the other party.
+    delay: Duration,
     /// When the line is idle again.
     free_at: Instant,
     waiting: VecDeque<Datagram>,
@@ -234,9 +174,10 @@ const NAP: Duration = Duration::from_millis(20);
 const BATCH_BYTES: usize = 60_000;
 
 impl Queue {
-    fn new(link: Link) -> Queue {
+    fn new(link: Link, delay: Duration) -> Queue {
         Queue {
             link,
+            delay,
             free_at: Instant::now(),
             waiting: VecDeque::new(),
             count: Direction::default(),
@@ -301,10 +242,10 @@ impl Queue {
             self.count.dropped += 1;
             return;
         }
-        let leaves = self.free_at.max(now) + self.link.occupied(payload.len());
+        let leaves = self.free_at.max(now) + occupied(&self.link, payload.len());
         self.free_at = leaves;
         self.waiting.push_back(Datagram {
-            due: leaves + Duration::from_secs_f64(self.link.round_trip_s / 2.0),
+            due: leaves + self.delay,
             ecn,
             payload: payload.to_vec(),
         });
@@ -363,49 +304,17 @@ impl Queue {
     }
 }
 
-/// Round trip (median, 95th percentile) and throughput of an idle line of this kind.
-fn measure_idle(link: Link) -> Result<(f64, f64, f64)> {
-    /// As long as QUIC's datagrams.
-    const PAYLOAD: usize = 1452;
-    let echo = socket()?;
-    echo.set_read_timeout(Some(Duration::from_secs(2)))?;
-    let relay = Relay::open(link, echo.local_addr()?)?;
-    let near = socket()?;
-    near.set_read_timeout(Some(Duration::from_secs(2)))?;
-    let mut buffer = [0; 2048];
-    let mut trips = Vec::new();
-    for _ in 0..31 {
-        let started = Instant::now();
-        near.send_to(&[1], relay.address())?;
-        let (length, from) = echo.recv_from(&mut buffer)?;
-        echo.send_to(&buffer[..length], from)?;
-        near.recv_from(&mut buffer)?;
-        trips.push(started.elapsed().as_secs_f64());
-    }
-    trips.sort_by(f64::total_cmp);
-    // Half a queue at once: nothing is dropped, and the time from the first to the last is the line's.
-    let count = link.queue_bytes / 2 / (PAYLOAD + HEADER_BYTES);
-    let arrivals = std::thread::scope(|scope| {
-        let receiver = scope.spawn(|| {
-            let mut buffer = [0; 2048];
-            let receive =
-                |_| Ok::<_, std::io::Error>((echo.recv_from(&mut buffer)?, Instant::now()));
-            let arrivals: Result<Vec<_>, _> = (0..count).map(receive).collect();
-            arrivals
-        });
-        for _ in 0..count {
-            near.send_to(&[0; PAYLOAD], relay.address())?;
-        }
-        receiver.join().expect("receiving does not panic")
+/// An idle line of this kind, measured; a burst fills a quarter of a queue, so that nothing is dropped.
+fn measure_idle(link: Link, delay: Duration) -> Result<Idle> {
+    let (near, far) = (socket()?, socket()?);
+    let idle = Idle::default();
+    let relay = Relay::open(link, delay, idle, far.local_addr()?)?;
+    let idle = std::thread::scope(|scope| {
+        let echo = scope.spawn(|| probe::echo(&far, Duration::from_millis(500)));
+        let idle = probe::measure(&near, relay.address(), link.queue_bytes / 4);
+        echo.join().expect("an echo does not panic")?;
+        idle
     })?;
-    let (first, last) = (arrivals[0].1, arrivals[count - 1].1);
-    let received = arrivals.len();
-    let span = (last - first).as_secs_f64();
-    let bits = (received - 1) as f64 * (PAYLOAD + HEADER_BYTES) as f64 * 8.0;
     relay.stop()?;
-    Ok((
-        trips[trips.len() / 2],
-        trips[trips.len() * 95 / 100],
-        bits / span,
-    ))
+    Ok(idle)
 }

@@ -25,9 +25,9 @@ pub fn truncate_server(d: u64, truncate: u8, bound_bits: u8) -> i64 {
 /// A truncated server's share as a field element.
 #[inline]
 pub fn to_field(d: i64) -> u64 {
-    // Between -2p and 0 for every bound below p, so one addition of p leaves a possible second.
+    // Between -2p and 0 for every bound below p: the sum is between 0 and 2p.
     debug_assert!(d <= 0 && -(d as i128) < 2 * P as i128);
-    fp::from_i64(d)
+    fp::reduce_u64((d + 2 * P as i64) as u64)
 }
 
 #[cfg(test)]

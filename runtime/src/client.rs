@@ -14,6 +14,7 @@ use crate::store::{
     unix_milliseconds,
 };
 use crate::stream::{MessageStream, Refusal, StreamError, Traffic, describe};
+use crate::team::Teams;
 use crate::transport::{self, ClientEndpoint, Trust};
 use pi_ir::{Artifact, Circuit, Step, Trace, limits};
 use pi_protocol::header::{HeaderInputs, PROTOCOL_VERSION};
@@ -31,6 +32,7 @@ pub struct Client {
     store: Arc<Store>,
     identity: Identity,
     patience: Patience,
+    teams: Teams,
 }
 
 /// How long to wait for a server.
@@ -110,7 +112,14 @@ impl Client {
             store,
             identity,
             patience,
+            teams: Teams::new(true),
         })
+    }
+
+    /// Lets the system move computing threads between processors, which others keep busy too.
+    pub fn unbound(mut self) -> Client {
+        self.teams = Teams::new(false);
+        self
     }
 
     /// The fingerprint that servers know this client by.
@@ -601,7 +610,10 @@ impl Connection<'_> {
         self.erased().await;
         // What was read before goes first: two bundles at once may be more than there is memory for.
         self.loaded = None;
-        self.loaded = Some(block_in_place(|| self.read_bundle(model, id, None))?);
+        self.loaded = Some(block_in_place(|| {
+            self.client.teams.ready();
+            self.read_bundle(model, id, None)
+        })?);
         Ok(())
     }
 
@@ -674,7 +686,7 @@ impl Connection<'_> {
         let mut stream = MessageStream::new(outgoing, incoming, self.client.patience.silence);
         let mut spending = Spending::new(&mut stream, mark, Some(Request::Infer));
         let session = session::client_infer(&mut spending, model, bundle, input, trace);
-        let inference = compute(session);
+        let inference = self.client.teams.compute(session);
         let online = Spent {
             wall: started.elapsed(),
             traffic: spending.traffic(),

@@ -26,5 +26,6 @@ pub mod server;
 mod spending;
 pub mod store;
 pub mod stream;
+mod team;
 pub mod transport;
 pub mod usage;

@@ -15,6 +15,7 @@ use crate::party::{compute, protocol_error, random};
 use crate::spending::{Mark, Spending};
 use crate::store::{BundleId, BundleState, ModelDigest, Reading, Store, StoreError};
 use crate::stream::{MessageStream, Refusal, StreamError, describe};
+use crate::team::Teams;
 use crate::transport;
 use pi_ir::{Artifact, WeightsFile, artifact};
 use pi_protocol::Channel;
@@ -49,6 +50,8 @@ pub struct ServerOptions {
     pub max_bundles: usize,
     /// Longest silence of a client in the middle of an operation.
     pub patience: Duration,
+    /// Whether computing threads are bound to processors.
+    pub bound: bool,
 }
 
 /// A server that listens.
@@ -72,6 +75,8 @@ struct Shared {
     sessions: Semaphore,
     /// Offline exchanges that compute; more wait their turn.
     turns: Semaphore,
+    /// Threads of the inferences under way.
+    teams: Teams,
     /// Kibibytes that bundles read ahead may take, of all clients together.
     ahead: Arc<Semaphore>,
     /// The connection of each client that is connected.
@@ -116,6 +121,7 @@ impl Server {
                 max_bundles: options.max_bundles,
                 sessions: Semaphore::new(SESSIONS),
                 turns: Semaphore::new(cores.div_ceil(2)),
+                teams: Teams::new(options.bound),
                 ahead: Arc::new(Semaphore::new(AHEAD_BYTES / 1024)),
                 connections: Mutex::default(),
             }),
@@ -564,7 +570,7 @@ impl Connection {
         };
         let mut spending = Spending::new(stream, mark, None);
         let session = session::server_infer(&mut spending, model, bundle, request);
-        let answered = compute(session);
+        let answered = self.shared.teams.compute(session);
         spending.end().await?;
         // The answer is on its way, or never will be: what is left of the bundle goes in either case.
         if let Err(error) = block_in_place(|| self.shared.store.erase(self.client, &id)) {

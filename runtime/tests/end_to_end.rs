@@ -34,6 +34,7 @@ impl Running {
             max_clients,
             max_bundles: 100,
             patience: Duration::from_secs(20),
+            bound: true,
         })
         .unwrap();
         let (stop, stopped) = watch::channel(false);

@@ -8,7 +8,7 @@ use pi_runtime::control::{Hello, MOST_BUNDLES, MOST_PROBES, Prepare, Request, We
 use pi_runtime::identity::Identity;
 use pi_runtime::server::{Server, ServerOptions};
 use pi_runtime::stream::{MessageStream, Refusal, StreamError};
-use pi_runtime::transport::{ClientEndpoint, Trust, client_endpoint};
+use pi_runtime::transport::{Trust, client_endpoint};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -18,7 +18,8 @@ const SOON: Duration = Duration::from_secs(20);
 /// A server, and a client that can say anything to it.
 struct Liar {
     stop: watch::Sender<bool>,
-    calling: ClientEndpoint,
+    identity: Identity,
+    trust: Trust,
     address: SocketAddr,
     _model: Model,
     _states: tempfile::TempDir,
@@ -35,6 +36,7 @@ impl Liar {
             max_clients: 4,
             max_bundles: 100,
             patience: Duration::from_secs(2),
+            bound: true,
         })
         .unwrap();
         let address = server.address().unwrap();
@@ -42,20 +44,22 @@ impl Liar {
         std::fs::create_dir(&state).unwrap();
         let identity = Identity::load_or_create(&state, &["liar"]).unwrap();
         let trust = Trust::Pinned(server.fingerprint());
-        let calling = client_endpoint(&identity, trust, address).unwrap();
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(server.run(stopped));
         Liar {
             stop,
-            calling,
+            identity,
+            trust,
             address,
             _model: model,
             _states: states,
         }
     }
 
+    /// A connection as another process makes it: from a socket of its own.
     async fn connect(&self) -> quinn::Connection {
-        let connecting = self.calling.endpoint.connect(self.address, "localhost");
+        let calling = client_endpoint(&self.identity, self.trust.clone(), self.address).unwrap();
+        let connecting = calling.endpoint.connect(self.address, "localhost");
         connecting.unwrap().await.unwrap()
     }
 
@@ -209,7 +213,11 @@ async fn a_newer_connection_of_a_client_replaces_the_older() {
     let first = liar.greeted().await;
     let second = liar.greeted().await;
     let closed = tokio::time::timeout(SOON, first.closed()).await;
-    closed.expect("the older connection is closed");
+    let reason = closed.expect("the older connection is closed");
+    let quinn::ConnectionError::ApplicationClosed(close) = reason else {
+        panic!("not closed by the server: {reason}");
+    };
+    assert_eq!(close.reason.as_ref(), b"superseded");
     let mut stream = say(&second, &Request::Artifact).await;
     stream.receive_message(1 << 24).await.unwrap();
 }

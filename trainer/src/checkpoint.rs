@@ -1,6 +1,6 @@
 //! Checkpoint files: everything a run needs to go on, and everything the export needs.
 //!
-//! Layout: the magic `PITRAIN1`, the length of a JSON header (u64, little endian), the header, the arrays it lists,
+//! Layout: the magic `PITRAIN2`, the length of a JSON header (u64, little endian), the header, the arrays it lists,
 //! each as little-endian f32 or bytes. A file appears under its name only when it is complete.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-const MAGIC: &[u8; 8] = b"PITRAIN1";
+const MAGIC: &[u8; 8] = b"PITRAIN2";
 /// Far above what a header of a few hundred arrays takes.
 const MAX_HEADER: u64 = 16 << 20;
 
@@ -37,28 +37,28 @@ impl Array {
     }
 }
 
-/// State of a run at the end of an epoch.
-#[derive(Clone, Debug, PartialEq)]
+/// State of a run at the end of an epoch: sections of named arrays and masks.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Checkpoint {
     /// The run's configuration and progress, as JSON.
     pub meta: serde_json::Value,
-    /// Trained parameters.
-    pub parameters: Arrays,
-    /// Momentum of each parameter.
-    pub momenta: Arrays,
-    /// Running statistics.
-    pub buffers: Arrays,
-    /// Kind of each activation position, by site.
-    pub masks: BTreeMap<String, Vec<u8>>,
+    /// Float arrays by section, such as `parameters`, `statistics`, `optimiser`, `teacher.parameters`.
+    pub arrays: BTreeMap<String, Arrays>,
+    /// Kind of each activation position, by section and site.
+    pub masks: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Header {
     meta: serde_json::Value,
-    parameters: Vec<Entry>,
-    momenta: Vec<Entry>,
-    buffers: Vec<Entry>,
-    masks: Vec<Entry>,
+    arrays: Vec<Section>,
+    masks: Vec<Section>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Section {
+    name: String,
+    entries: Vec<Entry>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -68,56 +68,60 @@ struct Entry {
 }
 
 impl Checkpoint {
+    /// Takes a section out of the checkpoint; empty if it has none.
+    pub fn take(&mut self, section: &str) -> Arrays {
+        self.arrays.remove(section).unwrap_or_default()
+    }
+
     /// Writes the file, replacing one of the same name only when the new one is on disk.
     ///
     /// # Errors
     /// The file system's.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let list = |arrays: &Arrays| {
-            arrays
+        let arrays = self.arrays.iter().map(|(name, arrays)| Section {
+            name: name.clone(),
+            entries: arrays
                 .iter()
                 .map(|(name, a)| Entry {
                     name: name.clone(),
                     shape: a.shape.clone(),
                 })
-                .collect()
-        };
-        let header = Header {
-            meta: self.meta.clone(),
-            parameters: list(&self.parameters),
-            momenta: list(&self.momenta),
-            buffers: list(&self.buffers),
-            masks: self
-                .masks
+                .collect(),
+        });
+        let masks = self.masks.iter().map(|(name, masks)| Section {
+            name: name.clone(),
+            entries: masks
                 .iter()
                 .map(|(name, m)| Entry {
                     name: name.clone(),
                     shape: vec![m.len()],
                 })
                 .collect(),
+        });
+        let header = Header {
+            meta: self.meta.clone(),
+            arrays: arrays.collect(),
+            masks: masks.collect(),
         };
         let header = serde_json::to_vec(&header)?;
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&(header.len() as u64).to_le_bytes());
         bytes.extend_from_slice(&header);
-        for arrays in [&self.parameters, &self.momenta, &self.buffers] {
-            for array in arrays.values() {
-                array
-                    .values
-                    .iter()
-                    .for_each(|v| bytes.extend_from_slice(&v.to_le_bytes()));
+        for array in self.arrays.values().flat_map(BTreeMap::values) {
+            for value in &array.values {
+                bytes.extend_from_slice(&value.to_le_bytes());
             }
         }
-        self.masks
-            .values()
-            .for_each(|mask| bytes.extend_from_slice(mask));
+        for mask in self.masks.values().flat_map(BTreeMap::values) {
+            bytes.extend_from_slice(mask);
+        }
         write_atomically(path, &bytes)
     }
 
     /// Reads a file written by [`Self::save`].
     ///
     /// # Errors
-    /// A file that cannot be read, is no checkpoint, or is cut short.
+    /// A file that cannot be read, is no checkpoint, is of another version, or is cut short.
     pub fn load(path: &Path) -> Result<Self> {
         let bytes =
             fs::read(path).with_context(|| format!("cannot read checkpoint {}", path.display()))?;
@@ -125,9 +129,13 @@ impl Checkpoint {
     }
 
     fn parse(bytes: &[u8]) -> Result<Self> {
+        ensure!(
+            !bytes.starts_with(b"PITRAIN1"),
+            "it is of version 1, which this pi-train does not read: train anew"
+        );
         let rest = bytes
             .strip_prefix(MAGIC)
-            .context("it does not begin with PITRAIN1")?;
+            .context("it does not begin with PITRAIN2")?;
         let (length, rest) = rest
             .split_first_chunk::<8>()
             .context("it ends before its header")?;
@@ -139,49 +147,37 @@ impl Checkpoint {
         let (header, mut rest) = rest.split_at(length as usize);
         let header: Header =
             serde_json::from_slice(header).context("its header is no JSON of ours")?;
-        let mut take = |bytes: usize| -> Result<&[u8]> {
+        let mut take = |shape: &[usize], size: usize| -> Result<&[u8]> {
+            let bytes = count(shape)?
+                .checked_mul(size)
+                .context("an array is too large")?;
             ensure!(bytes <= rest.len(), "its arrays are cut short");
             let (part, after) = rest.split_at(bytes);
             rest = after;
             Ok(part)
         };
-        let mut arrays = |entries: Vec<Entry>| -> Result<Arrays> {
-            entries
-                .into_iter()
-                .map(|entry| {
-                    let part = take(
-                        count(&entry.shape)?
-                            .checked_mul(4)
-                            .context("an array is too large")?,
-                    )?;
-                    let (words, _) = part.as_chunks::<4>();
-                    let values = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
-                    Ok((
-                        entry.name,
-                        Array {
-                            shape: entry.shape,
-                            values,
-                        },
-                    ))
-                })
-                .collect()
-        };
-        let (parameters, momenta, buffers) = (
-            arrays(header.parameters)?,
-            arrays(header.momenta)?,
-            arrays(header.buffers)?,
-        );
-        let masks = header
-            .masks
-            .into_iter()
-            .map(|entry| Ok((entry.name, take(count(&entry.shape)?)?.to_vec())))
-            .collect::<Result<_>>()?;
+        let mut arrays = BTreeMap::new();
+        for section in header.arrays {
+            let mut read = Arrays::new();
+            for Entry { name, shape } in section.entries {
+                let (words, _) = take(&shape, 4)?.as_chunks::<4>();
+                let values = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
+                read.insert(name, Array { shape, values });
+            }
+            arrays.insert(section.name, read);
+        }
+        let mut masks = BTreeMap::new();
+        for section in header.masks {
+            let mut read = BTreeMap::new();
+            for Entry { name, shape } in section.entries {
+                read.insert(name, take(&shape, 1)?.to_vec());
+            }
+            masks.insert(section.name, read);
+        }
         ensure!(rest.is_empty(), "it has {} bytes too many", rest.len());
         Ok(Self {
             meta: header.meta,
-            parameters,
-            momenta,
-            buffers,
+            arrays,
             masks,
         })
     }

@@ -6,7 +6,7 @@ use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::Slice;
 use burn::tensor::ops::ConvOptions;
 
-use crate::kernels::NORM_EPSILON;
+use crate::kernels::{NORM_EPSILON, Penalty};
 
 pub(crate) fn conv<B: Backend>(
     x: FloatTensor<B>,
@@ -95,21 +95,34 @@ pub(crate) fn masked_by_input<B: Backend>(
     z: FloatTensor<B>,
     coefficients: FloatTensor<B>,
     grad: FloatTensor<B>,
-    radius: f32,
-    weight: f32,
+    penalty: Penalty,
 ) -> FloatTensor<B> {
-    let [n, ..] = z.shape().dims::<4>();
+    let [n, c, h, w] = z.shape().dims::<4>();
     let [relu, square, linear, _] = quarters::<B>(coefficients);
     // 1 where z > 0, 0 elsewhere: the sign of the rectified value.
     let positive = B::float_sign(B::relu(z.clone()));
     let curve = B::float_mul_scalar(B::float_mul(z.clone(), square), 2.0f32.into());
     let slope = B::float_add(B::float_add(B::float_mul(positive, relu), curve), linear);
-    let excess = B::float_sub(
-        z.clone(),
-        B::float_clamp(z, (-radius).into(), radius.into()),
-    );
-    let pull = B::float_mul_scalar(excess, (2.0 * weight / n as f32).into());
-    B::float_add(B::float_mul(grad, slope), pull)
+    let grad = B::float_mul(grad, slope);
+    match penalty {
+        Penalty::None => grad,
+        Penalty::Excess { radius, weight } => {
+            let inside = B::float_clamp(z.clone(), (-radius).into(), radius.into());
+            let factor = 2.0 * weight / n as f32;
+            let pull = B::float_mul_scalar(B::float_sub(z, inside), factor.into());
+            B::float_add(grad, pull)
+        }
+        Penalty::Power {
+            radius,
+            weight,
+            exponent,
+        } => {
+            let factor = weight * exponent as f32 / (radius * (n * c * h * w) as f32);
+            let scaled = B::float_mul_scalar(z, (1.0 / radius).into());
+            let steep = B::float_powi_scalar(scaled, (exponent - 1).into());
+            B::float_add(grad, B::float_mul_scalar(steep, factor.into()))
+        }
+    }
 }
 
 pub(crate) fn masked_by_coefficients<B: Backend>(

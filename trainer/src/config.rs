@@ -1,92 +1,351 @@
 //! The experiment file: TOML, every key checked, any key overridable on the command line.
+//!
+//! An experiment is a list of stages on one network. Keys of the table `[default]` hold for every stage that does not
+//! set them itself.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::network::{Network, NetworkConfig, RangePenalty};
+use crate::data::{Augmentation, DataConfig, Kind};
+use crate::kernels::Penalty;
+use crate::network::state::Removed;
+use crate::network::{NetworkConfig, Replacement};
+use crate::optimise::OptimiserConfig;
+use crate::schedule::Schedule;
 
-/// One training run.
+/// One experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Name of the model, as users see it.
     pub name: String,
+    /// Seed of weights, order and augmentation.
+    #[serde(default = "one")]
+    pub seed: u64,
+    /// Where the weights come from, if not from the seed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_start: Option<WarmStart>,
     /// Where the images are.
     pub data: DataConfig,
     /// The network.
     pub network: NetworkConfig,
-    /// Schedule and optimiser.
-    pub train: TrainConfig,
-    /// Which activations stay.
-    pub budget: BudgetConfig,
+    /// What happens to it, in order.
+    #[serde(rename = "stage")]
+    pub stages: Vec<StageConfig>,
 }
 
-/// Where the images are.
+fn one() -> u64 {
+    1
+}
+
+/// Weights of another run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// Folder of CIFAR-10: record files or JPEG archives.
-    pub path: PathBuf,
-    /// Folder for decoded archives.
-    pub cache: Option<PathBuf>,
-    /// Training images held out for every choice; the last ones.
-    pub holdout: usize,
-    /// Training images used (all if absent).
-    pub limit: Option<usize>,
+pub struct WarmStart {
+    /// Its checkpoint, or the folder that holds it.
+    pub checkpoint: PathBuf,
+    /// Whether its activations come along; if not, those of `network.activations` stand.
+    #[serde(default = "yes")]
+    pub activations: bool,
 }
 
-/// Schedule and optimiser: SGD with Nesterov momentum, linear warm-up, a constant rate, linear decay to zero.
+fn yes() -> bool {
+    true
+}
+
+/// One stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TrainConfig {
-    /// Seed of weights, order and augmentation.
-    pub seed: u64,
-    /// Passes over the training images.
+pub struct StageConfig {
+    /// What it does beside training.
+    #[serde(default)]
+    pub method: Method,
+    /// Passes over the training images; at most so many where the method ends by itself. QuaIL and BCD count their own.
+    #[serde(default)]
     pub epochs: usize,
     /// Images per step.
+    #[serde(default = "batch")]
     pub batch: usize,
-    /// Highest learning rate.
-    pub learning_rate: f32,
-    /// Epochs of warm-up, may be a fraction.
-    pub warmup: f32,
-    /// Epochs of decay at the end, may be a fraction.
-    pub decay: f32,
-    /// Nesterov momentum.
-    pub momentum: f32,
-    /// L2 decay of weights (not of norms and biases).
-    pub weight_decay: f32,
-    /// Bound of the global gradient norm.
-    pub clip: f32,
+    /// The optimiser.
+    pub optimiser: OptimiserConfig,
+    /// The learning rate.
+    pub schedule: Schedule,
     /// Share of the target spread over all classes.
+    #[serde(default)]
     pub label_smoothing: f32,
-    /// Largest shift of the random crop in pixels.
-    pub shift: usize,
+    /// What happens to training images.
+    #[serde(default)]
+    pub augmentation: Augmentation,
     /// Penalty on large inputs of activations.
-    pub range: RangePenalty,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<RangePenalty>,
+    /// A teacher.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distil: Option<Distil>,
+    /// What stands at activation sites from this stage on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replace: Vec<Replacement>,
+    /// Parameters that do not train, by name, `*` for any characters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub freeze: Vec<String>,
+    /// Goes on with the optimiser's state of the stage before.
+    #[serde(default)]
+    pub carry: bool,
 }
 
-/// Two cuts of the activations, by first-order saliency.
+fn batch() -> usize {
+    128
+}
+
+/// What a stage does beside training.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// Nothing.
+    #[default]
+    Plain,
+    /// Layer-wise imitation of a ReLU network, then unfreezing from the last layer back.
+    Quail(Quail),
+    /// Selective network linearisation: a real factor per ReLU under an L1 penalty.
+    Snl(Select),
+    /// AutoReP: a factor per ReLU with hysteresis and straight-through gradient; removed positions become quadratics.
+    Autorep(Select),
+    /// Block coordinate descent on the ReLUs that are left.
+    Bcd(Bcd),
+    /// A cut by first-order saliency before the first epoch.
+    Saliency(Saliency),
+}
+
+/// QuaIL (Sisyphus, arXiv 2107.12342): the student is the network with squares for ReLUs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct BudgetConfig {
+pub struct Quail {
+    /// What stands before each square.
+    pub norm: QuailNorm,
+    /// Epochs that each layer imitates the teacher's.
+    pub layer_epochs: usize,
+    /// Epochs after each further layer is unfrozen.
+    pub unfreeze_epochs: usize,
+}
+
+/// What stands before a square.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QuailNorm {
+    /// Nothing.
+    None,
+    /// The approximate min-max norm.
+    Amm,
+    /// The min-max norm of the batch at hand: a yardstick.
+    Mm,
+}
+
+/// SNL (ICML 2022) and AutoReP (ICCV 2023).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Select {
     /// ReLUs that stay.
     pub relus: usize,
-    /// Epoch after which the other ReLUs become polynomials or identities.
-    pub relu_epoch: usize,
-    /// Sites whose dropped ReLUs become polynomials; elsewhere they become identities.
+    /// Weight of the L1 penalty at first.
+    #[serde(default = "lambda")]
+    pub lambda: f32,
+    /// Factor of that weight after each epoch in which the count did not fall.
+    #[serde(default = "growth")]
+    pub growth: f32,
+    /// A ReLU counts while its factor is above this.
+    #[serde(default = "threshold")]
+    pub threshold: f32,
+    /// Half the band of the hysteresis; AutoReP only.
+    #[serde(default = "hysteresis")]
+    pub hysteresis: f32,
+    /// What a removed position computes; SNL's own is the identity, AutoReP's a quadratic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed: Option<Removed>,
+}
+
+fn lambda() -> f32 {
+    1e-5
+}
+fn growth() -> f32 {
+    1.1
+}
+fn threshold() -> f32 {
+    1e-2
+}
+fn hysteresis() -> f32 {
+    3e-3
+}
+
+/// Block coordinate descent (arXiv 2511.11781).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bcd {
+    /// ReLUs that stay.
+    pub relus: usize,
+    /// ReLUs removed in a step (the paper's DRC).
+    pub block: usize,
+    /// Random blocks tried in a step (RT).
+    pub trials: usize,
+    /// The first block that costs fewer points of accuracy than this is taken (ADT).
+    pub tolerance: f64,
+    /// Training images, the same ones in every step and not augmented, that blocks are ranked on.
+    #[serde(default = "ranking_images")]
+    pub images: usize,
+    /// Epochs of fine-tuning after each step.
+    pub step_epochs: usize,
+    /// What a removed position computes.
+    #[serde(default)]
+    pub removed: Removed,
+    /// Ranks by latency saved per point lost instead of by accuracy alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latency>,
+}
+
+fn ranking_images() -> usize {
+    5000
+}
+
+/// Costs that the compiler predicts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Latency {
+    /// File that `pi-compile` wrote of this network.
+    pub costs: PathBuf,
+    /// Network profile in that file.
+    pub profile: String,
+}
+
+/// Two kinds of cut by first-order saliency.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Saliency {
+    /// What is cut.
+    pub from: Cut,
+    /// Positions of that kind that stay.
+    pub keep: usize,
+    /// Sites whose dropped ReLUs become quadratics; elsewhere they become identities. `*` for any characters.
+    #[serde(default)]
     pub polynomial_sites: Vec<String>,
-    /// Polynomials that stay.
-    pub polynomials: usize,
-    /// Epoch after which the other polynomials become identities.
-    pub polynomial_epoch: usize,
-    /// Batches each cut is ranked on.
+    /// Batches the cut is ranked on.
+    #[serde(default = "ranking_batches")]
     pub batches: usize,
 }
 
+fn ranking_batches() -> usize {
+    64
+}
+
+/// What a cut ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cut {
+    /// ReLUs against the quadratics or identities that would replace them.
+    Relu,
+    /// Quadratics against the identity.
+    Polynomial,
+}
+
+/// Penalty on the inputs of activations.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum RangePenalty {
+    /// `weight` times the squared excess of `|z|` over `radius`.
+    Excess {
+        /// Where it begins.
+        radius: f32,
+        /// Its strength.
+        weight: f32,
+    },
+    /// `weight mean((z / radius)^exponent)` (PILLAR, USENIX Security 2024).
+    Power {
+        /// Where it becomes steep.
+        radius: f32,
+        /// Its strength once warm; in the epoch of the `i`-th of `k` exponents it is `i / k` of that.
+        weight: f32,
+        /// One exponent an epoch; the last one stays.
+        #[serde(default = "exponents")]
+        exponents: Vec<i32>,
+    },
+}
+
+fn exponents() -> Vec<i32> {
+    vec![4, 6, 8, 10]
+}
+
+impl RangePenalty {
+    /// The penalty in a stage's epoch, counted from 0.
+    pub fn at(&self, epoch: usize) -> Penalty {
+        match self {
+            RangePenalty::Excess { radius, weight } => Penalty::Excess {
+                radius: *radius,
+                weight: *weight,
+            },
+            RangePenalty::Power {
+                radius,
+                weight,
+                exponents,
+            } => {
+                let index = epoch.min(exponents.len() - 1);
+                Penalty::Power {
+                    radius: *radius,
+                    weight: weight * (index + 1) as f32 / exponents.len() as f32,
+                    exponent: exponents[index],
+                }
+            }
+        }
+    }
+}
+
+/// Knowledge distillation: `cross_entropy CE + weight KL(softmax(teacher / T), softmax(student / S))`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Distil {
+    /// Who teaches.
+    pub teacher: Teacher,
+    /// `T`.
+    #[serde(default = "four")]
+    pub temperature: f32,
+    /// `S`, the same if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub student_temperature: Option<f32>,
+    /// Weight of the divergence.
+    #[serde(default = "sixteen")]
+    pub weight: f32,
+    /// Weight of the cross-entropy with the labels.
+    #[serde(default = "whole")]
+    pub cross_entropy: f32,
+}
+
+fn four() -> f32 {
+    4.0
+}
+fn sixteen() -> f32 {
+    16.0
+}
+fn whole() -> f32 {
+    1.0
+}
+
+/// Who teaches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Teacher {
+    /// The network as it was when the stage began, before it changed anything; a following stage with the same teacher
+    /// keeps it.
+    Start,
+    /// The network of another run.
+    Checkpoint(PathBuf),
+    /// A network trained beside the student on the same batches, with cross-entropy alone; a following stage with the
+    /// same teacher goes on with it.
+    Beside(Box<NetworkConfig>),
+}
+
 impl Config {
-    /// Reads `path`, then applies `overrides` of the form `section.key=value`.
+    /// Reads `path`, then applies `overrides` of the form `section.key=value`; `stage.0.key=value` names the first
+    /// stage, `stage.*.key=value` all of them.
     ///
     /// # Errors
     /// A file that cannot be read, an unknown or missing key, a value of the wrong type or out of range.
@@ -101,85 +360,324 @@ impl Config {
     /// # Errors
     /// As [`Self::load`].
     pub fn parse(text: &str, overrides: &[String]) -> Result<Self> {
-        let mut table: toml::Table = text.parse()?;
+        let root: toml::Table = text.parse()?;
+        ensure!(
+            !root.contains_key("sweep"),
+            "it is a sweep of several runs: use run-all"
+        );
+        Self::from_table(root, overrides)
+    }
+
+    /// Every run of an experiment file with its name: that of the file, and one choice of each axis of its `[sweep]`.
+    ///
+    /// ```toml
+    /// [sweep.clip]
+    /// clip = ["stage.*.optimiser.clip=1.0"]
+    /// free = []
+    /// [sweep.seed]
+    /// 1 = ["seed=1"]
+    /// 2 = ["seed=2"]
+    /// ```
+    /// makes four runs, `NAME-clip-1` and so on. A choice is a list of overrides.
+    ///
+    /// # Errors
+    /// As [`Self::load`], and a sweep of another form.
+    pub fn variants(path: &Path, overrides: &[String]) -> Result<Vec<(String, Self)>> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let stem = path.file_stem().unwrap_or(path.as_os_str());
+        Self::sweep(&text, &stem.to_string_lossy(), overrides)
+            .with_context(|| format!("in {}", path.display()))
+    }
+
+    fn sweep(text: &str, name: &str, overrides: &[String]) -> Result<Vec<(String, Self)>> {
+        let mut root: toml::Table = text.parse()?;
+        let sweep: BTreeMap<String, BTreeMap<String, Vec<String>>> = match root.remove("sweep") {
+            None => BTreeMap::new(),
+            Some(sweep) => sweep
+                .try_into()
+                .context("[sweep] must hold axes, each of named lists of overrides")?,
+        };
+        let mut runs = vec![(name.to_owned(), Vec::new())];
+        for (axis, choices) in &sweep {
+            ensure!(!choices.is_empty(), "[sweep.{axis}] has no choice");
+            let with = |(name, own): &(String, Vec<String>)| {
+                let choices = choices.iter();
+                let extended = choices
+                    .map(|(choice, more)| (format!("{name}-{choice}"), [&own[..], more].concat()));
+                extended.collect::<Vec<_>>()
+            };
+            runs = runs.iter().flat_map(with).collect();
+        }
+        runs.into_iter()
+            .map(|(name, mut own)| {
+                own.extend_from_slice(overrides);
+                let mut config = Self::from_table(root.clone(), &own)
+                    .with_context(|| format!("in the run {name}"))?;
+                if !sweep.is_empty() {
+                    config.name.clone_from(&name);
+                }
+                Ok((name, config))
+            })
+            .collect()
+    }
+
+    fn from_table(mut root: toml::Table, overrides: &[String]) -> Result<Self> {
+        spread_defaults(&mut root)?;
+        let mut root = toml::Value::Table(root);
         for item in overrides {
             let (key, value) = item.split_once('=').with_context(|| {
                 format!("override `{item}` is not of the form section.key=value")
             })?;
-            set(&mut table, key.trim(), value.trim())?;
+            let path: Vec<&str> = key.trim().split('.').collect();
+            set(&mut root, &path, &parse_value(value.trim()))
+                .with_context(|| format!("override of {key}"))?;
         }
-        let config: Self = table.try_into()?;
+        let config: Self = root.try_into()?;
         config.check()?;
         Ok(config)
     }
 
     fn check(&self) -> Result<()> {
-        let (train, budget) = (&self.train, &self.budget);
-        let network = Network::new(&self.network)?;
-        for name in &budget.polynomial_sites {
+        ensure!(
+            !self.stages.is_empty(),
+            "an experiment needs at least one [[stage]]"
+        );
+        self.data.check()?;
+        let polynomial_kernels = !self.network.kernels.is_empty();
+        for (number, stage) in self.stages.iter().enumerate() {
+            stage
+                .check(polynomial_kernels)
+                .with_context(|| format!("stage {number}"))?;
             ensure!(
-                network.sites().any(|(site, _)| site == name),
-                "budget.polynomial_sites: there is no {name}; the sites are {}",
-                network
-                    .sites()
-                    .map(|(site, _)| site)
-                    .collect::<Vec<_>>()
-                    .join(", ")
+                self.data.kind != Kind::Mnist || !stage.augmentation.flip,
+                "stage {number}: a mirrored digit is none, but augmentation.flip is true (so it is if absent): set it to false"
             );
         }
-        ensure!(
-            train.batch > 0 && train.epochs > 0,
-            "train.batch and train.epochs must be at least 1"
-        );
-        ensure!(
-            train.learning_rate > 0.0,
-            "train.learning_rate must be above 0"
-        );
-        ensure!(
-            (0.0..1.0).contains(&train.momentum),
-            "train.momentum must be in 0..1"
-        );
-        ensure!(
-            (0.0..1.0).contains(&train.label_smoothing),
-            "train.label_smoothing must be in 0..1"
-        );
-        ensure!(train.clip > 0.0, "train.clip must be above 0");
-        ensure!(
-            train.warmup >= 0.0 && train.decay >= 0.0,
-            "train.warmup and train.decay must not be negative"
-        );
-        ensure!(
-            train.shift < crate::data::SIDE,
-            "train.shift must be below the image's side"
-        );
-        ensure!(budget.batches > 0, "budget.batches must be at least 1");
-        ensure!(
-            budget.relu_epoch <= budget.polynomial_epoch,
-            "budget.relu_epoch must not come after budget.polynomial_epoch"
-        );
+        Ok(())
+    }
+
+    /// Whether all stages can augment images of `[c, h, w]`.
+    ///
+    /// # Errors
+    /// A shift that is not below the side of the images, naming the stage.
+    pub fn check_augmentation(&self, shape: [usize; 3]) -> Result<()> {
+        for (number, stage) in self.stages.iter().enumerate() {
+            let checked = stage.augmentation.check(shape);
+            checked.with_context(|| format!("stage {number}"))?;
+        }
         Ok(())
     }
 }
 
-fn set(table: &mut toml::Table, key: &str, value: &str) -> Result<()> {
-    let value = format!("v = {value}")
+impl StageConfig {
+    fn check(&self, polynomial_kernels: bool) -> Result<()> {
+        ensure!(self.batch > 0, "batch must be at least 1");
+        ensure!(
+            (0.0..1.0).contains(&self.label_smoothing),
+            "label_smoothing must be in 0..1"
+        );
+        self.optimiser.check()?;
+        self.schedule.check()?;
+        match &self.method {
+            Method::Quail(quail) => {
+                ensure!(
+                    !polynomial_kernels,
+                    "QuaIL puts polynomials at activations; network.kernels has them at convolutions already"
+                );
+                ensure!(
+                    self.epochs == 0,
+                    "QuaIL counts its own epochs: give layer_epochs and unfreeze_epochs, not epochs"
+                );
+                ensure!(
+                    quail.layer_epochs + quail.unfreeze_epochs > 0,
+                    "QuaIL needs layer_epochs or unfreeze_epochs"
+                );
+                ensure!(!self.carry, "QuaIL begins anew at every layer: no carry");
+            }
+            Method::Snl(select) | Method::Autorep(select) => {
+                ensure!(self.epochs > 0, "epochs, the most it may take, is missing");
+                ensure!(
+                    select.lambda > 0.0 && select.growth >= 1.0,
+                    "lambda must be above 0 and growth at least 1"
+                );
+                ensure!(select.hysteresis >= 0.0, "hysteresis must not be negative");
+            }
+            Method::Bcd(bcd) => {
+                ensure!(
+                    bcd.block > 0 && bcd.trials > 0 && bcd.images > 0,
+                    "bcd: block, trials and images must be at least 1"
+                );
+                ensure!(
+                    self.epochs == 0,
+                    "BCD counts its own epochs: give step_epochs, not epochs"
+                );
+            }
+            Method::Saliency(saliency) => {
+                ensure!(saliency.batches > 0, "saliency.batches must be at least 1");
+            }
+            Method::Plain => {}
+        }
+        match &self.range {
+            Some(RangePenalty::Excess { radius, weight }) => ensure!(
+                *radius > 0.0 && *weight >= 0.0,
+                "range: radius must be above 0 and weight not negative"
+            ),
+            Some(RangePenalty::Power {
+                radius,
+                weight,
+                exponents,
+            }) => {
+                ensure!(
+                    *radius > 0.0 && *weight >= 0.0,
+                    "range: radius must be above 0 and weight not negative"
+                );
+                ensure!(
+                    !exponents.is_empty() && exponents.iter().all(|e| *e >= 2 && e % 2 == 0),
+                    "range.exponents must be even numbers of at least 2"
+                );
+            }
+            None => {}
+        }
+        if let Some(distil) = &self.distil {
+            let own = distil.student_temperature.unwrap_or(distil.temperature);
+            ensure!(
+                distil.temperature > 0.0 && own > 0.0,
+                "distil: temperatures must be above 0"
+            );
+            ensure!(
+                distil.weight >= 0.0 && distil.cross_entropy >= 0.0,
+                "distil: weights must not be negative"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Copies the keys of `[default]` into every stage that lacks them.
+fn spread_defaults(root: &mut toml::Table) -> Result<()> {
+    let Some(default) = root.remove("default") else {
+        return Ok(());
+    };
+    let toml::Value::Table(default) = default else {
+        bail!("[default] must be a table of stage keys");
+    };
+    let Some(toml::Value::Array(stages)) = root.get_mut("stage") else {
+        bail!("[default] stands for keys of [[stage]], and there is no stage");
+    };
+    for stage in stages {
+        let stage = stage.as_table_mut().context("a stage must be a table")?;
+        for (key, value) in &default {
+            stage.entry(key).or_insert_with(|| value.clone());
+        }
+    }
+    Ok(())
+}
+
+fn parse_value(text: &str) -> toml::Value {
+    format!("v = {text}")
         .parse::<toml::Table>()
         .ok()
         .and_then(|mut parsed| parsed.remove("v"))
-        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
-    let mut path: Vec<&str> = key.split('.').collect();
-    let Some(last) = path.pop() else {
-        bail!("an override needs a key")
+        .unwrap_or_else(|| toml::Value::String(text.to_owned()))
+}
+
+fn set(at: &mut toml::Value, path: &[&str], value: &toml::Value) -> Result<()> {
+    let [key, rest @ ..] = path else {
+        *at = value.clone();
+        return Ok(());
     };
-    let mut table = table;
-    for part in path {
-        let next = table
-            .entry(part)
-            .or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        table = next
-            .as_table_mut()
-            .with_context(|| format!("override of {key}: {part} is not a section"))?;
+    match at {
+        toml::Value::Table(table) => {
+            let next = table
+                .entry(*key)
+                .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            set(next, rest, value)
+        }
+        toml::Value::Array(items) if *key == "*" => {
+            items.iter_mut().try_for_each(|item| set(item, rest, value))
+        }
+        toml::Value::Array(items) => {
+            let count = items.len();
+            let item = key
+                .parse::<usize>()
+                .ok()
+                .and_then(|index| items.get_mut(index))
+                .with_context(|| format!("{key} is none of its {count} entries"))?;
+            set(item, rest, value)
+        }
+        _ => bail!("{key} would be a key of something that is no section"),
     }
-    table.insert(last.to_owned(), value);
-    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SWEPT: &str = r#"
+name = "ablation"
+[data]
+path = "nowhere"
+[network]
+kind = "resnet20"
+[[stage]]
+epochs = 1
+optimiser = {}
+schedule = { rate = 0.1 }
+[sweep.clip]
+clip = ["stage.*.optimiser.clip=1.0"]
+free = []
+[sweep.seed]
+1 = ["seed=1"]
+2 = ["seed=2", "stage.0.epochs=3"]
+"#;
+
+    #[test]
+    fn a_sweep_makes_every_combination() {
+        let runs = Config::sweep(SWEPT, "a", &["stage.0.batch=16".to_owned()]).unwrap();
+        let seen: Vec<(&str, Option<f32>, u64, usize)> = runs
+            .iter()
+            .map(|(name, config)| {
+                let stage = &config.stages[0];
+                assert_eq!((config.name.as_str(), stage.batch), (name.as_str(), 16));
+                (
+                    name.as_str(),
+                    stage.optimiser.clip,
+                    config.seed,
+                    stage.epochs,
+                )
+            })
+            .collect();
+        let expected = [
+            ("a-clip-1", Some(1.0), 1, 1),
+            ("a-clip-2", Some(1.0), 2, 3),
+            ("a-free-1", None, 1, 1),
+            ("a-free-2", None, 2, 3),
+        ];
+        assert_eq!(seen, expected);
+        let why = Config::parse(SWEPT, &[]).unwrap_err().to_string();
+        assert!(why.contains("run-all"), "{why}");
+    }
+
+    #[test]
+    fn a_power_penalty_warms_up_to_its_last_exponent() {
+        let penalty = RangePenalty::Power {
+            radius: 4.8,
+            weight: 8.0,
+            exponents: exponents(),
+        };
+        let seen: Vec<Penalty> = [0, 2, 3, 9].map(|epoch| penalty.at(epoch)).into();
+        let expected = [(2.0, 4), (6.0, 8), (8.0, 10), (8.0, 10)];
+        for (seen, (weight, exponent)) in seen.into_iter().zip(expected) {
+            let radius = 4.8;
+            assert_eq!(
+                seen,
+                Penalty::Power {
+                    radius,
+                    weight,
+                    exponent
+                }
+            );
+        }
+    }
 }

@@ -1,80 +1,220 @@
 //! From a trained run to the compiler's float graph, with proof that both compute the same.
+//!
+//! Whatever stood at an activation site becomes ReLUs, identities and quadratics per channel: norms before a square and
+//! Hermite norms fold into coefficients, a quartic becomes three quadratics, the kernel of a convolution a quadratic
+//! behind it.
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use pi_ir::graph::{ActivationKind, Graph, Node, NodeId, Op as GraphOp};
 use pi_ir::{GraphFile, Padding, Shape};
 
-use crate::checkpoint::write_atomically;
-use crate::data::{CLASSES, Dataset, IMAGE, plain_batch};
+use crate::checkpoint::{Arrays, write_atomically};
+use crate::data::DeviceSet;
 use crate::kernels::NORM_EPSILON;
-use crate::network::Op;
-use crate::train::Run;
+use crate::network::forward::EXTENT_EPSILON;
+use crate::network::state::download;
+use crate::network::{self, Op, Slot};
+use crate::run::Run;
 
 /// Largest difference of a logit that [`check`] accepts, relative to the largest logit of the batch (at least 1).
 ///
-/// Both sides compute in single precision and differ only in the order of at most 1,000 terms a sum over about ten
-/// layers; random rounding makes that about `sqrt(1000) * 10 * 2^-24`, 2e-5. A wrong weight, kind or shape shows at
+/// Both sides compute in single precision and differ only in the order of at most 5,000 terms a sum over up to fifty
+/// layers; random rounding makes that about `sqrt(5000) * 50 * 2^-24`, 2e-4. A wrong weight, kind or shape shows at
 /// 1e-2 or more.
 pub const TOLERANCE: f32 = 1e-3;
 
 /// The run's network as a float graph. Activation sites that are all identity vanish.
 ///
 /// # Errors
-/// A graph that `pi-ir` does not accept.
+/// A slot that no polynomial replaces (the min-max norm of the batch at hand), a selection that has not ended, or a graph
+/// that `pi-ir` does not accept.
 pub fn graph(run: &Run) -> Result<Graph> {
-    let state = &run.state;
-    let mut nodes: Vec<Node> = Vec::new();
+    ensure!(
+        run.state.selection.is_none(),
+        "a selection is under way: its factors are neither ReLUs nor polynomials yet; train the stage to its end"
+    );
+    let mut emit = Emit {
+        run,
+        parameters: run.state.parameter_arrays(),
+        statistics: run.state.buffer_arrays(),
+        nodes: Vec::new(),
+    };
     // Node of the graph that holds each node of the network.
     let mut ids: Vec<NodeId> = Vec::new();
-    for node in &run.network.nodes {
-        let values = |what: &str| {
-            state.parameters[&format!("{}.{what}", node.name)]
-                .values
-                .clone()
+    for (index, node) in run.network.nodes.iter().enumerate() {
+        let inputs: Vec<NodeId> = node.inputs.iter().map(|i| ids[*i]).collect();
+        // The norm behind a polynomial kernel is part of its quadratic: the compiler takes norms behind linear nodes only.
+        let id = match (node.op, emit.before(node)) {
+            (Op::Norm, Some(kernel)) => {
+                let op = emit.normalised_kernel(kernel, node);
+                emit.push(node.name.clone(), op, vec![ids[kernel.inputs[0]]])
+            }
+            (Op::Kernel { .. }, _) if emit.only_norms_read(index) => inputs[0],
+            _ => emit.node(node, inputs)?,
         };
-        let mut inputs: Vec<NodeId> = node.inputs.iter().map(|i| ids[*i]).collect();
-        let mut push = |name: String, op: GraphOp, inputs: Vec<NodeId>| {
-            nodes.push(Node { name, op, inputs });
-            NodeId(nodes.len() as u32 - 1)
+        ids.push(id);
+    }
+    let images = &run.meta.images;
+    let graph = Graph {
+        name: run.meta.config.name.clone(),
+        mean: images.normalisation.mean.clone(),
+        std: images.normalisation.std.clone(),
+        classes: images.classes.clone(),
+        nodes: emit.nodes,
+    };
+    let faults = pi_ir::verify::graph(&graph);
+    if let Some(fault) = faults.first() {
+        bail!(
+            "the exported graph has {} faults, the first is: {fault}",
+            faults.len()
+        );
+    }
+    Ok(graph)
+}
+
+struct Emit<'a> {
+    run: &'a Run,
+    parameters: Arrays,
+    statistics: Arrays,
+    nodes: Vec<Node>,
+}
+
+impl<'a> Emit<'a> {
+    fn push(&mut self, name: String, op: GraphOp, inputs: Vec<NodeId>) -> NodeId {
+        self.nodes.push(Node { name, op, inputs });
+        NodeId(self.nodes.len() as u32 - 1)
+    }
+
+    fn parameter(&self, node: &network::Node, what: &str) -> Vec<f32> {
+        self.parameters[&format!("{}.{what}", node.name)]
+            .values
+            .clone()
+    }
+
+    fn statistic(&self, node: &network::Node, what: &str) -> Vec<f32> {
+        self.statistics[&format!("{}.{what}", node.name)]
+            .values
+            .clone()
+    }
+
+    /// The polynomial kernel that a node reads, if it reads one.
+    fn before(&self, node: &network::Node) -> Option<&'a network::Node> {
+        let input = &self.run.network.nodes[*node.inputs.first()?];
+        matches!(input.op, Op::Kernel { .. }).then_some(input)
+    }
+
+    fn only_norms_read(&self, index: usize) -> bool {
+        let readers = self
+            .run
+            .network
+            .nodes
+            .iter()
+            .filter(|n| n.inputs.contains(&index));
+        readers.into_iter().all(|reader| reader.op == Op::Norm)
+    }
+
+    /// `(a, b, c)` of a polynomial kernel per channel.
+    fn kernel(&self, node: &network::Node, scaled: bool) -> Vec<[f32; 3]> {
+        let shift = self.parameter(node, "shift");
+        let scale: Vec<f32> = if scaled {
+            let logs = self.parameter(node, "log_scale");
+            logs.iter().map(|a| a.exp()).collect()
+        } else {
+            vec![1.0; shift.len()]
         };
+        let square = |(a, s): (&f32, &f32)| [*a, 2.0 * a * s, a * s * s];
+        scale.iter().zip(&shift).map(square).collect()
+    }
+
+    /// A kernel and the norm behind it as one quadratic.
+    fn normalised_kernel(&self, kernel: &network::Node, norm: &network::Node) -> GraphOp {
+        let scaled = kernel.op == Op::Kernel { scaled: true };
+        let (gamma, beta) = (self.parameter(norm, "gamma"), self.parameter(norm, "beta"));
+        let moments = self.statistic(norm, "moments");
+        let (mean, variance) = moments.split_at(gamma.len());
+        let fold = |(i, [a, b, c]): (usize, [f32; 3])| {
+            let deviation = (f64::from(variance[i]) + f64::from(NORM_EPSILON)).sqrt();
+            let scale = f64::from(gamma[i]) / deviation;
+            let constant = (f64::from(c) - f64::from(mean[i])) * scale + f64::from(beta[i]);
+            let by_scale = |v: f32| (f64::from(v) * scale) as f32;
+            [by_scale(a), by_scale(b), constant as f32]
+        };
+        let coefficients = self.kernel(kernel, scaled).into_iter().enumerate();
+        everywhere(norm, coefficients.map(fold).collect())
+    }
+
+    fn node(&mut self, node: &network::Node, inputs: Vec<NodeId>) -> Result<NodeId> {
         let [c, h, w] = node.shape.map(|d| d as u32);
         let op = match node.op {
             Op::Input => GraphOp::Input {
                 shape: Shape::new(c, h, w),
             },
-            Op::Conv { kernel, stride, .. } => GraphOp::Conv2d {
-                weight: values("weight"),
-                bias: Vec::new(),
+            Op::Conv {
+                kernel,
+                stride,
+                padding,
+                bias,
+                ..
+            } => GraphOp::Conv2d {
+                weight: self.parameter(node, "weight"),
+                bias: if bias {
+                    self.parameter(node, "bias")
+                } else {
+                    Vec::new()
+                },
                 out_channels: c,
                 kernel: (kernel as u32, kernel as u32),
                 stride: (stride as u32, stride as u32),
-                padding: Padding::same(kernel as u32 / 2),
+                padding: Padding::same(padding as u32),
             },
+            Op::Kernel { scaled } => everywhere(node, self.kernel(node, scaled)),
             Op::Norm => {
-                let moments = &state.buffers[&format!("{}.moments", node.name)].values;
+                let moments = self.statistic(node, "moments");
                 let (mean, var) = moments.split_at(moments.len() / 2);
                 GraphOp::BatchNorm {
-                    gamma: values("gamma"),
-                    beta: values("beta"),
+                    gamma: self.parameter(node, "gamma"),
+                    beta: self.parameter(node, "beta"),
                     mean: mean.to_vec(),
                     var: var.to_vec(),
                     eps: NORM_EPSILON,
                 }
             }
-            Op::Activation => {
-                let kinds = state.masks[&node.name].clone();
-                if kinds.iter().all(|kind| *kind == ActivationKind::Identity) {
-                    ids.push(inputs[0]);
-                    continue;
+            Op::Activation => return self.activation(node, inputs),
+            Op::Add => GraphOp::Add,
+            Op::AvgPool { window } => {
+                let window = window as u32;
+                GraphOp::AvgPool {
+                    kernel: (window, window),
+                    stride: (window, window),
                 }
-                let poly = values("poly");
+            }
+            Op::Dense { .. } => {
+                let flat = self.push(format!("{}.flatten", node.name), GraphOp::Flatten, inputs);
+                let op = GraphOp::Dense {
+                    weight: self.parameter(node, "weight"),
+                    bias: self.parameter(node, "bias"),
+                    out: c,
+                };
+                return Ok(self.push(node.name.clone(), op, vec![flat]));
+            }
+        };
+        Ok(self.push(node.name.clone(), op, inputs))
+    }
+
+    fn activation(&mut self, node: &network::Node, inputs: Vec<NodeId>) -> Result<NodeId> {
+        let channels = node.shape[0];
+        let op = match self.run.state.slots[&node.name] {
+            Slot::Masked => {
+                let kinds = self.run.state.masks[&node.name].clone();
+                if kinds.iter().all(|kind| *kind == ActivationKind::Identity) {
+                    return Ok(inputs[0]);
+                }
                 let coefficients = if kinds.contains(&ActivationKind::Polynomial) {
-                    let channels = node.shape[0];
-                    (0..channels)
-                        .map(|i| [poly[i], poly[channels + i], poly[2 * channels + i]])
-                        .collect()
+                    let poly = self.parameter(node, "poly");
+                    let row = |i| [poly[i], poly[channels + i], poly[2 * channels + i]];
+                    (0..channels).map(row).collect()
                 } else {
                     Vec::new()
                 };
@@ -83,40 +223,61 @@ pub fn graph(run: &Run) -> Result<Graph> {
                     coefficients,
                 }
             }
-            Op::Add => GraphOp::Add,
-            Op::GlobalPool => {
-                let [_, h, w] = run.network.nodes[node.inputs[0]].shape.map(|d| d as u32);
-                GraphOp::AvgPool {
-                    kernel: (h, w),
-                    stride: (h, w),
-                }
+            Slot::Quartic => {
+                let rows = self.parameter(node, "quartic");
+                let at = |row: usize, i: usize| rows[row * channels + i];
+                let all = |f: &dyn Fn(usize) -> [f32; 3]| (0..channels).map(f).collect();
+                let inner = everywhere(node, all(&|i| [1.0, at(1, i), 0.0]));
+                let outer = everywhere(node, all(&|i| [at(0, i), 0.0, 0.0]));
+                let low = everywhere(node, all(&|i| [at(2, i), at(3, i), at(4, i)]));
+                let name = |part: &str| format!("{}.{part}", node.name);
+                let inner = self.push(name("inner"), inner, inputs.clone());
+                let outer = self.push(name("outer"), outer, vec![inner]);
+                let low = self.push(name("low"), low, inputs);
+                return Ok(self.push(node.name.clone(), GraphOp::Add, vec![outer, low]));
             }
-            Op::Dense { .. } => {
-                inputs = vec![push(
-                    format!("{}.flatten", node.name),
-                    GraphOp::Flatten,
-                    inputs,
-                )];
-                GraphOp::Dense {
-                    weight: values("weight"),
-                    bias: values("bias"),
-                    out: c,
-                }
+            Slot::HerPn => {
+                let (gamma, beta) = (self.parameter(node, "gamma"), self.parameter(node, "beta"));
+                let moments = self.statistic(node, "herpn");
+                let fold = |i: usize| -> [f32; 3] {
+                    let moment = |row: usize| f64::from(moments[row * channels + i]);
+                    let inverse = |variance: f64| 1.0 / (variance + f64::from(NORM_EPSILON)).sqrt();
+                    let (g, tau) = (f64::from(gamma[i]), std::f64::consts::TAU);
+                    let first = 0.5 * g * inverse(moment(1));
+                    let second = g / (2.0 * tau).sqrt() * inverse(moment(3));
+                    let half = std::f64::consts::FRAC_1_SQRT_2;
+                    let constant = g / tau.sqrt() + f64::from(beta[i])
+                        - first * moment(0)
+                        - second * (half + moment(2));
+                    [(second * half) as f32, first as f32, constant as f32]
+                };
+                everywhere(node, (0..channels).map(fold).collect())
+            }
+            Slot::MinMax { running: false } => bail!(
+                "{} is normalised by the extremes of the batch at hand (MM), which no graph can know beforehand: it is a yardstick; train with the approximate norm (AMM) to export",
+                node.name
+            ),
+            Slot::MinMax { running: true } => {
+                let extent = self.statistic(node, "extent");
+                let fold = |i: usize| -> [f32; 3] {
+                    let (low, high) = (f64::from(extent[i]), f64::from(extent[channels + i]));
+                    let s = 2.0 / (high - low + f64::from(EXTENT_EPSILON));
+                    let t = -low * s - 1.0;
+                    [(s * s) as f32, (2.0 * s * t) as f32, (t * t) as f32]
+                };
+                everywhere(node, (0..channels).map(fold).collect())
             }
         };
-        ids.push(push(node.name.clone(), op, inputs));
+        Ok(self.push(node.name.clone(), op, inputs))
     }
-    let graph = Graph {
-        name: run.meta.config.name.clone(),
-        mean: run.meta.normalisation.mean.to_vec(),
-        std: run.meta.normalisation.std.to_vec(),
-        classes: CLASSES.iter().map(|name| (*name).to_owned()).collect(),
-        nodes,
-    };
-    graph
-        .shapes()
-        .map_err(|why| anyhow::anyhow!("the exported graph is malformed: {why}"))?;
-    Ok(graph)
+}
+
+/// A quadratic at every position.
+fn everywhere(node: &network::Node, coefficients: Vec<[f32; 3]>) -> GraphOp {
+    GraphOp::Activation {
+        kinds: vec![ActivationKind::Polynomial; node.elements()],
+        coefficients,
+    }
 }
 
 /// Runs `pi-ir`'s interpreter and the run on the first `count` images of `set`; returns the largest difference of a
@@ -124,19 +285,21 @@ pub fn graph(run: &Run) -> Result<Graph> {
 ///
 /// # Errors
 /// A difference above [`TOLERANCE`], naming the image.
-pub fn check(run: &Run, graph: &Graph, set: &Dataset, count: usize) -> Result<f32> {
+pub fn check(run: &Run, graph: &Graph, set: &DeviceSet, count: usize) -> Result<f32> {
     let indices: Vec<usize> = (0..count.min(set.len())).collect();
     ensure!(
         !indices.is_empty(),
         "the export is checked on images, and there are none"
     );
-    let pixels = plain_batch(set, &indices, &run.meta.normalisation);
-    let trained = run.logits(pixels.clone());
-    let scale = trained.iter().flatten().fold(1.0f32, |m, v| m.max(v.abs()));
+    let pixels = set.plain(&indices);
+    let trained = download(run.logits(pixels.clone()));
+    let scale = trained.iter().fold(1.0f32, |m, v| m.max(v.abs()));
+    let pixels = download(pixels);
+    let got = pi_ir::interpret::float_batch(graph, &pixels, indices.len())
+        .map_err(|why| anyhow::anyhow!("the exported graph: {why}"))?;
+    let classes = trained.len() / indices.len();
     let mut worst = 0.0f32;
-    for (index, (image, expected)) in pixels.chunks(IMAGE).zip(&trained).enumerate() {
-        let got = pi_ir::interpret::float(graph, image)
-            .map_err(|why| anyhow::anyhow!("the exported graph: {why}"))?;
+    for (index, (got, expected)) in got.iter().zip(trained.chunks(classes)).enumerate() {
         ensure!(
             got.len() == expected.len(),
             "the exported graph gives {} logits, not {}",
@@ -159,7 +322,7 @@ pub fn check(run: &Run, graph: &Graph, set: &Dataset, count: usize) -> Result<f3
 ///
 /// # Errors
 /// As [`graph`] and [`check`], and the file system's.
-pub fn export(run: &Run, set: &Dataset, count: usize, path: &Path) -> Result<(usize, f32)> {
+pub fn export(run: &Run, set: &DeviceSet, count: usize, path: &Path) -> Result<(usize, f32)> {
     let graph = graph(run)?;
     let worst = check(run, &graph, set, count)?;
     let bytes = GraphFile { graph }.encode();

@@ -55,19 +55,43 @@ pub fn normalise(x: Tensor<4>, moments: Tensor<2>, gamma: Tensor<1>, beta: Tenso
     ))
 }
 
+/// A penalty on the inputs of activations, which [`masked`] adds to the gradient.
+///
+/// Polynomials need it to stay stable, and the compiled network's fixed point to stay precise.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Penalty {
+    /// None.
+    None,
+    /// `weight` times the squared excess of `|z|` over `radius`, summed over positions, mean over the batch.
+    Excess {
+        /// Where it begins.
+        radius: f32,
+        /// Its strength.
+        weight: f32,
+    },
+    /// `weight` times the mean of `(z / radius)^exponent` over batch and positions (PILLAR, USENIX Security 2024).
+    Power {
+        /// Where it becomes steep.
+        radius: f32,
+        /// Its strength.
+        weight: f32,
+        /// An even exponent of at least 2.
+        exponent: i32,
+    },
+}
+
 /// Returns `k0 relu(z) + k1 z^2 + k2 z + k3` with coefficients per position.
 ///
-/// The backward step adds the gradient of a range penalty, `weight / n` times the sum of the squared excess of `|z|`
-/// over `radius`, so that the penalty costs no pass of its own; the value returned does not contain it.
+/// The backward step adds the gradient of `penalty`, so that the penalty costs no pass of its own; the value returned
+/// does not contain it.
 ///
 /// # Shapes
 /// `z`: `[n, c, h, w]`; `coefficients`: `[4, c, h, w]`.
-pub fn masked(z: Tensor<4>, coefficients: Tensor<4>, radius: f32, weight: f32) -> Tensor<4> {
+pub fn masked(z: Tensor<4>, coefficients: Tensor<4>, penalty: Penalty) -> Tensor<4> {
     Tensor::from_dispatch(Dispatch::pi_masked(
         z.into_dispatch(),
         coefficients.into_dispatch(),
-        radius,
-        weight,
+        penalty,
     ))
 }
 
@@ -100,8 +124,7 @@ pub trait Operations: Backend {
     fn pi_masked(
         z: FloatTensor<Self>,
         coefficients: FloatTensor<Self>,
-        _radius: f32,
-        _weight: f32,
+        _penalty: Penalty,
     ) -> FloatTensor<Self> {
         composed::masked::<Self>(z, coefficients)
     }
@@ -177,7 +200,7 @@ impl Operations for Flex {
         dense(out, &[n, c, h, w])
     }
 
-    fn pi_masked(z: Dense, coefficients: Dense, _radius: f32, _weight: f32) -> Dense {
+    fn pi_masked(z: Dense, coefficients: Dense, _penalty: Penalty) -> Dense {
         let [n, c, h, w] = z.shape().dims();
         let image = c * h * w;
         let (z, coefficients) = (z.to_contiguous(), coefficients.to_contiguous());
@@ -234,10 +257,9 @@ trait Adjoints: Operations {
         z: FloatTensor<Self>,
         coefficients: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        radius: f32,
-        weight: f32,
+        penalty: Penalty,
     ) -> FloatTensor<Self> {
-        composed::masked_by_input::<Self>(z, coefficients, grad, radius, weight)
+        composed::masked_by_input::<Self>(z, coefficients, grad, penalty)
     }
 
     /// Gradient of [`masked`] by its coefficients, summed over the batch.
@@ -346,30 +368,50 @@ impl Adjoints for Flex {
         [out, dense(by_gamma, &[c]), dense(by_beta, &[c])]
     }
 
-    fn masked_by_input(
-        z: Dense,
-        coefficients: Dense,
-        grad: Dense,
-        radius: f32,
-        weight: f32,
-    ) -> Dense {
+    fn masked_by_input(z: Dense, coefficients: Dense, grad: Dense, penalty: Penalty) -> Dense {
         let [n, c, h, w] = z.shape().dims();
         let image = c * h * w;
         let (z, coefficients) = (z.to_contiguous(), coefficients.to_contiguous());
         let [relu, square, linear, _] = quarters(floats(&coefficients));
-        let pull = 2.0 * weight / n as f32;
         let mut grad = owned(grad);
-        grad.storage_mut::<f32>()
+        let images = grad
+            .storage_mut::<f32>()
             .par_chunks_mut(image)
-            .zip(floats(&z).par_chunks(image))
-            .for_each(|(grad, z)| {
+            .zip(floats(&z).par_chunks(image));
+        let slope = |i: usize, z: f32| {
+            let relu = if z > 0.0 { relu[i] } else { 0.0 };
+            relu + 2.0 * square[i] * z + linear[i]
+        };
+        // One loop a kind of penalty, so that each stays a straight line for the vectoriser.
+        match penalty {
+            Penalty::None => images.for_each(|(grad, z)| {
                 for i in 0..image {
-                    let slope = if z[i] > 0.0 { relu[i] } else { 0.0 };
-                    let excess = z[i] - z[i].clamp(-radius, radius);
-                    grad[i] =
-                        grad[i] * (slope + 2.0 * square[i] * z[i] + linear[i]) + pull * excess;
+                    grad[i] *= slope(i, z[i]);
                 }
-            });
+            }),
+            Penalty::Excess { radius, weight } => {
+                let pull = 2.0 * weight / n as f32;
+                images.for_each(|(grad, z)| {
+                    for i in 0..image {
+                        let excess = z[i] - z[i].clamp(-radius, radius);
+                        grad[i] = grad[i] * slope(i, z[i]) + pull * excess;
+                    }
+                });
+            }
+            Penalty::Power {
+                radius,
+                weight,
+                exponent,
+            } => {
+                let pull = weight * exponent as f32 / (radius * (n * image) as f32);
+                images.for_each(|(grad, z)| {
+                    for i in 0..image {
+                        let steep = (z[i] / radius).powi(exponent - 1);
+                        grad[i] = grad[i] * slope(i, z[i]) + pull * steep;
+                    }
+                });
+            }
+        }
         grad
     }
 
@@ -530,13 +572,12 @@ impl<B: Adjoints, C: CheckpointStrategy> Operations for Autodiff<B, C> {
     fn pi_masked(
         z: FloatTensor<Self>,
         coefficients: FloatTensor<Self>,
-        radius: f32,
-        weight: f32,
+        penalty: Penalty,
     ) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct Masked;
         impl<B: Adjoints> Backward<B, 2> for Masked {
-            type State = (FloatTensor<B>, FloatTensor<B>, f32, f32);
+            type State = (FloatTensor<B>, FloatTensor<B>, Penalty);
             fn backward(
                 self,
                 ops: Ops<Self::State, 2>,
@@ -545,16 +586,14 @@ impl<B: Adjoints, C: CheckpointStrategy> Operations for Autodiff<B, C> {
             ) {
                 let [node_z, node_coefficients] = ops.parents;
                 let grad = grads.consume::<B>(&ops.node);
-                let (z, coefficients, radius, weight) = ops.state;
+                let (z, coefficients, penalty) = ops.state;
                 if let Some(node) = node_coefficients {
                     grads
                         .register::<B>(node.id, B::masked_by_coefficients(z.clone(), grad.clone()));
                 }
                 if let Some(node) = node_z {
-                    grads.register::<B>(
-                        node.id,
-                        B::masked_by_input(z, coefficients, grad, radius, weight),
-                    );
+                    grads
+                        .register::<B>(node.id, B::masked_by_input(z, coefficients, grad, penalty));
                 }
             }
         }
@@ -565,14 +604,13 @@ impl<B: Adjoints, C: CheckpointStrategy> Operations for Autodiff<B, C> {
         {
             OpsKind::Tracked(prep) => {
                 let (z, coefficients) = (z.into_primitive(), coefficients.into_primitive());
-                let out = B::pi_masked(z.clone(), coefficients.clone(), radius, weight);
-                prep.finish((z, coefficients, radius, weight), out)
+                let out = B::pi_masked(z.clone(), coefficients.clone(), penalty);
+                prep.finish((z, coefficients, penalty), out)
             }
             OpsKind::UnTracked(prep) => prep.finish(B::pi_masked(
                 z.into_primitive(),
                 coefficients.into_primitive(),
-                radius,
-                weight,
+                penalty,
             )),
         }
     }
@@ -902,6 +940,19 @@ mod tests {
         }
     }
 
+    const PENALTIES: [Penalty; 3] = [
+        Penalty::None,
+        Penalty::Excess {
+            radius: 1.0,
+            weight: 0.5,
+        },
+        Penalty::Power {
+            radius: 1.2,
+            weight: 0.5,
+            exponent: 10,
+        },
+    ];
+
     #[test]
     fn convolution_and_its_gradients_equal_burns_own() {
         // (n, c_in, h, w, c_out, kernel, stride, padding): odd sizes, all strides, 1x1, padding wider than needed.
@@ -986,15 +1037,22 @@ mod tests {
         let (z, grad) = (random(&shape, 10), random(&shape, 11));
         let coefficients = random(&[4, 2, 4, 5], 12);
         assert_close(
-            &Flex::pi_masked(z.clone(), coefficients.clone(), 1.0, 0.5),
+            &Flex::pi_masked(z.clone(), coefficients.clone(), Penalty::None),
             &composed::masked::<Flex>(z.clone(), coefficients.clone()),
             "masked",
         );
-        assert_close(
-            &Flex::masked_by_input(z.clone(), coefficients.clone(), grad.clone(), 1.0, 0.5),
-            &composed::masked_by_input::<Flex>(z.clone(), coefficients, grad.clone(), 1.0, 0.5),
-            "by input",
-        );
+        for penalty in PENALTIES {
+            assert_close(
+                &Flex::masked_by_input(z.clone(), coefficients.clone(), grad.clone(), penalty),
+                &composed::masked_by_input::<Flex>(
+                    z.clone(),
+                    coefficients.clone(),
+                    grad.clone(),
+                    penalty,
+                ),
+                &format!("by input, {penalty:?}"),
+            );
+        }
         assert_close(
             &Flex::masked_by_coefficients(z.clone(), grad.clone()),
             &composed::masked_by_coefficients::<Flex>(z, grad),
@@ -1014,7 +1072,7 @@ mod tests {
         let x = leaves[0].clone().reshape([2, 2, 4, 4]);
         let y = conv2d(x, leaves[1].clone().reshape([3, 2, 3, 3]), 1, 1);
         let y = normalise(y.clone(), moments(y), leaves[2].clone(), leaves[3].clone());
-        let y = masked(y, leaves[4].clone().reshape([4, 3, 4, 4]), 100.0, 0.0);
+        let y = masked(y, leaves[4].clone().reshape([4, 3, 4, 4]), Penalty::None);
         // A weighted sum, so that no gradient vanishes by symmetry.
         let weights =
             Tensor::<4>::from_data(TensorData::new(values(96, 20), [2, 3, 4, 4]), &device);
@@ -1068,7 +1126,42 @@ mod tests {
         let z = dense(vec![-7.0, 0.5, 4.0, 9.0], &[1, 1, 2, 2]);
         let zero = dense(vec![0.0; 16], &[4, 1, 2, 2]);
         let grad = dense(vec![1.0; 4], &[1, 1, 2, 2]);
-        let pulled = Flex::masked_by_input(z, zero, grad, 5.0, 0.25);
+        let penalty = Penalty::Excess {
+            radius: 5.0,
+            weight: 0.25,
+        };
+        let pulled = Flex::masked_by_input(z, zero, grad, penalty);
         assert_eq!(floats(&pulled), [-1.0, 0.0, 0.0, 2.0]);
+    }
+
+    #[test]
+    fn the_power_penalty_is_the_slope_of_its_mean() {
+        let (radius, weight, exponent) = (1.5f32, 0.3f32, 6);
+        let z = values(24, 18);
+        let value = |z: &[f32]| -> f64 {
+            let terms = z.iter().map(|z| f64::from(z / radius).powi(exponent));
+            f64::from(weight) * terms.sum::<f64>() / z.len() as f64
+        };
+        let zero = dense(vec![0.0; 4 * 12], &[4, 3, 2, 2]);
+        let grad = dense(vec![0.0; 24], &[2, 3, 2, 2]);
+        let penalty = Penalty::Power {
+            radius,
+            weight,
+            exponent,
+        };
+        let got = Flex::masked_by_input(dense(z.clone(), &[2, 3, 2, 2]), zero, grad, penalty);
+        for (i, got) in floats(&got).iter().enumerate() {
+            let at = |offset: f32| {
+                let mut moved = z.clone();
+                moved[i] += offset;
+                value(&moved)
+            };
+            // Central difference in double precision: its error is the third derivative, below 1e-3 here.
+            let expected = (at(5e-3) - at(-5e-3)) / 1e-2;
+            assert!(
+                (f64::from(*got) - expected).abs() < 1e-3 + 1e-2 * expected.abs(),
+                "element {i}: {got}, expected {expected}"
+            );
+        }
     }
 }

@@ -1,18 +1,24 @@
 //! `pi-train`: trains, evaluates and exports networks.
 #![forbid(unsafe_code)]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::ProgressBar;
 use pi_trainer::checkpoint::Checkpoint;
+use pi_trainer::command;
+use pi_trainer::command::plot::PlotArguments;
+use pi_trainer::command::report::ReportArguments;
+use pi_trainer::compare;
 use pi_trainer::config::Config;
-use pi_trainer::data::{self, Cifar10, Dataset};
+use pi_trainer::data::{self, Data, DataConfig, DeviceSet, Summary};
+use pi_trainer::experiment::{self, Outcome};
 use pi_trainer::export;
-use pi_trainer::network::Network;
-use pi_trainer::train::{self, Run};
+use pi_trainer::run::{Diverged, Images, Run, checkpoint_path};
 use serde_json::json;
 
 /// Trains networks whose activations a two-party computation can afford.
@@ -38,6 +44,24 @@ enum Processor {
 enum Command {
     /// Train the network of an experiment file.
     Train(TrainArguments),
+    /// Train every experiment of a folder in the order of the file names: those that are finished are skipped, those
+    /// that were interrupted go on.
+    RunAll(RunAllArguments),
+    /// Compare one batch on --device with the CPU: logits, gradients, time.
+    Compare {
+        /// Experiment file (TOML).
+        #[arg(long)]
+        config: PathBuf,
+        /// Override a key of the file; may be given several times.
+        #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+        overrides: Vec<String>,
+        /// Images of the batch; their pixels are random.
+        #[arg(long, default_value_t = 64)]
+        batch: usize,
+        /// Side of the images.
+        #[arg(long, default_value_t = 32)]
+        side: usize,
+    },
     /// Write a checkpoint as the compiler's float graph, once the graph's logits are seen to equal the model's.
     Export {
         #[command(flatten)]
@@ -48,6 +72,31 @@ enum Command {
         /// Test images that the check runs on.
         #[arg(long, default_value_t = 64)]
         images: usize,
+    },
+    /// Print results as a table, with the compiler's predicted costs where they lie beside them.
+    Report(ReportArguments),
+    /// Draw the charts of runs and results.
+    Plot(PlotArguments),
+    /// Count the images of an experiment's data set and print their statistics.
+    Data {
+        #[command(flatten)]
+        experiment: Experiment,
+        /// PNG file to write: images of each class and what the first stage's augmentation makes of them.
+        #[arg(long)]
+        sheet: Option<PathBuf>,
+    },
+    /// Write an experiment's data set as one compressed file, which data.path may name in place of its folder.
+    ///
+    /// With data.limit only the first so many training images, the held-out and the test images are kept.
+    Pack {
+        #[command(flatten)]
+        experiment: Experiment,
+        /// File to write.
+        #[arg(long)]
+        out: PathBuf,
+        /// Make JPEG files of this quality (1 to 100) of images that are none of their size yet. This changes them.
+        #[arg(long)]
+        quality: Option<u8>,
     },
     /// Measure a checkpoint on the test batch and print the result as JSON.
     Eval {
@@ -70,9 +119,40 @@ struct TrainArguments {
     /// Go on from the checkpoint in the folder.
     #[arg(long)]
     resume: bool,
+    /// Stop at the end of the last epoch that will probably end within so many seconds.
+    #[arg(long)]
+    seconds: Option<u64>,
     /// Folder for decoded archives, in place of data.cache.
     #[arg(long)]
     cache: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct RunAllArguments {
+    /// Folder of experiment files.
+    folder: PathBuf,
+    /// Override a key of every file; may be given several times.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Folder that holds one folder a run, named as its file.
+    #[arg(long, default_value = "runs")]
+    out: PathBuf,
+    /// Folder for the results, one NAME.json each; none is written if absent.
+    #[arg(long)]
+    results: Option<PathBuf>,
+    /// Stop at the end of the last epoch that will probably end within so many seconds.
+    #[arg(long)]
+    seconds: Option<u64>,
+}
+
+#[derive(Args)]
+struct Experiment {
+    /// Experiment file (TOML); of a sweep, the first run.
+    #[arg(long)]
+    config: PathBuf,
+    /// Override a key of the file; may be given several times.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    overrides: Vec<String>,
 }
 
 #[derive(Args)]
@@ -80,7 +160,7 @@ struct Source {
     /// Checkpoint of a run, or the folder it is in.
     #[arg(long)]
     checkpoint: PathBuf,
-    /// CIFAR-10 folder, in place of the run's own.
+    /// Folder or packed file of the data set, in place of the run's own.
     #[arg(long)]
     data: Option<PathBuf>,
     /// Folder for decoded archives, in place of the run's own.
@@ -92,13 +172,33 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let device = open_device(arguments.device)?;
     match arguments.command {
-        Command::Train(arguments) => run_training(arguments, device),
+        Command::Train(train) => run_training(&train, &device),
+        Command::RunAll(all) => run_all(&all, &device, arguments.device),
+        Command::Compare {
+            config,
+            overrides,
+            batch,
+            side,
+        } => {
+            for (name, config) in Config::variants(&config, &overrides)? {
+                let found = compare::compare(&config, &compare::images(side), batch, &device)?;
+                let (worst, off) = found.gradients.first().context("nothing trains")?;
+                println!(
+                    "{name}: logits differ by {:.1e}, gradients by at most {off:.1e} ({worst}); {:.1} ms a step, {:.1} ms on the CPU",
+                    found.logits,
+                    1e3 * found.seconds,
+                    1e3 * found.cpu_seconds
+                );
+                found.check()?;
+            }
+            Ok(())
+        }
         Command::Export {
             source,
             out,
             images,
         } => {
-            let (run, test) = open(source, device)?;
+            let (run, test) = open(&source, device)?;
             let (bytes, worst) = export::export(&run, &test, images, &out)?;
             eprintln!(
                 "{}: {bytes} bytes; logits of {} images differ by at most {worst:.1e}",
@@ -107,8 +207,44 @@ fn main() -> Result<()> {
             );
             Ok(())
         }
+        Command::Report(arguments) => {
+            print!("{}", command::report::report(&arguments)?);
+            Ok(())
+        }
+        Command::Plot(arguments) => {
+            for path in command::plot::plot(&arguments)? {
+                println!("{}", path.display());
+            }
+            Ok(())
+        }
+        Command::Data { experiment, sheet } => {
+            let config = experiment.first_run()?;
+            let summary = Summary::of(&config.data)?;
+            writeln!(std::io::stdout(), "{summary}")?;
+            if let Some(path) = sheet {
+                summary.sheet(&config.stages[0].augmentation, config.seed, &path)?;
+                eprintln!("{}: images and their augmentations", path.display());
+            }
+            Ok(())
+        }
+        Command::Pack {
+            experiment,
+            out,
+            quality,
+        } => {
+            let packed = data::pack::pack(&experiment.first_run()?.data, quality, &out)?;
+            eprintln!(
+                "{}: {}, {} training and {} test images, {:.1} MB",
+                out.display(),
+                packed.description(),
+                packed.train,
+                packed.test,
+                packed.bytes as f64 / 1e6
+            );
+            Ok(())
+        }
         Command::Eval { source } => {
-            let (run, test) = open(source, device)?;
+            let (run, test) = open(&source, device)?;
             println!(
                 "{}",
                 serde_json::to_string_pretty(&report(&run, &test, arguments.device))?
@@ -118,87 +254,226 @@ fn main() -> Result<()> {
     }
 }
 
-fn run_training(arguments: TrainArguments, device: Device) -> Result<()> {
-    let mut config = Config::load(&arguments.config, &arguments.overrides)?;
-    config.data.cache = arguments.cache.or(config.data.cache);
-    let path = train::checkpoint_path(&arguments.out);
-    let mut run = if arguments.resume {
-        let mut run = Run::from_checkpoint(Checkpoint::load(&path)?, device)?;
-        run.reconfigure(config)?;
-        run
-    } else if path.exists() {
-        bail!(
-            "{} exists: give --resume to go on from it, or another --out",
-            path.display()
-        );
-    } else {
-        Run::new(config, device)?
-    };
-    let data = &run.meta.config.data;
-    let mut set = Cifar10::load(&data.path, data.cache.as_deref())?.train;
-    ensure!(
-        data.holdout < set.len(),
-        "data.holdout leaves no image to train on"
-    );
-    let holdout = set.split_off(data.holdout);
-    if let Some(limit) = data.limit {
-        set.split_off(set.len().saturating_sub(limit));
+impl Experiment {
+    fn first_run(&self) -> Result<Config> {
+        let runs = Config::variants(&self.config, &self.overrides)?;
+        let (_, config) = runs.into_iter().next().context("a sweep without runs")?;
+        Ok(config)
     }
+}
+
+fn deadline(seconds: Option<u64>) -> Option<Instant> {
+    seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds))
+}
+
+fn run_training(arguments: &TrainArguments, device: &Device) -> Result<()> {
+    let deadline = deadline(arguments.seconds);
+    let mut config = Config::load(&arguments.config, &arguments.overrides)?;
+    config.data.cache = arguments.cache.clone().or(config.data.cache);
+    let path = checkpoint_path(&arguments.out);
+    ensure!(
+        arguments.resume || !path.exists(),
+        "{} exists: give --resume to go on from it, or another --out",
+        path.display()
+    );
+    let loaded = load(&config.data, device)?;
+    train_in(config, &loaded, &arguments.out, deadline, device).map(|_| ())
+}
+
+/// Trains in a folder, from its checkpoint if there is one.
+fn train_in(
+    config: Config,
+    (images, data): &(Images, Data),
+    out: &Path,
+    deadline: Option<Instant>,
+    device: &Device,
+) -> Result<(Run, Outcome)> {
+    let path = checkpoint_path(out);
+    let mut run = if path.exists() {
+        let mut run = Run::from_checkpoint(Checkpoint::load(&path)?, device.clone())?;
+        run.reconfigure(config)?;
+        ensure!(
+            run.meta.images == *images,
+            "{} was trained on {}, this is {}: the run goes on with the same images only",
+            path.display(),
+            run.meta.images.dataset,
+            images.dataset
+        );
+        run
+    } else {
+        Run::new(config, images.clone(), device.clone())?
+    };
     eprintln!(
-        "{}: {} multiply-adds an image, {} images",
+        "{}: {} multiply-adds an image, {} activations, {} parameters, {} images",
         run.meta.config.name,
         run.network.multiply_adds(),
-        set.len()
+        run.network.positions(),
+        run.state.parameter_count(),
+        data.train.len()
     );
-    train::train(
-        &mut run,
-        &set,
-        &holdout,
-        &arguments.out,
-        &ProgressBar::new(0),
-    )
+    let outcome = experiment::train(&mut run, data, out, deadline, &ProgressBar::new(0))?;
+    Ok((run, outcome))
+}
+
+fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -> Result<()> {
+    let deadline = deadline(arguments.seconds);
+    let entries = std::fs::read_dir(&arguments.folder)
+        .with_context(|| format!("cannot read {}", arguments.folder.display()))?;
+    let mut files: Vec<PathBuf> = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<std::io::Result<_>>()?;
+    files.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "toml")
+    });
+    files.sort();
+    ensure!(
+        !files.is_empty(),
+        "{} has no experiment file",
+        arguments.folder.display()
+    );
+    let mut runs = Vec::new();
+    for file in &files {
+        runs.extend(Config::variants(file, &arguments.overrides)?);
+    }
+    let mut failed = Vec::new();
+    // Runs that follow each other mostly share their images.
+    let mut loaded: Option<(DataConfig, (Images, Data))> = None;
+    for (name, config) in runs {
+        let out = arguments.out.join(&name);
+        if out.join("finished").exists() {
+            eprintln!("{name}: finished");
+            continue;
+        }
+        let failed_before = out.join("failed");
+        if let Ok(why) = std::fs::read_to_string(&failed_before) {
+            let path = failed_before.display();
+            eprintln!(
+                "{name}: diverged before ({}); delete {path} to try again",
+                why.trim()
+            );
+            failed.push(name);
+            continue;
+        }
+        let data = config.data.clone();
+        let at_hand = match loaded.take().filter(|(of, _)| *of == data) {
+            Some(same) => same.1,
+            None => load(&data, device)?,
+        };
+        let outcome = train_in(config, &at_hand, &out, deadline, device);
+        loaded = Some((data.clone(), at_hand));
+        match outcome {
+            Ok((_, Outcome::TimeIsUp)) => {
+                eprintln!("{name}: time is up; the same command goes on from here");
+                return Ok(());
+            }
+            Ok((run, Outcome::Finished)) => {
+                if let Some(results) = &arguments.results {
+                    let test = load_test(&data, &run, device)?;
+                    let text = serde_json::to_string_pretty(&report(&run, &test, processor))?;
+                    let path = results.join(format!("{name}.json"));
+                    std::fs::create_dir_all(results)
+                        .and_then(|()| std::fs::write(&path, text + "\n"))
+                        .with_context(|| format!("cannot write {}", path.display()))?;
+                }
+                std::fs::write(out.join("finished"), "")?;
+            }
+            // One run that explodes, as some of them must, does not stop the others.
+            Err(why) => {
+                eprintln!("{name}: {why:#}");
+                // The same seed diverges in the same way: it is noted, not tried again.
+                if why.is::<Diverged>() {
+                    std::fs::create_dir_all(&out)
+                        .and_then(|()| std::fs::write(&failed_before, format!("{why:#}\n")))
+                        .with_context(|| format!("cannot write {}", failed_before.display()))?;
+                }
+                failed.push(name);
+            }
+        }
+    }
+    ensure!(
+        failed.is_empty(),
+        "these runs failed: {}",
+        failed.join(", ")
+    );
+    Ok(())
+}
+
+/// The images of a configuration.
+fn load(config: &DataConfig, device: &Device) -> Result<(Images, Data)> {
+    let sets = data::Source::open(config)?.sets()?;
+    let images = Images {
+        dataset: sets.description,
+        shape: sets.train.shape,
+        classes: sets.classes,
+        normalisation: sets.normalisation.clone(),
+    };
+    let data = Data {
+        train: DeviceSet::new(sets.train, sets.normalisation.clone(), device),
+        holdout: DeviceSet::new(sets.holdout, sets.normalisation, device),
+    };
+    Ok((images, data))
 }
 
 /// The run of a checkpoint and the test batch.
-fn open(source: Source, device: Device) -> Result<(Run, Dataset)> {
-    let path = if source.checkpoint.is_dir() {
-        train::checkpoint_path(&source.checkpoint)
-    } else {
-        source.checkpoint
-    };
-    let run = Run::from_checkpoint(Checkpoint::load(&path)?, device)?;
-    let own = &run.meta.config.data;
-    let data: &Path = source.data.as_ref().unwrap_or(&own.path);
-    let cache = source.cache.as_deref().or(own.cache.as_deref());
-    let test = data::load_test(data, cache)
+fn open(source: &Source, device: Device) -> Result<(Run, DeviceSet)> {
+    let path = checkpoint_path(&source.checkpoint);
+    let run = Run::from_checkpoint(Checkpoint::load(&path)?, device.clone())?;
+    let mut config = run.meta.config.data.clone();
+    if let Some(path) = &source.data {
+        config.path.clone_from(path);
+    }
+    config.cache = source.cache.clone().or(config.cache);
+    let test = load_test(&config, &run, &device)
         .context("the test batch is needed; name its folder with --data")?;
     Ok((run, test))
 }
 
+fn load_test(config: &DataConfig, run: &Run, device: &Device) -> Result<DeviceSet> {
+    let source = data::Source::open(config)?;
+    let images = &run.meta.images;
+    let test = source.test()?;
+    ensure!(
+        test.shape == images.shape && source.classes() == images.classes,
+        "the model is of {}, images of {:?}; the test images are of {}, {:?}",
+        images.dataset,
+        images.shape,
+        source.description(),
+        test.shape
+    );
+    let normalisation = images.normalisation.clone();
+    Ok(DeviceSet::new(test, normalisation, device))
+}
+
 /// What is reported of a run, with its accuracy on the test batch.
-fn report(run: &Run, test: &Dataset, device: Processor) -> serde_json::Value {
+fn report(run: &Run, test: &DeviceSet, device: Processor) -> serde_json::Value {
     let config = &run.meta.config;
     let evaluation = run.evaluate(test);
-    let (relus, polynomials, identities) = Network::counts(&run.state.masks);
+    let counts = run.network.counts(&run.state);
     let device = match device {
         Processor::Cpu => "CPU, burn flex",
         Processor::Cuda => "CUDA, burn cubecl",
     };
+    let methods: Vec<&str> = config.stages.iter().map(|s| s.method.name()).collect();
     json!({
         "name": config.name,
-        "dataset": "CIFAR-10, JPEG quality 75",
+        "dataset": run.meta.images.dataset,
+        "training_images": config.data.limit,
         "network": config.network,
-        "method": "SGD; ReLUs cut by first-order saliency to quadratics or identities, then quadratics to identities",
-        "relus": relus,
-        "polynomial_positions": polynomials,
-        "identity_positions": identities,
+        "method": methods.join(", "),
+        "stages": config.stages,
+        "relus": counts.relus,
+        "polynomial_positions": counts.polynomials,
+        "identity_positions": counts.identities,
         "multiply_adds": run.network.multiply_adds(),
-        "parameters": run.state.parameters.values().map(|a| a.values.len()).sum::<usize>(),
-        "seed": config.train.seed,
+        "parameters": run.state.parameter_count(),
+        "seed": config.seed,
         "test_accuracy": evaluation.accuracy,
+        "test_loss": evaluation.loss,
         "test_images": test.len(),
         "holdout_accuracy": run.meta.holdout_accuracy,
-        "largest_activation_inputs": evaluation.largest,
+        "largest_activation_input": evaluation.largest(),
+        "activation_inputs": evaluation.sites,
         "epochs": run.meta.epoch,
         "device": device,
         "wall_s": run.meta.wall_s.round(),

@@ -449,3 +449,94 @@ impl std::fmt::Debug for Product {
         write!(f, "Product({:?}, {} levels)", self.modulus, self.levels)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand_chacha::ChaCha20Rng;
+    use rand_core::{RngCore, SeedableRng};
+
+    fn ciphertexts(params: &Params, count: usize, rng: &mut impl RngCore) -> Vec<Ciphertext> {
+        let modulus = CiphertextModulus::Conv;
+        let mut half = || {
+            let mut half = RnsPoly::zero(N, CONV_LIMBS, Domain::Values);
+            for (limb, m) in half.limbs_mut().zip(params.moduli(modulus)) {
+                limb.iter_mut()
+                    .for_each(|x| *x = rng.next_u64() % m.value());
+            }
+            half
+        };
+        let ciphertext = |_| Ciphertext {
+            modulus,
+            halves: [half(), half()],
+        };
+        (0..count).map(ciphertext).collect()
+    }
+
+    #[test]
+    fn a_matrix_of_products_equals_each_product_bit_for_bit() {
+        let params = Params::standard();
+        let rng = &mut ChaCha20Rng::seed_from_u64(21);
+        // The last two sum more ciphertexts than are multiplied at once.
+        for (rows, count, outputs, levels, reach) in [
+            (1, 1, 1, 0, None),
+            (3, 5, 4, 3, None),
+            (2, 7, 3, 8, Some(40)),
+            (9, 3, 2, 1, Some(1)),
+            (1, 4, 5, 2, Some(N)),
+            (2, TERMS_AT_ONCE + 2, 2, 5, None),
+            (1, TERMS_AT_ONCE + 1, 1, 4, Some(700)),
+        ] {
+            let inputs: Vec<Vec<Ciphertext>> = (0..rows)
+                .map(|_| ciphertexts(&params, count, rng))
+                .collect();
+            let packed: Vec<CiphertextRow> = inputs.iter().map(|x| CiphertextRow::new(x)).collect();
+            let mut term = || {
+                let exponent = match reach {
+                    Some(reach) => (2 * N - rng.next_u64() as usize % reach) % (2 * N),
+                    None => rng.next_u64() as usize % (2 * N),
+                };
+                (exponent, rng.next_u32() as i32 >> 4)
+            };
+            let kernels: Vec<Vec<Vec<(usize, i32)>>> = (0..outputs)
+                .map(|_| {
+                    (0..count)
+                        .map(|i| (0..1 + i % 9).map(|_| term()).collect())
+                        .collect()
+                })
+                .collect();
+            let polynomials: Vec<Vec<PlainPoly>> = kernels
+                .iter()
+                .map(|kernels| {
+                    let wide = |&(exponent, weight): &(usize, i32)| (exponent, i64::from(weight));
+                    let polynomial = |terms: &Vec<(usize, i32)>| {
+                        let terms = terms.iter().map(wide);
+                        PlainPoly::new(&params, CiphertextModulus::Conv, levels, terms)
+                    };
+                    kernels.iter().map(polynomial).collect()
+                })
+                .collect();
+            let packed: Vec<&CiphertextRow> = packed.iter().collect();
+            let terms = |output: usize, i: usize| kernels[output][i].iter().copied();
+            let workspace = &mut Workspace::default();
+            let fresh = Product::matrix(&params, &packed, outputs, levels, reach, terms, workspace);
+            let borrowed: Vec<&[PlainPoly]> = polynomials.iter().map(|p| &p[..]).collect();
+            let kept = Product::matrix_of(&params, &packed, &borrowed);
+            for (output, polynomials) in polynomials.iter().enumerate() {
+                for (row, inputs) in inputs.iter().enumerate() {
+                    let pairs: Vec<_> = inputs.iter().zip(polynomials).collect();
+                    let expected = Product::new(&params, &pairs);
+                    for found in [&fresh[output][row], &kept[output][row]] {
+                        assert_eq!(found.levels, expected.levels);
+                        for (found, expected) in found.halves.iter().zip(&expected.halves) {
+                            assert!(
+                                found.limbs().eq(expected.limbs()),
+                                "{rows} rows of {count}, {outputs} outputs, {levels} levels, reach {reach:?}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -11,7 +11,7 @@ use pi_rlwe::{
 use rand_core::CryptoRng;
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use zeroize::Zeroizing;
 
 const CONV: CiphertextModulus = CiphertextModulus::Conv;
@@ -33,7 +33,7 @@ pub struct Kernels {
 
 struct AnswerKernels {
     /// `[out][in][kernel_h][kernel_w]`.
-    weights: Zeroizing<Vec<i16>>,
+    weights: Arc<Zeroizing<Vec<i16>>>,
     /// By group of input channels.
     taps: Vec<Vec<Tap>>,
     /// All transformed kernels, `[chunk][place][group]`, where memory was granted.
@@ -90,10 +90,8 @@ impl Kernels {
                 ));
             }
             let mut placed = AnswerKernels {
-                weights: Zeroizing::new(kernel.clone()),
-                taps: (0..upload.groups())
-                    .map(|group| answer.taps(upload, group))
-                    .collect(),
+                weights: Arc::new(Zeroizing::new(kernel.clone())),
+                taps: taps(answer, upload),
                 cached: None,
             };
             let polynomials = (answer.chunks() * upload.groups()) << answer.merge();
@@ -117,6 +115,33 @@ impl Kernels {
         }
         Ok(Kernels { answers })
     }
+
+    /// The same weights, placed for another plan of the same circuit, without a cache.
+    ///
+    /// # Panics
+    /// If the packing has another number of answers.
+    pub fn placed_for(&self, packing: &Packing) -> Kernels {
+        assert_eq!(
+            packing.answers().len(),
+            self.answers.len(),
+            "another circuit"
+        );
+        let answers = packing.answers().iter().zip(&self.answers);
+        let placed = answers.map(|(answer, other)| AnswerKernels {
+            weights: other.weights.clone(),
+            taps: taps(answer, &packing.uploads()[answer.upload()]),
+            cached: None,
+        });
+        Kernels {
+            answers: placed.collect(),
+        }
+    }
+}
+
+/// The taps of an answer, by group of input channels.
+fn taps(answer: &AnswerMap, upload: &UploadMap) -> Vec<Vec<Tap>> {
+    let groups = 0..upload.groups();
+    groups.map(|group| answer.taps(upload, group)).collect()
 }
 
 impl AnswerKernels {

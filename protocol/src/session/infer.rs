@@ -288,15 +288,7 @@ pub async fn server_infer(
             channel.send(field::encode(&tensor).to_vec()).await?;
             continue;
         };
-        // In place: first the truncated share of each element as an integer, then the next tensor where it is known.
-        let (f, bound) = (layer.truncate(), layer.bound_bits);
-        for d in tensor.iter_mut() {
-            *d = share::truncate_server(*d, f, bound) as u64;
-        }
-        for (&element, &correction) in index.identity.iter().zip(own.identity.iter()) {
-            let d = &mut tensor[element as usize];
-            *d = fp::add(share::to_field(*d as i64), correction);
-        }
+        let identity = std::mem::take(&mut own.identity);
         if index.online() > 0 {
             let opening = Opening {
                 model,
@@ -306,8 +298,10 @@ pub async fn server_infer(
                 label_seed: &bundle.label_seed,
                 delta: &bundle.delta,
             };
-            let (message, shares) = opening.open(own, &tensor)?;
+            let (message, shares) = opening.open(own, layer, &tensor)?;
             channel.send(message).await?;
+            // While the client evaluates.
+            renew(&mut tensor, layer, &index.identity, &identity);
             let (what, length) = ("masked results", online_bytes(index).1);
             let message = receive_exactly(channel, what, length).await?;
             let results = field::decode(what, &message, index.online())?;
@@ -315,10 +309,33 @@ pub async fn server_infer(
             for (&element, (&y, &d)) in elements.zip(results.iter().zip(shares.iter())) {
                 tensor[element as usize] = fp::add(y, d);
             }
+        } else {
+            renew(&mut tensor, layer, &index.identity, &identity);
         }
         tensors.push(tensor);
     }
     Ok(())
+}
+
+/// Elements that a task renews.
+const ELEMENTS: usize = 8192;
+
+/// In place: the share of the next tensor at identities, the truncated share and its correction.
+fn renew(tensor: &mut [u64], layer: &Layer, identity: &[u32], corrections: &[u64]) {
+    let (f, bound) = (layer.truncate(), layer.bound_bits);
+    let chunks = tensor.par_chunks_mut(ELEMENTS).enumerate();
+    chunks.for_each(|(chunk, tensor)| {
+        let first = chunk * ELEMENTS;
+        let before = |end: usize| identity.partition_point(|&element| (element as usize) < end);
+        let own = before(first)..before(first + tensor.len());
+        for (&element, &correction) in identity[own.clone()].iter().zip(&corrections[own]) {
+            let d = &mut tensor[element as usize - first];
+            *d = fp::add(
+                share::to_field(share::truncate_server(*d, f, bound)),
+                correction,
+            );
+        }
+    });
 }
 
 /// What the server opens a layer with.
@@ -337,14 +354,23 @@ const QUADRATICS: usize = 4096;
 impl Opening<'_> {
     /// The server's message of a layer, and its shares of the results: ReLUs, then squares and polynomials.
     ///
-    /// `d_hat` has truncated shares, integers in two's complement, at the elements that take part.
-    fn open(&self, own: ServerLayer, d_hat: &[u64]) -> Result<(Vec<u8>, Elements), Error> {
+    /// `sum` is its share of the layer's sum.
+    fn open(
+        &self,
+        own: ServerLayer,
+        layer: &Layer,
+        sum: &[u64],
+    ) -> Result<(Vec<u8>, Elements), Error> {
         let index = self.index;
+        let (f, bound) = (layer.truncate(), layer.bound_bits);
+        let truncated = |&element: &u32| share::truncate_server(sum[element as usize], f, bound);
         let mut message = Vec::with_capacity(online_bytes(index).0);
         let mut shares = Zeroizing::new(Vec::with_capacity(index.online()));
         if let (Some(width), Some(gadget)) = (index.width, own.gadget) {
             let zeros = label_stream(self.label_seed, self.layer);
-            let d = gather(d_hat, &index.relu);
+            // Integers in two's complement.
+            let d: Elements =
+                Zeroizing::new(index.relu.iter().map(|e| truncated(e) as u64).collect());
             let y = relu::open(width, self.delta, &zeros, gadget, &d, &mut message)?;
             shares.extend_from_slice(&y);
         }
@@ -363,11 +389,11 @@ impl Opening<'_> {
             .zip(opened.par_chunks_mut(QUADRATICS).zip(results))
             .for_each(|((elements, (d0, v)), (opened, shares))| {
                 let pairs = d0.iter().zip(v).zip(opened.iter_mut().zip(shares));
-                for (&element, ((&d0, &v), (opened, result))) in elements.iter().zip(pairs) {
-                    let d = share::to_field(d_hat[element as usize] as i64);
-                    let polynomial = polynomial(self.model, self.layer, element);
+                for (element, ((&d0, &v), (opened, result))) in elements.iter().zip(pairs) {
+                    let d = share::to_field(truncated(element));
+                    let polynomial = polynomial(self.model, self.layer, *element);
                     let (opening, y) = quadratic::server_open(polynomial, d, d0, v);
-                    let post = post(self.activation, self.activation.kinds[element as usize]);
+                    let post = post(self.activation, self.activation.kinds[*element as usize]);
                     let y = share::truncate_server(y, post.truncate, post.bound_bits);
                     *opened = opening;
                     *result = share::to_field(y);

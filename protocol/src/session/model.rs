@@ -144,7 +144,13 @@ impl Network {
 
     /// The plan for so many bundles.
     pub(crate) fn planned(&self, bundles: usize) -> Result<&Planned, Error> {
-        let found = self.plans.iter().find(|plan| plan.bundles() == bundles);
+        Ok(&self.plans[self.place(bundles)?])
+    }
+
+    /// Where the plan for so many bundles is.
+    fn place(&self, bundles: usize) -> Result<usize, Error> {
+        let mut plans = self.plans.iter();
+        let found = plans.position(|plan| plan.bundles() == bundles);
         found.ok_or_else(|| Error::misuse(format!("no plan for a batch of {bundles} bundles")))
     }
 
@@ -411,14 +417,15 @@ impl ServerModel {
         let common = Common::new(artifact)?;
         let params = Params::standard();
         let weights = weights.weights;
-        let mut cache = KERNEL_CACHE_BYTES;
-        let kernels = common.network.plans.iter().map(|plan| {
-            // A batch transforms a kernel once for many ciphertexts, so what is kept serves bundles alone.
-            let bytes = std::mem::take(&mut cache);
-            Kernels::prepare(&params, &plan.packing, &weights, bytes).map_err(Error::misuse)
-        });
+        // A batch transforms a kernel once for many ciphertexts, so what is kept serves bundles alone.
+        let plans = &common.network.plans;
+        let alone = Kernels::prepare(&params, &plans[0].packing, &weights, KERNEL_CACHE_BYTES);
+        let mut kernels = vec![alone.map_err(Error::misuse)?];
+        for plan in &plans[1..] {
+            kernels.push(kernels[0].placed_for(&plan.packing));
+        }
         Ok(ServerModel {
-            kernels: kernels.collect::<Result<_, Error>>()?,
+            kernels,
             convolutions: convolve::prepare(&common.network.circuit, &weights),
             common,
             weights,
@@ -456,13 +463,8 @@ impl ServerModel {
 
     /// The plan for so many bundles, and the kernels placed for it.
     pub(crate) fn planned(&self, bundles: usize) -> Result<(&Planned, &Kernels), Error> {
-        let planned = self.network().planned(bundles)?;
-        let plans = self.network().plans.iter().zip(&self.kernels);
-        let found = plans
-            .map(|(plan, kernels)| (plan.bundles(), kernels))
-            .find(|(count, _)| *count == bundles);
-        let (_, kernels) = found.expect("every plan has kernels");
-        Ok((planned, kernels))
+        let place = self.network().place(bundles)?;
+        Ok((&self.network().plans[place], &self.kernels[place]))
     }
 
     /// A layer's convolutions, as they are computed online.

@@ -209,6 +209,7 @@ pub(crate) fn label_stream(label_seed: &[u8; 32], layer: usize) -> Prg {
 pub struct ClientBatch<'a> {
     network: &'a Network,
     setup: &'a ClientSetup,
+    lengths: Lengths,
     params: Params,
     bundles: Vec<ClientExchange>,
     /// Bundles handed out.
@@ -334,6 +335,7 @@ impl<'a> ClientBatch<'a> {
         Ok(ClientBatch {
             network,
             setup,
+            lengths,
             params,
             bundles: exchanges,
             done: 0,
@@ -356,7 +358,7 @@ impl<'a> ClientBatch<'a> {
         let bundle = self.done;
         let (chosen, message) = self.choose(bundle)?;
         channel.send(message).await?;
-        let expected = Lengths::new(self.network, self.bundles.len()).garbled;
+        let expected = self.lengths.garbled;
         let message = receive_exactly(channel, "garbled circuits", expected).await?;
         self.done += 1;
         self.finish(bundle, chosen, &message).map(Some)
@@ -375,7 +377,7 @@ impl<'a> ClientBatch<'a> {
         };
         let exchange = &mut self.bundles[bundle];
         let mut transfers = exchange.transfers.take();
-        let mut message = memory::with_capacity(Lengths::new(network, count).choices);
+        let mut message = memory::with_capacity(self.lengths.choices);
         if let Some(transfers) = &transfers {
             message.extend_from_slice(&transfers.forward_setup);
         }
@@ -541,6 +543,7 @@ pub(crate) fn polynomial(model: &ServerModel, layer: usize, element: u32) -> Opt
 pub struct ServerBatch<'a> {
     model: &'a ServerModel,
     setup: &'a ServerSetup,
+    lengths: Lengths,
     params: Params,
     bundles: Vec<ServerExchange>,
     /// Bundles handed out.
@@ -626,6 +629,7 @@ impl<'a> ServerBatch<'a> {
         Ok(ServerBatch {
             model,
             setup,
+            lengths,
             params,
             bundles: exchanges,
             done: 0,
@@ -645,7 +649,7 @@ impl<'a> ServerBatch<'a> {
             return Ok(None);
         }
         let bundle = self.done;
-        let expected = Lengths::new(self.model.network(), self.bundles.len()).choices;
+        let expected = self.lengths.choices;
         let message = receive_exactly(channel, "choices", expected).await?;
         let (finished, reply) = self.garble(bundle, &message)?;
         channel.send(reply).await?;
@@ -681,10 +685,9 @@ impl<'a> ServerBatch<'a> {
     fn garble(&mut self, bundle: usize, message: &[u8]) -> Result<(ServerBundle, Vec<u8>), Error> {
         let network = self.model.network();
         let offsets = self.offsets(bundle);
-        let count = self.bundles.len();
         let exchange = &mut self.bundles[bundle];
         let mut reader = Reader::message("choices", message);
-        let mut reply = memory::zeroed(Lengths::new(network, count).garbled);
+        let mut reply = memory::zeroed(self.lengths.garbled);
         // The OLE answers are appended.
         reply.truncate(garbled_bytes(network));
         let mut parts = &mut reply[..];

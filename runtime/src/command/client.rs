@@ -34,6 +34,9 @@ struct Arguments {
     /// Seconds to wait for a connection.
     #[arg(long, global = true, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     connect_timeout: Duration,
+    /// Let the system move computing threads between processors, for a machine that other programs keep busy too.
+    #[arg(long, global = true)]
+    unbound: bool,
 }
 
 #[derive(Subcommand)]
@@ -109,7 +112,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         connect: arguments.connect_timeout,
         silence: arguments.timeout,
     };
-    let client = Client::open(&state, patience)?;
+    let mut client = Client::open(&state, patience)?;
+    if arguments.unbound {
+        client = client.unbound();
+    }
     let runtime = runtime()?;
     match arguments.command {
         Command::Prepare {

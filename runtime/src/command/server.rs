@@ -37,6 +37,9 @@ struct Arguments {
     /// Seconds of silence in the middle of an operation after which a client is given up.
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     timeout: Duration,
+    /// Let the system move computing threads between processors, for a machine that other programs keep busy too.
+    #[arg(long)]
+    unbound: bool,
     /// PEM file with a certificate chain to use in place of the self-signed certificate.
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
@@ -77,6 +80,7 @@ fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
         max_clients: arguments.max_clients.into(),
         max_bundles: arguments.max_bundles.into(),
         patience: arguments.timeout,
+        bound: !arguments.unbound,
     };
     let runtime = runtime()?;
     runtime.block_on(async {

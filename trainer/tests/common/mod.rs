@@ -1,50 +1,85 @@
 //! A tiny experiment on pictures drawn by code.
+#![allow(
+    dead_code,
+    reason = "each test file includes this module and uses a part of it"
+)]
 
+use burn::tensor::Device;
+use indicatif::ProgressBar;
 use pi_trainer::config::Config;
-use pi_trainer::data::{Dataset, SIDE};
+use pi_trainer::data::{CIFAR10_CLASSES, Data, Dataset, DeviceSet, Normalisation};
+use pi_trainer::run::{EpochReport, Images, Run};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
-const EXPERIMENT: &str = r#"
+/// Side of the pictures.
+pub(crate) const SIDE: usize = 32;
+/// Their colours.
+pub(crate) const CHANNELS: usize = 3;
+
+const HEAD: &str = r#"
 name = "tiny"
+seed = 7
 [data]
 path = "nowhere"
 holdout = 0
 [network]
 stem = { channels = 8, kernel = 3, stride = 4 }
 stages = [{ channels = 8, stride = 1, blocks = 1 }, { channels = 12, stride = 2, blocks = 1 }]
-[train]
-seed = 7
-epochs = 4
+[default]
 batch = 32
-learning_rate = 0.1
-warmup = 0.5
-decay = 2.0
-momentum = 0.9
-weight_decay = 5e-4
-clip = 1.0
-label_smoothing = 0.1
-shift = 2
-range = { radius = 5.0, weight = 1e-3 }
-[budget]
-relus = 300
-relu_epoch = 1
-polynomial_sites = ["stem.act", "stage1.block1.a.act"]
-polynomials = 200
-polynomial_epoch = 2
-batches = 2
+optimiser = { clip = 1.0, weight_decay = 5e-4 }
+schedule = { rate = 0.1, warmup = 0.5 }
+augmentation = { shift = 2, flip = true }
 "#;
 
-/// The experiment, with overrides.
-pub(crate) fn experiment(overrides: &[&str]) -> Config {
+/// Activations of the tiny network.
+pub(crate) const POSITIONS: usize = 8 * 64 * 3 + 12 * 16 * 2;
+
+/// The experiment with these stages, and overrides.
+pub(crate) fn experiment(stages: &str, overrides: &[&str]) -> Config {
     let overrides: Vec<String> = overrides.iter().map(|item| (*item).to_owned()).collect();
-    Config::parse(EXPERIMENT, &overrides).expect("the experiment above is legal")
+    Config::parse(&format!("{HEAD}\n{stages}"), &overrides).expect("the experiment is legal")
+}
+
+pub(crate) fn images() -> Images {
+    Images {
+        dataset: "stripes".to_owned(),
+        shape: [CHANNELS, SIDE, SIDE],
+        classes: CIFAR10_CLASSES.map(str::to_owned).to_vec(),
+        normalisation: Normalisation::cifar10(),
+    }
+}
+
+pub(crate) fn run(stages: &str) -> Run {
+    Run::new(experiment(stages, &[]), images(), Device::flex()).expect("the experiment can begin")
+}
+
+pub(crate) fn device_set(set: Dataset) -> DeviceSet {
+    DeviceSet::new(set, Normalisation::cifar10(), &Device::flex())
+}
+
+pub(crate) fn data(train: usize, holdout: usize, seed: u64) -> Data {
+    Data {
+        train: device_set(pictures(train, seed)),
+        holdout: device_set(pictures(holdout, seed + 1)),
+    }
+}
+
+/// Trains all stages.
+pub(crate) fn finish(run: &mut Run, data: &Data) -> Vec<EpochReport> {
+    let mut reports = Vec::new();
+    while !run.finished() {
+        let report = run.epoch(data, &ProgressBar::hidden());
+        reports.push(report.expect("training is stable"));
+    }
+    reports
 }
 
 /// Stripes whose direction, width and colour tell the class, with noise.
 pub(crate) fn pictures(count: usize, seed: u64) -> Dataset {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut set = Dataset::default();
+    let mut set = Dataset::empty([CHANNELS, SIDE, SIDE]);
     for index in 0..count {
         let class = index % 10;
         for channel in 0..3 {
@@ -62,7 +97,7 @@ pub(crate) fn pictures(count: usize, seed: u64) -> Dataset {
                 }
             }
         }
-        set.labels.push(class as u8);
+        set.labels.push(class as u16);
     }
     set
 }

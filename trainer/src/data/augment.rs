@@ -1,0 +1,337 @@
+//! Random crop, flip and cutout: what is drawn for each image, and the processor's own way to apply it.
+
+use anyhow::{Result, ensure};
+use rand_chacha::ChaCha8Rng;
+use rand_core::{RngCore, SeedableRng};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::{Dataset, Normalisation};
+
+/// What happens to training images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Augmentation {
+    /// Largest shift of the random crop in pixels; reflection at the border, without the border pixel twice.
+    #[serde(default)]
+    pub shift: usize,
+    /// Mirrors half of the images. Digits and letters are not what they were after it.
+    #[serde(default)]
+    pub flip: bool,
+    /// Side of the square whose pixels become the mean; 0 for none. Its centre is any pixel, so that a part of it may
+    /// lie outside the image.
+    #[serde(default)]
+    pub cutout: usize,
+}
+
+impl Default for Augmentation {
+    /// Shift by 4, flip, no cutout.
+    fn default() -> Self {
+        Self {
+            shift: 4,
+            flip: true,
+            cutout: 0,
+        }
+    }
+}
+
+impl Augmentation {
+    /// Whether images of `[c, h, w]` can be augmented so.
+    ///
+    /// # Errors
+    /// A shift that is not below the side of the image.
+    pub fn check(&self, shape: [usize; 3]) -> Result<()> {
+        let side = shape[1].min(shape[2]);
+        ensure!(
+            self.shift < side,
+            "augmentation.shift is {}, must be below the image's side of {side}",
+            self.shift
+        );
+        Ok(())
+    }
+
+    /// The draws of `count` images.
+    ///
+    /// The image at position `i` of the batch draws from its own generator, `(seed, i)`: nothing depends on the number
+    /// of threads, nor on the device.
+    ///
+    /// # Panics
+    /// A shift that [`Self::check`] refuses.
+    pub(super) fn draws(&self, count: usize, shape: [usize; 3], seed: u64) -> Vec<Draw> {
+        let [_, height, width] = shape;
+        assert!(
+            self.shift < height.min(width),
+            "a shift of {} on images of {height}x{width}",
+            self.shift
+        );
+        (0..count)
+            .map(|position| {
+                let mut rng = ChaCha8Rng::seed_from_u64(seed);
+                rng.set_stream(position as u64);
+                let mut draw = |bound: usize| (rng.next_u32() as usize) % bound;
+                let across = draw(2 * self.shift + 1);
+                let down = draw(2 * self.shift + 1);
+                let flip = draw(2) == 1 && self.flip;
+                let hole = (self.cutout > 0).then(|| {
+                    let (row, column) = (draw(height), draw(width));
+                    let span = |centre: usize, side: usize| {
+                        let end = (centre + self.cutout.div_ceil(2)).min(side);
+                        [centre.saturating_sub(self.cutout / 2), end]
+                    };
+                    [span(row, height), span(column, width)]
+                });
+                Draw {
+                    down,
+                    across,
+                    flip,
+                    hole,
+                }
+            })
+            .collect()
+    }
+}
+
+/// What is drawn for one image.
+pub(super) struct Draw {
+    /// Offset of the crop in the padded image, `0..=2 * shift`.
+    down: usize,
+    across: usize,
+    flip: bool,
+    /// First row and column of the cutout, and those after its last.
+    pub(super) hole: Option<[[usize; 2]; 2]>,
+}
+
+impl Draw {
+    /// The row of the image that each row of the crop shows.
+    pub(super) fn rows(&self, shift: usize, height: usize) -> impl Iterator<Item = usize> {
+        let down = self.down;
+        (0..height).map(move |y| reflect(y + down, shift, height))
+    }
+
+    /// The column of the image that each column of the crop shows.
+    pub(super) fn columns(&self, shift: usize, width: usize) -> impl Iterator<Item = usize> {
+        let (across, flip) = (self.across, self.flip);
+        (0..width).map(move |x| {
+            let column = if flip { width - 1 - x } else { x };
+            reflect(column + across, shift, width)
+        })
+    }
+}
+
+/// Position `padded - shift`, mirrored into `0..side` at its ends.
+fn reflect(padded: usize, shift: usize, side: usize) -> usize {
+    let position = padded.abs_diff(shift);
+    if position < side {
+        position
+    } else {
+        2 * (side - 1) - position
+    }
+}
+
+/// Normalised values of all bytes, by channel.
+pub(super) fn tables(normalisation: &Normalisation) -> Vec<[f32; 256]> {
+    (0..normalisation.mean.len())
+        .map(|channel| {
+            let [scale, shift] = normalisation.affine(channel);
+            std::array::from_fn(|byte| byte as f32 * scale + shift)
+        })
+        .collect()
+}
+
+/// Normalised pixels of the images named by `indices`, `[n, c, h, w]`.
+pub(super) fn plain(set: &Dataset, indices: &[usize], tables: &[[f32; 256]]) -> Vec<f32> {
+    let bytes = set.bytes();
+    let plane = bytes / tables.len();
+    let mut out = vec![0.0; indices.len() * bytes];
+    out.par_chunks_mut(bytes)
+        .zip(indices)
+        .for_each(|(out, index)| {
+            let planes = out.chunks_mut(plane).zip(set.image(*index).chunks(plane));
+            for ((out, image), table) in planes.zip(tables) {
+                for (out, byte) in out.iter_mut().zip(image) {
+                    *out = table[usize::from(*byte)];
+                }
+            }
+        });
+    out
+}
+
+/// As [`plain`], augmented.
+pub(super) fn augmented(
+    set: &Dataset,
+    indices: &[usize],
+    tables: &[[f32; 256]],
+    augmentation: &Augmentation,
+    seed: u64,
+) -> Vec<f32> {
+    let [_, height, width] = set.shape;
+    let (bytes, plane) = (set.bytes(), height * width);
+    let draws = augmentation.draws(indices.len(), set.shape, seed);
+    let mut out = vec![0.0; indices.len() * bytes];
+    out.par_chunks_mut(bytes)
+        .zip(indices)
+        .zip(&draws)
+        .for_each(|((out, index), draw)| {
+            let rows: Vec<usize> = draw.rows(augmentation.shift, height).collect();
+            let columns: Vec<usize> = draw.columns(augmentation.shift, width).collect();
+            let planes = out
+                .chunks_mut(plane)
+                .zip(set.image(*index).chunks(plane))
+                .zip(tables);
+            for ((out, image), table) in planes {
+                for (out, row) in out.chunks_mut(width).zip(&rows) {
+                    let line = &image[row * width..(row + 1) * width];
+                    for (out, column) in out.iter_mut().zip(&columns) {
+                        *out = table[usize::from(line[*column])];
+                    }
+                }
+                if let Some([[top, bottom], [left, right]]) = draw.hole {
+                    for row in out.chunks_mut(width).take(bottom).skip(top) {
+                        row[left..right].fill(0.0);
+                    }
+                }
+            }
+        });
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::files::tests::error;
+    use super::*;
+
+    const SIDE: usize = 32;
+    const PLANE: usize = SIDE * SIDE;
+
+    /// One image whose red value tells the position and whose other planes are flat.
+    fn gradient() -> Dataset {
+        let mut images = vec![7; 3 * PLANE];
+        for y in 0..SIDE {
+            for x in 0..SIDE {
+                images[y * SIDE + x] = (4 * y + 3 * x) as u8;
+            }
+        }
+        Dataset {
+            shape: [3, SIDE, SIDE],
+            images,
+            labels: vec![0],
+        }
+    }
+
+    fn unit() -> Vec<[f32; 256]> {
+        tables(&Normalisation {
+            mean: vec![0.0; 3],
+            std: vec![1.0 / 255.0; 3],
+        })
+    }
+
+    #[test]
+    fn reflection_repeats_no_border_pixel() {
+        let positions: Vec<usize> = [0, 3, 4, 35, 36, 39]
+            .map(|padded| reflect(padded, 4, SIDE))
+            .into();
+        assert_eq!(positions, [4, 1, 0, 31, 30, 27]);
+    }
+
+    #[test]
+    fn the_table_is_the_normalisation() {
+        let normalisation = Normalisation::cifar10();
+        let set = gradient();
+        let mut expected = vec![0.0; 3 * PLANE];
+        normalisation.apply(set.image(0), &mut expected);
+        assert_eq!(plain(&set, &[0], &tables(&normalisation)), expected);
+    }
+
+    #[test]
+    fn augmentation_shifts_and_flips_whole_images() {
+        let set = gradient();
+        let (mut flipped, mut shifts) = (0, std::collections::BTreeSet::new());
+        for seed in 0..64 {
+            let moved = augmented(&set, &[0], &unit(), &Augmentation::default(), seed);
+            // The centre pixels lie in the image for every shift, so their slopes are those of the gradient.
+            let at = |y: usize, x: usize| moved[y * SIDE + x].round() as i32;
+            let (down, right) = (at(16, 15) - at(15, 15), at(15, 16) - at(15, 15));
+            assert_eq!(down, 4, "seed {seed}");
+            assert!(right.abs() == 3, "seed {seed}: slope {right}");
+            flipped += usize::from(right < 0);
+            shifts.insert(at(15, 15));
+            assert!(
+                moved[PLANE..].iter().all(|v| v.round() == 7.0),
+                "seed {seed}"
+            );
+        }
+        assert!((16..48).contains(&flipped), "{flipped} of 64 flipped");
+        assert!(shifts.len() > 20, "{} different crops", shifts.len());
+    }
+
+    #[test]
+    fn without_shift_the_image_comes_back_or_its_mirror() {
+        let set = gradient();
+        let still = |flip| Augmentation {
+            shift: 0,
+            flip,
+            cutout: 0,
+        };
+        let straight = plain(&set, &[0], &unit());
+        let mirrored: Vec<f32> = straight
+            .chunks(SIDE)
+            .flat_map(|row| row.iter().rev().copied())
+            .collect();
+        let mut seen = [false; 2];
+        for seed in 0..16 {
+            let moved = augmented(&set, &[0], &unit(), &still(true), seed);
+            assert!(moved == straight || moved == mirrored, "seed {seed}");
+            seen[usize::from(moved == straight)] = true;
+            assert_eq!(
+                augmented(&set, &[0], &unit(), &still(false), seed),
+                straight
+            );
+        }
+        assert_eq!(seen, [true; 2]);
+    }
+
+    #[test]
+    fn cutout_clears_one_square_of_every_channel() {
+        let mut set = gradient();
+        set.images.fill(100);
+        let cut = Augmentation {
+            shift: 0,
+            flip: false,
+            cutout: 8,
+        };
+        let mut largest = 0;
+        for seed in 0..64 {
+            let out = augmented(&set, &[0], &unit(), &cut, seed);
+            let planes: Vec<Vec<bool>> = out
+                .chunks(PLANE)
+                .map(|plane| plane.iter().map(|v| *v == 0.0).collect())
+                .collect();
+            assert!(
+                planes[1] == planes[0] && planes[2] == planes[0],
+                "seed {seed}"
+            );
+            let count = planes[0].iter().filter(|cleared| **cleared).count();
+            assert!((16..=64).contains(&count), "seed {seed}: {count} cleared");
+            largest = largest.max(count);
+            let rows = planes[0].chunks(SIDE).filter(|row| row.contains(&true));
+            let widths: Vec<usize> = rows
+                .map(|row| row.iter().filter(|cleared| **cleared).count())
+                .collect();
+            assert!(
+                widths.iter().all(|w| *w == widths[0]),
+                "seed {seed}: no rectangle"
+            );
+        }
+        assert_eq!(largest, 64);
+    }
+
+    #[test]
+    fn a_shift_of_the_whole_image_is_refused() {
+        let wide = Augmentation {
+            shift: 32,
+            ..Augmentation::default()
+        };
+        assert!(error(wide.check([3, 32, 32])).contains("below the image's side of 32"));
+        assert!(wide.check([3, 64, 64]).is_ok());
+    }
+}

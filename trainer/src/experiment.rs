@@ -1,0 +1,103 @@
+//! A run in its folder: a checkpoint and a log line after each epoch, and a clean stop when time is up.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use crate::data::Data;
+use crate::log::{LOG_NAME, Log};
+use crate::run::{EpochReport, Run, checkpoint_path};
+
+/// How a call of [`train`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All stages are done.
+    Finished,
+    /// Time was up first; the checkpoint goes on from here.
+    TimeIsUp,
+}
+
+/// Trains until all stages are done, or until another epoch would probably end after `deadline`.
+///
+/// `out` receives `checkpoint.pit` (the latest) and `log.jsonl`, whose lines after the checkpoint's epoch, left by a
+/// run that was killed, are cut off.
+///
+/// # Errors
+/// Of the run, or of the file system.
+pub fn train(
+    run: &mut Run,
+    data: &Data,
+    out: &Path,
+    deadline: Option<Instant>,
+    bar: &ProgressBar,
+) -> Result<Outcome> {
+    fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
+    let mut log = Log::open(&out.join(LOG_NAME), |line| seen(line, run))?;
+    bar.set_style(
+        ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {msg} {eta}")
+            .expect("a constant template"),
+    );
+    let mut longest = Duration::ZERO;
+    while !run.finished() {
+        if deadline.is_some_and(|deadline| Instant::now() + longest > deadline) {
+            bar.finish_and_clear();
+            return Ok(Outcome::TimeIsUp);
+        }
+        let start = Instant::now();
+        bar.set_prefix(format!(
+            "stage {}, epoch {}",
+            run.meta.stage + 1,
+            run.meta.stage_epoch + 1
+        ));
+        let report = run.epoch(data, bar)?;
+        run.checkpoint().save(&checkpoint_path(out))?;
+        log.append(&report)?;
+        let line = line(&report);
+        // A bar without a terminal prints nothing.
+        if bar.is_hidden() {
+            eprintln!("{line}");
+        } else {
+            bar.println(line);
+        }
+        // The next epoch is taken to last a tenth longer than the longest so far.
+        longest = longest.max(start.elapsed().mul_f32(1.1));
+    }
+    bar.finish_and_clear();
+    log.append(&json!({ "finished": run.meta.epoch, "wall_s": run.meta.wall_s }))?;
+    Ok(Outcome::Finished)
+}
+
+/// Whether a line of the log tells of an epoch that the run has seen.
+fn seen(line: &serde_json::Value, run: &Run) -> bool {
+    let (epoch, stage) = (line["epoch"].as_u64(), line["stage"].as_u64());
+    let (own, own_stage) = (run.meta.epoch as u64, run.meta.stage as u64);
+    epoch.zip(stage).is_some_and(|(epoch, stage)| {
+        epoch <= own && (stage < own_stage || (stage == own_stage && run.meta.stage_epoch > 0))
+    })
+}
+
+fn line(report: &EpochReport) -> String {
+    let loss = report
+        .loss
+        .map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}"));
+    let largest = report
+        .sites
+        .values()
+        .fold(0.0f32, |m, site| m.max(site.largest));
+    format!(
+        "epoch {:3}  {} {}/{}  loss {loss}  held-out {:.2} %  {:.0} images/s  {} ReLU, {} polynomial, {} identity  largest input {largest:.1}",
+        report.epoch,
+        report.method,
+        report.stage_epoch[0],
+        report.stage_epoch[1],
+        100.0 * report.holdout_accuracy,
+        report.images_per_second,
+        report.relus,
+        report.polynomials,
+        report.identities,
+    )
+}

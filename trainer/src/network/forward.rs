@@ -1,0 +1,434 @@
+//! The forward pass: one walk over the nodes, for training, evaluation and the ranking of activations.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::Tensor;
+use burn::tensor::module::avg_pool2d;
+use burn::tensor::ops::AvgPoolOptions;
+
+use super::state::{Indicator, Removed};
+use super::{Network, Node, Op, Slot, State, Tensors};
+use crate::kernels::{self, Penalty};
+
+/// Guards the division by a channel's extent.
+pub const EXTENT_EPSILON: f32 = 1e-5;
+
+/// Which statistics normalise, and which leaves collect gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Batch statistics; gradients of the parameters.
+    Train,
+    /// Running statistics; no gradient.
+    Evaluate,
+    /// Batch statistics; gradients of the activation coefficients of each position.
+    Score,
+}
+
+/// What a forward pass shall do.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    /// Statistics and gradients.
+    pub mode: Mode,
+    /// Penalty on the inputs of activations; its gradient alone (see [`kernels::masked`]).
+    pub penalty: Penalty,
+    /// Nodes before this one are frozen: running statistics, no gradient.
+    pub train_from: usize,
+    /// Parameters that collect gradients, by name; all if none.
+    pub trains: Option<&'a dyn Fn(&str) -> bool>,
+    /// Last node to compute; the logits if none.
+    pub until: Option<usize>,
+    /// Weight of this batch in the min-max norms' smoothed extents.
+    pub smoothing: f32,
+}
+
+impl Request<'_> {
+    /// A pass of this mode over the whole network.
+    pub fn of(mode: Mode) -> Self {
+        Self {
+            mode,
+            penalty: Penalty::None,
+            train_from: 0,
+            trains: None,
+            until: None,
+            smoothing: 0.1,
+        }
+    }
+}
+
+/// What a forward pass leaves behind.
+pub struct Pass {
+    /// `[n, c, h, w]` of the last node computed: `[n, classes, 1, 1]` if that gives the logits.
+    pub output: Tensor<4>,
+    /// Leaf of each parameter that collects a gradient, by name.
+    pub leaves: Tensors,
+    /// The batch's own statistics, by the name of their buffer (unless evaluating).
+    pub statistics: Tensors,
+    /// Factors of the selection's positions, by the name of their buffer, to replace the old ones.
+    pub kept: Tensors,
+    /// `[4, c, h, w]` coefficients of each masked site (when scoring).
+    pub coefficients: BTreeMap<String, Tensor<4>>,
+}
+
+impl Pass {
+    /// `[n, classes]`.
+    pub fn logits(&self) -> Tensor<2> {
+        let [n, c, h, w] = self.output.dims();
+        self.output.clone().reshape([n, c * h * w])
+    }
+}
+
+impl Network {
+    /// Runs the network on normalised pixels `[n, c, h, w]` (without autodiff), showing each node's inputs and output
+    /// to `observe`.
+    pub fn forward(
+        &self,
+        state: &State,
+        pixels: Tensor<4>,
+        request: Request<'_>,
+        mut observe: impl FnMut(&Node, &[Tensor<4>], &Tensor<4>),
+    ) -> Pass {
+        let last = request.until.unwrap_or(self.nodes.len() - 1);
+        let mut uses = vec![0usize; last + 1];
+        for node in &self.nodes[..=last] {
+            node.inputs.iter().for_each(|i| uses[*i] += 1);
+        }
+        uses[last] += 1;
+        let mut walk = Walk {
+            state,
+            request,
+            frozen: true,
+            leaves: Tensors::new(),
+            statistics: Tensors::new(),
+            kept: Tensors::new(),
+            coefficients: BTreeMap::new(),
+        };
+        let mut values: Vec<Option<Tensor<4>>> = Vec::with_capacity(last + 1);
+        for (index, node) in self.nodes[..=last].iter().enumerate() {
+            walk.frozen = request.mode == Mode::Evaluate || index < request.train_from;
+            let mut inputs: Vec<Tensor<4>> = Vec::with_capacity(2);
+            for i in &node.inputs {
+                uses[*i] -= 1;
+                // What nobody reads any more is given up, so that a wide network does not keep all its maps.
+                let value = if uses[*i] == 0 {
+                    values[*i].take()
+                } else {
+                    values[*i].clone()
+                };
+                let value = value.expect("a node's inputs are computed and kept until read");
+                let plain = request.mode == Mode::Evaluate || *i < request.train_from;
+                inputs.push(if plain && !walk.frozen {
+                    Tensor::from_inner(value)
+                } else {
+                    value
+                });
+            }
+            let value = match node.op {
+                Op::Input => walk.lift(pixels.clone()),
+                _ => walk.compute(node, &inputs),
+            };
+            observe(node, &inputs, &value);
+            values.push(Some(value));
+        }
+        let output = values.pop().flatten().expect("the last node is kept");
+        Pass {
+            output,
+            leaves: walk.leaves,
+            statistics: walk.statistics,
+            kept: walk.kept,
+            coefficients: walk.coefficients,
+        }
+    }
+}
+
+/// One pass under way.
+struct Walk<'a> {
+    state: &'a State,
+    request: Request<'a>,
+    /// Whether the node at hand uses running statistics and takes no gradient.
+    frozen: bool,
+    leaves: Tensors,
+    statistics: Tensors,
+    kept: Tensors,
+    coefficients: BTreeMap<String, Tensor<4>>,
+}
+
+impl Walk<'_> {
+    fn compute(&mut self, node: &Node, inputs: &[Tensor<4>]) -> Tensor<4> {
+        let x = inputs[0].clone();
+        let n = x.dims()[0];
+        let [c, _, _] = node.shape;
+        match node.op {
+            Op::Input => unreachable!("the image has no inputs and is not computed"),
+            Op::Conv {
+                c_in,
+                kernel,
+                stride,
+                padding,
+                bias,
+            } => {
+                let weight = self.leaf(node, "weight");
+                let weight = weight.reshape([c, c_in, kernel, kernel]);
+                let y = kernels::conv2d(x, weight, stride, padding);
+                if bias {
+                    y + self.leaf(node, "bias").reshape([1, c, 1, 1])
+                } else {
+                    y
+                }
+            }
+            Op::Kernel { scaled } => {
+                let shift = self.leaf(node, "shift").reshape([1, c, 1, 1]);
+                let scale = if scaled {
+                    self.leaf(node, "log_scale").exp()
+                } else {
+                    Tensor::ones_like(&shift.clone().reshape([c]))
+                };
+                let scale = scale.reshape([1, c, 1, 1]);
+                // a (z + s)^2 = a z^2 + 2 a s z + a s^2
+                let linear = (scale.clone() * shift.clone()).mul_scalar(2.0);
+                let constant = scale.clone() * shift.clone() * shift;
+                self.quadratic(node, x, scale, linear, constant)
+            }
+            Op::Norm => {
+                let statistics = self.moments(&format!("{}.moments", node.name), c, || {
+                    kernels::moments(x.clone())
+                });
+                let (gamma, beta) = (self.leaf(node, "gamma"), self.leaf(node, "beta"));
+                kernels::normalise(x, statistics, gamma, beta)
+            }
+            Op::Activation => self.activation(node, x),
+            Op::Add => x + inputs[1].clone(),
+            Op::AvgPool { window } => {
+                let [_, _, h, w] = x.dims();
+                if h == window && w == window {
+                    x.reshape([n, c, h * w]).mean_dim(2).reshape([n, c, 1, 1])
+                } else {
+                    avg_pool2d(x, AvgPoolOptions::new([window; 2]))
+                }
+            }
+            Op::Dense { inputs } => {
+                let weight = self.leaf(node, "weight").reshape([c, inputs]);
+                let y = x.reshape([n, inputs]).matmul(weight.transpose());
+                (y + self.leaf(node, "bias").reshape([1, c])).reshape([n, c, 1, 1])
+            }
+        }
+    }
+
+    fn activation(&mut self, node: &Node, z: Tensor<4>) -> Tensor<4> {
+        let [c, _, _] = node.shape;
+        match self.state.slots[&node.name] {
+            Slot::Masked => {
+                let mut k = self.masked_coefficients(node);
+                if self.request.mode == Mode::Score && !self.frozen {
+                    k = k.detach().require_grad();
+                    self.coefficients.insert(node.name.clone(), k.clone());
+                }
+                kernels::masked(z, k, self.penalty())
+            }
+            Slot::Quartic => {
+                let rows = self.leaf(node, "quartic").reshape([5, c, 1, 1]);
+                let row = |i: usize| rows.clone().narrow(0, i, 1);
+                let (one, zero) = (Tensor::ones_like(&row(0)), Tensor::zeros_like(&row(0)));
+                let inner = self.quadratic(node, z.clone(), one, row(1), zero.clone());
+                let high = quadratic(node, inner, row(0), zero.clone(), zero, Penalty::None);
+                high + quadratic(node, z, row(2), row(3), row(4), Penalty::None)
+            }
+            Slot::HerPn => {
+                let half = std::f32::consts::FRAC_1_SQRT_2;
+                let (gamma, beta) = (self.leaf(node, "gamma"), self.leaf(node, "beta"));
+                let ones = Tensor::<4>::ones_like(&gamma.clone().reshape([1, c, 1, 1]));
+                let basis = self.quadratic(
+                    node,
+                    z.clone(),
+                    ones.clone().mul_scalar(half),
+                    ones.clone().mul_scalar(0.0),
+                    ones.mul_scalar(-half),
+                );
+                let both = self.moments(&format!("{}.herpn", node.name), 2 * c, || {
+                    let parts = vec![kernels::moments(z.clone()), kernels::moments(basis.clone())];
+                    Tensor::cat(parts, 0).reshape([2, 2 * c])
+                });
+                let both = both.reshape([4, c]);
+                let (first, second) = (both.clone().narrow(0, 0, 2), both.narrow(0, 2, 2));
+                let tau = std::f32::consts::TAU;
+                let scale = gamma.clone().mul_scalar(0.5);
+                let shift = gamma.clone().mul_scalar(1.0 / tau.sqrt()) + beta.clone();
+                let none = beta.mul_scalar(0.0);
+                let curve = gamma.mul_scalar(1.0 / (2.0 * tau).sqrt());
+                kernels::normalise(z, first, scale, shift)
+                    + kernels::normalise(basis, second, curve, none)
+            }
+            Slot::MinMax { running } => {
+                let extent = self.extent(node, &z, running);
+                let row = |i: usize| extent.clone().narrow(0, i, 1).reshape([1, c, 1, 1]);
+                let (low, high) = (row(0), row(1));
+                // (z - low) * 2 / (high - low) - 1 = s z + t, squared.
+                let s = (high - low.clone())
+                    .add_scalar(EXTENT_EPSILON)
+                    .recip()
+                    .mul_scalar(2.0);
+                let t = (low * s.clone()).add_scalar(1.0).neg();
+                let linear = (s.clone() * t.clone()).mul_scalar(2.0);
+                self.quadratic(node, z, s.clone() * s, linear, t.clone() * t)
+            }
+        }
+    }
+
+    /// `[2, c]` minimum and maximum of each channel that a min-max norm divides by.
+    fn extent(&mut self, node: &Node, z: &Tensor<4>, running: bool) -> Tensor<2> {
+        let c = node.shape[0];
+        let name = format!("{}.extent", node.name);
+        let smoothed = self.lift(self.state.buffers[&name].clone()).reshape([2, c]);
+        if running && self.frozen {
+            return smoothed;
+        }
+        let [n, _, h, w] = z.dims();
+        let flat = z.clone().reshape([n, c, h * w]);
+        let low = flat.clone().min_dim(2).min_dim(0).reshape([1, c]);
+        let high = flat.max_dim(2).max_dim(0).reshape([1, c]);
+        let batch = Tensor::cat(vec![low, high], 0);
+        if !self.frozen {
+            let own = batch.clone().inner().reshape([2 * c]);
+            self.statistics.insert(name, own);
+        }
+        if running {
+            // Gradients flow through the batch's share of both extremes.
+            let rate = self.request.smoothing;
+            smoothed.mul_scalar(1.0 - rate) + batch.mul_scalar(rate)
+        } else {
+            batch
+        }
+    }
+
+    /// `[4, c, h, w]` coefficients of `relu(z)`, `z^2`, `z` and 1 of a masked site.
+    fn masked_coefficients(&mut self, node: &Node) -> Tensor<4> {
+        let planes = self.state.planes(&node.name);
+        let selection = self.state.selection;
+        if planes.polynomial.is_none() && selection.is_none() {
+            return self.lift(planes.fixed.clone());
+        }
+        let [c, h, w] = node.shape;
+        let mut relu = self.lift(planes.relu.clone());
+        let mut identity = self.lift(planes.identity.clone());
+        let mut polynomial = planes.polynomial.clone().map(|plane| self.lift(plane));
+        if let Some(selection) = selection {
+            let factor = self.factor(node, selection.indicator).reshape([1, c, h, w]);
+            let stays = relu.clone() * factor;
+            let goes = relu - stays.clone();
+            relu = stays;
+            match selection.removed {
+                Removed::Identity => identity = identity + goes,
+                Removed::Polynomial => {
+                    polynomial = Some(match polynomial {
+                        Some(plane) => plane + goes,
+                        None => goes,
+                    });
+                }
+            }
+        }
+        let Some(polynomial) = polynomial else {
+            let zeros = identity.clone().mul_scalar(0.0);
+            return Tensor::cat(vec![relu, zeros.clone(), identity, zeros], 0);
+        };
+        let rows = self.leaf(node, "poly").reshape([3, c, 1, 1]);
+        let row = |i: usize| rows.clone().narrow(0, i, 1) * polynomial.clone();
+        Tensor::cat(vec![relu, row(0), identity + row(1), row(2)], 0)
+    }
+
+    /// The factor `m` of each position of a selection, flat.
+    fn factor(&mut self, node: &Node, indicator: Indicator) -> Tensor<1> {
+        let keep = self.leaf(node, "keep");
+        let Indicator::Hysteresis { width } = indicator else {
+            return keep;
+        };
+        let name = format!("{}.kept", node.name);
+        let old = self.state.buffers[&name].clone();
+        let plain = if self.frozen {
+            keep.clone()
+        } else {
+            keep.clone().inner()
+        };
+        let above = plain.clone().greater_elem(width).float();
+        let inside = plain.abs().lower_equal_elem(width).float();
+        let kept = above + inside * old;
+        if self.frozen {
+            return kept;
+        }
+        self.kept.insert(name, kept.clone());
+        // The value is the hard factor, the gradient that of `keep`.
+        Tensor::from_inner(kept) + keep.clone() - keep.detach()
+    }
+
+    /// `a z^2 + b z + c` with `[1, c, 1, 1]` coefficients, and the penalty on `z`.
+    fn quadratic(
+        &self,
+        node: &Node,
+        z: Tensor<4>,
+        a: Tensor<4>,
+        b: Tensor<4>,
+        c: Tensor<4>,
+    ) -> Tensor<4> {
+        quadratic(node, z, a, b, c, self.penalty())
+    }
+
+    fn penalty(&self) -> Penalty {
+        match self.request.mode {
+            Mode::Train if !self.frozen => self.request.penalty,
+            _ => Penalty::None,
+        }
+    }
+
+    /// `[2, channels]` moments: the running ones of a frozen node, else the batch's, which are noted.
+    fn moments(
+        &mut self,
+        buffer: &str,
+        channels: usize,
+        batch: impl FnOnce() -> Tensor<2>,
+    ) -> Tensor<2> {
+        if self.frozen {
+            return self.state.buffers[buffer].clone().reshape([2, channels]);
+        }
+        let moments = batch();
+        let own = moments.clone().inner().reshape([2 * channels]);
+        self.statistics.insert(buffer.to_owned(), own);
+        moments
+    }
+
+    /// A parameter of the node, as a leaf if it collects a gradient.
+    fn leaf(&mut self, node: &Node, what: &str) -> Tensor<1> {
+        let name = format!("{}.{what}", node.name);
+        let value = self.state.parameters[&name].clone();
+        if self.frozen {
+            return value;
+        }
+        let value = Tensor::from_inner(value);
+        if self.request.mode != Mode::Train || self.request.trains.is_some_and(|f| !f(&name)) {
+            return value;
+        }
+        let leaf = value.require_grad();
+        self.leaves.insert(name, leaf.clone());
+        leaf
+    }
+
+    /// A constant, on the autodiff device where the node takes gradients.
+    fn lift<const D: usize>(&self, tensor: Tensor<D>) -> Tensor<D> {
+        if self.frozen {
+            tensor
+        } else {
+            Tensor::from_inner(tensor)
+        }
+    }
+}
+
+fn quadratic(
+    node: &Node,
+    z: Tensor<4>,
+    a: Tensor<4>,
+    b: Tensor<4>,
+    c: Tensor<4>,
+    penalty: Penalty,
+) -> Tensor<4> {
+    let [channels, h, w] = node.shape;
+    let relu = a.clone().mul_scalar(0.0);
+    let k = Tensor::cat(vec![relu, a, b, c], 0).expand([4, channels, h, w]);
+    kernels::masked(z, k, penalty)
+}

@@ -1,0 +1,215 @@
+//! The trained networks: nodes in topological order ([`Network`]), the usual architectures ([`build`]), their tensors
+//! on the device ([`state`]), what stands at each activation ([`slot`]), and the forward pass ([`forward`]).
+
+use std::collections::BTreeMap;
+
+use pi_ir::graph::ActivationKind;
+
+pub mod build;
+pub mod forward;
+pub mod slot;
+pub mod state;
+
+pub use build::{KernelRule, Kind, NetworkConfig, Stage, Stem};
+pub use forward::{Mode, Pass, Request};
+pub use slot::{DropIn, Replacement, Slot, Substitute};
+pub use state::{Selection, State, Tensors};
+
+/// One operation; shapes are `[c, h, w]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// The normalised image.
+    Input,
+    /// Convolution with zeros around.
+    Conv {
+        /// Input channels.
+        c_in: usize,
+        /// Side of the kernel.
+        kernel: usize,
+        /// Stride.
+        stride: usize,
+        /// Zeros on each side.
+        padding: usize,
+        /// Whether it has a bias (only where no norm follows).
+        bias: bool,
+    },
+    /// The polynomial kernel of the convolution before it: `a (z + c)^2`, or the convolution itself.
+    Kernel {
+        /// Whether `a` is a parameter, positive (R-PKN), or one (PKN).
+        scaled: bool,
+    },
+    /// Batch norm.
+    Norm,
+    /// An activation; what it computes is the state's, see [`Slot`].
+    Activation,
+    /// Sum of two tensors.
+    Add,
+    /// Mean over windows as far apart as they are wide; rows and columns that fill no window are dropped.
+    AvgPool {
+        /// Side of the window.
+        window: usize,
+    },
+    /// Classifier with bias, on a flattened tensor.
+    Dense {
+        /// Inputs.
+        inputs: usize,
+    },
+}
+
+/// A named operation, the nodes it reads, and the shape of its result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Unique name; parameters are called `<name>.<what>`.
+    pub name: String,
+    /// What it computes.
+    pub op: Op,
+    /// Indices of earlier nodes.
+    pub inputs: Vec<usize>,
+    /// `[c, h, w]` of the result.
+    pub shape: [usize; 3],
+}
+
+impl Node {
+    /// Elements of the result for one image.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// Nodes in topological order; the first is the image, the last gives the logits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// The nodes.
+    pub nodes: Vec<Node>,
+}
+
+/// Kind of each position, by activation site.
+pub type Masks = BTreeMap<String, Vec<ActivationKind>>;
+
+/// Positions of a network by what they compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// ReLUs.
+    pub relus: usize,
+    /// Polynomials, as the exported graph has them (a quartic is three quadratics).
+    pub polynomials: usize,
+    /// Identities.
+    pub identities: usize,
+}
+
+impl Network {
+    /// Names and shapes of the activation sites, in order.
+    pub fn sites(&self) -> impl Iterator<Item = (&str, [usize; 3])> {
+        self.nodes
+            .iter()
+            .filter(|node| node.op == Op::Activation)
+            .map(|node| (node.name.as_str(), node.shape))
+    }
+
+    /// Activations of one image, whatever stands at their sites.
+    pub fn positions(&self) -> usize {
+        self.sites()
+            .map(|(_, shape)| shape.iter().product::<usize>())
+            .sum()
+    }
+
+    /// Index of the named node.
+    pub fn index(&self, name: &str) -> Option<usize> {
+        self.nodes.iter().position(|node| node.name == name)
+    }
+
+    /// Multiplications by weights for one image, those on padding included, as papers count them.
+    pub fn multiply_adds(&self) -> usize {
+        self.nodes
+            .iter()
+            .map(|node| match node.op {
+                Op::Conv { c_in, kernel, .. } => node.elements() * c_in * kernel * kernel,
+                Op::Dense { inputs } => inputs * node.shape[0],
+                _ => 0,
+            })
+            .sum()
+    }
+
+    /// Layers in the sense of QuaIL (arXiv 2107.12342): ranges of nodes that end with an activation site, the last
+    /// one with the logits.
+    pub fn layers(&self) -> Vec<std::ops::Range<usize>> {
+        let mut start = 0;
+        let mut layers = Vec::new();
+        for (index, node) in self.nodes.iter().enumerate() {
+            if node.op == Op::Activation || index + 1 == self.nodes.len() {
+                layers.push(start..index + 1);
+                start = index + 1;
+            }
+        }
+        layers
+    }
+
+    /// Positions by kind.
+    pub fn counts(&self, state: &State) -> Counts {
+        let mut counts = Counts::default();
+        for node in &self.nodes {
+            match node.op {
+                Op::Kernel { .. } => counts.polynomials += node.elements(),
+                Op::Activation => match state.slots[&node.name] {
+                    Slot::Masked => {
+                        for kind in &state.masks[&node.name] {
+                            *match kind {
+                                ActivationKind::Relu => &mut counts.relus,
+                                ActivationKind::Polynomial => &mut counts.polynomials,
+                                ActivationKind::Identity => &mut counts.identities,
+                            } += 1;
+                        }
+                    }
+                    Slot::Quartic => counts.polynomials += 3 * node.elements(),
+                    Slot::HerPn | Slot::MinMax { .. } => counts.polynomials += node.elements(),
+                },
+                _ => {}
+            }
+        }
+        counts
+    }
+}
+
+/// Whether `name` fits `pattern`, in which each `*` stands for any characters.
+pub fn fits(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = name.strip_prefix(first) else {
+        return false;
+    };
+    let mut last = None;
+    for part in parts {
+        if let Some(part) = last.replace(part) {
+            match rest.find(part) {
+                Some(at) => rest = &rest[at + str::len(part)..],
+                None => return false,
+            }
+        }
+    }
+    match last {
+        Some(part) => rest.ends_with(part),
+        None => rest.is_empty(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_whole_names() {
+        for (pattern, name, expected) in [
+            ("stem.act", "stem.act", true),
+            ("stem", "stem.act", false),
+            ("*", "anything", true),
+            ("stage1*", "stage1.block2.act", true),
+            ("*.a.act", "stage1.block2.a.act", true),
+            ("*.a.act", "stage1.block2.act", false),
+            ("stage*.block2*act", "stage3.block2.a.act", true),
+            ("stage*.block2*act", "stage3.block1.a.act", false),
+            ("a*a", "a", false),
+        ] {
+            assert_eq!(fits(pattern, name), expected, "{pattern} on {name}");
+        }
+    }
+}

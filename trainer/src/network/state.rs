@@ -1,0 +1,618 @@
+//! Parameters, running statistics and masks of a network, as tensors that stay on the device.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::{Device, Tensor, TensorData};
+use pi_ir::graph::ActivationKind;
+use rand_core::RngCore;
+use serde::{Deserialize, Serialize};
+
+use super::{Masks, Network, Replacement, Slot, Substitute, fits};
+use crate::checkpoint::{Array, Arrays};
+
+/// Flat tensors on the device, by name.
+pub type Tensors = BTreeMap<String, Tensor<1>>;
+
+/// A selection under way: each ReLU position has a trained weight `keep` that says whether it stays.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Selection {
+    /// How `keep` becomes a factor.
+    pub indicator: Indicator,
+    /// What a position without ReLU computes.
+    pub removed: Removed,
+}
+
+/// How a position's weight becomes the factor `m` of `m relu(z) + (1 - m) q(z)`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Indicator {
+    /// It is the factor (SNL, ICML 2022).
+    Real,
+    /// One above `width`, zero below `-width`, unchanged between; its gradient goes straight through (AutoReP, ICCV
+    /// 2023). Buffer `kept`: `[c, h, w]`, the factor of the last step.
+    Hysteresis {
+        /// Half the width of the band in which nothing changes.
+        width: f32,
+    },
+}
+
+/// What a position computes that lost its ReLU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Removed {
+    /// Nothing: linearisation.
+    #[default]
+    Identity,
+    /// Its channel's quadratic.
+    Polynomial,
+}
+
+impl Removed {
+    /// The kind of such a position.
+    pub fn kind(self) -> ActivationKind {
+        match self {
+            Removed::Identity => ActivationKind::Identity,
+            Removed::Polynomial => ActivationKind::Polynomial,
+        }
+    }
+}
+
+/// Everything the forward pass reads besides the image.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// What stands at each activation site.
+    pub slots: BTreeMap<String, Slot>,
+    /// Kind of each position of the sites with [`Slot::Masked`].
+    pub masks: Masks,
+    /// Trained parameters.
+    pub parameters: Tensors,
+    /// Running statistics.
+    pub buffers: Tensors,
+    /// The selection under way.
+    pub selection: Option<Selection>,
+    shapes: BTreeMap<String, Vec<usize>>,
+    planes: BTreeMap<String, Planes>,
+    device: Device,
+}
+
+/// The mask of a site on the device: `[1, c, h, w]`, one where a position is of the kind.
+#[derive(Clone, Debug)]
+pub(super) struct Planes {
+    pub(super) relu: Tensor<4>,
+    pub(super) identity: Tensor<4>,
+    /// None where there is none.
+    pub(super) polynomial: Option<Tensor<4>>,
+    /// `[4, c, h, w]`: the coefficients of a site without quadratics.
+    pub(super) fixed: Tensor<4>,
+}
+
+impl State {
+    /// Random parameters on `device`, a ReLU at every position, then the network's own activations.
+    ///
+    /// # Errors
+    /// A replacement that fits no site.
+    pub fn new(
+        network: &Network,
+        activations: &[Replacement],
+        rng: &mut impl RngCore,
+        device: &Device,
+    ) -> Result<Self> {
+        let (parameters, buffers) = network.initialise(rng);
+        let mut state = State {
+            slots: BTreeMap::new(),
+            masks: Masks::new(),
+            parameters: Tensors::new(),
+            buffers: Tensors::new(),
+            selection: None,
+            shapes: BTreeMap::new(),
+            planes: BTreeMap::new(),
+            device: device.clone(),
+        };
+        for (name, array) in parameters {
+            state.put_parameter(&name, array);
+        }
+        for (name, array) in buffers {
+            state.put_buffer(&name, array);
+        }
+        for (site, shape) in network.sites() {
+            state.slots.insert(site.to_owned(), Slot::Masked);
+            let count = shape.iter().product();
+            state.set_mask(site, shape, vec![ActivationKind::Relu; count]);
+        }
+        for replacement in activations {
+            ensure!(
+                !matches!(replacement.by, Substitute::Fitted { .. }),
+                "network.activations: \"fitted\" needs a trained network; use it in a stage's replace"
+            );
+            state.replace(network, replacement)?;
+        }
+        Ok(state)
+    }
+
+    /// The device that holds the tensors.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Sets a parameter of any name.
+    pub fn put_parameter(&mut self, name: &str, array: Array) {
+        self.shapes.insert(name.to_owned(), array.shape);
+        let tensor = upload(array.values, &self.device);
+        self.parameters.insert(name.to_owned(), tensor);
+    }
+
+    /// Sets a running statistic of any name.
+    pub fn put_buffer(&mut self, name: &str, array: Array) {
+        self.shapes.insert(name.to_owned(), array.shape);
+        let tensor = upload(array.values, &self.device);
+        self.buffers.insert(name.to_owned(), tensor);
+    }
+
+    /// Values of a parameter on the host.
+    pub fn parameter(&self, name: &str) -> Option<Vec<f32>> {
+        self.parameters.get(name).cloned().map(download)
+    }
+
+    /// Values of a running statistic on the host.
+    pub fn buffer(&self, name: &str) -> Option<Vec<f32>> {
+        self.buffers.get(name).cloned().map(download)
+    }
+
+    /// Parameters as arrays, in one transfer.
+    pub fn parameter_arrays(&self) -> Arrays {
+        self.arrays(&self.parameters)
+    }
+
+    /// Running statistics as arrays, in one transfer.
+    pub fn buffer_arrays(&self) -> Arrays {
+        self.arrays(&self.buffers)
+    }
+
+    fn arrays(&self, tensors: &Tensors) -> Arrays {
+        download_all(tensors)
+            .into_iter()
+            .map(|(name, values)| {
+                let shape = self.shapes[&name].clone();
+                (name, Array { shape, values })
+            })
+            .collect()
+    }
+
+    /// Takes over the tensors, slots and masks of a file, which must be those of this network.
+    ///
+    /// # Errors
+    /// An array, a slot or a mask that is missing, superfluous or of another shape, by name.
+    pub fn restore(
+        &mut self,
+        network: &Network,
+        slots: BTreeMap<String, Slot>,
+        selection: Option<Selection>,
+        parameters: Arrays,
+        buffers: Arrays,
+        masks: &BTreeMap<String, Vec<u8>>,
+    ) -> Result<()> {
+        self.selection = selection;
+        for (site, shape) in network.sites() {
+            let slot = slots
+                .get(site)
+                .with_context(|| format!("the checkpoint says nothing of the activation {site}"))?;
+            self.set_slot(site, shape[0], *slot);
+            if *slot != Slot::Masked {
+                continue;
+            }
+            let codes = masks
+                .get(site)
+                .filter(|codes| codes.len() == shape.iter().product::<usize>())
+                .with_context(|| format!("the checkpoint has no whole mask for {site}"))?;
+            let kinds = codes
+                .iter()
+                .map(|code| {
+                    decode_kind(*code)
+                        .with_context(|| format!("the mask of {site} has an unknown kind {code}"))
+                })
+                .collect::<Result<_>>()?;
+            self.set_mask(site, shape, kinds);
+            if parameters.contains_key(&format!("{site}.poly")) {
+                // Coefficients may stand ready for positions that lose their ReLU later.
+                self.ensure_quadratic(site, shape[0]);
+            }
+            if let Some(selection) = selection {
+                self.add_selection(site, shape, selection);
+            }
+        }
+        let own = [self.parameters.keys(), self.buffers.keys()];
+        for (own, theirs) in own.into_iter().zip([&parameters, &buffers]) {
+            for name in own {
+                let array = theirs.get(name).with_context(|| {
+                    format!(
+                        "the checkpoint's arrays are not those of its network: {name} is missing"
+                    )
+                })?;
+                ensure!(
+                    array.shape == self.shapes[name],
+                    "the checkpoint's arrays are not those of its network: {name} is {:?}, expected {:?}",
+                    array.shape,
+                    self.shapes[name]
+                );
+            }
+        }
+        for name in parameters.keys().chain(buffers.keys()) {
+            ensure!(
+                self.parameters.contains_key(name) || self.buffers.contains_key(name),
+                "the checkpoint's arrays are not those of its network: it has no {name}"
+            );
+        }
+        for (name, array) in parameters {
+            self.put_parameter(&name, array);
+        }
+        for (name, array) in buffers {
+            self.put_buffer(&name, array);
+        }
+        Ok(())
+    }
+
+    /// Masks as bytes for a file.
+    pub fn mask_codes(&self) -> BTreeMap<String, Vec<u8>> {
+        self.masks
+            .iter()
+            .map(|(site, kinds)| {
+                (
+                    site.clone(),
+                    kinds.iter().copied().map(encode_kind).collect(),
+                )
+            })
+            .collect()
+    }
+
+    /// Moves the running statistics towards a batch's by `rate`.
+    pub fn track(&mut self, batch: Tensors, rate: f32) {
+        for (name, batch) in batch {
+            let running = self.buffers.get_mut(&name).expect("one buffer a statistic");
+            let old = running.clone();
+            *running = old.clone() + (batch - old).mul_scalar(rate);
+        }
+    }
+
+    /// Rewrites the mask of a masked site. Quadratics begin as the identity where the site had none; coefficients
+    /// that no position uses any more vanish.
+    ///
+    /// # Panics
+    /// If `kinds` is not one per element of `shape`.
+    pub fn set_mask(&mut self, site: &str, shape: [usize; 3], kinds: Vec<ActivationKind>) {
+        let [c, h, w] = shape;
+        assert_eq!(kinds.len(), c * h * w, "one kind a position of {site}");
+        let plane = |kind| -> Vec<f32> {
+            kinds
+                .iter()
+                .map(|k| f32::from(u8::from(*k == kind)))
+                .collect()
+        };
+        let upload = |values: Vec<f32>, depth| {
+            Tensor::<4>::from_data(TensorData::new(values, [depth, c, h, w]), &self.device)
+        };
+        let (relu, identity) = (plane(ActivationKind::Relu), plane(ActivationKind::Identity));
+        let zeros = vec![0.0f32; kinds.len()];
+        let fixed = [&relu[..], &zeros, &identity, &zeros].concat();
+        let polynomial = plane(ActivationKind::Polynomial);
+        let uses = polynomial.contains(&1.0);
+        let planes = Planes {
+            relu: upload(relu, 1),
+            identity: upload(identity, 1),
+            polynomial: uses.then(|| upload(polynomial, 1)),
+            fixed: upload(fixed, 4),
+        };
+        self.planes.insert(site.to_owned(), planes);
+        self.masks.insert(site.to_owned(), kinds);
+        if uses {
+            self.ensure_quadratic(site, c);
+        } else if self.selection.is_none() {
+            self.remove(&format!("{site}.poly"));
+        }
+    }
+
+    /// Gives a site coefficients, those of the identity, if it has none.
+    pub fn ensure_quadratic(&mut self, site: &str, channels: usize) {
+        let name = format!("{site}.poly");
+        if !self.parameters.contains_key(&name) {
+            self.put_parameter(&name, constant_rows(channels, &[0.0, 1.0, 0.0]));
+        }
+    }
+
+    pub(super) fn planes(&self, site: &str) -> &Planes {
+        &self.planes[site]
+    }
+
+    /// One where a site's position is a ReLU in its mask, zero elsewhere, flat.
+    pub(crate) fn relu_plane(&self, site: &str) -> Tensor<1> {
+        let plane = self.planes[site].relu.clone();
+        let count = self.masks[site].len();
+        plane.reshape([count])
+    }
+
+    /// Puts something else at the sites that fit; [`Substitute::Fitted`] gets the quadratics of the identity, to be
+    /// set afterwards.
+    ///
+    /// # Errors
+    /// A pattern that fits no site, or a drop-in that does not exist.
+    pub fn replace(&mut self, network: &Network, replacement: &Replacement) -> Result<()> {
+        let sites: Vec<(String, [usize; 3])> = network
+            .sites()
+            .filter(|(site, _)| fits(&replacement.sites, site))
+            .map(|(site, shape)| (site.to_owned(), shape))
+            .collect();
+        ensure!(
+            !sites.is_empty(),
+            "no activation site fits \"{}\"; the sites are {}",
+            replacement.sites,
+            network
+                .sites()
+                .map(|(site, _)| site)
+                .collect::<Vec<_>>()
+                .join(", ")
+        );
+        for (site, shape) in sites {
+            let channels = shape[0];
+            let quadratic = |state: &mut Self, [a, b, c]: [f32; 3]| {
+                state.set_slot(&site, channels, Slot::Masked);
+                let kinds = vec![ActivationKind::Polynomial; shape.iter().product()];
+                state.set_mask(&site, shape, kinds);
+                let rows = constant_rows(channels, &[a, b, c]);
+                state.put_parameter(&format!("{site}.poly"), rows);
+            };
+            match replacement.by {
+                Substitute::Relu | Substitute::Identity => {
+                    self.set_slot(&site, channels, Slot::Masked);
+                    let kind = match replacement.by {
+                        Substitute::Relu => ActivationKind::Relu,
+                        _ => ActivationKind::Identity,
+                    };
+                    self.set_mask(&site, shape, vec![kind; shape.iter().product()]);
+                }
+                Substitute::ReactPkn => quadratic(self, [0.009, 0.5, 0.47]),
+                Substitute::Square => quadratic(self, [1.0, 0.0, 0.0]),
+                Substitute::Fitted { .. } => quadratic(self, [0.0, 1.0, 0.0]),
+                Substitute::SquareAmm => {
+                    self.set_slot(&site, channels, Slot::MinMax { running: true });
+                }
+                Substitute::SquareMm => {
+                    self.set_slot(&site, channels, Slot::MinMax { running: false });
+                }
+                Substitute::HerPn => self.set_slot(&site, channels, Slot::HerPn),
+                Substitute::DropIn(drop_in) => {
+                    let [e, d, c, b, a] = drop_in.coefficients()?.map(|v| v as f32);
+                    if drop_in.degree == 2 {
+                        quadratic(self, [c, d, e]);
+                    } else {
+                        // a z^4 + b z^3 + c z^2 as a (z^2 + p z)^2 + (c - a p^2) z^2, p = b / 2a.
+                        self.set_slot(&site, channels, Slot::Quartic);
+                        let p = b / (2.0 * a);
+                        let rows = constant_rows(channels, &[a, p, c - a * p * p, d, e]);
+                        self.put_parameter(&format!("{site}.quartic"), rows);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the site's tensors those of `slot`, at their starting values; keeps them if it is that slot already.
+    fn set_slot(&mut self, site: &str, channels: usize, slot: Slot) {
+        if self.slots.insert(site.to_owned(), slot) == Some(slot) {
+            return;
+        }
+        let tensors = ["poly", "quartic", "gamma", "beta", "herpn", "extent"];
+        for what in tensors.into_iter().chain(["keep", "kept"]) {
+            self.remove(&format!("{site}.{what}"));
+        }
+        self.masks.remove(site);
+        self.planes.remove(site);
+        let row = |value| Array::filled(&[channels], value);
+        match slot {
+            Slot::Masked => {}
+            Slot::Quartic => {
+                // The quadratic with which training may begin: a must not be zero to learn p.
+                let rows = constant_rows(channels, &[-1e-4, 0.0, 0.0, 1.0, 0.0]);
+                self.put_parameter(&format!("{site}.quartic"), rows);
+            }
+            Slot::HerPn => {
+                self.put_parameter(&format!("{site}.gamma"), row(1.0));
+                self.put_parameter(&format!("{site}.beta"), row(0.0));
+                let rows = constant_rows(channels, &[0.0, 1.0, 0.0, 1.0]);
+                self.put_buffer(&format!("{site}.herpn"), rows);
+            }
+            Slot::MinMax { .. } => {
+                let rows = constant_rows(channels, &[-1.0, 1.0]);
+                self.put_buffer(&format!("{site}.extent"), rows);
+            }
+        }
+    }
+
+    /// Begins a selection over the ReLUs: every position gets a weight, `start` at first.
+    pub fn begin_selection(&mut self, network: &Network, selection: Selection, start: f32) {
+        self.selection = Some(selection);
+        for (site, shape) in network.sites() {
+            if self.slots[site] == Slot::Masked {
+                self.add_selection(site, shape, selection);
+                let keep = Array::filled(&shape, start);
+                self.put_parameter(&format!("{site}.keep"), keep);
+            }
+        }
+    }
+
+    fn add_selection(&mut self, site: &str, shape: [usize; 3], selection: Selection) {
+        self.put_parameter(&format!("{site}.keep"), Array::filled(&shape, 1.0));
+        if matches!(selection.indicator, Indicator::Hysteresis { .. }) {
+            self.put_buffer(&format!("{site}.kept"), Array::filled(&shape, 1.0));
+        }
+        if selection.removed == Removed::Polynomial {
+            self.ensure_quadratic(site, shape[0]);
+        }
+    }
+
+    /// ReLUs that the selection keeps at the moment: factors above `threshold`.
+    pub fn selected(&self, threshold: f32) -> usize {
+        let factors: Tensors = self
+            .masks
+            .keys()
+            .filter_map(|site| {
+                let kept = self.buffers.get(&format!("{site}.kept"));
+                let factor = kept.or_else(|| self.parameters.get(&format!("{site}.keep")))?;
+                Some((site.clone(), factor.clone()))
+            })
+            .collect();
+        download_all(&factors)
+            .iter()
+            .map(|(site, factors)| {
+                let kinds = self.masks[site].iter().zip(factors);
+                kinds
+                    .filter(|(kind, f)| **kind == ActivationKind::Relu && **f > threshold)
+                    .count()
+            })
+            .sum()
+    }
+
+    /// Ends the selection: the `budget` ReLUs of the largest weights stay, the others become what the selection says.
+    pub fn end_selection(&mut self, network: &Network, budget: usize) {
+        let Some(selection) = self.selection.take() else {
+            return;
+        };
+        let keeps: Tensors = self
+            .parameters
+            .iter()
+            .filter(|(name, _)| name.ends_with(".keep"))
+            .map(|(name, keep)| (name.clone(), keep.clone()))
+            .collect();
+        let keeps = download_all(&keeps);
+        let mut ranked: Vec<(f32, &str, usize)> = Vec::new();
+        for (site, kinds) in &self.masks {
+            let Some(keep) = keeps.get(&format!("{site}.keep")) else {
+                continue;
+            };
+            for (e, (kind, keep)) in kinds.iter().zip(keep).enumerate() {
+                if *kind == ActivationKind::Relu {
+                    ranked.push((*keep, site, e));
+                }
+            }
+        }
+        // Ties are broken by place, so that a run is the same wherever it runs.
+        ranked.sort_by(|a, b| {
+            b.0.total_cmp(&a.0)
+                .then_with(|| (a.1, a.2).cmp(&(b.1, b.2)))
+        });
+        let dropped: Vec<(String, usize)> = ranked
+            .into_iter()
+            .skip(budget)
+            .map(|(_, site, e)| (site.to_owned(), e))
+            .collect();
+        self.change(network, &dropped, selection.removed.kind());
+        for (site, shape) in network.sites() {
+            self.remove(&format!("{site}.keep"));
+            self.remove(&format!("{site}.kept"));
+            // Coefficients that stand ready for removed positions may be left without any.
+            if let Some(kinds) = self.masks.get(site).cloned() {
+                self.set_mask(site, shape, kinds);
+            }
+        }
+    }
+
+    /// Turns single positions into `kind`.
+    pub fn change(
+        &mut self,
+        network: &Network,
+        positions: &[(String, usize)],
+        kind: ActivationKind,
+    ) {
+        let mut by_site: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (site, e) in positions {
+            by_site.entry(site).or_default().push(*e);
+        }
+        for (site, shape) in network.sites() {
+            let Some(elements) = by_site.get(site) else {
+                continue;
+            };
+            let mut kinds = self.masks[site].clone();
+            for e in elements {
+                kinds[*e] = kind;
+            }
+            self.set_mask(site, shape, kinds);
+        }
+    }
+
+    fn remove(&mut self, name: &str) {
+        self.parameters.remove(name);
+        self.buffers.remove(name);
+        self.shapes.remove(name);
+    }
+
+    /// Shape of a parameter or running statistic.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.shapes.get(name).map(Vec::as_slice)
+    }
+
+    /// Trained numbers.
+    pub fn parameter_count(&self) -> usize {
+        self.parameters
+            .keys()
+            .map(|name| self.shapes[name].iter().product::<usize>())
+            .sum()
+    }
+}
+
+/// `[rows.len(), channels]`, each row of one value.
+fn constant_rows(channels: usize, rows: &[f32]) -> Array {
+    Array {
+        shape: vec![rows.len(), channels],
+        values: rows.iter().flat_map(|v| vec![*v; channels]).collect(),
+    }
+}
+
+/// A flat tensor of these values.
+pub fn upload(values: Vec<f32>, device: &Device) -> Tensor<1> {
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), device)
+}
+
+/// The values of a tensor.
+pub fn download<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor
+        .into_data()
+        .try_into_vec()
+        .expect("all our tensors are f32")
+}
+
+/// The values of all tensors, read from the device at once.
+pub fn download_all(tensors: &Tensors) -> BTreeMap<String, Vec<f32>> {
+    if tensors.is_empty() {
+        return BTreeMap::new();
+    }
+    let lengths: Vec<usize> = tensors.values().map(|t| t.dims()[0]).collect();
+    let all = download(Tensor::cat(tensors.values().cloned().collect(), 0));
+    let mut rest = all.as_slice();
+    tensors
+        .keys()
+        .zip(lengths)
+        .map(|(name, length)| {
+            let (part, after) = rest.split_at(length);
+            rest = after;
+            (name.clone(), part.to_vec())
+        })
+        .collect()
+}
+
+fn encode_kind(kind: ActivationKind) -> u8 {
+    match kind {
+        ActivationKind::Relu => 0,
+        ActivationKind::Identity => 1,
+        ActivationKind::Polynomial => 2,
+    }
+}
+
+fn decode_kind(code: u8) -> Option<ActivationKind> {
+    match code {
+        0 => Some(ActivationKind::Relu),
+        1 => Some(ActivationKind::Identity),
+        2 => Some(ActivationKind::Polynomial),
+        _ => None,
+    }
+}

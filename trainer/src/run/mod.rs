@@ -1,0 +1,455 @@
+//! A run: a network on its way through the stages of an experiment, exact to the bit on the CPU for a given seed,
+//! whether interrupted or not.
+//!
+//! [`Run::epoch`] does what is due next: it begins a stage (teacher, replacements, cuts), trains one epoch, ends a stage,
+//! and measures the held-out images. Everything it depends on is in the [`Checkpoint`].
+
+mod bcd;
+mod evaluate;
+mod saliency;
+mod stage;
+mod train;
+mod whiten;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
+use rand_chacha::ChaCha8Rng;
+use rand_core::SeedableRng;
+use serde::{Deserialize, Serialize};
+
+pub use evaluate::{Evaluation, Site};
+pub use train::{Diverged, EpochReport, cross_entropy};
+
+use crate::checkpoint::{Array, Arrays, Checkpoint};
+use crate::config::{Config, Method, StageConfig, Teacher, WarmStart};
+use crate::data::Normalisation;
+use crate::network::state::{download_all, upload};
+use crate::network::{Network, NetworkConfig, Selection, Slot, State, Tensors};
+use crate::optimise::Optimiser;
+
+/// What a checkpoint says about its run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Meta {
+    /// The configuration.
+    pub config: Config,
+    /// The images.
+    pub images: Images,
+    /// Stage that is under way, or the number of stages once all are done.
+    pub stage: usize,
+    /// Its finished epochs.
+    pub stage_epoch: usize,
+    /// Its epochs in all, known once it has begun.
+    pub stage_length: usize,
+    /// Finished epochs of all stages.
+    pub epoch: usize,
+    /// Seconds spent so far.
+    pub wall_s: f64,
+    /// Accuracy on the held-out images after the last epoch.
+    pub holdout_accuracy: Option<f64>,
+    /// What stands at each activation site.
+    pub slots: BTreeMap<String, Slot>,
+    /// The selection under way.
+    pub selection: Option<Selection>,
+    /// Its penalty and its last count.
+    pub pressure: Option<Pressure>,
+    /// The optimiser's stage and parameters.
+    optimiser: Option<OptimiserMeta>,
+    /// The teacher.
+    teacher: Option<TeacherMeta>,
+}
+
+/// What a run knows about its images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Images {
+    /// Name of the data set, as results give it.
+    pub dataset: String,
+    /// Channels, rows and columns.
+    pub shape: [usize; 3],
+    /// Names of the classes.
+    pub classes: Vec<String>,
+    /// Normalisation of the pixels.
+    pub normalisation: Normalisation,
+}
+
+/// State of a selection's penalty.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pressure {
+    /// Weight of the L1 penalty.
+    pub lambda: f32,
+    /// ReLUs that were left after the last epoch.
+    pub count: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct OptimiserMeta {
+    stage: usize,
+    parameters: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct TeacherMeta {
+    who: Teacher,
+    network: NetworkConfig,
+    slots: BTreeMap<String, Slot>,
+    /// Stage of its optimiser, if it is trained beside the student.
+    stage: Option<usize>,
+}
+
+/// A network that teaches.
+struct TeacherRun {
+    meta: TeacherMeta,
+    network: Network,
+    state: State,
+    optimiser: Option<Optimiser>,
+}
+
+/// A run: network, tensors and progress.
+pub struct Run {
+    /// What is saved with it.
+    pub meta: Meta,
+    /// The network.
+    pub network: Network,
+    /// Parameters, statistics, masks.
+    pub state: State,
+    optimiser: Option<Optimiser>,
+    teacher: Option<TeacherRun>,
+    /// `[2, c]` smallest and largest input of each site's channels on training images.
+    ranges: Tensors,
+    device: Device,
+}
+
+impl Run {
+    /// A new run with random weights, or those of its warm start.
+    ///
+    /// # Errors
+    /// A network that cannot be built, a replacement that fits nothing, a warm start from another network.
+    pub fn new(config: Config, images: Images, device: Device) -> Result<Self> {
+        config.check_augmentation(images.shape)?;
+        let network = Network::new(&config.network, images.shape, images.classes.len())?;
+        let state = State::new(
+            &network,
+            &config.network.activations,
+            &mut ChaCha8Rng::seed_from_u64(config.seed),
+            &device,
+        )?;
+        let meta = Meta {
+            images,
+            stage: 0,
+            stage_epoch: 0,
+            stage_length: 0,
+            epoch: 0,
+            wall_s: 0.0,
+            holdout_accuracy: None,
+            slots: state.slots.clone(),
+            selection: None,
+            pressure: None,
+            optimiser: None,
+            teacher: None,
+            config,
+        };
+        let mut run = Self {
+            meta,
+            network,
+            state,
+            optimiser: None,
+            teacher: None,
+            ranges: Tensors::new(),
+            device,
+        };
+        run.check_polynomial_kernels()?;
+        if let Some(warm) = run.meta.config.warm_start.clone() {
+            let path = checkpoint_path(&warm.checkpoint);
+            let source = Run::from_checkpoint(Checkpoint::load(&path)?, run.device.clone())?;
+            run.warm_start(&source, &warm)
+                .with_context(|| format!("warm start from {}", path.display()))?;
+        }
+        Ok(run)
+    }
+
+    /// The run a checkpoint was made of.
+    ///
+    /// # Errors
+    /// A checkpoint whose arrays are not those of its network.
+    pub fn from_checkpoint(mut checkpoint: Checkpoint, device: Device) -> Result<Self> {
+        let mut meta: Meta = serde_json::from_value(std::mem::take(&mut checkpoint.meta))
+            .context("the checkpoint's description is not ours")?;
+        // Its weights come from the file: the warm start's may be gone.
+        let warm_start = meta.config.warm_start.take();
+        let mut run = Self::new(meta.config.clone(), meta.images.clone(), device.clone())?;
+        meta.config.warm_start = warm_start;
+        let (parameters, statistics) =
+            (checkpoint.take("parameters"), checkpoint.take("statistics"));
+        let masks = checkpoint.masks.remove("student").unwrap_or_default();
+        run.state.restore(
+            &run.network,
+            meta.slots.clone(),
+            meta.selection,
+            parameters,
+            statistics,
+            &masks,
+        )?;
+        for (name, array) in checkpoint.take("ranges") {
+            run.ranges.insert(name, upload(array.values, &device));
+        }
+        if let Some(optimiser) = &meta.optimiser {
+            let stage = meta
+                .config
+                .stages
+                .get(optimiser.stage)
+                .context("the checkpoint's optimiser belongs to no stage")?;
+            let trained = subset(&run.state.parameters, &optimiser.parameters)?;
+            let mut own = Optimiser::new(&stage.optimiser, &trained, depths(&run.network), &device);
+            own.import(checkpoint.take("optimiser"))?;
+            run.optimiser = Some(own);
+        }
+        if let Some(teacher) = meta.teacher.clone() {
+            run.teacher = Some(load_teacher(teacher, &meta, &mut checkpoint, &device)?);
+        }
+        run.meta = meta;
+        Ok(run)
+    }
+
+    /// Goes on under another configuration of the same network.
+    ///
+    /// # Errors
+    /// Another network, fewer stages than are done, or an augmentation that the images are too small for.
+    pub fn reconfigure(&mut self, config: Config) -> Result<()> {
+        ensure!(
+            self.meta.config.network == config.network,
+            "the checkpoint is of another network than the configuration: give another --out, or the old network"
+        );
+        ensure!(
+            config.stages.len() >= self.meta.stage,
+            "the checkpoint has finished {} stages, the configuration has {}",
+            self.meta.stage,
+            config.stages.len()
+        );
+        config.check_augmentation(self.meta.images.shape)?;
+        self.meta.config = config;
+        if let Some(stage) = self.stage()
+            && self.meta.stage_epoch > 0
+            && matches!(stage.method, Method::Plain | Method::Saliency(_))
+        {
+            self.meta.stage_length = stage.epochs.max(self.meta.stage_epoch);
+        }
+        Ok(())
+    }
+
+    /// The run's state for a file.
+    pub fn checkpoint(&self) -> Checkpoint {
+        let mut meta = self.meta.clone();
+        meta.slots = self.state.slots.clone();
+        meta.selection = self.state.selection;
+        meta.teacher = self.teacher.as_ref().map(|t| t.meta.clone());
+        let mut arrays = BTreeMap::from([
+            ("parameters".to_owned(), self.state.parameter_arrays()),
+            ("statistics".to_owned(), self.state.buffer_arrays()),
+            ("ranges".to_owned(), rows(&self.ranges)),
+        ]);
+        let mut masks = BTreeMap::from([("student".to_owned(), self.state.mask_codes())]);
+        if let Some(optimiser) = &self.optimiser {
+            arrays.insert("optimiser".to_owned(), optimiser.export());
+        }
+        if let Some(teacher) = &self.teacher {
+            arrays.insert(
+                "teacher.parameters".to_owned(),
+                teacher.state.parameter_arrays(),
+            );
+            arrays.insert(
+                "teacher.statistics".to_owned(),
+                teacher.state.buffer_arrays(),
+            );
+            if let Some(optimiser) = &teacher.optimiser {
+                arrays.insert("teacher.optimiser".to_owned(), optimiser.export());
+            }
+            masks.insert("teacher".to_owned(), teacher.state.mask_codes());
+        }
+        Checkpoint {
+            meta: serde_json::to_value(meta).expect("plain data has a JSON form"),
+            arrays,
+            masks,
+        }
+    }
+
+    /// Whether all stages are done.
+    pub fn finished(&self) -> bool {
+        self.meta.stage >= self.meta.config.stages.len()
+    }
+
+    /// The stage under way.
+    pub fn stage(&self) -> Option<&StageConfig> {
+        self.meta.config.stages.get(self.meta.stage)
+    }
+
+    /// Copies what fits from another run: everything but the classifier, which may have other classes.
+    fn warm_start(&mut self, source: &Run, warm: &WarmStart) -> Result<()> {
+        let (parameters, buffers) = (
+            source.state.parameter_arrays(),
+            source.state.buffer_arrays(),
+        );
+        if warm.activations {
+            let same = self.network.sites().eq(source.network.sites());
+            ensure!(
+                same,
+                "its activation sites are others; set warm_start.activations = false to take the weights alone"
+            );
+            let masks = source.state.mask_codes();
+            let mut taken = parameters.clone();
+            for (name, array) in self.state.parameter_arrays() {
+                if name.starts_with("dense.")
+                    && taken.get(&name).map(|a| &a.shape) != Some(&array.shape)
+                {
+                    taken.insert(name, array);
+                }
+            }
+            return self.state.restore(
+                &self.network,
+                source.state.slots.clone(),
+                None,
+                taken,
+                buffers,
+                &masks,
+            );
+        }
+        let sites: Vec<String> = self
+            .network
+            .sites()
+            .map(|(site, _)| site.to_owned())
+            .collect();
+        let of_site = |name: &str| {
+            let node = name.rsplit_once('.').map_or(name, |(node, _)| node);
+            sites.iter().any(|site| site == node)
+        };
+        for (name, array) in self.state.parameter_arrays() {
+            match parameters.get(&name) {
+                Some(theirs) if theirs.shape == array.shape => {
+                    self.state.put_parameter(&name, theirs.clone());
+                }
+                _ if name.starts_with("dense.") || name.ends_with(".shift") => {}
+                _ if name.ends_with(".log_scale") || of_site(&name) => {}
+                other => anyhow::bail!(
+                    "{name} is {:?} there, {:?} here",
+                    other.map(|a| &a.shape),
+                    array.shape
+                ),
+            }
+        }
+        for (name, array) in self.state.buffer_arrays() {
+            if let Some(theirs) = buffers.get(&name).filter(|a| a.shape == array.shape) {
+                self.state.put_buffer(&name, theirs.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Never both a polynomial kernel and a polynomial activation (R-PKN, arXiv 2312.15229).
+    fn check_polynomial_kernels(&self) -> Result<()> {
+        let counts = self.network.counts(&self.state);
+        let kernels: usize = self
+            .network
+            .nodes
+            .iter()
+            .filter(|node| matches!(node.op, crate::network::Op::Kernel { .. }))
+            .map(crate::network::Node::elements)
+            .sum();
+        ensure!(
+            kernels == 0 || counts.polynomials == kernels,
+            "the network has polynomial kernels and polynomial activations; give its activations as \"identity\" or \"relu\""
+        );
+        Ok(())
+    }
+}
+
+fn load_teacher(
+    meta: TeacherMeta,
+    own: &Meta,
+    checkpoint: &mut Checkpoint,
+    device: &Device,
+) -> Result<TeacherRun> {
+    let network = Network::new(&meta.network, own.images.shape, own.images.classes.len())?;
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut state = State::new(&network, &[], &mut rng, device)?;
+    let masks = checkpoint.masks.remove("teacher").unwrap_or_default();
+    state
+        .restore(
+            &network,
+            meta.slots.clone(),
+            None,
+            checkpoint.take("teacher.parameters"),
+            checkpoint.take("teacher.statistics"),
+            &masks,
+        )
+        .context("of the teacher")?;
+    let optimiser = match meta.stage {
+        None => None,
+        Some(stage) => {
+            let config = &own
+                .config
+                .stages
+                .get(stage)
+                .context("the teacher's optimiser belongs to no stage")?
+                .optimiser;
+            let mut optimiser = Optimiser::new(config, &state.parameters, depths(&network), device);
+            optimiser.import(checkpoint.take("teacher.optimiser"))?;
+            Some(optimiser)
+        }
+    };
+    Ok(TeacherRun {
+        meta,
+        network,
+        state,
+        optimiser,
+    })
+}
+
+/// The named parameters.
+fn subset(parameters: &Tensors, names: &[String]) -> Result<Tensors> {
+    names
+        .iter()
+        .map(|name| {
+            let tensor = parameters.get(name).with_context(|| {
+                format!("the checkpoint's optimiser has {name}, the network has not")
+            })?;
+            Ok((name.clone(), tensor.clone()))
+        })
+        .collect()
+}
+
+/// Layer of a parameter, counted from the classifier back.
+fn depths(network: &Network) -> impl Fn(&str) -> usize + use<> {
+    let layers = network.layers();
+    let mut depth = BTreeMap::new();
+    for (back, layer) in layers.iter().rev().enumerate() {
+        for node in &network.nodes[layer.clone()] {
+            depth.insert(node.name.clone(), back);
+        }
+    }
+    move |parameter| {
+        let node = parameter
+            .rsplit_once('.')
+            .map_or(parameter, |(node, _)| node);
+        depth.get(node).copied().unwrap_or(0)
+    }
+}
+
+fn rows(tensors: &Tensors) -> Arrays {
+    download_all(tensors)
+        .into_iter()
+        .map(|(name, values)| {
+            let shape = vec![2, values.len() / 2];
+            (name, Array { shape, values })
+        })
+        .collect()
+}
+
+/// The checkpoint in a run's folder, or the file itself.
+pub fn checkpoint_path(path: &Path) -> PathBuf {
+    if path.extension().is_some_and(|extension| extension == "pit") {
+        path.to_owned()
+    } else {
+        path.join("checkpoint.pit")
+    }
+}

@@ -1,0 +1,404 @@
+//! How stages begin and end: teachers, replacements, selections, and the phases of QuaIL.
+
+use anyhow::{Context, Result, ensure};
+use rand_chacha::ChaCha8Rng;
+use rand_core::SeedableRng;
+use serde_json::json;
+
+use super::evaluate::EVALUATION_BATCH;
+use super::train::Phase;
+use super::{Pressure, Run, TeacherMeta, TeacherRun, checkpoint_path};
+use crate::checkpoint::Checkpoint;
+use crate::config::{Method, Quail, QuailNorm, Select, StageConfig, Teacher};
+use crate::data::{self, Data, DeviceSet};
+use crate::kernels;
+use crate::network::slot::relu_fit;
+use crate::network::state::{Indicator, Removed, download};
+use crate::network::{
+    Mode, Op, Replacement, Request, Selection, Slot, State, Substitute, Tensors, fits,
+};
+
+impl Method {
+    /// Its name in logs and results.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Method::Plain => "plain",
+            Method::Quail(_) => "quail",
+            Method::Snl(_) => "snl",
+            Method::Autorep(_) => "autorep",
+            Method::Bcd(_) => "bcd",
+            Method::Saliency(_) => "saliency",
+        }
+    }
+}
+
+impl Run {
+    pub(super) fn begin_stage(&mut self, stage: &StageConfig, data: &Data) -> Result<()> {
+        if self.meta.stage == 0 && self.meta.config.warm_start.is_none() {
+            self.whiten(data);
+        }
+        self.find_teacher(stage)?;
+        for replacement in &stage.replace {
+            self.state.replace(&self.network, replacement)?;
+        }
+        if let Some(replacement) = quail_replacement(&stage.method) {
+            self.state.replace(&self.network, &replacement)?;
+        }
+        for replacement in &stage.replace {
+            if let Substitute::Fitted { damped } = replacement.by {
+                self.fit_quadratics(&replacement.sites, damped, &data.train);
+            }
+        }
+        self.calibrate(&data.train);
+        self.meta.stage_length = stage.epochs;
+        match &stage.method {
+            Method::Plain => {}
+            Method::Quail(quail) => {
+                self.meta.stage_length =
+                    self.network.layers().len() * (quail.layer_epochs + quail.unfreeze_epochs);
+            }
+            Method::Snl(select) => {
+                let selection = Selection {
+                    indicator: Indicator::Real,
+                    removed: select.removed.unwrap_or(Removed::Identity),
+                };
+                self.begin_selection(select, selection, 1.0, data);
+            }
+            Method::Autorep(select) => {
+                let selection = Selection {
+                    indicator: Indicator::Hysteresis {
+                        width: select.hysteresis,
+                    },
+                    removed: select.removed.unwrap_or(Removed::Polynomial),
+                };
+                // Just above the band: a position falls after a few steps of pressure.
+                self.begin_selection(select, selection, 2.0 * select.hysteresis + 1e-3, data);
+            }
+            Method::Bcd(bcd) => {
+                let relus = self.network.counts(&self.state).relus;
+                ensure!(
+                    relus >= bcd.relus,
+                    "BCD shall leave {} ReLUs, and there are {relus}",
+                    bcd.relus
+                );
+                let steps = (relus - bcd.relus).div_ceil(bcd.block);
+                ensure!(
+                    bcd.step_epochs > 0 || steps <= 1,
+                    "bcd.step_epochs must be at least 1"
+                );
+                self.meta.stage_length = steps * bcd.step_epochs.max(1);
+                if bcd.removed == Removed::Polynomial {
+                    self.stand_by_quadratics(&data.train);
+                }
+            }
+            Method::Saliency(saliency) => self.cut(saliency, stage, data)?,
+        }
+        self.check_polynomial_kernels()
+    }
+
+    fn begin_selection(&mut self, select: &Select, selection: Selection, start: f32, data: &Data) {
+        let count = self.network.counts(&self.state).relus;
+        self.state.begin_selection(&self.network, selection, start);
+        if selection.removed == Removed::Polynomial {
+            self.fit_quadratics("*", true, &data.train);
+        }
+        self.meta.pressure = Some(Pressure {
+            lambda: select.lambda,
+            count,
+        });
+    }
+
+    /// After an epoch of a selection: counts, raises the penalty if the count did not fall, ends at the budget.
+    pub(super) fn press(&mut self, select: &Select) -> serde_json::Value {
+        let threshold = match self.state.selection.map(|s| s.indicator) {
+            Some(Indicator::Hysteresis { .. }) => 0.5,
+            _ => select.threshold,
+        };
+        let count = self.state.selected(threshold);
+        let pressure = self.meta.pressure.get_or_insert(Pressure {
+            lambda: select.lambda,
+            count,
+        });
+        if count >= pressure.count {
+            pressure.lambda *= select.growth;
+        }
+        pressure.count = count;
+        let lambda = pressure.lambda;
+        if count <= select.relus {
+            self.meta.stage_length = self.meta.stage_epoch;
+        }
+        json!({ "left": count, "lambda": lambda })
+    }
+
+    pub(super) fn end_stage(&mut self, stage: &StageConfig, data: &Data) {
+        if let Method::Snl(select) | Method::Autorep(select) = &stage.method {
+            self.state.end_selection(&self.network, select.relus);
+            self.meta.pressure = None;
+            self.renew_statistics(&data.train, stage.batch);
+        }
+        let averaged = self
+            .optimiser
+            .as_mut()
+            .is_some_and(|optimiser| optimiser.apply_average(&mut self.state.parameters));
+        if averaged {
+            self.renew_statistics(&data.train, stage.batch);
+        }
+        self.meta.stage += 1;
+        self.meta.stage_epoch = 0;
+        self.meta.stage_length = 0;
+        let carries = self.stage().is_some_and(|next| next.carry);
+        if !carries || self.state.selection.is_some() {
+            self.optimiser = None;
+            self.meta.optimiser = None;
+        }
+    }
+
+    /// What the epoch under way trains.
+    pub(super) fn phase(&self, stage: &StageConfig) -> Phase {
+        let done = self.meta.stage_epoch;
+        let whole = Phase {
+            train_from: 0,
+            imitate: None,
+            epoch: done,
+            epochs: self.meta.stage_length,
+        };
+        match &stage.method {
+            Method::Quail(quail) => quail_phase(quail, &self.network.layers(), done),
+            Method::Bcd(bcd) => Phase {
+                epoch: done % bcd.step_epochs.max(1),
+                epochs: bcd.step_epochs,
+                ..whole
+            },
+            // The schedule spans the most that a selection may take.
+            Method::Snl(_) | Method::Autorep(_) => Phase {
+                epochs: stage.epochs,
+                ..whole
+            },
+            Method::Plain | Method::Saliency(_) => whole,
+        }
+    }
+
+    fn find_teacher(&mut self, stage: &StageConfig) -> Result<()> {
+        let who = match (&stage.distil, &stage.method) {
+            (Some(distil), _) => distil.teacher.clone(),
+            (None, Method::Quail(_)) => Teacher::Start,
+            (None, _) => {
+                self.teacher = None;
+                return Ok(());
+            }
+        };
+        if self.teacher.as_ref().is_some_and(|t| t.meta.who == who) {
+            return Ok(());
+        }
+        let (config, network, state) = match &who {
+            Teacher::Start => (
+                self.meta.config.network.clone(),
+                self.network.clone(),
+                self.state.clone(),
+            ),
+            Teacher::Checkpoint(path) => {
+                let path = checkpoint_path(path);
+                let mut other = Run::from_checkpoint(Checkpoint::load(&path)?, self.device.clone())
+                    .context("the teacher")?;
+                let (own, theirs) = (&self.meta.images, &other.meta.images);
+                ensure!(
+                    own.shape == theirs.shape && own.classes.len() == theirs.classes.len(),
+                    "the teacher in {} sees images of shape {:?} in {} classes, the student {:?} in {}",
+                    path.display(),
+                    theirs.shape,
+                    theirs.classes.len(),
+                    own.shape,
+                    own.classes.len()
+                );
+                if own.normalisation != theirs.normalisation {
+                    anyhow::bail!(
+                        "the teacher in {} normalises pixels otherwise than the student",
+                        path.display()
+                    );
+                }
+                other.state.selection = None;
+                (other.meta.config.network, other.network, other.state)
+            }
+            Teacher::Beside(config) => {
+                let images = &self.meta.images;
+                let network =
+                    crate::network::Network::new(config, images.shape, images.classes.len())?;
+                let mut rng = ChaCha8Rng::seed_from_u64(self.meta.config.seed);
+                rng.set_stream(u64::MAX);
+                let state = State::new(&network, &config.activations, &mut rng, &self.device)?;
+                (config.as_ref().clone(), network, state)
+            }
+        };
+        if let Method::Quail(_) = stage.method {
+            let same = self.network.sites().eq(network.sites());
+            ensure!(
+                same,
+                "QuaIL compares layers: its teacher must have the student's activation sites"
+            );
+            ensure!(
+                !matches!(who, Teacher::Beside(_)),
+                "QuaIL's teacher must be trained already"
+            );
+        }
+        self.teacher = Some(TeacherRun {
+            meta: TeacherMeta {
+                who,
+                network: config,
+                slots: state.slots.clone(),
+                stage: None,
+            },
+            network,
+            state,
+            optimiser: None,
+        });
+        Ok(())
+    }
+
+    /// Quadratics for positions that will lose their ReLU: those without coefficients get the best fit.
+    fn stand_by_quadratics(&mut self, set: &DeviceSet) {
+        let without: Vec<(String, usize)> = self
+            .network
+            .sites()
+            .filter(|(site, _)| self.state.slots[*site] == Slot::Masked)
+            .filter(|(site, _)| self.state.parameter(&format!("{site}.poly")).is_none())
+            .map(|(site, shape)| (site.to_owned(), shape[0]))
+            .collect();
+        for (site, channels) in without {
+            self.state.ensure_quadratic(&site, channels);
+            self.fit_quadratics(&site, false, set);
+        }
+    }
+
+    /// Sets the quadratics of the sites that fit and have some to the best fit of ReLU under the distribution of their
+    /// inputs on some training images.
+    pub(super) fn fit_quadratics(&mut self, pattern: &str, damped: bool, set: &DeviceSet) {
+        let order = data::permutation(set.len(), &mut self.rng(1));
+        let indices = &order[..order.len().min(EVALUATION_BATCH)];
+        let mut moments = Tensors::new();
+        let request = Request::of(Mode::Evaluate);
+        self.network.forward(
+            &self.state,
+            set.plain(indices),
+            request,
+            |node, inputs, _| {
+                let named = format!("{}.poly", node.name);
+                if node.op == Op::Activation
+                    && fits(pattern, &node.name)
+                    && self.state.parameters.contains_key(&named)
+                {
+                    let both = kernels::moments(inputs[0].clone());
+                    moments.insert(named, both.reshape([2 * node.shape[0]]));
+                }
+            },
+        );
+        for (name, moments) in moments {
+            let moments = download(moments);
+            let channels = moments.len() / 2;
+            let (means, variances) = moments.split_at(channels);
+            let mut values = vec![0.0f32; 3 * channels];
+            for (channel, (u, variance)) in means.iter().zip(variances).enumerate() {
+                let [a, b, c] = relu_fit(f64::from(*u), f64::from(*variance).sqrt());
+                let fitted = if damped {
+                    [a / 10.0, b, c / 5.0]
+                } else {
+                    [a, b, c]
+                };
+                for (i, value) in fitted.into_iter().enumerate() {
+                    values[i * channels + channel] = value as f32;
+                }
+            }
+            let shape = vec![3, channels];
+            self.state
+                .put_parameter(&name, crate::checkpoint::Array { shape, values });
+        }
+    }
+
+    /// Gives min-max norms and Hermite norms that are new the statistics of a batch of training images.
+    fn calibrate(&mut self, set: &DeviceSet) {
+        let new = self.state.slots.iter().any(|(site, slot)| {
+            matches!(slot, Slot::MinMax { .. } | Slot::HerPn)
+                && self.meta.slots.get(site) != Some(slot)
+        });
+        let first =
+            self.meta.stage == 0 && self.meta.epoch == 0 && self.meta.config.warm_start.is_none();
+        if new || first {
+            let order = data::permutation(set.len(), &mut self.rng(3));
+            let indices = &order[..order.len().min(EVALUATION_BATCH)];
+            let mut pass = self.batch_statistics(set.plain(indices), 1.0);
+            pass.statistics
+                .retain(|name, _| name.ends_with(".extent") || name.ends_with(".herpn"));
+            self.state.track(pass.statistics, 1.0);
+        }
+        self.meta.slots = self.state.slots.clone();
+    }
+}
+
+fn quail_replacement(method: &Method) -> Option<Replacement> {
+    let Method::Quail(quail) = method else {
+        return None;
+    };
+    Some(Replacement {
+        sites: "*".to_owned(),
+        by: match quail.norm {
+            QuailNorm::None => Substitute::Square,
+            QuailNorm::Amm => Substitute::SquareAmm,
+            QuailNorm::Mm => Substitute::SquareMm,
+        },
+    })
+}
+
+/// First every layer in turn imitates the teacher's, from the image on; then the layers are unfrozen, from the
+/// classifier back.
+fn quail_phase(quail: &Quail, layers: &[std::ops::Range<usize>], done: usize) -> Phase {
+    let imitation = layers.len() * quail.layer_epochs;
+    if done < imitation {
+        let layer = &layers[done / quail.layer_epochs];
+        return Phase {
+            train_from: layer.start,
+            imitate: Some(layer.end - 1),
+            epoch: done % quail.layer_epochs,
+            epochs: quail.layer_epochs,
+        };
+    }
+    let done = done - imitation;
+    let unfrozen = done / quail.unfreeze_epochs;
+    Phase {
+        train_from: layers[layers.len() - 1 - unfrozen].start,
+        imitate: None,
+        epoch: done % quail.unfreeze_epochs,
+        epochs: quail.unfreeze_epochs,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quail_walks_forth_layer_by_layer_and_back_unfreezing() {
+        let quail = Quail {
+            norm: QuailNorm::Amm,
+            layer_epochs: 2,
+            unfreeze_epochs: 1,
+        };
+        let layers = [0..3, 3..5, 5..8];
+        let phases: Vec<(usize, Option<usize>, usize)> = (0..9)
+            .map(|done| quail_phase(&quail, &layers, done))
+            .map(|phase| (phase.train_from, phase.imitate, phase.epoch))
+            .collect();
+        assert_eq!(
+            phases,
+            [
+                (0, Some(2), 0),
+                (0, Some(2), 1),
+                (3, Some(4), 0),
+                (3, Some(4), 1),
+                (5, Some(7), 0),
+                (5, Some(7), 1),
+                (5, None, 0),
+                (3, None, 0),
+                (0, None, 0),
+            ]
+        );
+    }
+}

@@ -1,0 +1,530 @@
+//! One epoch of training, whatever the stage's method.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use burn::tensor::{Tensor, TensorData, activation::log_softmax};
+use indicatif::ProgressBar;
+use rand_chacha::ChaCha8Rng;
+use rand_core::{RngCore, SeedableRng};
+use serde::Serialize;
+
+use super::{OptimiserMeta, Run, Site, TeacherRun, depths};
+use crate::config::{Distil, Method, StageConfig, Teacher};
+use crate::data::{self, Data, DeviceSet};
+use crate::kernels::Penalty;
+use crate::network::state::Indicator;
+use crate::network::{Mode, Pass, Request, Tensors, fits};
+use crate::optimise::{NotFinite, Optimiser, StepReport};
+
+/// Weight of a new batch in the running statistics.
+const STATISTICS_RATE: f32 = 0.1;
+/// Batches that renew the running statistics: what is left of the old ones is 0.9^50 < 1 %.
+const STATISTICS_BATCHES: usize = 50;
+
+/// One line of the log.
+#[derive(Clone, Debug, Serialize)]
+pub struct EpochReport {
+    /// Stage, counted from 0.
+    pub stage: usize,
+    /// What the stage does.
+    pub method: String,
+    /// Finished epochs of all stages.
+    pub epoch: usize,
+    /// Finished epochs of the stage, and how many it has.
+    pub stage_epoch: [usize; 2],
+    /// Mean training loss, if anything was trained.
+    pub loss: Option<f64>,
+    /// Accuracy on held-out images.
+    pub holdout_accuracy: f64,
+    /// Loss on held-out images, without label smoothing.
+    pub holdout_loss: f64,
+    /// Rate of the last step.
+    pub learning_rate: f32,
+    /// Mean and largest norm of the gradient, before clipping.
+    pub gradient_norm: [f32; 2],
+    /// Wall time.
+    pub seconds: f64,
+    /// Training speed, evaluation not included.
+    pub images_per_second: f64,
+    /// Positions that are ReLUs (those a selection keeps at the moment).
+    pub relus: usize,
+    /// Positions that are polynomials.
+    pub polynomials: usize,
+    /// Positions that are identities.
+    pub identities: usize,
+    /// What a selection or a descent did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<serde_json::Value>,
+    /// What reached each activation site on the held-out images.
+    pub sites: BTreeMap<String, Site>,
+}
+
+/// A loss or a gradient that is not a number: the same run ends there again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diverged(pub String);
+
+impl std::fmt::Display for Diverged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Diverged {}
+
+/// The part of the network that an epoch trains, and its place in the schedule.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Phase {
+    /// First node that trains.
+    pub(super) train_from: usize,
+    /// Node whose output imitates the teacher's; the labels are the target if none.
+    pub(super) imitate: Option<usize>,
+    /// Finished epochs of the phase.
+    pub(super) epoch: usize,
+    /// Its epochs.
+    pub(super) epochs: usize,
+}
+
+impl Run {
+    /// Does what is due next: begins the stage, trains one epoch, ends the stage, measures the held-out images.
+    ///
+    /// # Errors
+    /// A stage that cannot begin; a loss or a gradient that is not a number, naming the first layer where it shows.
+    pub fn epoch(&mut self, data: &Data, progress: &ProgressBar) -> Result<EpochReport> {
+        let start = Instant::now();
+        let (number, stage) = (
+            self.meta.stage,
+            self.stage().context("all stages are done")?.clone(),
+        );
+        if self.meta.stage_epoch == 0 {
+            self.begin_stage(&stage, data)
+                .with_context(|| format!("stage {number} cannot begin"))?;
+        }
+        let method = stage.method.name().to_owned();
+        let mut trained = Trained::default();
+        let mut step = None;
+        if self.meta.stage_length > 0 {
+            let phase = self.phase(&stage);
+            if let Method::Bcd(bcd) = &stage.method
+                && phase.epoch == 0
+            {
+                step = Some(self.descend(bcd, data)?);
+            }
+            trained = self.train_epoch(&stage, phase, &data.train, progress)?;
+            self.meta.stage_epoch += 1;
+            self.meta.epoch += 1;
+        }
+        if let Method::Snl(select) | Method::Autorep(select) = &stage.method {
+            step = Some(self.press(select));
+        }
+        let stage_epoch = [self.meta.stage_epoch, self.meta.stage_length];
+        if self.meta.stage_epoch >= self.meta.stage_length {
+            self.end_stage(&stage, data);
+        }
+        self.measure_ranges(&data.train);
+        let evaluation = self.evaluate(&data.holdout);
+        let seconds = start.elapsed().as_secs_f64();
+        self.meta.wall_s += seconds;
+        self.meta.holdout_accuracy = (!data.holdout.is_empty()).then_some(evaluation.accuracy);
+        let mut counts = self.network.counts(&self.state);
+        if self.state.selection.is_some() {
+            let pressure = self.meta.pressure.map_or(0, |p| p.count);
+            (counts.relus, counts.identities) =
+                (pressure, counts.identities + counts.relus - pressure);
+        }
+        Ok(EpochReport {
+            stage: number,
+            method,
+            epoch: self.meta.epoch,
+            stage_epoch,
+            loss: trained.loss,
+            holdout_accuracy: evaluation.accuracy,
+            holdout_loss: evaluation.loss,
+            learning_rate: trained.rate,
+            gradient_norm: trained.norm,
+            seconds,
+            images_per_second: trained.images as f64 / trained.seconds.max(1e-9),
+            relus: counts.relus,
+            polynomials: counts.polynomials,
+            identities: counts.identities,
+            step,
+            sites: evaluation.sites,
+        })
+    }
+
+    fn train_epoch(
+        &mut self,
+        stage: &StageConfig,
+        phase: Phase,
+        set: &DeviceSet,
+        progress: &ProgressBar,
+    ) -> Result<Trained> {
+        let start = Instant::now();
+        let mut rng = self.rng(0);
+        let order = data::permutation(set.len(), &mut rng);
+        let steps: Vec<&[usize]> = order
+            .chunks(stage.batch)
+            .filter(|chunk| chunk.len() == stage.batch.min(set.len()))
+            .collect();
+        progress.set_length(steps.len() as u64);
+        progress.set_position(0);
+        self.ready_optimiser(stage, phase);
+        let mut trained = Trained::default();
+        let (mut losses, mut norms) = (0.0f64, 0.0f64);
+        for (index, indices) in steps.iter().enumerate() {
+            let at = phase.epoch as f32 + index as f32 / steps.len() as f32;
+            trained.rate = stage.schedule.at(at, phase.epochs);
+            let pixels = set.batch(indices, &stage.augmentation, rng.next_u64());
+            let labels = set.labels(indices);
+            let report = self.step(stage, phase, pixels, &labels, trained.rate)?;
+            losses += f64::from(report.loss);
+            norms += f64::from(report.norm);
+            trained.norm[1] = trained.norm[1].max(report.norm);
+            trained.images += indices.len();
+            progress.set_message(format!("loss {:.3}", losses / (index + 1) as f64));
+            progress.inc(1);
+        }
+        let count = steps.len().max(1) as f64;
+        trained.loss = Some(losses / count);
+        trained.norm[0] = (norms / count) as f32;
+        trained.seconds = start.elapsed().as_secs_f64();
+        Ok(trained)
+    }
+
+    /// One optimiser step on a batch.
+    ///
+    /// # Errors
+    /// As [`Self::epoch`].
+    fn step(
+        &mut self,
+        stage: &StageConfig,
+        phase: Phase,
+        pixels: Tensor<4>,
+        labels: &[usize],
+        rate: f32,
+    ) -> Result<StepReport> {
+        let epoch = phase.epoch;
+        let frozen = |name: &str| stage.freeze.iter().any(|pattern| fits(pattern, name));
+        let trains = |name: &str| !frozen(name);
+        let penalty = stage.range.as_ref().map_or(Penalty::None, |r| r.at(epoch));
+        let request = Request {
+            penalty,
+            train_from: phase.train_from,
+            trains: Some(&trains),
+            until: phase.imitate,
+            ..Request::of(Mode::Train)
+        };
+        let taught = match &mut self.teacher {
+            None => None,
+            Some(teacher) => {
+                Some(teacher.teach(pixels.clone(), labels, phase.imitate, rate, epoch)?)
+            }
+        };
+        let pass = self
+            .network
+            .forward(&self.state, pixels.clone(), request, |_, _, _| {});
+        let loss = match phase.imitate {
+            Some(_) => {
+                let taught = taught.expect("QuaIL has a teacher");
+                let difference = pass.output.clone() - Tensor::from_inner(taught);
+                (difference.clone() * difference).mean()
+            }
+            None => {
+                let labels = Labels {
+                    labels,
+                    smoothing: stage.label_smoothing,
+                };
+                let loss = objective(&pass, &labels, stage.distil.as_ref(), taught);
+                self.sparsity(&pass).into_iter().fold(loss, |a, b| a + b)
+            }
+        };
+        let gradients = gradients(&loss, pass.leaves);
+        let optimiser = self
+            .optimiser
+            .as_mut()
+            .expect("made ready before the epoch");
+        let parameters = &mut self.state.parameters;
+        let report = optimiser
+            .step(parameters, &gradients, &loss.inner(), rate, epoch)
+            .map_err(|why| self.explain(why, pixels, phase))?;
+        self.state.track(pass.statistics, STATISTICS_RATE);
+        self.state.buffers.extend(pass.kept);
+        Ok(report)
+    }
+
+    /// The selection's L1 penalty, if there is a selection.
+    fn sparsity(&self, pass: &Pass) -> Option<Tensor<1>> {
+        let selection = self.state.selection?;
+        let lambda = self.meta.pressure?.lambda;
+        let terms = pass.leaves.iter().filter_map(|(name, leaf)| {
+            let site = name.strip_suffix(".keep")?;
+            let relu = self.state.relu_plane(site);
+            let weighted = match selection.indicator {
+                Indicator::Real => leaf.clone().abs() * Tensor::from_inner(relu),
+                // Only what is kept is pushed down: what is removed may come back.
+                Indicator::Hysteresis { .. } => {
+                    let kept = pass.kept[&format!("{site}.kept")].clone();
+                    leaf.clone() * Tensor::from_inner(relu * kept)
+                }
+            };
+            Some(weighted.sum())
+        });
+        Some(terms.reduce(|a, b| a + b)?.mul_scalar(lambda))
+    }
+
+    /// An optimiser for what trains now; the one at hand if it is for that.
+    fn ready_optimiser(&mut self, stage: &StageConfig, phase: Phase) {
+        let end = phase.imitate.unwrap_or(self.network.nodes.len() - 1);
+        let trained: Tensors = self
+            .state
+            .parameters
+            .iter()
+            .filter(|(name, _)| {
+                let node = name
+                    .rsplit_once('.')
+                    .map_or(name.as_str(), |(node, _)| node);
+                let index = self.network.index(node).unwrap_or(0);
+                (phase.train_from..=end).contains(&index)
+                    && !stage.freeze.iter().any(|pattern| fits(pattern, name))
+            })
+            .map(|(name, tensor)| (name.clone(), tensor.clone()))
+            .collect();
+        let meta = OptimiserMeta {
+            stage: self.meta.stage,
+            parameters: trained.keys().cloned().collect(),
+        };
+        let fresh = phase.epoch == 0 && !(stage.carry && self.meta.stage_epoch == 0);
+        if fresh || self.meta.optimiser.as_ref() != Some(&meta) || self.optimiser.is_none() {
+            let mut optimiser = Optimiser::new(
+                &stage.optimiser,
+                &trained,
+                depths(&self.network),
+                &self.device,
+            );
+            if let Some(old) = self.optimiser.take().filter(|_| !fresh) {
+                optimiser.carry(&old);
+            }
+            self.optimiser = Some(optimiser);
+            self.meta.optimiser = Some(meta);
+        }
+        if let Some(teacher) = &mut self.teacher
+            && matches!(teacher.meta.who, Teacher::Beside(_))
+            && teacher.meta.stage != Some(self.meta.stage)
+        {
+            let config = &stage.optimiser;
+            let parameters = &teacher.state.parameters;
+            let mut optimiser =
+                Optimiser::new(config, parameters, depths(&teacher.network), &self.device);
+            if let Some(old) = &teacher.optimiser {
+                optimiser.carry(old);
+            }
+            teacher.optimiser = Some(optimiser);
+            teacher.meta.stage = Some(self.meta.stage);
+        }
+    }
+
+    /// Says where a loss or a gradient stopped being a number.
+    fn explain(&self, why: NotFinite, pixels: Tensor<4>, phase: Phase) -> anyhow::Error {
+        let mut first = None;
+        let request = Request {
+            train_from: phase.train_from,
+            trains: Some(&|_| false),
+            until: phase.imitate,
+            ..Request::of(Mode::Train)
+        };
+        self.network
+            .forward(&self.state, pixels, request, |node, _, value| {
+                let sum = crate::network::state::download(value.clone().inner().sum())[0];
+                if first.is_none() && !sum.is_finite() {
+                    first = Some(node.name.clone());
+                }
+            });
+        let at = match first {
+            Some(name) => format!("the output of layer {name} is the first that is not finite"),
+            None => "every layer's output is finite".to_owned(),
+        };
+        let epoch = self.meta.epoch;
+        anyhow::Error::new(Diverged(match why {
+            NotFinite::Loss(loss) => format!("epoch {epoch}: the loss is {loss}; {at}"),
+            NotFinite::Gradient(name) => format!(
+                "epoch {epoch}: the gradient of {name} is not finite; {at}; a lower schedule.rate, optimiser.clip or a range penalty may help"
+            ),
+        }))
+    }
+
+    /// Measures the running statistics anew, on plain training images.
+    pub(super) fn renew_statistics(&mut self, set: &DeviceSet, batch: usize) {
+        let order = data::permutation(set.len(), &mut self.rng(2));
+        for indices in order.chunks(batch).take(STATISTICS_BATCHES) {
+            let pass = self.batch_statistics(set.plain(indices), 0.1);
+            self.state.track(pass.statistics, STATISTICS_RATE);
+        }
+    }
+
+    /// A pass with batch statistics and no gradient.
+    pub(super) fn batch_statistics(&self, pixels: Tensor<4>, smoothing: f32) -> Pass {
+        let request = Request {
+            trains: Some(&|_| false),
+            smoothing,
+            ..Request::of(Mode::Train)
+        };
+        self.network
+            .forward(&self.state, pixels, request, |_, _, _| {})
+    }
+
+    /// Randomness of the epoch under way: a run that is resumed draws what an uninterrupted one draws.
+    pub(super) fn rng(&self, purpose: u64) -> ChaCha8Rng {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.meta.config.seed);
+        rng.set_stream(1 + 8 * self.meta.epoch as u64 + purpose);
+        rng
+    }
+}
+
+impl TeacherRun {
+    /// The teacher's output on a batch: logits, or what the student imitates. A teacher beside the student takes a
+    /// step of its own first.
+    fn teach(
+        &mut self,
+        pixels: Tensor<4>,
+        labels: &[usize],
+        until: Option<usize>,
+        rate: f32,
+        epoch: usize,
+    ) -> Result<Tensor<4>> {
+        let Some(optimiser) = &mut self.optimiser else {
+            let request = Request {
+                until,
+                ..Request::of(Mode::Evaluate)
+            };
+            let pass = self
+                .network
+                .forward(&self.state, pixels, request, |_, _, _| {});
+            return Ok(pass.output);
+        };
+        let request = Request::of(Mode::Train);
+        let pass = self
+            .network
+            .forward(&self.state, pixels, request, |_, _, _| {});
+        let loss = cross_entropy(pass.logits(), labels, 0.0);
+        let gradients = gradients(&loss, pass.leaves);
+        let parameters = &mut self.state.parameters;
+        let step = optimiser.step(parameters, &gradients, &loss.inner(), rate, epoch);
+        if let Err(why) = step {
+            let why = format!("the teacher beside the student: {why:?}");
+            return Err(Diverged(why).into());
+        }
+        self.state.track(pass.statistics, STATISTICS_RATE);
+        Ok(pass.output.inner())
+    }
+}
+
+#[derive(Default)]
+struct Trained {
+    loss: Option<f64>,
+    rate: f32,
+    norm: [f32; 2],
+    images: usize,
+    seconds: f64,
+}
+
+struct Labels<'a> {
+    labels: &'a [usize],
+    smoothing: f32,
+}
+
+/// Cross-entropy, and the divergence from the teacher if there is one.
+fn objective(
+    pass: &Pass,
+    labels: &Labels<'_>,
+    distil: Option<&Distil>,
+    taught: Option<Tensor<4>>,
+) -> Tensor<1> {
+    let logits = pass.logits();
+    let (Some(distil), Some(taught)) = (distil, taught) else {
+        return cross_entropy(logits, labels.labels, labels.smoothing);
+    };
+    let taught = Tensor::from_inner(taught).reshape(logits.dims());
+    let own = distil.student_temperature.unwrap_or(distil.temperature);
+    let loss =
+        divergence(logits.clone(), taught, distil.temperature, own).mul_scalar(distil.weight);
+    if distil.cross_entropy == 0.0 {
+        return loss;
+    }
+    loss + cross_entropy(logits, labels.labels, labels.smoothing).mul_scalar(distil.cross_entropy)
+}
+
+/// Gradients of the leaves, without autodiff.
+fn gradients(loss: &Tensor<1>, leaves: Tensors) -> Tensors {
+    let mut all = loss.clone().backward();
+    leaves
+        .into_iter()
+        .filter_map(|(name, leaf)| Some((name, leaf.grad_remove(&mut all)?)))
+        .collect()
+}
+
+/// Mean cross-entropy of `logits` (`[n, classes]`) against smoothed labels.
+pub fn cross_entropy(logits: Tensor<2>, labels: &[usize], smoothing: f32) -> Tensor<1> {
+    let [n, classes] = logits.dims();
+    let mut targets = vec![smoothing / classes as f32; n * classes];
+    for (row, label) in labels.iter().enumerate() {
+        targets[row * classes + label] += 1.0 - smoothing;
+    }
+    let targets = Tensor::<2>::from_data(TensorData::new(targets, [n, classes]), &logits.device());
+    (log_softmax(logits, 1) * targets).sum().neg() / n as f32
+}
+
+/// Mean `KL(softmax(teacher / t), softmax(student / s))`.
+pub(super) fn divergence(student: Tensor<2>, teacher: Tensor<2>, t: f32, s: f32) -> Tensor<1> {
+    let n = student.dims()[0] as f32;
+    let teacher = log_softmax(teacher.div_scalar(t), 1);
+    let student = log_softmax(student.div_scalar(s), 1);
+    (teacher.clone().exp() * (teacher - student)).sum() / n
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+
+    fn logits(values: [f32; 2]) -> Tensor<2> {
+        Tensor::from_data(TensorData::new(values.to_vec(), [1, 2]), &Device::flex())
+    }
+
+    fn value(tensor: Tensor<1>) -> f32 {
+        crate::network::state::download(tensor)[0]
+    }
+
+    #[test]
+    fn divergences_are_those_of_the_tempered_laws() {
+        // softmax(ln 3, 0) = (3/4, 1/4); at temperature 2 of (ln 9, 0) the same.
+        let expected = 0.75 * (0.75f32 / 0.5).ln() + 0.25 * (0.25f32 / 0.5).ln();
+        let flat = logits([0.3, 0.3]);
+        for (teacher, t) in [([3f32.ln(), 0.0], 1.0), ([9f32.ln(), 0.0], 2.0)] {
+            let got = value(divergence(flat.clone(), logits(teacher), t, 1.0));
+            assert!((got - expected).abs() < 1e-6, "temperature {t}: {got}");
+        }
+        // KL(teacher, student), not the other way round.
+        let other = 0.5 * (0.5f32 / 0.75).ln() + 0.5 * (0.5f32 / 0.25).ln();
+        let got = value(divergence(logits([3f32.ln(), 0.0]), flat, 1.0, 1.0));
+        assert!((got - other).abs() < 1e-6, "{got}");
+        let same = value(divergence(
+            logits([2.0, -1.0]),
+            logits([4.0, -2.0]),
+            2.0,
+            1.0,
+        ));
+        assert!(same.abs() < 1e-6, "equal laws are {same} apart");
+    }
+
+    #[test]
+    fn cross_entropy_spreads_what_smoothing_takes() {
+        let x = logits([3f32.ln(), 0.0]);
+        let plain = value(cross_entropy(x.clone(), &[1], 0.0));
+        assert!((plain - 4f32.ln()).abs() < 1e-6, "{plain}");
+        // 0.2 over two classes: 0.9 of the label, 0.1 of the other.
+        let smoothed = value(cross_entropy(x, &[1], 0.2));
+        let expected = 0.9 * 4f32.ln() + 0.1 * (4f32 / 3.0).ln();
+        assert!((smoothed - expected).abs() < 1e-6, "{smoothed}");
+    }
+}

@@ -1,0 +1,154 @@
+//! Learning rates over a stage.
+
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+
+/// A learning rate as a function of the epoch: linear warm-up, then a shape.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Schedule {
+    /// Highest rate.
+    pub rate: f32,
+    /// Epochs of warm-up, may be a fraction.
+    #[serde(default)]
+    pub warmup: f32,
+    /// What follows.
+    #[serde(default)]
+    pub shape: Shape,
+}
+
+/// How a rate falls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Shape {
+    /// Not at all.
+    #[default]
+    Constant,
+    /// Linearly to zero over the last epochs.
+    Linear {
+        /// So many; may be a fraction.
+        epochs: f32,
+    },
+    /// Half a cosine over the whole stage, from the highest rate to `floor`.
+    Cosine {
+        /// Rate at the end.
+        #[serde(default)]
+        floor: f32,
+    },
+    /// Linearly up until `peak` of the stage, then linearly down to zero; without other warm-up.
+    Triangular {
+        /// Share of the stage.
+        peak: f32,
+    },
+    /// Times `factor` after every so many epochs.
+    Step {
+        /// Epochs between falls.
+        every: usize,
+        /// Factor of each.
+        factor: f32,
+    },
+}
+
+impl Schedule {
+    /// Rate after `epoch` of `epochs` epochs. Until a linear decay begins it does not depend on `epochs`.
+    pub fn at(&self, epoch: f32, epochs: usize) -> f32 {
+        let rise = if self.warmup > 0.0 {
+            (epoch / self.warmup).clamp(0.01, 1.0)
+        } else {
+            1.0
+        };
+        let total = epochs.max(1) as f32;
+        let share = (epoch / total).clamp(0.0, 1.0);
+        match self.shape {
+            Shape::Constant => self.rate * rise,
+            Shape::Linear { epochs: last } => {
+                self.rate * rise.min(((total - epoch) / last).clamp(0.0, 1.0))
+            }
+            Shape::Cosine { floor } => {
+                let fall = 0.5 * (1.0 + (std::f32::consts::PI * share).cos());
+                (floor + (self.rate - floor) * fall) * rise
+            }
+            Shape::Triangular { peak } => {
+                let slope = if share < peak {
+                    (share / peak).max(0.01)
+                } else {
+                    (1.0 - share) / (1.0 - peak)
+                };
+                self.rate * slope
+            }
+            Shape::Step { every, factor } => {
+                self.rate * rise * factor.powi((epoch as usize / every) as i32)
+            }
+        }
+    }
+
+    /// # Errors
+    /// A rate, a share or a length out of range, by key.
+    pub(crate) fn check(&self) -> Result<()> {
+        ensure!(self.rate > 0.0, "schedule.rate must be above 0");
+        ensure!(self.warmup >= 0.0, "schedule.warmup must not be negative");
+        match self.shape {
+            Shape::Constant => {}
+            Shape::Linear { epochs } => {
+                ensure!(epochs > 0.0, "schedule: linear epochs must be above 0");
+            }
+            Shape::Cosine { floor } => ensure!(
+                (0.0..=self.rate).contains(&floor),
+                "schedule: the cosine's floor must be between 0 and the rate"
+            ),
+            Shape::Triangular { peak } => ensure!(
+                peak > 0.0 && peak < 1.0,
+                "schedule: the peak must lie between 0 and 1"
+            ),
+            Shape::Step { every, factor } => ensure!(
+                every > 0 && factor > 0.0,
+                "schedule: step needs every >= 1 and factor > 0"
+            ),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_pass_through_their_known_points() {
+        let schedule = |warmup, shape| Schedule {
+            rate: 0.4,
+            warmup,
+            shape,
+        };
+        let linear = Shape::Linear { epochs: 4.0 };
+        let cases = [
+            (schedule(2.0, Shape::Constant), 1.0, 0.2),
+            (schedule(2.0, Shape::Constant), 9.0, 0.4),
+            (schedule(0.0, linear), 5.0, 0.4),
+            (schedule(0.0, linear), 8.0, 0.2),
+            (schedule(0.0, linear), 10.0, 0.0),
+            (schedule(0.0, Shape::Cosine { floor: 0.1 }), 5.0, 0.25),
+            (schedule(0.0, Shape::Cosine { floor: 0.1 }), 10.0, 0.1),
+            (schedule(0.0, Shape::Triangular { peak: 0.2 }), 1.0, 0.2),
+            (schedule(0.0, Shape::Triangular { peak: 0.2 }), 6.0, 0.2),
+            (
+                schedule(
+                    0.0,
+                    Shape::Step {
+                        every: 3,
+                        factor: 0.5,
+                    },
+                ),
+                6.5,
+                0.1,
+            ),
+        ];
+        for (schedule, epoch, expected) in cases {
+            let got = schedule.at(epoch, 10);
+            assert!(
+                (got - expected).abs() < 1e-6,
+                "{schedule:?} at {epoch}: {got}, expected {expected}"
+            );
+        }
+    }
+}
