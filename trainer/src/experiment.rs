@@ -1,4 +1,4 @@
-//! A run in its folder: a checkpoint and a log line after each epoch, and a clean stop when time is up.
+//! A run in its folder: a checkpoint and a log line after each epoch, and a clean stop between two steps when time is up.
 
 use std::fs;
 use std::path::Path;
@@ -21,10 +21,11 @@ pub enum Outcome {
     TimeIsUp,
 }
 
-/// Trains until all stages are done, or until another epoch would probably end after `deadline`.
+/// Trains until all stages are done, or until another step, the end of its epoch and the checkpoint would probably take
+/// until after `deadline`.
 ///
-/// `out` receives `checkpoint.pit` (the latest) and `log.jsonl`, whose lines after the checkpoint's epoch, left by a
-/// run that was killed, are cut off.
+/// `out` receives `checkpoint.pit` (the latest, which may be of the midst of an epoch) and `log.jsonl`, whose lines after
+/// the checkpoint's epoch, left by a run that was killed, are cut off.
 ///
 /// # Errors
 /// Of the run, or of the file system.
@@ -41,20 +42,23 @@ pub fn train(
         ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {msg} {eta}")
             .expect("a constant template"),
     );
-    let mut longest = Duration::ZERO;
+    let mut clock = Clock::until(deadline);
     while !run.finished() {
-        if deadline.is_some_and(|deadline| Instant::now() + longest > deadline) {
+        if !clock.leaves_time() {
             bar.finish_and_clear();
             return Ok(Outcome::TimeIsUp);
         }
-        let start = Instant::now();
         bar.set_prefix(format!(
             "stage {}, epoch {}",
             run.meta.stage + 1,
             run.meta.stage_epoch + 1
         ));
-        let report = run.epoch(data, bar)?;
+        let report = run.epoch_while(data, bar, || clock.before_step())?;
         run.checkpoint().save(&checkpoint_path(out))?;
+        let Some(report) = report else {
+            bar.finish_and_clear();
+            return Ok(Outcome::TimeIsUp);
+        };
         log.append(&report)?;
         let line = line(&report);
         // A bar without a terminal prints nothing.
@@ -63,12 +67,53 @@ pub fn train(
         } else {
             bar.println(line);
         }
-        // The next epoch is taken to last a tenth longer than the longest so far.
-        longest = longest.max(start.elapsed().mul_f32(1.1));
+        clock.after_epoch();
     }
     bar.finish_and_clear();
     log.append(&json!({ "finished": run.meta.epoch, "wall_s": run.meta.wall_s }))?;
     Ok(Outcome::Finished)
+}
+
+/// What steps and ends of epochs take, against a deadline.
+struct Clock {
+    deadline: Option<Instant>,
+    /// When the last step began, within an epoch.
+    step_began: Option<Instant>,
+    /// What the last step took. Not the longest one: on a GPU the first compiles its kernels.
+    step: Duration,
+    /// What the last end of an epoch took: its last step, the evaluation, the checkpoint.
+    end: Duration,
+}
+
+impl Clock {
+    fn until(deadline: Option<Instant>) -> Self {
+        Self {
+            deadline,
+            step_began: None,
+            step: Duration::ZERO,
+            end: Duration::ZERO,
+        }
+    }
+
+    /// Whether a step and the end of an epoch fit before the deadline.
+    fn leaves_time(&self) -> bool {
+        self.deadline
+            .is_none_or(|deadline| Instant::now() + self.step + self.end <= deadline)
+    }
+
+    fn before_step(&mut self) -> bool {
+        let now = Instant::now();
+        if let Some(began) = self.step_began.replace(now) {
+            self.step = now - began;
+        }
+        self.leaves_time()
+    }
+
+    fn after_epoch(&mut self) {
+        if let Some(began) = self.step_began.take() {
+            self.end = began.elapsed();
+        }
+    }
 }
 
 /// Whether a line of the log tells of an epoch that the run has seen.

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::ProgressBar;
@@ -119,7 +119,7 @@ struct TrainArguments {
     /// Go on from the checkpoint in the folder.
     #[arg(long)]
     resume: bool,
-    /// Stop at the end of the last epoch that will probably end within so many seconds.
+    /// Stop after so many seconds, between two steps; the same command goes on from there.
     #[arg(long)]
     seconds: Option<u64>,
     /// Folder for decoded archives, in place of data.cache.
@@ -140,7 +140,7 @@ struct RunAllArguments {
     /// Folder for the results, one NAME.json each; none is written if absent.
     #[arg(long)]
     results: Option<PathBuf>,
-    /// Stop at the end of the last epoch that will probably end within so many seconds.
+    /// Stop after so many seconds, between two steps; the same command goes on from there.
     #[arg(long)]
     seconds: Option<u64>,
 }
@@ -484,10 +484,43 @@ fn open_device(processor: Processor) -> Result<Device> {
     match processor {
         Processor::Cpu => Ok(Device::flex()),
         #[cfg(feature = "cuda")]
-        Processor::Cuda => Ok(Device::cuda(0)),
+        Processor::Cuda => open_cuda(),
         #[cfg(not(feature = "cuda"))]
         Processor::Cuda => {
-            bail!("this pi-train was built without CUDA: build it with --features cuda")
+            anyhow::bail!(
+                "this pi-train was built without CUDA: build it with trainer/cuda/build.sh"
+            )
         }
     }
+}
+
+/// The first CUDA device, once it has computed something: what is missing panics where it is loaded, in the midst of a run
+/// otherwise.
+#[cfg(feature = "cuda")]
+fn open_cuda() -> Result<Device> {
+    use burn::tensor::{DeviceType, Tensor};
+    ensure!(
+        !Device::enumerate(DeviceType::Cuda).is_empty(),
+        "there is no CUDA device, or no driver for it: libcuda.so.1 must be found (name its folder in LD_LIBRARY_PATH) and \
+         nvidia-smi must list a device; or train with --device cpu"
+    );
+    let toolkit = cubecl_cuda::install::cuda_path();
+    let header = toolkit.map(|path| path.join("include/cuda_fp16.h"));
+    ensure!(
+        header.as_ref().is_some_and(|path| path.exists()),
+        "CUDA's headers, which kernels are compiled with, are not there{}: name the toolkit's folder in CUDA_PATH",
+        header.map_or_else(String::new, |path| format!(" ({})", path.display()))
+    );
+    let device = Device::cuda(0);
+    let sum = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let one = Tensor::<1>::ones([1], &device);
+        (one.clone() + one).into_data().try_into_vec::<f32>()
+    }));
+    let computed = matches!(&sum, Ok(Ok(sum)) if sum[..] == [2.0]);
+    ensure!(
+        computed,
+        "the CUDA device does not compute, for the reason above: LD_LIBRARY_PATH must name the folder of libnvrtc.so, which \
+         compiles the kernels, and the driver must be that of CUDA 13.0 or newer"
+    );
+    Ok(device)
 }

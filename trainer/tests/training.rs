@@ -144,10 +144,27 @@ fn a_resumed_run_equals_an_uninterrupted_one_bit_for_bit() {
         let data = data(96, 20, 3);
         let mut whole = run(stages);
         let epochs = finish(&mut whole, &data).len();
-        // Interrupted after every epoch.
+        // Interrupted after every two steps, epochs have three: before the first of an epoch, within it, at its end.
         let mut resumed = run(stages);
-        for _ in 0..epochs {
-            resumed.epoch(&data, &ProgressBar::hidden()).unwrap();
+        let mut within = 0;
+        for turn in 0.. {
+            if resumed.finished() {
+                break;
+            }
+            assert!(turn < 3 * epochs, "{what}: stuck");
+            let mut left = 2usize;
+            while !resumed.finished() {
+                let go_on = || {
+                    let more = left > 0;
+                    left = left.saturating_sub(1);
+                    more
+                };
+                let report = resumed.epoch_while(&data, &ProgressBar::hidden(), go_on);
+                if report.unwrap().is_none() {
+                    within += 1;
+                    break;
+                }
+            }
             resumed.checkpoint().save(&path).unwrap();
             let checkpoint = Checkpoint::load(&path).unwrap();
             assert!(
@@ -156,6 +173,10 @@ fn a_resumed_run_equals_an_uninterrupted_one_bit_for_bit() {
             );
             resumed = Run::from_checkpoint(checkpoint, Device::flex()).unwrap();
         }
+        assert!(
+            within >= epochs,
+            "{what}: {within} stops in {epochs} epochs"
+        );
         assert!(resumed.finished(), "{what}");
         let (resumed, whole) = (state(&resumed), state(&whole));
         assert_eq!(resumed.meta, whole.meta, "{what}");

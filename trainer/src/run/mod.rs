@@ -2,7 +2,8 @@
 //! whether interrupted or not.
 //!
 //! [`Run::epoch`] does what is due next: it begins a stage (teacher, replacements, cuts), trains one epoch, ends a stage,
-//! and measures the held-out images. Everything it depends on is in the [`Checkpoint`].
+//! and measures the held-out images. [`Run::epoch_while`] does the same, and may stop between two steps. Everything they
+//! depend on is in the [`Checkpoint`].
 
 mod bcd;
 mod evaluate;
@@ -21,7 +22,7 @@ use rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 pub use evaluate::{Evaluation, Site};
-pub use train::{Diverged, EpochReport, cross_entropy};
+pub use train::{Begun, Diverged, EpochReport, cross_entropy};
 
 use crate::checkpoint::{Array, Arrays, Checkpoint};
 use crate::config::{Config, Method, StageConfig, Teacher, WarmStart};
@@ -41,6 +42,9 @@ pub struct Meta {
     pub stage: usize,
     /// Its finished epochs.
     pub stage_epoch: usize,
+    /// What is done of the epoch under way, if the run stopped within it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<Begun>,
     /// Its epochs in all, known once it has begun.
     pub stage_length: usize,
     /// Finished epochs of all stages.
@@ -139,6 +143,7 @@ impl Run {
             images,
             stage: 0,
             stage_epoch: 0,
+            begun: None,
             stage_length: 0,
             epoch: 0,
             wall_s: 0.0,
@@ -230,7 +235,7 @@ impl Run {
         config.check_augmentation(self.meta.images.shape)?;
         self.meta.config = config;
         if let Some(stage) = self.stage()
-            && self.meta.stage_epoch > 0
+            && (self.meta.stage_epoch > 0 || self.meta.begun.is_some())
             && matches!(stage.method, Method::Plain | Method::Saliency(_))
         {
             self.meta.stage_length = stage.epochs.max(self.meta.stage_epoch);

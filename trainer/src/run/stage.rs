@@ -151,6 +151,11 @@ impl Run {
             self.optimiser = None;
             self.meta.optimiser = None;
         }
+        // Checkpoints of finished runs are kept and carried about: what another file holds is left out.
+        let elsewhere = |teacher: &TeacherRun| matches!(teacher.meta.who, Teacher::Checkpoint(_));
+        if self.finished() && self.teacher.as_ref().is_some_and(elsewhere) {
+            self.teacher = None;
+        }
     }
 
     /// What the epoch under way trains.

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use burn::tensor::{Tensor, TensorData, activation::log_softmax};
 use indicatif::ProgressBar;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{OptimiserMeta, Run, Site, TeacherRun, depths};
 use crate::config::{Distil, Method, StageConfig, Teacher};
@@ -61,6 +61,31 @@ pub struct EpochReport {
     pub sites: BTreeMap<String, Site>,
 }
 
+/// What is done of an epoch that has begun.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Begun {
+    /// Finished steps.
+    pub steps: usize,
+    /// Steps of the whole epoch, known once it trains.
+    pub of: usize,
+    /// Images of the finished steps.
+    images: usize,
+    /// Sum of their losses.
+    losses: f64,
+    /// Sum of the norms of their gradients.
+    norms: f64,
+    /// Largest of these norms.
+    largest_norm: f32,
+    /// Rate of the last of them.
+    rate: f32,
+    /// Seconds they took.
+    train_seconds: f64,
+    /// Seconds in all.
+    seconds: f64,
+    /// What a selection or a descent removed, for the log.
+    removal: Option<serde_json::Value>,
+}
+
 /// A loss or a gradient that is not a number: the same run ends there again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diverged(pub String);
@@ -90,33 +115,50 @@ impl Run {
     /// Does what is due next: begins the stage, trains one epoch, ends the stage, measures the held-out images.
     ///
     /// # Errors
-    /// A stage that cannot begin; a loss or a gradient that is not a number, naming the first layer where it shows.
+    /// A stage that cannot begin; a loss or a gradient that is not a number, naming the first layer where it shows; an epoch
+    /// begun with other batches.
     pub fn epoch(&mut self, data: &Data, progress: &ProgressBar) -> Result<EpochReport> {
+        let report = self.epoch_while(data, progress, || true)?;
+        Ok(report.expect("nothing stops the epoch"))
+    }
+
+    /// As [`Self::epoch`], but asks before each step whether to go on. If not, it returns nothing, and the next call goes on
+    /// with that step; the checkpoint may be saved in between.
+    ///
+    /// # Errors
+    /// As [`Self::epoch`].
+    pub fn epoch_while(
+        &mut self,
+        data: &Data,
+        progress: &ProgressBar,
+        go_on: impl FnMut() -> bool,
+    ) -> Result<Option<EpochReport>> {
         let start = Instant::now();
         let (number, stage) = (
             self.meta.stage,
             self.stage().context("all stages are done")?.clone(),
         );
-        if self.meta.stage_epoch == 0 {
-            self.begin_stage(&stage, data)
-                .with_context(|| format!("stage {number} cannot begin"))?;
-        }
+        let mut begun = match self.meta.begun.take() {
+            Some(begun) => begun,
+            None => self.begin_epoch(&stage, data)?,
+        };
         let method = stage.method.name().to_owned();
-        let mut trained = Trained::default();
-        let mut step = None;
         if self.meta.stage_length > 0 {
             let phase = self.phase(&stage);
-            if let Method::Bcd(bcd) = &stage.method
-                && phase.epoch == 0
-            {
-                step = Some(self.descend(bcd, data)?);
+            let whole =
+                self.train_epoch(&stage, phase, &data.train, progress, &mut begun, go_on)?;
+            if !whole {
+                let seconds = start.elapsed().as_secs_f64();
+                self.meta.wall_s += seconds;
+                begun.seconds += seconds;
+                self.meta.begun = Some(begun);
+                return Ok(None);
             }
-            trained = self.train_epoch(&stage, phase, &data.train, progress)?;
             self.meta.stage_epoch += 1;
             self.meta.epoch += 1;
         }
         if let Method::Snl(select) | Method::Autorep(select) = &stage.method {
-            step = Some(self.press(select));
+            begun.removal = Some(self.press(select));
         }
         let stage_epoch = [self.meta.stage_epoch, self.meta.stage_length];
         if self.meta.stage_epoch >= self.meta.stage_length {
@@ -133,33 +175,56 @@ impl Run {
             (counts.relus, counts.identities) =
                 (pressure, counts.identities + counts.relus - pressure);
         }
-        Ok(EpochReport {
+        let steps = begun.steps.max(1) as f64;
+        Ok(Some(EpochReport {
             stage: number,
             method,
             epoch: self.meta.epoch,
             stage_epoch,
-            loss: trained.loss,
+            loss: (begun.of > 0).then_some(begun.losses / steps),
             holdout_accuracy: evaluation.accuracy,
             holdout_loss: evaluation.loss,
-            learning_rate: trained.rate,
-            gradient_norm: trained.norm,
-            seconds,
-            images_per_second: trained.images as f64 / trained.seconds.max(1e-9),
+            learning_rate: begun.rate,
+            gradient_norm: [(begun.norms / steps) as f32, begun.largest_norm],
+            seconds: begun.seconds + seconds,
+            images_per_second: begun.images as f64 / begun.train_seconds.max(1e-9),
             relus: counts.relus,
             polynomials: counts.polynomials,
             identities: counts.identities,
-            step,
+            step: begun.removal,
             sites: evaluation.sites,
-        })
+        }))
     }
 
+    fn begin_epoch(&mut self, stage: &StageConfig, data: &Data) -> Result<Begun> {
+        let mut begun = Begun::default();
+        if self.meta.stage_epoch == 0 {
+            let number = self.meta.stage;
+            self.begin_stage(stage, data)
+                .with_context(|| format!("stage {number} cannot begin"))?;
+        }
+        if self.meta.stage_length > 0 {
+            let phase = self.phase(stage);
+            if let Method::Bcd(bcd) = &stage.method
+                && phase.epoch == 0
+            {
+                begun.removal = Some(self.descend(bcd, data)?);
+            }
+            self.ready_optimiser(stage, phase);
+        }
+        Ok(begun)
+    }
+
+    /// Trains the steps of an epoch that are not done yet; returns whether it came to its end.
     fn train_epoch(
         &mut self,
         stage: &StageConfig,
         phase: Phase,
         set: &DeviceSet,
         progress: &ProgressBar,
-    ) -> Result<Trained> {
+        begun: &mut Begun,
+        mut go_on: impl FnMut() -> bool,
+    ) -> Result<bool> {
         let start = Instant::now();
         let mut rng = self.rng(0);
         let order = data::permutation(set.len(), &mut rng);
@@ -167,29 +232,40 @@ impl Run {
             .chunks(stage.batch)
             .filter(|chunk| chunk.len() == stage.batch.min(set.len()))
             .collect();
+        ensure!(
+            begun.steps == 0 || begun.of == steps.len(),
+            "the checkpoint was made within an epoch of {} steps, which would now have {}: keep batch and data.limit until it ends",
+            begun.of,
+            steps.len()
+        );
+        begun.of = steps.len();
         progress.set_length(steps.len() as u64);
-        progress.set_position(0);
-        self.ready_optimiser(stage, phase);
-        let mut trained = Trained::default();
-        let (mut losses, mut norms) = (0.0f64, 0.0f64);
+        progress.set_position(begun.steps as u64);
         for (index, indices) in steps.iter().enumerate() {
+            let draw = rng.next_u64();
+            if index < begun.steps {
+                continue;
+            }
+            if !go_on() {
+                begun.train_seconds += start.elapsed().as_secs_f64();
+                return Ok(false);
+            }
             let at = phase.epoch as f32 + index as f32 / steps.len() as f32;
-            trained.rate = stage.schedule.at(at, phase.epochs);
-            let pixels = set.batch(indices, &stage.augmentation, rng.next_u64());
+            begun.rate = stage.schedule.at(at, phase.epochs);
+            let pixels = set.batch(indices, &stage.augmentation, draw);
             let labels = set.labels(indices);
-            let report = self.step(stage, phase, pixels, &labels, trained.rate)?;
-            losses += f64::from(report.loss);
-            norms += f64::from(report.norm);
-            trained.norm[1] = trained.norm[1].max(report.norm);
-            trained.images += indices.len();
-            progress.set_message(format!("loss {:.3}", losses / (index + 1) as f64));
+            let report = self.step(stage, phase, pixels, &labels, begun.rate)?;
+            begun.steps += 1;
+            begun.images += indices.len();
+            begun.losses += f64::from(report.loss);
+            begun.norms += f64::from(report.norm);
+            begun.largest_norm = begun.largest_norm.max(report.norm);
+            let loss = begun.losses / begun.steps as f64;
+            progress.set_message(format!("loss {loss:.3}"));
             progress.inc(1);
         }
-        let count = steps.len().max(1) as f64;
-        trained.loss = Some(losses / count);
-        trained.norm[0] = (norms / count) as f32;
-        trained.seconds = start.elapsed().as_secs_f64();
-        Ok(trained)
+        begun.train_seconds += start.elapsed().as_secs_f64();
+        Ok(true)
     }
 
     /// One optimiser step on a batch.
@@ -417,15 +493,6 @@ impl TeacherRun {
         self.state.track(pass.statistics, STATISTICS_RATE);
         Ok(pass.output.inner())
     }
-}
-
-#[derive(Default)]
-struct Trained {
-    loss: Option<f64>,
-    rate: f32,
-    norm: [f32; 2],
-    images: usize,
-    seconds: f64,
 }
 
 struct Labels<'a> {
