@@ -1,16 +1,16 @@
 //! What an inference should take: bytes over bandwidth, waits over the line, and work over the rates of this machine.
 //!
-//! `offline = bytes / bandwidth + round trips x RTT + work / cores + stored bytes / disk`, the work being linear layers, uploads,
-//! decryptions, AND gates to garble, OTs and elements; `online = bytes / bandwidth + round trips x (RTT + hop) + work / cores + marks`,
+//! `offline = bytes / bandwidth + round trips x RTT + work / cores + stored bytes / disk + convolutions x wait`, the work being
+//! linear layers, uploads, decryptions, AND gates to garble, OTs and elements; `online = bytes / bandwidth + round trips x (RTT + hop) + work / cores + marks`,
 //! the work being multiply-adds, AND gates to evaluate and elements.
 //!
 //! Work of the server's linear layers comes from the protocol's own cost formulas, that of ciphertexts, gates, OTs and
-//! multiply-adds from a second of measurement on one thread before the benchmark, the rest from constants. Nothing overlaps in
+//! multiply-adds and the disk's rate from two seconds of measurement before the benchmark, the rest from constants. Nothing overlaps in
 //! this model.
 
 use super::line::Link;
 use super::measure::{circuit_figures, operations, packed};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use pi_garble::{
     Bits, Block, Delta, SignWidth, TweakCounter, active_labels, evaluate_sign, garble_sign,
 };
@@ -29,6 +29,7 @@ use pi_rlwe::{
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 use serde::Serialize;
+use std::io::Write;
 use std::time::Instant;
 
 /// Rates of one thread of this machine, and of its loopback.
@@ -46,24 +47,32 @@ pub(crate) struct Rates {
     upload_s: f64,
     /// Seconds to decrypt an answer.
     decrypt_s: f64,
+    /// Bytes a second that files are written at, durably.
+    stored: f64,
 }
 
 /// Seconds beside the line's round trip from a party's last byte to the other's first instruction, both ways: system calls,
 /// wake-ups of threads, encryption of datagrams, and cores that the other party's threads hold. This and the constants below
-/// are fitted to ResNet-18 at ten budgets (two cores of an AMD EPYC of Zen 4, 2026-11-25, both parties on them).
-const HOP_S: f64 = 700e-6;
+/// are fitted to ResNet-18 at ten budgets and to the other networks at 15,000 ReLUs (two cores of an AMD EPYC of Zen 4,
+/// 2026-11-25, both parties on them, inferences on bound threads).
+const HOP_S: f64 = 450e-6;
+/// Seconds for each convolution of a request, offline, that a core has nothing to do: its first ciphertext is not there yet,
+/// or its last ones are with the other core.
+const OFFLINE_CONVOLUTION_S: f64 = 4.5e-3;
 /// Bytes a second of QUIC over loopback, both parties on two cores.
 const LOOPBACK_BYTES: f64 = 0.7e9;
 /// Seconds of both parties for each element of an activation, offline: sums, truncations, masks, storing.
 const OFFLINE_ELEMENT_S: f64 = 100e-9;
 /// The same online.
 const ONLINE_ELEMENT_S: f64 = 10e-9;
+/// Seconds of both parties for each private polynomial online, beside that: shares of a square made, sent, added.
+const ONLINE_POLYNOMIAL_S: f64 = 60e-9;
 /// Seconds of both parties for each ReLU online beside its gates: labels chosen, copied, read; rows.
 const ONLINE_RELU_S: f64 = 350e-9;
 /// Seconds that the durable marks of both parties keep the online phase waiting.
-const MARKS_S: f64 = 6e-3;
-/// Bytes a second that bundles are stored at, durably.
-const DISK_BYTES: f64 = 300e6;
+const MARKS_S: f64 = 2.5e-3;
+/// Bytes written to learn the rate of the disk.
+const DISK_PROBE_BYTES: usize = 64 << 20;
 /// Bytes that the client stores of a ReLU for each bit of its sign circuit: label, table.
 const STORED_BIT_BYTES: f64 = 48.0;
 /// Bytes that both parties store of an element.
@@ -120,20 +129,27 @@ pub(crate) fn predict(
     let online_work = figures.multiply_adds as f64 / rates.multiplied
         + figures.and_gates as f64 / rates.evaluated
         + elements * ONLINE_ELEMENT_S
+        + figures.polynomials as f64 * ONLINE_POLYNOMIAL_S
         + figures.relus as f64 * ONLINE_RELU_S;
     let stored = choices * STORED_BIT_BYTES + elements * STORED_ELEMENT_BYTES;
     let trips = cost::Cost::offline_round_trips(plan.bundles);
+    let waits = plan.answers.len() as f64 * OFFLINE_CONVOLUTION_S;
+    let request = line(&offline, trips) + waits;
     Ok(Predicted {
-        offline_s: line(&offline, trips) / bundles + offline_work / cores + stored / DISK_BYTES,
+        offline_s: request / bundles + offline_work / cores + stored / rates.stored,
         online_s: line(&cost.online, cost.online_round_trips()) + online_work / cores + MARKS_S,
     })
 }
 
 impl Rates {
-    /// Measures this machine; about a second.
-    pub(crate) fn here() -> Rates {
+    /// Measures this machine; about two seconds.
+    ///
+    /// # Errors
+    /// If no file can be written.
+    pub(crate) fn here() -> Result<Rates> {
+        let stored = disk().context("the disk's rate cannot be measured")?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
-        pool.expect("a pool of one thread").install(|| {
+        Ok(pool.expect("a pool of one thread").install(|| {
             let (garbled, evaluated) = sign_circuits();
             let (upload_s, decrypt_s) = ciphertexts();
             Rates {
@@ -143,9 +159,20 @@ impl Rates {
                 multiplied: convolution(),
                 upload_s,
                 decrypt_s,
+                stored,
             }
-        })
+        }))
     }
+}
+
+/// Durable bytes a second of the file system that the parties' stores are on.
+fn disk() -> std::io::Result<f64> {
+    let content = vec![1; DISK_PROBE_BYTES];
+    let mut file = tempfile::tempfile()?;
+    let start = Instant::now();
+    file.write_all(&content)?;
+    file.sync_all()?;
+    Ok(content.len() as f64 / start.elapsed().as_secs_f64())
 }
 
 /// The least of a few times: what the work takes when nothing disturbs it.
