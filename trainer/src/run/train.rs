@@ -14,9 +14,11 @@ use super::{OptimiserMeta, Run, Site, TeacherRun, depths};
 use crate::config::{Distil, Method, StageConfig, Teacher};
 use crate::data::{self, Data, DeviceSet};
 use crate::kernels::Penalty;
-use crate::network::state::Indicator;
-use crate::network::{Mode, Pass, Request, Tensors, fits};
+use crate::network::state::{Indicator, Removed};
+use crate::network::{Counts, Mode, Pass, Request};
 use crate::optimise::{NotFinite, Optimiser, StepReport};
+use crate::pattern::fits;
+use crate::tensors::{Tensors, download};
 
 /// Weight of a new batch in the running statistics.
 const STATISTICS_RATE: f32 = 0.1;
@@ -36,10 +38,10 @@ pub struct EpochReport {
     pub stage_epoch: [usize; 2],
     /// Mean training loss, if anything was trained.
     pub loss: Option<f64>,
-    /// Accuracy on held-out images.
-    pub holdout_accuracy: f64,
+    /// Accuracy on held-out images, if there are any.
+    pub holdout_accuracy: Option<f64>,
     /// Loss on held-out images, without label smoothing.
-    pub holdout_loss: f64,
+    pub holdout_loss: Option<f64>,
     /// Rate of the last step.
     pub learning_rate: f32,
     /// Mean and largest norm of the gradient, before clipping.
@@ -101,46 +103,27 @@ impl Run {
             self.begin_stage(&stage, data)
                 .with_context(|| format!("stage {number} cannot begin"))?;
         }
-        let method = stage.method.name().to_owned();
-        let mut trained = Trained::default();
-        let mut step = None;
-        if self.meta.stage_length > 0 {
-            let phase = self.phase(&stage);
-            if let Method::Bcd(bcd) = &stage.method
-                && phase.epoch == 0
-            {
-                step = Some(self.descend(bcd, data)?);
-            }
-            trained = self.train_epoch(&stage, phase, &data.train, progress)?;
-            self.meta.stage_epoch += 1;
-            self.meta.epoch += 1;
-        }
-        if let Method::Snl(select) | Method::Autorep(select) = &stage.method {
-            step = Some(self.press(select));
-        }
+        let (trained, step) = self.advance(&stage, data, progress)?;
         let stage_epoch = [self.meta.stage_epoch, self.meta.stage_length];
         if self.meta.stage_epoch >= self.meta.stage_length {
             self.end_stage(&stage, data);
         }
         self.measure_ranges(&data.train);
         let evaluation = self.evaluate(&data.holdout);
+        let seen = |value: f64| (!data.holdout.is_empty()).then_some(value);
         let seconds = start.elapsed().as_secs_f64();
         self.meta.wall_s += seconds;
-        self.meta.holdout_accuracy = (!data.holdout.is_empty()).then_some(evaluation.accuracy);
-        let mut counts = self.network.counts(&self.state);
-        if self.state.selection.is_some() {
-            let pressure = self.meta.pressure.map_or(0, |p| p.count);
-            (counts.relus, counts.identities) =
-                (pressure, counts.identities + counts.relus - pressure);
-        }
+        self.meta.training_images = Some(data.train.len());
+        self.meta.holdout_accuracy = seen(evaluation.accuracy);
+        let counts = self.counts();
         Ok(EpochReport {
             stage: number,
-            method,
+            method: stage.method.name().to_owned(),
             epoch: self.meta.epoch,
             stage_epoch,
             loss: trained.loss,
-            holdout_accuracy: evaluation.accuracy,
-            holdout_loss: evaluation.loss,
+            holdout_accuracy: self.meta.holdout_accuracy,
+            holdout_loss: seen(evaluation.loss),
             learning_rate: trained.rate,
             gradient_norm: trained.norm,
             seconds,
@@ -151,6 +134,51 @@ impl Run {
             step,
             sites: evaluation.sites,
         })
+    }
+
+    /// The stage's next epoch, with what its method does before and after it.
+    fn advance(
+        &mut self,
+        stage: &StageConfig,
+        data: &Data,
+        progress: &ProgressBar,
+    ) -> Result<(Trained, Option<serde_json::Value>)> {
+        // Nothing is left of a stage without epochs, or of one that was shortened after it began.
+        if self.meta.stage_epoch >= self.meta.stage_length {
+            self.take_average(stage, data);
+            return Ok((Trained::default(), None));
+        }
+        let phase = self.phase(stage);
+        let mut step = None;
+        if let Method::Bcd(bcd) = &stage.method
+            && phase.epoch == 0
+        {
+            step = Some(self.descend(bcd, data)?);
+        }
+        let trained = self.train_epoch(stage, phase, &data.train, progress)?;
+        self.meta.stage_epoch += 1;
+        self.meta.epoch += 1;
+        if let Method::Snl(select) | Method::Autorep(select) = &stage.method {
+            step = Some(self.press(select));
+        }
+        if phase.epoch + 1 >= phase.epochs || self.meta.stage_epoch >= self.meta.stage_length {
+            self.take_average(stage, data);
+        }
+        Ok((trained, step))
+    }
+
+    /// Positions by kind; those that a selection has removed for the moment count as what they would become.
+    fn counts(&self) -> Counts {
+        let mut counts = self.network.counts(&self.state);
+        if let (Some(selection), Some(pressure)) = (self.state.selection, self.meta.pressure) {
+            let removed = counts.relus.saturating_sub(pressure.count);
+            counts.relus -= removed;
+            match selection.removed {
+                Removed::Identity => counts.identities += removed,
+                Removed::Polynomial => counts.polynomials += removed,
+            }
+        }
+        counts
     }
 
     fn train_epoch(
@@ -205,8 +233,7 @@ impl Run {
         rate: f32,
     ) -> Result<StepReport> {
         let epoch = phase.epoch;
-        let frozen = |name: &str| stage.freeze.iter().any(|pattern| fits(pattern, name));
-        let trains = |name: &str| !frozen(name);
+        let trains = |name: &str| trains(stage, name);
         let penalty = stage.range.as_ref().map_or(Penalty::None, |r| r.at(epoch));
         let request = Request {
             penalty,
@@ -285,8 +312,7 @@ impl Run {
                     .rsplit_once('.')
                     .map_or(name.as_str(), |(node, _)| node);
                 let index = self.network.index(node).unwrap_or(0);
-                (phase.train_from..=end).contains(&index)
-                    && !stage.freeze.iter().any(|pattern| fits(pattern, name))
+                (phase.train_from..=end).contains(&index) && trains(stage, name)
             })
             .map(|(name, tensor)| (name.clone(), tensor.clone()))
             .collect();
@@ -335,7 +361,7 @@ impl Run {
         };
         self.network
             .forward(&self.state, pixels, request, |node, _, value| {
-                let sum = crate::network::state::download(value.clone().inner().sum())[0];
+                let sum = download(value.clone().inner().sum())[0];
                 if first.is_none() && !sum.is_finite() {
                     first = Some(node.name.clone());
                 }
@@ -376,7 +402,11 @@ impl Run {
     /// Randomness of the epoch under way: a run that is resumed draws what an uninterrupted one draws.
     pub(super) fn rng(&self, purpose: u64) -> ChaCha8Rng {
         let mut rng = ChaCha8Rng::seed_from_u64(self.meta.config.seed);
-        rng.set_stream(1 + 8 * self.meta.epoch as u64 + purpose);
+        rng.set_stream(
+            (self.meta.epoch as u64)
+                .wrapping_mul(8)
+                .wrapping_add(1 + purpose),
+        );
         rng
     }
 }
@@ -417,6 +447,13 @@ impl TeacherRun {
         self.state.track(pass.statistics, STATISTICS_RATE);
         Ok(pass.output.inner())
     }
+}
+
+/// Whether a stage trains a parameter.
+fn trains(stage: &StageConfig, name: &str) -> bool {
+    // The square of QuaIL is a square: its coefficients are no parameters.
+    let square = matches!(stage.method, Method::Quail(_)) && name.ends_with(".poly");
+    !square && !stage.freeze.iter().any(|pattern| fits(pattern, name))
 }
 
 #[derive(Default)]
@@ -492,7 +529,7 @@ mod tests {
     }
 
     fn value(tensor: Tensor<1>) -> f32 {
-        crate::network::state::download(tensor)[0]
+        download(tensor)[0]
     }
 
     #[test]
