@@ -41,7 +41,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     let plan = arguments.options.plan(arguments.relus);
     let machine = Machine::here();
-    let rates = Rates::here();
+    let rates = Rates::here()?;
     let figures = measure(&plan, &rates)?;
     print(&plan, &figures);
     if let Some(path) = &arguments.options.json {

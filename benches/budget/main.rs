@@ -61,7 +61,7 @@ struct Measured {
 fn run(arguments: &Arguments) -> Result<()> {
     let options = &arguments.options;
     let machine = Machine::here();
-    let rates = Rates::here();
+    let rates = Rates::here()?;
     let whole = options.plan(Budget::All).subject;
     let total = graph_activations(&whole.graph()?).total();
     let mut measured = Vec::new();

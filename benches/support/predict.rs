@@ -1,16 +1,10 @@
-//! What an inference should take: bytes over bandwidth, waits over the line, and work over the rates of this machine.
-//!
-//! `offline = bytes / bandwidth + round trips x RTT + work / cores + stored bytes / disk`, the work being linear layers, uploads,
-//! decryptions, AND gates to garble, OTs and elements; `online = bytes / bandwidth + round trips x (RTT + hop) + work / cores + marks`,
-//! the work being multiply-adds, AND gates to evaluate and elements.
-//!
-//! Work of the server's linear layers comes from the protocol's own cost formulas, that of ciphertexts, gates, OTs and
-//! multiply-adds from a second of measurement on one thread before the benchmark, the rest from constants. Nothing overlaps in
-//! this model.
+//! What an inference should take, by the compiler's model ([`pi_compiler::latency`]) at the rates of this machine: those of
+//! ciphertexts, gates, OTs, multiply-adds and the disk are measured for two seconds before the benchmark.
 
 use super::line::Link;
 use super::measure::{circuit_figures, operations, packed};
-use anyhow::Result;
+use anyhow::{Context, Result};
+use pi_compiler::latency::{Line, MARKS_S, Machine, Work};
 use pi_garble::{
     Bits, Block, Delta, SignWidth, TweakCounter, active_labels, evaluate_sign, garble_sign,
 };
@@ -29,6 +23,7 @@ use pi_rlwe::{
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 use serde::Serialize;
+use std::io::Write;
 use std::time::Instant;
 
 /// Rates of one thread of this machine, and of its loopback.
@@ -46,29 +41,12 @@ pub(crate) struct Rates {
     upload_s: f64,
     /// Seconds to decrypt an answer.
     decrypt_s: f64,
+    /// Bytes a second that files are written at, durably.
+    stored: f64,
 }
 
-/// Seconds beside the line's round trip from a party's last byte to the other's first instruction, both ways: system calls,
-/// wake-ups of threads, encryption of datagrams, and cores that the other party's threads hold. This and the constants below
-/// are fitted to ResNet-18 at ten budgets (two cores of an AMD EPYC of Zen 4, 2026-11-25, both parties on them).
-const HOP_S: f64 = 700e-6;
-/// Bytes a second of QUIC over loopback, both parties on two cores.
-const LOOPBACK_BYTES: f64 = 0.7e9;
-/// Seconds of both parties for each element of an activation, offline: sums, truncations, masks, storing.
-const OFFLINE_ELEMENT_S: f64 = 100e-9;
-/// The same online.
-const ONLINE_ELEMENT_S: f64 = 10e-9;
-/// Seconds of both parties for each ReLU online beside its gates: labels chosen, copied, read; rows.
-const ONLINE_RELU_S: f64 = 350e-9;
-/// Seconds that the durable marks of both parties keep the online phase waiting.
-const MARKS_S: f64 = 6e-3;
-/// Bytes a second that bundles are stored at, durably.
-const DISK_BYTES: f64 = 300e6;
-/// Bytes that the client stores of a ReLU for each bit of its sign circuit: label, table.
-const STORED_BIT_BYTES: f64 = 48.0;
-/// Bytes that both parties store of an element.
-const STORED_ELEMENT_BYTES: f64 = 24.0;
-
+/// Bytes written to learn the rate of the disk.
+const DISK_PROBE_BYTES: usize = 64 << 20;
 /// What the model says.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Predicted {
@@ -90,50 +68,60 @@ pub(crate) fn predict(
     at_once: u32,
 ) -> Result<Predicted> {
     let cost = cost::circuit(&artifact.circuit, artifact.plans())?;
-    let figures = circuit_figures(artifact, &cost);
     let plan = packed(artifact, at_once);
-    let linear = operations(artifact, plan)?;
+    let operations = operations(artifact, plan)?;
     let bundles = f64::from(plan.bundles);
     let batch = cost
         .batches
         .iter()
         .find(|batch| batch.bundles == plan.bundles as usize);
     let offline = batch.map_or(cost.offline, |batch| batch.offline);
-    let elements: f64 = (cost.per_layer.iter())
-        .map(|layer| (layer.relus + layer.squares + layer.polynomials + layer.identities) as f64)
-        .sum();
-    let choices: f64 = (cost.per_layer.iter())
-        .map(|layer| layer.relus as f64 * f64::from(layer.sign_bits))
-        .sum();
-    let bytes_per_second = link.map_or(LOOPBACK_BYTES, |link| link.bits_per_second / 8.0);
-    let round_trip = link.map_or(0.0, |link| link.round_trip_s) + HOP_S;
-    let line = |traffic: &Traffic, trips: u32| {
-        (traffic.up + traffic.down) as f64 / bytes_per_second + f64::from(trips) * round_trip
-    };
-    let server = linear.server_micros(&linear::Rates::MEASURED) * 1e-6;
-    let client = rates.upload_s * (linear.inputs + linear.repeated_inputs) as f64
-        + rates.decrypt_s * linear.outputs as f64;
-    let offline_work = (server + client) / bundles
-        + figures.and_gates as f64 / rates.garbled
-        + choices / rates.extended
-        + elements * OFFLINE_ELEMENT_S;
-    let online_work = figures.multiply_adds as f64 / rates.multiplied
-        + figures.and_gates as f64 / rates.evaluated
-        + elements * ONLINE_ELEMENT_S
-        + figures.relus as f64 * ONLINE_RELU_S;
-    let stored = choices * STORED_BIT_BYTES + elements * STORED_ELEMENT_BYTES;
-    let trips = cost::Cost::offline_round_trips(plan.bundles);
+    let line = link.map_or(Line::LOOPBACK, |link| Line {
+        bytes_per_second: link.bits_per_second / 8.0,
+        round_trip_s: link.round_trip_s,
+    });
+    let machine = rates.machine(cores);
+    let mut activations = Work::default();
+    for layer in &cost.per_layer {
+        activations += &Work::of_activation(layer);
+    }
+    let mut work = activations.with_linear(&operations, plan.answers.len(), bundles, &machine);
+    work.multiply_adds = circuit_figures(artifact, &cost).multiply_adds as f64;
+    let bytes = |traffic: &Traffic| (traffic.up + traffic.down) as f64;
+    let trips = f64::from(cost::Cost::offline_round_trips(plan.bundles)) / bundles;
+    let online_trips = f64::from(cost.online_round_trips());
     Ok(Predicted {
-        offline_s: line(&offline, trips) / bundles + offline_work / cores + stored / DISK_BYTES,
-        online_s: line(&cost.online, cost.online_round_trips()) + online_work / cores + MARKS_S,
+        offline_s: work.offline_s(bytes(&offline) / bundles, trips, &line, &machine),
+        online_s: MARKS_S + work.online_s(bytes(&cost.online), online_trips, &line, &machine),
     })
 }
 
 impl Rates {
-    /// Measures this machine; about a second.
-    pub(crate) fn here() -> Rates {
+    /// A machine with so many cores of these rates.
+    fn machine(&self, cores: f64) -> Machine {
+        Machine {
+            linear: linear::Rates {
+                upload: 1e6 * self.upload_s,
+                decrypt: 1e6 * self.decrypt_s,
+                ..linear::Rates::MEASURED
+            },
+            garbled: self.garbled,
+            evaluated: self.evaluated,
+            extended: self.extended,
+            multiplied: self.multiplied,
+            stored: self.stored,
+            cores,
+        }
+    }
+
+    /// Measures this machine; about two seconds.
+    ///
+    /// # Errors
+    /// If no file can be written.
+    pub(crate) fn here() -> Result<Rates> {
+        let stored = disk().context("the disk's rate cannot be measured")?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
-        pool.expect("a pool of one thread").install(|| {
+        Ok(pool.expect("a pool of one thread").install(|| {
             let (garbled, evaluated) = sign_circuits();
             let (upload_s, decrypt_s) = ciphertexts();
             Rates {
@@ -143,9 +131,20 @@ impl Rates {
                 multiplied: convolution(),
                 upload_s,
                 decrypt_s,
+                stored,
             }
-        })
+        }))
     }
+}
+
+/// Durable bytes a second of the file system that the parties' stores are on.
+fn disk() -> std::io::Result<f64> {
+    let content = vec![1; DISK_PROBE_BYTES];
+    let mut file = tempfile::tempfile()?;
+    let start = Instant::now();
+    file.write_all(&content)?;
+    file.sync_all()?;
+    Ok(content.len() as f64 / start.elapsed().as_secs_f64())
 }
 
 /// The least of a few times: what the work takes when nothing disturbs it.

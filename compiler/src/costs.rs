@@ -1,11 +1,7 @@
 //! What each activation site of a graph costs, for a trainer that chooses which ReLUs stay: a JSON file.
 //!
 //! Bytes and messages are exact, from the protocol's own formulas; seconds are predictions of a model with measured rates, for
-//! [`Profile::ALL`]. Both parties' work counts as if nothing overlapped:
-//!
-//! `offline = bytes / bandwidth + round trips (RTT + hop) + work / cores + stored bytes / disk`, the work being linear layers,
-//! ciphertexts, AND gates to garble, OTs and elements; `online = bytes / bandwidth + round trips (RTT + hop) + work / cores
-//! + marks`, the work being multiply-adds, AND gates to evaluate and elements.
+//! [`Profile::ALL`], by the formulas of [`crate::latency`].
 //!
 //! A layer's share leaves out what layers have in common (digests, set-up of OTs, OLE ciphertexts, the request, round trips
 //! offline, marks), so shares sum to less than the whole. What *one element* costs is the layer's cost with all elements of
@@ -13,13 +9,14 @@
 
 use crate::compile::Compiled;
 use crate::fault::Refused;
+use crate::latency::{HOP_S, Line, MARKS_S, Machine, Work};
 use crate::report::{Kinds, Traffic};
 use pi_ir::{
     Activation, ActivationKind, Circuit, Graph, Kind, Layer, Op, PostTruncation, Range, Step, Term,
 };
 use pi_protocol::cost::{self, Cost, LayerCost};
 use pi_protocol::layout::Packing;
-use pi_protocol::linear::{self, Operations, Rates};
+use pi_protocol::linear::{self, Operations};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -44,8 +41,8 @@ impl Profile {
     pub const ALL: [Profile; 3] = [
         Profile {
             name: "loopback",
-            bits_per_second: 5.6e9,
-            round_trip_s: 0.0,
+            bits_per_second: 8.0 * Line::LOOPBACK.bytes_per_second,
+            round_trip_s: Line::LOOPBACK.round_trip_s,
             exchange_s: HOP_S,
         },
         Profile {
@@ -61,6 +58,13 @@ impl Profile {
             exchange_s: 40e-3 + HOP_S,
         },
     ];
+
+    fn line(&self) -> Line {
+        Line {
+            bytes_per_second: self.bits_per_second / 8.0,
+            round_trip_s: self.round_trip_s,
+        }
+    }
 }
 
 /// Costs of a network, for a bundle that is prepared alone.
@@ -188,8 +192,7 @@ impl Costs {
                 let layer = &circuit.layers[index];
                 let own = &whole.per_layer[index];
                 let offline = linear.offline(index, own);
-                let work =
-                    Work::of_layer(own, &linear.operations[index], linear.multiply_adds[index]);
+                let work = linear.work(index, own);
                 let count = layer.shape.len() as f64;
                 let elements = variants.iter().zip(&ole).map(|((name, variant), ole)| {
                     let costs = &variant.per_layer[index];
@@ -229,11 +232,7 @@ impl Costs {
             .fold(Kinds::default(), |sum, layer| sum.plus(layer.kinds));
         let mut work = Work::default();
         for (index, layer) in whole.per_layer.iter().enumerate() {
-            work.add(&Work::of_layer(
-                layer,
-                &linear.operations[index],
-                linear.multiply_adds[index],
-            ));
+            work += &linear.work(index, layer);
         }
         let (offline, online) = (Traffic::from(whole.offline), Traffic::from(whole.online));
         let mut predicted = predict(
@@ -267,6 +266,7 @@ impl Costs {
 /// Linear work and traffic, by layer: an upload counts with the first layer that reads it.
 struct PerLayer {
     operations: Vec<Operations>,
+    convolutions: Vec<usize>,
     upload_bytes: Vec<u64>,
     answer_bytes: Vec<u64>,
     multiply_adds: Vec<u64>,
@@ -278,6 +278,7 @@ impl PerLayer {
         let (plan, linear, layers) = (&compiled.plan, linear::cost(packing), circuit.layers.len());
         let mut all = PerLayer {
             operations: vec![Operations::default(); layers],
+            convolutions: vec![0; layers],
             upload_bytes: vec![0; layers],
             answer_bytes: vec![0; layers],
             multiply_adds: vec![0; layers],
@@ -287,6 +288,7 @@ impl PerLayer {
         for (index, answer) in plan.answers.iter().enumerate() {
             let (layer, upload) = (answer.layer as usize, answer.upload as usize);
             all.operations[layer] += linear.answers[index];
+            all.convolutions[layer] += 1;
             all.answer_bytes[layer] += linear.answer_bytes[index] as u64;
             if std::mem::take(&mut first[upload]) {
                 all.operations[layer] += linear.uploads[upload];
@@ -300,6 +302,15 @@ impl PerLayer {
             }
         }
         all
+    }
+
+    /// A layer's work in a bundle prepared alone.
+    fn work(&self, index: usize, own: &LayerCost) -> Work {
+        let (operations, convolutions) = (&self.operations[index], self.convolutions[index]);
+        let activation = Work::of_activation(own);
+        let mut work = activation.with_linear(operations, convolutions, 1.0, &Machine::MEASURED);
+        work.multiply_adds = self.multiply_adds[index] as f64;
+        work
     }
 
     /// A layer's traffic with its uploads.
@@ -366,7 +377,7 @@ fn element(costs: &LayerCost, answer_bytes: u64, extra: [f64; 2], count: f64) ->
     // The layer without linear work: what is left is proportional to its elements.
     let mut alone = costs.clone();
     alone.offline.down -= answer_bytes;
-    let work = Work::of_layer(&alone, &Operations::default(), 0);
+    let work = Work::of_activation(&alone);
     let (offline, online) = (Traffic::from(alone.offline), Traffic::from(alone.online));
     let mut predicted = predict(&offline, 0, &online, 0, &work);
     for profile in Profile::ALL {
@@ -428,70 +439,6 @@ fn sites(graph: &Graph, circuit: &Circuit) -> Result<Sites, Refused> {
     })
 }
 
-/// Cores of each party, as [`crate::select::Link`] has them.
-const CORES: f64 = 2.0;
-/// AND gates garbled a second by one core, in bundles of some thousand ReLUs. This and the next three: docs/performance.md, one
-/// core of an AMD EPYC of Zen 4, 2026-11-25.
-const GARBLED: f64 = 110e6;
-/// AND gates evaluated a second.
-const EVALUATED: f64 = 140e6;
-/// Correlated OTs extended a second, both parties' work.
-const EXTENDED: f64 = 46e6;
-/// Multiply-adds of the online convolution a second.
-const MULTIPLIED: f64 = 27e9;
-/// Seconds beside the line's round trip. This and the constants below are fitted to ResNet-18 at ten budgets, two cores of the
-/// same processor, both parties on them; the benchmarks' prediction uses the same.
-const HOP_S: f64 = 700e-6;
-/// Seconds of both parties for each element of an activation, offline: sums, truncations, masks, storing.
-const OFFLINE_ELEMENT_S: f64 = 100e-9;
-/// The same online.
-const ONLINE_ELEMENT_S: f64 = 10e-9;
-/// Seconds of both parties for each ReLU online beside its gates.
-const ONLINE_RELU_S: f64 = 350e-9;
-/// Seconds that the durable marks of both parties keep the online phase waiting.
-const MARKS_S: f64 = 6e-3;
-/// Bytes a second that bundles are stored at, durably.
-const DISK_BYTES: f64 = 300e6;
-/// Bytes that the client stores of a ReLU for each bit of its sign circuit: label, table.
-const STORED_BIT_BYTES: f64 = 48.0;
-/// Bytes that both parties store of an element.
-const STORED_ELEMENT_BYTES: f64 = 24.0;
-
-/// Work of both parties.
-#[derive(Clone, Copy, Default)]
-struct Work {
-    linear_micros: f64,
-    and_gates: f64,
-    choices: f64,
-    elements: f64,
-    relus: f64,
-    multiply_adds: f64,
-}
-
-impl Work {
-    fn of_layer(layer: &LayerCost, linear: &Operations, multiply_adds: u64) -> Self {
-        let (relus, bits) = (layer.relus as f64, f64::from(layer.sign_bits));
-        let rates = Rates::MEASURED;
-        Work {
-            linear_micros: linear.server_micros(&rates) + linear.client_micros(&rates),
-            and_gates: relus * (bits - 1.0).max(0.0),
-            choices: relus * bits,
-            elements: (layer.relus + layer.squares + layer.polynomials + layer.identities) as f64,
-            relus,
-            multiply_adds: multiply_adds as f64,
-        }
-    }
-
-    fn add(&mut self, other: &Work) {
-        self.linear_micros += other.linear_micros;
-        self.and_gates += other.and_gates;
-        self.choices += other.choices;
-        self.elements += other.elements;
-        self.relus += other.relus;
-        self.multiply_adds += other.multiply_adds;
-    }
-}
-
 fn predict(
     offline: &Traffic,
     offline_trips: u32,
@@ -499,23 +446,12 @@ fn predict(
     online_trips: u32,
     work: &Work,
 ) -> BTreeMap<&'static str, Seconds> {
-    let offline_work = work.linear_micros * 1e-6
-        + work.and_gates / GARBLED
-        + work.choices / EXTENDED
-        + work.elements * OFFLINE_ELEMENT_S;
-    let online_work = work.multiply_adds / MULTIPLIED
-        + work.and_gates / EVALUATED
-        + work.elements * ONLINE_ELEMENT_S
-        + work.relus * ONLINE_RELU_S;
-    let stored = work.choices * STORED_BIT_BYTES + work.elements * STORED_ELEMENT_BYTES;
+    let bytes = |traffic: &Traffic| (traffic.bytes_up + traffic.bytes_down) as f64;
     let on = |profile: &Profile| {
-        let line = |traffic: &Traffic, trips: u32| {
-            8.0 * (traffic.bytes_up + traffic.bytes_down) as f64 / profile.bits_per_second
-                + f64::from(trips) * profile.exchange_s
-        };
+        let (line, machine) = (profile.line(), &Machine::MEASURED);
         Seconds {
-            offline_s: line(offline, offline_trips) + offline_work / CORES + stored / DISK_BYTES,
-            online_s: line(online, online_trips) + online_work / CORES,
+            offline_s: work.offline_s(bytes(offline), offline_trips.into(), &line, machine),
+            online_s: work.online_s(bytes(online), online_trips.into(), &line, machine),
         }
     };
     Profile::ALL

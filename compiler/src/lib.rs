@@ -12,7 +12,7 @@
 //! 8. [`emit`]: everything verified once more, the two files.
 //!
 //! [`compile()`] runs them all; [`evaluate`] measures what was lost; [`report`] prints the table, [`costs`]
-//! says what each activation costs.
+//! says what each activation costs, by the model of [`latency`].
 #![forbid(unsafe_code)]
 
 pub mod calibrate;
@@ -25,6 +25,7 @@ pub mod fault;
 pub mod fold;
 pub mod images;
 pub mod import;
+pub mod latency;
 pub mod lower;
 pub mod network;
 pub mod pool;

@@ -12,9 +12,9 @@ use rand_core::{RngCore, SeedableRng};
 
 use crate::config::Config;
 use crate::data::Normalisation;
-use crate::network::state::{download, download_all};
-use crate::network::{Mode, Request, Substitute, Tensors};
+use crate::network::{Mode, Request, Substitute};
 use crate::run::{Images, Run, cross_entropy};
+use crate::tensors::{Tensors, download, download_all};
 
 /// Largest relative difference of a gradient that [`compare`] accepts. Sums of up to 10^5 single-precision products in
 /// another order, through up to fifty layers of batch norms, differ by 1e-4 to 1e-3; a wrong operation by 0.1 and more.

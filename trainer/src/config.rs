@@ -276,6 +276,25 @@ fn exponents() -> Vec<i32> {
 }
 
 impl RangePenalty {
+    fn check(&self) -> Result<()> {
+        let (RangePenalty::Excess { radius, weight } | RangePenalty::Power { radius, weight, .. }) =
+            self;
+        ensure!(
+            *radius > 0.0 && radius.is_finite() && *weight >= 0.0 && weight.is_finite(),
+            "range: radius must be above 0 and weight not negative"
+        );
+        if let RangePenalty::Power { exponents, .. } = self {
+            ensure!(
+                !exponents.is_empty()
+                    && exponents
+                        .iter()
+                        .all(|e| (2..=100).contains(e) && e % 2 == 0),
+                "range.exponents must be even numbers from 2 to 100"
+            );
+        }
+        Ok(())
+    }
+
     /// The penalty in a stage's epoch, counted from 0.
     pub fn at(&self, epoch: usize) -> Penalty {
         match self {
@@ -438,7 +457,9 @@ impl Config {
         Ok(config)
     }
 
-    fn check(&self) -> Result<()> {
+    /// # Errors
+    /// A number out of range or keys that do not go together, by stage and key.
+    pub fn check(&self) -> Result<()> {
         ensure!(
             !self.stages.is_empty(),
             "an experiment needs at least one [[stage]]"
@@ -457,6 +478,26 @@ impl Config {
         Ok(())
     }
 
+    /// What made the network's activations, in order: polynomial kernels and activations that it began with, then each
+    /// stage's method, or what it put in place if it only trained.
+    pub fn methods(&self) -> Vec<&'static str> {
+        let mut methods: Vec<&'static str> = Vec::new();
+        let kernels = self.network.kernels.iter().map(|rule| rule.by.name());
+        let start = self.network.activations.iter().map(|r| r.by.name());
+        let start = start.filter(|name| !["relu", "identity"].contains(name));
+        methods.extend(kernels.chain(start));
+        for stage in &self.stages {
+            match (&stage.method, stage.replace.as_slice()) {
+                (Method::Plain, [_, ..]) => {
+                    methods.extend(stage.replace.iter().map(|r| r.by.name()))
+                }
+                (method, _) => methods.push(method.name()),
+            }
+        }
+        methods.dedup();
+        methods
+    }
+
     /// Whether all stages can augment images of `[c, h, w]`.
     ///
     /// # Errors
@@ -470,9 +511,17 @@ impl Config {
     }
 }
 
+/// Far more than any of the papers trains; beyond it counts of epochs could overflow.
+const MAX_EPOCHS: usize = 1_000_000;
+
 impl StageConfig {
     fn check(&self, polynomial_kernels: bool) -> Result<()> {
         ensure!(self.batch > 0, "batch must be at least 1");
+        ensure!(
+            self.epochs <= MAX_EPOCHS,
+            "epochs is {}, must be at most {MAX_EPOCHS}",
+            self.epochs
+        );
         ensure!(
             (0.0..1.0).contains(&self.label_smoothing),
             "label_smoothing must be in 0..1"
@@ -489,24 +538,37 @@ impl StageConfig {
                     self.epochs == 0,
                     "QuaIL counts its own epochs: give layer_epochs and unfreeze_epochs, not epochs"
                 );
+                let epochs = quail.layer_epochs.saturating_add(quail.unfreeze_epochs);
                 ensure!(
-                    quail.layer_epochs + quail.unfreeze_epochs > 0,
-                    "QuaIL needs layer_epochs or unfreeze_epochs"
+                    (1..=MAX_EPOCHS).contains(&epochs),
+                    "QuaIL needs layer_epochs or unfreeze_epochs, at most {MAX_EPOCHS}"
                 );
                 ensure!(!self.carry, "QuaIL begins anew at every layer: no carry");
             }
             Method::Snl(select) | Method::Autorep(select) => {
                 ensure!(self.epochs > 0, "epochs, the most it may take, is missing");
                 ensure!(
-                    select.lambda > 0.0 && select.growth >= 1.0,
+                    select.lambda > 0.0 && select.lambda.is_finite() && select.growth >= 1.0,
                     "lambda must be above 0 and growth at least 1"
                 );
-                ensure!(select.hysteresis >= 0.0, "hysteresis must not be negative");
+                ensure!(
+                    (0.0..1.0).contains(&select.hysteresis)
+                        && (0.0..1.0).contains(&select.threshold),
+                    "hysteresis and threshold must be in 0..1"
+                );
             }
             Method::Bcd(bcd) => {
                 ensure!(
-                    bcd.block > 0 && bcd.trials > 0 && bcd.images > 0,
-                    "bcd: block, trials and images must be at least 1"
+                    bcd.block > 0
+                        && bcd.trials > 0
+                        && bcd.images > 0
+                        && (1..=MAX_EPOCHS).contains(&bcd.step_epochs),
+                    "bcd: block, trials, images and step_epochs must be at least 1"
+                );
+                ensure!(
+                    bcd.tolerance >= 0.0,
+                    "bcd.tolerance is {}, must be points of accuracy, not negative",
+                    bcd.tolerance
                 );
                 ensure!(
                     self.epochs == 0,
@@ -518,36 +580,25 @@ impl StageConfig {
             }
             Method::Plain => {}
         }
-        match &self.range {
-            Some(RangePenalty::Excess { radius, weight }) => ensure!(
-                *radius > 0.0 && *weight >= 0.0,
-                "range: radius must be above 0 and weight not negative"
-            ),
-            Some(RangePenalty::Power {
-                radius,
-                weight,
-                exponents,
-            }) => {
-                ensure!(
-                    *radius > 0.0 && *weight >= 0.0,
-                    "range: radius must be above 0 and weight not negative"
-                );
-                ensure!(
-                    !exponents.is_empty() && exponents.iter().all(|e| *e >= 2 && e % 2 == 0),
-                    "range.exponents must be even numbers of at least 2"
-                );
-            }
-            None => {}
+        if let Some(range) = &self.range {
+            range.check()?;
         }
         if let Some(distil) = &self.distil {
             let own = distil.student_temperature.unwrap_or(distil.temperature);
             ensure!(
-                distil.temperature > 0.0 && own > 0.0,
+                distil.temperature > 0.0
+                    && distil.temperature.is_finite()
+                    && own > 0.0
+                    && own.is_finite(),
                 "distil: temperatures must be above 0"
             );
             ensure!(
                 distil.weight >= 0.0 && distil.cross_entropy >= 0.0,
                 "distil: weights must not be negative"
+            );
+            ensure!(
+                distil.weight + distil.cross_entropy > 0.0,
+                "distil: weight and cross_entropy are both 0, so there is nothing to learn"
             );
         }
         Ok(())
@@ -657,6 +708,32 @@ free = []
         assert_eq!(seen, expected);
         let why = Config::parse(SWEPT, &[]).unwrap_err().to_string();
         assert!(why.contains("run-all"), "{why}");
+    }
+
+    #[test]
+    fn methods_say_what_made_the_activations() {
+        let methods = |overrides: &[&str]| {
+            let text = SWEPT.split("[sweep.clip]").next().unwrap();
+            let overrides: Vec<String> = overrides.iter().map(|o| (*o).to_owned()).collect();
+            Config::parse(text, &overrides)
+                .unwrap()
+                .methods()
+                .join(", ")
+        };
+        assert_eq!(methods(&[]), "plain");
+        let react = "[{ sites = \"*\", by = \"react-pkn\" }]";
+        let cases = [
+            (format!("network.activations={react}"), "react-pkn, plain"),
+            (format!("stage.0.replace={react}"), "react-pkn"),
+            (
+                "network.kernels=[{ convolutions = \"*\", by = \"r-pkn\" }]".to_owned(),
+                "r-pkn, plain",
+            ),
+            ("stage.0.method={ snl = { relus = 5 } }".to_owned(), "snl"),
+        ];
+        for (item, expected) in cases {
+            assert_eq!(methods(&[&item]), expected);
+        }
     }
 
     #[test]

@@ -54,12 +54,16 @@ pub fn train(
             run.meta.stage_epoch + 1
         ));
         let report = run.epoch_while(data, bar, || clock.before_step())?;
+        // The line first: one whose checkpoint was never written is cut off on the next start, one that was never
+        // written would be missing for ever.
+        if let Some(report) = &report {
+            log.append(report)?;
+        }
         run.checkpoint().save(&checkpoint_path(out))?;
         let Some(report) = report else {
             bar.finish_and_clear();
             return Ok(Outcome::TimeIsUp);
         };
-        log.append(&report)?;
         let line = line(&report);
         // A bar without a terminal prints nothing.
         if bar.is_hidden() {
@@ -133,13 +137,16 @@ fn line(report: &EpochReport) -> String {
         .sites
         .values()
         .fold(0.0f32, |m, site| m.max(site.largest));
+    let held_out = report.holdout_accuracy.map_or_else(
+        || "-".to_owned(),
+        |accuracy| format!("{:.2} %", 100.0 * accuracy),
+    );
     format!(
-        "epoch {:3}  {} {}/{}  loss {loss}  held-out {:.2} %  {:.0} images/s  {} ReLU, {} polynomial, {} identity  largest input {largest:.1}",
+        "epoch {:3}  {} {}/{}  loss {loss}  held-out {held_out}  {:.0} images/s  {} ReLU, {} polynomial, {} identity  largest input {largest:.1}",
         report.epoch,
         report.method,
         report.stage_epoch[0],
         report.stage_epoch[1],
-        100.0 * report.holdout_accuracy,
         report.images_per_second,
         report.relus,
         report.polynomials,

@@ -14,9 +14,9 @@ use crate::checkpoint::{Arrays, write_atomically};
 use crate::data::DeviceSet;
 use crate::kernels::NORM_EPSILON;
 use crate::network::forward::EXTENT_EPSILON;
-use crate::network::state::download;
 use crate::network::{self, Op, Slot};
 use crate::run::Run;
+use crate::tensors::download;
 
 /// Largest difference of a logit that [`check`] accepts, relative to the largest logit of the batch (at least 1).
 ///

@@ -18,8 +18,8 @@ use pi_trainer::config::Config;
 use pi_trainer::data::{self, Data, DataConfig, DeviceSet, Summary};
 use pi_trainer::experiment::{self, Outcome};
 use pi_trainer::export;
+use pi_trainer::result::RunResult;
 use pi_trainer::run::{Diverged, Images, Run, checkpoint_path};
-use serde_json::json;
 
 /// Trains networks whose activations a two-party computation can afford.
 #[derive(Parser)]
@@ -38,6 +38,16 @@ enum Processor {
     Cpu,
     /// The first CUDA device; needs a build with `--features cuda`.
     Cuda,
+}
+
+impl Processor {
+    /// As results say it.
+    fn name(self) -> &'static str {
+        match self {
+            Processor::Cpu => "CPU, burn flex",
+            Processor::Cuda => "CUDA, burn cubecl",
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -245,10 +255,7 @@ fn main() -> Result<()> {
         }
         Command::Eval { source } => {
             let (run, test) = open(&source, device)?;
-            println!(
-                "{}",
-                serde_json::to_string_pretty(&report(&run, &test, arguments.device))?
-            );
+            println!("{}", RunResult::of(&run, &test, arguments.device.name()));
             Ok(())
         }
     }
@@ -338,7 +345,7 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
     }
     let mut failed = Vec::new();
     // Runs that follow each other mostly share their images.
-    let mut loaded: Option<(DataConfig, (Images, Data))> = None;
+    let mut loaded = None;
     for (name, config) in runs {
         let out = arguments.out.join(&name);
         if out.join("finished").exists() {
@@ -355,37 +362,24 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
             failed.push(name);
             continue;
         }
-        let data = config.data.clone();
-        let at_hand = match loaded.take().filter(|(of, _)| *of == data) {
-            Some(same) => same.1,
-            None => load(&data, device)?,
+        let one = One {
+            name: &name,
+            config,
+            out: &out,
+            results: arguments.results.as_deref(),
         };
-        let outcome = train_in(config, &at_hand, &out, deadline, device);
-        loaded = Some((data.clone(), at_hand));
-        match outcome {
-            Ok((_, Outcome::TimeIsUp)) => {
+        match one.train(&mut loaded, deadline, device, processor) {
+            Ok(Outcome::TimeIsUp) => {
                 eprintln!("{name}: time is up; the same command goes on from here");
                 return Ok(());
             }
-            Ok((run, Outcome::Finished)) => {
-                if let Some(results) = &arguments.results {
-                    let test = load_test(&data, &run, device)?;
-                    let text = serde_json::to_string_pretty(&report(&run, &test, processor))?;
-                    let path = results.join(format!("{name}.json"));
-                    std::fs::create_dir_all(results)
-                        .and_then(|()| std::fs::write(&path, text + "\n"))
-                        .with_context(|| format!("cannot write {}", path.display()))?;
-                }
-                std::fs::write(out.join("finished"), "")?;
-            }
+            Ok(Outcome::Finished) => write(&out.join("finished"), "")?,
             // One run that explodes, as some of them must, does not stop the others.
             Err(why) => {
                 eprintln!("{name}: {why:#}");
                 // The same seed diverges in the same way: it is noted, not tried again.
                 if why.is::<Diverged>() {
-                    std::fs::create_dir_all(&out)
-                        .and_then(|()| std::fs::write(&failed_before, format!("{why:#}\n")))
-                        .with_context(|| format!("cannot write {}", failed_before.display()))?;
+                    write(&failed_before, &format!("{why:#}\n"))?;
                 }
                 failed.push(name);
             }
@@ -397,6 +391,49 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
         failed.join(", ")
     );
     Ok(())
+}
+
+/// One run of many.
+struct One<'a> {
+    name: &'a str,
+    config: Config,
+    out: &'a Path,
+    results: Option<&'a Path>,
+}
+
+impl One<'_> {
+    /// Trains it, with the images at hand if they are its own, and writes its result once it is finished.
+    fn train(
+        self,
+        loaded: &mut Option<(DataConfig, (Images, Data))>,
+        deadline: Option<Instant>,
+        device: &Device,
+        processor: Processor,
+    ) -> Result<Outcome> {
+        let own = self.config.data.clone();
+        let (_, images) = match loaded.take().filter(|(of, _)| *of == own) {
+            Some(same) => loaded.insert(same),
+            None => loaded.insert((own.clone(), load(&own, device)?)),
+        };
+        let (run, outcome) = train_in(self.config, images, self.out, deadline, device)?;
+        if let (Outcome::Finished, Some(results)) = (outcome, self.results) {
+            let test = load_test(&own, &run, device)?;
+            let result = RunResult::of(&run, &test, processor.name());
+            write(
+                &results.join(format!("{}.json", self.name)),
+                &format!("{result}\n"),
+            )?;
+        }
+        Ok(outcome)
+    }
+}
+
+/// Writes a small file, and the folder it is in.
+fn write(path: &Path, text: &str) -> Result<()> {
+    path.parent()
+        .map_or(Ok(()), std::fs::create_dir_all)
+        .and_then(|()| std::fs::write(path, text))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The images of a configuration.
@@ -443,41 +480,6 @@ fn load_test(config: &DataConfig, run: &Run, device: &Device) -> Result<DeviceSe
     );
     let normalisation = images.normalisation.clone();
     Ok(DeviceSet::new(test, normalisation, device))
-}
-
-/// What is reported of a run, with its accuracy on the test batch.
-fn report(run: &Run, test: &DeviceSet, device: Processor) -> serde_json::Value {
-    let config = &run.meta.config;
-    let evaluation = run.evaluate(test);
-    let counts = run.network.counts(&run.state);
-    let device = match device {
-        Processor::Cpu => "CPU, burn flex",
-        Processor::Cuda => "CUDA, burn cubecl",
-    };
-    let methods: Vec<&str> = config.stages.iter().map(|s| s.method.name()).collect();
-    json!({
-        "name": config.name,
-        "dataset": run.meta.images.dataset,
-        "training_images": config.data.limit,
-        "network": config.network,
-        "method": methods.join(", "),
-        "stages": config.stages,
-        "relus": counts.relus,
-        "polynomial_positions": counts.polynomials,
-        "identity_positions": counts.identities,
-        "multiply_adds": run.network.multiply_adds(),
-        "parameters": run.state.parameter_count(),
-        "seed": config.seed,
-        "test_accuracy": evaluation.accuracy,
-        "test_loss": evaluation.loss,
-        "test_images": test.len(),
-        "holdout_accuracy": run.meta.holdout_accuracy,
-        "largest_activation_input": evaluation.largest(),
-        "activation_inputs": evaluation.sites,
-        "epochs": run.meta.epoch,
-        "device": device,
-        "wall_s": run.meta.wall_s.round(),
-    })
 }
 
 fn open_device(processor: Processor) -> Result<Device> {

@@ -3,13 +3,16 @@
 //! What `pi-compile --costs` says of the exported network may lie beside it, as `NAME.costs.json`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::costs::Costs;
+use crate::data::DeviceSet;
+use crate::run::Run;
 
 /// End of the name of a file of costs.
 const COSTS_SUFFIX: &str = ".costs.json";
@@ -48,6 +51,45 @@ pub struct RunResult {
 }
 
 impl RunResult {
+    /// The result of a run, measured on the test images; `device` says what computed.
+    ///
+    /// # Cost
+    /// One pass over the test images.
+    pub fn of(run: &Run, test: &DeviceSet, device: &str) -> Self {
+        let (meta, config) = (&run.meta, &run.meta.config);
+        let evaluation = run.evaluate(test);
+        let counts = run.network.counts(&run.state);
+        let more = json!({
+            "training_images": meta.training_images.or(config.data.limit),
+            "stages": config.stages,
+            "identity_positions": counts.identities,
+            "parameters": run.state.parameter_count(),
+            "test_loss": evaluation.loss,
+            "test_images": test.len(),
+            "holdout_accuracy": meta.holdout_accuracy,
+            "largest_activation_input": evaluation.largest(),
+            "activation_inputs": evaluation.sites,
+        });
+        let Value::Object(more) = more else {
+            unreachable!("written as an object above")
+        };
+        Self {
+            name: Some(config.name.clone()),
+            dataset: meta.images.dataset.clone(),
+            network: json!(config.network),
+            method: config.methods().join(", "),
+            relus: counts.relus,
+            polynomial_positions: counts.polynomials,
+            multiply_adds: run.network.multiply_adds() as u64,
+            seed: config.seed,
+            test_accuracy: evaluation.accuracy,
+            epochs: meta.epoch,
+            device: device.to_owned(),
+            wall_s: meta.wall_s.round(),
+            more: more.into_iter().collect(),
+        }
+    }
+
     /// Reads a file.
     ///
     /// # Errors
@@ -109,6 +151,13 @@ impl RunResult {
                 .unwrap_or("custom")
                 .to_owned(),
         }
+    }
+}
+
+impl fmt::Display for RunResult {
+    /// The JSON object, keys in alphabetical order.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", json!(self))
     }
 }
 
@@ -199,7 +248,6 @@ fn has_end(path: &Path, end: &str) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use serde_json::json;
 
     pub(crate) fn example() -> Value {
         json!({

@@ -85,7 +85,11 @@ impl Schedule {
     /// # Errors
     /// A rate, a share or a length out of range, by key.
     pub(crate) fn check(&self) -> Result<()> {
-        ensure!(self.rate > 0.0, "schedule.rate must be above 0");
+        ensure!(
+            self.rate > 0.0 && self.rate.is_finite(),
+            "schedule.rate is {}, must be above 0",
+            self.rate
+        );
         ensure!(self.warmup >= 0.0, "schedule.warmup must not be negative");
         match self.shape {
             Shape::Constant => {}
@@ -97,8 +101,8 @@ impl Schedule {
                 "schedule: the cosine's floor must be between 0 and the rate"
             ),
             Shape::Triangular { peak } => ensure!(
-                peak > 0.0 && peak < 1.0,
-                "schedule: the peak must lie between 0 and 1"
+                peak > 0.0 && peak < 1.0 && self.warmup == 0.0,
+                "schedule: the triangle's peak must lie between 0 and 1, and its rise is the warm-up: no other"
             ),
             Shape::Step { every, factor } => ensure!(
                 every > 0 && factor > 0.0,

@@ -78,10 +78,18 @@ fn what_does_not_fit_the_images_is_refused_before_training() {
     assert!(mirrored.contains("a mirrored digit is none"), "{mirrored}");
     Config::parse(&digits, &["stage.*.augmentation.flip=false".to_owned()]).unwrap();
     let wide = Config::parse(DRAWN, &["stage.0.augmentation.shift=32".to_owned()]).unwrap();
-    let images = Images {
+    let mut images = Images {
         shape: [1, 32, 32],
         ..common::images()
     };
+    let unlike = Config::parse(DRAWN, &[]).unwrap();
+    let message = error(Run::new(unlike, images.clone(), Device::flex()));
+    assert!(
+        message.contains("normalisation is not of their 1 channels"),
+        "{message}"
+    );
+    images.normalisation.mean.truncate(1);
+    images.normalisation.std.truncate(1);
     let message = error(Run::new(wide, images, Device::flex()));
     assert!(
         message.contains("stage 0") && message.contains("below the image's side of 32"),

@@ -80,6 +80,106 @@ fn a_checkpoint_of_another_network_is_refused() {
     assert!(kind.contains("unknown kind 9"), "{kind}");
 }
 
+/// Whatever byte of the description is another one: an error, or a run that can be measured, never a panic.
+#[test]
+fn a_checkpoint_with_any_byte_of_its_description_changed_is_refused_or_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.pit");
+    let data = common::data(32, 10, 41);
+    let mut run = run(
+        "[[stage]]\nmethod = { quail = { norm = \"amm\", layer_epochs = 1, unfreeze_epochs = 1 } }\n[[stage]]\nmethod = { snl = { relus = 9 } }\nepochs = 2\nreplace = [{ sites = \"*\", by = \"relu\" }]",
+    );
+    for _ in 0..3 {
+        run.epoch(&data, &indicatif::ProgressBar::hidden()).unwrap();
+    }
+    run.checkpoint().save(&path).unwrap();
+    let whole = fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(whole[8..16].try_into().unwrap()) as usize;
+    let (mut refused, mut runs) = (0, 0);
+    for (position, to) in (16..16 + header).step_by(7).zip(b"09]-x\"".iter().cycle()) {
+        let mut bytes = whole.clone();
+        bytes[position] = *to;
+        fs::write(&path, bytes).unwrap();
+        let opened = Checkpoint::load(&path)
+            .and_then(|checkpoint| Run::from_checkpoint(checkpoint, Device::flex()));
+        match opened {
+            Err(_) => refused += 1,
+            Ok(mut run) => {
+                runs += 1;
+                if runs % 8 == 0 && run.meta.images.shape == common::images().shape {
+                    drop(run.epoch(&data, &indicatif::ProgressBar::hidden()));
+                }
+            }
+        }
+    }
+    assert!(refused > 100 && runs > 10, "{refused} refused, {runs} run");
+}
+
+#[test]
+fn what_a_damaged_checkpoint_lacks_is_said() {
+    let data = common::data(32, 10, 43);
+    let trained = |stages: &str| {
+        let mut run = run(stages);
+        run.epoch(&data, &indicatif::ProgressBar::hidden()).unwrap();
+        run.checkpoint()
+    };
+    let quail =
+        "[[stage]]\nmethod = { quail = { norm = \"amm\", layer_epochs = 1, unfreeze_epochs = 1 } }";
+    let snl = "[[stage]]\nmethod = { snl = { relus = 9 } }\nepochs = 5\noptimiser = { rule = { adam = {} } }\nschedule = { rate = 1e-3 }";
+    type Alter = fn(&mut Checkpoint);
+    let cases: [(&str, Alter, &str); 8] = [
+        (
+            quail,
+            |c| c.meta["teacher"] = ().into(),
+            "lacks the teacher",
+        ),
+        (
+            quail,
+            |c| c.meta["stage_length"] = 99.into(),
+            "phases of QuaIL",
+        ),
+        (
+            quail,
+            |c| c.meta["config"]["stage"][0]["batch"] = 0.into(),
+            "batch must be",
+        ),
+        (
+            snl,
+            |c| c.meta["pressure"] = ().into(),
+            "selection is not that of its stage",
+        ),
+        (
+            snl,
+            |c| c.meta["images"]["normalisation"]["std"][1] = 0.0.into(),
+            "normalisation",
+        ),
+        (
+            snl,
+            |c| c.meta["images"]["shape"][1] = (1u64 << 40).into(),
+            "at most 4096",
+        ),
+        (
+            snl,
+            |c| c.meta["config"]["network"]["stages"][0]["blocks"] = (1u64 << 40).into(),
+            "fewer blocks",
+        ),
+        (
+            snl,
+            |c| {
+                let ranges = c.arrays.get_mut("ranges").unwrap();
+                ranges.insert("stem.act".to_owned(), Array::filled(&[2, 3], 0.0));
+            },
+            "range of stem.act",
+        ),
+    ];
+    for (stages, alter, expected) in cases {
+        let mut checkpoint = trained(stages);
+        alter(&mut checkpoint);
+        let message = error(Run::from_checkpoint(checkpoint, Device::flex()));
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
 #[test]
 fn a_checkpoint_of_version_1_says_so() {
     let folder = tempfile::tempdir().unwrap();
@@ -114,6 +214,68 @@ fn overrides_replace_keys_and_wrong_ones_are_refused() {
     assert!(refused("stage.0.batch=0").contains("stage 0: batch must be at least 1"));
     assert!(refused("stage.1.method={ bcd = { relus = 1, block = 0, trials = 1, tolerance = 0.3, step_epochs = 1 } }").contains("block"));
     assert!(refused("stage.1.schedule.rate=0.0").contains("schedule.rate"));
+    for (item, expected) in [
+        ("stage.0.schedule.rate=nan", "schedule.rate is NaN"),
+        ("stage.0.schedule.rate=inf", "schedule.rate is inf"),
+        ("stage.0.schedule.warmup=nan", "warmup"),
+        (
+            "stage.0.schedule.shape={ cosine = { floor = nan } }",
+            "floor",
+        ),
+        (
+            "stage.0.schedule.shape={ triangular = { peak = 0.2 } }",
+            "no other",
+        ),
+        ("stage.0.optimiser.weight_decay=nan", "weight_decay"),
+        ("stage.0.optimiser.clip=nan", "clip"),
+        ("stage.0.optimiser.layer_decay=nan", "layer_decay"),
+        (
+            "stage.0.optimiser.average={ ema = { decay = nan } }",
+            "decay",
+        ),
+        ("stage.0.label_smoothing=nan", "label_smoothing"),
+        (
+            "stage.0.range={ excess = { radius = nan, weight = 1.0 } }",
+            "radius",
+        ),
+        (
+            "stage.0.range={ power = { radius = 4.8, weight = inf } }",
+            "weight",
+        ),
+        (
+            "stage.0.range={ power = { radius = 4.8, weight = 1.0, exponents = [] } }",
+            "exponents",
+        ),
+        (
+            "stage.0.range={ power = { radius = 4.8, weight = 1.0, exponents = [3] } }",
+            "even",
+        ),
+        (
+            "stage.0.distil={ teacher = \"start\", temperature = nan }",
+            "temperatures",
+        ),
+        (
+            "stage.0.distil={ teacher = \"start\", weight = 0.0, cross_entropy = 0.0 }",
+            "nothing to learn",
+        ),
+        (
+            "stage.0.method={ snl = { relus = 1, threshold = nan } }",
+            "threshold",
+        ),
+        (
+            "stage.0.method={ snl = { relus = 1, lambda = nan } }",
+            "lambda",
+        ),
+        (
+            "stage.0.method={ autorep = { relus = 1, hysteresis = nan } }",
+            "hysteresis",
+        ),
+        ("stage.0.epochs=18446744073709551615", "epochs"),
+        ("stage.0.epochs=-1", "epochs"),
+    ] {
+        let message = refused(item);
+        assert!(message.contains(expected), "{item}: {message}");
+    }
     assert!(
         refused("stage.1.optimiser={ rule = { sgd = { momentum = 1.5 } } }")
             .contains("momentum is 1.5")

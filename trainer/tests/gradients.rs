@@ -4,10 +4,11 @@ mod common;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use pi_trainer::checkpoint::Array;
-use pi_trainer::network::state::{Indicator, Removed, download};
+use pi_trainer::network::state::{Indicator, Removed};
 use pi_trainer::network::{
     Mode, Network, NetworkConfig, Request, Selection, State, Stem, Substitute,
 };
+use pi_trainer::tensors::download;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use pi_trainer::optimise::{Average, NotFinite, Optimiser, OptimiserConfig, Tensors};
+use pi_trainer::optimise::{Average, NotFinite, Optimiser, OptimiserConfig};
+use pi_trainer::tensors::Tensors;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 

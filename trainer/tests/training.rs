@@ -11,9 +11,9 @@ use pi_trainer::checkpoint::Checkpoint;
 use pi_trainer::data::{Data, DeviceSet};
 use pi_trainer::experiment::{self as folder, Outcome};
 use pi_trainer::export;
-use pi_trainer::network::state::download;
 use pi_trainer::network::{Mode, Request};
 use pi_trainer::run::{Run, checkpoint_path};
+use pi_trainer::tensors::download;
 
 const CUTS: &str = r#"
 [[stage]]

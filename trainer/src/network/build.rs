@@ -8,8 +8,9 @@ use anyhow::{Result, bail, ensure};
 use rand_core::RngCore;
 use serde::{Deserialize, Serialize};
 
-use super::{Network, Node, Op, Replacement, fits};
+use super::{Network, Node, Op, Replacement};
 use crate::checkpoint::{Array, Arrays};
+use crate::pattern::fits;
 
 /// Which network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -111,6 +112,42 @@ pub enum PolynomialKernel {
     RPkn,
 }
 
+/// Limits that no network for small images comes near; a file that asks for more is wrong, and shall not take all memory.
+const MAX_SIDE: usize = 4096;
+const MAX_CHANNELS: usize = 65_536;
+const MAX_KERNEL: usize = 63;
+const MAX_NODES: usize = 10_000;
+const MAX_ELEMENTS: usize = 1 << 28;
+const MAX_WEIGHTS: usize = 1 << 30;
+
+/// # Errors
+/// More weights, or more elements of all maps, than could be trained.
+fn check_size(nodes: &[Node]) -> Result<()> {
+    let elements: usize = nodes.iter().map(Node::elements).sum();
+    let weights = |node: &Node| match node.op {
+        Op::Conv { c_in, kernel, .. } => node.shape[0] * c_in * kernel * kernel,
+        Op::Dense { inputs } => node.shape[0] * inputs,
+        _ => 0,
+    };
+    let weights: usize = nodes.iter().map(weights).sum();
+    ensure!(
+        elements <= MAX_ELEMENTS && weights <= MAX_WEIGHTS,
+        "network: it has {weights} weights and {elements} elements of all maps for one image, at most {MAX_WEIGHTS} and {MAX_ELEMENTS} can be trained"
+    );
+    Ok(())
+}
+
+impl PolynomialKernel {
+    /// Its name in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            PolynomialKernel::Linear => "linear",
+            PolynomialKernel::Pkn => "pkn",
+            PolynomialKernel::RPkn => "r-pkn",
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Block {
     Basic,
@@ -124,9 +161,13 @@ impl Network {
     /// A size of zero, an even kernel, more strides than the image has room for, or a rule that fits no convolution.
     pub fn new(config: &NetworkConfig, input: [usize; 3], classes: usize) -> Result<Self> {
         let [channels, height, width] = input;
+        let side = 1..=MAX_SIDE;
         ensure!(
-            channels > 0 && height > 0 && width > 0 && classes > 0,
-            "network: images of {channels}x{height}x{width} in {classes} classes: every number must be at least 1"
+            side.contains(&channels)
+                && side.contains(&height)
+                && side.contains(&width)
+                && (1..=MAX_CHANNELS).contains(&classes),
+            "network: images of {channels}x{height}x{width} in {classes} classes: every number must be at least 1, and at most {MAX_SIDE}"
         );
         ensure!(
             config.width > 0.0 && config.width <= 64.0,
@@ -207,6 +248,7 @@ impl Network {
             vec![pooled],
             [classes, 1, 1],
         );
+        check_size(&nodes.nodes)?;
         for (rule, used) in config.kernels.iter().zip(&nodes.used) {
             ensure!(
                 *used,
@@ -301,8 +343,12 @@ impl Builder<'_> {
     ) -> Result<usize> {
         let [c_in, h, w] = self.nodes[input].shape;
         ensure!(
-            channels > 0 && stride > 0,
-            "network: {name} needs at least one channel and a stride of at least 1"
+            (1..=MAX_CHANNELS).contains(&channels) && stride > 0 && kernel <= MAX_KERNEL,
+            "network: {name} has {channels} channels, a kernel of {kernel} and stride {stride}: needed are 1 to {MAX_CHANNELS} channels, a kernel of at most {MAX_KERNEL} and a stride of at least 1"
+        );
+        ensure!(
+            self.nodes.len() < MAX_NODES,
+            "network: more than {MAX_NODES} operations: fewer blocks will do"
         );
         ensure!(
             h > 1 || stride == 1,

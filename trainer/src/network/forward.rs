@@ -7,8 +7,9 @@ use burn::tensor::module::avg_pool2d;
 use burn::tensor::ops::AvgPoolOptions;
 
 use super::state::{Indicator, Removed};
-use super::{Network, Node, Op, Slot, State, Tensors};
+use super::{Network, Node, Op, Slot, State};
 use crate::kernels::{self, Penalty};
+use crate::tensors::Tensors;
 
 /// Guards the division by a channel's extent.
 pub const EXTENT_EPSILON: f32 = 1e-5;

@@ -13,7 +13,7 @@ pub mod state;
 pub use build::{KernelRule, Kind, NetworkConfig, Stage, Stem};
 pub use forward::{Mode, Pass, Request};
 pub use slot::{DropIn, Replacement, Slot, Substitute};
-pub use state::{Selection, State, Tensors};
+pub use state::{Selection, State};
 
 /// One operation; shapes are `[c, h, w]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,49 +167,5 @@ impl Network {
             }
         }
         counts
-    }
-}
-
-/// Whether `name` fits `pattern`, in which each `*` stands for any characters.
-pub fn fits(pattern: &str, name: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = name.strip_prefix(first) else {
-        return false;
-    };
-    let mut last = None;
-    for part in parts {
-        if let Some(part) = last.replace(part) {
-            match rest.find(part) {
-                Some(at) => rest = &rest[at + str::len(part)..],
-                None => return false,
-            }
-        }
-    }
-    match last {
-        Some(part) => rest.ends_with(part),
-        None => rest.is_empty(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_match_whole_names() {
-        for (pattern, name, expected) in [
-            ("stem.act", "stem.act", true),
-            ("stem", "stem.act", false),
-            ("*", "anything", true),
-            ("stage1*", "stage1.block2.act", true),
-            ("*.a.act", "stage1.block2.a.act", true),
-            ("*.a.act", "stage1.block2.act", false),
-            ("stage*.block2*act", "stage3.block2.a.act", true),
-            ("stage*.block2*act", "stage3.block1.a.act", false),
-            ("a*a", "a", false),
-        ] {
-            assert_eq!(fits(pattern, name), expected, "{pattern} on {name}");
-        }
     }
 }

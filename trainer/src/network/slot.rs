@@ -68,6 +68,28 @@ pub enum Substitute {
     },
 }
 
+impl Substitute {
+    /// Its name in logs and results.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Substitute::Relu => "relu",
+            Substitute::Identity => "identity",
+            Substitute::ReactPkn => "react-pkn",
+            Substitute::Square => "square",
+            Substitute::SquareAmm => "square-amm",
+            Substitute::SquareMm => "square-mm",
+            Substitute::HerPn => "herpn",
+            Substitute::DropIn(DropIn { by, degree, .. }) => match (by, degree) {
+                (Approximation::Taylor, 2) => "taylor of degree 2",
+                (Approximation::Taylor, _) => "taylor of degree 4",
+                (Approximation::LeastSquares, 2) => "least squares of degree 2",
+                (Approximation::LeastSquares, _) => "least squares of degree 4",
+            },
+            Substitute::Fitted { .. } => "fitted quadratics",
+        }
+    }
+}
+
 /// A polynomial that approximates ReLU everywhere in a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

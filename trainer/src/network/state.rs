@@ -8,11 +8,10 @@ use pi_ir::graph::ActivationKind;
 use rand_core::RngCore;
 use serde::{Deserialize, Serialize};
 
-use super::{Masks, Network, Replacement, Slot, Substitute, fits};
+use super::{Masks, Network, Replacement, Slot, Substitute};
 use crate::checkpoint::{Array, Arrays};
-
-/// Flat tensors on the device, by name.
-pub type Tensors = BTreeMap<String, Tensor<1>>;
+use crate::pattern::fits;
+use crate::tensors::{Tensors, download, download_all, upload};
 
 /// A selection under way: each ReLU position has a trained weight `keep` that says whether it stays.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -506,14 +505,32 @@ impl State {
             .map(|(_, site, e)| (site.to_owned(), e))
             .collect();
         self.change(network, &dropped, selection.removed.kind());
-        for (site, shape) in network.sites() {
+        for (site, _) in network.sites() {
             self.remove(&format!("{site}.keep"));
             self.remove(&format!("{site}.kept"));
-            // Coefficients that stand ready for removed positions may be left without any.
-            if let Some(kinds) = self.masks.get(site).cloned() {
-                self.set_mask(site, shape, kinds);
-            }
         }
+        self.drop_unused_quadratics();
+    }
+
+    /// Removes the coefficients of masked sites that stood ready for positions, and got none.
+    pub fn drop_unused_quadratics(&mut self) {
+        let polynomial = |kinds: &[ActivationKind]| kinds.contains(&ActivationKind::Polynomial);
+        let unused = self.masks.iter().filter(|(_, kinds)| !polynomial(kinds));
+        let names: Vec<String> = unused.map(|(site, _)| format!("{site}.poly")).collect();
+        names.iter().for_each(|name| self.remove(name));
+    }
+
+    /// Whether a site has coefficients of quadratics.
+    pub fn has_quadratic(&self, site: &str) -> bool {
+        self.parameters.contains_key(&format!("{site}.poly"))
+    }
+
+    /// Whether something at a site is a polynomial, or stands ready to become one.
+    pub fn has_polynomial(&self, site: &str) -> bool {
+        self.slots
+            .get(site)
+            .is_some_and(|slot| *slot != Slot::Masked)
+            || self.has_quadratic(site)
     }
 
     /// Turns single positions into `kind`.
@@ -565,39 +582,6 @@ fn constant_rows(channels: usize, rows: &[f32]) -> Array {
         shape: vec![rows.len(), channels],
         values: rows.iter().flat_map(|v| vec![*v; channels]).collect(),
     }
-}
-
-/// A flat tensor of these values.
-pub fn upload(values: Vec<f32>, device: &Device) -> Tensor<1> {
-    let count = values.len();
-    Tensor::from_data(TensorData::new(values, [count]), device)
-}
-
-/// The values of a tensor.
-pub fn download<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor
-        .into_data()
-        .try_into_vec()
-        .expect("all our tensors are f32")
-}
-
-/// The values of all tensors, read from the device at once.
-pub fn download_all(tensors: &Tensors) -> BTreeMap<String, Vec<f32>> {
-    if tensors.is_empty() {
-        return BTreeMap::new();
-    }
-    let lengths: Vec<usize> = tensors.values().map(|t| t.dims()[0]).collect();
-    let all = download(Tensor::cat(tensors.values().cloned().collect(), 0));
-    let mut rest = all.as_slice();
-    tensors
-        .keys()
-        .zip(lengths)
-        .map(|(name, length)| {
-            let (part, after) = rest.split_at(length);
-            rest = after;
-            (name.clone(), part.to_vec())
-        })
-        .collect()
 }
 
 fn encode_kind(kind: ActivationKind) -> u8 {

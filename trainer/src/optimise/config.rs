@@ -150,7 +150,7 @@ impl OptimiserConfig {
             ensure!(bound.is_finite(), "optimiser: bound must be a number");
         }
         ensure!(
-            self.weight_decay >= 0.0,
+            self.weight_decay >= 0.0 && self.weight_decay.is_finite(),
             "optimiser.weight_decay must not be negative"
         );
         ensure!(

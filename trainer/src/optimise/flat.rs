@@ -10,8 +10,8 @@ use std::ops::Range;
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::Tensors;
 use crate::checkpoint::Arrays;
+use crate::tensors::{Tensors, download, upload};
 
 /// Where each parameter lies in a [`Vector`].
 pub(super) struct Layout {
@@ -119,8 +119,7 @@ impl Layout {
                 "of {name} has {} numbers, the parameter {length}",
                 part.values.len()
             );
-            let data = TensorData::new(part.values.clone(), [*length]);
-            tensors.insert(name.clone(), Tensor::from_data(data, &self.device));
+            tensors.insert(name.clone(), upload(part.values.clone(), &self.device));
         }
         ensure!(
             arrays.len() == self.parts.len(),
@@ -276,61 +275,6 @@ impl Factor {
             Factor::Uniform(own) if own * factor == 1.0 => x,
             Factor::Uniform(own) => x.mul_scalar(own * factor),
             Factor::Each(own) => (x * own.clone()).mul_scalar(factor),
-        }
-    }
-}
-
-/// The numbers of a tensor, on the host.
-pub(super) fn download(tensor: Tensor<1>) -> Vec<f32> {
-    tensor
-        .into_data()
-        .try_into_vec()
-        .expect("parameters, gradients and state are f32")
-}
-
-/// Whether a name fits a pattern, in which `*` stands for any characters, none included.
-pub(super) fn fits(pattern: &str, name: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = name.strip_prefix(first) else {
-        return false;
-    };
-    let mut parts = parts.peekable();
-    if parts.peek().is_none() {
-        return rest.is_empty();
-    }
-    while let Some(part) = parts.next() {
-        if parts.peek().is_none() {
-            return rest.ends_with(part);
-        }
-        // The first place is as good as any: what is left of the pattern has the longest rest to fit.
-        let Some(at) = rest.find(part) else {
-            return false;
-        };
-        rest = &rest[at + part.len()..];
-    }
-    true
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_fit_whole_names() {
-        for (pattern, name, expected) in [
-            ("*.weight", "stem.conv.weight", true),
-            ("*.weight", "stem.conv.weights", false),
-            ("stage1.*", "stage1.block1.a.conv.weight", true),
-            ("stage1.*", "stage11.block1.a.conv.weight", false),
-            ("*.block?.*", "stage1.block1.a", false),
-            ("a*b*c", "aXbYbZc", true),
-            ("a*b*c", "aXc", false),
-            ("*", "", true),
-            ("dense.bias", "dense.bias", true),
-            ("ab*ba", "aba", false),
-        ] {
-            assert_eq!(fits(pattern, name), expected, "{pattern} on {name}");
         }
     }
 }

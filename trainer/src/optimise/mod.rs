@@ -14,16 +14,15 @@ mod rule;
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
 pub use average::Average;
 pub use config::{OptimiserConfig, RateRule, Rule};
-use flat::{Layout, PerNumber, Vector, download, fits};
+use flat::{Layout, PerNumber, Vector};
 
 use crate::checkpoint::{Array, Arrays};
-
-/// Flat tensors by name, without gradients: parameters, gradients, state.
-pub type Tensors = BTreeMap<String, Tensor<1>>;
+use crate::pattern::fits;
+use crate::tensors::{Tensors, download, upload};
 
 /// The averaged weights among the vectors.
 const AVERAGE: &str = "average";
@@ -146,7 +145,7 @@ impl Optimiser {
             _ => g,
         };
         let x = self.layout.gather(parameters);
-        self.steps += 1;
+        self.steps = self.steps.saturating_add(1);
         let x = self.update(x, g, loss, rate);
         self.average(&x, epoch);
         self.layout.scatter(&x, parameters);
@@ -199,15 +198,16 @@ impl Optimiser {
     /// # Errors
     /// State of other parameters or of another rule, by name.
     pub fn import(&mut self, arrays: Arrays) -> Result<()> {
+        let count = |high: f32, low: f32| ((high as u64) << 20).saturating_add(low as u64);
         let mut parts = BTreeMap::<String, Arrays>::new();
         let (mut scalars, mut steps, mut averaged) = (Tensors::new(), None, None);
         for (name, array) in arrays {
             let known = |what: &str| what == AVERAGE || self.config.rule.state().contains(&what);
             match (name.as_str(), array.values.as_slice()) {
-                ("steps", [high, low]) => steps = Some(((*high as u64) << 20) + *low as u64),
-                ("averaged", [high, low]) => averaged = Some(((*high as u64) << 20) + *low as u64),
+                ("steps", [high, low]) => steps = Some(count(*high, *low)),
+                ("averaged", [high, low]) => averaged = Some(count(*high, *low)),
                 (scalar @ ("loss" | "inner"), [value]) if known(scalar) => {
-                    let value = Tensor::from_data(TensorData::from([*value]), &self.device);
+                    let value = upload(vec![*value], &self.device);
                     scalars.insert(name, value);
                 }
                 _ => match name.split_once('/') {
@@ -260,6 +260,8 @@ impl Optimiser {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::TensorData;
+
     use super::*;
 
     /// On the CPU each parameter is a piece of its own: here the layout of a GPU is held against that one.

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::Run;
 use crate::data::DeviceSet;
-use crate::network::state::{download, download_all};
-use crate::network::{Mode, Node, Op, Request, Slot, Tensors};
+use crate::network::{Mode, Node, Op, Request, Slot};
+use crate::tensors::{Tensors, download, download_all};
 
 /// Images per evaluation pass.
 pub(super) const EVALUATION_BATCH: usize = 500;
@@ -174,7 +174,9 @@ fn is_site(node: &Node) -> bool {
 fn strays(z: &Tensor<4>, range: Tensor<1>, channels: usize) -> Tensor<4, Bool> {
     let rows = range.reshape([2, channels, 1, 1]);
     let row = |i: usize| rows.clone().narrow(0, i, 1).expand(z.dims());
-    z.clone().lower(row(0)).bool_or(z.clone().greater(row(1)))
+    let inside = z.clone().greater_equal(row(0));
+    // What is no number is inside no range.
+    inside.bool_and(z.clone().lower_equal(row(1))).bool_not()
 }
 
 fn hits(logits: &[f32], labels: &[usize]) -> usize {

@@ -27,9 +27,9 @@ pub use train::{Begun, Diverged, EpochReport, cross_entropy};
 use crate::checkpoint::{Array, Arrays, Checkpoint};
 use crate::config::{Config, Method, StageConfig, Teacher, WarmStart};
 use crate::data::Normalisation;
-use crate::network::state::{download_all, upload};
-use crate::network::{Network, NetworkConfig, Selection, Slot, State, Tensors};
-use crate::optimise::Optimiser;
+use crate::network::{Network, NetworkConfig, Op, Selection, Slot, State};
+use crate::optimise::{Optimiser, OptimiserConfig};
+use crate::tensors::{Tensors, download_all, upload};
 
 /// What a checkpoint says about its run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,6 +51,9 @@ pub struct Meta {
     pub epoch: usize,
     /// Seconds spent so far.
     pub wall_s: f64,
+    /// Images of an epoch; unknown in checkpoints that were written before it was kept.
+    #[serde(default)]
+    pub training_images: Option<usize>,
     /// Accuracy on the held-out images after the last epoch.
     pub holdout_accuracy: Option<f64>,
     /// What stands at each activation site.
@@ -76,6 +79,23 @@ pub struct Images {
     pub classes: Vec<String>,
     /// Normalisation of the pixels.
     pub normalisation: Normalisation,
+}
+
+impl Images {
+    /// # Errors
+    /// A normalisation that is not of the images' channels, or divides by nothing.
+    fn check(&self) -> Result<()> {
+        let Normalisation { mean, std } = &self.normalisation;
+        ensure!(
+            mean.len() == self.shape[0]
+                && std.len() == self.shape[0]
+                && mean.iter().all(|mean| mean.is_finite())
+                && std.iter().all(|std| std.is_finite() && *std > 0.0),
+            "the images' normalisation is not of their {} channels",
+            self.shape[0]
+        );
+        Ok(())
+    }
 }
 
 /// State of a selection's penalty.
@@ -131,6 +151,8 @@ impl Run {
     /// # Errors
     /// A network that cannot be built, a replacement that fits nothing, a warm start from another network.
     pub fn new(config: Config, images: Images, device: Device) -> Result<Self> {
+        config.check()?;
+        images.check()?;
         config.check_augmentation(images.shape)?;
         let network = Network::new(&config.network, images.shape, images.classes.len())?;
         let state = State::new(
@@ -147,6 +169,7 @@ impl Run {
             stage_length: 0,
             epoch: 0,
             wall_s: 0.0,
+            training_images: None,
             holdout_accuracy: None,
             slots: state.slots.clone(),
             selection: None,
@@ -197,6 +220,14 @@ impl Run {
             &masks,
         )?;
         for (name, array) in checkpoint.take("ranges") {
+            let channels = run
+                .network
+                .index(&name)
+                .map(|index| run.network.nodes[index].shape[0]);
+            ensure!(
+                Some(array.values.len()) == channels.map(|c| 2 * c),
+                "the checkpoint's range of {name} is not of its channels"
+            );
             run.ranges.insert(name, upload(array.values, &device));
         }
         if let Some(optimiser) = &meta.optimiser {
@@ -214,14 +245,48 @@ impl Run {
             run.teacher = Some(load_teacher(teacher, &meta, &mut checkpoint, &device)?);
         }
         run.meta = meta;
+        run.check_progress()?;
         Ok(run)
+    }
+
+    /// Whether what the stage under way needs is there.
+    fn check_progress(&self) -> Result<()> {
+        let Some(stage) = self.stage().filter(|_| self.meta.stage_epoch > 0) else {
+            return Ok(());
+        };
+        let taught = stage.distil.is_some() || matches!(stage.method, Method::Quail(_));
+        ensure!(
+            !taught || self.teacher.is_some(),
+            "the checkpoint lacks the teacher of its stage"
+        );
+        let selects = matches!(stage.method, Method::Snl(_) | Method::Autorep(_));
+        ensure!(
+            selects == self.state.selection.is_some() && selects == self.meta.pressure.is_some(),
+            "the checkpoint's selection is not that of its stage"
+        );
+        if let Method::Quail(quail) = &stage.method {
+            ensure!(
+                self.meta.stage_length == quail.epochs(&self.network)
+                    && self
+                        .teacher
+                        .as_ref()
+                        .is_some_and(|t| t.network == self.network),
+                "the checkpoint's phases of QuaIL are not those of its network"
+            );
+        }
+        Ok(())
     }
 
     /// Goes on under another configuration of the same network.
     ///
+    /// Batches, rates, penalties and augmentation of the stage under way change from here on; an optimiser with other
+    /// settings goes on with the state of the old one where the rule is the same, and averages of the weights begin anew.
+    ///
     /// # Errors
-    /// Another network, fewer stages than are done, or an augmentation that the images are too small for.
+    /// A key out of range, another network, fewer stages than are done, an augmentation that the images are too small
+    /// for; in the stage under way another method, other replacements or another teacher.
     pub fn reconfigure(&mut self, config: Config) -> Result<()> {
+        config.check()?;
         ensure!(
             self.meta.config.network == config.network,
             "the checkpoint is of another network than the configuration: give another --out, or the old network"
@@ -233,12 +298,43 @@ impl Run {
             config.stages.len()
         );
         config.check_augmentation(self.meta.images.shape)?;
-        self.meta.config = config;
-        if let Some(stage) = self.stage()
-            && (self.meta.stage_epoch > 0 || self.meta.begun.is_some())
-            && matches!(stage.method, Method::Plain | Method::Saliency(_))
+        let old = std::mem::replace(&mut self.meta.config, config);
+        let number = self.meta.stage;
+        let (Some(old), Some(new)) = (old.stages.get(number), self.stage().cloned()) else {
+            return Ok(());
+        };
+        if self.meta.stage_epoch == 0 && self.meta.begun.is_none() {
+            return Ok(());
+        }
+        let teacher = |stage: &StageConfig| stage.distil.as_ref().map(|d| d.teacher.clone());
+        ensure!(
+            old.method == new.method && old.replace == new.replace && teacher(old) == teacher(&new),
+            "stage {number} is under way: its method, replacements and teacher cannot change any more; give another --out"
+        );
+        if !matches!(new.method, Method::Quail(_) | Method::Bcd(_)) {
+            self.meta.stage_length = new.epochs;
+        }
+        if old.optimiser != new.optimiser {
+            self.rebuild_optimisers(&new.optimiser)?;
+        }
+        Ok(())
+    }
+
+    /// Optimisers of the same parameters with other settings.
+    fn rebuild_optimisers(&mut self, config: &OptimiserConfig) -> Result<()> {
+        if let (Some(old), Some(meta)) = (&self.optimiser, &self.meta.optimiser) {
+            let trained = subset(&self.state.parameters, &meta.parameters)?;
+            let mut new = Optimiser::new(config, &trained, depths(&self.network), &self.device);
+            new.carry(old);
+            self.optimiser = Some(new);
+        }
+        if let Some(teacher) = &mut self.teacher
+            && let Some(old) = &teacher.optimiser
         {
-            self.meta.stage_length = stage.epochs.max(self.meta.stage_epoch);
+            let (parameters, depths) = (&teacher.state.parameters, depths(&teacher.network));
+            let mut new = Optimiser::new(config, parameters, depths, &self.device);
+            new.carry(old);
+            teacher.optimiser = Some(new);
         }
         Ok(())
     }
@@ -291,6 +387,10 @@ impl Run {
 
     /// Copies what fits from another run: everything but the classifier, which may have other classes.
     fn warm_start(&mut self, source: &Run, warm: &WarmStart) -> Result<()> {
+        ensure!(
+            source.state.selection.is_none(),
+            "it is in the middle of a selection: train it to the end of its stage"
+        );
         let (parameters, buffers) = (
             source.state.parameter_arrays(),
             source.state.buffer_arrays(),
@@ -350,20 +450,23 @@ impl Run {
         Ok(())
     }
 
-    /// Never both a polynomial kernel and a polynomial activation (R-PKN, arXiv 2312.15229).
+    /// Never both a polynomial kernel and a polynomial activation in one layer (R-PKN, arXiv 2312.15229).
     fn check_polynomial_kernels(&self) -> Result<()> {
-        let counts = self.network.counts(&self.state);
-        let kernels: usize = self
-            .network
-            .nodes
-            .iter()
-            .filter(|node| matches!(node.op, crate::network::Op::Kernel { .. }))
-            .map(crate::network::Node::elements)
-            .sum();
-        ensure!(
-            kernels == 0 || counts.polynomials == kernels,
-            "the network has polynomial kernels and polynomial activations; give its activations as \"identity\" or \"relu\""
-        );
+        for layer in self.network.layers() {
+            let nodes = &self.network.nodes[layer];
+            let kernel = nodes
+                .iter()
+                .find(|node| matches!(node.op, Op::Kernel { .. }));
+            let (Some(kernel), Some(last)) = (kernel, nodes.last()) else {
+                continue;
+            };
+            ensure!(
+                !self.state.has_polynomial(&last.name),
+                "{} is a polynomial kernel and {} a polynomial activation of the same layer; make the activation \"identity\" or \"relu\"",
+                kernel.name,
+                last.name
+            );
+        }
         Ok(())
     }
 }

@@ -14,8 +14,9 @@ use pi_ir::graph::ActivationKind;
 use super::{Run, cross_entropy};
 use crate::config::{Cut, Saliency, StageConfig};
 use crate::data::{self, Data};
-use crate::network::state::download;
-use crate::network::{Mode, Request, Slot, fits};
+use crate::network::{Mode, Request};
+use crate::pattern::fits;
+use crate::tensors::download;
 
 impl Run {
     pub(super) fn cut(
@@ -24,22 +25,13 @@ impl Run {
         stage: &StageConfig,
         data: &Data,
     ) -> Result<()> {
-        let sites: Vec<(String, usize)> = self
-            .network
-            .sites()
-            .filter(|(site, _)| self.state.slots[*site] == Slot::Masked)
-            .map(|(site, shape)| (site.to_owned(), shape[0]))
-            .collect();
+        let sites: Vec<String> = self.state.masks.keys().cloned().collect();
         let polynomial = |site: &str| saliency.polynomial_sites.iter().any(|p| fits(p, site));
         for pattern in &saliency.polynomial_sites {
             ensure!(
-                sites.iter().any(|(site, _)| fits(pattern, site)),
+                sites.iter().any(|site| fits(pattern, site)),
                 "saliency.polynomial_sites: no masked site fits \"{pattern}\"; there are {}",
-                sites
-                    .iter()
-                    .map(|(s, _)| s.as_str())
-                    .collect::<Vec<_>>()
-                    .join(", ")
+                sites.join(", ")
             );
         }
         let from = match saliency.from {
@@ -47,17 +39,13 @@ impl Run {
             Cut::Polynomial => ActivationKind::Polynomial,
         };
         if saliency.from == Cut::Relu {
-            for (site, channels) in &sites {
-                let new = self.state.parameter(&format!("{site}.poly")).is_none();
-                if polynomial(site) && new {
-                    self.state.ensure_quadratic(site, *channels);
-                    self.fit_quadratics(site, false, &data.train);
-                }
-            }
+            let mut new = self.without_quadratics();
+            new.retain(|site| polynomial(site));
+            self.fit_quadratics(&new, false, &data.train);
         }
         let mut squares: BTreeMap<String, Vec<f64>> = sites
             .iter()
-            .map(|(site, _)| (site.clone(), vec![0.0; self.state.masks[site].len()]))
+            .map(|site| (site.clone(), vec![0.0; self.state.masks[site].len()]))
             .collect();
         let order = data::permutation(data.train.len(), &mut self.rng(2));
         for indices in order.chunks(stage.batch).take(saliency.batches) {
@@ -79,17 +67,7 @@ impl Run {
             .change(&self.network, &to_polynomial, ActivationKind::Polynomial);
         self.state
             .change(&self.network, &to_identity, ActivationKind::Identity);
-        // Coefficients of sites that kept no quadratic vanish.
-        let shapes: Vec<(String, [usize; 3])> = self
-            .network
-            .sites()
-            .map(|(site, shape)| (site.to_owned(), shape))
-            .collect();
-        for (site, shape) in shapes {
-            if let Some(kinds) = self.state.masks.get(&site).cloned() {
-                self.state.set_mask(&site, shape, kinds);
-            }
-        }
+        self.state.drop_unused_quadratics();
         // The activations changed under the running statistics: measure them anew.
         self.renew_statistics(&data.train, stage.batch);
         Ok(())

@@ -1,5 +1,7 @@
 //! How stages begin and end: teachers, replacements, selections, and the phases of QuaIL.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, ensure};
 use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng;
@@ -8,22 +10,26 @@ use serde_json::json;
 use super::evaluate::EVALUATION_BATCH;
 use super::train::Phase;
 use super::{Pressure, Run, TeacherMeta, TeacherRun, checkpoint_path};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Array, Checkpoint};
 use crate::config::{Method, Quail, QuailNorm, Select, StageConfig, Teacher};
 use crate::data::{self, Data, DeviceSet};
 use crate::kernels;
 use crate::network::slot::relu_fit;
-use crate::network::state::{Indicator, Removed, download};
-use crate::network::{
-    Mode, Op, Replacement, Request, Selection, Slot, State, Substitute, Tensors, fits,
-};
+use crate::network::state::{Indicator, Removed};
+use crate::network::{Mode, Network, Op, Replacement, Request, Selection, Slot, State, Substitute};
+use crate::pattern::fits;
+use crate::tensors::{Tensors, download_all};
 
 impl Method {
     /// Its name in logs and results.
     pub fn name(&self) -> &'static str {
         match self {
             Method::Plain => "plain",
-            Method::Quail(_) => "quail",
+            Method::Quail(quail) => match quail.norm {
+                QuailNorm::None => "quail",
+                QuailNorm::Amm => "quail with amm",
+                QuailNorm::Mm => "quail with mm",
+            },
             Method::Snl(_) => "snl",
             Method::Autorep(_) => "autorep",
             Method::Bcd(_) => "bcd",
@@ -38,25 +44,43 @@ impl Run {
             self.whiten(data);
         }
         self.find_teacher(stage)?;
-        for replacement in &stage.replace {
+        self.replace_activations(stage, &data.train)?;
+        self.calibrate(&data.train);
+        self.begin_method(stage, data)?;
+        self.check_polynomial_kernels()?;
+        self.check_patterns(stage)
+    }
+
+    /// Puts in what the stage replaces; of several replacements that fit a site, the last one stands.
+    fn replace_activations(&mut self, stage: &StageConfig, set: &DeviceSet) -> Result<()> {
+        let own = stage.replace.iter().cloned();
+        let replacements: Vec<Replacement> = own.chain(quail_replacement(&stage.method)).collect();
+        let fitted = |by: &Substitute| matches!(by, Substitute::Fitted { .. });
+        // Quadratics are fitted to what reaches them in the network as it was trained, so none may be in place yet.
+        let moments = match replacements.iter().any(|r| fitted(&r.by)) {
+            true => self.input_moments(set),
+            false => BTreeMap::new(),
+        };
+        for replacement in &replacements {
             self.state.replace(&self.network, replacement)?;
         }
-        if let Some(replacement) = quail_replacement(&stage.method) {
-            self.state.replace(&self.network, &replacement)?;
-        }
-        for replacement in &stage.replace {
-            if let Substitute::Fitted { damped } = replacement.by {
-                self.fit_quadratics(&replacement.sites, damped, &data.train);
+        for (site, moments) in moments {
+            let standing = replacements.iter().rev().find(|r| fits(&r.sites, &site));
+            if let Some(Substitute::Fitted { damped }) = standing.map(|r| r.by) {
+                let fit = quadratics(&moments, damped);
+                self.state.put_parameter(&format!("{site}.poly"), fit);
             }
         }
-        self.calibrate(&data.train);
-        self.meta.stage_length = stage.epochs;
+        Ok(())
+    }
+
+    fn begin_method(&mut self, stage: &StageConfig, data: &Data) -> Result<()> {
+        self.meta.stage_length = match &stage.method {
+            Method::Quail(quail) => quail.epochs(&self.network),
+            _ => stage.epochs,
+        };
         match &stage.method {
-            Method::Plain => {}
-            Method::Quail(quail) => {
-                self.meta.stage_length =
-                    self.network.layers().len() * (quail.layer_epochs + quail.unfreeze_epochs);
-            }
+            Method::Plain | Method::Quail(_) => {}
             Method::Snl(select) => {
                 let selection = Selection {
                     indicator: Indicator::Real,
@@ -82,25 +106,37 @@ impl Run {
                     bcd.relus
                 );
                 let steps = (relus - bcd.relus).div_ceil(bcd.block);
-                ensure!(
-                    bcd.step_epochs > 0 || steps <= 1,
-                    "bcd.step_epochs must be at least 1"
-                );
-                self.meta.stage_length = steps * bcd.step_epochs.max(1);
+                self.meta.stage_length = steps * bcd.step_epochs;
                 if bcd.removed == Removed::Polynomial {
-                    self.stand_by_quadratics(&data.train);
+                    let sites = self.without_quadratics();
+                    self.fit_quadratics(&sites, false, &data.train);
                 }
             }
             Method::Saliency(saliency) => self.cut(saliency, stage, data)?,
         }
-        self.check_polynomial_kernels()
+        Ok(())
+    }
+
+    /// A pattern that fits no parameter is a slip of the pen, and would train what shall stay.
+    fn check_patterns(&self, stage: &StageConfig) -> Result<()> {
+        let rates = stage.optimiser.rates.iter().map(|rule| &rule.parameters);
+        for pattern in stage.freeze.iter().chain(rates) {
+            let names = self.state.parameters.keys();
+            ensure!(
+                names.clone().any(|name| fits(pattern, name)),
+                "no parameter fits \"{pattern}\" of freeze or optimiser.rates; the parameters are {}",
+                names.map(String::as_str).collect::<Vec<_>>().join(", ")
+            );
+        }
+        Ok(())
     }
 
     fn begin_selection(&mut self, select: &Select, selection: Selection, start: f32, data: &Data) {
         let count = self.network.counts(&self.state).relus;
+        let new = self.without_quadratics();
         self.state.begin_selection(&self.network, selection, start);
         if selection.removed == Removed::Polynomial {
-            self.fit_quadratics("*", true, &data.train);
+            self.fit_quadratics(&new, true, &data.train);
         }
         self.meta.pressure = Some(Pressure {
             lambda: select.lambda,
@@ -130,12 +166,8 @@ impl Run {
         json!({ "left": count, "lambda": lambda })
     }
 
-    pub(super) fn end_stage(&mut self, stage: &StageConfig, data: &Data) {
-        if let Method::Snl(select) | Method::Autorep(select) = &stage.method {
-            self.state.end_selection(&self.network, select.relus);
-            self.meta.pressure = None;
-            self.renew_statistics(&data.train, stage.batch);
-        }
+    /// At the end of a phase, puts the average of the weights in their place, if one was kept.
+    pub(super) fn take_average(&mut self, stage: &StageConfig, data: &Data) {
         let averaged = self
             .optimiser
             .as_mut()
@@ -143,11 +175,24 @@ impl Run {
         if averaged {
             self.renew_statistics(&data.train, stage.batch);
         }
+    }
+
+    pub(super) fn end_stage(&mut self, stage: &StageConfig, data: &Data) {
+        let selection = match &stage.method {
+            Method::Snl(select) | Method::Autorep(select) => Some(select),
+            _ => None,
+        };
+        if let Some(select) = selection {
+            self.state.end_selection(&self.network, select.relus);
+            self.meta.pressure = None;
+            self.renew_statistics(&data.train, stage.batch);
+        }
         self.meta.stage += 1;
         self.meta.stage_epoch = 0;
         self.meta.stage_length = 0;
-        let carries = self.stage().is_some_and(|next| next.carry);
-        if !carries || self.state.selection.is_some() {
+        // The optimiser of a selection has state for weights that are gone.
+        let carries = selection.is_none() && self.stage().is_some_and(|next| next.carry);
+        if !carries {
             self.optimiser = None;
             self.meta.optimiser = None;
         }
@@ -170,7 +215,7 @@ impl Run {
         match &stage.method {
             Method::Quail(quail) => quail_phase(quail, &self.network.layers(), done),
             Method::Bcd(bcd) => Phase {
-                epoch: done % bcd.step_epochs.max(1),
+                epoch: done % bcd.step_epochs,
                 epochs: bcd.step_epochs,
                 ..whole
             },
@@ -203,8 +248,8 @@ impl Run {
             ),
             Teacher::Checkpoint(path) => {
                 let path = checkpoint_path(path);
-                let mut other = Run::from_checkpoint(Checkpoint::load(&path)?, self.device.clone())
-                    .context("the teacher")?;
+                let other = Run::from_checkpoint(Checkpoint::load(&path)?, self.device.clone())
+                    .with_context(|| format!("the teacher in {}", path.display()))?;
                 let (own, theirs) = (&self.meta.images, &other.meta.images);
                 ensure!(
                     own.shape == theirs.shape && own.classes.len() == theirs.classes.len(),
@@ -221,13 +266,16 @@ impl Run {
                         path.display()
                     );
                 }
-                other.state.selection = None;
+                ensure!(
+                    other.state.selection.is_none(),
+                    "the teacher in {} is in the middle of a selection: train it to the end of its stage",
+                    path.display()
+                );
                 (other.meta.config.network, other.network, other.state)
             }
             Teacher::Beside(config) => {
                 let images = &self.meta.images;
-                let network =
-                    crate::network::Network::new(config, images.shape, images.classes.len())?;
+                let network = Network::new(config, images.shape, images.classes.len())?;
                 let mut rng = ChaCha8Rng::seed_from_u64(self.meta.config.seed);
                 rng.set_stream(u64::MAX);
                 let state = State::new(&network, &config.activations, &mut rng, &self.device)?;
@@ -235,10 +283,9 @@ impl Run {
             }
         };
         if let Method::Quail(_) = stage.method {
-            let same = self.network.sites().eq(network.sites());
             ensure!(
-                same,
-                "QuaIL compares layers: its teacher must have the student's activation sites"
+                self.network == network,
+                "QuaIL compares layers: its teacher must be the same network but for its activations"
             );
             ensure!(
                 !matches!(who, Teacher::Beside(_)),
@@ -259,63 +306,41 @@ impl Run {
         Ok(())
     }
 
-    /// Quadratics for positions that will lose their ReLU: those without coefficients get the best fit.
-    fn stand_by_quadratics(&mut self, set: &DeviceSet) {
-        let without: Vec<(String, usize)> = self
-            .network
-            .sites()
-            .filter(|(site, _)| self.state.slots[*site] == Slot::Masked)
-            .filter(|(site, _)| self.state.parameter(&format!("{site}.poly")).is_none())
-            .map(|(site, shape)| (site.to_owned(), shape[0]))
-            .collect();
-        for (site, channels) in without {
-            self.state.ensure_quadratic(&site, channels);
-            self.fit_quadratics(&site, false, set);
+    /// Masked sites that have no quadratic yet.
+    pub(super) fn without_quadratics(&self) -> Vec<String> {
+        let masked = self.state.masks.keys();
+        masked
+            .filter(|site| !self.state.has_quadratic(site))
+            .cloned()
+            .collect()
+    }
+
+    /// Gives sites the quadratics nearest to ReLU under the distribution of their inputs on some training images.
+    pub(super) fn fit_quadratics(&mut self, sites: &[String], damped: bool, set: &DeviceSet) {
+        if sites.is_empty() {
+            return;
+        }
+        let moments = self.input_moments(set);
+        for site in sites {
+            let fit = quadratics(&moments[site], damped);
+            self.state.put_parameter(&format!("{site}.poly"), fit);
         }
     }
 
-    /// Sets the quadratics of the sites that fit and have some to the best fit of ReLU under the distribution of their
-    /// inputs on some training images.
-    pub(super) fn fit_quadratics(&mut self, pattern: &str, damped: bool, set: &DeviceSet) {
+    /// Means, then variances, of the channels that reach each activation site on some training images.
+    fn input_moments(&self, set: &DeviceSet) -> BTreeMap<String, Vec<f32>> {
         let order = data::permutation(set.len(), &mut self.rng(1));
         let indices = &order[..order.len().min(EVALUATION_BATCH)];
         let mut moments = Tensors::new();
-        let request = Request::of(Mode::Evaluate);
-        self.network.forward(
-            &self.state,
-            set.plain(indices),
-            request,
-            |node, inputs, _| {
-                let named = format!("{}.poly", node.name);
-                if node.op == Op::Activation
-                    && fits(pattern, &node.name)
-                    && self.state.parameters.contains_key(&named)
-                {
+        let (pixels, request) = (set.plain(indices), Request::of(Mode::Evaluate));
+        self.network
+            .forward(&self.state, pixels, request, |node, inputs, _| {
+                if node.op == Op::Activation {
                     let both = kernels::moments(inputs[0].clone());
-                    moments.insert(named, both.reshape([2 * node.shape[0]]));
+                    moments.insert(node.name.clone(), both.reshape([2 * node.shape[0]]));
                 }
-            },
-        );
-        for (name, moments) in moments {
-            let moments = download(moments);
-            let channels = moments.len() / 2;
-            let (means, variances) = moments.split_at(channels);
-            let mut values = vec![0.0f32; 3 * channels];
-            for (channel, (u, variance)) in means.iter().zip(variances).enumerate() {
-                let [a, b, c] = relu_fit(f64::from(*u), f64::from(*variance).sqrt());
-                let fitted = if damped {
-                    [a / 10.0, b, c / 5.0]
-                } else {
-                    [a, b, c]
-                };
-                for (i, value) in fitted.into_iter().enumerate() {
-                    values[i * channels + channel] = value as f32;
-                }
-            }
-            let shape = vec![3, channels];
-            self.state
-                .put_parameter(&name, crate::checkpoint::Array { shape, values });
-        }
+            });
+        download_all(&moments)
     }
 
     /// Gives min-max norms and Hermite norms that are new the statistics of a batch of training images.
@@ -324,9 +349,10 @@ impl Run {
             matches!(slot, Slot::MinMax { .. } | Slot::HerPn)
                 && self.meta.slots.get(site) != Some(slot)
         });
-        let first =
-            self.meta.stage == 0 && self.meta.epoch == 0 && self.meta.config.warm_start.is_none();
-        if new || first {
+        // A warm start with its activations brings their statistics along.
+        let warm = self.meta.config.warm_start.as_ref();
+        let first = self.meta.epoch == 0 && !warm.is_some_and(|warm| warm.activations);
+        if new || (self.meta.stage == 0 && first) {
             let order = data::permutation(set.len(), &mut self.rng(3));
             let indices = &order[..order.len().min(EVALUATION_BATCH)];
             let mut pass = self.batch_statistics(set.plain(indices), 1.0);
@@ -335,6 +361,34 @@ impl Run {
             self.state.track(pass.statistics, 1.0);
         }
         self.meta.slots = self.state.slots.clone();
+    }
+}
+
+/// `[3, c]` coefficients of the quadratics nearest to ReLU; `damped` divides square and constant by 10 and 5.
+fn quadratics(moments: &[f32], damped: bool) -> Array {
+    let channels = moments.len() / 2;
+    let (means, variances) = moments.split_at(channels);
+    let mut values = vec![0.0f32; 3 * channels];
+    for (channel, (u, variance)) in means.iter().zip(variances).enumerate() {
+        let [a, b, c] = relu_fit(f64::from(*u), f64::from(*variance).sqrt());
+        let fit = match damped {
+            true => [a / 10.0, b, c / 5.0],
+            false => [a, b, c],
+        };
+        for (i, value) in fit.into_iter().enumerate() {
+            values[i * channels + channel] = value as f32;
+        }
+    }
+    Array {
+        shape: vec![3, channels],
+        values,
+    }
+}
+
+impl Quail {
+    /// Epochs of both its stages.
+    pub(super) fn epochs(&self, network: &Network) -> usize {
+        network.layers().len() * (self.layer_epochs + self.unfreeze_epochs)
     }
 }
 

@@ -14,9 +14,11 @@ use super::{OptimiserMeta, Run, Site, TeacherRun, depths};
 use crate::config::{Distil, Method, StageConfig, Teacher};
 use crate::data::{self, Data, DeviceSet};
 use crate::kernels::Penalty;
-use crate::network::state::Indicator;
-use crate::network::{Mode, Pass, Request, Tensors, fits};
+use crate::network::state::{Indicator, Removed};
+use crate::network::{Counts, Mode, Pass, Request};
 use crate::optimise::{NotFinite, Optimiser, StepReport};
+use crate::pattern::fits;
+use crate::tensors::{Tensors, download};
 
 /// Weight of a new batch in the running statistics.
 const STATISTICS_RATE: f32 = 0.1;
@@ -36,10 +38,10 @@ pub struct EpochReport {
     pub stage_epoch: [usize; 2],
     /// Mean training loss, if anything was trained.
     pub loss: Option<f64>,
-    /// Accuracy on held-out images.
-    pub holdout_accuracy: f64,
+    /// Accuracy on held-out images, if there are any.
+    pub holdout_accuracy: Option<f64>,
     /// Loss on held-out images, without label smoothing.
-    pub holdout_loss: f64,
+    pub holdout_loss: Option<f64>,
     /// Rate of the last step.
     pub learning_rate: f32,
     /// Mean and largest norm of the gradient, before clipping.
@@ -142,23 +144,12 @@ impl Run {
             Some(begun) => begun,
             None => self.begin_epoch(&stage, data)?,
         };
-        let method = stage.method.name().to_owned();
-        if self.meta.stage_length > 0 {
-            let phase = self.phase(&stage);
-            let whole =
-                self.train_epoch(&stage, phase, &data.train, progress, &mut begun, go_on)?;
-            if !whole {
-                let seconds = start.elapsed().as_secs_f64();
-                self.meta.wall_s += seconds;
-                begun.seconds += seconds;
-                self.meta.begun = Some(begun);
-                return Ok(None);
-            }
-            self.meta.stage_epoch += 1;
-            self.meta.epoch += 1;
-        }
-        if let Method::Snl(select) | Method::Autorep(select) = &stage.method {
-            begun.removal = Some(self.press(select));
+        if !self.advance(&stage, data, progress, &mut begun, go_on)? {
+            let seconds = start.elapsed().as_secs_f64();
+            self.meta.wall_s += seconds;
+            begun.seconds += seconds;
+            self.meta.begun = Some(begun);
+            return Ok(None);
         }
         let stage_epoch = [self.meta.stage_epoch, self.meta.stage_length];
         if self.meta.stage_epoch >= self.meta.stage_length {
@@ -166,24 +157,21 @@ impl Run {
         }
         self.measure_ranges(&data.train);
         let evaluation = self.evaluate(&data.holdout);
+        let seen = |value: f64| (!data.holdout.is_empty()).then_some(value);
         let seconds = start.elapsed().as_secs_f64();
         self.meta.wall_s += seconds;
-        self.meta.holdout_accuracy = (!data.holdout.is_empty()).then_some(evaluation.accuracy);
-        let mut counts = self.network.counts(&self.state);
-        if self.state.selection.is_some() {
-            let pressure = self.meta.pressure.map_or(0, |p| p.count);
-            (counts.relus, counts.identities) =
-                (pressure, counts.identities + counts.relus - pressure);
-        }
+        self.meta.training_images = Some(data.train.len());
+        self.meta.holdout_accuracy = seen(evaluation.accuracy);
+        let counts = self.counts();
         let steps = begun.steps.max(1) as f64;
         Ok(Some(EpochReport {
             stage: number,
-            method,
+            method: stage.method.name().to_owned(),
             epoch: self.meta.epoch,
             stage_epoch,
             loss: (begun.of > 0).then_some(begun.losses / steps),
-            holdout_accuracy: evaluation.accuracy,
-            holdout_loss: evaluation.loss,
+            holdout_accuracy: self.meta.holdout_accuracy,
+            holdout_loss: seen(evaluation.loss),
             learning_rate: begun.rate,
             gradient_norm: [(begun.norms / steps) as f32, begun.largest_norm],
             seconds: begun.seconds + seconds,
@@ -203,7 +191,7 @@ impl Run {
             self.begin_stage(stage, data)
                 .with_context(|| format!("stage {number} cannot begin"))?;
         }
-        if self.meta.stage_length > 0 {
+        if self.meta.stage_epoch < self.meta.stage_length {
             let phase = self.phase(stage);
             if let Method::Bcd(bcd) = &stage.method
                 && phase.epoch == 0
@@ -213,6 +201,49 @@ impl Run {
             self.ready_optimiser(stage, phase);
         }
         Ok(begun)
+    }
+
+    /// The rest of the epoch, with what its method does after it; returns whether it came to its end.
+    fn advance(
+        &mut self,
+        stage: &StageConfig,
+        data: &Data,
+        progress: &ProgressBar,
+        begun: &mut Begun,
+        go_on: impl FnMut() -> bool,
+    ) -> Result<bool> {
+        // Nothing is left of a stage without epochs, or of one that was shortened after it began.
+        if self.meta.stage_epoch >= self.meta.stage_length {
+            self.take_average(stage, data);
+            return Ok(true);
+        }
+        let phase = self.phase(stage);
+        if !self.train_epoch(stage, phase, &data.train, progress, begun, go_on)? {
+            return Ok(false);
+        }
+        self.meta.stage_epoch += 1;
+        self.meta.epoch += 1;
+        if let Method::Snl(select) | Method::Autorep(select) = &stage.method {
+            begun.removal = Some(self.press(select));
+        }
+        if phase.epoch + 1 >= phase.epochs || self.meta.stage_epoch >= self.meta.stage_length {
+            self.take_average(stage, data);
+        }
+        Ok(true)
+    }
+
+    /// Positions by kind; those that a selection has removed for the moment count as what they would become.
+    fn counts(&self) -> Counts {
+        let mut counts = self.network.counts(&self.state);
+        if let (Some(selection), Some(pressure)) = (self.state.selection, self.meta.pressure) {
+            let removed = counts.relus.saturating_sub(pressure.count);
+            counts.relus -= removed;
+            match selection.removed {
+                Removed::Identity => counts.identities += removed,
+                Removed::Polynomial => counts.polynomials += removed,
+            }
+        }
+        counts
     }
 
     /// Trains the steps of an epoch that are not done yet; returns whether it came to its end.
@@ -281,8 +312,7 @@ impl Run {
         rate: f32,
     ) -> Result<StepReport> {
         let epoch = phase.epoch;
-        let frozen = |name: &str| stage.freeze.iter().any(|pattern| fits(pattern, name));
-        let trains = |name: &str| !frozen(name);
+        let trains = |name: &str| trains(stage, name);
         let penalty = stage.range.as_ref().map_or(Penalty::None, |r| r.at(epoch));
         let request = Request {
             penalty,
@@ -361,8 +391,7 @@ impl Run {
                     .rsplit_once('.')
                     .map_or(name.as_str(), |(node, _)| node);
                 let index = self.network.index(node).unwrap_or(0);
-                (phase.train_from..=end).contains(&index)
-                    && !stage.freeze.iter().any(|pattern| fits(pattern, name))
+                (phase.train_from..=end).contains(&index) && trains(stage, name)
             })
             .map(|(name, tensor)| (name.clone(), tensor.clone()))
             .collect();
@@ -411,7 +440,7 @@ impl Run {
         };
         self.network
             .forward(&self.state, pixels, request, |node, _, value| {
-                let sum = crate::network::state::download(value.clone().inner().sum())[0];
+                let sum = download(value.clone().inner().sum())[0];
                 if first.is_none() && !sum.is_finite() {
                     first = Some(node.name.clone());
                 }
@@ -452,7 +481,11 @@ impl Run {
     /// Randomness of the epoch under way: a run that is resumed draws what an uninterrupted one draws.
     pub(super) fn rng(&self, purpose: u64) -> ChaCha8Rng {
         let mut rng = ChaCha8Rng::seed_from_u64(self.meta.config.seed);
-        rng.set_stream(1 + 8 * self.meta.epoch as u64 + purpose);
+        rng.set_stream(
+            (self.meta.epoch as u64)
+                .wrapping_mul(8)
+                .wrapping_add(1 + purpose),
+        );
         rng
     }
 }
@@ -493,6 +526,13 @@ impl TeacherRun {
         self.state.track(pass.statistics, STATISTICS_RATE);
         Ok(pass.output.inner())
     }
+}
+
+/// Whether a stage trains a parameter.
+fn trains(stage: &StageConfig, name: &str) -> bool {
+    // The square of QuaIL is a square: its coefficients are no parameters.
+    let square = matches!(stage.method, Method::Quail(_)) && name.ends_with(".poly");
+    !square && !stage.freeze.iter().any(|pattern| fits(pattern, name))
 }
 
 struct Labels<'a> {
@@ -559,7 +599,7 @@ mod tests {
     }
 
     fn value(tensor: Tensor<1>) -> f32 {
-        crate::network::state::download(tensor)[0]
+        download(tensor)[0]
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::Run;
 use crate::checkpoint::Array;
 use crate::data::{self, Data};
 use crate::network::Op;
-use crate::network::state::download;
+use crate::tensors::download;
 
 /// Images whose patches are measured.
 const IMAGES: usize = 500;

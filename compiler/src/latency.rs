@@ -1,0 +1,215 @@
+//! How long an inference takes: bytes over bandwidth, waits over the line, and work over the rates of a machine.
+//!
+//! `offline = bytes / bandwidth + round trips x (RTT + hop) + work / cores + stored bytes / disk + convolutions x wait`, the work
+//! being linear layers, ciphertexts, AND gates to garble, OTs and elements; `online = bytes / bandwidth + round trips x (RTT +
+//! hop) + work / cores`, the work being multiply-adds, AND gates to evaluate and elements. Durable marks, [`MARKS_S`], come once
+//! to an inference. Both parties' work counts, on the same cores, as if nothing overlapped.
+//!
+//! The constants are fitted to ResNet-18 at ten ReLU budgets and to ResNet-32, lean9 and WRN-22-8 at 15,000 ReLUs (two cores of
+//! an AMD EPYC of Zen 4, 2026-11-25, both parties on them, inferences on bound threads): within 10 % offline and 20 % online.
+
+use pi_protocol::cost::LayerCost;
+use pi_protocol::linear::{Operations, Rates};
+use std::ops::AddAssign;
+
+/// Seconds beside the line's round trip from a party's last byte to the other's first instruction, both ways: system calls,
+/// wake-ups of threads, encryption of datagrams, and cores that the other party's threads hold.
+pub const HOP_S: f64 = 450e-6;
+/// Seconds that the durable marks of both parties keep the online phase waiting.
+pub const MARKS_S: f64 = 2.5e-3;
+/// Seconds for each convolution of a request, offline, that a core has nothing to do: its first ciphertext is not there yet,
+/// or its last ones are with the other core.
+const OFFLINE_CONVOLUTION_S: f64 = 4.5e-3;
+/// Seconds of both parties for each element of an activation, offline: sums, truncations, masks, storing.
+const OFFLINE_ELEMENT_S: f64 = 100e-9;
+/// The same online.
+const ONLINE_ELEMENT_S: f64 = 10e-9;
+/// Seconds of both parties for each square or polynomial online, beside that: shares of a square made, sent, added.
+const ONLINE_POLYNOMIAL_S: f64 = 60e-9;
+/// Seconds of both parties for each ReLU online beside its gates: labels chosen, copied, read; rows.
+const ONLINE_RELU_S: f64 = 350e-9;
+/// Bytes that the client stores of a ReLU for each bit of its sign circuit: label, table.
+const STORED_BIT_BYTES: f64 = 48.0;
+/// Bytes that both parties store of an element.
+const STORED_ELEMENT_BYTES: f64 = 24.0;
+
+/// What both parties run on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Machine {
+    /// Of linear layers, one core.
+    pub linear: Rates,
+    /// AND gates garbled a second by one core.
+    pub garbled: f64,
+    /// AND gates evaluated a second by one core.
+    pub evaluated: f64,
+    /// Correlated OTs extended a second by one core, both parties' work.
+    pub extended: f64,
+    /// Multiply-adds of the online convolution a second by one core.
+    pub multiplied: f64,
+    /// Bytes a second that bundles are stored at, durably.
+    pub stored: f64,
+    /// Cores.
+    pub cores: f64,
+}
+
+impl Machine {
+    /// Two cores of an AMD EPYC of Zen 4, bundles of some thousand ReLUs; see docs/performance.md.
+    pub const MEASURED: Machine = Machine {
+        linear: Rates::MEASURED,
+        garbled: 110e6,
+        evaluated: 140e6,
+        extended: 46e6,
+        multiplied: 27e9,
+        stored: 300e6,
+        cores: 2.0,
+    };
+}
+
+/// What is between them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Line {
+    /// Bytes a second, each way.
+    pub bytes_per_second: f64,
+    /// Seconds there and back.
+    pub round_trip_s: f64,
+}
+
+impl Line {
+    /// QUIC over loopback, both parties on two cores.
+    pub const LOOPBACK: Line = Line {
+        bytes_per_second: 0.7e9,
+        round_trip_s: 0.0,
+    };
+
+    fn seconds(&self, bytes: f64, round_trips: f64) -> f64 {
+        bytes / self.bytes_per_second + round_trips * (self.round_trip_s + HOP_S)
+    }
+}
+
+/// Work of both parties for one bundle, its share of what bundles have in common included.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    /// Microseconds of one core in linear layers, offline.
+    pub linear_micros: f64,
+    /// Answers of linear layers, offline.
+    pub convolutions: f64,
+    /// AND gates of sign circuits.
+    pub and_gates: f64,
+    /// Bits that go into sign circuits.
+    pub choices: f64,
+    /// Elements of activations of all kinds.
+    pub elements: f64,
+    /// Squares and polynomials.
+    pub polynomials: f64,
+    /// ReLUs.
+    pub relus: f64,
+    /// Multiplications by weights, online.
+    pub multiply_adds: f64,
+}
+
+impl Work {
+    /// Of a layer's activation alone.
+    pub fn of_activation(layer: &LayerCost) -> Self {
+        let (relus, bits) = (layer.relus as f64, f64::from(layer.sign_bits));
+        let polynomials = layer.squares + layer.polynomials;
+        Work {
+            and_gates: relus * (bits - 1.0).max(0.0),
+            choices: relus * bits,
+            elements: (layer.relus + polynomials + layer.identities) as f64,
+            polynomials: polynomials as f64,
+            relus,
+            ..Work::default()
+        }
+    }
+
+    /// Adds linear layers: `operations` and `convolutions` of as many bundles as are prepared together.
+    #[must_use]
+    pub fn with_linear(
+        mut self,
+        operations: &Operations,
+        convolutions: usize,
+        bundles: f64,
+        machine: &Machine,
+    ) -> Self {
+        let rates = &machine.linear;
+        let micros = operations.server_micros(rates) + operations.client_micros(rates);
+        self.linear_micros += micros / bundles;
+        self.convolutions += convolutions as f64 / bundles;
+        self
+    }
+
+    /// Seconds to prepare it; bytes and round trips are its share of the request's.
+    pub fn offline_s(&self, bytes: f64, round_trips: f64, line: &Line, machine: &Machine) -> f64 {
+        let work = self.linear_micros * 1e-6
+            + self.and_gates / machine.garbled
+            + self.choices / machine.extended
+            + self.elements * OFFLINE_ELEMENT_S;
+        let stored = self.choices * STORED_BIT_BYTES + self.elements * STORED_ELEMENT_BYTES;
+        line.seconds(bytes, round_trips)
+            + work / machine.cores
+            + stored / machine.stored
+            + self.convolutions * OFFLINE_CONVOLUTION_S
+    }
+
+    /// Seconds of an inference, without [`MARKS_S`].
+    pub fn online_s(&self, bytes: f64, round_trips: f64, line: &Line, machine: &Machine) -> f64 {
+        let work = self.multiply_adds / machine.multiplied
+            + self.and_gates / machine.evaluated
+            + self.elements * ONLINE_ELEMENT_S
+            + self.polynomials * ONLINE_POLYNOMIAL_S
+            + self.relus * ONLINE_RELU_S;
+        line.seconds(bytes, round_trips) + work / machine.cores
+    }
+}
+
+impl AddAssign<&Work> for Work {
+    fn add_assign(&mut self, other: &Work) {
+        self.linear_micros += other.linear_micros;
+        self.convolutions += other.convolutions;
+        self.and_gates += other.and_gates;
+        self.choices += other.choices;
+        self.elements += other.elements;
+        self.polynomials += other.polynomials;
+        self.relus += other.relus;
+        self.multiply_adds += other.multiply_adds;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By hand: a line of 1 MB/s and 1 s, and a machine on which everything takes a second.
+    #[test]
+    fn terms_are_those_of_the_formulas() {
+        let machine = Machine {
+            garbled: 3.0,
+            evaluated: 3.0,
+            extended: 4.0,
+            multiplied: 7.0,
+            stored: 4.0 * 48.0 + 2.0 * 24.0,
+            cores: 2.0,
+            ..Machine::MEASURED
+        };
+        let line = Line {
+            bytes_per_second: 1e6,
+            round_trip_s: 1.0,
+        };
+        let work = Work {
+            linear_micros: 1e6,
+            convolutions: 2.0,
+            and_gates: 3.0,
+            choices: 4.0,
+            elements: 2.0,
+            polynomials: 1.0,
+            relus: 1.0,
+            multiply_adds: 7.0,
+        };
+        let offline = work.offline_s(3e6, 5.0, &line, &machine);
+        let expected = 3.0 + 5.0 * (1.0 + HOP_S) + (3.0 + 200e-9) / 2.0 + 1.0 + 9e-3;
+        assert!((offline - expected).abs() < 1e-12, "{offline} {expected}");
+        let online = work.online_s(2e6, 4.0, &line, &machine);
+        let expected = 2.0 + 4.0 * (1.0 + HOP_S) + (2.0 + 20e-9 + 60e-9 + 350e-9) / 2.0;
+        assert!((online - expected).abs() < 1e-12, "{online} {expected}");
+    }
+}

@@ -1,0 +1,41 @@
+//! Flat tensors by name, on a device and on the host.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+/// Flat tensors on the device, by name: parameters, gradients, statistics, state.
+pub type Tensors = BTreeMap<String, Tensor<1>>;
+
+/// A flat tensor of these values.
+pub fn upload(values: Vec<f32>, device: &Device) -> Tensor<1> {
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), device)
+}
+
+/// The values of a tensor, in row-major order.
+pub fn download<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor
+        .into_data()
+        .try_into_vec()
+        .expect("all our tensors are f32")
+}
+
+/// The values of all tensors, read from the device at once.
+pub fn download_all(tensors: &Tensors) -> BTreeMap<String, Vec<f32>> {
+    if tensors.is_empty() {
+        return BTreeMap::new();
+    }
+    let lengths: Vec<usize> = tensors.values().map(|t| t.dims()[0]).collect();
+    let all = download(Tensor::cat(tensors.values().cloned().collect(), 0));
+    let mut rest = all.as_slice();
+    tensors
+        .keys()
+        .zip(lengths)
+        .map(|(name, length)| {
+            let (part, after) = rest.split_at(length);
+            rest = after;
+            (name.clone(), part.to_vec())
+        })
+        .collect()
+}

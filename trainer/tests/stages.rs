@@ -1,0 +1,356 @@
+//! How stages begin and end: what is fitted, frozen, averaged and carried on, and what may change on the way.
+
+mod common;
+
+use std::fs;
+
+use burn::tensor::{Device, Tensor};
+use common::{POSITIONS, data, experiment, finish, images, run};
+use indicatif::ProgressBar;
+use pi_trainer::checkpoint::{Array, Checkpoint};
+use pi_trainer::experiment as folder;
+use pi_trainer::network::slot::relu_fit;
+use pi_trainer::network::{Mode, Request};
+use pi_trainer::run::{Diverged, Run};
+use pi_trainer::tensors::download;
+
+fn error<T>(result: anyhow::Result<T>) -> String {
+    format!("{:#}", result.err().expect("an error"))
+}
+
+fn epoch(run: &mut Run, data: &pi_trainer::data::Data) -> pi_trainer::run::EpochReport {
+    run.epoch(data, &ProgressBar::hidden()).unwrap()
+}
+
+fn reopened(run: &Run) -> Run {
+    Run::from_checkpoint(run.checkpoint(), Device::flex()).unwrap()
+}
+
+/// Mean and deviation of each channel that reaches a site.
+fn inputs(run: &Run, site: &str, pixels: Tensor<4>) -> Vec<[f64; 2]> {
+    let mut seen = Vec::new();
+    let request = Request::of(Mode::Evaluate);
+    run.network
+        .forward(&run.state, pixels, request, |node, inputs, _| {
+            if node.name == site {
+                let [n, c, h, w] = inputs[0].dims();
+                let values = download(inputs[0].clone().permute([1, 0, 2, 3]));
+                seen = values
+                    .chunks(n * h * w)
+                    .map(|values| {
+                        let count = values.len() as f64;
+                        let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / count;
+                        let square = values.iter().map(|v| (f64::from(*v) - mean).powi(2));
+                        [mean, (square.sum::<f64>() / count).sqrt()]
+                    })
+                    .collect();
+                assert_eq!(seen.len(), c);
+            }
+        });
+    seen
+}
+
+#[test]
+fn fitted_quadratics_fit_what_the_relu_network_gave_and_the_last_replacement_stands() {
+    let data = data(96, 10, 51);
+    let mut run = run(
+        "[[stage]]\nepochs = 1\n[[stage]]\nepochs = 0\nreplace = [{ sites = \"*\", by = { fitted = {} } }, { sites = \"stem.act\", by = \"react-pkn\" }]",
+    );
+    epoch(&mut run, &data);
+    let all: Vec<usize> = (0..96).collect();
+    // The last site: all those before it are ReLUs now, and quadratics after the replacement.
+    let site = "stage2.block1.act";
+    let before = inputs(&run, site, data.train.plain(&all));
+    epoch(&mut run, &data);
+    let got = run.state.parameter(&format!("{site}.poly")).unwrap();
+    for (channel, [u, v]) in before.iter().enumerate() {
+        for (i, expected) in relu_fit(*u, *v).into_iter().enumerate() {
+            let got = f64::from(got[i * before.len() + channel]);
+            assert!(
+                (got - expected).abs() < 1e-4,
+                "channel {channel}, coefficient {i}: {got}, expected {expected}"
+            );
+        }
+    }
+    let stem = run.state.parameter("stem.act.poly").unwrap();
+    assert_eq!((stem[0], stem[8], stem[16]), (0.009, 0.5, 0.47));
+}
+
+#[test]
+fn a_selection_leaves_quadratics_alone_that_were_trained_before() {
+    let data = data(64, 10, 53);
+    let mut run = run(
+        "[[stage]]\nepochs = 1\nreplace = [{ sites = \"stem.act\", by = \"react-pkn\" }]\n[[stage]]\nmethod = { autorep = { relus = 100, lambda = 1e-9 } }\nepochs = 1\nschedule = { rate = 1e-9 }",
+    );
+    epoch(&mut run, &data);
+    let trained = run.state.parameter("stem.act.poly").unwrap();
+    let report = epoch(&mut run, &data);
+    // At this rate nothing moves.
+    let after = run.state.parameter("stem.act.poly").unwrap();
+    for (a, b) in trained.iter().zip(&after) {
+        assert!((a - b).abs() < 1e-5, "{a} became {b}");
+    }
+    assert_eq!(
+        report.relus + report.polynomials + report.identities,
+        POSITIONS
+    );
+    assert_eq!((report.relus, report.identities), (100, 0));
+}
+
+#[test]
+fn removed_positions_count_as_what_they_would_become() {
+    let data = data(64, 10, 55);
+    let mut run = run(
+        "[[stage]]\nmethod = { autorep = { relus = 1, lambda = 10.0 } }\nepochs = 2\noptimiser = { rule = { sgd = {} }, rates = [{ parameters = \"stem.*\", factor = 0.0 }] }\nschedule = { rate = 0.01 }",
+    );
+    let report = epoch(&mut run, &data);
+    // All but the stem's, whose rate is zero, have fallen.
+    assert_eq!(
+        (report.relus, report.polynomials, report.identities),
+        (8 * 64, POSITIONS - 8 * 64, 0)
+    );
+}
+
+#[test]
+fn the_square_of_quail_without_a_norm_stays_a_square() {
+    let data = data(64, 10, 57);
+    let mut run = run(
+        "[[stage]]\nmethod = { quail = { norm = \"none\", layer_epochs = 1, unfreeze_epochs = 1 } }\nschedule = { rate = 1e-6 }",
+    );
+    finish(&mut run, &data);
+    for site in ["stem.act", "stage2.block1.act"] {
+        let poly = run.state.parameter(&format!("{site}.poly")).unwrap();
+        let (square, rest) = poly.split_at(poly.len() / 3);
+        assert!(square.iter().all(|a| *a == 1.0) && rest.iter().all(|v| *v == 0.0));
+    }
+}
+
+/// Frozen layers before the one that trains must not hide the layer where the numbers end.
+#[test]
+fn a_divergence_in_a_phase_of_quail_names_the_layer() {
+    let data = data(64, 10, 59);
+    let mut run = run(
+        "[[stage]]\nmethod = { quail = { norm = \"none\", layer_epochs = 1, unfreeze_epochs = 1 } }\nschedule = { rate = 1e-6 }",
+    );
+    for _ in 0..3 {
+        epoch(&mut run, &data);
+    }
+    for (name, frozen) in [
+        ("stage1.block1.a.conv", true),
+        ("stage2.block1.a.conv", false),
+    ] {
+        let mut broken = reopened(&run);
+        let weight = format!("{name}.weight");
+        let shape = broken.state.shape(&weight).unwrap().to_vec();
+        let values = vec![f32::INFINITY; shape.iter().product()];
+        broken.state.put_parameter(&weight, Array { shape, values });
+        let why = broken.epoch(&data, &ProgressBar::hidden()).unwrap_err();
+        assert!(why.is::<Diverged>());
+        assert!(why.to_string().contains(name), "frozen {frozen}: {why}");
+    }
+}
+
+#[test]
+fn averages_take_the_weights_places_at_the_end_of_every_phase() {
+    let data = data(64, 10, 61);
+    let average = "average = { swa = { from = 0 } }";
+    for method in [
+        "method = { snl = { relus = 100, lambda = 1e-3 } }\nepochs = 2",
+        "method = { autorep = { relus = 100, lambda = 1e-3 } }\nepochs = 2",
+        "method = { bcd = { relus = 1500, block = 300, trials = 1, tolerance = 1.0, images = 10, step_epochs = 1 } }",
+        "method = { quail = { norm = \"amm\", layer_epochs = 1, unfreeze_epochs = 1 } }",
+    ] {
+        let mut run = run(&format!(
+            "[[stage]]\n{method}\noptimiser = {{ {average} }}\nschedule = {{ rate = 0.01 }}\n[[stage]]\nepochs = 1\ncarry = true"
+        ));
+        while !run.finished() {
+            epoch(&mut run, &data);
+            // No average is left where a phase ended, and what is saved can be read again.
+            run = reopened(&run);
+        }
+        let left = run
+            .state
+            .parameters
+            .keys()
+            .any(|name| name.ends_with(".keep"));
+        assert!(!left, "{method}");
+    }
+    // The mean of the weights after two steps of one epoch, step by step.
+    let stage = |epochs: usize, average: &str| {
+        format!(
+            "[[stage]]\nepochs = {epochs}\nbatch = 64\noptimiser = {{ {average} }}\nschedule = {{ rate = 0.01 }}"
+        )
+    };
+    let name = "stage1.block1.a.conv.weight";
+    let mut plain = common::run(&stage(2, ""));
+    epoch(&mut plain, &data);
+    let first = plain.state.parameter(name).unwrap();
+    epoch(&mut plain, &data);
+    let second = plain.state.parameter(name).unwrap();
+    let mut averaged = common::run(&stage(2, average));
+    finish(&mut averaged, &data);
+    let got = averaged.state.parameter(name).unwrap();
+    for ((a, b), got) in first.iter().zip(&second).zip(got) {
+        assert!((got - (a + b) / 2.0).abs() < 1e-6, "{a}, {b}: {got}");
+    }
+}
+
+#[test]
+fn norms_that_a_warm_start_does_not_know_begin_with_the_images_statistics() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = data(96, 10, 63);
+    let mut source = run("[[stage]]\nepochs = 1");
+    finish(&mut source, &data);
+    source
+        .checkpoint()
+        .save(&folder.path().join("checkpoint.pit"))
+        .unwrap();
+    let start = format!(
+        "warm_start={{ checkpoint = {:?}, activations = false }}",
+        folder.path()
+    );
+    for by in ["square-amm", "herpn"] {
+        let activations = format!("network.activations=[{{ sites = \"*\", by = \"{by}\" }}]");
+        let config = experiment("[[stage]]\nepochs = 0", &[&start, &activations]);
+        let mut run = Run::new(config, images(), Device::flex()).unwrap();
+        epoch(&mut run, &data);
+        let what = if by == "herpn" { "herpn" } else { "extent" };
+        let got = run.state.buffer(&format!("stem.act.{what}")).unwrap();
+        // All 96 images are the batch that is measured, so the batch norm before the site makes means and variances.
+        let beta = run.state.parameter("stem.norm.beta").unwrap();
+        let gamma = run.state.parameter("stem.norm.gamma").unwrap();
+        assert!(beta.iter().any(|b| b.abs() > 1e-3), "{beta:?}");
+        for channel in 0..8 {
+            match by {
+                "herpn" => {
+                    assert!((got[channel] - beta[channel]).abs() < 1e-4);
+                    assert!((got[8 + channel] - gamma[channel].powi(2)).abs() < 1e-2);
+                }
+                _ => assert!(got[channel] < -1.0 && got[8 + channel] > 1.0, "{got:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_kernel_and_a_polynomial_activation_may_stand_in_two_layers() {
+    let kernels = "network.kernels=[{ convolutions = \"stage1.block1.a\", by = \"r-pkn\" }]";
+    let with = |site: &str| {
+        let activations =
+            format!("network.activations=[{{ sites = \"{site}\", by = \"react-pkn\" }}]");
+        Run::new(
+            experiment("[[stage]]\nepochs = 1", &[kernels, &activations]),
+            images(),
+            Device::flex(),
+        )
+    };
+    assert!(with("stem.act").is_ok());
+    let why = error(with("stage1.block1.a.act"));
+    assert!(
+        why.contains("stage1.block1.a.kernel") && why.contains("stage1.block1.a.act"),
+        "{why}"
+    );
+    // A selection that would make some is refused as well.
+    let stage = "[[stage]]\nmethod = { autorep = { relus = 5 } }\nepochs = 1";
+    let mut run = Run::new(experiment(stage, &[kernels]), images(), Device::flex()).unwrap();
+    let why = error(run.epoch(&data(32, 5, 65), &ProgressBar::hidden()));
+    assert!(why.contains("same layer"), "{why}");
+}
+
+#[test]
+fn patterns_that_fit_no_parameter_are_refused() {
+    let data = data(32, 5, 67);
+    for slip in [
+        "freeze = [\"stage1.blok*\"]",
+        "optimiser = { rates = [{ parameters = \"steem.*\", factor = 0.1 }] }",
+    ] {
+        let mut run = run(&format!("[[stage]]\nepochs = 1\n{slip}"));
+        let why = error(run.epoch(&data, &ProgressBar::hidden()));
+        assert!(
+            why.contains("no parameter fits") && why.contains("stem.conv.weight"),
+            "{why}"
+        );
+    }
+}
+
+#[test]
+fn what_may_change_in_a_stage_under_way_does_and_the_rest_is_refused() {
+    let data = data(64, 10, 69);
+    let snl = "[[stage]]\nmethod = { snl = { relus = 100 } }\nepochs = 4\noptimiser = { rule = { adam = {} } }\nschedule = { rate = 1e-3 }\n[[stage]]\nepochs = 1";
+    let mut begun = run(snl);
+    epoch(&mut begun, &data);
+    let config = |overrides: &[&str]| experiment(snl, overrides);
+    for item in [
+        "stage.0.method.snl.relus=90",
+        "stage.0.method=plain",
+        "stage.0.replace=[{ sites = \"*\", by = \"identity\" }]",
+        "stage.0.distil={ teacher = \"start\" }",
+    ] {
+        let mut config = config(&[item]);
+        config.name = "other".to_owned();
+        let why = error(reopened(&begun).reconfigure(config));
+        assert!(why.contains("under way"), "{item}: {why}");
+    }
+    let mut bad = config(&[]);
+    bad.stages[0].batch = 0;
+    assert!(error(reopened(&begun).reconfigure(bad)).contains("batch"));
+    // Another clip and fewer epochs: the stage ends at once, and the next one begins.
+    let mut shorter = reopened(&begun);
+    let changed = config(&["stage.0.optimiser.clip=0.5", "stage.0.epochs=1"]);
+    shorter.reconfigure(changed).unwrap();
+    let report = epoch(&mut shorter, &data);
+    assert_eq!((report.loss, report.stage_epoch), (None, [1, 1]));
+    assert_eq!(shorter.network.counts(&shorter.state).relus, 100);
+    assert_eq!(epoch(&mut shorter, &data).stage, 1);
+    // A clip that holds everything still is heeded in the stage under way.
+    let mut still = reopened(&begun);
+    let rule = "stage.0.optimiser={ rule = { sgd = { momentum = 0.0 } }, clip = 1e-20 }";
+    still.reconfigure(config(&[rule])).unwrap();
+    let before = still.state.parameter("dense.weight").unwrap();
+    epoch(&mut still, &data);
+    assert_eq!(still.state.parameter("dense.weight").unwrap(), before);
+}
+
+#[test]
+fn without_held_out_images_nothing_is_said_of_them() {
+    let out = tempfile::tempdir().unwrap();
+    let data = data(40, 0, 71);
+    // One batch, larger than the set.
+    let mut run = run("[[stage]]\nepochs = 1\nbatch = 1000");
+    folder::train(&mut run, &data, out.path(), None, &ProgressBar::hidden()).unwrap();
+    assert_eq!(run.meta.holdout_accuracy, None);
+    let log = fs::read_to_string(out.path().join("log.jsonl")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+    assert!(line["holdout_accuracy"].is_null() && line["holdout_loss"].is_null());
+    assert!(line["loss"].is_number());
+    assert_eq!(line["sites"], serde_json::json!({}));
+}
+
+/// A run is killed after its line is written and before its checkpoint is: the line is cut off and written again.
+#[test]
+fn no_epoch_is_missing_in_the_log_of_a_killed_run() {
+    let out = tempfile::tempdir().unwrap();
+    let data = data(32, 5, 73);
+    let bar = ProgressBar::hidden();
+    let mut run = run("[[stage]]\nepochs = 3");
+    let path = out.path().join("checkpoint.pit");
+    epoch(&mut run, &data);
+    // The checkpoint of epoch 1 cannot be replaced: a folder is in the way of the temporary file.
+    let mut first = reopened(&run);
+    fs::create_dir(out.path().join("checkpoint.tmp")).unwrap();
+    let why = error(folder::train(&mut first, &data, out.path(), None, &bar));
+    assert!(why.contains("checkpoint.pit"), "{why}");
+    let log = || fs::read_to_string(out.path().join("log.jsonl")).unwrap();
+    assert_eq!(log().lines().count(), 1, "the second epoch's line");
+    fs::remove_dir(out.path().join("checkpoint.tmp")).unwrap();
+    run.checkpoint().save(&path).unwrap();
+    let mut again = Run::from_checkpoint(Checkpoint::load(&path).unwrap(), Device::flex()).unwrap();
+    folder::train(&mut again, &data, out.path(), None, &bar).unwrap();
+    let epochs: Vec<u64> = log()
+        .lines()
+        .filter_map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["epoch"].as_u64()
+        })
+        .collect();
+    assert_eq!(epochs, [2, 3]);
+}
