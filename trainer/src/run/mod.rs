@@ -306,9 +306,8 @@ impl Run {
         if self.meta.stage_epoch == 0 && self.meta.begun.is_none() {
             return Ok(());
         }
-        let teacher = |stage: &StageConfig| stage.distil.as_ref().map(|d| d.teacher.clone());
         ensure!(
-            old.method == new.method && old.replace == new.replace && teacher(old) == teacher(&new),
+            old.method == new.method && old.replace == new.replace && same_teacher(old, &new),
             "stage {number} is under way: its method, replacements and teacher cannot change any more; give another --out"
         );
         if !matches!(new.method, Method::Quail(_) | Method::Bcd(_)) {
@@ -559,5 +558,14 @@ pub fn checkpoint_path(path: &Path) -> PathBuf {
         path.to_owned()
     } else {
         path.join("checkpoint.pit")
+    }
+}
+
+/// Whether two stages have one teacher. A run's weights are in the checkpoint: their file may lie elsewhere by now.
+fn same_teacher(one: &StageConfig, other: &StageConfig) -> bool {
+    let teacher = |stage: &StageConfig| stage.distil.as_ref().map(|d| d.teacher.clone());
+    match (teacher(one), teacher(other)) {
+        (Some(Teacher::Checkpoint(_)), Some(Teacher::Checkpoint(_))) => true,
+        (one, other) => one == other,
     }
 }
