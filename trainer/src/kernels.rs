@@ -725,9 +725,10 @@ impl Geometry {
     /// Patch matrix of a tile: `[patch, images * out_plane]`, zero where the padding is.
     fn gather(&self, x: &[f32]) -> Vec<f32> {
         let images = x.len() / self.in_image();
-        let mut patches = vec![0.0f32; self.patch() * images * self.out_plane()];
+        let size = self.patch() * images * self.out_plane();
+        // Taps come in the order of the matrix: it is written once, from its start to its end.
+        let mut patches = Vec::with_capacity(size);
         self.taps(images, |tap| {
-            let patch = &mut patches[tap.patch..][..self.out_plane()];
             let plane = &x[tap.plane..][..self.h * self.w];
             let ((top, bottom), (left, right)) = (tap.rows, tap.outs);
             if top == bottom || left == right {
@@ -739,10 +740,11 @@ impl Geometry {
                     self.source(&tap, top, left),
                     self.source(&tap, bottom - 1, right - 1),
                 );
-                let start = top * self.w + left;
-                patch[start..=start + last - first].copy_from_slice(&plane[first..=last]);
+                patches.resize(tap.patch + top * self.w + left, 0.0);
+                patches.extend_from_slice(&plane[first..=last]);
+                patches.resize(tap.patch + self.out_plane(), 0.0);
                 if right - left < self.w {
-                    for row in patch.chunks_exact_mut(self.w) {
+                    for row in patches[tap.patch..].chunks_exact_mut(self.w) {
                         row[..left].fill(0.0);
                         row[right..].fill(0.0);
                     }
@@ -750,17 +752,12 @@ impl Geometry {
                 return;
             }
             for y in top..bottom {
-                let source = plane[self.source(&tap, y, left)..]
-                    .iter()
-                    .step_by(self.stride);
-                for (p, v) in patch[y * self.w_out + left..y * self.w_out + right]
-                    .iter_mut()
-                    .zip(source)
-                {
-                    *p = *v;
-                }
+                let source = plane[self.source(&tap, y, left)..].iter();
+                patches.resize(tap.patch + y * self.w_out + left, 0.0);
+                patches.extend(source.step_by(self.stride).take(right - left));
             }
         });
+        patches.resize(size, 0.0);
         patches
     }
 

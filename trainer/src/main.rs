@@ -1,5 +1,5 @@
 //! `pi-train`: trains, evaluates and exports networks.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -178,7 +178,22 @@ struct Source {
     cache: Option<PathBuf>,
 }
 
+/// Keeps freed memory for the next tensor.
+///
+/// Every operation makes tensors of megabytes and drops them. The system's allocator would give their pages back each time,
+/// and a fifth of an epoch would be spent on getting zeroed ones again (measured: 400 to 500 images/s).
+#[allow(unsafe_code)]
+fn keep_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: both are plain settings of the allocator; there is no other thread yet.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
+}
+
 fn main() -> Result<()> {
+    keep_memory();
     let arguments = Arguments::parse();
     let device = open_device(arguments.device)?;
     match arguments.command {
