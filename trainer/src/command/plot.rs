@@ -19,7 +19,7 @@ pub struct PlotArguments {
     /// Folder for the charts, each as SVG and PNG; made if absent.
     #[arg(long, default_value = "plots")]
     pub out: PathBuf,
-    /// Published points beside the results: TOML, [[point]] with method, relus and accuracy.
+    /// Published points beside the results: TOML, tables `[[point]]` with method, relus and accuracy.
     #[arg(long, value_name = "FILE")]
     pub published: Option<PathBuf>,
     /// Network profile of the latency: one of those in the results' NAME.costs.json.
