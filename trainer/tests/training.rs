@@ -106,7 +106,7 @@ range = { power = { radius = 4.8, weight = 5e-5 } }
         r#"
 [[stage]]
 epochs = 2
-replace = [{ sites = "*", by = { drop-in = { by = "least-squares", degree = 4, radius = 6.0 } } }]
+replace = [{ sites = "*", by = { drop-in = { by = "least-squares", degree = 4, radius = 30.0 } } }]
 "#,
     ),
 ];
