@@ -364,7 +364,7 @@ impl Run {
                 pass.statistics
                     .retain(|name, _| name.ends_with(".extent") || name.ends_with(".herpn"));
             }
-            self.state.track(pass.statistics, 1.0);
+            self.state.buffers.extend(pass.statistics);
         }
         self.meta.slots = self.state.slots.clone();
     }

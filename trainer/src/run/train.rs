@@ -354,7 +354,7 @@ impl Run {
         let report = optimiser
             .step(parameters, &gradients, &loss.inner(), rate, epoch)
             .map_err(|why| self.explain(why, pixels, phase))?;
-        self.state.track_typical(pass.statistics, STATISTICS_RATE);
+        self.state.track(pass.statistics, STATISTICS_RATE);
         self.state.buffers.extend(pass.kept);
         Ok(report)
     }
@@ -463,7 +463,7 @@ impl Run {
         let order = data::permutation(set.len(), &mut self.rng(2));
         for indices in order.chunks(batch).take(STATISTICS_BATCHES) {
             let pass = self.batch_statistics(set.plain(indices), 0.1);
-            self.state.track_typical(pass.statistics, STATISTICS_RATE);
+            self.state.track(pass.statistics, STATISTICS_RATE);
         }
     }
 
@@ -523,7 +523,7 @@ impl TeacherRun {
             let why = format!("the teacher beside the student: {why:?}");
             return Err(Diverged(why).into());
         }
-        self.state.track_typical(pass.statistics, STATISTICS_RATE);
+        self.state.track(pass.statistics, STATISTICS_RATE);
         Ok(pass.output.inner())
     }
 }
