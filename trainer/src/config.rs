@@ -196,12 +196,27 @@ pub struct Bcd {
     pub images: usize,
     /// Epochs of fine-tuning after each step.
     pub step_epochs: usize,
+    /// How blocks are drawn.
+    #[serde(default)]
+    pub draw: Draw,
     /// What a removed position computes.
     #[serde(default)]
     pub removed: Removed,
     /// Ranks by latency saved per point lost instead of by accuracy alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<Latency>,
+}
+
+/// How BCD draws a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Draw {
+    /// Every remaining ReLU alike (the paper).
+    #[default]
+    Uniform,
+    /// Ours: by first-order saliency, measured anew in each step. The first block tried is the least salient, later ones
+    /// are drawn with weights `saliency^(-1/t)`, `t` growing from 0 towards 1.
+    Saliency,
 }
 
 fn ranking_images() -> usize {

@@ -92,9 +92,14 @@ fn the_penalty_grows_until_the_count_falls_and_the_stage_ends_at_the_budget() {
 #[test]
 fn bcd_walks_down_to_its_budget_block_by_block() {
     let data = data(64, 20, 23);
-    for removed in ["identity", "polynomial"] {
+    for (removed, draw) in [
+        ("identity", "uniform"),
+        ("polynomial", "uniform"),
+        ("identity", "saliency"),
+        ("polynomial", "saliency"),
+    ] {
         let mut run = run(&format!(
-            "[[stage]]\nmethod = {{ bcd = {{ relus = {}, block = 100, trials = 4, tolerance = 0.3, images = 64, step_epochs = 2, removed = \"{removed}\" }} }}\nschedule = {{ rate = 1e-3 }}",
+            "[[stage]]\nmethod = {{ bcd = {{ relus = {}, block = 100, trials = 4, tolerance = 0.3, images = 64, step_epochs = 2, removed = \"{removed}\", draw = \"{draw}\" }} }}\nschedule = {{ rate = 1e-3 }}",
             POSITIONS - 250
         ));
         let mut counts = vec![relus(&run)];

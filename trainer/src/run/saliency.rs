@@ -14,6 +14,7 @@ use pi_ir::graph::ActivationKind;
 use super::{Run, cross_entropy};
 use crate::config::{Cut, Saliency, StageConfig};
 use crate::data::{self, Data};
+use crate::network::state::Removed;
 use crate::network::{Mode, Request};
 use crate::pattern::fits;
 use crate::tensors::download;
@@ -43,22 +44,20 @@ impl Run {
             new.retain(|site| polynomial(site));
             self.fit_quadratics(&new, false, &data.train);
         }
-        let mut squares: BTreeMap<String, Vec<f64>> = sites
-            .iter()
-            .map(|site| (site.clone(), vec![0.0; self.state.masks[site].len()]))
-            .collect();
         let order = data::permutation(data.train.len(), &mut self.rng(2));
-        for indices in order.chunks(stage.batch).take(saliency.batches) {
-            let labels = data.train.labels(indices);
-            self.score(
-                indices,
-                &labels,
-                stage.label_smoothing,
-                from,
-                data,
-                &mut squares,
-            );
-        }
+        let count = order.len().min(stage.batch * saliency.batches);
+        let removed = |site: &str| match saliency.from == Cut::Relu && polynomial(site) {
+            true => Removed::Polynomial,
+            false => Removed::Identity,
+        };
+        let squares = self.saliencies(
+            &order[..count],
+            stage.batch,
+            stage.label_smoothing,
+            from,
+            removed,
+            data,
+        );
         let dropped = least(&squares, &self.state.masks, from, saliency.keep);
         let (to_polynomial, to_identity): (Vec<_>, Vec<_>) = dropped
             .into_iter()
@@ -73,22 +72,43 @@ impl Run {
         Ok(())
     }
 
+    /// Of each position, the mean square over batches of what removing it changes of the loss, times the number of batches.
+    pub(super) fn saliencies(
+        &self,
+        images: &[usize],
+        batch: usize,
+        smoothing: f32,
+        from: ActivationKind,
+        removed: impl Fn(&str) -> Removed,
+        data: &Data,
+    ) -> BTreeMap<String, Vec<f64>> {
+        let masks = self.state.masks.iter();
+        let mut squares: BTreeMap<String, Vec<f64>> = masks
+            .map(|(site, kinds)| (site.clone(), vec![0.0; kinds.len()]))
+            .collect();
+        for indices in images.chunks(batch) {
+            self.score(indices, smoothing, from, &removed, data, &mut squares);
+        }
+        squares
+    }
+
     /// Adds one batch's squared first-order changes.
     fn score(
         &self,
         indices: &[usize],
-        labels: &[usize],
         smoothing: f32,
         from: ActivationKind,
+        removed: &impl Fn(&str) -> Removed,
         data: &Data,
         squares: &mut BTreeMap<String, Vec<f64>>,
     ) {
         let request = Request::of(Mode::Score);
         let pixels = data.train.plain(indices);
+        let labels = data.train.labels(indices);
         let pass = self
             .network
             .forward(&self.state, pixels, request, |_, _, _| {});
-        let mut grads = cross_entropy(pass.logits(), labels, smoothing).backward();
+        let mut grads = cross_entropy(pass.logits(), &labels, smoothing).backward();
         for (site, coefficients) in pass.coefficients {
             let Some(gradient) = coefficients.grad_remove(&mut grads) else {
                 continue;
@@ -96,8 +116,11 @@ impl Run {
             let gradient = download(gradient);
             let squares = squares.get_mut(&site).expect("every masked site is ranked");
             let positions = squares.len();
-            // The quadratic that would take the place: the identity where a site has none.
-            let poly = self.state.parameter(&format!("{site}.poly"));
+            // The quadratic that is there, or that would take the place.
+            let poly = match (from, removed(&site)) {
+                (ActivationKind::Relu, Removed::Identity) => None,
+                _ => self.state.parameter(&format!("{site}.poly")),
+            };
             let channels = poly.as_ref().map_or(1, |poly| poly.len() / 3);
             let plane = positions / channels;
             let by = |what: usize, e: usize| f64::from(gradient[what * positions + e]);
