@@ -61,7 +61,7 @@ impl Run {
         let dropped = least(&squares, &self.state.masks, from, saliency.keep);
         let (to_polynomial, to_identity): (Vec<_>, Vec<_>) = dropped
             .into_iter()
-            .partition(|(site, _)| from == ActivationKind::Relu && polynomial(site));
+            .partition(|(site, _)| removed(site) == Removed::Polynomial);
         self.state
             .change(&self.network, &to_polynomial, ActivationKind::Polynomial);
         self.state
