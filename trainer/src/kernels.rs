@@ -95,6 +95,35 @@ pub fn masked(z: Tensor<4>, coefficients: Tensor<4>, penalty: Penalty) -> Tensor
     ))
 }
 
+impl Penalty {
+    /// Its value on the inputs of one site, whose gradient [`masked`] adds; zero if there is none.
+    ///
+    /// # Cost
+    /// Passes over `z` of its own, so it is for those who need the loss as it is.
+    pub fn value(self, z: Tensor<4>) -> Option<Tensor<1>> {
+        let [n, ..] = z.dims();
+        match self {
+            Penalty::None => None,
+            Penalty::Excess { radius, weight } => {
+                let excess = z.clone() - z.clamp(-radius, radius);
+                Some(
+                    (excess.clone() * excess)
+                        .sum()
+                        .mul_scalar(weight / n as f32),
+                )
+            }
+            Penalty::Power {
+                radius,
+                weight,
+                exponent,
+            } => {
+                let scaled = z.mul_scalar(1.0 / radius);
+                Some(scaled.powi_scalar(exponent).mean().mul_scalar(weight))
+            }
+        }
+    }
+}
+
 /// The operations as burn dispatches them.
 #[backend_extension(Flex, Cube: cfg(feature = "cuda"), Autodiff)]
 pub trait Operations: Backend {

@@ -516,7 +516,8 @@ impl Builder<'_> {
         for (group, width) in [64, 256, 256].into_iter().enumerate() {
             let name = format!("group{}", group + 1);
             let channels = self.scaled(width);
-            // The norm stands before the pool, which is the same: means commute with a scale and a shift.
+            // The norm stands before the pool, where the compiler can fold it into the convolution. With running statistics
+            // that is the same, as means commute with a scale and a shift; in training the moments are those before the pool.
             x = self.conv_norm(&format!("{name}.a"), x, channels, 3, 1)?;
             let [c, h, w] = self.nodes[x].shape;
             let pool = Op::AvgPool { window: 2 };

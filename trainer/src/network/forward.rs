@@ -14,6 +14,9 @@ use crate::tensors::Tensors;
 /// Guards the division by a channel's extent.
 pub const EXTENT_EPSILON: f32 = 1e-5;
 
+/// Weight of a batch in the min-max norms' smoothed extents.
+pub const EXTENT_RATE: f32 = 0.1;
+
 /// Which statistics normalise, and which leaves collect gradients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -32,6 +35,8 @@ pub struct Request<'a> {
     pub mode: Mode,
     /// Penalty on the inputs of activations; its gradient alone (see [`kernels::masked`]).
     pub penalty: Penalty,
+    /// Whether the penalty's value is wanted too.
+    pub measure_penalty: bool,
     /// Nodes before this one are frozen: running statistics, no gradient.
     pub train_from: usize,
     /// Parameters that collect gradients, by name; all if none.
@@ -48,10 +53,11 @@ impl Request<'_> {
         Self {
             mode,
             penalty: Penalty::None,
+            measure_penalty: false,
             train_from: 0,
             trains: None,
             until: None,
-            smoothing: 0.1,
+            smoothing: EXTENT_RATE,
         }
     }
 }
@@ -68,6 +74,8 @@ pub struct Pass {
     pub kept: Tensors,
     /// `[4, c, h, w]` coefficients of each masked site (when scoring).
     pub coefficients: BTreeMap<String, Tensor<4>>,
+    /// The penalty's value at each site that has it (on request), without autodiff.
+    pub penalties: Vec<Tensor<1>>,
 }
 
 impl Pass {
@@ -102,6 +110,7 @@ impl Network {
             statistics: Tensors::new(),
             kept: Tensors::new(),
             coefficients: BTreeMap::new(),
+            penalties: Vec::new(),
         };
         let mut values: Vec<Option<Tensor<4>>> = Vec::with_capacity(last + 1);
         for (index, node) in self.nodes[..=last].iter().enumerate() {
@@ -137,6 +146,7 @@ impl Network {
             statistics: walk.statistics,
             kept: walk.kept,
             coefficients: walk.coefficients,
+            penalties: walk.penalties,
         }
     }
 }
@@ -151,6 +161,7 @@ struct Walk<'a> {
     statistics: Tensors,
     kept: Tensors,
     coefficients: BTreeMap<String, Tensor<4>>,
+    penalties: Vec<Tensor<1>>,
 }
 
 impl Walk<'_> {
@@ -223,7 +234,8 @@ impl Walk<'_> {
                     k = k.detach().require_grad();
                     self.coefficients.insert(node.name.clone(), k.clone());
                 }
-                kernels::masked(z, k, self.penalty())
+                let penalty = self.penalty(&z);
+                kernels::masked(z, k, penalty)
             }
             Slot::Quartic => {
                 let rows = self.leaf(node, "quartic").reshape([5, c, 1, 1]);
@@ -361,21 +373,27 @@ impl Walk<'_> {
 
     /// `a z^2 + b z + c` with `[1, c, 1, 1]` coefficients, and the penalty on `z`.
     fn quadratic(
-        &self,
+        &mut self,
         node: &Node,
         z: Tensor<4>,
         a: Tensor<4>,
         b: Tensor<4>,
         c: Tensor<4>,
     ) -> Tensor<4> {
-        quadratic(node, z, a, b, c, self.penalty())
+        let penalty = self.penalty(&z);
+        quadratic(node, z, a, b, c, penalty)
     }
 
-    fn penalty(&self) -> Penalty {
-        match self.request.mode {
-            Mode::Train if !self.frozen => self.request.penalty,
-            _ => Penalty::None,
+    /// The penalty on an activation's input; its value is noted if it is wanted.
+    fn penalty(&mut self, z: &Tensor<4>) -> Penalty {
+        if self.request.mode != Mode::Train || self.frozen {
+            return Penalty::None;
         }
+        let penalty = self.request.penalty;
+        if self.request.measure_penalty {
+            self.penalties.extend(penalty.value(z.clone().inner()));
+        }
+        penalty
     }
 
     /// `[2, channels]` moments: the running ones of a frozen node, else the batch's, which are noted.

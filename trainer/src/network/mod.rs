@@ -11,7 +11,7 @@ pub mod slot;
 pub mod state;
 
 pub use build::{KernelRule, Kind, NetworkConfig, Stage, Stem};
-pub use forward::{Mode, Pass, Request};
+pub use forward::{EXTENT_RATE, Mode, Pass, Request};
 pub use slot::{DropIn, Replacement, Slot, Substitute};
 pub use state::{Selection, State};
 

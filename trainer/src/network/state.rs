@@ -423,7 +423,7 @@ impl State {
         match slot {
             Slot::Masked => {}
             Slot::Quartic => {
-                // The quadratic with which training may begin: a must not be zero to learn p.
+                // Overwritten by whoever puts it in.
                 let rows = constant_rows(channels, &[-1e-4, 0.0, 0.0, 1.0, 0.0]);
                 self.put_parameter(&format!("{site}.quartic"), rows);
             }
@@ -485,6 +485,9 @@ impl State {
     }
 
     /// Ends the selection: the `budget` ReLUs of the largest weights stay, the others become what the selection says.
+    ///
+    /// Within a hysteresis' band the weight does not say whether a position is kept: those that are kept come before those
+    /// that are not.
     pub fn end_selection(&mut self, network: &Network, budget: usize) {
         let Some(selection) = self.selection.take() else {
             return;
@@ -496,26 +499,36 @@ impl State {
             .map(|(name, keep)| (name.clone(), keep.clone()))
             .collect();
         let keeps = download_all(&keeps);
-        let mut ranked: Vec<(f32, &str, usize)> = Vec::new();
+        let indicators: Tensors = self
+            .buffers
+            .iter()
+            .filter(|(name, _)| name.ends_with(".kept"))
+            .map(|(name, kept)| (name.clone(), kept.clone()))
+            .collect();
+        let indicators = download_all(&indicators);
+        let mut ranked: Vec<(f32, f32, &str, usize)> = Vec::new();
         for (site, kinds) in &self.masks {
             let Some(keep) = keeps.get(&format!("{site}.keep")) else {
                 continue;
             };
+            let kept = indicators.get(&format!("{site}.kept"));
             for (e, (kind, keep)) in kinds.iter().zip(keep).enumerate() {
                 if *kind == ActivationKind::Relu {
-                    ranked.push((*keep, site, e));
+                    let kept = kept.map_or(1.0, |kept| kept[e]);
+                    ranked.push((kept, *keep, site, e));
                 }
             }
         }
         // Ties are broken by place, so that a run is the same wherever it runs.
         ranked.sort_by(|a, b| {
-            b.0.total_cmp(&a.0)
-                .then_with(|| (a.1, a.2).cmp(&(b.1, b.2)))
+            (b.0.total_cmp(&a.0))
+                .then_with(|| b.1.total_cmp(&a.1))
+                .then_with(|| (a.2, a.3).cmp(&(b.2, b.3)))
         });
         let dropped: Vec<(String, usize)> = ranked
             .into_iter()
             .skip(budget)
-            .map(|(_, site, e)| (site.to_owned(), e))
+            .map(|(_, _, site, e)| (site.to_owned(), e))
             .collect();
         self.change(network, &dropped, selection.removed.kind());
         for (site, _) in network.sites() {

@@ -120,6 +120,11 @@ impl Default for Rule {
 }
 
 impl Rule {
+    /// Whether a step depends on the value of the loss.
+    pub fn models_the_loss(&self) -> bool {
+        matches!(self, Rule::Momo { .. } | Rule::MomoAdam { .. })
+    }
+
     /// Names of the state that a step leaves.
     pub(super) fn state(&self) -> &'static [&'static str] {
         match self {

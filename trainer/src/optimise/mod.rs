@@ -45,6 +45,15 @@ pub enum NotFinite {
     Gradient(String),
 }
 
+impl std::fmt::Display for NotFinite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            NotFinite::Loss(loss) => write!(f, "the loss is {loss}"),
+            NotFinite::Gradient(names) => write!(f, "the gradient of {names} is not finite"),
+        }
+    }
+}
+
 /// An optimiser of named parameters.
 pub struct Optimiser {
     config: OptimiserConfig,
@@ -140,13 +149,16 @@ impl Optimiser {
         if !report.norm.is_finite() {
             return Err(NotFinite::Gradient(self.layout.blame(gradients)));
         }
-        let g = match self.config.clip {
-            Some(clip) if report.norm > clip => g.scaled(clip / report.norm),
-            _ => g,
+        let (g, share) = match self.config.clip {
+            Some(clip) if report.norm > clip => {
+                let share = clip / report.norm;
+                (g.scaled(share), share)
+            }
+            _ => (g, 1.0),
         };
         let x = self.layout.gather(parameters);
         self.steps = self.steps.saturating_add(1);
-        let x = self.update(x, g, loss, rate);
+        let x = self.update(x, g, loss, share, rate);
         self.average(&x, epoch);
         self.layout.scatter(&x, parameters);
         Ok(report)

@@ -6,8 +6,15 @@ use super::flat::{PerNumber, Vector};
 use super::{Optimiser, Rule};
 
 impl Optimiser {
-    /// The parameters after the step numbered `self.steps`, from those before it and the clipped gradient.
-    pub(super) fn update(&mut self, x: Vector, g: Vector, loss: &Tensor<1>, rate: f32) -> Vector {
+    /// The parameters after the step numbered `self.steps`, from those before it and the gradient, clipped to `share` of it.
+    pub(super) fn update(
+        &mut self,
+        x: Vector,
+        g: Vector,
+        loss: &Tensor<1>,
+        share: f32,
+        rate: f32,
+    ) -> Vector {
         match self.config.rule {
             Rule::Sgd { momentum, nesterov } => self.sgd(x, g, rate, momentum, nesterov),
             Rule::Adam {
@@ -17,16 +24,12 @@ impl Optimiser {
             } => self.adam(x, g, rate, betas, epsilon, decoupled),
             Rule::Momo { momentum, bound } => {
                 // The averages begin at their first values, so their weights sum to one.
-                let model = Model {
-                    inner: g.dot(&x),
-                    loss: loss.clone(),
-                    gradient: g,
-                };
+                let model = Model::of(g, &x, loss, bound, share);
                 let model = match self.steps {
                     1 => self.begin(model),
                     _ => self.blend_model(model, momentum),
                 };
-                self.model_step(x, model, None, 1.0, rate, bound)
+                self.model_step(x, model, None, 1.0, rate)
             }
             Rule::MomoAdam {
                 betas,
@@ -34,14 +37,10 @@ impl Optimiser {
                 bound,
             } => {
                 let metric = self.metric(g.clone(), betas[1], epsilon);
-                let model = Model {
-                    inner: g.dot(&x),
-                    loss: loss.clone(),
-                    gradient: g,
-                };
+                let model = Model::of(g, &x, loss, bound, share);
                 let model = self.blend_model(model, betas[0]);
                 let weight = self.weight(betas[0]) as f32;
-                self.model_step(x, model, Some(metric), weight, rate, bound)
+                self.model_step(x, model, Some(metric), weight, rate)
             }
         }
     }
@@ -88,6 +87,11 @@ impl Optimiser {
 
     /// MoMo's step: the proximal step of the model `max(rho f*, f - inner + <d, y>) / rho`, with `alpha` the rate.
     ///
+    /// What is averaged is the loss above its bound `f*`, so that `f - rho f*` is one number. A clipped gradient is that of
+    /// a loss scaled down, and so is what is averaged: the model stays one of a loss, and clipping makes a step shorter or
+    /// leaves it as it is. (With the loss as it was, a gradient clipped to a tenth made the step ten times longer, up to
+    /// the bound `alpha / rho`.)
+    ///
     /// Rates `s` and decays `l` may differ between parameters; with `q = 1 + alpha s l` the step in the metric `D` is
     /// `tau = min(alpha / rho, max(0, f - rho f* - inner + <d, x / q>) / sum(s d^2 / (D q)))`, `x <- (x - tau s d / D) / q`.
     /// Where all are equal this is the paper's: numerator and denominator of `tau` are both divided by `q` here.
@@ -98,11 +102,10 @@ impl Optimiser {
         metric: Option<Vector>,
         weight: f32,
         rate: f32,
-        bound: f32,
     ) -> Vector {
         let Model {
             gradient: d,
-            loss: f,
+            excess,
             inner,
         } = model;
         let mut direction = self.rates.times(d.clone(), 1.0);
@@ -111,7 +114,7 @@ impl Optimiser {
         }
         let shrink = |v: Vector| PerNumber::shrink(&self.rates, &self.decay, v, rate);
         let (x, direction) = (shrink(x), shrink(direction));
-        let gap = f.sub_scalar(weight * bound) - inner + d.dot(&x);
+        let gap = excess - inner + d.dot(&x);
         // A gradient of zero must not divide by zero; its direction is zero whatever tau is.
         let square = d.dot(&direction).clamp_min(f32::MIN_POSITIVE);
         let tau = (gap.clamp_min(0.0) / square).clamp_max(rate / weight);
@@ -121,7 +124,7 @@ impl Optimiser {
     fn begin(&mut self, model: Model) -> Model {
         self.vectors
             .insert("momentum".to_owned(), model.gradient.clone());
-        self.scalars.insert("loss".to_owned(), model.loss.clone());
+        self.scalars.insert("loss".to_owned(), model.excess.clone());
         self.scalars.insert("inner".to_owned(), model.inner.clone());
         model
     }
@@ -129,7 +132,7 @@ impl Optimiser {
     fn blend_model(&mut self, model: Model, beta: f32) -> Model {
         Model {
             gradient: self.blend("momentum", model.gradient, beta),
-            loss: self.blend_scalar("loss", model.loss, beta),
+            excess: self.blend_scalar("loss", model.excess, beta),
             inner: self.blend_scalar("inner", model.inner, beta),
         }
     }
@@ -169,9 +172,20 @@ impl Optimiser {
     }
 }
 
-/// Averages of gradient, loss, and inner product of gradient and parameters: a linear model of the loss.
+/// Averages of gradient, loss above its bound, and inner product of gradient and parameters: a linear model of the loss.
 struct Model {
     gradient: Vector,
-    loss: Tensor<1>,
+    excess: Tensor<1>,
     inner: Tensor<1>,
+}
+
+impl Model {
+    /// That of one batch, scaled by `share` as its gradient is already.
+    fn of(gradient: Vector, x: &Vector, loss: &Tensor<1>, bound: f32, share: f32) -> Self {
+        Self {
+            inner: gradient.dot(x),
+            excess: loss.clone().sub_scalar(bound).mul_scalar(share),
+            gradient,
+        }
+    }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Run;
 use crate::data::DeviceSet;
 use crate::network::{Mode, Node, Op, Request, Slot};
-use crate::tensors::{Tensors, download, download_all};
+use crate::tensors::{self, Tensors, download, download_all};
 
 /// Images per evaluation pass.
 pub(super) const EVALUATION_BATCH: usize = 500;
@@ -29,9 +29,10 @@ pub struct Evaluation {
 /// What reached a site.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Site {
-    /// Largest magnitude of an input.
+    /// Largest magnitude of an input; infinite (`null` in JSON) if one is beyond single precision or no number.
     pub largest: f32,
-    /// Share of inputs outside the range of their channel on training images (a min-max norm's own extent).
+    /// Share of inputs outside the range of their channel on training images (a min-max norm's own extent); inputs that
+    /// are no numbers are outside, and widen no range.
     pub outside: f64,
 }
 
@@ -60,7 +61,7 @@ impl Run {
                     }
                     let z = &inputs[0];
                     let name = node.name.clone();
-                    let most = z.clone().abs().max();
+                    let most = tensors::largest(z.clone());
                     let so_far = largest.remove(&name);
                     largest.insert(
                         name.clone(),
@@ -137,8 +138,10 @@ impl Run {
                     let z = inputs[0].clone();
                     let [n, c, h, w] = z.dims();
                     let z = z.reshape([n, c, h * w]);
-                    let low = z.clone().min_dim(2).min_dim(0).reshape([c]);
-                    let high = z.max_dim(2).max_dim(0).reshape([c]);
+                    let none = z.clone().is_nan();
+                    let known = |other: f32| z.clone().mask_fill(none.clone(), other);
+                    let low = known(f32::INFINITY).min_dim(2).min_dim(0).reshape([c]);
+                    let high = known(f32::NEG_INFINITY).max_dim(2).max_dim(0).reshape([c]);
                     let new = match ranges.remove(&node.name) {
                         None => Tensor::cat(vec![low, high], 0),
                         Some(old) => {

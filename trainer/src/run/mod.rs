@@ -193,6 +193,8 @@ impl Run {
             let source = Run::from_checkpoint(Checkpoint::load(&path)?, run.device.clone())?;
             run.warm_start(&source, &warm)
                 .with_context(|| format!("warm start from {}", path.display()))?;
+            // What came along is not new: its statistics stay.
+            run.meta.slots = run.state.slots.clone();
         }
         Ok(run)
     }

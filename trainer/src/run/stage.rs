@@ -187,6 +187,9 @@ impl Run {
             self.meta.pressure = None;
             self.renew_statistics(&data.train, stage.batch);
         }
+        if let Method::Bcd(_) = stage.method {
+            self.state.drop_unused_quadratics();
+        }
         self.meta.stage += 1;
         self.meta.stage_epoch = 0;
         self.meta.stage_length = 0;

@@ -15,10 +15,10 @@ use crate::config::{Distil, Method, StageConfig, Teacher};
 use crate::data::{self, Data, DeviceSet};
 use crate::kernels::Penalty;
 use crate::network::state::{Indicator, Removed};
-use crate::network::{Counts, Mode, Pass, Request};
+use crate::network::{Counts, EXTENT_RATE, Mode, Network, Pass, Request, State};
 use crate::optimise::{NotFinite, Optimiser, StepReport};
 use crate::pattern::fits;
-use crate::tensors::{Tensors, download};
+use crate::tensors::{self, Tensors, download};
 
 /// Weight of a new batch in the running statistics.
 const STATISTICS_RATE: f32 = 0.1;
@@ -36,7 +36,7 @@ pub struct EpochReport {
     pub epoch: usize,
     /// Finished epochs of the stage, and how many it has.
     pub stage_epoch: [usize; 2],
-    /// Mean training loss, if anything was trained.
+    /// Mean training loss, if anything was trained; with the range penalty if the optimiser's rule goes by the loss.
     pub loss: Option<f64>,
     /// Accuracy on held-out images, if there are any.
     pub holdout_accuracy: Option<f64>,
@@ -285,7 +285,8 @@ impl Run {
             begun.rate = stage.schedule.at(at, phase.epochs);
             let pixels = set.batch(indices, &stage.augmentation, draw);
             let labels = set.labels(indices);
-            let report = self.step(stage, phase, pixels, &labels, begun.rate)?;
+            let first = phase.epoch == 0 && index == 0;
+            let report = self.step(stage, phase, first, pixels, &labels, begun.rate)?;
             begun.steps += 1;
             begun.images += indices.len();
             begun.losses += f64::from(report.loss);
@@ -299,7 +300,7 @@ impl Run {
         Ok(true)
     }
 
-    /// One optimiser step on a batch.
+    /// One optimiser step on a batch, the `first` one of its phase or another.
     ///
     /// # Errors
     /// As [`Self::epoch`].
@@ -307,18 +308,24 @@ impl Run {
         &mut self,
         stage: &StageConfig,
         phase: Phase,
+        first: bool,
         pixels: Tensor<4>,
         labels: &[usize],
         rate: f32,
     ) -> Result<StepReport> {
         let epoch = phase.epoch;
         let trains = |name: &str| trains(stage, name);
-        let penalty = stage.range.as_ref().map_or(Penalty::None, |r| r.at(epoch));
+        let range = stage.range.as_ref();
+        // When a layer's turn to imitate comes, its inputs are others than those that its min-max norm was given at the
+        // start: its first batch gives the extent anew.
+        let anew = first && phase.imitate.is_some();
         let request = Request {
-            penalty,
+            penalty: range.map_or(Penalty::None, |r| r.at(self.meta.stage_epoch)),
+            measure_penalty: stage.optimiser.rule.models_the_loss(),
             train_from: phase.train_from,
             trains: Some(&trains),
             until: phase.imitate,
+            smoothing: if anew { 1.0 } else { EXTENT_RATE },
             ..Request::of(Mode::Train)
         };
         let taught = match &mut self.teacher {
@@ -332,28 +339,36 @@ impl Run {
             .forward(&self.state, pixels.clone(), request, |_, _, _| {});
         let loss = match phase.imitate {
             Some(_) => {
-                let taught = taught.expect("QuaIL has a teacher");
+                let taught = taught.clone().expect("QuaIL has a teacher");
                 let difference = pass.output.clone() - Tensor::from_inner(taught);
-                (difference.clone() * difference).mean()
+                mean_square(difference)
             }
             None => {
                 let labels = Labels {
                     labels,
                     smoothing: stage.label_smoothing,
                 };
-                let loss = objective(&pass, &labels, stage.distil.as_ref(), taught);
+                let loss = objective(&pass, &labels, stage.distil.as_ref(), taught.clone());
                 self.sparsity(&pass).into_iter().fold(loss, |a, b| a + b)
             }
         };
         let gradients = gradients(&loss, pass.leaves);
+        // With the range penalty, whose gradient is among these, where the rule goes by the loss.
+        let loss = pass.penalties.into_iter().fold(loss.inner(), |a, b| a + b);
         let optimiser = self
             .optimiser
             .as_mut()
             .expect("made ready before the epoch");
         let parameters = &mut self.state.parameters;
         let report = optimiser
-            .step(parameters, &gradients, &loss.inner(), rate, epoch)
-            .map_err(|why| self.explain(why, pixels, phase))?;
+            .step(parameters, &gradients, &loss, rate, epoch)
+            .map_err(|why| self.explain(&why, pixels, phase, taught))?;
+        if anew {
+            let extents = pass.statistics.iter();
+            let extents = extents.filter(|(name, _)| name.ends_with(".extent"));
+            let extents: Vec<_> = extents.map(|(n, e)| (n.clone(), e.clone())).collect();
+            self.state.buffers.extend(extents);
+        }
         self.state.track(pass.statistics, STATISTICS_RATE);
         self.state.buffers.extend(pass.kept);
         Ok(report)
@@ -430,39 +445,47 @@ impl Run {
     }
 
     /// Says where a loss or a gradient stopped being a number.
-    fn explain(&self, why: NotFinite, pixels: Tensor<4>, phase: Phase) -> anyhow::Error {
-        let mut first = None;
+    fn explain(
+        &self,
+        why: &NotFinite,
+        pixels: Tensor<4>,
+        phase: Phase,
+        taught: Option<Tensor<4>>,
+    ) -> anyhow::Error {
         let request = Request {
             train_from: phase.train_from,
             trains: Some(&|_| false),
             until: phase.imitate,
             ..Request::of(Mode::Train)
         };
-        self.network
-            .forward(&self.state, pixels, request, |node, _, value| {
-                let sum = download(value.clone().inner().sum())[0];
-                if first.is_none() && !sum.is_finite() {
-                    first = Some(node.name.clone());
-                }
-            });
-        let at = match first {
-            Some(name) => format!("the output of layer {name} is the first that is not finite"),
-            None => "every layer's output is finite".to_owned(),
+        let own = first_not_finite(&self.network, &self.state, pixels, request);
+        let strange = taught.is_some_and(|taught| !finite(taught));
+        let at = match (own, phase.imitate) {
+            (Some(layer), _) => layer,
+            (None, _) if strange => {
+                "every layer's output is finite, the teacher's output on this batch is not: it needs another teacher".to_owned()
+            }
+            (None, Some(node)) => format!(
+                "the output of layer {} is finite, the square of its difference from the teacher's is not",
+                self.network.nodes[node].name
+            ),
+            (None, None) => "every layer's output is finite".to_owned(),
+        };
+        let help = match why {
+            NotFinite::Loss(_) => "",
+            NotFinite::Gradient(_) => {
+                "; a lower schedule.rate, optimiser.clip or a range penalty may help"
+            }
         };
         let epoch = self.meta.epoch;
-        anyhow::Error::new(Diverged(match why {
-            NotFinite::Loss(loss) => format!("epoch {epoch}: the loss is {loss}; {at}"),
-            NotFinite::Gradient(name) => format!(
-                "epoch {epoch}: the gradient of {name} is not finite; {at}; a lower schedule.rate, optimiser.clip or a range penalty may help"
-            ),
-        }))
+        anyhow::Error::new(Diverged(format!("epoch {epoch}: {why}; {at}{help}")))
     }
 
     /// Measures the running statistics anew, on plain training images.
     pub(super) fn renew_statistics(&mut self, set: &DeviceSet, batch: usize) {
         let order = data::permutation(set.len(), &mut self.rng(2));
         for indices in order.chunks(batch).take(STATISTICS_BATCHES) {
-            let pass = self.batch_statistics(set.plain(indices), 0.1);
+            let pass = self.batch_statistics(set.plain(indices), EXTENT_RATE);
             self.state.track(pass.statistics, STATISTICS_RATE);
         }
     }
@@ -514,18 +537,44 @@ impl TeacherRun {
         let request = Request::of(Mode::Train);
         let pass = self
             .network
-            .forward(&self.state, pixels, request, |_, _, _| {});
+            .forward(&self.state, pixels.clone(), request, |_, _, _| {});
         let loss = cross_entropy(pass.logits(), labels, 0.0);
         let gradients = gradients(&loss, pass.leaves);
         let parameters = &mut self.state.parameters;
         let step = optimiser.step(parameters, &gradients, &loss.inner(), rate, epoch);
         if let Err(why) = step {
-            let why = format!("the teacher beside the student: {why:?}");
+            let request = Request {
+                trains: Some(&|_| false),
+                ..Request::of(Mode::Train)
+            };
+            let at = first_not_finite(&self.network, &self.state, pixels, request)
+                .unwrap_or_else(|| "every layer's output is finite".to_owned());
+            let why = format!("of the teacher beside the student, {why}; {at}");
             return Err(Diverged(why).into());
         }
         self.state.track(pass.statistics, STATISTICS_RATE);
         Ok(pass.output.inner())
     }
+}
+
+/// The first layer whose output on a batch is not finite, in a sentence.
+fn first_not_finite(
+    network: &Network,
+    state: &State,
+    pixels: Tensor<4>,
+    request: Request<'_>,
+) -> Option<String> {
+    let mut first = None;
+    network.forward(state, pixels, request, |node, _, value| {
+        if first.is_none() && !finite(value.clone().inner()) {
+            first = Some(node.name.clone());
+        }
+    });
+    first.map(|name| format!("the output of layer {name} is the first that is not finite"))
+}
+
+fn finite(tensor: Tensor<4>) -> bool {
+    download(tensors::largest(tensor))[0].is_finite()
 }
 
 /// Whether a stage trains a parameter.
@@ -559,6 +608,14 @@ fn objective(
         return loss;
     }
     loss + cross_entropy(logits, labels.labels, labels.smoothing).mul_scalar(distil.cross_entropy)
+}
+
+/// Mean of the squares, image by image first: one sum over millions of numbers would come in an order that depends on
+/// which thread is free.
+fn mean_square(x: Tensor<4>) -> Tensor<1> {
+    let [n, c, h, w] = x.dims();
+    let squares = (x.clone() * x).reshape([n, c * h * w]);
+    squares.mean_dim(1).mean()
 }
 
 /// Gradients of the leaves, without autodiff.
