@@ -936,6 +936,7 @@ fn floats(tensor: &Dense) -> &[f32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensors::download;
     use burn::tensor::Device;
     use rand_chacha::ChaCha8Rng;
     use rand_core::{RngCore, SeedableRng};
@@ -1149,7 +1150,10 @@ mod tests {
 
     #[test]
     fn range_penalty_pulls_large_inputs_only() {
-        let z = dense(vec![-7.0, 0.5, 4.0, 9.0], &[1, 1, 2, 2]);
+        let z = vec![-7.0, 0.5, 4.0, 9.0];
+        let whole =
+            Tensor::<4>::from_data(TensorData::new(z.clone(), [1, 1, 2, 2]), &Device::flex());
+        let z = dense(z, &[1, 1, 2, 2]);
         let zero = dense(vec![0.0; 16], &[4, 1, 2, 2]);
         let grad = dense(vec![1.0; 4], &[1, 1, 2, 2]);
         let penalty = Penalty::Excess {
@@ -1158,6 +1162,8 @@ mod tests {
         };
         let pulled = Flex::masked_by_input(z, zero, grad, penalty);
         assert_eq!(floats(&pulled), [-1.0, 0.0, 0.0, 2.0]);
+        // 0.25 (2^2 + 4^2), over one image.
+        assert_eq!(download(penalty.value(whole).unwrap()), [5.0]);
     }
 
     #[test]
@@ -1176,6 +1182,10 @@ mod tests {
             exponent,
         };
         let got = Flex::masked_by_input(dense(z.clone(), &[2, 3, 2, 2]), zero, grad, penalty);
+        let whole =
+            Tensor::<4>::from_data(TensorData::new(z.clone(), [2, 3, 2, 2]), &Device::flex());
+        let whole = download(penalty.value(whole).unwrap())[0];
+        assert!((f64::from(whole) - value(&z)).abs() < 1e-6, "{whole}");
         for (i, got) in floats(&got).iter().enumerate() {
             let at = |offset: f32| {
                 let mut moved = z.clone();

@@ -45,3 +45,17 @@ pub fn largest<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
     let none = tensor.clone().is_nan();
     tensor.abs().mask_fill(none, f32::INFINITY).max()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_number_is_the_largest() {
+        let of = |values: &[f32]| download(largest(upload(values.to_vec(), &Device::flex())))[0];
+        assert_eq!(of(&[1.0, -3.0, 2.0]), 3.0);
+        assert_eq!(of(&[1.0, f32::NAN, 2.0]), f32::INFINITY);
+        assert_eq!(of(&[f32::NAN, 5.0]), f32::INFINITY);
+        assert_eq!(of(&[1.0, f32::NEG_INFINITY]), f32::INFINITY);
+    }
+}

@@ -119,6 +119,30 @@ fn momo_adam_steps_are_those_computed_by_hand() {
     close(&first(100.0, "2.0"), &[1.0], "no step");
 }
 
+#[test]
+fn clipping_does_not_lengthen_a_step_of_momo() {
+    // f = 2.3 and |g| = 10: the model is zero after a step of 2.3 / 10, clipped or not; the bound alpha |g| falls with it.
+    let length = |rule: &str, rate: f32| {
+        let mut x = tensors(&numbers(&[("a.weight", &[0.0, 0.0])]));
+        let g = tensors(&numbers(&[("a.weight", &[6.0, -8.0])]));
+        optimiser(rule, &x)
+            .step(&mut x, &g, &tensor(&[2.3]), rate, 0)
+            .unwrap();
+        values(&x).iter().map(|v| v * v).sum::<f64>().sqrt()
+    };
+    close(&[length("rule.momo = {}", 1.0)], &[0.23], "free");
+    close(
+        &[length("rule.momo = {}\nclip = 1.0", 1.0)],
+        &[0.23],
+        "clipped",
+    );
+    close(
+        &[length("rule.momo = {}\nclip = 1.0", 0.1)],
+        &[0.1],
+        "bounded by the rate",
+    );
+}
+
 /// `0.5 h (x - c)^2 + floor` summed: loss and gradient.
 fn quadratic(x: &[f64], floor: f64) -> (f64, Vec<f64>) {
     let (h, c) = ([4.0, 0.5, 1.0, 0.1], [0.3, -1.0, 0.0, 2.0]);
@@ -144,6 +168,7 @@ struct Reference {
     m: Vec<f64>,
     v: Vec<f64>,
     f: f64,
+    least: f64,
     inner: f64,
     branches: [usize; 3],
 }
@@ -159,14 +184,20 @@ impl Reference {
             m: zeros.clone(),
             v: zeros,
             f: 0.0,
+            least: 0.0,
             inner: 0.0,
             branches: [0; 3],
         }
     }
 
-    fn step(&mut self, x: &mut [f64], g: &[f64], loss: f64, alpha: f64) {
+    /// A gradient longer than `clip` is that of a loss, and of a lower bound of it, scaled down to its length.
+    fn step(&mut self, x: &mut [f64], g: &[f64], loss: f64, alpha: f64, clip: f64) {
         self.k += 1;
         let (b1, b2) = (0.9, 0.999);
+        let norm = g.iter().map(|g| g * g).sum::<f64>().sqrt();
+        let share = (clip / norm).min(1.0);
+        let g: &[f64] = &g.iter().map(|g| share * g).collect::<Vec<f64>>();
+        let (loss, least) = (share * loss, share * self.bound);
         let l2: Vec<f64> = g.iter().zip(&*x).map(|(g, x)| g + self.decay * x).collect();
         let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
         let blend = |old: &mut f64, new: f64, beta: f64| *old = beta * *old + (1.0 - beta) * new;
@@ -202,7 +233,9 @@ impl Reference {
                 let inner = dot(g, x);
                 if !adam && self.k == 1 {
                     (self.m, self.f, self.inner) = (g.to_vec(), loss, inner);
+                    self.least = least;
                 } else {
+                    blend(&mut self.least, least, b1);
                     (0..4).for_each(|i| blend(&mut self.m[i], g[i], b1));
                     blend(&mut self.f, loss, b1);
                     blend(&mut self.inner, inner, b1);
@@ -220,7 +253,7 @@ impl Reference {
                     .collect();
                 let q = 1.0 + alpha * self.decay;
                 let direction: Vec<f64> = self.m.iter().zip(&metric).map(|(d, m)| d / m).collect();
-                let gap = q * (self.f - rho * self.bound) + dot(&self.m, x) - q * self.inner;
+                let gap = q * (self.f - self.least) + dot(&self.m, x) - q * self.inner;
                 let free = gap / dot(&self.m, &direction);
                 let tau = (alpha / rho).min(free.max(0.0));
                 self.branches[if free <= 0.0 {
@@ -248,18 +281,23 @@ fn steps_equal_the_formulas_in_double_precision() {
         ("momo", "rule.momo = { bound = BOUND }"),
         ("momo-adam", "rule.momo-adam = { bound = BOUND }"),
     ] {
-        for (alpha, decay, floor, bound) in [
-            (0.05, 0.0, 0.0, 0.0),
-            (0.05, 0.3, 0.2, 0.0),
-            (1.0, 0.1, 0.7, 0.7),
-            (5.0, 0.0, 0.7, 0.7),
-            (1.0, 0.0, 0.0, 9.0),
+        for (alpha, decay, floor, bound, clip) in [
+            (0.05, 0.0, 0.0, 0.0, f64::INFINITY),
+            (0.05, 0.3, 0.2, 0.0, f64::INFINITY),
+            (1.0, 0.1, 0.7, 0.7, f64::INFINITY),
+            (5.0, 0.0, 0.7, 0.7, f64::INFINITY),
+            (1.0, 0.0, 0.0, 9.0, f64::INFINITY),
+            (0.05, 0.3, 0.2, 0.1, 0.5),
+            (5.0, 0.1, 0.7, 0.7, 0.5),
         ] {
             if alpha > 0.1 && !rule.starts_with("momo") {
                 continue; // Without a model of the loss such a rate diverges.
             }
             let text = text.replace("BOUND", &format!("{bound:?}"));
-            let text = format!("{text}\nweight_decay = {decay:?}\ndecayed = [\"*\"]");
+            let mut text = format!("{text}\nweight_decay = {decay:?}\ndecayed = [\"*\"]");
+            if clip.is_finite() {
+                text += &format!("\nclip = {clip:?}");
+            }
             let mut exact = START.to_vec();
             let mut x = tensors(&split(&exact));
             let mut optimiser = optimiser(&text, &x);
@@ -276,7 +314,7 @@ fn steps_equal_the_formulas_in_double_precision() {
                         0,
                     )
                     .unwrap();
-                reference.step(&mut exact, &g, loss, rate);
+                reference.step(&mut exact, &g, loss, rate, clip);
                 close(&values(&x), &exact, &format!("{rule}, step {step}, {text}"));
             }
             let sums = branches.entry(rule).or_default();

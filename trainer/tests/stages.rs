@@ -151,6 +151,53 @@ fn a_divergence_in_a_phase_of_quail_names_the_layer() {
 }
 
 #[test]
+fn a_min_max_norm_takes_the_first_batch_of_its_layers_turn() {
+    let data = data(64, 10, 58);
+    let mut run = run(
+        "[[stage]]\nbatch = 64\nmethod = { quail = { norm = \"amm\", layer_epochs = 2, unfreeze_epochs = 1 } }\nschedule = { rate = 1e-9 }",
+    );
+    epoch(&mut run, &data);
+    epoch(&mut run, &data);
+    let extent =
+        |run: &Run, site: &str| download(run.state.buffers[&format!("{site}.extent")].clone());
+    let own = extent(&run, "stem.act");
+    let wide = |run: &mut Run, site: &str| {
+        let extents = extent(run, site);
+        let (shape, half) = (vec![extents.len()], extents.len() / 2);
+        let values = (0..extents.len()).map(|i| if i < half { -1e4 } else { 1e4 });
+        let values = values.collect();
+        run.state
+            .put_buffer(&format!("{site}.extent"), Array { shape, values });
+    };
+    wide(&mut run, "stage1.block1.a.act");
+    epoch(&mut run, &data);
+    // Nothing is left of what was there before the layer's turn; the layer that is done stays as it was.
+    let new = extent(&run, "stage1.block1.a.act");
+    assert!(new.iter().all(|v| v.abs() < 1e3), "{new:?}");
+    assert_eq!(extent(&run, "stem.act"), own);
+    // Later batches move it by a tenth.
+    wide(&mut run, "stage1.block1.a.act");
+    epoch(&mut run, &data);
+    let later = extent(&run, "stage1.block1.a.act");
+    assert!(later.iter().all(|v| v.abs() > 8e3), "{later:?}");
+}
+
+#[test]
+fn a_teacher_whose_answer_is_not_finite_is_blamed_for_the_loss() {
+    let data = data(64, 10, 60);
+    let mut run =
+        run("[[stage]]\nepochs = 2\nschedule = { rate = 1e-6 }\ndistil = { teacher = \"start\" }");
+    epoch(&mut run, &data);
+    let mut checkpoint = run.checkpoint();
+    let weights = checkpoint.arrays.get_mut("teacher.parameters").unwrap();
+    weights.get_mut("dense.bias").unwrap().values[0] = f32::INFINITY;
+    let mut broken = Run::from_checkpoint(checkpoint, Device::flex()).unwrap();
+    let why = broken.epoch(&data, &ProgressBar::hidden()).unwrap_err();
+    assert!(why.is::<Diverged>());
+    assert!(why.to_string().contains("the teacher's output"), "{why}");
+}
+
+#[test]
 fn averages_take_the_weights_places_at_the_end_of_every_phase() {
     let data = data(64, 10, 61);
     let average = "average = { swa = { from = 0 } }";

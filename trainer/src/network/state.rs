@@ -730,4 +730,45 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn within_a_hysteresis_the_kept_positions_stay() {
+        let config: NetworkConfig = toml::from_str("kind = \"resnet20\"\nwidth = 0.1").unwrap();
+        let network = Network::new(&config, [3, 8, 8], 10).unwrap();
+        let mut state = state(&[]);
+        let selection = Selection {
+            indicator: Indicator::Hysteresis { width: 0.003 },
+            removed: Removed::Identity,
+        };
+        state.begin_selection(&network, selection, 0.01);
+        // Of the first site four positions are left: 0 fell and rose again within the band, 2 has not fallen yet.
+        let site = "stem.act";
+        for name in state.masks.keys().cloned().collect::<Vec<_>>() {
+            for what in ["keep", "kept"] {
+                let name = format!("{name}.{what}");
+                let tensors = match what {
+                    "keep" => &mut state.parameters,
+                    _ => &mut state.buffers,
+                };
+                let count = tensors[&name].dims()[0];
+                let mut values = vec![if what == "keep" { -1.0 } else { 0.0 }; count];
+                if name.starts_with(site) {
+                    values[..4].copy_from_slice(match what {
+                        "keep" => &[0.002, 0.5, -0.002, -0.5],
+                        _ => &[0.0, 1.0, 1.0, 0.0],
+                    });
+                }
+                tensors.insert(name, upload(values, &Device::flex()));
+            }
+        }
+        state.end_selection(&network, 2);
+        let relus: Vec<usize> = state.masks[site]
+            .iter()
+            .enumerate()
+            .filter(|(_, kind)| **kind == ActivationKind::Relu)
+            .map(|(e, _)| e)
+            .collect();
+        assert_eq!(relus, [1, 2]);
+        assert_eq!(network.counts(&state).relus, 2);
+    }
 }
