@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::{Augmentation, DataConfig, Kind};
 use crate::kernels::Penalty;
 use crate::network::state::Removed;
-use crate::network::{NetworkConfig, Replacement};
+use crate::network::{NetworkConfig, Replacement, Substitute};
 use crate::optimise::OptimiserConfig;
 use crate::schedule::Schedule;
 
@@ -296,7 +296,7 @@ impl RangePenalty {
             self;
         ensure!(
             *radius > 0.0 && radius.is_finite() && *weight >= 0.0 && weight.is_finite(),
-            "range: radius must be above 0 and weight not negative"
+            "range: radius must be above 0 and weight not negative, both finite"
         );
         if let RangePenalty::Power { exponents, .. } = self {
             ensure!(
@@ -480,6 +480,7 @@ impl Config {
             "an experiment needs at least one [[stage]]"
         );
         self.data.check()?;
+        check_replacements(&self.network.activations).context("network.activations")?;
         let polynomial_kernels = !self.network.kernels.is_empty();
         for (number, stage) in self.stages.iter().enumerate() {
             stage
@@ -563,8 +564,11 @@ impl StageConfig {
             Method::Snl(select) | Method::Autorep(select) => {
                 ensure!(self.epochs > 0, "epochs, the most it may take, is missing");
                 ensure!(
-                    select.lambda > 0.0 && select.lambda.is_finite() && select.growth >= 1.0,
-                    "lambda must be above 0 and growth at least 1"
+                    select.lambda > 0.0
+                        && select.lambda.is_finite()
+                        && select.growth >= 1.0
+                        && select.growth.is_finite(),
+                    "lambda must be above 0 and growth at least 1, both finite"
                 );
                 ensure!(
                     (0.0..1.0).contains(&select.hysteresis)
@@ -581,8 +585,8 @@ impl StageConfig {
                     "bcd: block, trials, images and step_epochs must be at least 1"
                 );
                 ensure!(
-                    bcd.tolerance >= 0.0,
-                    "bcd.tolerance is {}, must be points of accuracy, not negative",
+                    bcd.tolerance >= 0.0 && bcd.tolerance.is_finite(),
+                    "bcd.tolerance is {}, must be points of accuracy, not negative and finite (100 takes the first block always)",
                     bcd.tolerance
                 );
                 ensure!(
@@ -598,6 +602,7 @@ impl StageConfig {
         if let Some(range) = &self.range {
             range.check()?;
         }
+        check_replacements(&self.replace).context("replace")?;
         if let Some(distil) = &self.distil {
             let own = distil.student_temperature.unwrap_or(distil.temperature);
             ensure!(
@@ -605,19 +610,41 @@ impl StageConfig {
                     && distil.temperature.is_finite()
                     && own > 0.0
                     && own.is_finite(),
-                "distil: temperatures must be above 0"
+                "distil: temperature and student_temperature must be above 0 and finite"
             );
             ensure!(
-                distil.weight >= 0.0 && distil.cross_entropy >= 0.0,
-                "distil: weights must not be negative"
+                [distil.weight, distil.cross_entropy]
+                    .into_iter()
+                    .all(|weight| weight >= 0.0 && weight.is_finite()),
+                "distil: weight and cross_entropy must be finite and not negative"
             );
             ensure!(
                 distil.weight + distil.cross_entropy > 0.0,
                 "distil: weight and cross_entropy are both 0, so there is nothing to learn"
             );
+            if let Teacher::Beside(network) = &distil.teacher {
+                ensure!(
+                    network.width.is_finite(),
+                    "distil.teacher.beside.width is {}, must be finite",
+                    network.width
+                );
+                check_replacements(&network.activations)
+                    .context("distil.teacher.beside.activations")?;
+            }
         }
         Ok(())
     }
+}
+
+/// # Errors
+/// A drop-in of another degree than 2 or 4, or with a radius out of range.
+fn check_replacements(replacements: &[Replacement]) -> Result<()> {
+    for replacement in replacements {
+        if let Substitute::DropIn(drop_in) = replacement.by {
+            drop_in.coefficients()?;
+        }
+    }
+    Ok(())
 }
 
 /// Copies the keys of `[default]` into every stage that lacks them.

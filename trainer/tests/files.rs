@@ -270,6 +270,66 @@ fn overrides_replace_keys_and_wrong_ones_are_refused() {
             "stage.0.method={ autorep = { relus = 1, hysteresis = nan } }",
             "hysteresis",
         ),
+        // JSON has no infinity: a checkpoint would hold null, and could not be read.
+        ("stage.0.schedule.warmup=inf", "warmup"),
+        (
+            "stage.0.schedule.shape={ linear = { epochs = inf } }",
+            "linear epochs",
+        ),
+        (
+            "stage.0.schedule.shape={ cosine = { floor = inf } }",
+            "floor",
+        ),
+        (
+            "stage.0.schedule.shape={ step = { every = 1, factor = inf } }",
+            "factor",
+        ),
+        (
+            "stage.0.optimiser.rule={ adam = { epsilon = inf } }",
+            "epsilon",
+        ),
+        (
+            "stage.0.optimiser.rule={ momo-adam = { epsilon = 1e39 } }",
+            "epsilon",
+        ),
+        ("stage.0.optimiser.rule={ momo = { bound = inf } }", "bound"),
+        ("stage.0.optimiser.clip=inf", "clip"),
+        (
+            "stage.0.optimiser.rates=[{ parameters = \"*\", factor = inf }]",
+            "factor",
+        ),
+        (
+            "stage.0.distil={ teacher = \"start\", weight = inf }",
+            "distil: weight",
+        ),
+        (
+            "stage.0.distil={ teacher = \"start\", cross_entropy = inf }",
+            "cross_entropy",
+        ),
+        (
+            "stage.0.distil={ teacher = \"start\", student_temperature = inf }",
+            "student_temperature",
+        ),
+        (
+            "stage.0.method={ snl = { relus = 1, growth = inf } }",
+            "growth",
+        ),
+        (
+            "stage.1.method={ bcd = { relus = 1, block = 1, trials = 1, tolerance = inf, step_epochs = 1 } }",
+            "bcd.tolerance is inf",
+        ),
+        (
+            "stage.0.replace=[{ sites = \"*\", by = { drop-in = { by = \"least-squares\", degree = 2, radius = inf } } }]",
+            "radius is inf",
+        ),
+        (
+            "network.activations=[{ sites = \"*\", by = { drop-in = { by = \"least-squares\", degree = 2, radius = inf } } }]",
+            "radius is inf",
+        ),
+        (
+            "stage.0.distil={ teacher = { beside = { kind = \"resnet20\", width = inf } } }",
+            "width is inf",
+        ),
         ("stage.0.epochs=18446744073709551615", "epochs"),
         ("stage.0.epochs=-1", "epochs"),
     ] {
