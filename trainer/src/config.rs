@@ -415,7 +415,7 @@ impl Config {
     /// makes four runs, `NAME-clip-1` and so on. A choice is a list of overrides.
     ///
     /// # Errors
-    /// As [`Self::load`], and a sweep of another form.
+    /// As [`Self::load`], and a sweep of another form or with two runs of one name.
     pub fn variants(path: &Path, overrides: &[String]) -> Result<Vec<(String, Self)>> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?;
@@ -442,6 +442,14 @@ impl Config {
                 extended.collect::<Vec<_>>()
             };
             runs = runs.iter().flat_map(with).collect();
+            let mut seen: BTreeMap<&str, &[String]> = BTreeMap::new();
+            for (name, own) in &runs {
+                if let Some(other) = seen.insert(name, own) {
+                    bail!(
+                        "[sweep.{axis}]: two runs would be named {name}, that of {other:?} and that of {own:?}: rename a choice"
+                    );
+                }
+            }
         }
         runs.into_iter()
             .map(|(name, mut own)| {
@@ -750,6 +758,15 @@ free = []
         assert_eq!(seen, expected);
         let why = Config::parse(SWEPT, &[]).unwrap_err().to_string();
         assert!(why.contains("run-all"), "{why}");
+        // The choices clip and 1-1, and the choices clip-1 and 1.
+        let ambiguous = SWEPT
+            .replace("free = []", "clip-1 = []")
+            .replace("2 = [\"seed=2\", ", "1-1 = [\"seed=2\", ");
+        let why = Config::sweep(&ambiguous, "a", &[]).unwrap_err().to_string();
+        assert!(
+            why.contains("named a-clip-1-1") && why.contains("seed=1") && why.contains("seed=2"),
+            "{why}"
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `pi-train`: trains, evaluates and exports networks.
 #![deny(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::ProgressBar;
-use pi_trainer::checkpoint::Checkpoint;
+use pi_trainer::checkpoint::{Checkpoint, write_atomically};
 use pi_trainer::command;
 use pi_trainer::command::plot::PlotArguments;
 use pi_trainer::command::report::ReportArguments;
@@ -354,17 +355,26 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
         "{} has no experiment file",
         arguments.folder.display()
     );
-    let mut runs = Vec::new();
-    for file in &files {
-        runs.extend(Config::variants(file, &arguments.overrides)?);
-    }
+    let runs = named_runs(&files, &arguments.overrides)?;
     let mut failed = Vec::new();
     // Runs that follow each other mostly share their images.
     let mut loaded = None;
     for (name, config) in runs {
         let out = arguments.out.join(&name);
+        let one = One {
+            name: &name,
+            config,
+            out: &out,
+            results: arguments.results.as_deref(),
+        };
         if out.join("finished").exists() {
-            eprintln!("{name}: finished");
+            match one.make_up(device, processor) {
+                Ok(()) => eprintln!("{name}: finished"),
+                Err(why) => {
+                    eprintln!("{name}: finished, but its result cannot be written: {why:#}");
+                    failed.push(name);
+                }
+            }
             continue;
         }
         let failed_before = out.join("failed");
@@ -377,12 +387,6 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
             failed.push(name);
             continue;
         }
-        let one = One {
-            name: &name,
-            config,
-            out: &out,
-            results: arguments.results.as_deref(),
-        };
         match one.train(&mut loaded, deadline, device, processor) {
             Ok(Outcome::TimeIsUp) => {
                 eprintln!("{name}: time is up; the same command goes on from here");
@@ -408,6 +412,25 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
     Ok(())
 }
 
+/// The runs of experiment files. Each has a name, and a folder, of its own.
+fn named_runs(files: &[PathBuf], overrides: &[String]) -> Result<Vec<(String, Config)>> {
+    let mut runs = Vec::new();
+    let mut file_of = BTreeMap::new();
+    for file in files {
+        for (name, config) in Config::variants(file, overrides)? {
+            if let Some(other) = file_of.insert(name.clone(), file) {
+                anyhow::bail!(
+                    "{} and {} both have a run {name}, which would share a folder: rename one",
+                    other.display(),
+                    file.display()
+                );
+            }
+            runs.push((name, config));
+        }
+    }
+    Ok(runs)
+}
+
 /// One run of many.
 struct One<'a> {
     name: &'a str,
@@ -426,29 +449,53 @@ impl One<'_> {
         processor: Processor,
     ) -> Result<Outcome> {
         let own = self.config.data.clone();
+        let result_path = self.result_path();
         let (_, images) = match loaded.take().filter(|(of, _)| *of == own) {
             Some(same) => loaded.insert(same),
             None => loaded.insert((own.clone(), load(&own, device)?)),
         };
         let (run, outcome) = train_in(self.config, images, self.out, deadline, device)?;
-        if let (Outcome::Finished, Some(results)) = (outcome, self.results) {
+        if let (Outcome::Finished, Some(path)) = (outcome, result_path) {
             let test = load_test(&own, &run, device)?;
-            let result = RunResult::of(&run, &test, processor.name());
-            write(
-                &results.join(format!("{}.json", self.name)),
-                &format!("{result}\n"),
-            )?;
+            write_result(&path, &RunResult::of(&run, &test, processor.name()))?;
         }
         Ok(outcome)
     }
+
+    /// Writes the result of a finished run from its checkpoint, if it is asked for and not there yet.
+    fn make_up(self, device: &Device, processor: Processor) -> Result<()> {
+        let Some(path) = self.result_path().filter(|path| !path.exists()) else {
+            return Ok(());
+        };
+        let checkpoint = Checkpoint::load(&checkpoint_path(self.out))?;
+        let run = Run::from_checkpoint(checkpoint, device.clone())?;
+        ensure!(
+            run.finished(),
+            "its checkpoint is of stage {} of {}: delete {} to train on",
+            run.meta.stage + 1,
+            run.meta.config.stages.len(),
+            self.out.join("finished").display()
+        );
+        let test = load_test(&self.config.data, &run, device)?;
+        write_result(&path, &RunResult::of(&run, &test, processor.name()))
+    }
+
+    fn result_path(&self) -> Option<PathBuf> {
+        let results = self.results?;
+        Some(results.join(format!("{}.json", self.name)))
+    }
 }
 
-/// Writes a small file, and the folder it is in.
+fn write_result(path: &Path, result: &RunResult) -> Result<()> {
+    write(path, &format!("{result}\n"))
+}
+
+/// Writes a small file whole, and the folder it is in.
 fn write(path: &Path, text: &str) -> Result<()> {
     path.parent()
         .map_or(Ok(()), std::fs::create_dir_all)
-        .and_then(|()| std::fs::write(path, text))
-        .with_context(|| format!("cannot write {}", path.display()))
+        .with_context(|| format!("cannot create the folder of {}", path.display()))?;
+    write_atomically(path, text.as_bytes())
 }
 
 /// The images of a configuration.

@@ -196,6 +196,38 @@ fn averages_take_the_weights_places_at_the_end_of_every_phase() {
 }
 
 #[test]
+fn nothing_is_learnt_from_a_run_that_is_not_finished() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = data(64, 10, 64);
+    let mut source = run("[[stage]]\nepochs = 2");
+    epoch(&mut source, &data);
+    let path = folder.path().join("checkpoint.pit");
+    source.checkpoint().save(&path).unwrap();
+    let begin = |overrides: &[&str]| -> anyhow::Result<()> {
+        let config = experiment("[[stage]]\nepochs = 1", overrides);
+        let mut run = Run::new(config, images(), Device::flex())?;
+        run.epoch(&data, &ProgressBar::hidden()).map(|_| ())
+    };
+    let warm = format!("warm_start={{ checkpoint = {:?} }}", folder.path());
+    let taught = format!(
+        "stage.0.distil={{ teacher = {{ checkpoint = {:?} }} }}",
+        folder.path()
+    );
+    for item in [&warm, &taught] {
+        let why = error(begin(&[item]));
+        assert!(
+            why.contains("train it to its end first") && why.contains("checkpoint.pit"),
+            "{item}: {why}"
+        );
+    }
+    finish(&mut source, &data);
+    source.checkpoint().save(&path).unwrap();
+    for item in [&warm, &taught] {
+        begin(&[item]).unwrap();
+    }
+}
+
+#[test]
 fn norms_that_a_warm_start_does_not_know_begin_with_the_images_statistics() {
     let folder = tempfile::tempdir().unwrap();
     let data = data(96, 10, 63);

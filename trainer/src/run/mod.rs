@@ -149,7 +149,8 @@ impl Run {
     /// A new run with random weights, or those of its warm start.
     ///
     /// # Errors
-    /// A network that cannot be built, a replacement that fits nothing, a warm start from another network.
+    /// A network that cannot be built, a replacement that fits nothing, a warm start from another network or from a run
+    /// that is not finished.
     pub fn new(config: Config, images: Images, device: Device) -> Result<Self> {
         config.check()?;
         images.check()?;
@@ -386,6 +387,10 @@ impl Run {
 
     /// Copies what fits from another run: everything but the classifier, which may have other classes.
     fn warm_start(&mut self, source: &Run, warm: &WarmStart) -> Result<()> {
+        ensure!(
+            source.finished(),
+            "its run is not finished: train it to its end first"
+        );
         ensure!(
             source.state.selection.is_none(),
             "it is in the middle of a selection: train it to the end of its stage"

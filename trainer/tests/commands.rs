@@ -1,0 +1,83 @@
+//! The program `pi-train` itself, on drawn pictures: what its commands write, and what they refuse.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+const EXPERIMENT: &str = r#"
+name = "small"
+seed = 3
+[data]
+kind = "procedural"
+size = 16
+train_images = 48
+test_images = 20
+holdout = 8
+[network]
+stem = { channels = 4, kernel = 3, stride = 2 }
+stages = [{ channels = 6, stride = 2, blocks = 1 }]
+[[stage]]
+epochs = 1
+batch = 20
+optimiser = { clip = 1.0 }
+schedule = { rate = 0.05 }
+augmentation = { shift = 1, flip = true }
+"#;
+
+/// A folder with experiments of these names, with something added to each file.
+fn folder(experiments: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("experiments")).unwrap();
+    for (name, more) in experiments {
+        let path = folder.path().join(format!("experiments/{name}.toml"));
+        fs::write(path, format!("{EXPERIMENT}{more}")).unwrap();
+    }
+    folder
+}
+
+/// Whether the command succeeded, and what it said on stderr.
+fn pi_train(folder: &Path, arguments: &str) -> (bool, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pi-train"));
+    let output = command
+        .current_dir(folder)
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.success(), text)
+}
+
+#[test]
+fn the_result_of_a_run_that_was_finished_before_is_made_up() {
+    let folder = folder(&[("a", "")]);
+    let result = folder.path().join("results/a.json");
+    let (done, told) = pi_train(folder.path(), "run-all experiments");
+    assert!(done && !result.exists(), "{told}");
+    let (done, told) = pi_train(folder.path(), "run-all experiments --results results");
+    assert!(done && told.contains("a: finished"), "{told}");
+    let text = fs::read_to_string(&result).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(value["test_images"], 20);
+    let files = fs::read_dir(folder.path().join("results")).unwrap();
+    assert_eq!(files.count(), 1, "a temporary file is left");
+    // It is written once: another text stays.
+    fs::write(&result, "kept").unwrap();
+    let (done, told) = pi_train(folder.path(), "run-all experiments --results results");
+    assert!(done, "{told}");
+    assert_eq!(fs::read_to_string(&result).unwrap(), "kept");
+    // Without the checkpoint there is nothing to make it of.
+    fs::remove_file(&result).unwrap();
+    fs::remove_file(folder.path().join("runs/a/checkpoint.pit")).unwrap();
+    let (done, told) = pi_train(folder.path(), "run-all experiments --results results");
+    assert!(!done && told.contains("checkpoint.pit"), "{told}");
+}
+
+#[test]
+fn two_runs_of_one_name_are_refused() {
+    let folder = folder(&[("a-b", ""), ("a", "[sweep.x]\nb = []\n")]);
+    let (done, told) = pi_train(folder.path(), "run-all experiments");
+    assert!(!done && !folder.path().join("runs").exists(), "{told}");
+    for name in ["a.toml", "a-b.toml"] {
+        assert!(told.contains(name), "{told}");
+    }
+}
