@@ -369,12 +369,13 @@ fn no_epoch_is_missing_in_the_log_of_a_killed_run() {
     epoch(&mut run, &data);
     // The checkpoint of epoch 1 cannot be replaced: a folder is in the way of the temporary file.
     let mut first = reopened(&run);
-    fs::create_dir(out.path().join("checkpoint.tmp")).unwrap();
+    let temporary = format!("checkpoint.pit.{}.tmp", std::process::id());
+    fs::create_dir(out.path().join(&temporary)).unwrap();
     let why = error(folder::train(&mut first, &data, out.path(), None, &bar));
     assert!(why.contains("checkpoint.pit"), "{why}");
     let log = || fs::read_to_string(out.path().join("log.jsonl")).unwrap();
     assert_eq!(log().lines().count(), 1, "the second epoch's line");
-    fs::remove_dir(out.path().join("checkpoint.tmp")).unwrap();
+    fs::remove_dir(out.path().join(&temporary)).unwrap();
     run.checkpoint().save(&path).unwrap();
     let mut again = Run::from_checkpoint(Checkpoint::load(&path).unwrap(), Device::flex()).unwrap();
     folder::train(&mut again, &data, out.path(), None, &bar).unwrap();

@@ -252,9 +252,15 @@ impl Run {
 
     /// Whether what the stage under way needs is there.
     fn check_progress(&self) -> Result<()> {
-        let Some(stage) = self.stage().filter(|_| self.meta.stage_epoch > 0) else {
+        let has_begun = self.meta.stage_epoch > 0 || self.meta.begun.is_some();
+        let Some(stage) = self.stage().filter(|_| has_begun) else {
             return Ok(());
         };
+        // An epoch makes its optimiser before it asks for the first time whether to go on.
+        ensure!(
+            self.meta.begun.is_none() || self.optimiser.is_some(),
+            "the checkpoint was made within an epoch, and lacks its optimiser"
+        );
         let taught = stage.distil.is_some() || matches!(stage.method, Method::Quail(_));
         ensure!(
             !taught || self.teacher.is_some(),
