@@ -343,6 +343,46 @@ fn what_may_change_in_a_stage_under_way_does_and_the_rest_is_refused() {
     assert_eq!(still.state.parameter("dense.weight").unwrap(), before);
 }
 
+/// Results report the configuration: it must be that of the training.
+#[test]
+fn the_seed_and_finished_stages_cannot_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = data(64, 10, 70);
+    let mut teacher = run("[[stage]]\nepochs = 0");
+    finish(&mut teacher, &data);
+    let path = folder.path().join("checkpoint.pit");
+    teacher.checkpoint().save(&path).unwrap();
+    let stages = "[[stage]]\nepochs = 1\n[[stage]]\nepochs = 2";
+    let taught = |path: &std::path::Path| {
+        format!("stage.0.distil={{ teacher = {{ checkpoint = {path:?} }} }}")
+    };
+    let own = taught(folder.path());
+    let config = |overrides: &[&str]| experiment(stages, &[&[own.as_str()], overrides].concat());
+    let mut run = Run::new(config(&[]), images(), Device::flex()).unwrap();
+    epoch(&mut run, &data);
+    assert_eq!(run.meta.stage, 1);
+    for (item, expected) in [
+        ("seed=8", "seed 7"),
+        ("stage.0.batch=16", "stage 0 is finished"),
+        ("stage.0.epochs=2", "stage 0 is finished"),
+        ("stage.0.distil.temperature=2.0", "stage 0 is finished"),
+        (
+            "stage.0.distil={ teacher = \"start\" }",
+            "stage 0 is finished",
+        ),
+    ] {
+        let why = error(reopened(&run).reconfigure(config(&[item])));
+        assert!(
+            why.contains(expected) && why.contains("another --out"),
+            "{item}: {why}"
+        );
+    }
+    // The teacher's file may lie elsewhere, and what has not begun may be anything.
+    let elsewhere = taught(&folder.path().join("elsewhere"));
+    let later = config(&[&elsewhere, "stage.1.batch=16"]);
+    reopened(&run).reconfigure(later).unwrap();
+}
+
 #[test]
 fn without_held_out_images_nothing_is_said_of_them() {
     let out = tempfile::tempdir().unwrap();

@@ -290,8 +290,9 @@ impl Run {
     /// settings goes on with the state of the old one where the rule is the same, and averages of the weights begin anew.
     ///
     /// # Errors
-    /// A key out of range, another network, fewer stages than are done, an augmentation that the images are too small
-    /// for; in the stage under way another method, other replacements or another teacher.
+    /// A key out of range, another network or seed, fewer stages than are done, a change to one that is done, an
+    /// augmentation that the images are too small for; in the stage under way another method, other replacements or another
+    /// teacher.
     pub fn reconfigure(&mut self, config: Config) -> Result<()> {
         config.check()?;
         ensure!(
@@ -299,11 +300,24 @@ impl Run {
             "the checkpoint is of another network than the configuration: give another --out, or the old network"
         );
         ensure!(
+            self.meta.config.seed == config.seed,
+            "the checkpoint was trained with seed {}, the configuration has {}: give another --out, or the old seed",
+            self.meta.config.seed,
+            config.seed
+        );
+        ensure!(
             config.stages.len() >= self.meta.stage,
             "the checkpoint has finished {} stages, the configuration has {}",
             self.meta.stage,
             config.stages.len()
         );
+        let stages = self.meta.config.stages.iter().zip(&config.stages);
+        for (number, (old, new)) in stages.take(self.meta.stage).enumerate() {
+            ensure!(
+                same_stage(old, new),
+                "stage {number} is finished, and the configuration changes it: give another --out, or the old stage"
+            );
+        }
         config.check_augmentation(self.meta.images.shape)?;
         let old = std::mem::replace(&mut self.meta.config, config);
         let number = self.meta.stage;
@@ -570,6 +584,18 @@ pub fn checkpoint_path(path: &Path) -> PathBuf {
     } else {
         path.join("checkpoint.pit")
     }
+}
+
+/// Whether two stages are one and the same, wherever the file of a teacher lies.
+fn same_stage(one: &StageConfig, other: &StageConfig) -> bool {
+    let mut moved = one.clone();
+    if let (Some(moved), Some(other)) = (&mut moved.distil, &other.distil)
+        && let (Teacher::Checkpoint(path), Teacher::Checkpoint(now)) =
+            (&mut moved.teacher, &other.teacher)
+    {
+        path.clone_from(now);
+    }
+    moved == *other
 }
 
 /// Whether two stages have one teacher. A run's weights are in the checkpoint: their file may lie elsewhere by now.
