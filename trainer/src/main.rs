@@ -198,7 +198,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let device = open_device(arguments.device)?;
     match arguments.command {
-        Command::Train(train) => run_training(&train, &device),
+        Command::Train(train) => run_training(&train, &device, arguments.device),
         Command::RunAll(all) => run_all(&all, &device, arguments.device),
         Command::Compare {
             config,
@@ -224,7 +224,7 @@ fn main() -> Result<()> {
             out,
             images,
         } => {
-            let (run, test) = open(&source, device)?;
+            let (run, test, _) = open(&source, device)?;
             let (bytes, worst) = export::export(&run, &test, images, &out)?;
             eprintln!(
                 "{}: {bytes} bytes; logits of {} images differ by at most {worst:.1e}",
@@ -270,8 +270,9 @@ fn main() -> Result<()> {
             Ok(())
         }
         Command::Eval { source } => {
-            let (run, test) = open(&source, device)?;
-            println!("{}", RunResult::of(&run, &test, arguments.device.name()));
+            let (run, test, description) = open(&source, device)?;
+            let result = RunResult::of(&run, &test, &description, arguments.device.name());
+            println!("{result}");
             Ok(())
         }
     }
@@ -289,7 +290,7 @@ fn deadline(seconds: Option<u64>) -> Option<Instant> {
     seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds))
 }
 
-fn run_training(arguments: &TrainArguments, device: &Device) -> Result<()> {
+fn run_training(arguments: &TrainArguments, device: &Device, processor: Processor) -> Result<()> {
     let deadline = deadline(arguments.seconds);
     let mut config = Config::load(&arguments.config, &arguments.overrides)?;
     config.data.cache = arguments.cache.clone().or(config.data.cache);
@@ -300,7 +301,7 @@ fn run_training(arguments: &TrainArguments, device: &Device) -> Result<()> {
         path.display()
     );
     let loaded = load(&config.data, device)?;
-    train_in(config, &loaded, &arguments.out, deadline, device).map(|_| ())
+    train_in(config, &loaded, &arguments.out, deadline, device, processor).map(|_| ())
 }
 
 /// Trains in a folder, from its checkpoint if there is one.
@@ -310,6 +311,7 @@ fn train_in(
     out: &Path,
     deadline: Option<Instant>,
     device: &Device,
+    processor: Processor,
 ) -> Result<(Run, Outcome)> {
     let path = checkpoint_path(out);
     let mut run = if path.exists() {
@@ -334,6 +336,9 @@ fn train_in(
         run.state.parameter_count(),
         data.train.len()
     );
+    if !run.finished() {
+        run.meta.devices.insert(processor.name().to_owned());
+    }
     let outcome = experiment::train(&mut run, data, out, deadline, &ProgressBar::new(0))?;
     Ok((run, outcome))
 }
@@ -454,10 +459,11 @@ impl One<'_> {
             Some(same) => loaded.insert(same),
             None => loaded.insert((own.clone(), load(&own, device)?)),
         };
-        let (run, outcome) = train_in(self.config, images, self.out, deadline, device)?;
+        let (run, outcome) = train_in(self.config, images, self.out, deadline, device, processor)?;
         if let (Outcome::Finished, Some(path)) = (outcome, result_path) {
-            let test = load_test(&own, &run, device)?;
-            write_result(&path, &RunResult::of(&run, &test, processor.name()))?;
+            let (test, description) = load_test(&own, &run, device)?;
+            let result = RunResult::of(&run, &test, &description, processor.name());
+            write_result(&path, &result)?;
         }
         Ok(outcome)
     }
@@ -476,8 +482,9 @@ impl One<'_> {
             run.meta.config.stages.len(),
             self.out.join("finished").display()
         );
-        let test = load_test(&self.config.data, &run, device)?;
-        write_result(&path, &RunResult::of(&run, &test, processor.name()))
+        let (test, description) = load_test(&self.config.data, &run, device)?;
+        let result = RunResult::of(&run, &test, &description, processor.name());
+        write_result(&path, &result)
     }
 
     fn result_path(&self) -> Option<PathBuf> {
@@ -514,21 +521,24 @@ fn load(config: &DataConfig, device: &Device) -> Result<(Images, Data)> {
     Ok((images, data))
 }
 
-/// The run of a checkpoint and the test batch.
-fn open(source: &Source, device: Device) -> Result<(Run, DeviceSet)> {
+/// The run of a checkpoint, the test batch, and the description of its set.
+fn open(source: &Source, device: Device) -> Result<(Run, DeviceSet, String)> {
     let path = checkpoint_path(&source.checkpoint);
     let run = Run::from_checkpoint(Checkpoint::load(&path)?, device.clone())?;
     let mut config = run.meta.config.data.clone();
     if let Some(path) = &source.data {
         config.path.clone_from(path);
+        // The file's own words are of the run's set.
+        config.description = None;
     }
     config.cache = source.cache.clone().or(config.cache);
-    let test = load_test(&config, &run, &device)
+    let (test, description) = load_test(&config, &run, &device)
         .context("the test batch is needed; name its folder with --data")?;
-    Ok((run, test))
+    Ok((run, test, description))
 }
 
-fn load_test(config: &DataConfig, run: &Run, device: &Device) -> Result<DeviceSet> {
+/// The test batch, normalised as the run's images, and the description of its set.
+fn load_test(config: &DataConfig, run: &Run, device: &Device) -> Result<(DeviceSet, String)> {
     let source = data::Source::open(config)?;
     let images = &run.meta.images;
     let test = source.test()?;
@@ -541,7 +551,8 @@ fn load_test(config: &DataConfig, run: &Run, device: &Device) -> Result<DeviceSe
         test.shape
     );
     let normalisation = images.normalisation.clone();
-    Ok(DeviceSet::new(test, normalisation, device))
+    let test = DeviceSet::new(test, normalisation, device);
+    Ok((test, source.description().to_owned()))
 }
 
 fn open_device(processor: Processor) -> Result<Device> {

@@ -1,8 +1,14 @@
 //! The program `pi-train` itself, on drawn pictures: what its commands write, and what they refuse.
 
+mod common;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+
+use burn::tensor::Device;
+use pi_trainer::result::RunResult;
+use pi_trainer::run::Run;
 
 const EXPERIMENT: &str = r#"
 name = "small"
@@ -58,6 +64,8 @@ fn the_result_of_a_run_that_was_finished_before_is_made_up() {
     let text = fs::read_to_string(&result).unwrap();
     let value: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(value["test_images"], 20);
+    assert_eq!(value["device"], "CPU, burn flex");
+    assert!(value.get("tested_on").is_none(), "{text}");
     let files = fs::read_dir(folder.path().join("results")).unwrap();
     assert_eq!(files.count(), 1, "a temporary file is left");
     // It is written once: another text stays.
@@ -80,4 +88,23 @@ fn two_runs_of_one_name_are_refused() {
     for name in ["a.toml", "a-b.toml"] {
         assert!(told.contains(name), "{told}");
     }
+}
+
+#[test]
+fn a_result_names_what_trained_and_what_it_was_tested_on_if_that_is_another_set() {
+    let data = common::data(32, 10, 81);
+    let mut run = common::run("[[stage]]\nepochs = 1");
+    common::finish(&mut run, &data);
+    let result = |run: &Run, set: &str| {
+        let result = RunResult::of(run, &data.holdout, set, "here");
+        result.check().unwrap();
+        assert_eq!(result.dataset, "stripes");
+        (result.device, result.more.get("tested_on").cloned())
+    };
+    assert_eq!(result(&run, "stripes"), ("here".to_owned(), None));
+    let devices = ["there", "elsewhere"].map(str::to_owned);
+    run.meta.devices.extend(devices);
+    let run = Run::from_checkpoint(run.checkpoint(), Device::flex()).unwrap();
+    let expected = ("elsewhere, there".to_owned(), Some("dots".into()));
+    assert_eq!(result(&run, "dots"), expected);
 }

@@ -12,7 +12,7 @@ mod stage;
 mod train;
 mod whiten;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -51,6 +51,9 @@ pub struct Meta {
     pub epoch: usize,
     /// Seconds spent so far.
     pub wall_s: f64,
+    /// Names of the processors that trained it; unknown in checkpoints that were written before they were kept.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub devices: BTreeSet<String>,
     /// Images of an epoch; unknown in checkpoints that were written before it was kept.
     #[serde(default)]
     pub training_images: Option<usize>,
@@ -170,6 +173,7 @@ impl Run {
             stage_length: 0,
             epoch: 0,
             wall_s: 0.0,
+            devices: BTreeSet::new(),
             training_images: None,
             holdout_accuracy: None,
             slots: state.slots.clone(),
