@@ -1,7 +1,8 @@
 //! Checkpoint files: everything a run needs to go on, and everything the export needs.
 //!
 //! Layout: the magic `PITRAIN2`, the length of a JSON header (u64, little endian), the header, the arrays it lists,
-//! each as little-endian f32 or bytes. A file appears under its name only when it is complete.
+//! each as little-endian f32 or bytes. The header has the CRC-32 of the arrays; files that were written before it was
+//! kept are read without. A file appears under its name only when it is complete.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -37,7 +38,7 @@ impl Array {
     }
 }
 
-/// State of a run at the end of an epoch: sections of named arrays and masks.
+/// State of a run between two steps: sections of named arrays and masks.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Checkpoint {
     /// The run's configuration and progress, as JSON.
@@ -53,6 +54,9 @@ struct Header {
     meta: serde_json::Value,
     arrays: Vec<Section>,
     masks: Vec<Section>,
+    /// Of all bytes after the header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    crc32: Option<u32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -98,30 +102,34 @@ impl Checkpoint {
                 })
                 .collect(),
         });
+        let mut body = Vec::new();
+        for array in self.arrays.values().flat_map(BTreeMap::values) {
+            for value in &array.values {
+                body.extend_from_slice(&value.to_le_bytes());
+            }
+        }
+        for mask in self.masks.values().flat_map(BTreeMap::values) {
+            body.extend_from_slice(mask);
+        }
         let header = Header {
             meta: self.meta.clone(),
             arrays: arrays.collect(),
             masks: masks.collect(),
+            crc32: Some(crc32(&body)),
         };
         let header = serde_json::to_vec(&header)?;
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&(header.len() as u64).to_le_bytes());
         bytes.extend_from_slice(&header);
-        for array in self.arrays.values().flat_map(BTreeMap::values) {
-            for value in &array.values {
-                bytes.extend_from_slice(&value.to_le_bytes());
-            }
-        }
-        for mask in self.masks.values().flat_map(BTreeMap::values) {
-            bytes.extend_from_slice(mask);
-        }
+        bytes.append(&mut body);
         write_atomically(path, &bytes)
     }
 
     /// Reads a file written by [`Self::save`].
     ///
     /// # Errors
-    /// A file that cannot be read, is no checkpoint, is of another version, or is cut short.
+    /// A file that cannot be read, is no checkpoint, is of another version, is cut short, or has other arrays than were
+    /// written.
     pub fn load(path: &Path) -> Result<Self> {
         let bytes =
             fs::read(path).with_context(|| format!("cannot read checkpoint {}", path.display()))?;
@@ -144,7 +152,8 @@ impl Checkpoint {
             length <= MAX_HEADER && length <= rest.len() as u64,
             "its header is cut short"
         );
-        let (header, mut rest) = rest.split_at(length as usize);
+        let (header, body) = rest.split_at(length as usize);
+        let mut rest = body;
         let header: Header =
             serde_json::from_slice(header).context("its header is no JSON of ours")?;
         let mut take = |shape: &[usize], size: usize| -> Result<&[u8]> {
@@ -175,12 +184,25 @@ impl Checkpoint {
             masks.insert(section.name, read);
         }
         ensure!(rest.is_empty(), "it has {} bytes too many", rest.len());
+        if let Some(written) = header.crc32 {
+            let read = crc32(body);
+            ensure!(
+                read == written,
+                "its arrays are damaged: their CRC-32 is {read:08x}, was {written:08x} when they were written"
+            );
+        }
         Ok(Self {
             meta: header.meta,
             arrays,
             masks,
         })
     }
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    let mut crc = flate2::Crc::new();
+    crc.update(bytes);
+    crc.sum()
 }
 
 fn count(shape: &[usize]) -> Result<usize> {
@@ -190,17 +212,19 @@ fn count(shape: &[usize]) -> Result<usize> {
         .context("an array is too large")
 }
 
-/// Writes `bytes` to `path` by way of a temporary file in the same folder.
+/// Writes `bytes` to `path` by way of a temporary file in the same folder, one of this process alone.
 ///
 /// # Errors
 /// The file system's, with the path.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = path.with_extension("tmp");
+    let temporary = path.with_added_extension(format!("{}.tmp", std::process::id()));
     let write = || -> std::io::Result<()> {
         let mut file = fs::File::create(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)
     };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    write()
+        .inspect_err(|_| drop(fs::remove_file(&temporary)))
+        .with_context(|| format!("cannot write {}", path.display()))
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::{Augmentation, DataConfig, Kind};
 use crate::kernels::Penalty;
 use crate::network::state::Removed;
-use crate::network::{NetworkConfig, Replacement};
+use crate::network::{NetworkConfig, Replacement, Substitute};
 use crate::optimise::OptimiserConfig;
 use crate::schedule::Schedule;
 
@@ -296,7 +296,7 @@ impl RangePenalty {
             self;
         ensure!(
             *radius > 0.0 && radius.is_finite() && *weight >= 0.0 && weight.is_finite(),
-            "range: radius must be above 0 and weight not negative"
+            "range: radius must be above 0 and weight not negative, both finite"
         );
         if let RangePenalty::Power { exponents, .. } = self {
             ensure!(
@@ -415,7 +415,7 @@ impl Config {
     /// makes four runs, `NAME-clip-1` and so on. A choice is a list of overrides.
     ///
     /// # Errors
-    /// As [`Self::load`], and a sweep of another form.
+    /// As [`Self::load`], and a sweep of another form or with two runs of one name.
     pub fn variants(path: &Path, overrides: &[String]) -> Result<Vec<(String, Self)>> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?;
@@ -442,6 +442,14 @@ impl Config {
                 extended.collect::<Vec<_>>()
             };
             runs = runs.iter().flat_map(with).collect();
+            let mut seen: BTreeMap<&str, &[String]> = BTreeMap::new();
+            for (name, own) in &runs {
+                if let Some(other) = seen.insert(name, own) {
+                    bail!(
+                        "[sweep.{axis}]: two runs would be named {name}, that of {other:?} and that of {own:?}: rename a choice"
+                    );
+                }
+            }
         }
         runs.into_iter()
             .map(|(name, mut own)| {
@@ -480,6 +488,7 @@ impl Config {
             "an experiment needs at least one [[stage]]"
         );
         self.data.check()?;
+        check_replacements(&self.network.activations).context("network.activations")?;
         let polynomial_kernels = !self.network.kernels.is_empty();
         for (number, stage) in self.stages.iter().enumerate() {
             stage
@@ -563,8 +572,11 @@ impl StageConfig {
             Method::Snl(select) | Method::Autorep(select) => {
                 ensure!(self.epochs > 0, "epochs, the most it may take, is missing");
                 ensure!(
-                    select.lambda > 0.0 && select.lambda.is_finite() && select.growth >= 1.0,
-                    "lambda must be above 0 and growth at least 1"
+                    select.lambda > 0.0
+                        && select.lambda.is_finite()
+                        && select.growth >= 1.0
+                        && select.growth.is_finite(),
+                    "lambda must be above 0 and growth at least 1, both finite"
                 );
                 ensure!(
                     (0.0..1.0).contains(&select.hysteresis)
@@ -581,8 +593,8 @@ impl StageConfig {
                     "bcd: block, trials, images and step_epochs must be at least 1"
                 );
                 ensure!(
-                    bcd.tolerance >= 0.0,
-                    "bcd.tolerance is {}, must be points of accuracy, not negative",
+                    bcd.tolerance >= 0.0 && bcd.tolerance.is_finite(),
+                    "bcd.tolerance is {}, must be points of accuracy, not negative and finite (100 takes the first block always)",
                     bcd.tolerance
                 );
                 ensure!(
@@ -598,6 +610,7 @@ impl StageConfig {
         if let Some(range) = &self.range {
             range.check()?;
         }
+        check_replacements(&self.replace).context("replace")?;
         if let Some(distil) = &self.distil {
             let own = distil.student_temperature.unwrap_or(distil.temperature);
             ensure!(
@@ -605,19 +618,41 @@ impl StageConfig {
                     && distil.temperature.is_finite()
                     && own > 0.0
                     && own.is_finite(),
-                "distil: temperatures must be above 0"
+                "distil: temperature and student_temperature must be above 0 and finite"
             );
             ensure!(
-                distil.weight >= 0.0 && distil.cross_entropy >= 0.0,
-                "distil: weights must not be negative"
+                [distil.weight, distil.cross_entropy]
+                    .into_iter()
+                    .all(|weight| weight >= 0.0 && weight.is_finite()),
+                "distil: weight and cross_entropy must be finite and not negative"
             );
             ensure!(
                 distil.weight + distil.cross_entropy > 0.0,
                 "distil: weight and cross_entropy are both 0, so there is nothing to learn"
             );
+            if let Teacher::Beside(network) = &distil.teacher {
+                ensure!(
+                    network.width.is_finite(),
+                    "distil.teacher.beside.width is {}, must be finite",
+                    network.width
+                );
+                check_replacements(&network.activations)
+                    .context("distil.teacher.beside.activations")?;
+            }
         }
         Ok(())
     }
+}
+
+/// # Errors
+/// A drop-in of another degree than 2 or 4, or with a radius out of range.
+fn check_replacements(replacements: &[Replacement]) -> Result<()> {
+    for replacement in replacements {
+        if let Substitute::DropIn(drop_in) = replacement.by {
+            drop_in.coefficients()?;
+        }
+    }
+    Ok(())
 }
 
 /// Copies the keys of `[default]` into every stage that lacks them.
@@ -723,6 +758,15 @@ free = []
         assert_eq!(seen, expected);
         let why = Config::parse(SWEPT, &[]).unwrap_err().to_string();
         assert!(why.contains("run-all"), "{why}");
+        // The choices clip and 1-1, and the choices clip-1 and 1.
+        let ambiguous = SWEPT
+            .replace("free = []", "clip-1 = []")
+            .replace("2 = [\"seed=2\", ", "1-1 = [\"seed=2\", ");
+        let why = Config::sweep(&ambiguous, "a", &[]).unwrap_err().to_string();
+        assert!(
+            why.contains("named a-clip-1-1") && why.contains("seed=1") && why.contains("seed=2"),
+            "{why}"
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `pi-train`: trains, evaluates and exports networks.
 #![deny(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::ProgressBar;
-use pi_trainer::checkpoint::Checkpoint;
+use pi_trainer::checkpoint::{Checkpoint, write_atomically};
 use pi_trainer::command;
 use pi_trainer::command::plot::PlotArguments;
 use pi_trainer::command::report::ReportArguments;
@@ -197,7 +198,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let device = open_device(arguments.device)?;
     match arguments.command {
-        Command::Train(train) => run_training(&train, &device),
+        Command::Train(train) => run_training(&train, &device, arguments.device),
         Command::RunAll(all) => run_all(&all, &device, arguments.device),
         Command::Compare {
             config,
@@ -223,7 +224,7 @@ fn main() -> Result<()> {
             out,
             images,
         } => {
-            let (run, test) = open(&source, device)?;
+            let (run, test, _) = open(&source, device)?;
             let (bytes, worst) = export::export(&run, &test, images, &out)?;
             eprintln!(
                 "{}: {bytes} bytes; logits of {} images differ by at most {worst:.1e}",
@@ -269,8 +270,9 @@ fn main() -> Result<()> {
             Ok(())
         }
         Command::Eval { source } => {
-            let (run, test) = open(&source, device)?;
-            println!("{}", RunResult::of(&run, &test, arguments.device.name()));
+            let (run, test, description) = open(&source, device)?;
+            let result = RunResult::of(&run, &test, &description, arguments.device.name());
+            println!("{result}");
             Ok(())
         }
     }
@@ -288,7 +290,7 @@ fn deadline(seconds: Option<u64>) -> Option<Instant> {
     seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds))
 }
 
-fn run_training(arguments: &TrainArguments, device: &Device) -> Result<()> {
+fn run_training(arguments: &TrainArguments, device: &Device, processor: Processor) -> Result<()> {
     let deadline = deadline(arguments.seconds);
     let mut config = Config::load(&arguments.config, &arguments.overrides)?;
     config.data.cache = arguments.cache.clone().or(config.data.cache);
@@ -299,7 +301,7 @@ fn run_training(arguments: &TrainArguments, device: &Device) -> Result<()> {
         path.display()
     );
     let loaded = load(&config.data, device)?;
-    train_in(config, &loaded, &arguments.out, deadline, device).map(|_| ())
+    train_in(config, &loaded, &arguments.out, deadline, device, processor).map(|_| ())
 }
 
 /// Trains in a folder, from its checkpoint if there is one.
@@ -309,6 +311,7 @@ fn train_in(
     out: &Path,
     deadline: Option<Instant>,
     device: &Device,
+    processor: Processor,
 ) -> Result<(Run, Outcome)> {
     let path = checkpoint_path(out);
     let mut run = if path.exists() {
@@ -333,6 +336,9 @@ fn train_in(
         run.state.parameter_count(),
         data.train.len()
     );
+    if !run.finished() {
+        run.meta.devices.insert(processor.name().to_owned());
+    }
     let outcome = experiment::train(&mut run, data, out, deadline, &ProgressBar::new(0))?;
     Ok((run, outcome))
 }
@@ -354,17 +360,26 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
         "{} has no experiment file",
         arguments.folder.display()
     );
-    let mut runs = Vec::new();
-    for file in &files {
-        runs.extend(Config::variants(file, &arguments.overrides)?);
-    }
+    let runs = named_runs(&files, &arguments.overrides)?;
     let mut failed = Vec::new();
     // Runs that follow each other mostly share their images.
     let mut loaded = None;
     for (name, config) in runs {
         let out = arguments.out.join(&name);
+        let one = One {
+            name: &name,
+            config,
+            out: &out,
+            results: arguments.results.as_deref(),
+        };
         if out.join("finished").exists() {
-            eprintln!("{name}: finished");
+            match one.make_up(device, processor) {
+                Ok(()) => eprintln!("{name}: finished"),
+                Err(why) => {
+                    eprintln!("{name}: finished, but its result cannot be written: {why:#}");
+                    failed.push(name);
+                }
+            }
             continue;
         }
         let failed_before = out.join("failed");
@@ -377,12 +392,6 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
             failed.push(name);
             continue;
         }
-        let one = One {
-            name: &name,
-            config,
-            out: &out,
-            results: arguments.results.as_deref(),
-        };
         match one.train(&mut loaded, deadline, device, processor) {
             Ok(Outcome::TimeIsUp) => {
                 eprintln!("{name}: time is up; the same command goes on from here");
@@ -408,6 +417,25 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
     Ok(())
 }
 
+/// The runs of experiment files. Each has a name, and a folder, of its own.
+fn named_runs(files: &[PathBuf], overrides: &[String]) -> Result<Vec<(String, Config)>> {
+    let mut runs = Vec::new();
+    let mut file_of = BTreeMap::new();
+    for file in files {
+        for (name, config) in Config::variants(file, overrides)? {
+            if let Some(other) = file_of.insert(name.clone(), file) {
+                anyhow::bail!(
+                    "{} and {} both have a run {name}, which would share a folder: rename one",
+                    other.display(),
+                    file.display()
+                );
+            }
+            runs.push((name, config));
+        }
+    }
+    Ok(runs)
+}
+
 /// One run of many.
 struct One<'a> {
     name: &'a str,
@@ -426,29 +454,55 @@ impl One<'_> {
         processor: Processor,
     ) -> Result<Outcome> {
         let own = self.config.data.clone();
+        let result_path = self.result_path();
         let (_, images) = match loaded.take().filter(|(of, _)| *of == own) {
             Some(same) => loaded.insert(same),
             None => loaded.insert((own.clone(), load(&own, device)?)),
         };
-        let (run, outcome) = train_in(self.config, images, self.out, deadline, device)?;
-        if let (Outcome::Finished, Some(results)) = (outcome, self.results) {
-            let test = load_test(&own, &run, device)?;
-            let result = RunResult::of(&run, &test, processor.name());
-            write(
-                &results.join(format!("{}.json", self.name)),
-                &format!("{result}\n"),
-            )?;
+        let (run, outcome) = train_in(self.config, images, self.out, deadline, device, processor)?;
+        if let (Outcome::Finished, Some(path)) = (outcome, result_path) {
+            let (test, description) = load_test(&own, &run, device)?;
+            let result = RunResult::of(&run, &test, &description, processor.name());
+            write_result(&path, &result)?;
         }
         Ok(outcome)
     }
+
+    /// Writes the result of a finished run from its checkpoint, if it is asked for and not there yet.
+    fn make_up(self, device: &Device, processor: Processor) -> Result<()> {
+        let Some(path) = self.result_path().filter(|path| !path.exists()) else {
+            return Ok(());
+        };
+        let checkpoint = Checkpoint::load(&checkpoint_path(self.out))?;
+        let run = Run::from_checkpoint(checkpoint, device.clone())?;
+        ensure!(
+            run.finished(),
+            "its checkpoint is of stage {} of {}: delete {} to train on",
+            run.meta.stage + 1,
+            run.meta.config.stages.len(),
+            self.out.join("finished").display()
+        );
+        let (test, description) = load_test(&self.config.data, &run, device)?;
+        let result = RunResult::of(&run, &test, &description, processor.name());
+        write_result(&path, &result)
+    }
+
+    fn result_path(&self) -> Option<PathBuf> {
+        let results = self.results?;
+        Some(results.join(format!("{}.json", self.name)))
+    }
 }
 
-/// Writes a small file, and the folder it is in.
+fn write_result(path: &Path, result: &RunResult) -> Result<()> {
+    write(path, &format!("{result}\n"))
+}
+
+/// Writes a small file whole, and the folder it is in.
 fn write(path: &Path, text: &str) -> Result<()> {
     path.parent()
         .map_or(Ok(()), std::fs::create_dir_all)
-        .and_then(|()| std::fs::write(path, text))
-        .with_context(|| format!("cannot write {}", path.display()))
+        .with_context(|| format!("cannot create the folder of {}", path.display()))?;
+    write_atomically(path, text.as_bytes())
 }
 
 /// The images of a configuration.
@@ -467,21 +521,24 @@ fn load(config: &DataConfig, device: &Device) -> Result<(Images, Data)> {
     Ok((images, data))
 }
 
-/// The run of a checkpoint and the test batch.
-fn open(source: &Source, device: Device) -> Result<(Run, DeviceSet)> {
+/// The run of a checkpoint, the test batch, and the description of its set.
+fn open(source: &Source, device: Device) -> Result<(Run, DeviceSet, String)> {
     let path = checkpoint_path(&source.checkpoint);
     let run = Run::from_checkpoint(Checkpoint::load(&path)?, device.clone())?;
     let mut config = run.meta.config.data.clone();
     if let Some(path) = &source.data {
         config.path.clone_from(path);
+        // The file's own words are of the run's set.
+        config.description = None;
     }
     config.cache = source.cache.clone().or(config.cache);
-    let test = load_test(&config, &run, &device)
+    let (test, description) = load_test(&config, &run, &device)
         .context("the test batch is needed; name its folder with --data")?;
-    Ok((run, test))
+    Ok((run, test, description))
 }
 
-fn load_test(config: &DataConfig, run: &Run, device: &Device) -> Result<DeviceSet> {
+/// The test batch, normalised as the run's images, and the description of its set.
+fn load_test(config: &DataConfig, run: &Run, device: &Device) -> Result<(DeviceSet, String)> {
     let source = data::Source::open(config)?;
     let images = &run.meta.images;
     let test = source.test()?;
@@ -494,7 +551,8 @@ fn load_test(config: &DataConfig, run: &Run, device: &Device) -> Result<DeviceSe
         test.shape
     );
     let normalisation = images.normalisation.clone();
-    Ok(DeviceSet::new(test, normalisation, device))
+    let test = DeviceSet::new(test, normalisation, device);
+    Ok((test, source.description().to_owned()))
 }
 
 fn open_device(processor: Processor) -> Result<Device> {

@@ -41,7 +41,7 @@ pub struct RunResult {
     pub test_accuracy: f64,
     /// Epochs of all stages.
     pub epochs: usize,
-    /// What computed.
+    /// What trained it, several processors joined by commas; what evaluated it if that is not known.
     pub device: String,
     /// Seconds that the training took.
     pub wall_s: f64,
@@ -51,15 +51,18 @@ pub struct RunResult {
 }
 
 impl RunResult {
-    /// The result of a run, measured on the test images; `device` says what computed.
+    /// The result of a run, measured on test images.
+    ///
+    /// `description` is that of the set they are from: where it is not the one the run was trained on, `tested_on` says it.
+    /// `device` is what evaluates: it stands for what trained where the run does not know that.
     ///
     /// # Cost
     /// One pass over the test images.
-    pub fn of(run: &Run, test: &DeviceSet, device: &str) -> Self {
+    pub fn of(run: &Run, test: &DeviceSet, description: &str, device: &str) -> Self {
         let (meta, config) = (&run.meta, &run.meta.config);
         let evaluation = run.evaluate(test);
         let counts = run.network.counts(&run.state);
-        let more = json!({
+        let mut more = json!({
             "training_images": meta.training_images.or(config.data.limit),
             "stages": config.stages,
             "identity_positions": counts.identities,
@@ -70,6 +73,10 @@ impl RunResult {
             "largest_activation_input": evaluation.largest(),
             "activation_inputs": evaluation.sites,
         });
+        if description != meta.images.dataset {
+            more["tested_on"] = description.into();
+        }
+        let trained_on: Vec<&str> = meta.devices.iter().map(String::as_str).collect();
         let Value::Object(more) = more else {
             unreachable!("written as an object above")
         };
@@ -84,7 +91,10 @@ impl RunResult {
             seed: config.seed,
             test_accuracy: evaluation.accuracy,
             epochs: meta.epoch,
-            device: device.to_owned(),
+            device: match trained_on.as_slice() {
+                [] => device.to_owned(),
+                devices => devices.join(", "),
+            },
             wall_s: meta.wall_s.round(),
             more: more.into_iter().collect(),
         }

@@ -87,14 +87,21 @@ impl Schedule {
     pub(crate) fn check(&self) -> Result<()> {
         ensure!(
             self.rate > 0.0 && self.rate.is_finite(),
-            "schedule.rate is {}, must be above 0",
+            "schedule.rate is {}, must be above 0 and finite",
             self.rate
         );
-        ensure!(self.warmup >= 0.0, "schedule.warmup must not be negative");
+        ensure!(
+            self.warmup >= 0.0 && self.warmup.is_finite(),
+            "schedule.warmup is {}, must be finite and not negative",
+            self.warmup
+        );
         match self.shape {
             Shape::Constant => {}
             Shape::Linear { epochs } => {
-                ensure!(epochs > 0.0, "schedule: linear epochs must be above 0");
+                ensure!(
+                    epochs > 0.0 && epochs.is_finite(),
+                    "schedule: linear epochs must be above 0 and finite"
+                );
             }
             Shape::Cosine { floor } => ensure!(
                 (0.0..=self.rate).contains(&floor),
@@ -105,8 +112,8 @@ impl Schedule {
                 "schedule: the triangle's peak must lie between 0 and 1, and its rise is the warm-up: no other"
             ),
             Shape::Step { every, factor } => ensure!(
-                every > 0 && factor > 0.0,
-                "schedule: step needs every >= 1 and factor > 0"
+                every > 0 && factor > 0.0 && factor.is_finite(),
+                "schedule: step needs every >= 1 and a finite factor > 0"
             ),
         }
         Ok(())

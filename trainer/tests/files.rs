@@ -43,6 +43,34 @@ fn a_checkpoint_cut_anywhere_is_refused() {
 }
 
 #[test]
+fn a_flipped_bit_of_the_arrays_is_refused_and_files_without_a_checksum_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.pit");
+    let checkpoint = run(PLAIN).checkpoint();
+    checkpoint.save(&path).unwrap();
+    let whole = fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(whole[8..16].try_into().unwrap()) as usize;
+    let body = 16 + header;
+    for position in [body, (body + whole.len()) / 2, whole.len() - 1] {
+        let mut bytes = whole.clone();
+        bytes[position] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let message = error(Checkpoint::load(&path));
+        assert!(message.contains("damaged"), "byte {position}: {message}");
+    }
+    let mut old: serde_json::Value = serde_json::from_slice(&whole[16..body]).unwrap();
+    assert!(old.as_object_mut().unwrap().remove("crc32").is_some());
+    let old = serde_json::to_vec(&old).unwrap();
+    let length = (old.len() as u64).to_le_bytes();
+    fs::write(
+        &path,
+        [&whole[..8], &length[..], &old[..], &whole[body..]].concat(),
+    )
+    .unwrap();
+    assert!(Checkpoint::load(&path).unwrap() == checkpoint);
+}
+
+#[test]
 fn a_checkpoint_of_another_network_is_refused() {
     let refused = |alter: &dyn Fn(&mut Checkpoint)| {
         let mut checkpoint = run(PLAIN).checkpoint();
@@ -180,6 +208,37 @@ fn what_a_damaged_checkpoint_lacks_is_said() {
     }
 }
 
+/// As above, of checkpoints that were made within the first epoch of a stage.
+#[test]
+fn what_a_damaged_checkpoint_within_a_first_epoch_lacks_is_said() {
+    let data = common::data(64, 10, 45);
+    let stopped = |stages: &str| {
+        let mut run = run(stages);
+        let mut steps = 1..=1;
+        let go_on = || steps.next().is_some();
+        let report = run.epoch_while(&data, &indicatif::ProgressBar::hidden(), go_on);
+        assert!(report.unwrap().is_none() && run.meta.stage_epoch == 0);
+        run.checkpoint()
+    };
+    let quail =
+        "[[stage]]\nmethod = { quail = { norm = \"amm\", layer_epochs = 1, unfreeze_epochs = 1 } }";
+    let snl = "[[stage]]\nmethod = { snl = { relus = 9 } }\nepochs = 5\noptimiser = { rule = { adam = {} } }\nschedule = { rate = 1e-3 }";
+    let cases = [
+        (quail, "teacher", "lacks the teacher"),
+        (quail, "optimiser", "lacks its optimiser"),
+        (snl, "optimiser", "lacks its optimiser"),
+        (snl, "pressure", "selection is not that of its stage"),
+        (PLAIN, "optimiser", "lacks its optimiser"),
+    ];
+    for (stages, key, expected) in cases {
+        let mut checkpoint = stopped(stages);
+        Run::from_checkpoint(checkpoint.clone(), Device::flex()).unwrap();
+        checkpoint.meta[key] = ().into();
+        let message = error(Run::from_checkpoint(checkpoint, Device::flex()));
+        assert!(message.contains(expected), "{key}: {message}");
+    }
+}
+
 #[test]
 fn a_checkpoint_of_version_1_says_so() {
     let folder = tempfile::tempdir().unwrap();
@@ -269,6 +328,66 @@ fn overrides_replace_keys_and_wrong_ones_are_refused() {
         (
             "stage.0.method={ autorep = { relus = 1, hysteresis = nan } }",
             "hysteresis",
+        ),
+        // JSON has no infinity: a checkpoint would hold null, and could not be read.
+        ("stage.0.schedule.warmup=inf", "warmup"),
+        (
+            "stage.0.schedule.shape={ linear = { epochs = inf } }",
+            "linear epochs",
+        ),
+        (
+            "stage.0.schedule.shape={ cosine = { floor = inf } }",
+            "floor",
+        ),
+        (
+            "stage.0.schedule.shape={ step = { every = 1, factor = inf } }",
+            "factor",
+        ),
+        (
+            "stage.0.optimiser.rule={ adam = { epsilon = inf } }",
+            "epsilon",
+        ),
+        (
+            "stage.0.optimiser.rule={ momo-adam = { epsilon = 1e39 } }",
+            "epsilon",
+        ),
+        ("stage.0.optimiser.rule={ momo = { bound = inf } }", "bound"),
+        ("stage.0.optimiser.clip=inf", "clip"),
+        (
+            "stage.0.optimiser.rates=[{ parameters = \"*\", factor = inf }]",
+            "factor",
+        ),
+        (
+            "stage.0.distil={ teacher = \"start\", weight = inf }",
+            "distil: weight",
+        ),
+        (
+            "stage.0.distil={ teacher = \"start\", cross_entropy = inf }",
+            "cross_entropy",
+        ),
+        (
+            "stage.0.distil={ teacher = \"start\", student_temperature = inf }",
+            "student_temperature",
+        ),
+        (
+            "stage.0.method={ snl = { relus = 1, growth = inf } }",
+            "growth",
+        ),
+        (
+            "stage.1.method={ bcd = { relus = 1, block = 1, trials = 1, tolerance = inf, step_epochs = 1 } }",
+            "bcd.tolerance is inf",
+        ),
+        (
+            "stage.0.replace=[{ sites = \"*\", by = { drop-in = { by = \"least-squares\", degree = 2, radius = inf } } }]",
+            "radius is inf",
+        ),
+        (
+            "network.activations=[{ sites = \"*\", by = { drop-in = { by = \"least-squares\", degree = 2, radius = inf } } }]",
+            "radius is inf",
+        ),
+        (
+            "stage.0.distil={ teacher = { beside = { kind = \"resnet20\", width = inf } } }",
+            "width is inf",
         ),
         ("stage.0.epochs=18446744073709551615", "epochs"),
         ("stage.0.epochs=-1", "epochs"),

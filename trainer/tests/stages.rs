@@ -243,6 +243,38 @@ fn averages_take_the_weights_places_at_the_end_of_every_phase() {
 }
 
 #[test]
+fn nothing_is_learnt_from_a_run_that_is_not_finished() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = data(64, 10, 64);
+    let mut source = run("[[stage]]\nepochs = 2");
+    epoch(&mut source, &data);
+    let path = folder.path().join("checkpoint.pit");
+    source.checkpoint().save(&path).unwrap();
+    let begin = |overrides: &[&str]| -> anyhow::Result<()> {
+        let config = experiment("[[stage]]\nepochs = 1", overrides);
+        let mut run = Run::new(config, images(), Device::flex())?;
+        run.epoch(&data, &ProgressBar::hidden()).map(|_| ())
+    };
+    let warm = format!("warm_start={{ checkpoint = {:?} }}", folder.path());
+    let taught = format!(
+        "stage.0.distil={{ teacher = {{ checkpoint = {:?} }} }}",
+        folder.path()
+    );
+    for item in [&warm, &taught] {
+        let why = error(begin(&[item]));
+        assert!(
+            why.contains("train it to its end first") && why.contains("checkpoint.pit"),
+            "{item}: {why}"
+        );
+    }
+    finish(&mut source, &data);
+    source.checkpoint().save(&path).unwrap();
+    for item in [&warm, &taught] {
+        begin(&[item]).unwrap();
+    }
+}
+
+#[test]
 fn norms_that_a_warm_start_does_not_know_begin_with_the_images_statistics() {
     let folder = tempfile::tempdir().unwrap();
     let data = data(96, 10, 63);
@@ -358,6 +390,46 @@ fn what_may_change_in_a_stage_under_way_does_and_the_rest_is_refused() {
     assert_eq!(still.state.parameter("dense.weight").unwrap(), before);
 }
 
+/// Results report the configuration: it must be that of the training.
+#[test]
+fn the_seed_and_finished_stages_cannot_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = data(64, 10, 70);
+    let mut teacher = run("[[stage]]\nepochs = 0");
+    finish(&mut teacher, &data);
+    let path = folder.path().join("checkpoint.pit");
+    teacher.checkpoint().save(&path).unwrap();
+    let stages = "[[stage]]\nepochs = 1\n[[stage]]\nepochs = 2";
+    let taught = |path: &std::path::Path| {
+        format!("stage.0.distil={{ teacher = {{ checkpoint = {path:?} }} }}")
+    };
+    let own = taught(folder.path());
+    let config = |overrides: &[&str]| experiment(stages, &[&[own.as_str()], overrides].concat());
+    let mut run = Run::new(config(&[]), images(), Device::flex()).unwrap();
+    epoch(&mut run, &data);
+    assert_eq!(run.meta.stage, 1);
+    for (item, expected) in [
+        ("seed=8", "seed 7"),
+        ("stage.0.batch=16", "stage 0 is finished"),
+        ("stage.0.epochs=2", "stage 0 is finished"),
+        ("stage.0.distil.temperature=2.0", "stage 0 is finished"),
+        (
+            "stage.0.distil={ teacher = \"start\" }",
+            "stage 0 is finished",
+        ),
+    ] {
+        let why = error(reopened(&run).reconfigure(config(&[item])));
+        assert!(
+            why.contains(expected) && why.contains("another --out"),
+            "{item}: {why}"
+        );
+    }
+    // The teacher's file may lie elsewhere, and what has not begun may be anything.
+    let elsewhere = taught(&folder.path().join("elsewhere"));
+    let later = config(&[&elsewhere, "stage.1.batch=16"]);
+    reopened(&run).reconfigure(later).unwrap();
+}
+
 #[test]
 fn without_held_out_images_nothing_is_said_of_them() {
     let out = tempfile::tempdir().unwrap();
@@ -384,12 +456,13 @@ fn no_epoch_is_missing_in_the_log_of_a_killed_run() {
     epoch(&mut run, &data);
     // The checkpoint of epoch 1 cannot be replaced: a folder is in the way of the temporary file.
     let mut first = reopened(&run);
-    fs::create_dir(out.path().join("checkpoint.tmp")).unwrap();
+    let temporary = format!("checkpoint.pit.{}.tmp", std::process::id());
+    fs::create_dir(out.path().join(&temporary)).unwrap();
     let why = error(folder::train(&mut first, &data, out.path(), None, &bar));
     assert!(why.contains("checkpoint.pit"), "{why}");
     let log = || fs::read_to_string(out.path().join("log.jsonl")).unwrap();
     assert_eq!(log().lines().count(), 1, "the second epoch's line");
-    fs::remove_dir(out.path().join("checkpoint.tmp")).unwrap();
+    fs::remove_dir(out.path().join(&temporary)).unwrap();
     run.checkpoint().save(&path).unwrap();
     let mut again = Run::from_checkpoint(Checkpoint::load(&path).unwrap(), Device::flex()).unwrap();
     folder::train(&mut again, &data, out.path(), None, &bar).unwrap();

@@ -147,8 +147,8 @@ impl OptimiserConfig {
                 "optimiser: momentum is {momentum}, must be in 0..1"
             ),
             Rule::Adam { betas, epsilon, .. } | Rule::MomoAdam { betas, epsilon, .. } => ensure!(
-                betas.into_iter().all(in_unit) && epsilon > 0.0,
-                "optimiser: betas must be in 0..1 and epsilon above 0"
+                betas.into_iter().all(in_unit) && epsilon > 0.0 && epsilon.is_finite(),
+                "optimiser: betas must be in 0..1 and epsilon above 0 and finite"
             ),
         }
         if let Rule::Momo { bound, .. } | Rule::MomoAdam { bound, .. } = self.rule {
@@ -156,11 +156,11 @@ impl OptimiserConfig {
         }
         ensure!(
             self.weight_decay >= 0.0 && self.weight_decay.is_finite(),
-            "optimiser.weight_decay must not be negative"
+            "optimiser.weight_decay must be finite and not negative"
         );
         ensure!(
-            self.clip.is_none_or(|clip| clip > 0.0),
-            "optimiser.clip must be above 0"
+            self.clip.is_none_or(|clip| clip > 0.0 && clip.is_finite()),
+            "optimiser.clip must be above 0 and finite; without clip there is no bound"
         );
         ensure!(
             self.layer_decay > 0.0 && self.layer_decay <= 1.0,
@@ -169,7 +169,7 @@ impl OptimiserConfig {
         for rule in &self.rates {
             ensure!(
                 rule.factor >= 0.0 && rule.factor.is_finite(),
-                "optimiser.rates: the factor of {} is {}, must not be negative",
+                "optimiser.rates: the factor of {} is {}, must be finite and not negative",
                 rule.parameters,
                 rule.factor
             );

@@ -12,7 +12,7 @@ mod stage;
 mod train;
 mod whiten;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -51,6 +51,9 @@ pub struct Meta {
     pub epoch: usize,
     /// Seconds spent so far.
     pub wall_s: f64,
+    /// Names of the processors that trained it; unknown in checkpoints that were written before they were kept.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub devices: BTreeSet<String>,
     /// Images of an epoch; unknown in checkpoints that were written before it was kept.
     #[serde(default)]
     pub training_images: Option<usize>,
@@ -149,7 +152,8 @@ impl Run {
     /// A new run with random weights, or those of its warm start.
     ///
     /// # Errors
-    /// A network that cannot be built, a replacement that fits nothing, a warm start from another network.
+    /// A network that cannot be built, a replacement that fits nothing, a warm start from another network or from a run
+    /// that is not finished.
     pub fn new(config: Config, images: Images, device: Device) -> Result<Self> {
         config.check()?;
         images.check()?;
@@ -169,6 +173,7 @@ impl Run {
             stage_length: 0,
             epoch: 0,
             wall_s: 0.0,
+            devices: BTreeSet::new(),
             training_images: None,
             holdout_accuracy: None,
             slots: state.slots.clone(),
@@ -253,9 +258,15 @@ impl Run {
 
     /// Whether what the stage under way needs is there.
     fn check_progress(&self) -> Result<()> {
-        let Some(stage) = self.stage().filter(|_| self.meta.stage_epoch > 0) else {
+        let has_begun = self.meta.stage_epoch > 0 || self.meta.begun.is_some();
+        let Some(stage) = self.stage().filter(|_| has_begun) else {
             return Ok(());
         };
+        // An epoch makes its optimiser before it asks for the first time whether to go on.
+        ensure!(
+            self.meta.begun.is_none() || self.optimiser.is_some(),
+            "the checkpoint was made within an epoch, and lacks its optimiser"
+        );
         let taught = stage.distil.is_some() || matches!(stage.method, Method::Quail(_));
         ensure!(
             !taught || self.teacher.is_some(),
@@ -285,8 +296,9 @@ impl Run {
     /// settings goes on with the state of the old one where the rule is the same, and averages of the weights begin anew.
     ///
     /// # Errors
-    /// A key out of range, another network, fewer stages than are done, an augmentation that the images are too small
-    /// for; in the stage under way another method, other replacements or another teacher.
+    /// A key out of range, another network or seed, fewer stages than are done, a change to one that is done, an
+    /// augmentation that the images are too small for; in the stage under way another method, other replacements or another
+    /// teacher.
     pub fn reconfigure(&mut self, config: Config) -> Result<()> {
         config.check()?;
         ensure!(
@@ -294,11 +306,24 @@ impl Run {
             "the checkpoint is of another network than the configuration: give another --out, or the old network"
         );
         ensure!(
+            self.meta.config.seed == config.seed,
+            "the checkpoint was trained with seed {}, the configuration has {}: give another --out, or the old seed",
+            self.meta.config.seed,
+            config.seed
+        );
+        ensure!(
             config.stages.len() >= self.meta.stage,
             "the checkpoint has finished {} stages, the configuration has {}",
             self.meta.stage,
             config.stages.len()
         );
+        let stages = self.meta.config.stages.iter().zip(&config.stages);
+        for (number, (old, new)) in stages.take(self.meta.stage).enumerate() {
+            ensure!(
+                same_stage(old, new),
+                "stage {number} is finished, and the configuration changes it: give another --out, or the old stage"
+            );
+        }
         config.check_augmentation(self.meta.images.shape)?;
         let old = std::mem::replace(&mut self.meta.config, config);
         let number = self.meta.stage;
@@ -388,6 +413,10 @@ impl Run {
 
     /// Copies what fits from another run: everything but the classifier, which may have other classes.
     fn warm_start(&mut self, source: &Run, warm: &WarmStart) -> Result<()> {
+        ensure!(
+            source.finished(),
+            "its run is not finished: train it to its end first"
+        );
         ensure!(
             source.state.selection.is_none(),
             "it is in the middle of a selection: train it to the end of its stage"
@@ -561,6 +590,18 @@ pub fn checkpoint_path(path: &Path) -> PathBuf {
     } else {
         path.join("checkpoint.pit")
     }
+}
+
+/// Whether two stages are one and the same, wherever the file of a teacher lies.
+fn same_stage(one: &StageConfig, other: &StageConfig) -> bool {
+    let mut moved = one.clone();
+    if let (Some(moved), Some(other)) = (&mut moved.distil, &other.distil)
+        && let (Teacher::Checkpoint(path), Teacher::Checkpoint(now)) =
+            (&mut moved.teacher, &other.teacher)
+    {
+        path.clone_from(now);
+    }
+    moved == *other
 }
 
 /// Whether two stages have one teacher. A run's weights are in the checkpoint: their file may lie elsewhere by now.

@@ -270,6 +270,11 @@ impl Run {
                     );
                 }
                 ensure!(
+                    other.finished(),
+                    "the teacher in {} is not finished: train it to its end first",
+                    path.display()
+                );
+                ensure!(
                     other.state.selection.is_none(),
                     "the teacher in {} is in the middle of a selection: train it to the end of its stage",
                     path.display()

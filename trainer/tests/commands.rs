@@ -1,0 +1,110 @@
+//! The program `pi-train` itself, on drawn pictures: what its commands write, and what they refuse.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use burn::tensor::Device;
+use pi_trainer::result::RunResult;
+use pi_trainer::run::Run;
+
+const EXPERIMENT: &str = r#"
+name = "small"
+seed = 3
+[data]
+kind = "procedural"
+size = 16
+train_images = 48
+test_images = 20
+holdout = 8
+[network]
+stem = { channels = 4, kernel = 3, stride = 2 }
+stages = [{ channels = 6, stride = 2, blocks = 1 }]
+[[stage]]
+epochs = 1
+batch = 20
+optimiser = { clip = 1.0 }
+schedule = { rate = 0.05 }
+augmentation = { shift = 1, flip = true }
+"#;
+
+/// A folder with experiments of these names, with something added to each file.
+fn folder(experiments: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("experiments")).unwrap();
+    for (name, more) in experiments {
+        let path = folder.path().join(format!("experiments/{name}.toml"));
+        fs::write(path, format!("{EXPERIMENT}{more}")).unwrap();
+    }
+    folder
+}
+
+/// Whether the command succeeded, and what it said on stderr.
+fn pi_train(folder: &Path, arguments: &str) -> (bool, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pi-train"));
+    let output = command
+        .current_dir(folder)
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.success(), text)
+}
+
+#[test]
+fn the_result_of_a_run_that_was_finished_before_is_made_up() {
+    let folder = folder(&[("a", "")]);
+    let result = folder.path().join("results/a.json");
+    let (done, told) = pi_train(folder.path(), "run-all experiments");
+    assert!(done && !result.exists(), "{told}");
+    let (done, told) = pi_train(folder.path(), "run-all experiments --results results");
+    assert!(done && told.contains("a: finished"), "{told}");
+    let text = fs::read_to_string(&result).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(value["test_images"], 20);
+    assert_eq!(value["device"], "CPU, burn flex");
+    assert!(value.get("tested_on").is_none(), "{text}");
+    let files = fs::read_dir(folder.path().join("results")).unwrap();
+    assert_eq!(files.count(), 1, "a temporary file is left");
+    // It is written once: another text stays.
+    fs::write(&result, "kept").unwrap();
+    let (done, told) = pi_train(folder.path(), "run-all experiments --results results");
+    assert!(done, "{told}");
+    assert_eq!(fs::read_to_string(&result).unwrap(), "kept");
+    // Without the checkpoint there is nothing to make it of.
+    fs::remove_file(&result).unwrap();
+    fs::remove_file(folder.path().join("runs/a/checkpoint.pit")).unwrap();
+    let (done, told) = pi_train(folder.path(), "run-all experiments --results results");
+    assert!(!done && told.contains("checkpoint.pit"), "{told}");
+}
+
+#[test]
+fn two_runs_of_one_name_are_refused() {
+    let folder = folder(&[("a-b", ""), ("a", "[sweep.x]\nb = []\n")]);
+    let (done, told) = pi_train(folder.path(), "run-all experiments");
+    assert!(!done && !folder.path().join("runs").exists(), "{told}");
+    for name in ["a.toml", "a-b.toml"] {
+        assert!(told.contains(name), "{told}");
+    }
+}
+
+#[test]
+fn a_result_names_what_trained_and_what_it_was_tested_on_if_that_is_another_set() {
+    let data = common::data(32, 10, 81);
+    let mut run = common::run("[[stage]]\nepochs = 1");
+    common::finish(&mut run, &data);
+    let result = |run: &Run, set: &str| {
+        let result = RunResult::of(run, &data.holdout, set, "here");
+        result.check().unwrap();
+        assert_eq!(result.dataset, "stripes");
+        (result.device, result.more.get("tested_on").cloned())
+    };
+    assert_eq!(result(&run, "stripes"), ("here".to_owned(), None));
+    let devices = ["there", "elsewhere"].map(str::to_owned);
+    run.meta.devices.extend(devices);
+    let run = Run::from_checkpoint(run.checkpoint(), Device::flex()).unwrap();
+    let expected = ("elsewhere, there".to_owned(), Some("dots".into()));
+    assert_eq!(result(&run, "dots"), expected);
+}
