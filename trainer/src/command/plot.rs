@@ -30,10 +30,11 @@ pub struct PlotArguments {
 /// Draws what the paths hold, and returns the files written.
 ///
 /// Runs give `loss`, `accuracy`, `gradients`, `escape` (over depth) and `outside` together, and `escape-RUN` and
-/// `outside-RUN` (over epochs) each; results give `budget` and, with costs beside them, `latency`.
+/// `outside-RUN` (over epochs) each; results give `budget` and, with costs beside them, `latency`. What no log has is not
+/// drawn.
 ///
 /// # Errors
-/// A path that is neither; a log or a result that cannot be read; the file system's.
+/// A path that is neither; paths that hold nothing to draw; a log or a result that cannot be read; the file system's.
 pub fn plot(arguments: &PlotArguments) -> Result<Vec<PathBuf>> {
     let (logs, results): (Vec<_>, Vec<_>) = arguments
         .paths
@@ -46,8 +47,8 @@ pub fn plot(arguments: &PlotArguments) -> Result<Vec<PathBuf>> {
     };
     let runs = histories(&logs)?;
     if !runs.is_empty() {
-        add("loss", Some(curves::loss(&runs)));
-        add("accuracy", Some(curves::accuracy(&runs)));
+        add("loss", curves::loss(&runs));
+        add("accuracy", curves::accuracy(&runs));
         add("gradients", curves::gradients(&runs));
         add("escape", curves::escape_over_depth(&runs));
         add("outside", curves::outside_over_depth(&runs));
@@ -72,6 +73,10 @@ pub fn plot(arguments: &PlotArguments) -> Result<Vec<PathBuf>> {
         add("budget", Some(tradeoff::budget(&results, &published)));
         add("latency", tradeoff::latency(&results, &arguments.profile)?);
     }
+    ensure!(
+        !charts.is_empty(),
+        "there is nothing to draw: no log has a number of a finished epoch"
+    );
     let mut files = Vec::new();
     for (name, chart) in charts {
         files.extend(chart.write(&arguments.out, &name)?);
@@ -167,6 +172,36 @@ mod tests {
         assert!(files.iter().all(|file| file.is_file()) && files.len() == 2 * names.len());
         let escape = fs::read_to_string(at("plots/escape.svg")).unwrap();
         assert!(escape.contains("amm/run") && escape.contains("mm/run"));
+    }
+
+    #[test]
+    fn a_run_without_losses_gives_its_other_charts() {
+        let folder = tempfile::tempdir().unwrap();
+        let (run, out) = (folder.path().join("run"), folder.path().join("plots"));
+        fs::create_dir(&run).unwrap();
+        let drawn = |line: &str| {
+            fs::write(run.join(LOG_NAME), format!("{line}\n")).unwrap();
+            plot(&arguments(vec![run.clone()], out.clone()))
+        };
+        let files = drawn(
+            r#"{"epoch": 0, "loss": null, "holdout_loss": null, "sites": {"stem.act": {"largest": 3.0}}}"#,
+        );
+        let names: Vec<String> = files
+            .unwrap()
+            .iter()
+            .map(|file| file.file_name().unwrap().to_string_lossy().into_owned())
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "escape.svg",
+                "escape.png",
+                "escape-run.svg",
+                "escape-run.png"
+            ]
+        );
+        let error = drawn(r#"{"epoch": 0, "loss": null}"#).unwrap_err();
+        assert!(error.to_string().contains("nothing to draw"), "{error}");
     }
 
     #[test]

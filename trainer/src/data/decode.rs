@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use anyhow::{Context, Result, bail, ensure};
 use image::imageops::FilterType;
-use image::{DynamicImage, ImageReader, Limits};
+use image::{DynamicImage, ImageFormat, ImageReader, Limits};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -116,6 +116,10 @@ impl Decoder {
         let mut limits = Limits::default();
         (limits.max_image_width, limits.max_image_height) = (Some(16_384), Some(16_384));
         reader.limits(limits);
+        ensure!(
+            reader.format() != Some(ImageFormat::Jpeg) || jpeg_ends(bytes),
+            "it is cut short: a JPEG file ends with the marker FF D9, which is missing"
+        );
         let image = reader.decode()?;
         let (width, height) = (image.width() as usize, image.height() as usize);
         let exact = |side: usize| {
@@ -167,6 +171,29 @@ impl Decoder {
             }
         }
     }
+}
+
+/// Whether a JPEG file has its end marker (ITU-T T.81, annex B). The decoder would fill what is missing with grey.
+///
+/// Segments are passed over by their lengths, as a picture in the metadata has an end marker of its own. What follows the
+/// end is not looked at: zeros of a record, or what cameras append to photographs.
+fn jpeg_ends(bytes: &[u8]) -> bool {
+    // Behind the start marker.
+    let mut at = 2;
+    while let Some(offset) = bytes
+        .get(at..)
+        .and_then(|rest| rest.iter().position(|byte| *byte == 0xFF))
+    {
+        at += offset + 1;
+        match bytes.get(at..) {
+            Some([0xD9, ..]) => return true,
+            // Within coded data: a byte FF of its own, fill bytes, and markers without a segment.
+            Some([0x00 | 0x01 | 0xFF | 0xD0..=0xD8, ..]) => {}
+            Some([_, high, low, ..]) => at += 1 + usize::from(u16::from_be_bytes([*high, *low])),
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// Averages 2x2 pixels of planes of `side` rows and columns, halves rounded up.
@@ -304,11 +331,46 @@ pub(super) mod tests {
         for (bytes, expected) in [
             (flat_jpeg(16, [9; 3]), "it is 16x16, not 32x32"),
             (whole[..whole.len() / 3].to_vec(), "some/file"),
+            (whole[..whole.len() / 3].to_vec(), "cut short"),
             (b"nothing".to_vec(), "some/file"),
             (Vec::new(), "some/file"),
         ] {
             let message = error(decode(decoder, &bytes));
             assert!(message.contains(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_jpeg_cut_in_its_coded_data_is_refused() {
+        let decoder = Decoder {
+            side: 32,
+            channels: 3,
+            fit: Fit::Exact,
+        };
+        let noise: Vec<u8> = (0..3 * 32 * 32u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect();
+        let plain = jpeg(&noise, [3, 32, 32], 90).unwrap();
+        // A comment that holds an end marker, as the metadata of a camera does.
+        let comment = [0xFF, 0xFE, 0x00, 0x06, 0xFF, 0xD9, 0xFF, 0xD9];
+        let commented = [&plain[..2], &comment, &plain[2..]].concat();
+        for whole in [plain, commented] {
+            // Of 1,024 pixels of noise the coded data is more than half of the file.
+            let planes = decode(decoder, &whole).unwrap();
+            for behind in [&[0; 100][..], b"\xFF\xFF", b"a film"] {
+                let longer = [&whole, behind].concat();
+                assert_eq!(decode(decoder, &longer).unwrap(), planes);
+            }
+            for cut in [1, 2, 3, 100, whole.len() / 3] {
+                let short = &whole[..whole.len() - cut];
+                for bytes in [short.to_vec(), [short, &[0; 100]].concat()] {
+                    let message = error(decode(decoder, &bytes));
+                    assert!(
+                        message.contains("some/file") && message.contains("is cut short"),
+                        "{cut} bytes cut: {message}"
+                    );
+                }
+            }
         }
     }
 

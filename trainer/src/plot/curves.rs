@@ -30,8 +30,8 @@ impl History {
     }
 }
 
-/// Loss on training images (lines) and held-out images (broken lines).
-pub fn loss(runs: &[History]) -> Chart {
+/// Loss on training images (lines) and held-out images (broken lines); none if no log has it.
+pub fn loss(runs: &[History]) -> Option<Chart> {
     let of_run = |run: &History| {
         [
             Series {
@@ -52,10 +52,11 @@ pub fn loss(runs: &[History]) -> Chart {
         y: Axis::logarithmic("mean loss"),
         series: runs.iter().flat_map(of_run).collect(),
     }
+    .drawable()
 }
 
-/// Accuracy on held-out images.
-pub fn accuracy(runs: &[History]) -> Chart {
+/// Accuracy on held-out images; none if no log has it.
+pub fn accuracy(runs: &[History]) -> Option<Chart> {
     let of_run = |run: &History| Series {
         name: run.name.clone(),
         points: run.over_epochs(|e| e.holdout_accuracy.map(|share| 100.0 * share)),
@@ -67,6 +68,7 @@ pub fn accuracy(runs: &[History]) -> Chart {
         y: Axis::linear("held-out images classified right, %"),
         series: runs.iter().map(of_run).collect(),
     }
+    .drawable()
 }
 
 /// Mean (lines) and largest (broken lines) norm of the gradient before clipping; none if no log has it.
@@ -80,14 +82,13 @@ pub fn gradients(runs: &[History]) -> Option<Chart> {
             }
         })
     };
-    let series: Vec<Series> = runs.iter().flat_map(of_run).collect();
-    let some = series.iter().flat_map(|s| &s.points).any(|p| p.1 > 0.0);
-    some.then(|| Chart {
+    Chart {
         title: "Gradient norm before clipping".to_owned(),
         x: Axis::linear("epoch"),
         y: Axis::logarithmic("global L2 norm"),
-        series,
-    })
+        series: runs.iter().flat_map(of_run).collect(),
+    }
+    .drawable()
 }
 
 /// Largest magnitude that reaches each activation of a run, over epochs.
@@ -129,11 +130,7 @@ fn by_site(
         style: Style::Line,
     };
     let series: Vec<Series> = run.sites().into_iter().map(of_site).collect();
-    let some = series
-        .iter()
-        .flat_map(|s| &s.points)
-        .any(|p| p.1.is_finite());
-    some.then(|| chart(run.name.clone(), series))
+    chart(run.name.clone(), series).drawable()
 }
 
 /// The escape curve: largest magnitude at each activation after the last epoch of each run, over depth; none if no log
@@ -177,17 +174,13 @@ fn over_depth(
             style: Style::Dotted,
         }
     };
-    let series: Vec<Series> = runs.iter().map(of_run).collect();
-    let some = series
-        .iter()
-        .flat_map(|s| &s.points)
-        .any(|p| p.1.is_finite());
-    some.then(|| Chart {
+    Chart {
         title: title.to_owned(),
         x: Axis::linear("activation, counted from the input"),
         y,
-        series,
-    })
+        series: runs.iter().map(of_run).collect(),
+    }
+    .drawable()
 }
 
 /// Order of activation sites in the networks of this crate, by name alone, as JSON maps keep no order: the stem first,
@@ -285,7 +278,11 @@ mod tests {
         let runs = std::slice::from_ref(&run);
         assert!(gradients(runs).is_none() && escape(&run).is_none() && outside(&run).is_none());
         assert!(escape_over_depth(runs).is_none() && outside_over_depth(runs).is_none());
-        assert_eq!(accuracy(runs).series[0].points, [(1.0, 50.0)]);
-        assert_eq!(loss(runs).series[0].points, [(1.0, 2.0)]);
+        assert_eq!(accuracy(runs).unwrap().series[0].points, [(1.0, 50.0)]);
+        assert_eq!(loss(runs).unwrap().series[0].points, [(1.0, 2.0)]);
+        // Before any training, and without held-out images.
+        let run = history(&[r#"{"epoch": 0, "loss": null, "holdout_loss": null}"#]);
+        let runs = std::slice::from_ref(&run);
+        assert!(loss(runs).is_none() && accuracy(runs).is_none());
     }
 }

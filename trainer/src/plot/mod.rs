@@ -98,6 +98,11 @@ pub enum Style {
 }
 
 impl Chart {
+    /// The chart, if it has a point that can be drawn.
+    pub fn drawable(self) -> Option<Self> {
+        self.range(|p| p.0, &self.x).is_some().then_some(self)
+    }
+
     /// Writes `name.svg` and `name.png` into a folder, which is made if absent; returns their paths.
     ///
     /// # Errors
