@@ -279,21 +279,13 @@ impl Costs {
         }
     }
 
-    /// Predicted milliseconds online that removing `relus` ReLUs of a site saves when identities take their place; with
-    /// `empties`, no ReLU, square or polynomial is left there, which saves the layer's round trip too.
+    /// Predicted milliseconds online that removing `relus` ReLUs of a site saves when `in_place` takes their place; with
+    /// `empties`, no ReLU, square or polynomial is left there, which saves the layer's round trip too. A layer of
+    /// polynomials keeps it: `empties` then counts for nothing.
     ///
     /// # Errors
     /// A site or profile without costs.
-    pub fn saved(&self, site: &str, profile: &str, relus: usize, empties: bool) -> Result<f64> {
-        self.saved_by(site, profile, relus, InPlace::Identity, empties)
-    }
-
-    /// As [`Self::saved`], with either replacement. A layer of polynomials keeps its round trip: `empties` then counts
-    /// for nothing.
-    ///
-    /// # Errors
-    /// A site or profile without costs.
-    pub fn saved_by(
+    pub fn saved(
         &self,
         site: &str,
         profile: &str,
@@ -342,14 +334,18 @@ mod tests {
         let costs = Costs::parse(FILE).unwrap();
         let layer = costs.layers.iter().find(|l| l.site.is_some()).unwrap();
         let site = layer.site.as_deref().unwrap();
-        let some = costs.saved(site, "wan", 10, false).unwrap();
-        assert!((costs.saved(site, "wan", 20, false).unwrap() - 2.0 * some).abs() < 1e-9);
+        let saved = |relus, empties| {
+            let saved = costs.saved(site, "wan", relus, InPlace::Identity, empties);
+            saved.unwrap()
+        };
+        let some = saved(10, false);
+        assert!((saved(20, false) - 2.0 * some).abs() < 1e-9);
         let exchange = 1e3 * costs.profile("wan").unwrap().exchange_s;
         assert!(exchange >= 40.0);
-        let all = costs.saved(site, "wan", 10, true).unwrap();
+        let all = saved(10, true);
         assert!((all - some - exchange).abs() < 1e-9);
         let quadratic = costs
-            .saved_by(site, "wan", 10, InPlace::Polynomial, true)
+            .saved(site, "wan", 10, InPlace::Polynomial, true)
             .unwrap();
         assert!(0.0 < quadratic && quadratic < some, "{quadratic}, {some}");
         // 224 bytes of labels at 100 Mbit/s are 18 microseconds.
@@ -364,12 +360,10 @@ mod tests {
             assert!(error.contains(text), "{error}");
         };
         let site = costs.layers.iter().find_map(|l| l.site.clone()).unwrap();
-        says(costs.saved("nowhere", "wan", 1, false), "another network");
-        says(
-            costs.saved(&costs.empty_sites[0], "wan", 1, false),
-            "identity everywhere",
-        );
-        says(costs.saved(&site, "moon", 1, false), "loopback, lan, wan");
+        let saved = |site: &str, profile| costs.saved(site, profile, 1, InPlace::Identity, false);
+        says(saved("nowhere", "wan"), "another network");
+        says(saved(&costs.empty_sites[0], "wan"), "identity everywhere");
+        says(saved(&site, "moon"), "loopback, lan, wan");
         let fails = |text: &str, says: &str| {
             let error = format!("{:#}", Costs::parse(text).expect_err("must fail"));
             assert!(error.contains(says), "{error}");

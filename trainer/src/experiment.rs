@@ -21,8 +21,9 @@ pub enum Outcome {
     TimeIsUp,
 }
 
-/// Trains until all stages are done, or until another step, the end of its epoch and the checkpoint would probably take
-/// until after `deadline`.
+/// Trains until all stages are done, or until another step, the end of its epoch and the checkpoint, and before the first
+/// step of an epoch its beginning, would probably take until after `deadline`. What each of them takes is known once one
+/// was seen in this call.
 ///
 /// `out` receives `checkpoint.pit` (the latest, which may be of the midst of an epoch) and `log.jsonl`, whose lines after
 /// the checkpoint's epoch, left by a run that was killed, are cut off.
@@ -44,7 +45,7 @@ pub fn train(
     );
     let mut clock = Clock::until(deadline);
     while !run.finished() {
-        if !clock.leaves_time() {
+        if !clock.before_epoch(run.meta.begun.is_none()) {
             bar.finish_and_clear();
             return Ok(Outcome::TimeIsUp);
         }
@@ -78,11 +79,16 @@ pub fn train(
     Ok(Outcome::Finished)
 }
 
-/// What steps and ends of epochs take, against a deadline.
+/// What beginnings, steps and ends of epochs take, against a deadline.
 struct Clock {
     deadline: Option<Instant>,
+    /// When the epoch began, until its first step.
+    epoch_began: Option<Instant>,
     /// When the last step began, within an epoch.
     step_began: Option<Instant>,
+    /// What the longest beginning took. Not the last one: BCD tries its blocks in some of them only, and to be killed in one
+    /// costs more than to stop early.
+    beginning: Duration,
     /// What the last step took. Not the longest one: on a GPU the first compiles its kernels.
     step: Duration,
     /// What the last end of an epoch took: its last step, the evaluation, the checkpoint.
@@ -93,24 +99,40 @@ impl Clock {
     fn until(deadline: Option<Instant>) -> Self {
         Self {
             deadline,
+            epoch_began: None,
             step_began: None,
+            beginning: Duration::ZERO,
             step: Duration::ZERO,
             end: Duration::ZERO,
         }
     }
 
-    /// Whether a step and the end of an epoch fit before the deadline.
-    fn leaves_time(&self) -> bool {
-        self.deadline
-            .is_none_or(|deadline| Instant::now() + self.step + self.end <= deadline)
+    /// Whether a step and the end of an epoch fit before the deadline, with the beginning of an epoch if one `begins`.
+    fn before_epoch(&mut self, begins: bool) -> bool {
+        let now = Instant::now();
+        self.epoch_began = begins.then_some(now);
+        let beginning = match begins {
+            true => self.beginning,
+            false => Duration::ZERO,
+        };
+        self.leaves_time(now, beginning)
     }
 
+    fn leaves_time(&self, now: Instant, beginning: Duration) -> bool {
+        self.deadline
+            .is_none_or(|deadline| now + beginning + self.step + self.end <= deadline)
+    }
+
+    /// Whether a step and the end of its epoch fit before the deadline.
     fn before_step(&mut self) -> bool {
         let now = Instant::now();
+        if let Some(began) = self.epoch_began.take() {
+            self.beginning = self.beginning.max(now - began);
+        }
         if let Some(began) = self.step_began.replace(now) {
             self.step = now - began;
         }
-        self.leaves_time()
+        self.leaves_time(now, Duration::ZERO)
     }
 
     fn after_epoch(&mut self) {
@@ -152,4 +174,35 @@ fn line(report: &EpochReport) -> String {
         report.polynomials,
         report.identities,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread::sleep;
+
+    #[test]
+    fn an_epoch_begins_only_if_its_beginning_fits_too() {
+        let short = Duration::from_millis(10);
+        let mut clock = Clock::until(None);
+        assert!(clock.before_epoch(true));
+        sleep(short);
+        // The first step is there after the beginning, the second one at once.
+        assert!(clock.before_step() && clock.before_step());
+        clock.after_epoch();
+        assert!(clock.beginning >= short);
+        // A quick beginning later on changes nothing.
+        assert!(clock.before_epoch(true) && clock.before_step());
+        assert!(clock.beginning >= short);
+        // Far more than this test takes, so that nothing depends on how fast it is.
+        clock.beginning = Duration::from_secs(7200);
+        clock.step = Duration::ZERO;
+        clock.end = Duration::ZERO;
+        clock.deadline = Some(Instant::now() + Duration::from_secs(3600));
+        assert!(!clock.before_epoch(true));
+        assert!(clock.before_epoch(false), "only steps are left of it");
+        assert!(clock.before_step());
+        clock.end = Duration::from_secs(7200);
+        assert!(!clock.before_epoch(false) && !clock.before_step());
+    }
 }

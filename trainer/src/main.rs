@@ -127,10 +127,10 @@ struct TrainArguments {
     /// Folder for checkpoint.pit and log.jsonl.
     #[arg(long)]
     out: PathBuf,
-    /// Go on from the checkpoint in the folder.
+    /// Go on from the checkpoint in the folder, if there is one.
     #[arg(long)]
     resume: bool,
-    /// Stop after so many seconds, between two steps; the same command goes on from there.
+    /// Stop after so many seconds, between two steps; the same command with --resume goes on from there.
     #[arg(long)]
     seconds: Option<u64>,
     /// Folder for decoded archives, in place of data.cache.
@@ -286,12 +286,25 @@ impl Experiment {
     }
 }
 
+/// None if so many seconds are beyond what the clock counts.
 fn deadline(seconds: Option<u64>) -> Option<Instant> {
-    seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds))
+    Instant::now().checked_add(Duration::from_secs(seconds?))
+}
+
+/// # Errors
+/// A name of a file, where a folder is asked for: [`checkpoint_path`] takes it for the checkpoint itself.
+fn check_out(out: &Path) -> Result<()> {
+    ensure!(
+        out.extension().is_none_or(|extension| extension != "pit"),
+        "{} is named as a checkpoint is: give a folder to write one into",
+        out.display()
+    );
+    Ok(())
 }
 
 fn run_training(arguments: &TrainArguments, device: &Device, processor: Processor) -> Result<()> {
     let deadline = deadline(arguments.seconds);
+    check_out(&arguments.out)?;
     let mut config = Config::load(&arguments.config, &arguments.overrides)?;
     config.data.cache = arguments.cache.clone().or(config.data.cache);
     let path = checkpoint_path(&arguments.out);
@@ -300,6 +313,9 @@ fn run_training(arguments: &TrainArguments, device: &Device, processor: Processo
         "{} exists: give --resume to go on from it, or another --out",
         path.display()
     );
+    if arguments.resume && !path.exists() {
+        eprintln!("there is no {}: the run begins anew", path.display());
+    }
     let loaded = load(&config.data, device)?;
     train_in(config, &loaded, &arguments.out, deadline, device, processor).map(|_| ())
 }
@@ -361,6 +377,9 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
         arguments.folder.display()
     );
     let runs = named_runs(&files, &arguments.overrides)?;
+    for (name, _) in &runs {
+        check_out(&arguments.out.join(name))?;
+    }
     let mut failed = Vec::new();
     // Runs that follow each other mostly share their images.
     let mut loaded = None;

@@ -91,6 +91,23 @@ fn two_runs_of_one_name_are_refused() {
 }
 
 #[test]
+fn training_says_at_once_what_it_will_not_do() {
+    let folder = folder(&[("a", "")]);
+    let train = "train --config experiments/a.toml";
+    let (done, told) = pi_train(folder.path(), &format!("{train} --out runs/x.pit"));
+    assert!(!done && told.contains("x.pit is named as"), "{told}");
+    assert!(!folder.path().join("runs").exists());
+    // More seconds than any clock counts are no deadline.
+    let forever = format!("{train} --out runs/x --resume --seconds {}", u64::MAX);
+    let (done, told) = pi_train(folder.path(), &forever);
+    assert!(done && told.contains("begins anew"), "{told}");
+    let (done, told) = pi_train(folder.path(), &forever);
+    assert!(done && !told.contains("begins anew"), "{told}");
+    let (done, told) = pi_train(folder.path(), &format!("{train} --out runs/x"));
+    assert!(!done && told.contains("give --resume"), "{told}");
+}
+
+#[test]
 fn a_result_names_what_trained_and_what_it_was_tested_on_if_that_is_another_set() {
     let data = common::data(32, 10, 81);
     let mut run = common::run("[[stage]]\nepochs = 1");

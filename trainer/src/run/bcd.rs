@@ -152,7 +152,7 @@ impl Run {
             let kinds = &self.state.masks[site];
             let left = kinds.iter().filter(|k| **k == ActivationKind::Relu).count();
             let others = kinds.contains(&ActivationKind::Polynomial);
-            saved += costs.saved_by(site, profile, count, in_place, left == count && !others)?;
+            saved += costs.saved(site, profile, count, in_place, left == count && !others)?;
         }
         Ok(saved)
     }
