@@ -1,6 +1,5 @@
 //! Charts of runs: loss, accuracy, gradient norms, and how far the inputs of activations escape, over epochs and depth.
 
-use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use super::{Axis, Chart, Series, Style};
@@ -21,11 +20,11 @@ impl History {
         self.epochs.iter().map(point).collect()
     }
 
-    /// Activation sites, in the order of the network; see [`depth_order`].
+    /// Activation sites, in the order of the network; see [`sort_by_depth`].
     fn sites(&self) -> Vec<String> {
         let names: BTreeSet<&String> = self.epochs.iter().flat_map(|e| e.sites.keys()).collect();
         let mut names: Vec<String> = names.into_iter().cloned().collect();
-        names.sort_by(|a, b| depth_order(a, b));
+        sort_by_depth(&mut names);
         names
     }
 }
@@ -183,39 +182,43 @@ fn over_depth(
     .drawable()
 }
 
-/// Order of activation sites in the networks of this crate, by name alone, as JSON maps keep no order: the stem first,
-/// numbers by value, and a block's own activation behind those inside it.
-pub fn depth_order(a: &str, b: &str) -> Ordering {
-    let (mut a, mut b) = (a.split('.').peekable(), b.split('.').peekable());
-    loop {
-        let (Some(left), Some(right)) = (a.next(), b.next()) else {
-            return Ordering::Equal;
-        };
-        let (left_ends, right_ends) = (a.peek().is_none(), b.peek().is_none());
-        if left_ends != right_ends && left != right {
-            // The one that goes on lies inside a block whose own activation the other is, if it ends here.
-            let inside = left.starts_with("act") || right.starts_with("act");
-            if inside {
-                return left_ends.cmp(&right_ends);
-            }
-        }
-        let order = segment(left).cmp(&segment(right));
-        if order != Ordering::Equal {
-            return order;
-        }
-    }
+/// Sorts sites into the order of the networks of this crate, by name alone, as JSON maps keep no order.
+///
+/// The stem or the whitening is first and `last` is last; numbers count by value. A polynomial kernel stands before the
+/// activation of its convolution, and a block's own activation behind all inside it. Networks with a site `last.act` are
+/// pre-activation, where an activation stands before its convolution.
+pub fn sort_by_depth(names: &mut [String]) {
+    let pre_activation = names.iter().any(|name| name == "last.act");
+    names.sort_by_cached_key(|name| depth(name, pre_activation));
 }
 
-/// `stem` before all, then text and number of names like `stage12`.
-fn segment(text: &str) -> (bool, &str, u64) {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_digit());
-    let number = text[digits.len()..].parse().unwrap_or(0);
-    (!text.starts_with("stem"), digits, number)
+/// What names are compared by: rank, text and number of each part of names like `stage12.block1.a.act`.
+fn depth(name: &str, pre_activation: bool) -> Vec<(u8, String, u64)> {
+    // The shortcut of a pre-activation block lies between the activation and the kernel of `a`, as `b` < `k`.
+    let name = match pre_activation {
+        true => name.replace("shortcut.kernel", "a.beside"),
+        false => name.to_owned(),
+    };
+    let part = |text: &str| {
+        let word = text.trim_end_matches(|c: char| c.is_ascii_digit());
+        let number = text[word.len()..].parse().unwrap_or(0);
+        let rank = match word {
+            "stem" | "whiten" => 0,
+            "act" if pre_activation => 0,
+            "act" => 2,
+            "last" => 3,
+            _ => 1,
+        };
+        (rank, word.to_owned(), number)
+    };
+    name.split('.').map(part).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::build::PolynomialKernel;
+    use crate::network::{KernelRule, Kind, Network, NetworkConfig, Op, Stage, Stem};
 
     fn history(lines: &[&str]) -> History {
         History {
@@ -227,27 +230,63 @@ mod tests {
         }
     }
 
+    /// Every architecture, with and without polynomial kernels at all convolutions.
+    fn networks() -> Vec<NetworkConfig> {
+        let kinds = [
+            Kind::Residual,
+            Kind::Resnet10,
+            Kind::Resnet18,
+            Kind::Resnet34,
+            Kind::Resnet50,
+            Kind::Resnet20,
+            Kind::Resnet32,
+            Kind::Wrn22x8,
+            Kind::Lean9,
+        ];
+        let of = |kind: Kind, kernels: &[KernelRule]| {
+            let free = kind == Kind::Residual;
+            let stem = Stem {
+                channels: 1,
+                kernel: 3,
+                stride: 1,
+            };
+            // More than nine blocks and stages: numbers count by value.
+            let stages = (1..=11).map(|channels| Stage {
+                channels,
+                stride: 1,
+                blocks: if channels == 1 { 11 } else { 1 },
+            });
+            NetworkConfig {
+                kind,
+                width: if free { 1.0 } else { 1.0 / 16.0 },
+                stem: free.then_some(stem),
+                stages: stages.filter(|_| free).collect(),
+                activations: Vec::new(),
+                kernels: kernels.to_vec(),
+            }
+        };
+        let all = KernelRule {
+            convolutions: "*".to_owned(),
+            by: PolynomialKernel::RPkn,
+        };
+        let both = |kind| [of(kind, &[]), of(kind, std::slice::from_ref(&all))];
+        kinds.into_iter().flat_map(both).collect()
+    }
+
     #[test]
     fn sites_are_in_the_networks_order() {
-        let order = [
-            "stem.act",
-            "stage1.block1.a.act",
-            "stage1.block1.b.act",
-            "stage1.block1.act",
-            "stage1.block2.a.act",
-            "stage1.block10.a.act",
-            "stage2.block1.a.act",
-            "stage2.block1.act",
-        ];
-        let mut names = order;
-        names.sort_unstable();
-        assert_ne!(names, order, "by name alone they are in another order");
-        names.sort_by(|a, b| depth_order(a, b));
-        assert_eq!(names, order);
-        let groups = ["group1.conv1.act", "group1.conv2.act", "group2.conv1.act"];
-        let mut names = [groups[2], groups[1], groups[0]];
-        names.sort_by(|a, b| depth_order(a, b));
-        assert_eq!(names, groups);
+        for config in networks() {
+            let network = Network::new(&config, [3, 32, 32], 10).unwrap();
+            let sites = network
+                .nodes
+                .iter()
+                .filter(|node| matches!(node.op, Op::Activation | Op::Kernel { .. }));
+            let order: Vec<String> = sites.map(|node| node.name.clone()).collect();
+            let mut names = order.clone();
+            names.sort_unstable();
+            sort_by_depth(&mut names);
+            assert_eq!(names, order, "{config:?}");
+        }
     }
 
     #[test]
