@@ -239,6 +239,16 @@ fn reported(path: &Path) -> Result<Reported> {
                 path.display(),
                 result.relus
             );
+            // Both names are that of the configuration: an exported graph carries it.
+            if let Some(name) = &result.name {
+                ensure!(
+                    costs.network == *name,
+                    "{} is of the network {}, {} of {name}: make the costs anew from its graph",
+                    beside.display(),
+                    costs.network,
+                    path.display()
+                );
+            }
             Some(costs)
         }
     };
@@ -333,9 +343,21 @@ pub(crate) mod tests {
         let names: Vec<&str> = found.iter().map(|r| r.name.as_str()).collect();
         assert_eq!(names, ["a", "b.v2"]);
         assert!(found[0].costs.is_none() && found[1].costs.is_some());
-        result["relus"] = (relus + 1).into();
+        result["name"] = "resnet20".into();
         std::fs::write(at("b.v2.json"), result.to_string()).unwrap();
-        let error = format!("{:#}", all().unwrap_err());
-        assert!(error.contains("make the costs anew"), "{error}");
+        assert!(all().unwrap()[1].costs.is_some());
+        for (key, other, says) in [
+            ("name", json!("lean9"), "of the network resnet20"),
+            ("relus", json!(relus + 1), "ReLUs"),
+        ] {
+            let mut altered = result.clone();
+            altered[key] = other;
+            std::fs::write(at("b.v2.json"), altered.to_string()).unwrap();
+            let error = format!("{:#}", all().unwrap_err());
+            assert!(
+                error.contains(says) && error.contains("make the costs anew"),
+                "{error}"
+            );
+        }
     }
 }

@@ -8,19 +8,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{Dataset, Normalisation};
 
-/// What happens to training images.
+/// What happens to training images. A key that a file lacks is that of [`Augmentation::default`], whatever else it sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Augmentation {
     /// Largest shift of the random crop in pixels; reflection at the border, without the border pixel twice.
-    #[serde(default)]
     pub shift: usize,
     /// Mirrors half of the images. Digits and letters are not what they were after it.
-    #[serde(default)]
     pub flip: bool,
     /// Side of the square whose pixels become the mean; 0 for none. Its centre is any pixel, so that a part of it may
     /// lie outside the image.
-    #[serde(default)]
     pub cutout: usize,
 }
 
@@ -223,6 +220,22 @@ mod tests {
             mean: vec![0.0; 3],
             std: vec![1.0 / 255.0; 3],
         })
+    }
+
+    #[test]
+    fn a_key_changes_no_other_one() {
+        let parse = |text: &str| toml::from_str::<Augmentation>(text).unwrap();
+        let usual = Augmentation::default();
+        assert_eq!(parse(""), usual);
+        assert_eq!(parse("cutout = 8"), Augmentation { cutout: 8, ..usual });
+        assert_eq!(
+            parse("flip = false"),
+            Augmentation {
+                flip: false,
+                ..usual
+            }
+        );
+        assert_eq!(parse("shift = 2"), Augmentation { shift: 2, ..usual });
     }
 
     #[test]
