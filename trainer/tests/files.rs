@@ -311,7 +311,7 @@ fn overrides_replace_keys_and_wrong_ones_are_refused() {
         ),
         (
             "stage.0.distil={ teacher = \"start\", temperature = nan }",
-            "temperatures",
+            "temperature and",
         ),
         (
             "stage.0.distil={ teacher = \"start\", weight = 0.0, cross_entropy = 0.0 }",
