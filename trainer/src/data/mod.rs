@@ -122,8 +122,6 @@ impl Dataset {
 /// The test images are not among them: [`Source::test`] loads those, once, for the result.
 #[derive(Clone, Debug)]
 pub struct Sets {
-    /// Short name of the data set, as in `data.kind`.
-    pub name: &'static str,
     /// What reports call it, "CIFAR-10, JPEG quality 75" when it is read from the JPEG archives.
     pub description: String,
     /// Names of the classes, in label order.
@@ -217,7 +215,6 @@ impl Source {
             train.limit(limit);
         }
         Ok(Sets {
-            name: self.config.kind.name(),
             description: self.description.clone(),
             classes: self.classes.clone(),
             train,
