@@ -257,8 +257,8 @@ impl Source {
     }
 
     fn decode(&self, part: Part) -> Result<Dataset> {
-        let raw = self.reader.read(part)?;
-        raw.decode()
+        self.reader
+            .decode(part)
             .with_context(|| format!("{}, {} images", self.description, part.name()))
     }
 
@@ -297,6 +297,11 @@ trait Reader {
 
     /// Reads a part, its images as the files hold them.
     fn read(&self, part: Part) -> Result<Raw>;
+
+    /// As [`Self::read`], decoded.
+    fn decode(&self, part: Part) -> Result<Dataset> {
+        self.read(part)?.decode()
+    }
 
     /// Mean and deviation that are known for the set or came with it.
     fn normalisation(&self) -> Option<Normalisation> {
