@@ -1,25 +1,62 @@
-//! Every result in `experiments/` has the form that reports read, and belongs to the configuration beside it.
+//! Every result in `experiments/` has the form that reports read, and belongs to a run of a configuration beside it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use pi_trainer::config::Config;
 use pi_trainer::result::{RunResult, collect};
 
 fn experiments() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../experiments")
 }
 
+/// The runs of all configurations in a folder, by name.
+fn runs(folder: &Path) -> BTreeMap<String, Config> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let files = entries.map(|entry| entry.unwrap().path());
+    let tomls = files.filter(|file| file.extension().is_some_and(|end| end == "toml"));
+    tomls
+        .flat_map(|file| Config::variants(&file, &[]).unwrap())
+        .collect()
+}
+
 #[test]
-fn every_reported_result_is_whole() {
-    let results = collect(&[experiments()]).unwrap();
-    assert!(results.iter().any(|reported| reported.name == "bundled"));
-    for reported in &results {
-        let toml = experiments().join(format!("{}.toml", reported.name));
-        assert!(
-            toml.is_file(),
-            "{} has no configuration {}",
-            reported.name,
-            toml.display()
-        );
+fn every_reported_result_is_that_of_a_run_beside_it() {
+    for (folder, known) in [
+        (experiments(), "bundled"),
+        (experiments().join("cpu"), "00-teacher"),
+    ] {
+        let runs = runs(&folder);
+        let results = collect(std::slice::from_ref(&folder)).unwrap();
+        assert!(results.iter().any(|reported| reported.name == known));
+        let mut faults = Vec::new();
+        for reported in &results {
+            let Some(config) = runs.get(&reported.name) else {
+                faults.push(format!("{}: no such run", reported.name));
+                continue;
+            };
+            let result = &reported.result;
+            let mut compare = |key: &str, got: String, expected: String| {
+                if got != expected {
+                    let name = &reported.name;
+                    faults.push(format!(
+                        "{name}: {key} is {got}, in its configuration {expected}"
+                    ));
+                }
+            };
+            compare("seed", result.seed.to_string(), config.seed.to_string());
+            if let Some(name) = &result.name {
+                compare("name", name.clone(), config.name.clone());
+            }
+            let network = serde_json::to_value(&config.network).unwrap();
+            for key in ["kind", "width"] {
+                if let Some(value) = result.network.get(key) {
+                    compare(key, value.to_string(), network[key].to_string());
+                }
+            }
+        }
+        let folder = folder.display();
+        assert!(faults.is_empty(), "{folder}:\n{}", faults.join("\n"));
     }
 }
 

@@ -1,5 +1,6 @@
 //! From image files to planes of bytes.
 
+use std::borrow::Borrow;
 use std::io::Cursor;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -86,7 +87,10 @@ impl Raw {
     pub(super) fn decode(self) -> Result<Dataset> {
         match self {
             Raw::Planes(set) => Ok(set),
-            Raw::Files { decoder, files } => decoder.all(&files),
+            Raw::Files { decoder, files } => {
+                let labels = files.iter().map(|file| file.label).collect();
+                decoder.all(labels, |index| Ok(&files[index]))
+            }
         }
     }
 }
@@ -96,15 +100,23 @@ impl Decoder {
         [self.channels, self.side, self.side]
     }
 
-    fn all(self, files: &[ImageFile]) -> Result<Dataset> {
+    /// Images of these labels, decoded on all cores. `file` gives the one at an index, which is dropped once it is
+    /// decoded: as many are in memory as there are cores.
+    pub(super) fn all<F: Borrow<ImageFile>>(
+        self,
+        labels: Vec<u16>,
+        file: impl Fn(usize) -> Result<F> + Sync,
+    ) -> Result<Dataset> {
         let mut set = Dataset::empty(self.shape());
-        set.labels = files.iter().map(|file| file.label).collect();
-        set.images = vec![0; files.len() * set.bytes()];
+        set.images = vec![0; labels.len() * set.bytes()];
+        set.labels = labels;
         let bytes = set.bytes();
         set.images
             .par_chunks_mut(bytes)
-            .zip(files)
-            .try_for_each(|(planes, file)| {
+            .enumerate()
+            .try_for_each(|(index, planes)| {
+                let file = file(index)?;
+                let file = file.borrow();
                 self.image(&file.bytes, planes)
                     .with_context(|| format!("{}: cannot be used", file.name))
             })?;
@@ -263,7 +275,7 @@ pub(super) mod tests {
             label: 3,
             bytes: bytes.to_vec(),
         };
-        decoder.all(&[file]).map(|set| set.images)
+        decoder.all(vec![3], |_| Ok(&file)).map(|set| set.images)
     }
 
     #[test]

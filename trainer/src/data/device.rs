@@ -14,7 +14,6 @@ use super::{Dataset, Normalisation};
 pub struct DeviceSet {
     shape: [usize; 3],
     labels: Vec<u16>,
-    normalisation: Normalisation,
     device: Device,
     pixels: Pixels,
 }
@@ -55,7 +54,6 @@ impl DeviceSet {
                 set,
                 tables: augment::tables(&normalisation),
             },
-            normalisation,
         }
     }
 
@@ -79,7 +77,6 @@ impl DeviceSet {
                 scale: of(0),
                 offset: of(1),
             })),
-            normalisation,
         }
     }
 
@@ -96,11 +93,6 @@ impl DeviceSet {
     /// Channels, rows and columns of every image.
     pub fn shape(&self) -> [usize; 3] {
         self.shape
-    }
-
-    /// What pixels are normalised by.
-    pub fn normalisation(&self) -> &Normalisation {
-        &self.normalisation
     }
 
     /// Labels of these images.

@@ -12,7 +12,7 @@ use rand_core::SeedableRng;
 use rayon::prelude::*;
 
 use super::decode::{Decoder, Fit, ImageFile, Raw};
-use super::{DataConfig, Part, Reader, files, interleaved, permutation};
+use super::{DataConfig, Dataset, Part, Reader, files, interleaved, permutation};
 
 /// A folder of class folders.
 pub(super) struct Folder {
@@ -125,6 +125,17 @@ impl Folder {
             })
             .collect()
     }
+
+    /// Labels and paths of a part, dealt out one of each class in turn.
+    fn dealt(&self, part: Part) -> Result<Vec<(u16, PathBuf)>> {
+        let labelled = self.paths(part)?.into_iter().zip(0u16..);
+        let all: Vec<(u16, PathBuf)> = labelled
+            .flat_map(|(paths, label)| paths.into_iter().map(move |path| (label, path)))
+            .collect();
+        let labels: Vec<u16> = all.iter().map(|(label, _)| *label).collect();
+        let order = interleaved(&labels).into_iter();
+        Ok(order.map(|index| all[index].clone()).collect())
+    }
 }
 
 /// The images in a class folder, by name.
@@ -160,39 +171,44 @@ impl Reader for Folder {
     }
 
     fn read(&self, part: Part) -> Result<Raw> {
-        let paths = self.paths(part)?;
-        let labelled = paths.iter().zip(0u16..);
-        let all: Vec<(u16, &PathBuf)> = labelled
-            .flat_map(|(paths, label)| paths.iter().map(move |path| (label, path)))
-            .collect();
-        let labels: Vec<u16> = all.iter().map(|(label, _)| *label).collect();
-        let read = |index: usize| {
-            let (label, path) = all[index];
-            let about = path
-                .metadata()
-                .with_context(|| format!("cannot read {}", path.display()))?;
-            ensure!(
-                about.len() <= files::MAX_IMAGE,
-                "{} has {} bytes, at most {} are read",
-                path.display(),
-                about.len(),
-                files::MAX_IMAGE
-            );
-            Ok(ImageFile {
-                name: path.display().to_string(),
-                label,
-                bytes: files::read(path)?,
-            })
-        };
-        let files = interleaved(&labels)
-            .into_par_iter()
-            .map(read)
-            .collect::<Result<_>>()?;
+        let files = self.dealt(part)?;
         Ok(Raw::Files {
             decoder: self.decoder,
-            files,
+            files: files
+                .par_iter()
+                .map(|(label, path)| read(*label, path))
+                .collect::<Result<_>>()?,
         })
     }
+
+    // Photographs of some MB each would not all fit in memory: each is decoded where it is read.
+    fn decode(&self, part: Part) -> Result<Dataset> {
+        let files = self.dealt(part)?;
+        let labels = files.iter().map(|(label, _)| *label).collect();
+        self.decoder.all(labels, |index| {
+            let (label, path) = &files[index];
+            read(*label, path)
+        })
+    }
+}
+
+/// One image file.
+fn read(label: u16, path: &Path) -> Result<ImageFile> {
+    let about = path
+        .metadata()
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    ensure!(
+        about.len() <= files::MAX_IMAGE,
+        "{} has {} bytes, at most {} are read",
+        path.display(),
+        about.len(),
+        files::MAX_IMAGE
+    );
+    Ok(ImageFile {
+        name: path.display().to_string(),
+        label,
+        bytes: files::read(path)?,
+    })
 }
 
 #[cfg(test)]
@@ -320,6 +336,19 @@ mod tests {
         assert!(message.contains(".png: cannot be used"), "{message}");
         fs::create_dir(path.join("train")).unwrap();
         assert!(error(open()).contains("neither test nor val"));
+    }
+
+    #[test]
+    fn files_decoded_one_by_one_are_those_that_are_packed() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, red) in [("a", 0), ("b", 100), ("c", 200)] {
+            class(folder.path(), name, red, 5);
+        }
+        let folder = Folder::open(&config(folder.path())).unwrap();
+        for part in [Part::Train, Part::Test] {
+            let all = folder.read(part).unwrap().decode().unwrap();
+            assert_eq!(folder.decode(part).unwrap(), all);
+        }
     }
 
     #[test]

@@ -122,8 +122,6 @@ impl Dataset {
 /// The test images are not among them: [`Source::test`] loads those, once, for the result.
 #[derive(Clone, Debug)]
 pub struct Sets {
-    /// Short name of the data set, as in `data.kind`.
-    pub name: &'static str,
     /// What reports call it, "CIFAR-10, JPEG quality 75" when it is read from the JPEG archives.
     pub description: String,
     /// Names of the classes, in label order.
@@ -217,7 +215,6 @@ impl Source {
             train.limit(limit);
         }
         Ok(Sets {
-            name: self.config.kind.name(),
             description: self.description.clone(),
             classes: self.classes.clone(),
             train,
@@ -260,8 +257,8 @@ impl Source {
     }
 
     fn decode(&self, part: Part) -> Result<Dataset> {
-        let raw = self.reader.read(part)?;
-        raw.decode()
+        self.reader
+            .decode(part)
             .with_context(|| format!("{}, {} images", self.description, part.name()))
     }
 
@@ -300,6 +297,11 @@ trait Reader {
 
     /// Reads a part, its images as the files hold them.
     fn read(&self, part: Part) -> Result<Raw>;
+
+    /// As [`Self::read`], decoded.
+    fn decode(&self, part: Part) -> Result<Dataset> {
+        self.read(part)?.decode()
+    }
 
     /// Mean and deviation that are known for the set or came with it.
     fn normalisation(&self) -> Option<Normalisation> {

@@ -87,21 +87,6 @@ impl Normalisation {
         [1.0 / (255.0 * std), -mean / std]
     }
 
-    /// Writes the normalised image to `out`.
-    ///
-    /// # Shapes
-    /// Both `[c, h, w]`, `c` channels as this has.
-    pub fn apply(&self, image: &[u8], out: &mut [f32]) {
-        let plane = image.len() / self.mean.len();
-        let planes = out.chunks_mut(plane).zip(image.chunks(plane));
-        for (channel, (out, image)) in planes.enumerate() {
-            let [scale, shift] = self.affine(channel);
-            for (out, byte) in out.iter_mut().zip(image) {
-                *out = f32::from(*byte) * scale + shift;
-            }
-        }
-    }
-
     /// The byte of a normalised value, the nearest one.
     pub(super) fn byte(&self, channel: usize, value: f32) -> u8 {
         let pixel = value * self.std[channel] + self.mean[channel];
@@ -111,6 +96,7 @@ impl Normalisation {
 
 #[cfg(test)]
 mod tests {
+    use super::super::augment;
     use super::super::files::tests::error;
     use super::*;
 
@@ -122,10 +108,8 @@ mod tests {
             labels: vec![0; 40],
         };
         let normalisation = Normalisation::measure(&set).unwrap();
-        let mut values = vec![0.0; set.images.len()];
-        for (out, index) in values.chunks_mut(30).zip(0..) {
-            normalisation.apply(set.image(index), out);
-        }
+        let indices: Vec<usize> = (0..40).collect();
+        let values = augment::plain(&set, &indices, &augment::tables(&normalisation));
         for channel in 0..2 {
             let of: Vec<f64> = values
                 .chunks(15)
