@@ -492,20 +492,12 @@ impl State {
         let Some(selection) = self.selection.take() else {
             return;
         };
-        let keeps: Tensors = self
-            .parameters
-            .iter()
-            .filter(|(name, _)| name.ends_with(".keep"))
-            .map(|(name, keep)| (name.clone(), keep.clone()))
-            .collect();
-        let keeps = download_all(&keeps);
-        let indicators: Tensors = self
-            .buffers
-            .iter()
-            .filter(|(name, _)| name.ends_with(".kept"))
-            .map(|(name, kept)| (name.clone(), kept.clone()))
-            .collect();
-        let indicators = download_all(&indicators);
+        let ending = |tensors: &Tensors, end: &str| {
+            let fit = tensors.iter().filter(|(name, _)| name.ends_with(end));
+            download_all(&fit.map(|(name, t)| (name.clone(), t.clone())).collect())
+        };
+        let keeps = ending(&self.parameters, ".keep");
+        let indicators = ending(&self.buffers, ".kept");
         let mut ranked: Vec<(f32, f32, &str, usize)> = Vec::new();
         for (site, kinds) in &self.masks {
             let Some(keep) = keeps.get(&format!("{site}.keep")) else {
