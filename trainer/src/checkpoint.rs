@@ -6,11 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+
+use crate::atomic;
 
 const MAGIC: &[u8; 8] = b"PITRAIN2";
 /// Far above what a header of a few hundred arrays takes.
@@ -122,7 +123,7 @@ impl Checkpoint {
         bytes.extend_from_slice(&(header.len() as u64).to_le_bytes());
         bytes.extend_from_slice(&header);
         bytes.append(&mut body);
-        write_atomically(path, &bytes)
+        atomic::write(path, &bytes)
     }
 
     /// Reads a file written by [`Self::save`].
@@ -210,21 +211,4 @@ fn count(shape: &[usize]) -> Result<usize> {
         .iter()
         .try_fold(1usize, |n, d| n.checked_mul(*d))
         .context("an array is too large")
-}
-
-/// Writes `bytes` to `path` by way of a temporary file in the same folder, one of this process alone.
-///
-/// # Errors
-/// The file system's, with the path.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = path.with_added_extension(format!("{}.tmp", std::process::id()));
-    let write = || -> std::io::Result<()> {
-        let mut file = fs::File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write()
-        .inspect_err(|_| drop(fs::remove_file(&temporary)))
-        .with_context(|| format!("cannot write {}", path.display()))
 }

@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use pi_ir::graph::{ActivationKind, Graph, Node, NodeId, Op as GraphOp};
 use pi_ir::{GraphFile, Padding, Shape};
 
-use crate::checkpoint::{Arrays, write_atomically};
+use crate::atomic;
+use crate::checkpoint::Arrays;
 use crate::data::DeviceSet;
 use crate::kernels::NORM_EPSILON;
 use crate::network::forward::EXTENT_EPSILON;
@@ -339,7 +340,7 @@ pub fn export(run: &Run, set: &DeviceSet, count: usize, path: &Path) -> Result<(
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
     }
-    write_atomically(path, &bytes)?;
+    atomic::write(path, &bytes)?;
     Ok((bytes.len(), worst))
 }
 

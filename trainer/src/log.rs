@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::checkpoint::write_atomically;
+use crate::atomic;
 
 /// Name of the log in a run's folder.
 pub const LOG_NAME: &str = "log.jsonl";
@@ -48,7 +48,7 @@ impl Log {
             .copied()
             .collect();
         if kept != old {
-            write_atomically(path, &kept)?;
+            atomic::write(path, &kept)?;
         }
         let file = fs::OpenOptions::new()
             .create(true)

@@ -10,7 +10,8 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::ProgressBar;
-use pi_trainer::checkpoint::{Checkpoint, write_atomically};
+use pi_trainer::atomic;
+use pi_trainer::checkpoint::Checkpoint;
 use pi_trainer::command;
 use pi_trainer::command::plot::PlotArguments;
 use pi_trainer::command::report::ReportArguments;
@@ -521,7 +522,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
     path.parent()
         .map_or(Ok(()), std::fs::create_dir_all)
         .with_context(|| format!("cannot create the folder of {}", path.display()))?;
-    write_atomically(path, text.as_bytes())
+    atomic::write(path, text.as_bytes())
 }
 
 /// The images of a configuration.

@@ -12,7 +12,8 @@ use anyhow::{Context, Result, ensure};
 use flate2::Crc;
 use serde::{Deserialize, Serialize};
 
-use super::{DataConfig, Dataset, files};
+use super::{DataConfig, Dataset};
+use crate::atomic;
 
 const MAGIC: &[u8; 8] = b"PICACHE1";
 /// Far above what a header takes, even one that names a thousand classes.
@@ -119,7 +120,7 @@ fn write(path: &Path, key: &str, set: &Dataset) -> Result<()> {
         images: set.len(),
         crc: checksum(set),
     };
-    files::write_whole(path, |file| {
+    atomic::write_by(path, |file| {
         write_header(file, MAGIC, &header)?;
         for label in &set.labels {
             file.write_all(&label.to_le_bytes())?;

@@ -139,31 +139,6 @@ impl Write for Bounded {
     }
 }
 
-/// Writes a file that appears under its name only when it is whole.
-///
-/// The temporary file carries the process's number: two runs that fill one cache do not write into each other's.
-pub(super) fn write_whole(
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
-) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let attempt = || -> std::io::Result<()> {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        let mut file = std::io::BufWriter::new(fs::File::create(&temporary)?);
-        write(&mut file)?;
-        file.flush()?;
-        file.get_ref().sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    attempt()
-        .inspect_err(|_| drop(fs::remove_file(&temporary)))
-        .with_context(|| format!("cannot write {}", path.display()))
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -216,19 +191,5 @@ pub(super) mod tests {
         fs::write(&gz, packed.finish().unwrap()).unwrap();
         assert_eq!(gunzip(&gz, 100_000).unwrap().len(), 100_000);
         assert!(error(gunzip(&gz, 99_999)).contains("more than 99999 bytes"));
-    }
-
-    #[test]
-    fn a_write_that_fails_leaves_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("new/file");
-        let broken = write_whole(&path, |file| {
-            file.write_all(b"half")?;
-            Err(std::io::Error::other("the disk is full"))
-        });
-        assert!(error(broken).contains("the disk is full"));
-        assert_eq!(fs::read_dir(folder.path().join("new")).unwrap().count(), 0);
-        write_whole(&path, |file| file.write_all(b"whole")).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"whole");
     }
 }

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::cache::{read_header, write_header};
 use super::decode::{Decoder, Fit, ImageFile, Raw, jpeg};
 use super::{DataConfig, Dataset, Kind, Normalisation, Part, Reader, Source, files};
+use crate::atomic;
 
 const MAGIC: &[u8; 8] = b"PIPACK01";
 /// Far above what sets of small images have.
@@ -123,7 +124,7 @@ pub fn pack(config: &DataConfig, quality: Option<u8>, path: &Path) -> Result<Pac
         train,
         test,
     };
-    files::write_whole(path, |file| {
+    atomic::write_by(path, |file| {
         write_header(file, MAGIC, &header)?;
         file.write_all(&train_bytes)?;
         file.write_all(&test_bytes)

@@ -13,7 +13,7 @@ use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::prelude::*;
 use plotters::style::FontStyle;
 
-use crate::checkpoint::write_atomically;
+use crate::atomic;
 
 /// Width and height in pixels.
 const SIZE: (u32, u32) = (1200, 720);
@@ -122,14 +122,14 @@ impl Chart {
         );
         let mut text = String::new();
         self.draw(SVGBackend::with_string(&mut text, SIZE).into_drawing_area())?;
-        write_atomically(&svg, text.as_bytes())?;
+        atomic::write(&svg, text.as_bytes())?;
         let mut pixels = vec![0; (SIZE.0 * SIZE.1 * 3) as usize];
         self.draw(BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area())?;
         let image = image::RgbImage::from_raw(SIZE.0, SIZE.1, pixels);
         let image = image.ok_or_else(|| anyhow!("the bitmap has another size"))?;
         let mut bytes = std::io::Cursor::new(Vec::new());
         image.write_to(&mut bytes, image::ImageFormat::Png)?;
-        write_atomically(&png, bytes.get_ref())?;
+        atomic::write(&png, bytes.get_ref())?;
         Ok([svg, png])
     }
 

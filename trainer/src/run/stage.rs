@@ -20,6 +20,9 @@ use crate::network::{Mode, Network, Op, Replacement, Request, Selection, Slot, S
 use crate::pattern::fits;
 use crate::tensors::{Tensors, download_all};
 
+/// A selection's penalty grows no further: it decides every step by then, and its squares are still finite.
+const MAX_LAMBDA: f32 = 1e6;
+
 impl Method {
     /// Its name in logs and results.
     pub fn name(&self) -> &'static str {
@@ -156,7 +159,7 @@ impl Run {
             count,
         });
         if count >= pressure.count {
-            pressure.lambda *= select.growth;
+            pressure.lambda = (pressure.lambda * select.growth).min(MAX_LAMBDA);
         }
         pressure.count = count;
         let lambda = pressure.lambda;

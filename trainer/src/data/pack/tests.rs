@@ -136,7 +136,7 @@ fn planes_are_kept_as_they_are() {
     };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("p");
-    files::write_whole(&path, |file| {
+    atomic::write_by(&path, |file| {
         write_header(file, MAGIC, &header)?;
         file.write_all(&bytes)?;
         file.write_all(&bytes)
@@ -154,7 +154,7 @@ fn planes_are_kept_as_they_are() {
         classes: vec!["one".to_owned()],
         ..header
     };
-    files::write_whole(&path, |file| {
+    atomic::write_by(&path, |file| {
         write_header(file, MAGIC, &few)?;
         file.write_all(&bytes)?;
         file.write_all(&bytes)
