@@ -263,7 +263,7 @@ pub enum Cut {
     Polynomial,
 }
 
-/// Penalty on the inputs of activations.
+/// Penalty on the inputs of activations, at every element: of ReLUs too, whose sign circuits are as wide as their inputs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum RangePenalty {
@@ -274,7 +274,7 @@ pub enum RangePenalty {
         /// Its strength.
         weight: f32,
     },
-    /// `weight mean((z / radius)^exponent)` (PILLAR, USENIX Security 2024).
+    /// `weight mean((z / radius)^exponent)` a site (PILLAR, USENIX Security 2024, has it for polynomials alone).
     Power {
         /// Where it becomes steep.
         radius: f32,
