@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use pi_ir::graph::{ActivationKind, Graph, Node, NodeId, Op as GraphOp};
 use pi_ir::{GraphFile, Padding, Shape};
 
@@ -333,13 +333,6 @@ pub fn export(run: &Run, set: &DeviceSet, count: usize, path: &Path) -> Result<(
     let graph = graph(run)?;
     let worst = check(run, &graph, set, count)?;
     let bytes = GraphFile { graph }.encode();
-    if let Some(folder) = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-    {
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("cannot create {}", folder.display()))?;
-    }
     atomic::write(path, &bytes)?;
     Ok((bytes.len(), worst))
 }

@@ -417,13 +417,13 @@ fn run_all(arguments: &RunAllArguments, device: &Device, processor: Processor) -
                 eprintln!("{name}: time is up; the same command goes on from here");
                 return Ok(());
             }
-            Ok(Outcome::Finished) => write(&out.join("finished"), "")?,
+            Ok(Outcome::Finished) => atomic::write(&out.join("finished"), b"")?,
             // One run that explodes, as some of them must, does not stop the others.
             Err(why) => {
                 eprintln!("{name}: {why:#}");
                 // The same seed diverges in the same way: it is noted, not tried again.
                 if why.is::<Diverged>() {
-                    write(&failed_before, &format!("{why:#}\n"))?;
+                    atomic::write(&failed_before, format!("{why:#}\n").as_bytes())?;
                 }
                 failed.push(name);
             }
@@ -481,9 +481,7 @@ impl One<'_> {
         };
         let (run, outcome) = train_in(self.config, images, self.out, deadline, device, processor)?;
         if let (Outcome::Finished, Some(path)) = (outcome, result_path) {
-            let (test, description) = load_test(&own, &run, device)?;
-            let result = RunResult::of(&run, &test, &description, processor.name());
-            write_result(&path, &result)?;
+            write_result(&path, &run, &own, device, processor)?;
         }
         Ok(outcome)
     }
@@ -502,9 +500,7 @@ impl One<'_> {
             run.meta.config.stages.len(),
             self.out.join("finished").display()
         );
-        let (test, description) = load_test(&self.config.data, &run, device)?;
-        let result = RunResult::of(&run, &test, &description, processor.name());
-        write_result(&path, &result)
+        write_result(&path, &run, &self.config.data, device, processor)
     }
 
     fn result_path(&self) -> Option<PathBuf> {
@@ -513,16 +509,17 @@ impl One<'_> {
     }
 }
 
-fn write_result(path: &Path, result: &RunResult) -> Result<()> {
-    write(path, &format!("{result}\n"))
-}
-
-/// Writes a small file whole, and the folder it is in.
-fn write(path: &Path, text: &str) -> Result<()> {
-    path.parent()
-        .map_or(Ok(()), std::fs::create_dir_all)
-        .with_context(|| format!("cannot create the folder of {}", path.display()))?;
-    atomic::write(path, text.as_bytes())
+/// Measures a finished run on the test batch and writes its result.
+fn write_result(
+    path: &Path,
+    run: &Run,
+    data: &DataConfig,
+    device: &Device,
+    processor: Processor,
+) -> Result<()> {
+    let (test, description) = load_test(data, run, device)?;
+    let result = RunResult::of(run, &test, &description, processor.name());
+    atomic::write(path, format!("{result}\n").as_bytes())
 }
 
 /// The images of a configuration.

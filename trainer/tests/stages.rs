@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 
 use burn::tensor::{Device, Tensor};
-use common::{POSITIONS, data, experiment, finish, images, run};
+use common::{POSITIONS, data, experiment, finish, images, run, saved};
 use indicatif::ProgressBar;
 use pi_trainer::checkpoint::{Array, Checkpoint};
 use pi_trainer::experiment as folder;
@@ -244,12 +244,10 @@ fn averages_take_the_weights_places_at_the_end_of_every_phase() {
 
 #[test]
 fn nothing_is_learnt_from_a_run_that_is_not_finished() {
-    let folder = tempfile::tempdir().unwrap();
     let data = data(64, 10, 64);
     let mut source = run("[[stage]]\nepochs = 2");
     epoch(&mut source, &data);
-    let path = folder.path().join("checkpoint.pit");
-    source.checkpoint().save(&path).unwrap();
+    let folder = saved(&source);
     let begin = |overrides: &[&str]| -> anyhow::Result<()> {
         let config = experiment("[[stage]]\nepochs = 1", overrides);
         let mut run = Run::new(config, images(), Device::flex())?;
@@ -268,6 +266,7 @@ fn nothing_is_learnt_from_a_run_that_is_not_finished() {
         );
     }
     finish(&mut source, &data);
+    let path = folder.path().join("checkpoint.pit");
     source.checkpoint().save(&path).unwrap();
     for item in [&warm, &taught] {
         begin(&[item]).unwrap();
@@ -276,14 +275,10 @@ fn nothing_is_learnt_from_a_run_that_is_not_finished() {
 
 #[test]
 fn norms_that_a_warm_start_does_not_know_begin_with_the_images_statistics() {
-    let folder = tempfile::tempdir().unwrap();
     let data = data(96, 10, 63);
     let mut source = run("[[stage]]\nepochs = 1");
     finish(&mut source, &data);
-    source
-        .checkpoint()
-        .save(&folder.path().join("checkpoint.pit"))
-        .unwrap();
+    let folder = saved(&source);
     let start = format!(
         "warm_start={{ checkpoint = {:?}, activations = false }}",
         folder.path()
@@ -393,12 +388,10 @@ fn what_may_change_in_a_stage_under_way_does_and_the_rest_is_refused() {
 /// Results report the configuration: it must be that of the training.
 #[test]
 fn the_seed_and_finished_stages_cannot_change() {
-    let folder = tempfile::tempdir().unwrap();
     let data = data(64, 10, 70);
     let mut teacher = run("[[stage]]\nepochs = 0");
     finish(&mut teacher, &data);
-    let path = folder.path().join("checkpoint.pit");
-    teacher.checkpoint().save(&path).unwrap();
+    let folder = saved(&teacher);
     let stages = "[[stage]]\nepochs = 1\n[[stage]]\nepochs = 2";
     let taught = |path: &std::path::Path| {
         format!("stage.0.distil={{ teacher = {{ checkpoint = {path:?} }} }}")

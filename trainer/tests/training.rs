@@ -3,7 +3,7 @@
 mod common;
 
 use burn::tensor::Device;
-use common::{POSITIONS, data, experiment, finish, images, run};
+use common::{POSITIONS, data, experiment, finish, images, run, saved};
 use indicatif::ProgressBar;
 use pi_ir::GraphFile;
 use pi_ir::graph::Op;
@@ -449,12 +449,10 @@ fn the_first_layer_of_lean9_whitens() {
 
 #[test]
 fn a_warm_start_brings_weights_and_activations_or_weights_alone() {
-    let folder = tempfile::tempdir().unwrap();
     let data = data(96, 40, 13);
     let mut source = run(CUTS);
     finish(&mut source, &data);
-    let path = folder.path().join("checkpoint.pit");
-    source.checkpoint().save(&path).unwrap();
+    let folder = saved(&source);
     let start = format!("warm_start={{ checkpoint = {:?} }}", folder.path());
     let stage = "[[stage]]\nepochs = 1";
     let whole = Run::new(experiment(stage, &[&start]), images(), Device::flex()).unwrap();
@@ -482,14 +480,10 @@ fn a_warm_start_brings_weights_and_activations_or_weights_alone() {
 
 #[test]
 fn a_student_approaches_its_teacher() {
-    let folder = tempfile::tempdir().unwrap();
     let data = data(320, 100, 15);
     let mut teacher = run("[[stage]]\nepochs = 3");
     finish(&mut teacher, &data);
-    teacher
-        .checkpoint()
-        .save(&folder.path().join("checkpoint.pit"))
-        .unwrap();
+    let folder = saved(&teacher);
     // No label is seen: what the student learns, it learns from the teacher.
     let stages = format!(
         "[[stage]]\nepochs = 3\nreplace = [{{ sites = \"*\", by = \"react-pkn\" }}]\ndistil = {{ teacher = {{ checkpoint = {:?} }}, cross_entropy = 0.0 }}",

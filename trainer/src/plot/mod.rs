@@ -114,8 +114,6 @@ impl Chart {
             epaint_default_fonts::UBUNTU_LIGHT,
         )
         .map_err(|_| anyhow!("the font of the labels is damaged"))?;
-        std::fs::create_dir_all(folder)
-            .map_err(|why| anyhow!("cannot create {}: {why}", folder.display()))?;
         let (svg, png) = (
             folder.join(format!("{name}.svg")),
             folder.join(format!("{name}.png")),

@@ -364,9 +364,9 @@ impl Run {
             .step(parameters, &gradients, &loss, rate, epoch)
             .map_err(|why| self.explain(&why, pixels, phase, taught))?;
         if anew {
-            let extents = pass.statistics.iter();
-            let extents = extents.filter(|(name, _)| name.ends_with(".extent"));
-            let extents: Vec<_> = extents.map(|(n, e)| (n.clone(), e.clone())).collect();
+            let statistics = pass.statistics.iter();
+            let extents = statistics.filter(|(name, _)| name.ends_with(".extent"));
+            let extents = extents.map(|(name, extent)| (name.clone(), extent.clone()));
             self.state.buffers.extend(extents);
         }
         self.state.track(pass.statistics, STATISTICS_RATE);

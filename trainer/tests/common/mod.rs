@@ -76,6 +76,14 @@ pub(crate) fn finish(run: &mut Run, data: &Data) -> Vec<EpochReport> {
     reports
 }
 
+/// A folder with the checkpoint of a run, as `checkpoint.pit`.
+pub(crate) fn saved(run: &Run) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("there is room for temporary files");
+    let path = folder.path().join("checkpoint.pit");
+    run.checkpoint().save(&path).expect("the folder is there");
+    folder
+}
+
 /// Stripes whose direction, width and colour tell the class, with noise.
 pub(crate) fn pictures(count: usize, seed: u64) -> Dataset {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
