@@ -14,7 +14,8 @@ use support::network::Budget;
 use support::options::Options;
 use support::predict::Rates;
 
-/// Prepares and spends bundles between a client and a server on this machine, checks the answers and writes what it took.
+/// Prepares and spends bundles between a client and a server on this machine, checks the answers
+/// and writes what it took.
 #[derive(Parser)]
 #[command(name = "cargo bench --bench inference --")]
 struct Arguments {

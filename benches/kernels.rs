@@ -3,8 +3,9 @@
 //!     cargo bench --bench kernels                  # everything, some minutes
 //!     cargo bench --bench kernels -- 'conv|garble' # what matches
 //!
-//! Times are CPU times of the process, with one thread unless `RAYON_NUM_THREADS` says otherwise (several add up). Garbling and evaluating count AND gates, OT extension instances, the
-//! online convolution multiply-adds; transforms and ciphertext operations are told as times.
+//! Times are CPU times of the process, with one thread unless `RAYON_NUM_THREADS` says otherwise
+//! (several add up). Garbling and evaluating count AND gates, OT extension instances, the online
+//! convolution multiply-adds; transforms and ciphertext operations are told as times.
 
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkId, Throughput};
@@ -264,7 +265,8 @@ fn oles(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A layer of the table that peers are compared in: channels, side, output channels, side of the kernel.
+/// A layer of the table that peers are compared in: channels, side, output channels, side of the
+/// kernel.
 const LAYERS: [(u32, u32, u32, u32); 6] = [
     (3, 32, 64, 3),
     (64, 32, 64, 3),
@@ -377,8 +379,8 @@ fn small(rng: &mut impl RngCore) -> i16 {
     (rng.next_u32() % 255) as i16 - 127
 }
 
-/// The times of a layer for all its bundles together. The server's contains receiving and finishing; `ciphertext/finish` times
-/// the ciphertexts down is the part that finishing takes.
+/// The times of a layer for all its bundles together. The server's contains receiving and
+/// finishing; `ciphertext/finish` times the ciphertexts down is the part that finishing takes.
 fn linear_layers(criterion: &mut Criterion) {
     for bundles in [1, 16] {
         let mut group = criterion.benchmark_group(format!("linear, {bundles} bundles"));
@@ -439,7 +441,8 @@ fn online_convolutions(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Both parties' work; the directions differ in who holds the choices, the work is the same and is measured once each.
+/// Both parties' work; the directions differ in who holds the choices, the work is the same and is
+/// measured once each.
 fn extensions(criterion: &mut Criterion) {
     const COUNT: usize = 1 << 18;
     let mut group = criterion.benchmark_group("correlated OT, both parties");

@@ -1,9 +1,11 @@
-//! What an honest-but-curious client could read off the server's answers if a protection were missing.
+//! What an honest-but-curious client could read off the server's answers if a protection were
+//! missing.
 //!
-//! Each test mounts the attack twice: on an answer that leaves the protection out, where it must succeed (else the test
-//! proves nothing), and on the real one, where it must fail. Attacks on the second half and on the width of the flood are in
-//! `protocol/rlwe/tests/attacks.rs`; on the correction of unused coefficients, on bundles used twice, and on the bundle
-//! store beside the code they concern.
+//! Each test mounts the attack twice: on an answer that leaves the protection out, where it must
+//! succeed (else the test proves nothing), and on the real one, where it must fail. Attacks on the
+//! second half and on the width of the flood are in `protocol/rlwe/tests/attacks.rs`; on the
+//! correction of unused coefficients, on bundles used twice, and on the bundle store beside the
+//! code they concern.
 
 use pi_ring::fp;
 use pi_rlwe::attack::phase;
@@ -151,7 +153,8 @@ fn noise_shows_the_size_of_the_weights_before_the_flood() {
         of_small <= 6 && of_large >= 11,
         "{of_small} and {of_large} bits"
     );
-    // The flood has 76 bits whatever the kernel: pi-rlwe's tests hold its width. Here: nothing of the noise is left to see.
+    // The flood has 76 bits whatever the kernel: pi-rlwe's tests hold its width. Here: nothing of
+    // the noise is left to see.
     let bound = flood_log2(&p.params, CiphertextModulus::Conv);
     assert!(
         bound - f64::from(of_large) > 60.0,
@@ -165,14 +168,16 @@ fn noise_shows_the_size_of_the_weights_before_the_flood() {
     });
     // The deviation of an estimate from 8,192 samples is 0.8 %.
     assert!((widths[1] / widths[0] - 1.0).abs() < 0.04, "{widths:?}");
-    // Equal widths would also hold with no flood at all: rounding alone has deviation 28, flood and rounding 79.
+    // Equal widths would also hold with no flood at all: rounding alone has deviation 28, flood and
+    // rounding 79.
     assert!(
         widths.iter().all(|w| (72.0..86.0).contains(w)),
         "{widths:?}"
     );
 }
 
-/// Standard deviation of what the client sees below the plaintext, in units of the answer's modulus.
+/// Standard deviation of what the client sees below the plaintext, in units of the answer's
+/// modulus.
 fn width(p: &Parties, answer: &Answer) -> f64 {
     let plaintexts = decrypt(&p.params, &p.secret, answer, &all());
     let phases = phase(&p.params, &p.secret, answer, &all());

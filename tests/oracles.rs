@@ -1,12 +1,14 @@
-//! The bundled model against its two oracles, on real pictures.
+//! The bundled model against its two oracles, on real images.
 //!
-//! *Exact*: the interpreter, given the client's shares of a run, reproduces every carry of the two-party truncation and must
-//! equal the private logits bit for bit. *Plain*: the interpreter that rounds to nearest; the difference is stochastic
-//! rounding, reported as a distribution, and the answer may differ only where the margin between the two best classes is below
-//! the 99 % quantile of the change of margins, as `docs/results/oracles.json` states it.
+//! *Exact*: the interpreter, given the client's shares of a run, reproduces every carry of the
+//! two-party truncation and must equal the private logits bit for bit. *Plain*: the interpreter
+//! that rounds to nearest; the difference is stochastic rounding, reported as a distribution, and
+//! the answer may differ only where the margin between the two best classes is below the 99 %
+//! quantile of the change of margins, as `docs/results/oracles.json` states it.
 //!
-//! The pictures are those of CIFAR-10's test batch (JPEG, quality 75) where `../shared/data` has it; elsewhere pictures drawn by
-//! the compiler stand in, and a message says so. The long form is one command, whose output is in `docs/results/`:
+//! The images are those of CIFAR-10's test batch (JPEG, quality 75) where `../shared/data` has it;
+//! elsewhere images drawn by the compiler stand in, and a message says so. The long form is one
+//! command, whose output is in `docs/results/`:
 //!
 //!     cargo test --test oracles -- --ignored --nocapture
 
@@ -47,7 +49,7 @@ impl Model {
         }
     }
 
-    fn pictures(&self, count: usize) -> Images {
+    fn images(&self, count: usize) -> Images {
         let batch = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../shared/data/cifar10/cifar10_jpeg_test_batch.tar.xz");
         let shape = self.artifact.circuit.input;
@@ -55,7 +57,7 @@ impl Model {
             Images::load(&batch, shape, count).unwrap()
         } else {
             eprintln!(
-                "SKIPPED: no CIFAR-10 test batch at {}; drawn pictures instead",
+                "SKIPPED: no CIFAR-10 test batch at {}; drawn images instead",
                 batch.display()
             );
             let mut drawn = Images::synthetic(shape, count, 1);
@@ -64,7 +66,8 @@ impl Model {
         }
     }
 
-    /// Bounds are calibrated on photographs: a drawn picture may leave them, and is then no test of the protocol.
+    /// Bounds are calibrated on photographs: a drawn image may leave them, and is then no test of
+    /// the protocol.
     fn stays_in_bounds(&self, pixels: &[u8]) -> bool {
         let circuit = &self.artifact.circuit;
         let input = quantise_image(circuit, pixels).unwrap();
@@ -192,32 +195,32 @@ fn quantile(sorted: &[i64], share: f64) -> i64 {
     sorted[((sorted.len() - 1) as f64 * share).round() as usize]
 }
 
-/// What both oracles say about some pictures.
+/// What both oracles say about some images.
 struct Report {
-    pictures: usize,
+    images: usize,
     scale: f64,
     /// Absolute differences of private and plain logits, in units of the output, sorted.
     differences: Vec<i64>,
     /// Absolute changes of the margins between the plain answer and every other class, sorted.
     margin_changes: Vec<i64>,
-    /// Pictures whose answers differ, with the plain margin in units.
+    /// Images whose answers differ, with the plain margin in units.
     flips: Vec<(usize, i64)>,
 }
 
-fn run(model: &Model, pictures: &Images) -> Report {
+fn run(model: &Model, images: &Images) -> Report {
     let circuit = &model.artifact.circuit;
     let interpreter = Interpreter::new(circuit, &model.weights.weights).unwrap();
     let mut pair = Pair::new(model, 2026);
     let (mut differences, mut margin_changes) = (Vec::new(), Vec::new());
     let mut flips = Vec::new();
-    for (index, pixels) in pictures.pixels.iter().enumerate() {
+    for (index, pixels) in images.pixels.iter().enumerate() {
         let input = quantise_image(circuit, pixels).unwrap();
         let private = pair.classify(&input);
         let trace = private.trace.as_ref().expect("it was asked for");
         let exact = interpreter.exact(&input, trace).unwrap();
         assert_eq!(
             private.logits, exact.logits,
-            "picture {index}: not bit for bit"
+            "image {index}: not bit for bit"
         );
         let plain = interpreter.plain(&input).unwrap();
         let pairs = private.logits.iter().zip(&plain.logits);
@@ -230,7 +233,7 @@ fn run(model: &Model, pictures: &Images) -> Report {
             flips.push((index, margin(&plain.logits)));
         }
         eprintln!(
-            "picture {index}: exact, largest difference to plain so far {}",
+            "image {index}: exact, largest difference to plain so far {}",
             differences.iter().max().expect("not empty")
         );
     }
@@ -240,7 +243,7 @@ fn run(model: &Model, pictures: &Images) -> Report {
         panic!("the last layer is the output");
     };
     Report {
-        pictures: pictures.pixels.len(),
+        images: images.pixels.len(),
         scale: f64::from(*frac_bits).exp2(),
         differences,
         margin_changes,
@@ -254,13 +257,13 @@ impl Report {
         for &(index, margin) in &self.flips {
             assert!(
                 margin < allowed,
-                "picture {index}: another answer at margin {margin}, allowed below {allowed}"
+                "image {index}: another answer at margin {margin}, allowed below {allowed}"
             );
         }
     }
 }
 
-/// The 99 % quantile of the change of margins, as it was measured on a hundred pictures.
+/// The 99 % quantile of the change of margins, as it was measured on a hundred images.
 fn stated_quantile() -> i64 {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(RESULTS);
     let text = std::fs::read_to_string(path).unwrap();
@@ -270,7 +273,8 @@ fn stated_quantile() -> i64 {
         .unwrap()
 }
 
-/// Fixed point costs at most 0.5 points of accuracy, and `slack` for a sample smaller than the whole batch.
+/// Fixed point costs at most 0.5 points of accuracy, and `slack` for a sample smaller than the
+/// whole batch.
 fn check_accuracy(found: &Comparison, slack: f64) {
     assert_eq!(found.out_of_bound, 0, "a value left its bound");
     if found.labelled {
@@ -284,15 +288,16 @@ fn check_accuracy(found: &Comparison, slack: f64) {
     }
 }
 
-/// Three deviations of the difference in accuracy on a sample: answers that differ help or hurt at random.
+/// Three deviations of the difference in accuracy on a sample: answers that differ help or hurt at
+/// random.
 fn sampling_slack(found: &Comparison) -> f64 {
     3.0 * ((found.images - found.agree) as f64).sqrt() / found.images as f64
 }
 
 #[test]
-fn ten_pictures_in_full_and_a_thousand_through_the_interpreter() {
+fn ten_images_in_full_and_a_thousand_through_the_interpreter() {
     let model = Model::load();
-    let thousand = model.pictures(1000);
+    let thousand = model.images(1000);
     let found = compare(
         &model.graph,
         &model.artifact.circuit,
@@ -315,9 +320,9 @@ fn ten_pictures_in_full_and_a_thousand_through_the_interpreter() {
 
 #[test]
 #[ignore = "minutes: the figures of docs/results/oracles.json"]
-fn a_hundred_pictures_in_full_and_ten_thousand_through_the_interpreter() {
+fn a_hundred_images_in_full_and_ten_thousand_through_the_interpreter() {
     let model = Model::load();
-    let all = model.pictures(10_000);
+    let all = model.images(10_000);
     let found = compare(
         &model.graph,
         &model.artifact.circuit,
@@ -340,16 +345,16 @@ fn a_hundred_pictures_in_full_and_ten_thousand_through_the_interpreter() {
     let change = |share: f64| quantile(&report.margin_changes, share);
     let text = serde_json::json!({
         "command": "cargo test --test oracles -- --ignored --nocapture",
-        "pictures": all.source,
+        "images": all.source,
         "plain_interpreter": found,
         "private": {
-            "pictures": report.pictures,
-            "equal_to_exact_interpreter_bit_for_bit": report.pictures,
+            "images": report.images,
+            "equal_to_exact_interpreter_bit_for_bit": report.images,
             "output_scale": report.scale,
             "difference_to_plain_units": { "median": units(0.5), "p90": units(0.9), "p99": units(0.99), "max": units(1.0) },
             "difference_to_plain_logits": { "median": units(0.5) as f64 / report.scale, "max": units(1.0) as f64 / report.scale },
             "change_of_margins_units": { "median": change(0.5), "p90": change(0.9), "p99": change(0.99), "max": change(1.0) },
-            "answers_that_differ": report.flips.iter().map(|(picture, margin)| serde_json::json!({ "picture": picture, "margin_units": margin })).collect::<Vec<_>>(),
+            "answers_that_differ": report.flips.iter().map(|(image, margin)| serde_json::json!({ "image": image, "margin_units": margin })).collect::<Vec<_>>(),
         },
     });
     let text = serde_json::to_string_pretty(&text).unwrap() + "\n";

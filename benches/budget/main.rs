@@ -20,11 +20,13 @@ use support::network::Budget;
 use support::options::Options;
 use support::predict::{Predicted, Rates};
 
-/// Measures one network at many ReLU budgets, beside what the cost model predicts; draws both and writes a table.
+/// Measures one network at many ReLU budgets, beside what the cost model predicts; draws both and
+/// writes a table.
 #[derive(Parser)]
 #[command(name = "cargo bench --bench budget --")]
 struct Arguments {
-    /// Positions that keep their ReLU, budgets separated by commas; more than the network has are left out.
+    /// Positions that keep their ReLU, budgets separated by commas; more than the network has are
+    /// left out.
     #[arg(
         long,
         value_name = "N,..",
@@ -123,7 +125,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         let name = format!("budget-{}-{}-{}", options.network, options.rest, net);
         std::fs::write(directory.join(format!("{name}.md")), &table)?;
         let title = format!(
-            "Private inference, {} on a 32x32 picture, {} elsewhere, {}",
+            "Private inference, {} on a 32x32 image, {} elsewhere, {}",
             options.network, options.rest, net
         );
         chart::draw(directory, &name, &title, &points(&measured))?;

@@ -17,7 +17,8 @@ pub(crate) struct Machine {
     pub(crate) memory: u64,
     /// Whether the portable kernels were forced.
     pub(crate) forced_scalar: bool,
-    /// Processes ready to run in the last minute when the benchmark started; above 0.5, times are not to be trusted.
+    /// Processes ready to run in the last minute when the benchmark started; above 0.5, times are
+    /// not to be trusted.
     pub(crate) load: f64,
 }
 

@@ -1,4 +1,5 @@
-//! One benchmark: both parties started, keys exchanged, bundles prepared and spent, the result checked.
+//! One benchmark: both parties started, keys exchanged, bundles prepared and spent, the result
+//! checked.
 
 use super::line::{Line, Link, Shaped, Shaper};
 use super::network::{Subject, read_model};
@@ -33,7 +34,8 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Cores that work on it: both parties share the machine, and in the model one of them works at a time.
+    /// Cores that work on it: both parties share the machine, and in the model one of them works at
+    /// a time.
     fn cores(&self) -> f64 {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         self.threads.unwrap_or(cores).min(cores) as f64
@@ -158,9 +160,11 @@ pub(crate) struct Memory {
 /// How the answers compare with the interpreter's.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Checked {
-    /// Private logits of an inference with these processes against the exact interpreter's, given the client's shares.
+    /// Private logits of an inference with these processes against the exact interpreter's, given
+    /// the client's shares.
     pub(crate) exact_match: bool,
-    /// Largest distance of any logit from the plain interpreter's, in units of the last binary digit.
+    /// Largest distance of any logit from the plain interpreter's, in units of the last binary
+    /// digit.
     pub(crate) largest_distance_units: u64,
 }
 
@@ -178,7 +182,8 @@ pub(crate) struct LayerFigures {
     online_bytes_up: u64,
     online_bytes_down: u64,
     online_messages: u32,
-    /// Bytes of the uploads that this layer's convolutions read; one that several layers read is told for each.
+    /// Bytes of the uploads that this layer's convolutions read; one that several layers read is
+    /// told for each.
     upload_bytes: usize,
     answer_bytes: usize,
     products: u64,

@@ -1,5 +1,6 @@
-//! A line of a given speed and delay made by the kernel: two network namespaces, joined by a pair of virtual devices that
-//! `tc netem` shapes in both directions. It needs Linux, iproute2, the right to make namespaces, and a kernel with netem.
+//! A line of a given speed and delay made by the kernel: two network namespaces, joined by a pair
+//! of virtual devices that `tc netem` shapes in both directions. It needs Linux, iproute2, the
+//! right to make namespaces, and a kernel with netem.
 
 use super::line::{Direction, Link, Shaped};
 use super::probe::{self, HEADER_BYTES, Idle};
@@ -29,7 +30,8 @@ pub(crate) fn play_echo(address: &str) -> Result<()> {
     probe::echo(&socket, ECHO_SILENCE)
 }
 
-/// Plays the probe at the other end: measures the line to the echo with a burst of so many bytes and prints JSON.
+/// Plays the probe at the other end: measures the line to the echo with a burst of so many bytes
+/// and prints JSON.
 ///
 /// # Errors
 /// If no socket can be opened, or a datagram is lost.
@@ -71,7 +73,8 @@ impl Namespaces {
     /// Makes the line and measures it.
     ///
     /// # Errors
-    /// What the system does not permit or lack; nothing is left behind. A line that does not measure as it was asked for.
+    /// What the system does not permit or lack; nothing is left behind. A line that does not
+    /// measure as it was asked for.
     pub(crate) fn open(link: Link) -> Result<Namespaces> {
         let pid = std::process::id();
         let end = |side: char, address| End {

@@ -1,4 +1,5 @@
-//! The networks of the benchmark: random weights through the compiler, kept as model directories between runs.
+//! The networks of the benchmark: random weights through the compiler, kept as model directories
+//! between runs.
 
 use anyhow::{Context, Result, bail};
 use pi_compiler::images::Images;
@@ -11,7 +12,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// A network for 32x32 pictures and ten classes.
+/// A network for 32x32 images and ten classes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Network {
     /// 557,056 activations, 0.56 G multiply-adds.
@@ -111,14 +112,15 @@ impl fmt::Display for Subject {
 
 /// Seed of the weights and of the positions.
 const SEED: u64 = 1;
-/// Pictures drawn for calibration; random weights have no rare inputs to look for.
-const CALIBRATION_PICTURES: usize = 16;
+/// Images drawn for calibration; random weights have no rare inputs to look for.
+const CALIBRATION_IMAGES: usize = 16;
 
 impl Subject {
     /// The float graph.
     ///
-    /// Norms carry a gain that keeps the second moment of activations level through the depth, as trained norms do: He's
-    /// weights double it, a ReLU halves it, and identity elements leave that undone.
+    /// Norms carry a gain that keeps the second moment of activations level through the depth, as
+    /// trained norms do: He's weights double it, a ReLU halves it, and identity elements leave that
+    /// undone.
     ///
     /// # Errors
     /// If the network has fewer activations than are to keep their ReLU.
@@ -164,7 +166,8 @@ impl Subject {
         Ok(graph)
     }
 
-    /// The directory of the compiled model; compiled now unless it is kept from an earlier run of this program.
+    /// The directory of the compiled model; compiled now unless it is kept from an earlier run of
+    /// this program.
     ///
     /// # Errors
     /// If the compiler refuses the graph, or the directory cannot be written.
@@ -175,7 +178,7 @@ impl Subject {
         }
         eprintln!("compiling {self}");
         let graph = self.graph()?;
-        let calibration = Images::synthetic(Shape::new(3, 32, 32), CALIBRATION_PICTURES, SEED);
+        let calibration = Images::synthetic(Shape::new(3, 32, 32), CALIBRATION_IMAGES, SEED);
         let compiled = compile(&graph, &calibration, &Options::default())
             .with_context(|| format!("cannot compile {self}"))?;
         let mut salt = [0; 32];
@@ -194,7 +197,8 @@ impl Subject {
     }
 }
 
-/// Where models are kept: a directory for each build of the compiler, because another build may compile otherwise.
+/// Where models are kept: a directory for each build of the compiler, because another build may
+/// compile otherwise.
 fn models() -> Result<PathBuf> {
     let program = std::env::current_exe()?;
     let build = blake3::hash(&std::fs::read(&program)?);

@@ -1,4 +1,5 @@
-//! The two parties as processes of their own: this program, executed again, obeying lines on standard input.
+//! The two parties as processes of their own: this program, executed again, obeying lines on
+//! standard input.
 
 use super::line::Line;
 use super::netem::{self, AS_ECHO, AS_PROBE};
@@ -24,7 +25,8 @@ use std::time::Duration;
 const AS_SERVER: &str = "--as-server";
 const AS_CLIENT: &str = "--as-client";
 
-/// Plays a party, or one end of a line that is measured, if this process was started as one; to be called first in `main`.
+/// Plays a party, or one end of a line that is measured, if this process was started as one; to be
+/// called first in `main`.
 pub(crate) fn play_if_child() -> Option<ExitCode> {
     let mut arguments = std::env::args_os();
     let program = arguments.next();
@@ -73,9 +75,11 @@ pub(crate) struct Operation {
 /// How the inferences compare with the interpreter.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Check {
-    /// Whether the private logits are the exact interpreter's, bit for bit, given the client's shares.
+    /// Whether the private logits are the exact interpreter's, bit for bit, given the client's
+    /// shares.
     pub(crate) exact: bool,
-    /// Largest distance of a logit of any run from the plain interpreter's, in units of the last binary digit.
+    /// Largest distance of a logit of any run from the plain interpreter's, in units of the last
+    /// binary digit.
     pub(crate) off_by: u64,
 }
 
@@ -98,7 +102,8 @@ fn play_client(arguments: ClientArguments) -> Result<()> {
     runtime.block_on(obey(arguments))
 }
 
-/// Obeys `model`, `setup`, `prepare K`, `infer SEED`, `trace SEED`, `memory` and `check`, each with one line of JSON.
+/// Obeys `model`, `setup`, `prepare K`, `infer SEED`, `trace SEED`, `memory` and `check`, each with
+/// one line of JSON.
 async fn obey(arguments: ClientArguments) -> Result<()> {
     let patience = Patience {
         connect: Duration::from_secs(30),
@@ -111,7 +116,8 @@ async fn obey(arguments: ClientArguments) -> Result<()> {
     };
     let mut connection = client.connect(&arguments.server, &trust).await?;
     let (mut model, mut setup) = (None, None);
-    // Kept until the end: interpreting needs the weights, which a client does not have and which would count as its memory.
+    // Kept until the end: interpreting needs the weights, which a client does not have and which
+    // would count as its memory.
     let mut answers = Vec::new();
     let mut out = std::io::stdout();
     for line in std::io::stdin().lock().lines() {
@@ -147,9 +153,10 @@ async fn obey(arguments: ClientArguments) -> Result<()> {
             "infer" | "trace" => {
                 let model = model.as_ref().context("no model yet")?;
                 let circuit = &model.artifact().circuit;
-                let input = quantise_image(circuit, &draw::picture(circuit.input, number))?;
+                let input = quantise_image(circuit, &draw::image(circuit.input, number))?;
                 let (bundle, _) = connection.next_bundle()?;
-                // A warm client has read its next bundle: outside the wall time, inside the CPU time.
+                // A warm client has read its next bundle: outside the wall time, inside the CPU
+                // time.
                 let cpu = usage::user_seconds();
                 connection.load(model, &bundle).await?;
                 let answer = connection
@@ -400,7 +407,8 @@ impl ClientProcess {
         .map(ClientProcess)
     }
 
-    /// An operation: `model`, `setup`, `prepare K`, `infer SEED`, or `trace SEED`, which keeps the shares for `check`.
+    /// An operation: `model`, `setup`, `prepare K`, `infer SEED`, or `trace SEED`, which keeps the
+    /// shares for `check`.
     ///
     /// # Errors
     /// If it fails; the client's log is in the error.

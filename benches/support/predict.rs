@@ -1,5 +1,6 @@
-//! What an inference should take, by the compiler's model ([`pi_compiler::latency`]) at the rates of this machine: those of
-//! ciphertexts, gates, OTs, multiply-adds and the disk are measured for two seconds before the benchmark.
+//! What an inference should take, by the compiler's model ([`pi_compiler::latency`]) at the rates
+//! of this machine: those of ciphertexts, gates, OTs, multiply-adds and the disk are measured for
+//! two seconds before the benchmark.
 
 use super::line::Link;
 use super::measure::{circuit_figures, operations, packed};

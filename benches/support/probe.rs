@@ -1,4 +1,5 @@
-//! How a line measures, from its two ends: round trips of single datagrams, and the rate of a burst.
+//! How a line measures, from its two ends: round trips of single datagrams, and the rate of a
+//! burst.
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};

@@ -1,12 +1,13 @@
 //! A line of a given speed and delay on one machine: a UDP relay between client and server.
 //!
-//! Each direction is a queue with one server, as a router's output port is: a datagram of `n` bytes (with the 28 of its IP
-//! and UDP headers) leaves `8 n / rate` seconds after the one before it, or after its own arrival if the line is idle, and
-//! arrives half a round trip later. A datagram that finds [`Link::queue_bytes`] waiting is dropped.
+//! Each direction is a queue with one server, as a router's output port is: a datagram of `n` bytes
+//! (with the 28 of its IP and UDP headers) leaves `8 n / rate` seconds after the one before it, or
+//! after its own arrival if the line is idle, and arrives half a round trip later. A datagram that
+//! finds [`Link::queue_bytes`] waiting is dropped.
 //!
-//! A thread per direction reads and writes in batches (GRO and GSO where the system has them) and sleeps between; it belongs
-//! to the process that measures, so its CPU is no party's. What it cannot do is deliver while no core is free: how late it
-//! was is part of the figures.
+//! A thread per direction reads and writes in batches (GRO and GSO where the system has them) and
+//! sleeps between; it belongs to the process that measures, so its CPU is no party's. What it
+//! cannot do is deliver while no core is free: how late it was is part of the figures.
 
 use super::line::{Direction, Link, Shaped};
 use super::probe::{self, HEADER_BYTES, Idle};
@@ -42,8 +43,8 @@ pub(crate) struct Relay {
 impl Relay {
     /// Measures a line of this kind, then opens one to a server.
     ///
-    /// Timers and threads of this machine make every delivery somewhat late: what an idle line's round trips take too long
-    /// is taken off its delay, and the line is measured anew.
+    /// Timers and threads of this machine make every delivery somewhat late: what an idle line's
+    /// round trips take too long is taken off its delay, and the line is measured anew.
     ///
     /// # Errors
     /// If no socket can be opened.
@@ -137,7 +138,8 @@ fn cpu_seconds() -> f64 {
 fn socket() -> Result<UdpSocket> {
     const BUFFER_BYTES: usize = 8 << 20;
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-    // The system may grant less; then a burst can be lost here that the modelled queue would have held.
+    // The system may grant less; then a burst can be lost here that the modelled queue would have
+    // held.
     let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
     let _ = socket.set_send_buffer_size(BUFFER_BYTES);
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
@@ -194,7 +196,8 @@ impl Queue {
     ) -> Result<Direction> {
         let receiver = UdpSocketState::new(from.into()).context("the relay's socket")?;
         let sender = UdpSocketState::new(to.into()).context("the relay's socket")?;
-        // Timers of 50 us slack, the default, would double the shortest waits; other systems have none to set.
+        // Timers of 50 us slack, the default, would double the shortest waits; other systems have
+        // none to set.
         #[cfg(target_os = "linux")]
         let _ = nix::sys::prctl::set_timerslack(1);
         let mut buffers: Vec<Vec<u8>> = (0..BATCH_SIZE).map(|_| vec![0; 1 << 16]).collect();
@@ -304,7 +307,8 @@ impl Queue {
     }
 }
 
-/// An idle line of this kind, measured; a burst fills a quarter of a queue, so that nothing is dropped.
+/// An idle line of this kind, measured; a burst fills a quarter of a queue, so that nothing is
+/// dropped.
 fn measure_idle(link: Link, delay: Duration) -> Result<Idle> {
     let (near, far) = (socket()?, socket()?);
     let idle = Idle::default();

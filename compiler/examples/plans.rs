@@ -1,7 +1,9 @@
-//! The packing plans of the common networks, by batch and link: layouts, operations, bytes, predicted time.
+//! The packing plans of the common networks, by batch and link: layouts, operations, bytes,
+//! predicted time.
 //!
-//! `cargo run --release -p pi-compiler --example plans -- NETWORK.. [--layers]`, of resnet18, resnet32, wrn22-8, lean9, and the
-//! single convolutions conv512 and conv64. `PRICE` (ns a byte) and `FASTER` (a factor) in the environment vary the weights.
+//! `cargo run --release -p pi-compiler --example plans -- NETWORK.. [--layers]`, of resnet18,
+//! resnet32, wrn22-8, lean9, and the single convolutions conv512 and conv64. `PRICE` (ns a byte)
+//! and `FASTER` (a factor) in the environment vary the weights.
 use pi_compiler::fold::fold;
 use pi_compiler::lower::{Pools, lower};
 use pi_compiler::select::{Link, select};

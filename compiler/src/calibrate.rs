@@ -149,7 +149,8 @@ fn activate(sum: &[f32], kinds: &[Kind], polynomials: &[[f64; 3]]) -> Vec<f32> {
     sum.iter().zip(kinds).enumerate().map(element).collect()
 }
 
-/// Adds `conv(x)`, row by row: the inner loop adds a scaled row, which compilers vectorise at stride 1.
+/// Adds `conv(x)`, row by row: the inner loop adds a scaled row, which compilers vectorise at
+/// stride 1.
 fn add_convolution(
     sum: &mut [f32],
     x: &[f32],

@@ -17,7 +17,8 @@ pub struct Options {
     pub precision: Precision,
     /// What becomes of average pools.
     pub pools: Pools,
-    /// Numbers of bundles, beside one, for which a plan is made: bundles prepared together may share ciphertexts.
+    /// Numbers of bundles, beside one, for which a plan is made: bundles prepared together may
+    /// share ciphertexts.
     pub batches: Vec<u32>,
     /// The link for which the packing is chosen.
     pub link: Link,
@@ -69,7 +70,7 @@ pub fn compile(
 ) -> Result<Compiled, Refused> {
     check_options(options)?;
     if calibration.pixels.is_empty() {
-        return Err(Refused::one("", "no calibration pictures"));
+        return Err(Refused::one("", "no calibration images"));
     }
     import::import(graph)?;
     let folded = fold::fold(graph)?;
@@ -81,7 +82,7 @@ pub fn compile(
     {
         return Err(Refused::one(
             "input",
-            format!("calibration pictures do not have {} values", network.input),
+            format!("calibration images do not have {} values", network.input),
         ));
     }
     let seen = magnitudes(&network, &images);

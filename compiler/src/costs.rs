@@ -1,11 +1,13 @@
-//! What each activation site of a graph costs, for a trainer that chooses which ReLUs stay: a JSON file.
+//! What each activation site of a graph costs, for a trainer that chooses which ReLUs stay: a JSON
+//! file.
 //!
-//! Bytes and messages are exact, from the protocol's own formulas; seconds are predictions of a model with measured rates, for
-//! [`Profile::ALL`], by the formulas of [`crate::latency`].
+//! Bytes and messages are exact, from the protocol's own formulas; seconds are predictions of a
+//! model with measured rates, for [`Profile::ALL`], by the formulas of [`crate::latency`].
 //!
-//! A layer's share leaves out what layers have in common (digests, set-up of OTs, OLE ciphertexts, the request, round trips
-//! offline, marks), so shares sum to less than the whole. What *one element* costs is the layer's cost with all elements of
-//! that kind, divided by their number; OLE ciphertexts count there.
+//! A layer's share leaves out what layers have in common (digests, set-up of OTs, OLE ciphertexts,
+//! the request, round trips offline, marks), so shares sum to less than the whole. What *one
+//! element* costs is the layer's cost with all elements of that kind, divided by their number; OLE
+//! ciphertexts count there.
 
 use crate::compile::Compiled;
 use crate::fault::Refused;
@@ -32,12 +34,14 @@ pub struct Profile {
     pub bits_per_second: f64,
     /// Seconds of a round trip.
     pub round_trip_s: f64,
-    /// Seconds that one exchange delays an inference: the round trip, and the parties' time to notice messages.
+    /// Seconds that one exchange delays an inference: the round trip, and the parties' time to
+    /// notice messages.
     pub exchange_s: f64,
 }
 
 impl Profile {
-    /// The lines of the benchmarks. `loopback` is what QUIC reaches there with both parties on two cores.
+    /// The lines of the benchmarks. `loopback` is what QUIC reaches there with both parties on two
+    /// cores.
     pub const ALL: [Profile; 3] = [
         Profile {
             name: "loopback",
@@ -94,7 +98,8 @@ pub struct Costs {
     pub predicted: BTreeMap<&'static str, Seconds>,
     /// Layer by layer.
     pub layers: Vec<LayerCosts>,
-    /// Activations of the graph that are the identity everywhere: they make no layer, and cost nothing.
+    /// Activations of the graph that are the identity everywhere: they make no layer, and cost
+    /// nothing.
     pub empty_sites: Vec<String>,
 }
 
@@ -103,7 +108,8 @@ pub struct Costs {
 pub struct LayerCosts {
     /// Its name in the circuit.
     pub name: String,
-    /// The activation of the graph that it ends with; none for the output, and for sums that later layers need.
+    /// The activation of the graph that it ends with; none for the output, and for sums that later
+    /// layers need.
     pub site: Option<String>,
     /// Channels, rows and columns of its result.
     pub shape: [u32; 3],
@@ -401,8 +407,8 @@ struct Sites {
     empty: Vec<String>,
 }
 
-/// Lowering makes one layer of each activation that is not the identity everywhere, in the graph's order; its other layers
-/// are identities.
+/// Lowering makes one layer of each activation that is not the identity everywhere, in the graph's
+/// order; its other layers are identities.
 fn sites(graph: &Graph, circuit: &Circuit) -> Result<Sites, Refused> {
     let activations = graph.nodes.iter().filter_map(|node| match &node.op {
         Op::Activation { kinds, .. } => Some((

@@ -1,11 +1,12 @@
-//! Pictures drawn from a seed: gradients, discs and bars with noise. They span the range of pixels, not of scenes.
+//! Images drawn from a seed: gradients, discs and bars with noise. They span the range of pixels,
+//! not of scenes.
 
 use pi_ir::Shape;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
-/// One picture `[c][h][w]`; the same seed draws the same picture.
-pub fn picture(shape: Shape, seed: u64) -> Vec<u8> {
+/// One image `[c][h][w]`; the same seed draws the same image.
+pub fn image(shape: Shape, seed: u64) -> Vec<u8> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut unit = || f64::from(rng.next_u32()) / f64::from(u32::MAX);
     let (h, w) = (f64::from(shape.h), f64::from(shape.w));

@@ -38,8 +38,8 @@ pub fn check(circuit: &Circuit, weights: &Weights, limit: f64) -> Result<f64, Re
     Ok(failure.total)
 }
 
-/// The two files of a compiled network. `salt` must be random and secret: with it, the public digest of the weights
-/// says nothing about them.
+/// The two files of a compiled network. `salt` must be random and secret: with it, the public
+/// digest of the weights says nothing about them.
 pub fn files(
     compiled: &Compiled,
     salt: [u8; 32],

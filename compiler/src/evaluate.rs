@@ -1,4 +1,5 @@
-//! What fixed point costs in accuracy: the float graph and the plain interpreter on the same pictures.
+//! What fixed point costs in accuracy: the float graph and the plain interpreter on the same
+//! images.
 
 use crate::images::{Images, normalise};
 use anyhow::{Result, ensure};
@@ -10,17 +11,17 @@ use serde::Serialize;
 /// Both evaluations compared.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
-    /// Pictures evaluated.
+    /// Images evaluated.
     pub images: usize,
     /// Right answers of the float graph; 0 without labels.
     pub float_correct: usize,
-    /// Right answers of the circuit; pictures that leave a bound count as wrong.
+    /// Right answers of the circuit; images that leave a bound count as wrong.
     pub fixed_correct: usize,
     /// Same answer from both.
     pub agree: usize,
-    /// Pictures on which a value left its bound.
+    /// Images on which a value left its bound.
     pub out_of_bound: usize,
-    /// Whether the pictures had labels.
+    /// Whether the images had labels.
     pub labelled: bool,
     /// Largest difference of a logit.
     pub max_difference: f64,
@@ -32,32 +33,32 @@ pub struct Comparison {
     pub largest_flipped_margin: f64,
 }
 
-/// One picture.
+/// One image.
 struct Outcome {
     float: Vec<f32>,
     fixed: Option<Vec<f64>>,
 }
 
-/// Evaluates float graph and circuit on all pictures.
+/// Evaluates float graph and circuit on all images.
 ///
 /// # Errors
-/// If pictures, graph and circuit do not fit together.
+/// If images, graph and circuit do not fit together.
 pub fn compare(
     graph: &Graph,
     circuit: &Circuit,
     weights: &Weights,
     images: &Images,
 ) -> Result<Comparison> {
-    ensure!(!images.pixels.is_empty(), "no pictures to evaluate");
+    ensure!(!images.pixels.is_empty(), "no images to evaluate");
     let interpreter = Interpreter::new(circuit, weights)?;
     let scale = match circuit.layers.last().map(|layer| &layer.step) {
         Some(Step::Output { frac_bits }) => f64::from(-i32::from(*frac_bits)).exp2(),
         _ => anyhow::bail!("the circuit's last layer is no output"),
     };
-    let one = |picture: &Vec<u8>| -> Result<Outcome> {
-        let image = normalise(picture, &graph.mean, &graph.std);
+    let one = |pixels: &Vec<u8>| -> Result<Outcome> {
+        let image = normalise(pixels, &graph.mean, &graph.std);
         let float = interpret::float(graph, &image).map_err(anyhow::Error::msg)?;
-        let fixed = match interpreter.plain(&quantise_image(circuit, picture)?) {
+        let fixed = match interpreter.plain(&quantise_image(circuit, pixels)?) {
             Ok(run) => Some(run.logits.iter().map(|&v| v as f64 * scale).collect()),
             Err(interpret::Error::OutOfBound { .. }) => None,
             Err(other) => return Err(other.into()),

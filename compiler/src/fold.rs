@@ -1,10 +1,11 @@
 //! Folds batch norms away: after this pass no node scales a tensor.
 //!
-//! - After a convolution or dense node (average pools in between commute) that nothing else reads, the norm becomes
-//!   part of weights and bias.
-//! - After an addition, or a linear node that others read too (the residual stream of a pre-activation network),
-//!   `ReLU(g z + b) = g ReLU(z + b / g)` with `g > 0`: the shift stays, as a norm of scale 1, and `g` moves through
-//!   activations (all kinds scale along; polynomial coefficients change), pools and flattening into the weights behind.
+//! - After a convolution or dense node (average pools in between commute) that nothing else reads,
+//!   the norm becomes part of weights and bias.
+//! - After an addition, or a linear node that others read too (the residual stream of a
+//!   pre-activation network), `ReLU(g z + b) = g ReLU(z + b / g)` with `g > 0`: the shift stays, as
+//!   a norm of scale 1, and `g` moves through activations (all kinds scale along; polynomial
+//!   coefficients change), pools and flattening into the weights behind.
 //! - Anything else is refused by name.
 
 use crate::fault::{Fault, Refused};

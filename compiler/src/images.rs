@@ -1,4 +1,5 @@
-//! Pictures for calibration and evaluation: record files, folders of pictures, JPEG archives, or drawn ones.
+//! Images for calibration and evaluation: record files, folders of images, JPEG archives, or drawn
+//! ones.
 
 use crate::draw;
 use anyhow::{Context, Result, bail, ensure};
@@ -7,39 +8,39 @@ use std::fs;
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// Pictures of one shape, as bytes `[c][h][w]`, with their labels where the source has any.
+/// Images of one shape, as bytes `[c][h][w]`, with their labels where the source has any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Images {
     /// Where they come from, for reports.
     pub source: String,
-    /// One picture each.
+    /// One image each.
     pub pixels: Vec<Vec<u8>>,
-    /// One class per picture, or empty.
+    /// One class per image, or empty.
     pub labels: Vec<u32>,
 }
 
-/// Most bytes that an archive may unpack to; the 10,000 pictures of a CIFAR-10 batch are 30 MB.
+/// Most bytes that an archive may unpack to; the 10,000 images of a CIFAR-10 batch are 30 MB.
 const MAX_ARCHIVE: usize = 512 << 20;
-/// Most bytes of a picture file.
-const MAX_PICTURE: u64 = 64 << 20;
+/// Most bytes of an image file.
+const MAX_IMAGE: u64 = 64 << 20;
 
 impl Images {
-    /// `count` pictures drawn by [`draw`], for networks whose training data is not at hand.
+    /// `count` images drawn by [`draw`], for networks whose training data is not at hand.
     pub fn synthetic(shape: Shape, count: usize, seed: u64) -> Self {
         Images {
-            source: format!("synthetic, {count} pictures, seed {seed}"),
+            source: format!("synthetic, {count} images, seed {seed}"),
             pixels: (0..count as u64)
-                .map(|i| draw::picture(shape, seed.wrapping_add(i)))
+                .map(|i| draw::image(shape, seed.wrapping_add(i)))
                 .collect(),
             labels: Vec::new(),
         }
     }
 
-    /// Reads at most `limit` pictures, spread evenly over what `path` holds.
+    /// Reads at most `limit` images, spread evenly over what `path` holds.
     ///
-    /// `path` may be `synthetic`; a `.bin` file of records (label byte, then the planes, as CIFAR-10 has them); a
-    /// `.tar.xz` archive of pictures; a picture; or a folder of any of these. Pictures of another size are resized.
-    /// File names that end in `_<label>` give labels.
+    /// `path` may be `synthetic`; a `.bin` file of records (label byte, then the planes, as
+    /// CIFAR-10 has them); a `.tar.xz` archive of images; an image; or a folder of any of these.
+    /// Images of another size are resized. File names that end in `_<label>` give labels.
     ///
     /// # Errors
     /// If nothing can be read, or a file is not what its name says.
@@ -49,7 +50,7 @@ impl Images {
         }
         ensure!(
             shape.c == 3 || shape.c == 1,
-            "the network reads {} channels: pictures have 1 or 3; use a .bin file of records",
+            "the network reads {} channels: images have 1 or 3; use a .bin file of records",
             shape.c
         );
         let mut images = Images {
@@ -63,11 +64,11 @@ impl Images {
         let files = list(path)?;
         ensure!(
             !files.is_empty(),
-            "no pictures in {}: expected .bin records, .tar.xz archives, .png or .jpg files, or the word `synthetic`",
+            "no images in {}: expected .bin records, .tar.xz archives, .png or .jpg files, or the word `synthetic`",
             path.display()
         );
         // Archives cost seconds each: do not open more of them than needed.
-        let bulky = files.iter().filter(|f| !is_picture(f)).count();
+        let bulky = files.iter().filter(|f| !is_image(f)).count();
         let share = if bulky == files.len() {
             limit.div_ceil(bulky)
         } else {
@@ -109,33 +110,33 @@ impl Images {
             }
             return Ok(());
         }
-        let pictures = if has_suffix(file, ".tar.xz") {
+        let images = if has_suffix(file, ".tar.xz") {
             unpack(file)?
         } else {
             let size = fs::metadata(file)?.len();
-            ensure!(size <= MAX_PICTURE, "{size} bytes are no picture");
+            ensure!(size <= MAX_IMAGE, "{size} bytes are no image");
             vec![(file.to_path_buf(), fs::read(file)?)]
         };
-        for (name, bytes) in spread(&pictures, limit) {
-            let picture = decode(bytes, shape).with_context(|| name.display().to_string())?;
-            self.pixels.push(picture);
+        for (name, bytes) in spread(&images, limit) {
+            let image = decode(bytes, shape).with_context(|| name.display().to_string())?;
+            self.pixels.push(image);
             self.labels.extend(label(name));
         }
         Ok(())
     }
 
-    /// Normalised single-precision pictures, as the float interpreter reads them.
+    /// Normalised single-precision images, as the float interpreter reads them.
     pub fn normalised(&self, mean: &[f32], std: &[f32]) -> Vec<Vec<f32>> {
-        let one = |picture: &Vec<u8>| normalise(picture, mean, std);
+        let one = |pixels: &Vec<u8>| normalise(pixels, mean, std);
         self.pixels.iter().map(one).collect()
     }
 }
 
 /// `(v / 255 - mean) / std`, per channel.
-pub fn normalise(picture: &[u8], mean: &[f32], std: &[f32]) -> Vec<f32> {
-    let plane = picture.len() / mean.len();
+pub fn normalise(pixels: &[u8], mean: &[f32], std: &[f32]) -> Vec<f32> {
+    let plane = pixels.len() / mean.len();
     let statistics = mean.iter().zip(std);
-    let pixels = picture
+    let values = pixels
         .chunks_exact(plane)
         .zip(statistics)
         .flat_map(|(plane, (mean, std))| {
@@ -143,7 +144,7 @@ pub fn normalise(picture: &[u8], mean: &[f32], std: &[f32]) -> Vec<f32> {
                 .iter()
                 .map(move |&v| (f32::from(v) / 255.0 - mean) / std)
         });
-    pixels.collect()
+    values.collect()
 }
 
 fn spread<T>(all: &[T], limit: usize) -> impl Iterator<Item = &T> {
@@ -156,15 +157,16 @@ fn has_suffix(path: &Path, suffix: &str) -> bool {
     name.is_some_and(|name| name.ends_with(suffix))
 }
 
-fn is_picture(path: &Path) -> bool {
+fn is_image(path: &Path) -> bool {
     [".png", ".jpg", ".jpeg"]
         .iter()
         .any(|suffix| has_suffix(path, suffix))
 }
 
-/// The readable files of a path, by name; training batches before test batches stay apart by the caller's choice of path.
+/// The readable files of a path, by name; training batches before test batches stay apart by the
+/// caller's choice of path.
 fn list(path: &Path) -> Result<Vec<PathBuf>> {
-    let usable = |p: &Path| is_picture(p) || has_suffix(p, ".bin") || has_suffix(p, ".tar.xz");
+    let usable = |p: &Path| is_image(p) || has_suffix(p, ".bin") || has_suffix(p, ".tar.xz");
     if path.is_file() {
         if !usable(path) {
             bail!("{} is no .bin, .tar.xz, .png or .jpg file", path.display());
@@ -179,7 +181,7 @@ fn list(path: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     files.sort();
-    // A whole data set: calibrate on training pictures only.
+    // A whole data set: calibrate on training images only.
     if files.iter().any(|f| is_training(f)) {
         files.retain(|f| is_training(f));
     }
@@ -191,7 +193,7 @@ fn is_training(path: &Path) -> bool {
         .file_name()
         .map(|n| n.to_string_lossy().into_owned())
         .unwrap_or_default();
-    !is_picture(path)
+    !is_image(path)
         && (name.contains("data_batch") || name.contains("train"))
         && !name.contains("lossless")
 }
@@ -211,7 +213,7 @@ fn unpack(path: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
     for entry in tar::Archive::new(&bytes.0[..]).entries()? {
         let mut entry = entry?;
         let name = entry.path()?.into_owned();
-        if is_picture(&name) {
+        if is_image(&name) {
             let mut member = Vec::new();
             entry.read_to_end(&mut member)?;
             members.push((name, member));
@@ -250,14 +252,14 @@ fn decode(bytes: &[u8], shape: Shape) -> Result<Vec<u8>> {
     limits.max_image_width = Some(1 << 14);
     limits.max_image_height = Some(1 << 14);
     reader.limits(limits);
-    let mut picture = reader.decode()?;
-    if (picture.width(), picture.height()) != (shape.w, shape.h) {
-        picture = picture.resize_exact(shape.w, shape.h, image::imageops::FilterType::Triangle);
+    let mut image = reader.decode()?;
+    if (image.width(), image.height()) != (shape.w, shape.h) {
+        image = image.resize_exact(shape.w, shape.h, image::imageops::FilterType::Triangle);
     }
     if shape.c == 1 {
-        return Ok(picture.into_luma8().into_raw());
+        return Ok(image.into_luma8().into_raw());
     }
-    let rgb = picture.into_rgb8();
+    let rgb = image.into_rgb8();
     let channel = |c: usize| rgb.pixels().map(move |pixel| pixel.0[c]);
     Ok((0..3).flat_map(channel).collect())
 }
@@ -290,11 +292,11 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_pictures_is_resized_and_labelled_by_name() {
+    fn a_folder_of_images_is_resized_and_labelled_by_name() {
         let directory = tempfile::tempdir().unwrap();
         save(&directory.path().join("a_3.png"), 9, [10, 20, 30]);
         save(&directory.path().join("b_5.png"), 4, [40, 50, 60]);
-        fs::write(directory.path().join("notes.txt"), "no picture").unwrap();
+        fs::write(directory.path().join("notes.txt"), "no image").unwrap();
         let images = Images::load(directory.path(), SHAPE, 10).unwrap();
         assert_eq!(images.labels, [3, 5]);
         let planes = |colour: [u8; 3]| colour.iter().flat_map(|&v| [v; 16]).collect::<Vec<_>>();
@@ -304,13 +306,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_picture_is_named() {
+    fn what_is_no_image_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let empty = format!(
             "{:#}",
             Images::load(directory.path(), SHAPE, 1).unwrap_err()
         );
-        assert!(empty.contains("no pictures in"), "{empty}");
+        assert!(empty.contains("no images in"), "{empty}");
         for name in ["broken.png", "broken.tar.xz"] {
             let path = directory.path().join(name);
             fs::write(&path, "neither").unwrap();
@@ -321,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn drawn_pictures_repeat_with_their_seed_and_span_the_range() {
+    fn drawn_images_repeat_with_their_seed_and_span_the_range() {
         let drawn = Images::synthetic(Shape::new(3, 16, 16), 20, 5);
         assert_eq!(drawn, Images::synthetic(Shape::new(3, 16, 16), 20, 5));
         assert_ne!(

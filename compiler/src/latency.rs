@@ -1,32 +1,39 @@
-//! How long an inference takes: bytes over bandwidth, waits over the line, and work over the rates of a machine.
+//! How long an inference takes: bytes over bandwidth, waits over the line, and work over the rates
+//! of a machine.
 //!
-//! `offline = bytes / bandwidth + round trips x (RTT + hop) + work / cores + stored bytes / disk + convolutions x wait`, the work
-//! being linear layers, ciphertexts, AND gates to garble, OTs and elements; `online = bytes / bandwidth + round trips x (RTT +
-//! hop) + work / cores`, the work being multiply-adds, AND gates to evaluate and elements. Durable marks, [`MARKS_S`], come once
+//! `offline = bytes / bandwidth + round trips x (RTT + hop) + work / cores + stored bytes / disk +
+//! convolutions x wait`, the work being linear layers, ciphertexts, AND gates to garble, OTs and
+//! elements; `online = bytes / bandwidth + round trips x (RTT + hop) + work / cores`, the work
+//! being multiply-adds, AND gates to evaluate and elements. Durable marks, [`MARKS_S`], come once
 //! to an inference. Both parties' work counts, on the same cores, as if nothing overlapped.
 //!
-//! The constants are fitted to ResNet-18 at ten ReLU budgets and to ResNet-32, lean9 and WRN-22-8 at 15,000 ReLUs (two cores of
-//! an AMD EPYC of Zen 4, 2026-11-25, both parties on them, inferences on bound threads): within 10 % offline and 20 % online.
+//! The constants are fitted to ResNet-18 at ten ReLU budgets and to ResNet-32, lean9 and WRN-22-8
+//! at 15,000 ReLUs (two cores of an AMD EPYC of Zen 4, 2026-11-25, both parties on them, inferences
+//! on bound threads): within 10 % offline and 20 % online.
 
 use pi_protocol::cost::LayerCost;
 use pi_protocol::linear::{Operations, Rates};
 use std::ops::AddAssign;
 
-/// Seconds beside the line's round trip from a party's last byte to the other's first instruction, both ways: system calls,
-/// wake-ups of threads, encryption of datagrams, and cores that the other party's threads hold.
+/// Seconds beside the line's round trip from a party's last byte to the other's first instruction,
+/// both ways: system calls, wake-ups of threads, encryption of datagrams, and cores that the other
+/// party's threads hold.
 pub const HOP_S: f64 = 450e-6;
 /// Seconds that the durable marks of both parties keep the online phase waiting.
 pub const MARKS_S: f64 = 2.5e-3;
-/// Seconds for each convolution of a request, offline, that a core has nothing to do: its first ciphertext is not there yet,
-/// or its last ones are with the other core.
+/// Seconds for each convolution of a request, offline, that a core has nothing to do: its first
+/// ciphertext is not there yet, or its last ones are with the other core.
 const OFFLINE_CONVOLUTION_S: f64 = 4.5e-3;
-/// Seconds of both parties for each element of an activation, offline: sums, truncations, masks, storing.
+/// Seconds of both parties for each element of an activation, offline: sums, truncations, masks,
+/// storing.
 const OFFLINE_ELEMENT_S: f64 = 100e-9;
 /// The same online.
 const ONLINE_ELEMENT_S: f64 = 10e-9;
-/// Seconds of both parties for each square or polynomial online, beside that: shares of a square made, sent, added.
+/// Seconds of both parties for each square or polynomial online, beside that: shares of a square
+/// made, sent, added.
 const ONLINE_POLYNOMIAL_S: f64 = 60e-9;
-/// Seconds of both parties for each ReLU online beside its gates: labels chosen, copied, read; rows.
+/// Seconds of both parties for each ReLU online beside its gates: labels chosen, copied, read;
+/// rows.
 const ONLINE_RELU_S: f64 = 350e-9;
 /// Bytes that the client stores of a ReLU for each bit of its sign circuit: label, table.
 const STORED_BIT_BYTES: f64 = 48.0;
@@ -122,7 +129,8 @@ impl Work {
         }
     }
 
-    /// Adds linear layers: `operations` and `convolutions` of as many bundles as are prepared together.
+    /// Adds linear layers: `operations` and `convolutions` of as many bundles as are prepared
+    /// together.
     #[must_use]
     pub fn with_linear(
         mut self,

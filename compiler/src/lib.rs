@@ -1,6 +1,7 @@
 //! Trained graph to fixed-point circuit, chosen for cost.
 //!
-//! The passes, in order; each is a function from one form to the next, and refuses by name what it cannot carry:
+//! The passes, in order; each is a function from one form to the next, and refuses by name what it
+//! cannot carry:
 //!
 //! 1. [`import`]: the graph is verified, and nodes that nothing reads are dropped.
 //! 2. [`fold`]: batch norms move into weights.
@@ -11,8 +12,8 @@
 //! 7. [`select`]: the packing plan, by cost.
 //! 8. [`emit`]: everything verified once more, the two files.
 //!
-//! [`compile()`] runs them all; [`evaluate`] measures what was lost; [`report`] prints the table, [`costs`]
-//! says what each activation costs, by the model of [`latency`].
+//! [`compile()`] runs them all; [`evaluate`] measures what was lost; [`report`] prints the table,
+//! [`costs`] says what each activation costs, by the model of [`latency`].
 #![forbid(unsafe_code)]
 
 pub mod calibrate;

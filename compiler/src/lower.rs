@@ -1,12 +1,15 @@
-//! Graph to layers: dense nodes become convolutions, flattening nothing, additions terms, pools part of their neighbours.
+//! Graph to layers: dense nodes become convolutions, flattening nothing, additions terms, pools
+//! part of their neighbours.
 //!
-//! Values are symbolic until something needs them as a tensor. A *sum* (convolutions, residuals, bias) becomes a layer
-//! when an activation follows; if a convolution reads it as it is, or several nodes do, it becomes an identity layer,
-//! which costs nothing online. An average pool after an activation is part of the kernel behind it where that is
-//! exact ([`crate::pool`]) and not dearer than an identity layer; before an activation it is the layer's own sum.
+//! Values are symbolic until something needs them as a tensor. A *sum* (convolutions, residuals,
+//! bias) becomes a layer when an activation follows; if a convolution reads it as it is, or several
+//! nodes do, it becomes an identity layer, which costs nothing online. An average pool after an
+//! activation is part of the kernel behind it where that is exact ([`crate::pool`]) and not dearer
+//! than an identity layer; before an activation it is the layer's own sum.
 //!
-//! A polynomial that is uniform over a channel, `a (z + c)^2` with `a > 0`, becomes a plain square: `sqrt(a)` goes into
-//! that channel's weights, `sqrt(a) c` into its bias. All others keep their coefficients, private to the server.
+//! A polynomial that is uniform over a channel, `a (z + c)^2` with `a > 0`, becomes a plain square:
+//! `sqrt(a)` goes into that channel's weights, `sqrt(a) c` into its bias. All others keep their
+//! coefficients, private to the server.
 
 use crate::fault::{Fault, Refused};
 use crate::fold::{consumers, pure_shift};
@@ -217,7 +220,8 @@ impl Lower {
                 coefficients,
             } => {
                 let value = next();
-                // Nothing happens here: no tensor, no mask, no upload, unless a later node needs one.
+                // Nothing happens here: no tensor, no mask, no upload, unless a later node needs
+                // one.
                 if kinds.iter().all(|k| *k == ActivationKind::Identity) {
                     return Ok(value);
                 }
@@ -237,7 +241,8 @@ impl Lower {
             Some(pool) => match self.absorb(&conv, &weights, &view, pool) {
                 Some(composed) => composed,
                 None => {
-                    // The identity layer holds a sum over a power of two; the rest of the divisor goes into the weights.
+                    // The identity layer holds a sum over a power of two; the rest of the divisor
+                    // goes into the weights.
                     let count = pool.kernel.0 * pool.kernel.1;
                     let halvings = count.next_power_of_two().trailing_zeros() as u8;
                     let pooled = self.push_pooled(&view, pool, halvings, format!("{name}.pool"));
@@ -274,7 +279,8 @@ impl Lower {
         pool: SumPool,
     ) -> Option<(Conv, Vec<f64>)> {
         let input = self.network.tensor_shape(view.tensor);
-        // Per element, an upload is 78 bits (a mask that the seed chooses) and an identity element 60 to 64.
+        // Per element, an upload is 78 bits (a mask that the seed chooses) and an identity element
+        // 60 to 64.
         const UPLOAD: usize = 78;
         const IDENTITY: usize = 64;
         let absorbed = if self.read_by_conv.contains(&view.tensor) {
@@ -548,7 +554,8 @@ impl Sum {
                 row.iter_mut().for_each(|w| *w *= factor);
             }
         }
-        // The bias is added once per position of the layer's windows, whose weights have the divisor's rest in them.
+        // The bias is added once per position of the layer's windows, whose weights have the
+        // divisor's rest in them.
         let windows = self
             .pool
             .map_or(1.0, |p| f64::from(p.kernel.0 * p.kernel.1));

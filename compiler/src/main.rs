@@ -1,4 +1,5 @@
-//! `pi-compile`: a trained graph becomes a circuit and its weights; the table of what that costs; what it loses.
+//! `pi-compile`: a trained graph becomes a circuit and its weights; the table of what that costs;
+//! what it loses.
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, bail};
@@ -19,31 +20,35 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Compiles a trained graph to a fixed-point circuit (model.pia, public) and weights (model.piw, for the server only).
+/// Compiles a trained graph to a fixed-point circuit (model.pia, public) and weights (model.piw,
+/// for the server only).
 #[derive(Parser)]
 #[command(name = "pi-compile", version, after_help = EXAMPLES)]
 struct Arguments {
-    /// The graph file, as pi-train exports it; with --inspect or --evaluate alone, a model directory.
+    /// The graph file, as pi-train exports it; with --inspect or --evaluate alone, a model
+    /// directory.
     graph: PathBuf,
     /// Directory for model.pia and model.piw; made if absent.
     #[arg(long, required_unless_present_any = ["inspect", "evaluate", "costs"])]
     out: Option<PathBuf>,
-    /// Pictures like those the network will see: .bin records, a .tar.xz archive, a folder, or `synthetic`.
+    /// Images like those the network will see: .bin records, a .tar.xz archive, a folder, or
+    /// `synthetic`.
     #[arg(long, default_value = "synthetic")]
     calibration: PathBuf,
-    /// Pictures used of them [default: 512; 16 for --costs alone].
+    /// Images used of them [default: 512; 16 for --costs alone].
     #[arg(long)]
     calibration_images: Option<usize>,
     /// Writes what each activation of the graph costs, as JSON; without --out nothing else is made.
     #[arg(long, value_name = "FILE")]
     costs: Option<PathBuf>,
-    /// Compares float and fixed-point accuracy on these labelled pictures, and records it in the artifact.
+    /// Compares float and fixed-point accuracy on these labelled images, and records it in the
+    /// artifact.
     #[arg(long, value_name = "DATA")]
     evaluate: Option<PathBuf>,
-    /// Pictures used of them.
+    /// Images used of them.
     #[arg(long, default_value_t = 10_000)]
     evaluate_images: usize,
-    /// Compares the two on this many calibration pictures, if --evaluate is not given.
+    /// Compares the two on this many calibration images, if --evaluate is not given.
     #[arg(long, default_value_t = 32, value_name = "N")]
     verify: usize,
     /// Prints the table of an existing model directory and does nothing else.
@@ -71,13 +76,15 @@ struct Choices {
     /// Bits left above the largest value seen, where no proof bounds it.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=16))]
     head_room: u8,
-    /// Widest sign circuit accepted to have a proved bound; 0 takes what calibration saw, which is cheaper.
+    /// Widest sign circuit accepted to have a proved bound; 0 takes what calibration saw, which is
+    /// cheaper.
     #[arg(long, default_value_t = 17, value_parser = clap::value_parser!(u8).range(0..=32))]
     proved_sign_bits: u8,
     /// Where average pools go that follow an activation.
     #[arg(long, value_enum, default_value_t = PoolChoice::Cheapest)]
     pools: PoolChoice,
-    /// Numbers of bundles that get a packing of their own, beside one: bundles prepared together share ciphertexts.
+    /// Numbers of bundles that get a packing of their own, beside one: bundles prepared together
+    /// share ciphertexts.
     #[arg(long, value_delimiter = ',', default_values_t = [4, 16], value_parser = clap::value_parser!(u32).range(2..=64))]
     batches: Vec<u32>,
     /// Speed of the link that the packing is chosen for, in Mbit/s.
@@ -132,7 +139,7 @@ fn costs_of_graph(arguments: &Arguments, file: &Path) -> Result<()> {
     let (path, graph) = graph_of(arguments)?;
     let images = arguments.calibration_images.unwrap_or(COSTS_IMAGES);
     let calibration = Images::load(&arguments.calibration, input_shape(&graph)?, images)
-        .context("calibration pictures")?;
+        .context("calibration images")?;
     let options = Options {
         batches: Vec::new(),
         failure_limit: 0.0,
@@ -160,7 +167,7 @@ fn write_costs(
 
 fn source(calibration: &Images) -> String {
     format!(
-        "{} ({} pictures)",
+        "{} ({} images)",
         calibration.source,
         calibration.pixels.len()
     )
@@ -175,7 +182,7 @@ fn graph_of(arguments: &Arguments) -> Result<(PathBuf, Graph)> {
     Ok((path, graph))
 }
 
-/// Sign circuits are wide by what values reach: few pictures tell that to a bit.
+/// Sign circuits are wide by what values reach: few images tell that to a bit.
 const COSTS_IMAGES: usize = 16;
 const CALIBRATION_IMAGES: usize = 512;
 
@@ -184,13 +191,13 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     let shape = input_shape(&graph)?;
     let images = arguments.calibration_images.unwrap_or(CALIBRATION_IMAGES);
     let calibration =
-        Images::load(&arguments.calibration, shape, images).context("calibration pictures")?;
+        Images::load(&arguments.calibration, shape, images).context("calibration images")?;
     let compiled = compile(&graph, &calibration, &arguments.choices.options())
         .with_context(|| format!("cannot compile {}", path.display()))?;
     let (comparison, labelled) = match &arguments.evaluate {
         Some(data) => {
             let images = Images::load(data, shape, arguments.evaluate_images)
-                .context("pictures to evaluate")?;
+                .context("images to evaluate")?;
             (
                 Some(compare(
                     &graph,
@@ -236,7 +243,8 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     )
 }
 
-/// Pictures seen in calibration: says whether the arithmetic is right, not how accurate it is on new ones.
+/// Images seen in calibration: says whether the arithmetic is right, not how accurate it is on new
+/// ones.
 fn verify(
     count: usize,
     graph: &Graph,
@@ -287,7 +295,7 @@ impl std::fmt::Display for Lines<'_> {
         if c.labelled {
             writeln!(
                 f,
-                "accuracy on {} pictures: float {:.2} %, fixed point {:.2} %",
+                "accuracy on {} images: float {:.2} %, fixed point {:.2} %",
                 c.images,
                 percent(c.float_correct),
                 percent(c.fixed_correct)
@@ -313,7 +321,7 @@ impl std::fmt::Display for Lines<'_> {
         if c.out_of_bound > 0 {
             writeln!(
                 f,
-                "{} pictures left a calibrated bound: calibrate on more pictures, or with more --head-room",
+                "{} images left a calibrated bound: calibrate on more images, or with more --head-room",
                 c.out_of_bound
             )?;
         }

@@ -2,14 +2,16 @@
 //!
 //! Between lowering and quantisation every pass reads and writes this form. A layer computes
 //!
-//! `z = pool(sum(conv(W_k, t_k)) + bias + sum(2^-halvings_j pool_j(t_j))) 2^-pool_bits`, then its activation;
+//! `z = pool(sum(conv(W_k, t_k)) + bias + sum(2^-halvings_j pool_j(t_j))) 2^-pool_bits`, then its
+//! activation;
 //!
 //! all pools are sums. A divisor that is no power of two already sits in weights and bias.
 
 use pi_ir::{Conv, Kind, Shape, SumPool, TensorId};
 use std::fmt;
 
-/// A network of real numbers in layered form. Tensor 0 is the normalised image, tensor `i + 1` the result of layer `i`.
+/// A network of real numbers in layered form. Tensor 0 is the normalised image, tensor `i + 1` the
+/// result of layer `i`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Network {
     /// Shape of the image.
@@ -147,7 +149,8 @@ impl Term {
     }
 }
 
-/// One paragraph per layer; kernels of up to 64 weights are written out. The passes' test files hold this form.
+/// One paragraph per layer; kernels of up to 64 weights are written out. The passes' test files
+/// hold this form.
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "t0 = input {}", self.input)?;

@@ -1,13 +1,16 @@
 //! Average pools that disappear: into the kernel behind them, or into another pool.
 //!
-//! A kernel on a pooled map reads each window's elements with the same weight, so kernel and pool compose into one
-//! larger kernel on the map itself, if every zero of the padding corresponds to windows that read nothing real.
+//! A kernel on a pooled map reads each window's elements with the same weight, so kernel and pool
+//! compose into one larger kernel on the map itself, if every zero of the padding corresponds to
+//! windows that read nothing real.
 
 use pi_ir::{Conv, Padding, Shape, SumPool};
 
-/// A convolution on the map whose sum pool `conv` reads, with the same result; `None` if there is none.
+/// A convolution on the map whose sum pool `conv` reads, with the same result; `None` if there is
+/// none.
 ///
-/// `input` is the shape of the map. Weights are `[out][in][kernel_h][kernel_w]`; the divisor is not included.
+/// `input` is the shape of the map. Weights are `[out][in][kernel_h][kernel_w]`; the divisor is not
+/// included.
 pub fn compose(
     conv: &Conv,
     weights: &[f64],
@@ -63,7 +66,8 @@ pub fn compose(
     Some((composed, weights))
 }
 
-/// One pool that equals `first` and then `second`; `None` if windows of `first` overlap or leave gaps.
+/// One pool that equals `first` and then `second`; `None` if windows of `first` overlap or leave
+/// gaps.
 pub fn chain(first: &SumPool, second: &SumPool) -> Option<SumPool> {
     if first.kernel != first.stride {
         return None;
@@ -92,8 +96,9 @@ impl Side {
 
     /// Padding of the composed kernel before and after a map of `size`, pooled to `pooled`.
     ///
-    /// Pooled row `-1` stands for rows `-step .. -step + window`: all outside if windows do not overlap. Pooled row
-    /// `pooled` stands for rows from `pooled * step`: outside if no dropped row lies there.
+    /// Pooled row `-1` stands for rows `-step .. -step + window`: all outside if windows do not
+    /// overlap. Pooled row `pooled` stands for rows from `pooled * step`: outside if no dropped row
+    /// lies there.
     fn padding(&self, padding: (u32, u32), size: u32, pooled: u32) -> Option<(u32, u32)> {
         let (before, after) = padding;
         if (before > 0 || after > 0) && self.window > self.step {

@@ -1,10 +1,11 @@
-//! Real numbers to integers: scales from calibration, weights, biases, polynomials, and where bits are cut.
+//! Real numbers to integers: scales from calibration, weights, biases, polynomials, and where bits
+//! are cut.
 //!
-//! All scales are powers of two. A tensor gets the scale at which the largest sum seen on calibration data uses
-//! [`Precision::activation_bits`] bits; a layer's sum the largest scale at which every kernel of it fits
-//! [`Precision::weight_bits`]. The difference is the layer's truncation. Two rules couple layers, and lower a tensor's
-//! scale where they must: a residual is shifted left, never right, and the kernels of one layer share the scale of
-//! its sum.
+//! All scales are powers of two. A tensor gets the scale at which the largest sum seen on
+//! calibration data uses [`Precision::activation_bits`] bits; a layer's sum the largest scale at
+//! which every kernel of it fits [`Precision::weight_bits`]. The difference is the layer's
+//! truncation. Two rules couple layers, and lower a tensor's scale where they must: a residual is
+//! shifted left, never right, and the kernels of one layer share the scale of its sum.
 
 use crate::calibrate::Magnitudes;
 use crate::fault::{Fault, Refused};
@@ -38,13 +39,15 @@ impl Default for Precision {
     }
 }
 
-/// Largest `log2 B` of polynomials and squares: 2^19 of them then lose a value with probability 2^-12 at most.
+/// Largest `log2 B` of polynomials and squares: 2^19 of them then lose a value with probability
+/// 2^-12 at most.
 pub const POLYNOMIAL_BOUND_BITS: u8 = 28;
 /// Fewest bits that a tensor's largest value may be left with.
 const FEWEST_BITS: i32 = 4;
 /// Bits that a tensor gives up for the sake of a kernel that is finer than the one beside it.
 const SPARE_BITS: i32 = 2;
-/// Most bits worth cutting off: beyond, finer kernels only widen the bound, and with it the failure probability.
+/// Most bits worth cutting off: beyond, finer kernels only widen the bound, and with it the failure
+/// probability.
 const MOST_TRUNCATED: i32 = 15;
 /// Most bits behind the point of a tensor: more only make small tensors expensive.
 const MOST_FRAC_BITS: i32 = 24;
@@ -252,11 +255,13 @@ impl Round<'_> {
         if largest <= 0.0 {
             return 0;
         }
-        // The sum rounds up a bit, and the bound must leave 2^truncate: one bit more than the head room.
+        // The sum rounds up a bit, and the bound must leave 2^truncate: one bit more than the head
+        // room.
         let room = i32::from(POLYNOMIAL_BOUND_BITS) - i32::from(self.precision.head_room) - 1;
         let room = room - largest.log2().ceil() as i32;
-        // Rounding `a` to `2^-u` moves the result by `2^-(u+1) y^2`. Where `|y|` is a quarter of its largest value, that
-        // is to stay within half a unit of the result, `2^-(s+1)`: a finer tensor would not be a better one.
+        // Rounding `a` to `2^-u` moves the result by `2^-(u+1) y^2`. Where `|y|` is a quarter of
+        // its largest value, that is to stay within half a unit of the result, `2^-(s+1)`: a finer
+        // tensor would not be a better one.
         let square = 2.0 * self.seen.sums[index].log2() - 4.0;
         let tensor = &mut self.tensors[index + 1];
         while room - 2 * *tensor < *tensor + square.ceil() as i32 && *tensor > 2 {
@@ -431,7 +436,8 @@ fn polynomial(&[a, b, k]: &[f64; 3], s: i32, u: i32) -> Polynomial {
     }
 }
 
-/// The server multiplies 30-bit limbs in double precision: `30 + log2 sum |w| <= 53` for each output channel.
+/// The server multiplies 30-bit limbs in double precision: `30 + log2 sum |w| <= 53` for each
+/// output channel.
 fn check_online_products(weights: &LayerWeights, channels: usize) -> Result<(), String> {
     let mut sums = vec![0u64; channels];
     for kernel in &weights.kernels {

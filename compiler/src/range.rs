@@ -1,8 +1,9 @@
 //! Bounds on every value before a truncation, and from them the widths of sign circuits.
 //!
-//! Interval analysis ([`pi_ir::range`]) gives bounds that hold for every input; they grow with each layer. Where one is
-//! too wide to use, the largest value seen on calibration data with head room above it stands in, and the circuit says
-//! so. A proof behind a calibrated layer takes that layer's bound for true.
+//! Interval analysis ([`pi_ir::range`]) gives bounds that hold for every input; they grow with each
+//! layer. Where one is too wide to use, the largest value seen on calibration data with head room
+//! above it stands in, and the circuit says so. A proof behind a calibrated layer takes that
+//! layer's bound for true.
 
 use crate::fault::Refused;
 use crate::quantise::{POLYNOMIAL_BOUND_BITS, Precision, WIDEST};
@@ -11,25 +12,27 @@ use pi_ir::range::{LayerRange, analyse, bound_bits};
 use pi_ir::{Circuit, Layer, PostTruncation, Range, Step, Weights};
 use rayon::prelude::*;
 
-/// Largest `log2 B` accepted for the sake of a proof: 2^20 elements then fail with probability 2^-11.
+/// Largest `log2 B` accepted for the sake of a proof: 2^20 elements then fail with probability
+/// 2^-11.
 const PROVED_BOUND_BITS: u8 = 28;
 
-/// Sets every bound of a circuit from its weights and the calibration pictures.
+/// Sets every bound of a circuit from its weights and the calibration pixels.
 ///
 /// # Errors
-/// If a picture does not fit the circuit, or a value leaves the field.
+/// If an image does not fit the circuit, or a value leaves the field.
 pub fn bound(
     circuit: &mut Circuit,
     weights: &Weights,
-    pictures: &[Vec<u8>],
+    pixels: &[Vec<u8>],
     precision: &Precision,
 ) -> Result<(), Refused> {
-    let seen = largest_seen(circuit, weights, pictures)?;
+    let seen = largest_seen(circuit, weights, pixels)?;
     for (layer, seen) in circuit.layers.iter_mut().zip(&seen) {
         calibrate(layer, seen, precision);
     }
-    // A layer that gets a proof loses the calibrated bound that later layers relied on, so their proofs are made anew;
-    // one that fails then goes back to calibration for good. Each round settles at least one layer.
+    // A layer that gets a proof loses the calibrated bound that later layers relied on, so their
+    // proofs are made anew; one that fails then goes back to calibration for good. Each round
+    // settles at least one layer.
     let mut refused = vec![false; circuit.layers.len()];
     loop {
         let Ok(ranges) = analyse(circuit, weights) else {
@@ -65,15 +68,15 @@ struct Seen {
 fn largest_seen(
     circuit: &Circuit,
     weights: &Weights,
-    pictures: &[Vec<u8>],
+    pixels: &[Vec<u8>],
 ) -> Result<Vec<Seen>, Refused> {
     let refuse = |error: pi_ir::interpret::Error| Refused::one("", error.to_string());
     let interpreter = Interpreter::new(circuit, weights).map_err(refuse)?;
     let nothing = || vec![Seen::default(); circuit.layers.len()];
-    pictures
+    pixels
         .par_iter()
-        .map(|picture| {
-            let input = quantise_image(circuit, picture).map_err(refuse)?;
+        .map(|pixels| {
+            let input = quantise_image(circuit, pixels).map_err(refuse)?;
             let run = interpreter.plain(&input).map_err(refuse)?;
             let sums = run.max_abs_before_truncation.iter();
             Ok((sums.zip(&run.max_abs_before_post))

@@ -31,7 +31,8 @@ pub struct Report {
     pub packing: Vec<Packed>,
     /// Bundles prepared in one exchange.
     pub bundles: u32,
-    /// The server's processor time for the linear layers of one exchange, as the cost model predicts, in seconds.
+    /// The server's processor time for the linear layers of one exchange, as the cost model
+    /// predicts, in seconds.
     pub linear_seconds: f64,
     /// The client's.
     pub client_seconds: f64,
@@ -71,7 +72,8 @@ pub struct Row {
     pub post: Vec<(u8, &'static str)>,
     /// `log2` of the layer's failure probability.
     pub failure_log2: f64,
-    /// Per bundle: uploads of the tensors that this layer reads first, answers, corrections, garbled circuits.
+    /// Per bundle: uploads of the tensors that this layer reads first, answers, corrections,
+    /// garbled circuits.
     pub offline: Traffic,
     /// Per input.
     pub online: Traffic,

@@ -1,9 +1,10 @@
 //! The packing plan, searched per tensor with the protocol's own cost formulas.
 //!
-//! For each tensor and each stride of its consumers there is one upload. Candidates are all group sizes, cuts of the map
-//! into tiles, blocks and output blocks; each consumer merges to its own best depth. What a candidate costs is counted on
-//! its own index map, bytes and operations exactly, and weighed by [`Link`]. The weight is a sum over uploads and answers,
-//! so the best choice for each tensor is the best plan for all. Equal shapes are searched once.
+//! For each tensor and each stride of its consumers there is one upload. Candidates are all group
+//! sizes, cuts of the map into tiles, blocks and output blocks; each consumer merges to its own
+//! best depth. What a candidate costs is counted on its own index map, bytes and operations
+//! exactly, and weighed by [`Link`]. The weight is a sum over uploads and answers, so the best
+//! choice for each tensor is the best plan for all. Equal shapes are searched once.
 
 use crate::fault::{Fault, Refused};
 use pi_ir::{Answer, Circuit, Conv, Layout, Plan, Shape, TensorId, Term, Upload};
@@ -21,8 +22,9 @@ pub struct Link {
     pub server_cores: f64,
     /// Cores of the client.
     pub client_cores: f64,
-    /// What a byte costs beside its time on the link, in seconds: traffic is paid for, stored, and keeps others waiting, so a
-    /// plan for a fast link should not be lavish. By default as much as on a link of 200 Mbit/s.
+    /// What a byte costs beside its time on the link, in seconds: traffic is paid for, stored, and
+    /// keeps others waiting, so a plan for a fast link should not be lavish. By default as much as
+    /// on a link of 200 Mbit/s.
     pub byte_price: f64,
     /// What the operations take.
     pub rates: Rates,
@@ -41,9 +43,9 @@ impl Default for Link {
 }
 
 impl Link {
-    /// What a plan minimises: seconds of both parties and of the wire, as if nothing overlapped, and the price of the
-    /// bytes. What one exchange hides behind its wire, the next one misses: the parties share cores and line with
-    /// others, so hidden work counts too.
+    /// What a plan minimises: seconds of both parties and of the wire, as if nothing overlapped,
+    /// and the price of the bytes. What one exchange hides behind its wire, the next one misses:
+    /// the parties share cores and line with others, so hidden work counts too.
     pub fn weight(&self, bytes: usize, operations: &Operations) -> f64 {
         self.weight_of_bytes(bytes) + self.weight_of_work(operations)
     }
@@ -60,9 +62,10 @@ impl Link {
         1e-6 * (server / self.server_cores + client / self.client_cores)
     }
 
-    /// Predicted seconds of one exchange of linear layers with nothing else on line and cores, from the client's first
-    /// draw to its last number: the client encrypts, sends all, the server computes while its answers travel, the client
-    /// decrypts as they come. Without round trips, which no plan changes.
+    /// Predicted seconds of one exchange of linear layers with nothing else on line and cores, from
+    /// the client's first draw to its last number: the client encrypts, sends all, the server
+    /// computes while its answers travel, the client decrypts as they come. Without round trips,
+    /// which no plan changes.
     pub fn seconds(&self, cost: &LinearCost) -> f64 {
         let all = cost.operations();
         let uploads: Operations = cost.uploads.iter().copied().sum();
@@ -74,7 +77,8 @@ impl Link {
     }
 }
 
-/// Cuts of a map that are tried per group size: heights for each width, from the largest tile that fits down.
+/// Cuts of a map that are tried per group size: heights for each width, from the largest tile that
+/// fits down.
 const CUTS: usize = 8;
 /// Cuts of the stack of all bundles' maps, likewise.
 const STACKS: usize = 4;
@@ -186,8 +190,8 @@ pub struct Alternative {
     pub operations: Operations,
 }
 
-/// For each upload of a plan, the cheapest packing for `link` that differs from the plan's in its layout or output
-/// blocks; `None` where no other fits.
+/// For each upload of a plan, the cheapest packing for `link` that differs from the plan's in its
+/// layout or output blocks; `None` where no other fits.
 pub fn alternatives(circuit: &Circuit, plan: &Plan, link: &Link) -> Vec<Option<Alternative>> {
     let mut known: HashMap<Problem, Vec<Choice>> = HashMap::new();
     let convs: Vec<&Conv> = conv_terms(circuit).map(|(_, _, conv)| conv).collect();
@@ -303,8 +307,8 @@ impl Problem {
         best.into_iter().map(|(_, choice)| choice).collect()
     }
 
-    /// A sketch with as many blocks as fit, and its layout with one block and each number of output blocks; each with a
-    /// lower bound of its weight: output blocks only add zeros to the upload.
+    /// A sketch with as many blocks as fit, and its layout with one block and each number of output
+    /// blocks; each with a lower bound of its weight: output blocks only add zeros to the upload.
     fn candidates(
         &self,
         consumers: &[&Conv],

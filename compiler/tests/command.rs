@@ -1,4 +1,5 @@
-//! The program itself: a model directory out of a graph file, the table, accuracy, and what users get wrong.
+//! The program itself: a model directory out of a graph file, the table, accuracy, and what users
+//! get wrong.
 
 use pi_ir::builders::{Policy, Rest, resnet20};
 use pi_ir::{Artifact, GraphFile, WeightsFile};
@@ -45,7 +46,7 @@ fn a_graph_file_becomes_a_model_directory() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
     write_graph(Path::new(&at("model.graph")));
-    // Records of 8x8 pictures with labels, as calibration and as test data.
+    // Records of 8x8 images with labels, as calibration and as test data.
     let mut records = Vec::new();
     for label in 0..20u8 {
         records.push(label % 10);
@@ -67,7 +68,7 @@ fn a_graph_file_becomes_a_model_directory() {
     for says in [
         "stem",
         "probability 2^-",
-        "accuracy on 20 pictures",
+        "accuracy on 20 images",
         "300 ReLU",
     ] {
         assert!(

@@ -1,4 +1,5 @@
-//! The costs that a trainer reads: exact where they count, additive, and in the form that the trainer's own test holds.
+//! The costs that a trainer reads: exact where they count, additive, and in the form that the
+//! trainer's own test holds.
 
 use pi_compiler::costs::{Costs, VERSION};
 use pi_compiler::images::Images;
@@ -11,7 +12,8 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 
-/// Half of the positions are ReLUs, the others quadratics; the second block's end is the identity everywhere.
+/// Half of the positions are ReLUs, the others quadratics; the second block's end is the identity
+/// everywhere.
 fn graph() -> Graph {
     let policy = Policy::Budget {
         relus: 600,
@@ -57,7 +59,7 @@ fn compiled(graph: &Graph) -> Compiled {
 fn totals_are_those_of_the_report_and_elements_sum_to_layers() {
     let graph = graph();
     let compiled = compiled(&graph);
-    let costs = Costs::new(&graph, &compiled, "4 pictures").unwrap();
+    let costs = Costs::new(&graph, &compiled, "4 images").unwrap();
     let (artifact, _) = emit::files(&compiled, [0; 32], None, "");
     let report = Report::new(&artifact, &Link::default()).unwrap();
     assert_eq!(
@@ -96,7 +98,8 @@ fn totals_are_those_of_the_report_and_elements_sum_to_layers() {
             ("square", layer.kinds.square),
             ("polynomial", layer.kinds.polynomial),
         ];
-        // Labels and opened values are whole bytes an element; only sign bits may be packed, into one byte more at most.
+        // Labels and opened values are whole bytes an element; only sign bits may be packed, into
+        // one byte more at most.
         let down: f64 = kinds
             .iter()
             .map(|(kind, count)| *count as f64 * layer.element[kind].online_bytes_down)
@@ -176,8 +179,8 @@ fn layers_carry_the_names_of_the_graphs_activations() {
     }
 }
 
-/// The trainer's test reads this file. To make it anew after a change of the form, raise [`VERSION`] and run this test with
-/// `PI_WRITE_COSTS=1`.
+/// The trainer's test reads this file. To make it anew after a change of the form, raise
+/// [`VERSION`] and run this test with `PI_WRITE_COSTS=1`.
 #[test]
 fn the_trainers_fixture_has_the_form_that_is_written() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! Whole compilations: random graphs and the networks everybody uses, against the float interpreter.
+//! Whole compilations: random graphs and the networks everybody uses, against the float
+//! interpreter.
 
 use pi_compiler::calibrate::FloatWeights;
 use pi_compiler::evaluate::compare;
@@ -21,7 +22,7 @@ fn input(graph: &Graph) -> Shape {
     }
 }
 
-fn pictures(graph: &Graph, count: usize, seed: u64) -> Images {
+fn images(graph: &Graph, count: usize, seed: u64) -> Images {
     Images::synthetic(input(graph), count, seed)
 }
 
@@ -31,8 +32,8 @@ fn assert_same_function(graph: &Graph, seed: u64) {
     for pools in POOLS {
         let network = lower(&folded, pools).unwrap();
         let weights = FloatWeights::new(&network);
-        for picture in &pictures(graph, 2, seed).pixels {
-            let image = normalise(picture, &graph.mean, &graph.std);
+        for pixels in &images(graph, 2, seed).pixels {
+            let image = normalise(pixels, &graph.mean, &graph.std);
             let expected = interpret::float(graph, &image).unwrap();
             let logits = weights.evaluate(&network, &image).sums.pop().unwrap();
             let size = expected.iter().fold(1e-3f32, |max, v| max.max(v.abs()));
@@ -74,15 +75,16 @@ fn fine() -> Options {
     }
 }
 
-/// Root mean square difference of the logits, over the root mean square of the float logits' spread.
+/// Root mean square difference of the logits, over the root mean square of the float logits'
+/// spread.
 fn relative_error(graph: &Graph, compiled: &Compiled, images: &Images) -> f64 {
     let found = compare(graph, &compiled.circuit, &compiled.weights, images).unwrap();
     assert_eq!(
         found.out_of_bound, 0,
-        "calibration pictures stay within the bounds"
+        "calibration images stay within the bounds"
     );
-    let logits = images.pixels.iter().flat_map(|picture| {
-        let image = normalise(picture, &graph.mean, &graph.std);
+    let logits = images.pixels.iter().flat_map(|pixels| {
+        let image = normalise(pixels, &graph.mean, &graph.std);
         interpret::float(graph, &image).unwrap()
     });
     let logits: Vec<f64> = logits.map(f64::from).collect();
@@ -90,10 +92,11 @@ fn relative_error(graph: &Graph, compiled: &Compiled, images: &Images) -> f64 {
     found.rms_difference / square.sqrt().max(1e-9)
 }
 
-/// Errors at 8-bit weights with 10-bit activations, and at 12 with 14; `None` if a layer cannot be scaled.
+/// Errors at 8-bit weights with 10-bit activations, and at 12 with 14; `None` if a layer cannot be
+/// scaled.
 fn errors(seed: u64, options: &GraphOptions) -> Option<(f64, f64)> {
     let graph = graph(seed, options);
-    let images = pictures(&graph, 12, seed);
+    let images = images(&graph, 12, seed);
     let coarse = match compile(&graph, &images, &Options::default()) {
         Ok(compiled) => compiled,
         // Random polynomials may run away from any scale; then a layer must be named.
@@ -113,8 +116,8 @@ fn errors(seed: u64, options: &GraphOptions) -> Option<(f64, f64)> {
     ))
 }
 
-/// Eight-bit weights are off by up to 1/256 of the largest, ten bits of activation by 1/2000, in each of up to a dozen
-/// layers: a few percent of the logits.
+/// Eight-bit weights are off by up to 1/256 of the largest, ten bits of activation by 1/2000, in
+/// each of up to a dozen layers: a few percent of the logits.
 const COARSE: f64 = 0.08;
 
 #[test]
@@ -129,7 +132,8 @@ fn quantised_random_graphs_track_the_float_graph() {
             coarse < COARSE,
             "seed {seed}: 8-bit weights are off by {coarse}"
         );
-        // Twelve and fourteen bits are off by a sixteenth of that; by a sixth at worst, since scales are rounded.
+        // Twelve and fourteen bits are off by a sixteenth of that; by a sixth at worst, since
+        // scales are rounded.
         assert!(
             fine < coarse / 6.0 + 1e-3,
             "seed {seed}: {fine} with 12-bit weights, {coarse} with 8"
@@ -139,7 +143,8 @@ fn quantised_random_graphs_track_the_float_graph() {
 
 #[test]
 fn quantised_polynomials_track_the_float_graph() {
-    // Their second truncation holds 28 bits, however many bits activations get: finer weights help less.
+    // Their second truncation holds 28 bits, however many bits activations get: finer weights help
+    // less.
     let found: Vec<_> = (0..60)
         .filter_map(|seed| errors(seed, &GraphOptions::default()))
         .collect();
@@ -159,7 +164,7 @@ fn resnet20_with_mixed_activations_compiles_and_tracks_the_float_graph() {
         rest: Rest::Polynomial,
     };
     let graph = resnet20(32, 10, policy, 7);
-    let images = pictures(&graph, 6, 7);
+    let images = images(&graph, 6, 7);
     let compiled = compile(&graph, &images, &Options::default()).unwrap();
     assert_eq!(verify::circuit(&compiled.circuit), []);
     let kinds = |wanted: Kind| {
@@ -180,7 +185,7 @@ fn resnet20_with_mixed_activations_compiles_and_tracks_the_float_graph() {
 #[test]
 fn bounds_leave_head_room_and_sign_circuits_stay_narrow() {
     let graph = resnet20(16, 10, Policy::Relu, 5);
-    let compiled = compile(&graph, &pictures(&graph, 6, 5), &Options::default()).unwrap();
+    let compiled = compile(&graph, &images(&graph, 6, 5), &Options::default()).unwrap();
     let mut calibrated = 0;
     for layer in &compiled.circuit.layers {
         let m = layer.sign_bits().unwrap_or(0);
@@ -208,7 +213,7 @@ fn compilation_is_deterministic() {
         rest: Rest::Polynomial,
     };
     let graph = resnet20(8, 10, policy, 3);
-    let images = pictures(&graph, 4, 3);
+    let images = images(&graph, 4, 3);
     let bytes = || {
         let compiled = compile(&graph, &images, &Options::default()).unwrap();
         let (artifact, weights) = emit::files(&compiled, [7; 32], None, "note");
@@ -237,10 +242,10 @@ fn a_failure_probability_above_the_limit_names_the_worst_layer() {
         failure_limit: -40.0,
         ..Options::default()
     };
-    let Err(Refused(faults)) = compile(&graph, &pictures(&graph, 4, 3), &options) else {
+    let Err(Refused(faults)) = compile(&graph, &images(&graph, 4, 3), &options) else {
         panic!("a limit of 2^-40 must refuse");
     };
-    let compiled = compile(&graph, &pictures(&graph, 4, 3), &Options::default()).unwrap();
+    let compiled = compile(&graph, &images(&graph, 4, 3), &Options::default()).unwrap();
     let shares = pi_ir::failure::failure_log2(&compiled.circuit).layers;
     let worst = (0..shares.len())
         .max_by(|&a, &b| shares[a].total_cmp(&shares[b]))
@@ -253,7 +258,7 @@ fn a_failure_probability_above_the_limit_names_the_worst_layer() {
 #[test]
 fn unsound_graphs_and_options_are_refused_whole() {
     let mut graph = resnet20(8, 10, Policy::Relu, 3);
-    let images = pictures(&graph, 2, 3);
+    let images = images(&graph, 2, 3);
     let options = Options {
         precision: Precision {
             head_room: 1,

@@ -1,8 +1,9 @@
 //! Each pass on small text files: a graph with its numbers, the pass, the expected output.
 //!
-//! A file holds `pass NAME`, a graph in `pi-ir`'s text form, lines `values "node" field numbers...`, the line `expect`,
-//! and what the pass prints: the folded graph with its values, the lowered network, the circuit with its weights, or
-//! `refused` with all faults. Set `UPDATE_PASSES=1` to write what the passes print now, and read the difference.
+//! A file holds `pass NAME`, a graph in `pi-ir`'s text form, lines `values "node" field
+//! numbers...`, the line `expect`, and what the pass prints: the folded graph with its values, the
+//! lowered network, the circuit with its weights, or `refused` with all faults. Set
+//! `UPDATE_PASSES=1` to write what the passes print now, and read the difference.
 
 use pi_compiler::calibrate::magnitudes;
 use pi_compiler::fault::Refused;
@@ -59,12 +60,12 @@ fn run(input: &str) -> String {
     })
 }
 
-/// Calibrated on a black, a white and a grey picture.
+/// Calibrated on a black, a white and a grey image.
 fn compile(graph: &Graph) -> Result<String, Refused> {
     let precision = Precision::default();
     let network = lower(&fold(graph)?, Pools::Absorb)?;
-    let pictures: Vec<Vec<u8>> = [0, 255, 100].map(|v| vec![v; network.input.len()]).to_vec();
-    let images = pictures
+    let pixels: Vec<Vec<u8>> = [0, 255, 100].map(|v| vec![v; network.input.len()]).to_vec();
+    let images = pixels
         .iter()
         .map(|p| pi_compiler::images::normalise(p, &graph.mean, &graph.std));
     let seen = magnitudes(&network, &images.collect::<Vec<_>>());
@@ -76,7 +77,7 @@ fn compile(graph: &Graph) -> Result<String, Refused> {
         classes: &graph.classes,
     };
     let (mut circuit, weights) = quantise(&network, &scales, &precision, &identity)?;
-    range::bound(&mut circuit, &weights, &pictures, &precision)?;
+    range::bound(&mut circuit, &weights, &pixels, &precision)?;
     Ok(print_circuit(&circuit) + &print_weights(&weights))
 }
 

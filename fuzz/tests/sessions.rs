@@ -1,4 +1,5 @@
-//! Hostile bytes for what a server reads from a client and what both parties read from their stores.
+//! Hostile bytes for what a server reads from a client and what both parties read from their
+//! stores.
 
 use pi_ir::artifact::{Artifact, WeightsFile};
 use pi_ir::random;
@@ -21,7 +22,8 @@ fn online_request_decoder_survives_any_bytes() {
     let server = ServerModel::new(artifact, weights).expect("a legal model");
     let length = OnlineRequest::encoded_len(&server);
     bolero::check!().for_each(|bytes: &[u8]| {
-        // Bytes of another length are refused; of the right length they are a request unless a value leaves the field.
+        // Bytes of another length are refused; of the right length they are a request unless a
+        // value leaves the field.
         assert!(bytes.len() == length || OnlineRequest::decode(bytes, &server).is_err());
         let padded: Vec<u8> = bytes.iter().copied().cycle().take(length).collect();
         if padded.len() == length {

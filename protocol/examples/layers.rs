@@ -1,10 +1,12 @@
-//! Measures the homomorphic linear layers one by one: both parties' processor time by stage, bytes and counts.
+//! Measures the homomorphic linear layers one by one: both parties' processor time by stage, bytes
+//! and counts.
 //!
-//! `cargo run --release -p pi-protocol --example layers -- [--threads T] [--runs R] [--only PART] [--cache MB] [--json FILE]`
+//! `cargo run --release -p pi-protocol --example layers -- [--threads T] [--runs R] [--only PART]
+//! [--cache MB] [--json FILE]`
 //!
-//! Weights are random and every result is compared with the plain convolution. Times are processor time of the whole process,
-//! the least of the runs. `finish` is measured apart, on as many ciphertexts with the same gaps and useful coefficients;
-//! `server` is the answer less that.
+//! Weights are random and every result is compared with the plain convolution. Times are processor
+//! time of the whole process, the least of the runs. `finish` is measured apart, on as many
+//! ciphertexts with the same gaps and useful coefficients; `server` is the answer less that.
 
 use nix::sys::resource::{UsageWho, getrusage};
 use pi_ir::{

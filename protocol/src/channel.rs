@@ -1,7 +1,7 @@
 //! The line between the two parties, as sessions see it, and its in-memory form.
 //!
-//! A session sends and receives whole messages whose lengths both parties know from public data, so a
-//! channel frames messages and nothing else. The in-memory pair counts, and can be made to lie.
+//! A session sends and receives whole messages whose lengths both parties know from public data, so
+//! a channel frames messages and nothing else. The in-memory pair counts, and can be made to lie.
 
 use crate::Error;
 use futures_channel::mpsc;
@@ -21,7 +21,8 @@ pub trait Channel: Send {
     /// Receives the next message, of at most `limit` bytes.
     ///
     /// # Errors
-    /// [`Error::PeerMisbehaved`] for a longer one, before memory is reserved for it; [`Error::Channel`] if the line is gone.
+    /// [`Error::PeerMisbehaved`] for a longer one, before memory is reserved for it;
+    /// [`Error::Channel`] if the line is gone.
     fn receive(&mut self, limit: usize) -> impl Future<Output = Result<Vec<u8>, Error>> + Send;
 }
 

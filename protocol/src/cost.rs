@@ -1,6 +1,8 @@
-//! What a circuit costs on the wire: exact payload bytes, summed from the formulas beside the gadgets.
+//! What a circuit costs on the wire: exact payload bytes, summed from the formulas beside the
+//! gadgets.
 //!
-//! Tests hold these equal to what a channel counts. Processor time of the linear layers is [`crate::linear::cost`].
+//! Tests hold these equal to what a channel counts. Processor time of the linear layers is
+//! [`crate::linear::cost`].
 
 use crate::Error;
 use crate::linear;
@@ -44,7 +46,8 @@ pub struct LayerCost {
     pub identities: usize,
     /// Width of the sign circuit, 0 without ReLUs.
     pub sign_bits: u32,
-    /// Offline, without what layers share: digests, set-up of OTs, OLE ciphertexts, uploads. Answers count here.
+    /// Offline, without what layers share: digests, set-up of OTs, OLE ciphertexts, uploads.
+    /// Answers count here.
     pub offline: Traffic,
     /// Online; messages are those that the layer needs. The request counts with no layer.
     pub online: Traffic,

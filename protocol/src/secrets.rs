@@ -1,12 +1,13 @@
 //! Where a bundle's randomness comes from.
 //!
-//! Each party draws one 32-byte seed when an exchange starts, and derives everything secret in the bundle from it: no
-//! stream is shared with another bundle, even if a generator should repeat, because the bundle's identity enters every
-//! derivation; and none depends on what the peer sends, because that identity is fixed before the first message.
-//! Labels name protocol, bundle, role, purpose and index (of layer, tensor or ciphertext).
+//! Each party draws one 32-byte seed when an exchange starts, and derives everything secret in the
+//! bundle from it: no stream is shared with another bundle, even if a generator should repeat,
+//! because the bundle's identity enters every derivation; and none depends on what the peer sends,
+//! because that identity is fixed before the first message. Labels name protocol, bundle, role,
+//! purpose and index (of layer, tensor or ciphertext).
 //!
-//! Public seeds, from which both parties expand ciphertexts, come from the bundle's identity alone. Errors never come
-//! from them.
+//! Public seeds, from which both parties expand ciphertexts, come from the bundle's identity alone.
+//! Errors never come from them.
 
 use rand_chacha::ChaCha20Rng;
 use rand_core::{CryptoRng, SeedableRng};

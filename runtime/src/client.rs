@@ -64,7 +64,7 @@ pub struct Spent {
     pub traffic: Traffic,
 }
 
-/// The answer to a picture.
+/// The answer to an image.
 #[derive(Clone, Debug)]
 pub struct Answer {
     /// Logits as integers at scale `2^output_frac_bits`.
@@ -148,7 +148,8 @@ impl Client {
     /// The one server meant: the one named, or the only one known.
     ///
     /// # Errors
-    /// [`Error::NoServer`] or [`Error::WhichServer`] when none or several are known, [`Error::NotPrepared`] when the one named is not.
+    /// [`Error::NoServer`] or [`Error::WhichServer`] when none or several are known,
+    /// [`Error::NotPrepared`] when the one named is not.
     pub fn server(&self, address: Option<&str>) -> Result<(Fingerprint, PeerRecord), Error> {
         let mut known = self.servers()?;
         if let Some(address) = address {
@@ -188,11 +189,13 @@ impl Client {
 
     /// Connects and greets.
     ///
-    /// The server is the pinned one: by `trust.fingerprint`, by a certificate authority, or by what is remembered of
-    /// this address; only for an unknown address and if the user asked for it, whoever answers.
+    /// The server is the pinned one: by `trust.fingerprint`, by a certificate authority, or by what
+    /// is remembered of this address; only for an unknown address and if the user asked for it,
+    /// whoever answers.
     ///
     /// # Errors
-    /// [`Error`] says whether nobody answered, or the wrong one, or one that speaks another version.
+    /// [`Error`] says whether nobody answered, or the wrong one, or one that speaks another
+    /// version.
     pub async fn connect(
         &self,
         address: &str,
@@ -455,8 +458,9 @@ impl Connection<'_> {
         Ok((setup, Some(spent)))
     }
 
-    /// Runs the offline phase for `count` bundles, in batches as large as the model has plans for, and keeps the bundles;
-    /// `progress` hears of each one kept, the first of a batch with what the batch's linear layers took.
+    /// Runs the offline phase for `count` bundles, in batches as large as the model has plans for,
+    /// and keeps the bundles; `progress` hears of each one kept, the first of a batch with what the
+    /// batch's linear layers took.
     ///
     /// # Errors
     /// The bundles kept before an error stay.
@@ -522,7 +526,8 @@ impl Connection<'_> {
         Ok(before)
     }
 
-    /// Stores a bundle once the server has stored its half: a bundle kept here always has its other half.
+    /// Stores a bundle once the server has stored its half: a bundle kept here always has its other
+    /// half.
     async fn keep(
         &mut self,
         stream: &mut MessageStream,
@@ -566,7 +571,8 @@ impl Connection<'_> {
         Ok(store.put_peer(self.server, &record)?)
     }
 
-    /// The bundle to use next, one that both parties hold for the model served; and how many had to be given up.
+    /// The bundle to use next, one that both parties hold for the model served; and how many had to
+    /// be given up.
     ///
     /// # Errors
     /// [`Error::NotPrepared`], [`Error::NoBundle`], [`Error::ModelChanged`] or [`Error::NotHeld`].
@@ -586,7 +592,8 @@ impl Connection<'_> {
         }
     }
 
-    /// Gives up bundles for this model whose other halves the server does not hold: nobody can use them any more.
+    /// Gives up bundles for this model whose other halves the server does not hold: nobody can use
+    /// them any more.
     fn give_up_unheld(&mut self) -> Result<usize, Error> {
         let mut useless = 0;
         for index in (0..self.probes.len()).rev() {
@@ -601,14 +608,16 @@ impl Connection<'_> {
         Ok(useless)
     }
 
-    /// Reads a bundle ahead, so that [`Connection::infer`] with it starts at once; it is not spent by that.
+    /// Reads a bundle ahead, so that [`Connection::infer`] with it starts at once; it is not spent
+    /// by that.
     ///
     /// # Errors
     /// Those of the store; the bundle stays as it is.
     pub async fn load(&mut self, model: &ClientModel, id: &BundleId) -> Result<(), Error> {
         // Erasing keeps the disk busy, and the next mark would wait for it.
         self.erased().await;
-        // What was read before goes first: two bundles at once may be more than there is memory for.
+        // What was read before goes first: two bundles at once may be more than there is memory
+        // for.
         self.loaded = None;
         self.loaded = Some(block_in_place(|| {
             self.client.teams.ready();
@@ -639,7 +648,8 @@ impl Connection<'_> {
 
     /// Spends a bundle on one input: the quantised pixels, in the order of the model's input.
     ///
-    /// What is left of it is erased in the background, at the latest when the connection is closed, or the store opened again.
+    /// What is left of it is erased in the background, at the latest when the connection is closed,
+    /// or the store opened again.
     ///
     /// # Errors
     /// The bundle is spent in any case once this was called.
@@ -814,7 +824,8 @@ fn connection_lost(error: &quinn::ConnectionError) -> Error {
 
 /// Ends when the other machine reports that its port is closed, else never.
 ///
-/// QUIC ignores such reports because anyone can forge them; before a connection stands, they only spare the user the wait.
+/// QUIC ignores such reports because anyone can forge them; before a connection stands, they only
+/// spare the user the wait.
 async fn refused(server: SocketAddr) {
     let probe = async {
         let socket = tokio::net::UdpSocket::bind(transport::unspecified(server)).await?;

@@ -26,7 +26,8 @@ fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Logs go to standard error; `PI_LOG` chooses what, in the syntax of `tracing_subscriber::EnvFilter`.
+/// Logs go to standard error; `PI_LOG` chooses what, in the syntax of
+/// `tracing_subscriber::EnvFilter`.
 fn start_logging(default: &str) {
     let filter = EnvFilter::try_from_env("PI_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     // A second subscriber, in a test that calls two programs, is refused: the first goes on.

@@ -1,8 +1,8 @@
 //! What the two processes say to each other besides the protocol's own messages.
 //!
-//! The client opens one stream per operation and sends a [`Request`] as its first message. The first operation of
-//! a connection is [`Request::Hello`]; no other is accepted before. A party that gives up resets the stream with
-//! a [`crate::stream::Refusal`].
+//! The client opens one stream per operation and sends a [`Request`] as its first message. The
+//! first operation of a connection is [`Request::Hello`]; no other is accepted before. A party that
+//! gives up resets the stream with a [`crate::stream::Refusal`].
 //!
 //! | request | then, on the same stream |
 //! | --- | --- |
@@ -83,8 +83,8 @@ pub struct Prepare {
     pub count: u32,
     /// Index of the first in their headers; no index is used twice on a connection.
     pub first_index: u64,
-    /// All bundles that the client holds with this server. Halves of others are orphans of broken exchanges, and
-    /// the server gives them up.
+    /// All bundles that the client holds with this server. Halves of others are orphans of broken
+    /// exchanges, and the server gives them up.
     pub held: Vec<BundleId>,
 }
 

@@ -1,7 +1,7 @@
-//! A picture that the demo draws itself: a freighter at sea.
+//! An image that the demo draws itself: a freighter at sea.
 //!
-//! The scene is a function from the unit square to colours; each pixel averages it over a grid of samples, which
-//! is all the antialiasing it needs.
+//! The scene is a function from the unit square to colours; each pixel averages it over a grid of
+//! samples, which is all the antialiasing it needs.
 
 use image::{Rgb, RgbImage};
 
@@ -138,8 +138,8 @@ mod tests {
 
     #[test]
     fn sky_is_above_sea_and_the_hull_between() {
-        let picture = freighter(64);
-        let at = |x: u32, y: u32| picture.get_pixel(x, y).0.map(i32::from);
+        let image = freighter(64);
+        let at = |x: u32, y: u32| image.get_pixel(x, y).0.map(i32::from);
         let (sky, hull, sea) = (at(32, 4), at(32, 42), at(32, 60));
         assert!(sky[2] > 180, "{sky:?}");
         assert!(hull.iter().all(|&v| v < 80), "{hull:?}");

@@ -2,7 +2,7 @@
 
 use crate::fingerprint::{Fingerprint, short};
 use crate::identity::IdentityError;
-use crate::picture::PictureError;
+use crate::image_file::ImageFileError;
 use crate::store::{ModelDigest, StoreError};
 use crate::stream::{Refusal, StreamError};
 use crate::transport::EndpointError;
@@ -143,9 +143,9 @@ pub enum Error {
     /// The artifact that the server sent is not one.
     #[error("the server's model cannot be used: {0}")]
     Artifact(String),
-    /// The picture.
+    /// The image.
     #[error(transparent)]
-    Picture(#[from] PictureError),
+    ImageFile(#[from] ImageFileError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -230,12 +230,12 @@ impl Error {
             Error::Model { .. } => {
                 "--model names a directory with model.pia and model.piw as pi-compile writes them together"
             }
-            Error::Picture(PictureError::Format(_)) => "convert it to PNG or JPEG",
-            Error::Picture(PictureError::Broken { .. }) => {
+            Error::ImageFile(ImageFileError::Format(_)) => "convert it to PNG or JPEG",
+            Error::ImageFile(ImageFileError::Broken { .. }) => {
                 "open it in an image viewer; if that fails too, get the file again"
             }
-            Error::Picture(PictureError::TooLarge(_)) => "make it smaller",
-            Error::Picture(PictureError::File { .. }) => "check the path and its permissions",
+            Error::ImageFile(ImageFileError::TooLarge(_)) => "make it smaller",
+            Error::ImageFile(ImageFileError::File { .. }) => "check the path and its permissions",
             Error::Store(StoreError::Locked(_)) => {
                 "wait until the other pi-client or pi-server ends, or use another --state"
             }

@@ -1,7 +1,7 @@
 //! Places where a test can end the process, as `kill -9` would.
 //!
-//! A build with debug assertions aborts at the place that `PI_FAULT` names (`NAME`, or `NAME:N` for the `N`-th
-//! pass); any other build compiles to nothing.
+//! A build with debug assertions aborts at the place that `PI_FAULT` names (`NAME`, or `NAME:N` for
+//! the `N`-th pass); any other build compiles to nothing.
 
 /// Ends the process here if the test asked for it.
 #[inline]

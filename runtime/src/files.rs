@@ -9,7 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 
 /// Makes a directory (and its parents) that only its owner can enter.
 ///
-/// A directory that exists keeps its mode, for it may serve others too; the files in it are private anyway.
+/// A directory that exists keeps its mode, for it may serve others too; the files in it are private
+/// anyway.
 pub(crate) fn private_directory(path: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
@@ -18,7 +19,8 @@ pub(crate) fn private_directory(path: &Path) -> io::Result<()> {
     builder.create(path)
 }
 
-/// Writes a file that only its owner can read: after a crash it is there in full, or as it was before.
+/// Writes a file that only its owner can read: after a crash it is there in full, or as it was
+/// before.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -52,10 +54,11 @@ pub(crate) fn create_private(path: &Path) -> io::Result<()> {
     sync_directory(path.parent().unwrap_or(Path::new(".")))
 }
 
-/// Overwrites a file with zeros and removes it; one that is gone, or that another thread erases meanwhile, is erased.
+/// Overwrites a file with zeros and removes it; one that is gone, or that another thread erases
+/// meanwhile, is erased.
 ///
-/// That erases the content where the file system writes in place; copying file systems, flash translation
-/// layers and snapshots may keep older blocks.
+/// That erases the content where the file system writes in place; copying file systems, flash
+/// translation layers and snapshots may keep older blocks.
 pub(crate) fn erase(path: &Path) -> io::Result<()> {
     let erased = (|| {
         let mut file = OpenOptions::new().write(true).open(path)?;
@@ -79,7 +82,8 @@ pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether an error says that no more can be written: a full disk, a quota, or a limit on file size.
+/// Whether an error says that no more can be written: a full disk, a quota, or a limit on file
+/// size.
 pub(crate) fn is_disk_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),

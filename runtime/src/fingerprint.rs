@@ -1,4 +1,5 @@
-//! The name of a peer: the SHA-256 of its certificate, as `openssl x509 -fingerprint -sha256` prints it.
+//! The name of a peer: the SHA-256 of its certificate, as `openssl x509 -fingerprint -sha256`
+//! prints it.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

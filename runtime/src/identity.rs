@@ -1,7 +1,7 @@
 //! Who a party is on the wire: a key pair with a self-signed certificate, made on first use.
 //!
-//! Certificate and key lie in one file, `identity.pem`, so that neither can be lost alone. A server may use
-//! an operator's certificate chain instead.
+//! Certificate and key lie in one file, `identity.pem`, so that neither can be lost alone. A server
+//! may use an operator's certificate chain instead.
 
 use crate::files;
 use crate::fingerprint::Fingerprint;

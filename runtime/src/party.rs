@@ -7,8 +7,8 @@ use std::future::Future;
 use tokio::runtime::Handle;
 use tokio::task::block_in_place;
 
-/// Runs a session: between two messages it computes for milliseconds to seconds, so the thread is given up to it and
-/// the reactor goes on elsewhere.
+/// Runs a session: between two messages it computes for milliseconds to seconds, so the thread is
+/// given up to it and the reactor goes on elsewhere.
 pub(crate) fn compute<F: Future>(session: F) -> F::Output {
     block_in_place(|| Handle::current().block_on(session))
 }

@@ -1,8 +1,9 @@
 //! The server: answers several clients at once, each operation on its own stream and thread.
 //!
-//! The reactor only moves bytes. What computes, or waits for the disk, runs on blocking threads; the offline phase
-//! additionally takes one of a few permits, so that preparing bundles does not starve an inference. An operation
-//! that fails (or panics) ends with its stream: other operations and clients do not notice.
+//! The reactor only moves bytes. What computes, or waits for the disk, runs on blocking threads;
+//! the offline phase additionally takes one of a few permits, so that preparing bundles does not
+//! starve an inference. An operation that fails (or panics) ends with its stream: other operations
+//! and clients do not notice.
 
 use crate::control::{
     Hello, MOST_BUNDLES, MOST_PROBES, Prepare, REQUEST_LIMIT, Request, Stored, Welcome, software,
@@ -83,7 +84,8 @@ struct Shared {
     connections: Mutex<HashMap<Fingerprint, quinn::Connection>>,
 }
 
-/// Half of the threads that tokio allows itself: the other half is for the disk, and keeps the reactor going.
+/// Half of the threads that tokio allows itself: the other half is for the disk, and keeps the
+/// reactor going.
 const SESSIONS: usize = 256;
 /// Memory for bundles that are read before they are asked for; others are read when they are.
 const AHEAD_BYTES: usize = 128 << 20;
@@ -96,7 +98,8 @@ impl Server {
     /// Loads model, identity and store and starts to listen.
     ///
     /// # Errors
-    /// [`Error`] says what stands in the way; nothing listens then. Must be called inside a tokio runtime.
+    /// [`Error`] says what stands in the way; nothing listens then. Must be called inside a tokio
+    /// runtime.
     pub fn start(options: &ServerOptions) -> Result<Server, Error> {
         tracing::info!("loading the model");
         let (model, artifact) = load_model(&options.model)?;
@@ -158,7 +161,8 @@ impl Server {
         Ok((mine, all.len() - mine))
     }
 
-    /// Serves until `stop` becomes true (or its sender is gone), then lets operations under way end.
+    /// Serves until `stop` becomes true (or its sender is gone), then lets operations under way
+    /// end.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
         let slots = Arc::new(Semaphore::new(self.max_clients));
         let mut connections = JoinSet::new();
@@ -237,8 +241,9 @@ fn load_model(directory: &Path) -> Result<(ServerModel, LoadedArtifact), Error> 
 }
 
 impl Shared {
-    /// Closes an earlier connection of the same client: its state belongs to one process at a time, so that process is
-    /// gone, and what was under way with it can end now instead of after a silence.
+    /// Closes an earlier connection of the same client: its state belongs to one process at a time,
+    /// so that process is gone, and what was under way with it can end now instead of after a
+    /// silence.
     fn supersede(&self, client: Fingerprint, quic: &quinn::Connection) {
         let mut connections = self.connections.lock().expect("no holder panics");
         if let Some(earlier) = connections.insert(client, quic.clone()) {
@@ -255,7 +260,8 @@ impl Shared {
     }
 }
 
-/// A stream whose session computes only while it holds one of a few permits; it waits for messages without.
+/// A stream whose session computes only while it holds one of a few permits; it waits for messages
+/// without.
 struct InTurn<'a> {
     stream: &'a mut MessageStream,
     turns: &'a Semaphore,
@@ -294,7 +300,8 @@ struct Connection {
     client: Fingerprint,
     greeting: OnceCell<Greeting>,
     next_index: AtomicU64,
-    /// The bundle that will be asked for next, if it was read ahead. Reading it holds the lock, so that who needs it waits for it.
+    /// The bundle that will be asked for next, if it was read ahead. Reading it holds the lock, so
+    /// that who needs it waits for it.
     loaded: Mutex<Option<Loaded>>,
 }
 
@@ -572,7 +579,8 @@ impl Connection {
         let session = session::server_infer(&mut spending, model, bundle, request);
         let answered = self.shared.teams.compute(session);
         spending.end().await?;
-        // The answer is on its way, or never will be: what is left of the bundle goes in either case.
+        // The answer is on its way, or never will be: what is left of the bundle goes in either
+        // case.
         if let Err(error) = block_in_place(|| self.shared.store.erase(self.client, &id)) {
             tracing::warn!(bundle = short(&id), %error, "spent, but not erased yet");
         }
@@ -613,7 +621,8 @@ impl Connection {
         }
     }
 
-    /// Reads the bundle ahead that a client uses next, its oldest, while nobody waits; see [`AHEAD_BYTES`].
+    /// Reads the bundle ahead that a client uses next, its oldest, while nobody waits; see
+    /// [`AHEAD_BYTES`].
     fn read_ahead(self: Arc<Self>) {
         spawn_blocking(move || {
             if let Err(error) = self.load_next() {

@@ -1,7 +1,8 @@
 //! A stream on which nothing is said before the bundle in use is spent.
 //!
-//! The durable mark of a bundle goes on while the session computes its first message; that message waits for the mark. So
-//! the rule holds, no online byte of a party before its mark, and costs the slower of the two instead of their sum.
+//! The durable mark of a bundle goes on while the session computes its first message; that message
+//! waits for the mark. So the rule holds, no online byte of a party before its mark, and costs the
+//! slower of the two instead of their sum.
 
 use crate::control::Request;
 use crate::error::Error;
@@ -17,7 +18,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 pub(crate) struct Mark(JoinHandle<Result<(), StoreError>>);
 
 impl Mark {
-    /// Starts to mark a bundle; `faults` name the places before and after, where a test can end the process.
+    /// Starts to mark a bundle; `faults` name the places before and after, where a test can end the
+    /// process.
     pub(crate) fn start(
         store: &Arc<Store>,
         peer: Fingerprint,
@@ -72,7 +74,8 @@ impl<'a> Spending<'a> {
         self.stream.traffic()
     }
 
-    /// Waits for the mark, if the session has not; a session that failed early has spent its bundle too.
+    /// Waits for the mark, if the session has not; a session that failed early has spent its bundle
+    /// too.
     ///
     /// # Errors
     /// Those of the mark: nothing was sent then.

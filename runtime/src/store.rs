@@ -1,15 +1,16 @@
 //! What a party keeps between runs: setups, artifacts and bundle halves, for one process at a time.
 //!
-//! A bundle half may be used once. [`Store::take`] records that it is spent, durably, *before* it hands the
-//! content out, so a crash at any moment loses at most the bundle in hand and never lets one be used twice. The
-//! record of a spent bundle stays for good; its content is erased.
+//! A bundle half may be used once. [`Store::take`] records that it is spent, durably, *before* it
+//! hands the content out, so a crash at any moment loses at most the bundle in hand and never lets
+//! one be used twice. The record of a spent bundle stays for good; its content is erased.
 //!
 //! # Layout
-//! `store.redb` is the database: one row per setup, artifact, peer and bundle. The content of a bundle, megabytes of
-//! it, is a file of its own in `bundles/`, written and synchronised before its row; the row carries its BLAKE3
-//! digest. A file without a row that says `Ready` is what a crash left behind and is erased on opening.
-//! Directories have mode 0700, files 0600. Contents are not encrypted: who reads the files as their owner reads the
-//! secrets. Copies and snapshots of a store are outside the guarantee of single use.
+//! `store.redb` is the database: one row per setup, artifact, peer and bundle. The content of a
+//! bundle, megabytes of it, is a file of its own in `bundles/`, written and synchronised before its
+//! row; the row carries its BLAKE3 digest. A file without a row that says `Ready` is what a crash
+//! left behind and is erased on opening. Directories have mode 0700, files 0600. Contents are not
+//! encrypted: who reads the files as their owner reads the secrets. Copies and snapshots of a store
+//! are outside the guarantee of single use.
 
 use crate::files;
 use crate::fingerprint::{Fingerprint, hex, short};
@@ -157,7 +158,8 @@ impl Store {
     /// Opens the store in a state directory, or makes one.
     ///
     /// # Errors
-    /// [`StoreError::Locked`] when another process has it open; errors of the file system and of the content.
+    /// [`StoreError::Locked`] when another process has it open; errors of the file system and of
+    /// the content.
     pub fn open(state: &Path) -> Result<Store, StoreError> {
         let at = |path: &Path| {
             let path = path.to_owned();
@@ -341,21 +343,24 @@ impl Store {
             if table.get(&key)?.is_some() {
                 return Err(StoreError::Exists(*id).into());
             }
-            // The file comes first: a row must never promise content that a crash kept from the disk.
+            // The file comes first: a row must never promise content that a crash kept from the
+            // disk.
             files::write_private(&path, content).map_err(|e| file_error(path.clone(), e))?;
             table.insert(&key, encode(&row).as_slice())?;
             Ok(())
         })
     }
 
-    /// Marks a bundle as spent, durably, and then returns its content: [`Store::content`] and [`Store::spend`] in one.
+    /// Marks a bundle as spent, durably, and then returns its content: [`Store::content`] and
+    /// [`Store::spend`] in one.
     ///
-    /// The content's file is still there when this returns: [`Store::erasure`] removes it, outside the time that the
-    /// other party waits for, and the next [`Store::open`] does if the process ends before.
+    /// The content's file is still there when this returns: [`Store::erasure`] removes it, outside
+    /// the time that the other party waits for, and the next [`Store::open`] does if the process
+    /// ends before.
     ///
     /// # Errors
-    /// [`StoreError::Spent`] and [`StoreError::Unknown`] refuse; [`StoreError::Damaged`] when the content is not what
-    /// was stored, and the bundle is spent then too.
+    /// [`StoreError::Spent`] and [`StoreError::Unknown`] refuse; [`StoreError::Damaged`] when the
+    /// content is not what was stored, and the bundle is spent then too.
     pub fn take(&self, peer: Fingerprint, id: &BundleId) -> Result<SecretBytes, StoreError> {
         let content = self.mark_spent(peer, id)?;
         self.reading(peer, id, content).run()
@@ -371,8 +376,8 @@ impl Store {
 
     /// The content of a bundle that is not spent, to be read before or after that changes.
     ///
-    /// Reading ahead only saves time: nothing that follows from the content may leave the process before
-    /// [`Store::spend`] has succeeded for the bundle.
+    /// Reading ahead only saves time: nothing that follows from the content may leave the process
+    /// before [`Store::spend`] has succeeded for the bundle.
     ///
     /// # Errors
     /// [`StoreError::Spent`] and [`StoreError::Unknown`] refuse.
@@ -406,7 +411,8 @@ impl Store {
         self.erasure(peer, id)?.run()
     }
 
-    /// The erasure of the content of a bundle that was taken, to be run when nobody waits, with the store open or not.
+    /// The erasure of the content of a bundle that was taken, to be run when nobody waits, with the
+    /// store open or not.
     ///
     /// # Errors
     /// As [`Store::setup`].

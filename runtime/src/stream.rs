@@ -1,11 +1,12 @@
 //! Messages on one QUIC stream: the [`Channel`] that protocol sessions run over.
 //!
-//! A message is its length (4 bytes, little endian) and its bytes. The length is checked against the receiver's
-//! limit before anything is reserved, and memory grows with what arrives. A party that gives up resets its
-//! stream with a code, [`Refusal`]; nothing else of its reasons crosses the wire.
+//! A message is its length (4 bytes, little endian) and its bytes. The length is checked against
+//! the receiver's limit before anything is reserved, and memory grows with what arrives. A party
+//! that gives up resets its stream with a code, [`Refusal`]; nothing else of its reasons crosses
+//! the wire.
 //!
-//! No wait is without end: a peer that sends no byte for the configured time, or a message slower than
-//! [`SLOWEST_BYTES_PER_SECOND`], is an error.
+//! No wait is without end: a peer that sends no byte for the configured time, or a message slower
+//! than [`SLOWEST_BYTES_PER_SECOND`], is an error.
 
 use bytes::Bytes;
 
@@ -157,7 +158,8 @@ pub enum StreamError {
     Malformed(String),
 }
 
-/// Messages are written in pieces of this size, so that no write holds the connection's lock for long.
+/// Messages are written in pieces of this size, so that no write holds the connection's lock for
+/// long.
 const PIECE_BYTES: usize = 256 * 1024;
 
 /// A message that takes longer than this allows, beside the peer's patience, is given up.
@@ -222,7 +224,8 @@ impl MessageStream {
             limit: u32::MAX as usize,
         })?;
         let deadline = self.deadline(u64::from(length));
-        // The length goes with the first piece: alone it would be a packet, and wake the peer for nothing.
+        // The length goes with the first piece: alone it would be a packet, and wake the peer for
+        // nothing.
         let mut header = Bytes::copy_from_slice(&length.to_le_bytes());
         let mut rest = Bytes::from(message);
         loop {
@@ -316,7 +319,8 @@ impl MessageStream {
         }
     }
 
-    /// Waits for bytes until the deadline, but never longer than the patience; `None` at the stream's end.
+    /// Waits for bytes until the deadline, but never longer than the patience; `None` at the
+    /// stream's end.
     async fn wait(
         &mut self,
         deadline: Instant,

@@ -1,10 +1,11 @@
 //! Threads that an inference computes on, each kept on a processor of its own.
 //!
-//! Online, a layer computes for about a millisecond, then its threads sleep until the peer has answered. A system that wakes
-//! two of them within microseconds often puts both on one processor and moves neither before its next tick: half of the
-//! layers then take twice as long. So the threads of a team are bound to processors, one to each; the first of them to be
-//! free runs the session itself and takes part in the work. Measured on two cores with both parties on them (ResNet-18, 15,000
-//! ReLUs): 41 ms online unbound, 31 ms bound.
+//! Online, a layer computes for about a millisecond, then its threads sleep until the peer has
+//! answered. A system that wakes two of them within microseconds often puts both on one processor
+//! and moves neither before its next tick: half of the layers then take twice as long. So the
+//! threads of a team are bound to processors, one to each; the first of them to be free runs the
+//! session itself and takes part in the work. Measured on two cores with both parties on them
+//! (ResNet-18, 15,000 ReLUs): 41 ms online unbound, 31 ms bound.
 //!
 //! A session holds its team while it waits for its peer, so every inference under way has its own.
 
@@ -29,7 +30,8 @@ pub(crate) struct Teams {
 }
 
 impl Teams {
-    /// No team yet; with `bound`, their threads stay on their processors where the system allows it.
+    /// No team yet; with `bound`, their threads stay on their processors where the system allows
+    /// it.
     pub(crate) fn new(bound: bool) -> Teams {
         Teams {
             bound,
@@ -37,7 +39,8 @@ impl Teams {
         }
     }
 
-    /// Runs a session on a team; the reactor goes on elsewhere. Without threads to be had, it runs on this one.
+    /// Runs a session on a team; the reactor goes on elsewhere. Without threads to be had, it runs
+    /// on this one.
     pub(crate) fn compute<F>(&self, session: F) -> F::Output
     where
         F: Future + Send,
@@ -99,8 +102,9 @@ impl Teams {
     }
 }
 
-/// The processors that this process may use, if it may use all of each: under a quota, which counts time on any
-/// processor, there may be many more of them than the quota allows, and other processes bound to the same few.
+/// The processors that this process may use, if it may use all of each: under a quota, which counts
+/// time on any processor, there may be many more of them than the quota allows, and other processes
+/// bound to the same few.
 fn processors() -> Vec<usize> {
     let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else {
         return Vec::new();

@@ -1,8 +1,10 @@
-//! QUIC endpoints: TLS 1.3 with both parties authenticated, and the settings that bulk traffic needs.
+//! QUIC endpoints: TLS 1.3 with both parties authenticated, and the settings that bulk traffic
+//! needs.
 //!
-//! The server proves a certificate that the client pins by fingerprint, or checks against a CA. The client proves
-//! a self-signed certificate: any is accepted, its fingerprint is the client's name, and the handshake signature
-//! shows that it holds the key. Nothing is resumed and nothing is sent before the handshake ends (no 0-RTT).
+//! The server proves a certificate that the client pins by fingerprint, or checks against a CA. The
+//! client proves a self-signed certificate: any is accepted, its fingerprint is the client's name,
+//! and the handshake signature shows that it holds the key. Nothing is resumed and nothing is sent
+//! before the handshake ends (no 0-RTT).
 
 use crate::fingerprint::Fingerprint;
 use crate::identity::Identity;
@@ -32,9 +34,11 @@ pub const ALPN: &[u8] = b"pianissimo/1";
 pub enum Trust {
     /// The server must prove the certificate with this fingerprint.
     Pinned(Fingerprint),
-    /// Any server that proves its certificate; the caller remembers the fingerprint and pins it from then on.
+    /// Any server that proves its certificate; the caller remembers the fingerprint and pins it
+    /// from then on.
     FirstUse,
-    /// The server must prove a certificate that one of these authorities signed for the name it is reached by.
+    /// The server must prove a certificate that one of these authorities signed for the name it is
+    /// reached by.
     Authorities(Vec<CertificateDer<'static>>),
 }
 
@@ -84,8 +88,8 @@ pub fn server_endpoint(
         .map_err(|error| EndpointError::Socket { address, error })
 }
 
-/// An endpoint to make one connection from, and what its handshake shows. Packets to it name no connection: with a second
-/// to the same server, the first hears no more.
+/// An endpoint to make one connection from, and what its handshake shows. Packets to it name no
+/// connection: with a second to the same server, the first hears no more.
 ///
 /// # Errors
 /// [`EndpointError`]; must be called inside a tokio runtime.
@@ -169,14 +173,15 @@ pub fn peer_fingerprint(connection: &quinn::Connection) -> Option<Fingerprint> {
 
 /// Settings for megabytes in a burst between two quiet phases.
 ///
-/// Measured over loopback, 500 MB: Cubic 1,373 MB/s, BBR 729 MB/s (it drops half), segmentation offload off 424 MB/s.
+/// Measured over loopback, 500 MB: Cubic 1,373 MB/s, BBR 729 MB/s (it drops half), segmentation
+/// offload off 424 MB/s.
 fn transport_config() -> TransportConfig {
     const MIB: u32 = 1 << 20;
     let mut cubic = CubicConfig::default();
-    // A layer's labels are up to half a megabyte (of 15,000 ReLUs) and should cross in one flight: from the usual 14 KB
-    // slow start would take about seven round trips. This is far above what RFC 9002 recommends. On a link that others
-    // share the first burst may queue, at 100 Mbit/s for 80 ms, or overflow a short queue; then Cubic retransmits and
-    // backs off as on any loss.
+    // A layer's labels are up to half a megabyte (of 15,000 ReLUs) and should cross in one flight:
+    // from the usual 14 KB slow start would take about seven round trips. This is far above what
+    // RFC 9002 recommends. On a link that others share the first burst may queue, at 100 Mbit/s for
+    // 80 ms, or overflow a short queue; then Cubic retransmits and backs off as on any loss.
     cubic.initial_window(1 << 20);
     let mut config = TransportConfig::default();
     config
@@ -189,7 +194,8 @@ fn transport_config() -> TransportConfig {
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(75_000))))
-        // A party may compute for a long time without a byte to send; four lost in a row end the connection.
+        // A party may compute for a long time without a byte to send; four lost in a row end the
+        // connection.
         .keep_alive_interval(Some(Duration::from_secs(15)));
     config
 }

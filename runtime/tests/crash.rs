@@ -1,7 +1,8 @@
-//! Whatever moment a process dies at: no bundle is used twice, and nothing is lost but what was under way.
+//! Whatever moment a process dies at: no bundle is used twice, and nothing is lost but what was
+//! under way.
 //!
-//! Fault points end a process at the moments that matter, between the steps that make a bundle durable or spent;
-//! kills after random times cover the rest.
+//! Fault points end a process at the moments that matter, between the steps that make a bundle
+//! durable or spent; kills after random times cover the rest.
 
 mod common;
 
@@ -49,7 +50,7 @@ impl Site {
         command
             .env("PI_FAULT", fault)
             .args(["--timeout", "5", "infer"])
-            .arg(&self.model.picture);
+            .arg(&self.model.image);
         command.output().unwrap().status.success()
     }
 
@@ -183,7 +184,7 @@ fn kills_at_random_times_lose_nothing_else() {
             .arg("--state")
             .arg(site.client_state())
             .args(["--timeout", "3", "infer"])
-            .arg(&site.model.picture)
+            .arg(&site.model.image)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

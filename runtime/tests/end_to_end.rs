@@ -1,5 +1,5 @@
-//! Client and server in one process, over QUIC: the private answer is the exact interpreter's, a bundle serves one
-//! picture of one client, and clients do not disturb each other.
+//! Client and server in one process, over QUIC: the private answer is the exact interpreter's, a
+//! bundle serves one image of one client, and clients do not disturb each other.
 
 mod common;
 
@@ -127,7 +127,8 @@ async fn bytes_and_messages_are_those_of_the_cost_formulas() {
     let answer = connection.infer(&public, &id, &model.input(), false).await;
     let online = answer.unwrap().online;
     let cost = public.cost();
-    // Beside the protocol's messages: the request, and offline the server's confirmation of 32 bytes.
+    // Beside the protocol's messages: the request, and offline the server's confirmation of 32
+    // bytes.
     assert_eq!(online.traffic.bytes_sent - cost.online.up, 1);
     assert_eq!(online.traffic.bytes_received, cost.online.down);
     let messages = online.traffic.messages_sent + online.traffic.messages_received;

@@ -1,4 +1,5 @@
-//! Clients that break the control protocol are refused with a code, and the server goes on serving others.
+//! Clients that break the control protocol are refused with a code, and the server goes on serving
+//! others.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! Every mistake that a user can make ends with what happened and what to do, and a failure's exit code.
+//! Every mistake that a user can make ends with what happened and what to do, and a failure's exit
+//! code.
 
 mod common;
 
@@ -85,7 +86,7 @@ fn a_server_is_not_trusted_without_a_reason() {
 }
 
 #[test]
-fn pictures_that_cannot_be_used_are_explained() {
+fn images_that_cannot_be_used_are_explained() {
     let state = tempfile::tempdir().unwrap();
     let text = complaint(client(state.path()).args(["infer", "absent.png"]));
     says(&text, &["absent.png", "check the path"]);
@@ -106,14 +107,14 @@ fn pictures_that_cannot_be_used_are_explained() {
 #[test]
 fn inference_without_preparation_is_explained() {
     let state = tempfile::tempdir().unwrap();
-    let picture = state.path().join("picture.png");
-    image::RgbImage::new(8, 8).save(&picture).unwrap();
-    let text = complaint(client(state.path()).arg("infer").arg(&picture));
+    let image = state.path().join("image.png");
+    image::RgbImage::new(8, 8).save(&image).unwrap();
+    let text = complaint(client(state.path()).arg("infer").arg(&image));
     says(&text, &["no server is known yet", "pi-client prepare"]);
     let text = complaint(
         client(state.path())
             .arg("infer")
-            .arg(&picture)
+            .arg(&image)
             .args(["--server", "127.0.0.1:4433"]),
     );
     says(&text, &["nothing is prepared", "pi-client prepare"]);
@@ -209,7 +210,7 @@ fn a_full_disk_is_explained_and_costs_nothing_that_was_stored() {
     assert_eq!(json["servers"][0]["ready"], 1);
     client(&state)
         .arg("infer")
-        .arg(&model.picture)
+        .arg(&model.image)
         .assert()
         .success();
 }
@@ -222,10 +223,10 @@ fn bundles_run_out_with_an_explanation() {
     prepare(&state, &server, 1).assert().success();
     client(&state)
         .arg("infer")
-        .arg(&model.picture)
+        .arg(&model.image)
         .assert()
         .success();
-    let text = complaint(client(&state).arg("infer").arg(&model.picture));
+    let text = complaint(client(&state).arg("infer").arg(&model.image));
     says(&text, &["no bundle left", "pi-client prepare"]);
 }
 
@@ -250,13 +251,13 @@ fn a_changed_model_is_explained_and_the_old_bundles_kept() {
         })
     };
     let server = again(&other);
-    let text = complaint(client(&state).arg("infer").arg(&model.picture));
+    let text = complaint(client(&state).arg("infer").arg(&model.image));
     says(&text, &["model changed", "pi-client prepare"]);
     server.kill();
     let _server = again(&model);
     client(&state)
         .arg("infer")
-        .arg(&model.picture)
+        .arg(&model.image)
         .assert()
         .success();
 }
@@ -283,7 +284,7 @@ fn a_server_that_was_set_up_anew_is_not_taken_for_the_old_one() {
     let text =
         complaint(client(&state).args(["prepare", "--trust-first-use", "--server", &address]));
     says(&text, &["wrong fingerprint"]);
-    let text = complaint(client(&state).arg("infer").arg(&model.picture));
+    let text = complaint(client(&state).arg("infer").arg(&model.image));
     says(&text, &["wrong fingerprint"]);
 }
 
@@ -305,12 +306,12 @@ fn a_server_that_lost_its_state_is_prepared_with_anew() {
         more: &[],
         fault: "",
     });
-    let text = complaint(client(&state).arg("infer").arg(&model.picture));
+    let text = complaint(client(&state).arg("infer").arg(&model.image));
     says(&text, &["holds none of the 2 bundles", "pi-client prepare"]);
     prepare(&state, &server, 1).assert().success();
     client(&state)
         .arg("infer")
-        .arg(&model.picture)
+        .arg(&model.image)
         .assert()
         .success();
 }
@@ -325,7 +326,7 @@ fn a_server_that_is_gone_costs_no_bundle() {
     let text = complaint(
         client(&state)
             .args(["--connect-timeout", "2", "infer"])
-            .arg(&model.picture),
+            .arg(&model.image),
     );
     says(&text, &["error:", "check that the server runs"]);
     let output = client(&state).args(["status", "--json"]).assert().success();
@@ -334,7 +335,7 @@ fn a_server_that_is_gone_costs_no_bundle() {
 }
 
 #[test]
-fn pictures_of_other_sizes_are_resized_and_said_so() {
+fn images_of_other_sizes_are_resized_and_said_so() {
     let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
     let state = states.path().join("client");
     let server = ServerProcess::start(model.path(), &states.path().join("server"));

@@ -1,4 +1,5 @@
-//! Peers that are silent, oversized, or someone else end in errors that say so, and nothing waits for ever.
+//! Peers that are silent, oversized, or someone else end in errors that say so, and nothing waits
+//! for ever.
 
 use pi_runtime::fingerprint::Fingerprint;
 use pi_runtime::identity::{Identity, read_certificates};
@@ -142,7 +143,8 @@ async fn a_peer_that_trickles_is_given_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_takes_nothing_is_given_up() {
     let mut pair = Pair::connect().await;
-    // More than the flow-control window of a stream that nobody reads, in one message that may take its time.
+    // More than the flow-control window of a stream that nobody reads, in one message that may take
+    // its time.
     let error = soon(pair.server_stream.send_message(vec![0; 40 << 20])).await;
     assert!(matches!(error, Err(StreamError::Silent(_))), "{error:?}");
 }

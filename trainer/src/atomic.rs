@@ -14,9 +14,11 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_by(path, |file| file.write_all(bytes))
 }
 
-/// Lets `fill` write a temporary file, which takes the name `path` when it is on the disk; makes the folder if there is none.
+/// Lets `fill` write a temporary file, which takes the name `path` when it is on the disk; makes
+/// the folder if there is none.
 ///
-/// The temporary file carries the process's number: two runs that write one file do not write into each other's.
+/// The temporary file carries the process's number: two runs that write one file do not write into
+/// each other's.
 ///
 /// # Errors
 /// That of `fill` or of the file system, with the path; nothing is left then.

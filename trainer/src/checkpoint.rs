@@ -1,8 +1,9 @@
 //! Checkpoint files: everything a run needs to go on, and everything the export needs.
 //!
-//! Layout: the magic `PITRAIN2`, the length of a JSON header (u64, little endian), the header, the arrays it lists,
-//! each as little-endian f32 or bytes. The header has the CRC-32 of the arrays; files that were written before it was
-//! kept are read without. A file appears under its name only when it is complete.
+//! Layout: the magic `PITRAIN2`, the length of a JSON header (u64, little endian), the header, the
+//! arrays it lists, each as little-endian f32 or bytes. The header has the CRC-32 of the arrays;
+//! files that were written before it was kept are read without. A file appears under its name only
+//! when it is complete.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -44,7 +45,8 @@ impl Array {
 pub struct Checkpoint {
     /// The run's configuration and progress, as JSON.
     pub meta: serde_json::Value,
-    /// Float arrays by section, such as `parameters`, `statistics`, `optimiser`, `teacher.parameters`.
+    /// Float arrays by section, such as `parameters`, `statistics`, `optimiser`,
+    /// `teacher.parameters`.
     pub arrays: BTreeMap<String, Arrays>,
     /// Kind of each activation position, by section and site.
     pub masks: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
@@ -129,8 +131,8 @@ impl Checkpoint {
     /// Reads a file written by [`Self::save`].
     ///
     /// # Errors
-    /// A file that cannot be read, is no checkpoint, is of another version, is cut short, or has other arrays than were
-    /// written.
+    /// A file that cannot be read, is no checkpoint, is of another version, is cut short, or has
+    /// other arrays than were written.
     pub fn load(path: &Path) -> Result<Self> {
         let bytes =
             fs::read(path).with_context(|| format!("cannot read checkpoint {}", path.display()))?;

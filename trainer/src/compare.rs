@@ -1,7 +1,8 @@
 //! One batch on another device against the CPU: logits, gradients, time.
 //!
-//! The CPU runs the operations of [`kernels`](crate::kernels), every other device compositions of burn's own; a wrong kernel of a
-//! driver or of a fusion shows here before hours of training show it.
+//! The CPU runs the operations of [`kernels`](crate::kernels), every other device compositions of
+//! burn's own; a wrong kernel of a driver or of a fusion shows here before hours of training show
+//! it.
 
 use std::time::Instant;
 
@@ -16,9 +17,10 @@ use crate::network::{Mode, Request, Substitute};
 use crate::run::{Images, Run, cross_entropy};
 use crate::tensors::{Tensors, download, download_all};
 
-/// Largest relative difference of a gradient that [`compare`] accepts. Sums of up to 10^5 single-precision products in
-/// another order, through up to fifty layers of batch norms, differ by 1e-4 to 1e-3; a wrong operation by 0.1 and more.
-/// Tensor cores that round inputs to ten bits come to 1e-2 and are seen as what they are.
+/// Largest relative difference of a gradient that [`compare`] accepts. Sums of up to 10^5
+/// single-precision products in another order, through up to fifty layers of batch norms, differ by
+/// 1e-4 to 1e-3; a wrong operation by 0.1 and more. Tensor cores that round inputs to ten bits come
+/// to 1e-2 and are seen as what they are.
 pub const TOLERANCE: f64 = 5e-3;
 
 /// What [`compare`] found.
@@ -28,7 +30,8 @@ pub struct Comparison {
     pub logits: f64,
     /// `|g - g_cpu| / |g_cpu|` of each parameter's gradient, largest first.
     pub gradients: Vec<(String, f64)>,
-    /// Seconds of a forward and backward pass on the device, the best of three after one to warm up.
+    /// Seconds of a forward and backward pass on the device, the best of three after one to warm
+    /// up.
     pub seconds: f64,
     /// The same on the CPU.
     pub cpu_seconds: f64,
@@ -44,8 +47,8 @@ pub fn images(side: usize) -> Images {
     }
 }
 
-/// Runs `batch` random images through the experiment's network, with the replacements of all its stages, on `device` and on
-/// the CPU.
+/// Runs `batch` random images through the experiment's network, with the replacements of all its
+/// stages, on `device` and on the CPU.
 ///
 /// # Errors
 /// A network that cannot be built.

@@ -1,5 +1,5 @@
-//! The operations of [`kernels`](crate::kernels) as compositions of burn's own: what any other back end runs, and the
-//! oracle of the CPU's versions.
+//! The operations of [`kernels`](crate::kernels) as compositions of burn's own: what any other back
+//! end runs, and the oracle of the CPU's versions.
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};

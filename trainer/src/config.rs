@@ -1,7 +1,7 @@
 //! The experiment file: TOML, every key checked, any key overridable on the command line.
 //!
-//! An experiment is a list of stages on one network. Keys of the table `[default]` hold for every stage that does not
-//! set them itself.
+//! An experiment is a list of stages on one network. Keys of the table `[default]` hold for every
+//! stage that does not set them itself.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -63,7 +63,8 @@ pub struct StageConfig {
     /// What it does beside training.
     #[serde(default)]
     pub method: Method,
-    /// Passes over the training images; at most so many where the method ends by itself. QuaIL and BCD count their own.
+    /// Passes over the training images; at most so many where the method ends by itself. QuaIL and
+    /// BCD count their own.
     #[serde(default)]
     pub epochs: usize,
     /// Images per step.
@@ -111,7 +112,8 @@ pub enum Method {
     Quail(Quail),
     /// Selective network linearisation: a real factor per ReLU under an L1 penalty.
     Snl(Select),
-    /// AutoReP: a factor per ReLU with hysteresis and straight-through gradient; removed positions become quadratics.
+    /// AutoReP: a factor per ReLU with hysteresis and straight-through gradient; removed positions
+    /// become quadratics.
     Autorep(Select),
     /// Block coordinate descent on the ReLUs that are left.
     Bcd(Bcd),
@@ -214,8 +216,9 @@ pub enum Draw {
     /// Every remaining ReLU alike (the paper).
     #[default]
     Uniform,
-    /// Ours: by first-order saliency, measured anew in each step. The first block tried is the least salient, later ones
-    /// are drawn with weights `saliency^(-1/t)`, `t` growing from 0 towards 1.
+    /// Ours: by first-order saliency, measured anew in each step. The first block tried is the
+    /// least salient, later ones are drawn with weights `saliency^(-1/t)`, `t` growing from 0
+    /// towards 1.
     Saliency,
 }
 
@@ -241,7 +244,8 @@ pub struct Saliency {
     pub from: Cut,
     /// Positions of that kind that stay.
     pub keep: usize,
-    /// Sites whose dropped ReLUs become quadratics; elsewhere they become identities. `*` for any characters.
+    /// Sites whose dropped ReLUs become quadratics; elsewhere they become identities. `*` for any
+    /// characters.
     #[serde(default)]
     pub polynomial_sites: Vec<String>,
     /// Batches the cut is ranked on.
@@ -263,7 +267,8 @@ pub enum Cut {
     Polynomial,
 }
 
-/// Penalty on the inputs of activations, at every element: of ReLUs too, whose sign circuits are as wide as their inputs.
+/// Penalty on the inputs of activations, at every element: of ReLUs too, whose sign circuits are as
+/// wide as their inputs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum RangePenalty {
@@ -274,11 +279,13 @@ pub enum RangePenalty {
         /// Its strength.
         weight: f32,
     },
-    /// `weight mean((z / radius)^exponent)` a site (PILLAR, USENIX Security 2024, has it for polynomials alone).
+    /// `weight mean((z / radius)^exponent)` a site (PILLAR, USENIX Security 2024, has it for
+    /// polynomials alone).
     Power {
         /// Where it becomes steep.
         radius: f32,
-        /// Its strength once warm; in the epoch of the `i`-th of `k` exponents it is `i / k` of that.
+        /// Its strength once warm; in the epoch of the `i`-th of `k` exponents it is `i / k` of
+        /// that.
         weight: f32,
         /// One exponent an epoch; the last one stays.
         #[serde(default = "exponents")]
@@ -333,7 +340,8 @@ impl RangePenalty {
     }
 }
 
-/// Knowledge distillation: `cross_entropy CE + weight KL(softmax(teacher / T), softmax(student / S))`.
+/// Knowledge distillation: `cross_entropy CE + weight KL(softmax(teacher / T), softmax(student /
+/// S))`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Distil {
@@ -367,22 +375,23 @@ fn whole() -> f32 {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Teacher {
-    /// The network as it was when the stage began, before it changed anything; a following stage with the same teacher
-    /// keeps it.
+    /// The network as it was when the stage began, before it changed anything; a following stage
+    /// with the same teacher keeps it.
     Start,
     /// The network of another run.
     Checkpoint(PathBuf),
-    /// A network trained beside the student on the same batches, with cross-entropy alone; a following stage with the
-    /// same teacher goes on with it.
+    /// A network trained beside the student on the same batches, with cross-entropy alone; a
+    /// following stage with the same teacher goes on with it.
     Beside(Box<NetworkConfig>),
 }
 
 impl Config {
-    /// Reads `path`, then applies `overrides` of the form `section.key=value`; `stage.0.key=value` names the first
-    /// stage, `stage.*.key=value` all of them.
+    /// Reads `path`, then applies `overrides` of the form `section.key=value`; `stage.0.key=value`
+    /// names the first stage, `stage.*.key=value` all of them.
     ///
     /// # Errors
-    /// A file that cannot be read, an unknown or missing key, a value of the wrong type or out of range.
+    /// A file that cannot be read, an unknown or missing key, a value of the wrong type or out of
+    /// range.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?;
@@ -402,7 +411,8 @@ impl Config {
         Self::from_table(root, overrides)
     }
 
-    /// Every run of an experiment file with its name: that of the file, and one choice of each axis of its `[sweep]`.
+    /// Every run of an experiment file with its name: that of the file, and one choice of each axis
+    /// of its `[sweep]`.
     ///
     /// ```toml
     /// [sweep.clip]
@@ -502,8 +512,8 @@ impl Config {
         Ok(())
     }
 
-    /// What made the network's activations, in order: polynomial kernels and activations that it began with, then each
-    /// stage's method, or what it put in place if it only trained.
+    /// What made the network's activations, in order: polynomial kernels and activations that it
+    /// began with, then each stage's method, or what it put in place if it only trained.
     pub fn methods(&self) -> Vec<&'static str> {
         let mut methods: Vec<&'static str> = Vec::new();
         let kernels = self.network.kernels.iter().map(|rule| rule.by.name());

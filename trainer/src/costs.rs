@@ -1,9 +1,9 @@
-//! What the activations of a network cost in the protocol, as the compiler predicts it: the JSON file of
-//! `pi-compile GRAPH --costs FILE`.
+//! What the activations of a network cost in the protocol, as the compiler predicts it: the JSON
+//! file of `pi-compile GRAPH --costs FILE`.
 //!
 //! ```json
 //! {
-//!   "version": 1, "network": "resnet20", "calibration": "synthetic, 16 pictures, seed 0 (16 pictures)",
+//!   "version": 1, "network": "resnet20", "calibration": "synthetic, 16 images, seed 0 (16 images)",
 //!   "profiles": [{ "name": "wan", "bits_per_second": 1e8, "round_trip_s": 0.04, "exchange_s": 0.0407 }],
 //!   "kinds": { "relu": 600, "identity": 64, "square": 0, "polynomial": 5480 }, "multiply_adds": 4000000,
 //!   "setup": { "bytes_up": 1, "bytes_down": 1, "messages": 4 }, "offline": { ... }, "online": { ... }, "round_trips": 20,
@@ -18,8 +18,9 @@
 //! }
 //! ```
 //!
-//! Bytes and messages are exact, seconds are predictions for each profile. A layer's share holds neither what layers have
-//! in common nor round trips offline; what an element costs is without its layer's round trip.
+//! Bytes and messages are exact, seconds are predictions for each profile. A layer's share holds
+//! neither what layers have in common nor round trips offline; what an element costs is without its
+//! layer's round trip.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -162,7 +163,8 @@ impl Costs {
     /// Reads a file.
     ///
     /// # Errors
-    /// A file that cannot be read, is of another form or version, or holds numbers that are no costs.
+    /// A file that cannot be read, is of another form or version, or holds numbers that are no
+    /// costs.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| {
             format!(
@@ -279,9 +281,10 @@ impl Costs {
         }
     }
 
-    /// Predicted milliseconds online that removing `relus` ReLUs of a site saves when `in_place` takes their place; with
-    /// `empties`, no ReLU, square or polynomial is left there, which saves the layer's round trip too. A layer of
-    /// polynomials keeps it: `empties` then counts for nothing.
+    /// Predicted milliseconds online that removing `relus` ReLUs of a site saves when `in_place`
+    /// takes their place; with `empties`, no ReLU, square or polynomial is left there, which saves
+    /// the layer's round trip too. A layer of polynomials keeps it: `empties` then counts for
+    /// nothing.
     ///
     /// # Errors
     /// A site or profile without costs.
@@ -307,7 +310,8 @@ impl Costs {
 mod tests {
     use super::*;
 
-    /// What the real pi-compile wrote for a small ResNet-20; the compiler's tests hold that it still writes this form.
+    /// What the real pi-compile wrote for a small ResNet-20; the compiler's tests hold that it
+    /// still writes this form.
     const FILE: &str = include_str!("../tests/files/costs.json");
 
     #[test]

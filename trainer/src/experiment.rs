@@ -1,4 +1,5 @@
-//! A run in its folder: a checkpoint and a log line after each epoch, and a clean stop between two steps when time is up.
+//! A run in its folder: a checkpoint and a log line after each epoch, and a clean stop between two
+//! steps when time is up.
 
 use std::fs;
 use std::path::Path;
@@ -21,12 +22,13 @@ pub enum Outcome {
     TimeIsUp,
 }
 
-/// Trains until all stages are done, or until another step, the end of its epoch and the checkpoint, and before the first
-/// step of an epoch its beginning, would probably take until after `deadline`. What each of them takes is known once one
-/// was seen in this call.
+/// Trains until all stages are done, or until another step, the end of its epoch and the
+/// checkpoint, and before the first step of an epoch its beginning, would probably take until after
+/// `deadline`. What each of them takes is known once one was seen in this call.
 ///
-/// `out` receives `checkpoint.pit` (the latest, which may be of the midst of an epoch) and `log.jsonl`, whose lines after
-/// the checkpoint's epoch, left by a run that was killed, are cut off.
+/// `out` receives `checkpoint.pit` (the latest, which may be of the midst of an epoch) and
+/// `log.jsonl`, whose lines after the checkpoint's epoch, left by a run that was killed, are cut
+/// off.
 ///
 /// # Errors
 /// Of the run, or of the file system.
@@ -55,8 +57,8 @@ pub fn train(
             run.meta.stage_epoch + 1
         ));
         let report = run.epoch_while(data, bar, || clock.before_step())?;
-        // The line first: one whose checkpoint was never written is cut off on the next start, one that was never
-        // written would be missing for ever.
+        // The line first: one whose checkpoint was never written is cut off on the next start, one
+        // that was never written would be missing for ever.
         if let Some(report) = &report {
             log.append(report)?;
         }
@@ -86,8 +88,8 @@ struct Clock {
     epoch_began: Option<Instant>,
     /// When the last step began, within an epoch.
     step_began: Option<Instant>,
-    /// What the longest beginning took. Not the last one: BCD tries its blocks in some of them only, and to be killed in one
-    /// costs more than to stop early.
+    /// What the longest beginning took. Not the last one: BCD tries its blocks in some of them
+    /// only, and to be killed in one costs more than to stop early.
     beginning: Duration,
     /// What the last step took. Not the longest one: on a GPU the first compiles its kernels.
     step: Duration,
@@ -107,7 +109,8 @@ impl Clock {
         }
     }
 
-    /// Whether a step and the end of an epoch fit before the deadline, with the beginning of an epoch if one `begins`.
+    /// Whether a step and the end of an epoch fit before the deadline, with the beginning of an
+    /// epoch if one `begins`.
     fn before_epoch(&mut self, begins: bool) -> bool {
         let now = Instant::now();
         self.epoch_began = begins.then_some(now);

@@ -1,8 +1,8 @@
 //! From a trained run to the compiler's float graph, with proof that both compute the same.
 //!
-//! Whatever stood at an activation site becomes ReLUs, identities and quadratics per channel: norms before a square and
-//! Hermite norms fold into coefficients, a quartic becomes three quadratics, the kernel of a convolution a quadratic
-//! behind it.
+//! Whatever stood at an activation site becomes ReLUs, identities and quadratics per channel: norms
+//! before a square and Hermite norms fold into coefficients, a quartic becomes three quadratics,
+//! the kernel of a convolution a quadratic behind it.
 
 use std::path::Path;
 
@@ -19,18 +19,19 @@ use crate::network::{self, Op, Slot};
 use crate::run::Run;
 use crate::tensors::download;
 
-/// Largest difference of a logit that [`check`] accepts, relative to the largest logit of its image (at least 1).
+/// Largest difference of a logit that [`check`] accepts, relative to the largest logit of its image
+/// (at least 1).
 ///
-/// Both sides compute in single precision and differ only in the order of at most 5,000 terms a sum over up to fifty
-/// layers; random rounding makes that about `sqrt(5000) * 50 * 2^-24`, 2e-4. A wrong weight, kind or shape shows at
-/// 1e-2 or more.
+/// Both sides compute in single precision and differ only in the order of at most 5,000 terms a sum
+/// over up to fifty layers; random rounding makes that about `sqrt(5000) * 50 * 2^-24`, 2e-4. A
+/// wrong weight, kind or shape shows at 1e-2 or more.
 pub const TOLERANCE: f32 = 1e-3;
 
 /// The run's network as a float graph. Activation sites that are all identity vanish.
 ///
 /// # Errors
-/// A slot that no polynomial replaces (the min-max norm of the batch at hand), a selection that has not ended, or a graph
-/// that `pi-ir` does not accept.
+/// A slot that no polynomial replaces (the min-max norm of the batch at hand), a selection that has
+/// not ended, or a graph that `pi-ir` does not accept.
 pub fn graph(run: &Run) -> Result<Graph> {
     ensure!(
         run.state.selection.is_none(),
@@ -46,7 +47,8 @@ pub fn graph(run: &Run) -> Result<Graph> {
     let mut ids: Vec<NodeId> = Vec::new();
     for (index, node) in run.network.nodes.iter().enumerate() {
         let inputs: Vec<NodeId> = node.inputs.iter().map(|i| ids[*i]).collect();
-        // The norm behind a polynomial kernel is part of its quadratic: the compiler takes norms behind linear nodes only.
+        // The norm behind a polynomial kernel is part of its quadratic: the compiler takes norms
+        // behind linear nodes only.
         let id = match (node.op, emit.before(node)) {
             (Op::Norm, Some(kernel)) => {
                 let op = emit.normalised_kernel(kernel, node);
@@ -281,8 +283,8 @@ fn everywhere(node: &network::Node, coefficients: Vec<[f32; 3]>) -> GraphOp {
     }
 }
 
-/// Runs `pi-ir`'s interpreter and the run on the first `count` images of `set`; returns the largest difference of a
-/// logit.
+/// Runs `pi-ir`'s interpreter and the run on the first `count` images of `set`; returns the largest
+/// difference of a logit.
 ///
 /// # Errors
 /// A difference above [`TOLERANCE`], naming the image.
@@ -325,7 +327,8 @@ fn compare(got: &[Vec<f32>], trained: &[f32]) -> Result<f32> {
     Ok(worst)
 }
 
-/// Writes the graph file, after [`check`] on `count` images of `set`; returns its size and the largest difference.
+/// Writes the graph file, after [`check`] on `count` images of `set`; returns its size and the
+/// largest difference.
 ///
 /// # Errors
 /// As [`graph`] and [`check`], and the file system's.

@@ -1,10 +1,11 @@
 //! Convolution, normalisation and masked activation as differentiable burn operations.
 //!
-//! burn's CPU back end would run a batch norm as a dozen passes over memory and a convolution's weight gradient
-//! as a convolution with a kernel as large as the image. Here each is one operation with its own backward step:
-//! convolutions gather patches of a few images at a time (so that they stay in the second-level cache) and call
-//! the back end's matrix product; the others make one pass forward and one or two backward. All other back ends
-//! run compositions (`composed.rs`) of burn's own operations, which are also the oracle of the tests below.
+//! burn's CPU back end would run a batch norm as a dozen passes over memory and a convolution's
+//! weight gradient as a convolution with a kernel as large as the image. Here each is one operation
+//! with its own backward step: convolutions gather patches of a few images at a time (so that they
+//! stay in the second-level cache) and call the back end's matrix product; the others make one pass
+//! forward and one or two backward. All other back ends run compositions (`composed.rs`) of burn's
+//! own operations, which are also the oracle of the tests below.
 
 use burn::backend::autodiff::{
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -28,7 +29,8 @@ const PATCH_FLOATS: usize = 1 << 18;
 /// Cross-correlates `x` with `weight`, zero padded.
 ///
 /// # Shapes
-/// `x`: `[n, c_in, h, w]`; `weight`: `[c_out, c_in, k, k]`; result `[n, c_out, (h + 2p - k) / s + 1, ..]`.
+/// `x`: `[n, c_in, h, w]`; `weight`: `[c_out, c_in, k, k]`; result `[n, c_out, (h + 2p - k) / s +
+/// 1, ..]`.
 pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, stride: usize, padding: usize) -> Tensor<4> {
     Tensor::from_dispatch(Dispatch::pi_conv(
         x.into_dispatch(),
@@ -45,7 +47,8 @@ pub fn moments(x: Tensor<4>) -> Tensor<2> {
 
 /// Normalises each channel of `x` by its own `moments`, then scales and shifts it.
 ///
-/// The gradient is that of batch normalisation: `moments` must be [`moments`]`(x)` wherever a gradient is taken.
+/// The gradient is that of batch normalisation: `moments` must be [`moments`]`(x)` wherever a
+/// gradient is taken.
 pub fn normalise(x: Tensor<4>, moments: Tensor<2>, gamma: Tensor<1>, beta: Tensor<1>) -> Tensor<4> {
     Tensor::from_dispatch(Dispatch::pi_normalise(
         x.into_dispatch(),
@@ -62,14 +65,16 @@ pub fn normalise(x: Tensor<4>, moments: Tensor<2>, gamma: Tensor<1>, beta: Tenso
 pub enum Penalty {
     /// None.
     None,
-    /// `weight` times the squared excess of `|z|` over `radius`, summed over positions, mean over the batch.
+    /// `weight` times the squared excess of `|z|` over `radius`, summed over positions, mean over
+    /// the batch.
     Excess {
         /// Where it begins.
         radius: f32,
         /// Its strength.
         weight: f32,
     },
-    /// `weight` times the mean of `(z / radius)^exponent` over batch and positions (PILLAR, USENIX Security 2024).
+    /// `weight` times the mean of `(z / radius)^exponent` over batch and positions (PILLAR, USENIX
+    /// Security 2024).
     Power {
         /// Where it becomes steep.
         radius: f32,
@@ -82,8 +87,8 @@ pub enum Penalty {
 
 /// Returns `k0 relu(z) + k1 z^2 + k2 z + k3` with coefficients per position.
 ///
-/// The backward step adds the gradient of `penalty`, so that the penalty costs no pass of its own; the value returned
-/// does not contain it.
+/// The backward step adds the gradient of `penalty`, so that the penalty costs no pass of its own;
+/// the value returned does not contain it.
 ///
 /// # Shapes
 /// `z`: `[n, c, h, w]`; `coefficients`: `[4, c, h, w]`.
@@ -330,7 +335,8 @@ impl Adjoints for Flex {
         let g = Geometry::new(&x, &weight, stride, padding);
         let (x, grad) = (x.to_contiguous(), grad.to_contiguous());
         let tile = g.tile();
-        // Partial sums are added in the order of the tiles: the result does not depend on the number of threads.
+        // Partial sums are added in the order of the tiles: the result does not depend on the
+        // number of threads.
         let parts: Vec<Dense> = floats(&x)
             .par_chunks(tile * g.in_image())
             .zip(floats(&grad).par_chunks(tile * g.out_image()))
@@ -384,7 +390,8 @@ impl Adjoints for Flex {
             .zip(x.par_chunks(c * plane))
             .for_each(|(out, x)| {
                 for channel in 0..c {
-                    // gamma / std * (grad - mean(grad) - xhat * mean(grad * xhat)), as k0 grad + k1 x + k2.
+                    // gamma / std * (grad - mean(grad) - xhat * mean(grad * xhat)), as k0 grad + k1
+                    // x + k2.
                     let k0 = gamma[channel] * inverse[channel];
                     let k1 = -k0 * inverse[channel] * by_gamma[channel] / count;
                     let k2 = -k0 * by_beta[channel] / count - k1 * mean[channel];
@@ -913,7 +920,8 @@ fn matrix(tensor: Dense, rows: usize, columns: usize) -> Dense {
     tensor.to_contiguous().reshape([rows, columns].into())
 }
 
-/// The tensor in row-major order from the start of its storage, to be overwritten (a copy if it is shared).
+/// The tensor in row-major order from the start of its storage, to be overwritten (a copy if it is
+/// shared).
 fn owned(tensor: Dense) -> Dense {
     let tensor = tensor.to_contiguous();
     if floats(&tensor).len() == tensor.storage::<f32>().len() {
@@ -953,8 +961,8 @@ mod tests {
         dense(values(shape.iter().product(), seed), shape)
     }
 
-    /// Sums of up to 10^4 products of size 4 in another order: 1e-4 of the largest value is ample, an error of one
-    /// term is 1e-2.
+    /// Sums of up to 10^4 products of size 4 in another order: 1e-4 of the largest value is ample,
+    /// an error of one term is 1e-2.
     fn assert_close(got: &Dense, expected: &Dense, what: &str) {
         assert_eq!(got.shape(), expected.shape(), "{what}");
         let (got, expected) = (got.to_contiguous(), expected.to_contiguous());
@@ -982,7 +990,8 @@ mod tests {
 
     #[test]
     fn convolution_and_its_gradients_equal_burns_own() {
-        // (n, c_in, h, w, c_out, kernel, stride, padding): odd sizes, all strides, 1x1, padding wider than needed.
+        // (n, c_in, h, w, c_out, kernel, stride, padding): odd sizes, all strides, 1x1, padding
+        // wider than needed.
         let cases = [
             (2, 3, 8, 8, 4, 3, 1, 1),
             (3, 2, 7, 5, 3, 3, 2, 1),
@@ -1025,7 +1034,8 @@ mod tests {
 
     #[test]
     fn a_batch_of_several_tiles_equals_its_images() {
-        // 288 x 256 patches an image: four images a tile, so nine images are three tiles, the last one short.
+        // 288 x 256 patches an image: four images a tile, so nine images are three tiles, the last
+        // one short.
         let (x, weight) = (random(&[9, 32, 16, 16], 4), random(&[8, 32, 3, 3], 5));
         let whole = Flex::pi_conv(x.clone(), weight.clone(), 1, 1);
         assert_close(
@@ -1137,8 +1147,9 @@ mod tests {
                     chain(&moved).0
                 };
                 let difference = (at(step) - at(-step)) / (2.0 * step);
-                // Second-order error of the difference, ReLU kinks within the step, and single precision of a sum of
-                // about 100: 5 % and 0.1 cover them; a wrong factor or sign does not pass.
+                // Second-order error of the difference, ReLU kinks within the step, and single
+                // precision of a sum of about 100: 5 % and 0.1 cover them; a wrong factor or sign
+                // does not pass.
                 let (got, bound) = (gradient[position], 0.1 + 0.05 * difference.abs());
                 assert!(
                     (got - difference).abs() <= bound,
@@ -1192,7 +1203,8 @@ mod tests {
                 moved[i] += offset;
                 value(&moved)
             };
-            // Central difference in double precision: its error is the third derivative, below 1e-3 here.
+            // Central difference in double precision: its error is the third derivative, below 1e-3
+            // here.
             let expected = (at(5e-3) - at(-5e-3)) / 1e-2;
             assert!(
                 (f64::from(*got) - expected).abs() < 1e-3 + 1e-2 * expected.abs(),

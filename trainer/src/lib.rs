@@ -1,11 +1,13 @@
 //! Trains networks whose activations a two-party computation can afford.
 //!
-//! An experiment file ([`config`]) names a data set ([`data`]), a network ([`network`]) and a list of stages. A [`run`]
-//! takes the network through them, on differentiable operations written for it ([`kernels`]) and optimisers whose state
-//! stays on the device ([`optimise`], [`schedule`]). An [`experiment`] is a run in its folder: its state ([`checkpoint`]) in files that are
-//! whole or absent ([`atomic`]), a [`log`]. It leaves as a float graph for the compiler ([`export`]), whose predicted costs can
-//! guide which ReLUs stay ([`costs`]). Logs become charts ([`plot`]), results ([`result`]) a table ([`report`]); [`compare`] holds
-//! another device against the CPU. The binary is `pi-train`.
+//! An experiment file ([`config`]) names a data set ([`data`]), a network ([`network`]) and a list
+//! of stages. A [`run`] takes the network through them, on differentiable operations written for it
+//! ([`kernels`]) and optimisers whose state stays on the device ([`optimise`], [`schedule`]). An
+//! [`experiment`] is a run in its folder: its state ([`checkpoint`]) in files that are whole or
+//! absent ([`atomic`]), a [`log`]. It leaves as a float graph for the compiler ([`export`]), whose
+//! predicted costs can guide which ReLUs stay ([`costs`]). Logs become charts ([`plot`]), results
+//! ([`result`]) a table ([`report`]); [`compare`] holds another device against the CPU. The binary
+//! is `pi-train`.
 #![forbid(unsafe_code)]
 
 pub mod atomic;

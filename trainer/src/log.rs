@@ -1,7 +1,8 @@
 //! The log of a run: one JSON object a line, in `log.jsonl` beside the checkpoint.
 //!
-//! A line is written whole, and a run that goes on from a checkpoint first cuts off what an interrupted run wrote after
-//! it, a torn last line included: the log tells one run, whatever happened on the way.
+//! A line is written whole, and a run that goes on from a checkpoint first cuts off what an
+//! interrupted run wrote after it, a torn last line included: the log tells one run, whatever
+//! happened on the way.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,8 +26,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the log with those of its lines that `keep` accepts; lines that are no JSON, and a line without an end,
-    /// are cut off.
+    /// Opens the log with those of its lines that `keep` accepts; lines that are no JSON, and a
+    /// line without an end, are cut off.
     ///
     /// # Errors
     /// The file system's, with the path.
@@ -98,7 +99,8 @@ pub struct Epoch {
     largest: BTreeMap<String, Option<f64>>,
 }
 
-/// What reached a site on the held-out images. JSON has no infinity: a value beyond all numbers is absent.
+/// What reached a site on the held-out images. JSON has no infinity: a value beyond all numbers is
+/// absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Site {
@@ -111,8 +113,8 @@ pub struct Site {
 /// The epochs of a log, in order.
 ///
 /// # Errors
-/// A log that cannot be read, or has no epoch; a line that is no JSON, by number. A last line without an end is left
-/// out: the run may be writing it.
+/// A log that cannot be read, or has no epoch; a line that is no JSON, by number. A last line
+/// without an end is left out: the run may be writing it.
 pub fn read(path: &Path) -> Result<Vec<Epoch>> {
     let text = fs::read_to_string(path)
         .with_context(|| format!("cannot read the log {}", path.display()))?;
@@ -150,7 +152,8 @@ mod tests {
     fn a_resumed_log_has_each_epoch_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(LOG_NAME);
-        // As a run goes on from a checkpoint: without later epochs, and without the last line of a run that was finished.
+        // As a run goes on from a checkpoint: without later epochs, and without the last line of a
+        // run that was finished.
         let resume = |epoch: u64| {
             let seen = |line: &Value| line["epoch"].as_u64().is_some_and(|own| own <= epoch);
             Log::open(&path, seen).unwrap()

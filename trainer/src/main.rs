@@ -56,8 +56,8 @@ impl Processor {
 enum Command {
     /// Train the network of an experiment file.
     Train(TrainArguments),
-    /// Train every experiment of a folder in the order of the file names: those that are finished are skipped, those
-    /// that were interrupted go on.
+    /// Train every experiment of a folder in the order of the file names: those that are finished
+    /// are skipped, those that were interrupted go on.
     RunAll(RunAllArguments),
     /// Compare one batch on --device with the CPU: logits, gradients, time.
     Compare {
@@ -74,7 +74,8 @@ enum Command {
         #[arg(long, default_value_t = 32)]
         side: usize,
     },
-    /// Write a checkpoint as the compiler's float graph, once the graph's logits are seen to equal the model's.
+    /// Write a checkpoint as the compiler's float graph, once the graph's logits are seen to equal
+    /// the model's.
     Export {
         #[command(flatten)]
         source: Source,
@@ -93,20 +94,24 @@ enum Command {
     Data {
         #[command(flatten)]
         experiment: Experiment,
-        /// PNG file to write: images of each class and what the first stage's augmentation makes of them.
+        /// PNG file to write: images of each class and what the first stage's augmentation makes of
+        /// them.
         #[arg(long)]
         sheet: Option<PathBuf>,
     },
-    /// Write an experiment's data set as one compressed file, which data.path may name in place of its folder.
+    /// Write an experiment's data set as one compressed file, which data.path may name in place of
+    /// its folder.
     ///
-    /// With data.limit only the first so many training images, the held-out and the test images are kept.
+    /// With data.limit only the first so many training images, the held-out and the test images are
+    /// kept.
     Pack {
         #[command(flatten)]
         experiment: Experiment,
         /// File to write.
         #[arg(long)]
         out: PathBuf,
-        /// Make JPEG files of this quality (1 to 100) of images that are none of their size yet. This changes them.
+        /// Make JPEG files of this quality (1 to 100) of images that are none of their size yet.
+        /// This changes them.
         #[arg(long)]
         quality: Option<u8>,
     },
@@ -131,7 +136,8 @@ struct TrainArguments {
     /// Go on from the checkpoint in the folder, if there is one.
     #[arg(long)]
     resume: bool,
-    /// Stop after so many seconds, between two steps; the same command with --resume goes on from there.
+    /// Stop after so many seconds, between two steps; the same command with --resume goes on from
+    /// there.
     #[arg(long)]
     seconds: Option<u64>,
     /// Folder for decoded archives, in place of data.cache.
@@ -182,8 +188,9 @@ struct Source {
 
 /// Keeps freed memory for the next tensor.
 ///
-/// Every operation makes tensors of megabytes and drops them. The system's allocator would give their pages back each time,
-/// and a fifth of an epoch would be spent on getting zeroed ones again (measured: 400 to 500 images/s).
+/// Every operation makes tensors of megabytes and drops them. The system's allocator would give
+/// their pages back each time, and a fifth of an epoch would be spent on getting zeroed ones again
+/// (measured: 400 to 500 images/s).
 #[allow(unsafe_code)]
 fn keep_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -293,7 +300,8 @@ fn deadline(seconds: Option<u64>) -> Option<Instant> {
 }
 
 /// # Errors
-/// A name of a file, where a folder is asked for: [`checkpoint_path`] takes it for the checkpoint itself.
+/// A name of a file, where a folder is asked for: [`checkpoint_path`] takes it for the checkpoint
+/// itself.
 fn check_out(out: &Path) -> Result<()> {
     ensure!(
         out.extension().is_none_or(|extension| extension != "pit"),
@@ -465,7 +473,8 @@ struct One<'a> {
 }
 
 impl One<'_> {
-    /// Trains it, with the images at hand if they are its own, and writes its result once it is finished.
+    /// Trains it, with the images at hand if they are its own, and writes its result once it is
+    /// finished.
     fn train(
         self,
         loaded: &mut Option<(DataConfig, (Images, Data))>,
@@ -486,7 +495,8 @@ impl One<'_> {
         Ok(outcome)
     }
 
-    /// Writes the result of a finished run from its checkpoint, if it is asked for and not there yet.
+    /// Writes the result of a finished run from its checkpoint, if it is asked for and not there
+    /// yet.
     fn make_up(self, device: &Device, processor: Processor) -> Result<()> {
         let Some(path) = self.result_path().filter(|path| !path.exists()) else {
             return Ok(());
@@ -586,8 +596,8 @@ fn open_device(processor: Processor) -> Result<Device> {
     }
 }
 
-/// The first CUDA device, once it has computed something: what is missing panics where it is loaded, in the midst of a run
-/// otherwise.
+/// The first CUDA device, once it has computed something: what is missing panics where it is
+/// loaded, in the midst of a run otherwise.
 #[cfg(feature = "cuda")]
 fn open_cuda() -> Result<Device> {
     use burn::tensor::{DeviceType, Tensor};

@@ -1,6 +1,7 @@
 //! Patterns of names of sites, convolutions and parameters.
 
-/// Whether `name` as a whole fits `pattern`, in which each `*` stands for any characters, none included.
+/// Whether `name` as a whole fits `pattern`, in which each `*` stands for any characters, none
+/// included.
 pub fn fits(pattern: &str, name: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
@@ -15,7 +16,8 @@ pub fn fits(pattern: &str, name: &str) -> bool {
         if parts.peek().is_none() {
             return rest.ends_with(part);
         }
-        // The first place is as good as any: what is left of the pattern has the longest rest to fit.
+        // The first place is as good as any: what is left of the pattern has the longest rest to
+        // fit.
         let Some(at) = rest.find(part) else {
             return false;
         };

@@ -1,4 +1,5 @@
-//! The result of a run as a file: one JSON object, `experiments/NAME.json`, as `pi-train eval` prints it.
+//! The result of a run as a file: one JSON object, `experiments/NAME.json`, as `pi-train eval`
+//! prints it.
 //!
 //! What `pi-compile --costs` says of the exported network may lie beside it, as `NAME.costs.json`.
 
@@ -41,7 +42,8 @@ pub struct RunResult {
     pub test_accuracy: f64,
     /// Epochs of all stages.
     pub epochs: usize,
-    /// What trained it, several processors joined by commas; what evaluated it if that is not known.
+    /// What trained it, several processors joined by commas; what evaluated it if that is not
+    /// known.
     pub device: String,
     /// Seconds that the training took.
     pub wall_s: f64,
@@ -53,8 +55,9 @@ pub struct RunResult {
 impl RunResult {
     /// The result of a run, measured on test images.
     ///
-    /// `description` is that of the set they are from: where it is not the one the run was trained on, `tested_on` says it.
-    /// `device` is what evaluates: it stands for what trained where the run does not know that.
+    /// `description` is that of the set they are from: where it is not the one the run was trained
+    /// on, `tested_on` says it. `device` is what evaluates: it stands for what trained where the
+    /// run does not know that.
     ///
     /// # Cost
     /// One pass over the test images.

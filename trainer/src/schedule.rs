@@ -50,7 +50,8 @@ pub enum Shape {
 }
 
 impl Schedule {
-    /// Rate after `epoch` of `epochs` epochs. Until a linear decay begins it does not depend on `epochs`.
+    /// Rate after `epoch` of `epochs` epochs. Until a linear decay begins it does not depend on
+    /// `epochs`.
     pub fn at(&self, epoch: f32, epochs: usize) -> f32 {
         let rise = if self.warmup > 0.0 {
             (epoch / self.warmup).clamp(0.01, 1.0)

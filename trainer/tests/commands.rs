@@ -1,4 +1,4 @@
-//! The program `pi-train` itself, on drawn pictures: what its commands write, and what they refuse.
+//! The program `pi-train` itself, on drawn images: what its commands write, and what they refuse.
 
 mod common;
 

@@ -108,7 +108,8 @@ fn a_checkpoint_of_another_network_is_refused() {
     assert!(kind.contains("unknown kind 9"), "{kind}");
 }
 
-/// Whatever byte of the description is another one: an error, or a run that can be measured, never a panic.
+/// Whatever byte of the description is another one: an error, or a run that can be measured, never
+/// a panic.
 #[test]
 fn a_checkpoint_with_any_byte_of_its_description_changed_is_refused_or_runs() {
     let folder = tempfile::tempdir().unwrap();
@@ -421,8 +422,8 @@ fn the_experiments_of_the_repository_are_legal() {
             } else if path.extension().is_some_and(|e| e == "toml") {
                 let runs = Config::variants(&path, &[]).unwrap_or_else(|why| panic!("{why:#}"));
                 for (name, mut config) in runs {
-                    // What needs another run's weights is checked as far as its network and its slots, on narrow
-                    // networks: names do not depend on the width.
+                    // What needs another run's weights is checked as far as its network and its
+                    // slots, on narrow networks: names do not depend on the width.
                     config.warm_start = None;
                     config.network.width *= 0.125;
                     let run = Run::new(config, common::images(), Device::flex());

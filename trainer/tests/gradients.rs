@@ -78,8 +78,9 @@ fn check(what: &str, network: &Network, state: &State) {
                 value(&moved)
             };
             let got = gradient[position];
-            // Extremes and ReLUs have kinks, and rounding of the loss (about 1e-6) is divided by the step: one of three
-            // steps must agree. A factor of two, a forgotten term or a sign agrees with none.
+            // Extremes and ReLUs have kinks, and rounding of the loss (about 1e-6) is divided by
+            // the step: one of three steps must agree. A factor of two, a forgotten term or a sign
+            // agrees with none.
             let agrees = |step: &f32| {
                 let expected = (at(*step) - at(-step)) / (2.0 * step);
                 let bound = 2e-3 + 1e-6 / step + 0.02 * expected.abs();
@@ -157,7 +158,8 @@ fn gradients_of_polynomial_kernels_equal_finite_differences() {
                 array.values.iter_mut().for_each(|v| *v *= 10.0);
                 state.put_parameter(&name, array);
             } else if name.ends_with("log_scale") {
-                // The norm behind a kernel hides its scale but for epsilon; 0.009 would drown in it.
+                // The norm behind a kernel hides its scale but for epsilon; 0.009 would drown in
+                // it.
                 state.put_parameter(&name, Array::filled(&array.shape, -0.5));
             }
         }

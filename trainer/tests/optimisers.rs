@@ -1,5 +1,5 @@
-//! Optimisers against the formulas of their papers: steps computed by hand, steps computed in double precision, and for
-//! MoMo the minimum that a step is defined as.
+//! Optimisers against the formulas of their papers: steps computed by hand, steps computed in
+//! double precision, and for MoMo the minimum that a step is defined as.
 
 use std::collections::BTreeMap;
 
@@ -89,7 +89,8 @@ fn nesterov_steps_are_those_computed_by_hand() {
     assert!((f64::from(report.norm) - 1.3125f64.sqrt()).abs() < 1e-6);
     assert_eq!(report.loss, 3.0);
     optimiser.step(&mut x, &g, &tensor(&[3.0]), 0.1, 0).unwrap();
-    // g + decay x = (0.509031, 0.229563), 1; m = 0.9 m + g = (0.968031, 0.436563), 1.9; x - 0.1 (g + 0.9 m).
+    // g + decay x = (0.509031, 0.229563), 1; m = 0.9 m + g = (0.968031, 0.436563), 1.9; x - 0.1
+    // (g + 0.9 m).
     close(
         &values(&x),
         &[0.765_074_11, -2.105_946_97, 0.039],
@@ -121,7 +122,8 @@ fn momo_adam_steps_are_those_computed_by_hand() {
 
 #[test]
 fn clipping_does_not_lengthen_a_step_of_momo() {
-    // f = 2.3 and |g| = 10: the model is zero after a step of 2.3 / 10, clipped or not; the bound alpha |g| falls with it.
+    // f = 2.3 and |g| = 10: the model is zero after a step of 2.3 / 10, clipped or not; the bound
+    // alpha |g| falls with it.
     let length = |rule: &str, rate: f32| {
         let mut x = tensors(&numbers(&[("a.weight", &[0.0, 0.0])]));
         let g = tensors(&numbers(&[("a.weight", &[6.0, -8.0])]));
@@ -159,7 +161,8 @@ fn split(x: &[f64]) -> Numbers {
     numbers(&[("a.bias", &x[..1]), ("b.weight", &x[1..4])])
 }
 
-/// The step of a rule in double precision, with the averages it needs, as the specification writes it: one decay for all.
+/// The step of a rule in double precision, with the averages it needs, as the specification writes
+/// it: one decay for all.
 struct Reference {
     rule: &'static str,
     decay: f64,
@@ -190,7 +193,8 @@ impl Reference {
         }
     }
 
-    /// A gradient longer than `clip` is that of a loss, and of a lower bound of it, scaled down to its length.
+    /// A gradient longer than `clip` is that of a loss, and of a lower bound of it, scaled down to
+    /// its length.
     fn step(&mut self, x: &mut [f64], g: &[f64], loss: f64, alpha: f64, clip: f64) {
         self.k += 1;
         let (b1, b2) = (0.9, 0.999);

@@ -1,4 +1,5 @@
-//! A folder of experiments, run piece by piece on machines that share nothing but the files carried between them.
+//! A folder of experiments, run piece by piece on machines that share nothing but the files carried
+//! between them.
 
 use std::fs;
 use std::path::Path;
@@ -78,24 +79,25 @@ const RUN_ALL: [&str; 6] = [
     "data.path=set.pack",
 ];
 
-/// Pictures of three classes: noise with a bar across, along, or none.
+/// Images of three classes: noise with a bar across, along, or none.
 fn draw(folder: &Path) {
     let mut rng = ChaCha8Rng::seed_from_u64(11);
     for (number, class) in ["across", "along", "none"].into_iter().enumerate() {
         fs::create_dir(folder.join(class)).unwrap();
         for index in 0..20 {
-            let picture = RgbImage::from_fn(16, 16, |x, y| {
+            let image = RgbImage::from_fn(16, 16, |x, y| {
                 let bar = [y, x, 0][number] == 7 + index % 3;
                 let noise = (rng.next_u32() % 90) as u8;
                 Rgb([noise + 120 * u8::from(bar), noise, 90 - noise])
             });
             let path = folder.join(class).join(format!("{index:02}.png"));
-            picture.save(path).unwrap();
+            image.save(path).unwrap();
         }
     }
 }
 
-/// Trains a run of the folder for some steps, as a piece whose time is up does, and leaves its checkpoint there.
+/// Trains a run of the folder for some steps, as a piece whose time is up does, and leaves its
+/// checkpoint there.
 fn piece(folder: &Path, name: &str, mut steps: usize) {
     let at = |path: &str| folder.join(path).display().to_string();
     let mut overrides = vec![format!("data.path={}", at("set.pack"))];
@@ -196,12 +198,12 @@ fn result(folder: &Path, name: &str) -> serde_json::Value {
 
 #[test]
 fn pieces_on_several_machines_end_as_one_run_does_bit_for_bit() {
-    let pictures = tempfile::tempdir().unwrap();
-    draw(pictures.path());
+    let images = tempfile::tempdir().unwrap();
+    draw(images.path());
     let kit = tempfile::tempdir().unwrap();
     let config = kit.path().join("set.toml");
     fs::write(&config, format!("name = \"set\"\n{HEAD}{TEACHER}")).unwrap();
-    let path = format!("data.path={}", pictures.path().display());
+    let path = format!("data.path={}", images.path().display());
     let pack = ["pack", "--config", "set.toml", "--out", "set.pack", "--set"];
     pi_train(kit.path(), &[&pack[..], &[path.as_str()]].concat());
     let packed = kit.path().join("set.pack");
@@ -209,7 +211,8 @@ fn pieces_on_several_machines_end_as_one_run_does_bit_for_bit() {
     let whole = machine(&packed);
     pi_train(whole.path(), &RUN_ALL);
     let [first, second, third] = [(); 3].map(|()| machine(&packed));
-    // 46 images to train on are 5 steps an epoch: the first piece ends in the second epoch of the teacher.
+    // 46 images to train on are 5 steps an epoch: the first piece ends in the second epoch of the
+    // teacher.
     piece(first.path(), RUNS[0], 7);
     carry(first.path(), second.path());
     let only_teacher = second.path().join("experiments/10-student.toml");

@@ -1,4 +1,5 @@
-//! Every result in `experiments/` has the form that reports read, and belongs to a run of a configuration beside it.
+//! Every result in `experiments/` has the form that reports read, and belongs to a run of a
+//! configuration beside it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

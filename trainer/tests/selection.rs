@@ -70,7 +70,8 @@ fn snl_and_autorep_meet_their_budget_whatever_the_pressure() {
 #[test]
 fn the_penalty_grows_until_the_count_falls_and_the_stage_ends_at_the_budget() {
     let data = data(64, 20, 22);
-    // Two steps an epoch at rate 1e-3 leave every factor near one, so the count cannot fall: the penalty grows.
+    // Two steps an epoch at rate 1e-3 leave every factor near one, so the count cannot fall: the
+    // penalty grows.
     let mut slow = run(
         "[[stage]]\nmethod = { snl = { relus = 100, lambda = 1e-5, growth = 2.0 } }\nepochs = 3\noptimiser = { rule = { adam = {} } }\nschedule = { rate = 1e-3 }",
     );

@@ -1,4 +1,5 @@
-//! How stages begin and end: what is fitted, frozen, averaged and carried on, and what may change on the way.
+//! How stages begin and end: what is fitted, frozen, averaged and carried on, and what may change
+//! on the way.
 
 mod common;
 
@@ -171,7 +172,8 @@ fn a_min_max_norm_takes_the_first_batch_of_its_layers_turn() {
     };
     wide(&mut run, "stage1.block1.a.act");
     epoch(&mut run, &data);
-    // Nothing is left of what was there before the layer's turn; the layer that is done stays as it was.
+    // Nothing is left of what was there before the layer's turn; the layer that is done stays as it
+    // was.
     let new = extent(&run, "stage1.block1.a.act");
     assert!(new.iter().all(|v| v.abs() < 1e3), "{new:?}");
     assert_eq!(extent(&run, "stem.act"), own);
@@ -290,7 +292,8 @@ fn norms_that_a_warm_start_does_not_know_begin_with_the_images_statistics() {
         epoch(&mut run, &data);
         let what = if by == "herpn" { "herpn" } else { "extent" };
         let got = run.state.buffer(&format!("stem.act.{what}")).unwrap();
-        // All 96 images are the batch that is measured, so the batch norm before the site makes means and variances.
+        // All 96 images are the batch that is measured, so the batch norm before the site makes
+        // means and variances.
         let beta = run.state.parameter("stem.norm.beta").unwrap();
         let gamma = run.state.parameter("stem.norm.gamma").unwrap();
         assert!(beta.iter().any(|b| b.abs() > 1e-3), "{beta:?}");
@@ -438,7 +441,8 @@ fn without_held_out_images_nothing_is_said_of_them() {
     assert_eq!(line["sites"], serde_json::json!({}));
 }
 
-/// A run is killed after its line is written and before its checkpoint is: the line is cut off and written again.
+/// A run is killed after its line is written and before its checkpoint is: the line is cut off and
+/// written again.
 #[test]
 fn no_epoch_is_missing_in_the_log_of_a_killed_run() {
     let out = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! The training loop on a tiny network: it learns, keeps its budget, resumes exactly, and exports what it trained.
+//! The training loop on a tiny network: it learns, keeps its budget, resumes exactly, and exports
+//! what it trained.
 
 mod common;
 
@@ -144,7 +145,8 @@ fn a_resumed_run_equals_an_uninterrupted_one_bit_for_bit() {
         let data = data(96, 20, 3);
         let mut whole = run(stages);
         let epochs = finish(&mut whole, &data).len();
-        // Interrupted after every two steps, epochs have three: before the first of an epoch, within it, at its end.
+        // Interrupted after every two steps, epochs have three: before the first of an epoch,
+        // within it, at its end.
         let mut resumed = run(stages);
         let mut within = 0;
         for turn in 0.. {
@@ -325,8 +327,9 @@ fn the_exported_file_is_the_graph() {
     let indices: Vec<usize> = (0..20).collect();
     let logits = download(run.logits(data.holdout.plain(&indices)));
     let largest = logits.iter().fold(1.0f32, |m, v| m.max(v.abs()));
-    // Six layers with sums of at most 108 terms: random rounding makes about sqrt(108) * 6 * 2^-24, 4e-6. That leaves a
-    // factor of 25 for what squares and norms magnify; the tolerance is made for fifty layers.
+    // Six layers with sums of at most 108 terms: random rounding makes about sqrt(108) * 6 * 2^-24,
+    // 4e-6. That leaves a factor of 25 for what squares and norms magnify; the tolerance is made
+    // for fifty layers.
     assert!(
         worst <= export::TOLERANCE / 10.0 * largest,
         "difference {worst} of logits up to {largest}"
@@ -361,7 +364,8 @@ fn the_check_of_the_export_fails_on_any_altered_part() {
             }
             _ => continue,
         }
-        // A convolution before a batch norm is scaled by 1.1 visibly, as the norm's statistics are fixed.
+        // A convolution before a batch norm is scaled by 1.1 visibly, as the norm's statistics are
+        // fixed.
         let name = &graph.nodes[index].name;
         assert!(
             export::check(&run, &altered, &data.holdout, 10).is_err(),
@@ -406,8 +410,8 @@ fn polynomial_kernels_and_activations_do_not_mix() {
     assert!(why.contains("identity"), "{why}");
 }
 
-/// Responses of the whitening layer's filters to training images are uncorrelated and of unit variance, where the images
-/// vary at all.
+/// Responses of the whitening layer's filters to training images are uncorrelated and of unit
+/// variance, where the images vary at all.
 #[test]
 fn the_first_layer_of_lean9_whitens() {
     let data = data(200, 10, 31);
@@ -552,9 +556,9 @@ fn quail_lowers_the_imitation_loss_of_each_layer() {
     assert_eq!((counts.relus, counts.polynomials), (0, POSITIONS));
 }
 
-/// From an experiment file to an exported graph, on pictures that need no download.
+/// From an experiment file to an exported graph, on images that need no download.
 #[test]
-fn an_experiment_on_drawn_pictures_learns_from_its_file_to_its_graph() {
+fn an_experiment_on_drawn_images_learns_from_its_file_to_its_graph() {
     let out = tempfile::tempdir().unwrap();
     let text = r#"
 name = "drawn"

@@ -1,4 +1,5 @@
-//! The three files of a model directory: the float graph, the public artifact, the server's weights.
+//! The three files of a model directory: the float graph, the public artifact, the server's
+//! weights.
 //!
 //! All have one frame, all integers little-endian:
 //!
@@ -39,7 +40,8 @@ pub struct Artifact {
     pub circuit: Circuit,
     /// How its tensors are packed when one bundle is prepared alone.
     pub plan: Plan,
-    /// How they are packed when several bundles are prepared together, for growing numbers of bundles.
+    /// How they are packed when several bundles are prepared together, for growing numbers of
+    /// bundles.
     #[serde(deserialize_with = "wire::limited::<_, _, { limits::BATCHES }>")]
     pub batches: Vec<Plan>,
     /// Digest of the salted weights file that belongs to it.
@@ -167,7 +169,8 @@ pub enum Error {
 }
 
 impl Artifact {
-    /// An artifact whose failure probability is computed from the circuit; without batches, accuracy and note.
+    /// An artifact whose failure probability is computed from the circuit; without batches,
+    /// accuracy and note.
     pub fn new(circuit: Circuit, plan: Plan, weights_digest: [u8; 32]) -> Self {
         Artifact {
             failure_log2: failure_log2(&circuit).total,
@@ -198,7 +201,8 @@ impl Artifact {
     ///
     /// # Errors
     /// If the bytes are not exactly what [`Artifact::encode`] writes, or the circuit has faults, or
-    /// its failure probability is not the stated one, or plans are not for growing numbers of bundles. Any bytes are safe.
+    /// its failure probability is not the stated one, or plans are not for growing numbers of
+    /// bundles. Any bytes are safe.
     pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
         let artifact: Self = decode(bytes)?;
         let faults = artifact.faults();
@@ -243,7 +247,8 @@ impl Artifact {
         faults
     }
 
-    /// The *model digest*: the last 32 bytes of the file. Binds the weights through their salted digest.
+    /// The *model digest*: the last 32 bytes of the file. Binds the weights through their salted
+    /// digest.
     pub fn digest(&self) -> [u8; 32] {
         digest(self)
     }

@@ -1,7 +1,7 @@
 //! The networks everybody uses, as float graphs with seeded random weights (He et al., 2015).
 //!
-//! ResNets in the form common for small images: a 3x3 stem at stride 1, no max pool, the same for 32
-//! and 64 pixels; shortcuts that change the shape are 1x1 convolutions with a norm.
+//! ResNets in the form common for small images: a 3x3 stem at stride 1, no max pool, the same for
+//! 32 and 64 pixels; shortcuts that change the shape are 1x1 convolutions with a norm.
 
 use crate::graph::{ActivationKind, Graph, Node, NodeId, Op};
 use crate::random::Draw;
@@ -188,9 +188,9 @@ pub fn wrn22_8(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
     net.classifier(x, classes, policy)
 }
 
-/// Nine layers without residuals, after the airbench networks: an unpadded 2x2 convolution (24), three
-/// groups of two 3x3 convolutions (64, 256, 256) with an average pool after each group's first, a pool
-/// over what is left, dense. 81,560 activations at 32 pixels.
+/// Nine layers without residuals, after the airbench networks: an unpadded 2x2 convolution (24),
+/// three groups of two 3x3 convolutions (64, 256, 256) with an average pool after each group's
+/// first, a pool over what is left, dense. 81,560 activations at 32 pixels.
 ///
 /// A norm stands before the pool, which is the same: averages commute with a scale and a shift.
 pub fn lean9(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
@@ -450,7 +450,8 @@ pub fn apply(policy: Policy, graph: &mut Graph, seed: u64) {
             continue;
         };
         for kind in kinds.iter_mut() {
-            // Selection sampling: each subset of the wanted size is equally likely (Knuth, 3.4.2 S).
+            // Selection sampling: each subset of the wanted size is equally likely (Knuth, 3.4.2
+            // S).
             let stays = draw.below(left) < wanted;
             *kind = if stays { ActivationKind::Relu } else { rest };
             wanted -= u64::from(stays);

@@ -31,7 +31,8 @@ pub struct Circuit {
     pub name: String,
     /// Shape of the image.
     pub input: Shape,
-    /// Scale of the image: pixel `v` in `[0, 1]` becomes `round((v - mean) / std * 2^input_frac_bits)`.
+    /// Scale of the image: pixel `v` in `[0, 1]` becomes `round((v - mean) / std *
+    /// 2^input_frac_bits)`.
     pub input_frac_bits: u8,
     /// Per-channel mean.
     pub mean: Vec<f32>,
@@ -82,7 +83,8 @@ pub enum Range {
 pub enum Term {
     /// A convolution with weights that the server holds.
     Conv(Conv),
-    /// `2^shift` times an earlier tensor (after summing windows, if `pool`): local, no cryptography.
+    /// `2^shift` times an earlier tensor (after summing windows, if `pool`): local, no
+    /// cryptography.
     Residual {
         /// The tensor added.
         input: TensorId,
@@ -272,7 +274,8 @@ impl Activation {
 }
 
 impl Layer {
-    /// Shape of the sum of the terms, before [`Layer::pool`]; `None` if a term's window does not fit.
+    /// Shape of the sum of the terms, before [`Layer::pool`]; `None` if a term's window does not
+    /// fit.
     pub fn sum_shape(&self, circuit: &Circuit) -> Option<Shape> {
         let term = self.terms.first()?;
         term.output(circuit.tensor_shape(term.input()))

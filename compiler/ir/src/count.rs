@@ -32,8 +32,8 @@ impl Activations {
     }
 }
 
-/// Multiply-adds of one inference: every tap of every output of convolutions and dense layers, those
-/// on padding included, as papers count them. 0 for a graph whose shapes are inconsistent.
+/// Multiply-adds of one inference: every tap of every output of convolutions and dense layers,
+/// those on padding included, as papers count them. 0 for a graph whose shapes are inconsistent.
 pub fn graph_multiply_adds(graph: &Graph) -> u64 {
     let Ok(shapes) = graph.shapes() else {
         return 0;

@@ -1,9 +1,9 @@
 //! The probability that a two-party truncation loses a value.
 //!
-//! A truncation of `x` with `|x| <= B - 2^f` fails for the at most `B + |x|` client's shares, out of
-//! `p`, for which `(c + B) - (p - d)` is not `x + B` over the integers. An element counts
-//! `(B + max|x|) / p`; squares and polynomials count their second truncation too. The largest `|x|`
-//! seen on calibration data proves nothing, so `max|x|` is the bound `B - 2^f` in every case.
+//! A truncation of `x` with `|x| <= B - 2^f` fails for the at most `B + |x|` client's shares, out
+//! of `p`, for which `(c + B) - (p - d)` is not `x + B` over the integers. An element counts `(B +
+//! max|x|) / p`; squares and polynomials count their second truncation too. The largest `|x|` seen
+//! on calibration data proves nothing, so `max|x|` is the bound `B - 2^f` in every case.
 
 use crate::P;
 use crate::circuit::{Circuit, Kind, Layer, Step};
@@ -31,7 +31,8 @@ fn probability(layer: &Layer) -> f64 {
         return 0.0;
     };
     let count = |kind: Kind| activation.kinds.iter().filter(|&&k| k == kind).count() as f64;
-    // Without bits to cut, field elements stay right where the integers wrap; a garbled sign does not.
+    // Without bits to cut, field elements stay right where the integers wrap; a garbled sign does
+    // not.
     let first = match activation.truncate {
         0 => count(Kind::Relu),
         _ => activation.kinds.len() as f64,

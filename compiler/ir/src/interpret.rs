@@ -1,7 +1,8 @@
 //! Reference interpreters: the oracles that the compiler and the protocol are held against.
 //!
 //! - [`float`] evaluates a [`Graph`](crate::Graph) as its trainer would.
-//! - [`plain`] evaluates a [`Circuit`](crate::Circuit), each truncation rounding to nearest, ties up.
+//! - [`plain`] evaluates a [`Circuit`](crate::Circuit), each truncation rounding to nearest, ties
+//!   up.
 //! - [`exact`] evaluates it with the client's shares of one run and reproduces each carry of the
 //!   two-party truncation: its logits equal the private ones bit for bit.
 //!

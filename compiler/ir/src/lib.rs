@@ -1,15 +1,18 @@
 //! The contract between all crates: what a network is before, and after, it becomes a circuit.
 //!
 //! - [`graph`]: the float network a trainer exports.
-//! - [`circuit`]: the fixed-point arithmetic circuit a two-party computation evaluates (public part).
+//! - [`circuit`]: the fixed-point arithmetic circuit a two-party computation evaluates (public
+//!   part).
 //! - [`weights`]: what only the server may hold: integer kernels, biases, polynomial coefficients.
 //! - [`plan`]: how tensors are packed into ciphertexts; data that both parties read.
 //! - [`trace`]: the client's shares of one run, which make the interpreter exact.
 //! - [`interpret`]: reference evaluations: float, rounding to nearest, and exact with a trace.
-//! - [`verify`]: every fault of a graph, a circuit or its weights; [`failure`]: how often a truncation fails.
+//! - [`verify`]: every fault of a graph, a circuit or its weights; [`failure`]: how often a
+//!   truncation fails.
 //! - [`text`]: text forms that print and parse.
 //! - [`range`]: interval analysis of sums and tensors; [`count`]: multiply-adds and activations.
-//! - [`builders`]: networks everybody uses; [`random`]: legal graphs and circuits for property tests.
+//! - [`builders`]: networks everybody uses; [`random`]: legal graphs and circuits for property
+//!   tests.
 //! - [`artifact`]: the three files of a model directory.
 //!
 //! No cryptography, no training framework, no files opened here: bytes in, bytes out.
@@ -43,6 +46,6 @@ pub use shape::{Padding, Shape};
 pub use trace::{LayerTrace, Trace};
 pub use weights::{LayerWeights, Polynomial, Weights};
 
-/// The plaintext field of the protocol, `F_p` with `p = 2^60 - 2^18 + 1`: every value of a circuit is
-/// a signed integer far below `p / 2`.
+/// The plaintext field of the protocol, `F_p` with `p = 2^60 - 2^18 + 1`: every value of a circuit
+/// is a signed integer far below `p / 2`.
 pub const P: u64 = (1 << 60) - (1 << 18) + 1;

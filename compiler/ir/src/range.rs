@@ -58,7 +58,8 @@ pub enum Error {
     Malformed(String),
 }
 
-/// Ranges of all layers. Below a layer whose range is calibrated, its declared bound is taken for true.
+/// Ranges of all layers. Below a layer whose range is calibrated, its declared bound is taken for
+/// true.
 ///
 /// # Errors
 /// If the parts do not fit together, or a layer has no range below `2^62`.
@@ -140,7 +141,8 @@ pub(crate) fn sums(
         .sum_shape(circuit)
         .ok_or_else(|| Error::Malformed(format!("layer {}", layer.name)))?;
     let positions = shape.h as usize * shape.w as usize;
-    // Low and high ends, in i128: every summand is below 2^62 and there are fewer than 2^32 of them.
+    // Low and high ends, in i128: every summand is below 2^62 and there are fewer than 2^32 of
+    // them.
     let bias = weights.bias.iter().map(|&b| i128::from(b));
     let low: Vec<i128> = bias
         .flat_map(|b| std::iter::repeat_n(b, positions))
@@ -218,7 +220,8 @@ fn shift_left(x: Interval, shift: u8) -> Option<Interval> {
     interval(i128::from(x.low) * factor, i128::from(x.high) * factor)
 }
 
-/// With centre and radius doubled, `2 low = W (l + h) - |W| (h - l)` and `2 high` likewise with a plus.
+/// With centre and radius doubled, `2 low = W (l + h) - |W| (h - l)` and `2 high` likewise with a
+/// plus.
 fn conv_ends(x: &[Interval], kernel: &[i16], windows: &Windows) -> (Vec<i128>, Vec<i128>) {
     let weights: Vec<i64> = kernel.iter().map(|&w| w.into()).collect();
     let magnitudes: Vec<i64> = weights.iter().map(|w| w.abs()).collect();

@@ -22,8 +22,8 @@
 //!   output frac 12
 //! ```
 //!
-//! Tensors are written `t0` (the input), `t1`, ...; padding is top, left, bottom, right. In a graph,
-//! a node reads `%0`, `%1`, ...:
+//! Tensors are written `t0` (the input), `t1`, ...; padding is top, left, bottom, right. In a
+//! graph, a node reads `%0`, `%1`, ...:
 //!
 //! ```text
 //! graph "tiny"

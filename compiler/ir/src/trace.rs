@@ -1,8 +1,8 @@
 //! The client's shares before each truncation of one run.
 //!
 //! With them the fixed-point interpreter reproduces each carry of the two-party truncation and must
-//! equal the private result bit for bit: `t = ((c + B) mod p >> f) - (((p - d) mod p) >> f) - (B >> f)`, with
-//! `d = (x - c) mod p`.
+//! equal the private result bit for bit: `t = ((c + B) mod p >> f) - (((p - d) mod p) >> f) - (B >>
+//! f)`, with `d = (x - c) mod p`.
 
 /// The shares of one run; secret, made only for checks on the client's own machine.
 #[derive(Clone, PartialEq, Eq)]
@@ -14,7 +14,8 @@ pub struct Trace {
 /// The client's shares in one layer, as residues mod `p`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct LayerTrace {
-    /// Share of the sum before the truncation, per element; for the output layer, its share of the logits.
+    /// Share of the sum before the truncation, per element; for the output layer, its share of the
+    /// logits.
     pub before_truncation: Vec<u64>,
     /// Share before the second truncation, per element in the order of those elements of the layer
     /// that are squares or polynomials.

@@ -14,7 +14,8 @@ pub struct Weights {
 /// The server's integers of one layer.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerWeights {
-    /// One kernel per [`crate::Term::Conv`] of the layer, in order: `[out][in][kernel_h][kernel_w]`.
+    /// One kernel per [`crate::Term::Conv`] of the layer, in order:
+    /// `[out][in][kernel_h][kernel_w]`.
     #[serde(with = "wire::kernels")]
     pub kernels: Vec<Vec<i16>>,
     /// One integer per output channel, at the scale of the sum.
@@ -23,8 +24,8 @@ pub struct LayerWeights {
     pub polynomials: Vec<Polynomial>,
 }
 
-/// `a y^2 + b y + k` in integers: with `y` at scale `2^s` and `a` at `2^u`, `b` is at `2^(s+u)`, `k` at
-/// `2^(2s+u)`, and the result is cut by `s + u` bits (the layer's `polynomial.truncate`).
+/// `a y^2 + b y + k` in integers: with `y` at scale `2^s` and `a` at `2^u`, `b` is at `2^(s+u)`,
+/// `k` at `2^(2s+u)`, and the result is cut by `s + u` bits (the layer's `polynomial.truncate`).
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Polynomial {
     /// Quadratic coefficient.

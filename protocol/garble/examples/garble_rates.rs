@@ -1,4 +1,5 @@
-//! Rates of garbling, evaluating and what surrounds them, by thread count: the best of several runs.
+//! Rates of garbling, evaluating and what surrounds them, by thread count: the best of several
+//! runs.
 //!
 //!     cargo run --release -p pi-garble --example garble_rates
 

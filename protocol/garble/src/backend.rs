@@ -16,7 +16,8 @@ pub(crate) enum Backend {
 }
 
 impl Backend {
-    /// Returns the best one that this machine has, or the scalar one if `PI_FORCE_SCALAR` is set and not `0`.
+    /// Returns the best one that this machine has, or the scalar one if `PI_FORCE_SCALAR` is set
+    /// and not `0`.
     #[inline]
     pub(crate) fn detected() -> Self {
         static DETECTED: OnceLock<Backend> = OnceLock::new();

@@ -64,8 +64,8 @@ impl Bits {
     /// Reads exactly `len` bits from a peer's message.
     ///
     /// # Errors
-    /// [`Error::PeerLength`] unless there are `len / 8` bytes, rounded up; [`Error::PeerValue`] if a
-    /// bit behind the last one is set.
+    /// [`Error::PeerLength`] unless there are `len / 8` bytes, rounded up; [`Error::PeerValue`] if
+    /// a bit behind the last one is set.
     pub fn decode(what: &'static str, bytes: &[u8], len: usize) -> Result<Self, Error> {
         Error::check_message(what, Bits::encoded_bytes(len), bytes.len())?;
         let bits = Bits {

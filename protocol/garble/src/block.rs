@@ -139,7 +139,8 @@ impl fmt::Debug for Block {
     }
 }
 
-/// A free-XOR offset, equally the correlation of an OT extension: 127 random bits, the lowest bit 1.
+/// A free-XOR offset, equally the correlation of an OT extension: 127 random bits, the lowest bit
+/// 1.
 ///
 /// One per bundle and direction. The lowest bit makes the colours of a wire's two labels differ.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]

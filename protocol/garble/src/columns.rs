@@ -1,15 +1,17 @@
-//! Sums of columns of bits: what the OT extension does with its streams besides making and transposing them.
+//! Sums of columns of bits: what the OT extension does with its streams besides making and
+//! transposing them.
 
 use crate::backend::Backend;
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
-/// Sums streams by the bits of their indices: column `l` becomes the sum of the streams whose index has bit `l` set, stream 0
-/// the sum of all. The other streams are left in an unspecified state.
+/// Sums streams by the bits of their indices: column `l` becomes the sum of the streams whose index
+/// has bit `l` set, stream 0 the sum of all. The other streams are left in an unspecified state.
 ///
 /// # Shapes
-/// `columns`: `k` times `stride` bytes; `streams`: `2^k` times `stride` bytes; of each the first `used` bytes count.
+/// `columns`: `k` times `stride` bytes; `streams`: `2^k` times `stride` bytes; of each the first
+/// `used` bytes count.
 /// # Panics
 /// If the shapes do not fit together.
 /// # Cost

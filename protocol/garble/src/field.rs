@@ -22,8 +22,9 @@ pub type Elements = Zeroizing<Vec<u64>>;
 /// For a uniform `x` the result is within statistical distance `2^-68` of uniform.
 #[inline]
 pub const fn reduce(x: u128) -> u64 {
-    // 2^60 = 2^18 - 1 (mod p). x < 2^128 gives hi < 2^68 and a sum below 2^60 + 2^86 < 2^87; the second
-    // step leaves hi < 2^27 and a sum below 2^60 + 2^45, the third hi <= 1 and a sum below 2p.
+    // 2^60 = 2^18 - 1 (mod p). x < 2^128 gives hi < 2^68 and a sum below 2^60 + 2^86 < 2^87; the
+    // second step leaves hi < 2^27 and a sum below 2^60 + 2^45, the third hi <= 1 and a sum below
+    // 2p.
     const LOW: u128 = (1 << 60) - 1;
     const FOLD: u128 = (1 << 18) - 1;
     let x = (x & LOW) + (x >> 60) * FOLD;
@@ -76,8 +77,8 @@ pub fn encode(elements: &[u64]) -> &[u8] {
 /// Reads exactly `count` elements from a peer's message.
 ///
 /// # Errors
-/// [`Error::PeerLength`] unless the message has `8 count` bytes, [`Error::PeerValue`] for a value that
-/// is not below `p`.
+/// [`Error::PeerLength`] unless the message has `8 count` bytes, [`Error::PeerValue`] for a value
+/// that is not below `p`.
 pub fn decode(what: &'static str, bytes: &[u8], count: usize) -> Result<Vec<u64>, Error> {
     Error::check_message(what, count.saturating_mul(ELEMENT_BYTES), bytes.len())?;
     let elements: Vec<u64> = bytes

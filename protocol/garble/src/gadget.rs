@@ -1,9 +1,10 @@
 //! The output gadget: shares of `max(x, 0)` from one garbled bit, with one field element online.
 //!
-//! `x = c + d` in `F_p`, the client's `c` known offline, the server's `d` online. The garbled sign leaves the
-//! client with one label of the wire *keep*. Its colour `pick` is *keep* xor `colour`, the colour of the
-//! zero label, known to the server. Offline, a reverse correlated OT (`pi-ot`) gave `u + v = colour * c`, `u`
-//! to the client. With `H0`, `H1` the hashes of the labels of colour 0 and 1:
+//! `x = c + d` in `F_p`, the client's `c` known offline, the server's `d` online. The garbled sign
+//! leaves the client with one label of the wire *keep*. Its colour `pick` is *keep* xor `colour`,
+//! the colour of the zero label, known to the server. Offline, a reverse correlated OT (`pi-ot`)
+//! gave `u + v = colour * c`, `u` to the client. With `H0`, `H1` the hashes of the labels of colour
+//! 0 and 1:
 //!
 //! | | |
 //! | --- | --- |
@@ -15,13 +16,13 @@
 //! so that `y_c + y_s = keep * (c + d)` for each of the four pairs `(pick, colour)`.
 //!
 //! # Why this is not a projection gate
-//! Arithmetic garbling by projection gates over labels is known to break. Here the keys are only `L` and
-//! `L xor delta`, which is exactly the correlation that the hash withstands; what they encrypt is a field
-//! element independent of `delta`, not a label; there is one row, and one hash per label at its own tweak.
-//! The pad of the label the client does not hold masks `row` entirely, and `pick` is uniform because the
-//! server's `colour` is. At `pick = 0` the client sees a uniform `row`; at `pick = 1` it gets its own
-//! share, masked by the server's. Do not extend this to rows that carry labels, several rows under one
-//! label, or odd moduli.
+//! Arithmetic garbling by projection gates over labels is known to break. Here the keys are only
+//! `L` and `L xor delta`, which is exactly the correlation that the hash withstands; what they
+//! encrypt is a field element independent of `delta`, not a label; there is one row, and one hash
+//! per label at its own tweak. The pad of the label the client does not hold masks `row` entirely,
+//! and `pick` is uniform because the server's `colour` is. At `pick = 0` the client sees a uniform
+//! `row`; at `pick = 1` it gets its own share, masked by the server's. Do not extend this to rows
+//! that carry labels, several rows under one label, or odd moduli.
 
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -44,7 +45,8 @@ impl ServerGadget {
         keep_zero.iter().map(|label| label.colour()).collect()
     }
 
-    /// Prepares the gadgets of a layer from the zero labels of *keep* and the server's halves `v` of `colour * c`.
+    /// Prepares the gadgets of a layer from the zero labels of *keep* and the server's halves `v`
+    /// of `colour * c`.
     ///
     /// # Errors
     /// [`Error::CallerLength`] unless there is one `v` per label and one label per instance.
@@ -89,9 +91,11 @@ impl ServerGadget {
         self.colour.is_empty()
     }
 
-    /// Returns `(row, y_s)` for the server's shares `d`: the online message and the share of the output.
+    /// Returns `(row, y_s)` for the server's shares `d`: the online message and the share of the
+    /// output.
     ///
-    /// Rows are meant to be sent once, so the gadget is consumed: rows for two `d` would give their difference away.
+    /// Rows are meant to be sent once, so the gadget is consumed: rows for two `d` would give their
+    /// difference away.
     ///
     /// # Errors
     /// [`Error::CallerLength`] unless there is one `d` per ReLU.
@@ -151,11 +155,12 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// Returns the client's shares `y_c`, from its *keep* labels, the server's rows, its own shares `c` and its halves
-/// `u` of `colour * c`.
+/// Returns the client's shares `y_c`, from its *keep* labels, the server's rows, its own shares `c`
+/// and its halves `u` of `colour * c`.
 ///
 /// # Errors
-/// [`Error::CallerLength`] if the lengths differ or are not the number of instances; rows come through [`field::decode`].
+/// [`Error::CallerLength`] if the lengths differ or are not the number of instances; rows come
+/// through [`field::decode`].
 pub fn client_output(
     tweaks: &TweakRange,
     keep: &[Block],
@@ -178,7 +183,8 @@ pub fn client_output(
     Ok(y)
 }
 
-/// Returns the server's stored terms `(H0 - H1 - 2v, v - H0)`, from the hashes of the labels of colour 0 and 1.
+/// Returns the server's stored terms `(H0 - H1 - 2v, v - H0)`, from the hashes of the labels of
+/// colour 0 and 1.
 pub fn server_terms(h0: u64, h1: u64, v: u64) -> (u64, u64) {
     (
         field::sub(field::sub(h0, h1), field::add(v, v)),
@@ -192,7 +198,8 @@ pub fn server_opening(terms: (u64, u64), colour: u8, d: u64) -> (u64, u64) {
     (row, field::add(terms.1, field::masked_by(d, colour)))
 }
 
-/// Returns the client's `y_c`, from the hash of its label, the row, the label's colour and its own `c` and `u`.
+/// Returns the client's `y_c`, from the hash of its label, the row, the label's colour and its own
+/// `c` and `u`.
 pub fn client_share(hash: u64, row: u64, pick: u8, c: u64, u: u64) -> u64 {
     let picked = field::masked_by(field::add(row, c), pick);
     field::add(field::add(hash, picked), field::negated_by(u, pick))

@@ -1,18 +1,19 @@
 //! MITCCR, the re-keyed hash of labels (Guo, Katz, Wang, Weng, Yu, CRYPTO 2020, section 5).
 //!
-//! `H(x, t) = AES_K(s(x)) xor s(x)` with `K = nonce xor t` and `s(a || b) = (a xor b) || a`. The nonce is
-//! public, 128 random bits of both parties per bundle.
+//! `H(x, t) = AES_K(s(x)) xor s(x)` with `K = nonce xor t` and `s(a || b) = (a xor b) || a`. The
+//! nonce is public, 128 random bits of both parties per bundle.
 //!
 //! # Why re-keyed
-//! With one fixed key an adversary gets `2^128 / C` for `C` gates ever garbled under it, since one trial
-//! is tested against all of them: 85 bits after `2^20` bundles of a large network. Here a key hashes at
-//! most the two labels `x`, `x xor delta` of one wire, so a trial concerns one wire and the bound stays at
-//! 128 bits less the one that `delta` gives to its colour. The proof is in the ideal-cipher model.
-//! The construction allows up to `mu` instances per key for `log2 mu` bits; we take `mu = 1`.
+//! With one fixed key an adversary gets `2^128 / C` for `C` gates ever garbled under it, since one
+//! trial is tested against all of them: 85 bits after `2^20` bundles of a large network. Here a key
+//! hashes at most the two labels `x`, `x xor delta` of one wire, so a trial concerns one wire and
+//! the bound stays at 128 bits less the one that `delta` gives to its colour. The proof is in the
+//! ideal-cipher model. The construction allows up to `mu` instances per key for `log2 mu` bits; we
+//! take `mu = 1`.
 //!
 //! # Tweaks
-//! The class stands in the two top bits, a counter that runs through the whole bundle in the low 64. No
-//! tweak repeats within a bundle as long as every [`TweakRange`] comes from the bundle's one
+//! The class stands in the two top bits, a counter that runs through the whole bundle in the
+//! low 64. No tweak repeats within a bundle as long as every [`TweakRange`] comes from the bundle's one
 //! [`TweakCounter`]. Both parties draw the same ranges in the same order.
 
 use rayon::prelude::*;
@@ -54,7 +55,8 @@ impl TweakCounter {
         TweakCounter { nonce, next: 0 }
     }
 
-    /// Takes the next `instances` times `stride` counter values; a sign circuit of `m` bits needs `m`.
+    /// Takes the next `instances` times `stride` counter values; a sign circuit of `m` bits needs
+    /// `m`.
     ///
     /// # Panics
     /// If the counter would exceed 64 bits.
@@ -75,8 +77,8 @@ impl TweakCounter {
 
 /// The tweaks of one layer: `stride` consecutive counter values per instance.
 ///
-/// It knows how many instances it is for, and whoever hashes a layer checks that, so that no layer reaches into the
-/// values of the next.
+/// It knows how many instances it is for, and whoever hashes a layer checks that, so that no layer
+/// reaches into the values of the next.
 #[derive(Clone, Copy, Debug)]
 pub struct TweakRange {
     nonce: Block,
@@ -120,7 +122,8 @@ impl TweakRange {
         self.instances
     }
 
-    /// Returns the tweaks of the `count` instances from `first` on: the same ones, for work on a part of a layer.
+    /// Returns the tweaks of the `count` instances from `first` on: the same ones, for work on a
+    /// part of a layer.
     ///
     /// # Panics
     /// If there are not so many.
@@ -152,7 +155,8 @@ pub fn hash(key: Block, x: Block) -> Block {
     scalar::hash(key, x)
 }
 
-/// Hashes one label per instance to a field element, instance `j` at the first counter value of its own.
+/// Hashes one label per instance to a field element, instance `j` at the first counter value of its
+/// own.
 ///
 /// The full 128 bits are reduced modulo `p`, so an element is within `2^-68` of uniform.
 ///
@@ -181,7 +185,8 @@ pub fn hash_to_field(
     Ok(out)
 }
 
-/// Hashes both labels of a wire per instance to field elements: all `H(zero)` and all `H(zero xor delta)`.
+/// Hashes both labels of a wire per instance to field elements: all `H(zero)` and all `H(zero xor
+/// delta)`.
 ///
 /// # Errors
 /// [`Error::CallerLength`] unless there are as many labels as instances.
@@ -250,7 +255,8 @@ pub(crate) fn hash_lanes(keys: &[Block; LANES], x: &mut [Block; LANES]) {
     }
 }
 
-/// The linear orthomorphism `s(a || b) = (a xor b) || a`: both `s` and `x -> s(x) xor x` are permutations.
+/// The linear orthomorphism `s(a || b) = (a xor b) || a`: both `s` and `x -> s(x) xor x` are
+/// permutations.
 #[inline]
 const fn sigma(x: Block) -> Block {
     let high = x.value() & (u64::MAX as u128) << 64;

@@ -1,13 +1,15 @@
 //! Large buffers on large pages.
 //!
-//! The buffers of a layer of ReLUs are tens of megabytes, and their first touch is page faults: on virtual machines, with
-//! pages of 4 KiB, several times as dear as all cryptography on what they hold. Linux gives 2 MiB at a fault if asked to.
+//! The buffers of a layer of ReLUs are tens of megabytes, and their first touch is page faults: on
+//! virtual machines, with pages of 4 KiB, several times as dear as all cryptography on what they
+//! hold. Linux gives 2 MiB at a fault if asked to.
 
 use std::io::Read;
 use std::ops::Deref;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// Returns an empty vector with room for `count` values, on large pages where the system has them and `count` is large.
+/// Returns an empty vector with room for `count` values, on large pages where the system has them
+/// and `count` is large.
 ///
 /// The same memory otherwise: nothing depends on the answer of the system.
 pub fn with_capacity<T>(count: usize) -> Vec<T> {
@@ -30,8 +32,8 @@ pub fn copied<T: Clone>(values: &[T]) -> Vec<T> {
     vec
 }
 
-/// Returns `count` zero bytes that are not touched yet if the allocator has such: whoever writes them first, on whatever
-/// thread, gets the pages.
+/// Returns `count` zero bytes that are not touched yet if the allocator has such: whoever writes
+/// them first, on whatever thread, gets the pages.
 pub fn zeroed(count: usize) -> Vec<u8> {
     let vec = vec![0; count];
     advise(&vec);
@@ -40,8 +42,9 @@ pub fn zeroed(count: usize) -> Vec<u8> {
 
 /// Secret bytes in a large buffer, erased when dropped.
 ///
-/// `Zeroizing<Vec<u8>>` is erased by a volatile store for each byte, twice, which for a bundle of all ReLUs of a large network costs as
-/// much as garbling it. This is erased 16 bytes at a store, once.
+/// `Zeroizing<Vec<u8>>` is erased by a volatile store for each byte, twice, which for a bundle of
+/// all ReLUs of a large network costs as much as garbling it. This is erased 16 bytes at a store,
+/// once.
 pub struct SecretBytes(Vec<u8>);
 
 impl SecretBytes {
@@ -122,8 +125,9 @@ fn advise<T>(vec: &Vec<T>) {
     if end.saturating_sub(start) >= PAGE_BYTES {
         let length = (end - start) / PAGE_BYTES * PAGE_BYTES;
         let first = vec.as_ptr().with_addr(start).cast_mut().cast();
-        // SAFETY: `first..first + length` are whole pages inside the allocation of `vec`; the advice changes neither their
-        // content nor their protection, and a refusal leaves everything as it is.
+        // SAFETY: `first..first + length` are whole pages inside the allocation of `vec`; the
+        // advice changes neither their content nor their protection, and a refusal leaves
+        // everything as it is.
         unsafe { madvise(first, length, HUGE_PAGE) };
     }
 }

@@ -1,9 +1,9 @@
 //! The pseudorandom generator: AES-128 in counter mode, starting at a secret counter.
 //!
-//! For both parties, wherever a seed is stretched: columns of the OT extension, labels of the server's
-//! inputs. A session knows millions of seeds at a time, and with a public starting counter one guessed
-//! key could be tried against all of them at once. Here the key *and* the starting counter come from the
-//! 32-byte seed, so a guess concerns one seed.
+//! For both parties, wherever a seed is stretched: columns of the OT extension, labels of the
+//! server's inputs. A session knows millions of seeds at a time, and with a public starting counter
+//! one guessed key could be tried against all of them at once. Here the key *and* the starting
+//! counter come from the 32-byte seed, so a guess concerns one seed.
 
 use std::fmt;
 
@@ -27,8 +27,8 @@ pub type Seed = Zeroizing<[u8; SEED_BYTES]>;
 
 /// The stream of one seed.
 ///
-/// Every call that reads from the stream starts on a new block, so that both parties stay in step as long
-/// as they make the same calls.
+/// Every call that reads from the stream starts on a new block, so that both parties stay in step
+/// as long as they make the same calls.
 #[derive(Clone)]
 pub struct Prg {
     cipher: Cipher,
@@ -48,7 +48,8 @@ impl Cipher {
     fn new(key: [u8; BLOCK_BYTES], backend: Backend) -> Self {
         match backend {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the back end is supported, and its features include those that the function enables.
+            // SAFETY: the back end is supported, and its features include those that the function
+            // enables.
             Backend::Avx512 => {
                 Cipher::Avx512(unsafe { avx512::RoundKeys::new(Block::from_bytes(key)) })
             }
@@ -81,7 +82,8 @@ impl Prg {
         match &self.cipher {
             Cipher::Portable(cipher) => fill_portable(cipher, counter, out),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: this cipher was made because the features that the function enables were found.
+            // SAFETY: this cipher was made because the features that the function enables were
+            // found.
             Cipher::Avx512(keys) => unsafe { keys.fill(counter, out) },
         }
     }

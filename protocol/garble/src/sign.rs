@@ -1,19 +1,21 @@
 //! The garbled sign: is `c + d >= 0`, for the client's `c` and the server's `d` modulo `2^m`?
 //!
-//! A ripple carry chain of `m - 1` AND gates and free XORs; the bool circuit's only output is the negated
-//! top bit of the sum, the wire *keep*. Gates are half-gates (Zahur, Rosulek, Evans, EUROCRYPT 2015) with
-//! the free-XOR offset `delta` of the bundle's OT extension, hashed by [`crate::hash`].
+//! A ripple carry chain of `m - 1` AND gates and free XORs; the bool circuit's only output is the
+//! negated top bit of the sum, the wire *keep*. Gates are half-gates (Zahur, Rosulek, Evans,
+//! EUROCRYPT 2015) with the free-XOR offset `delta` of the bundle's OT extension, hashed by
+//! [`crate::hash`].
 //!
-//! The server garbles, the client evaluates, both semi-honest. The client's labels are the output of a
-//! correlated OT chosen by the bits of `c`, so the garbler takes their zero labels from there; the
-//! server's zero labels come out of a generator. No decoding of *keep* is sent. The client learns
-//! nothing from tables and labels: the colour of its one label is masked by the colour of the zero label,
-//! which only the server knows.
+//! The server garbles, the client evaluates, both semi-honest. The client's labels are the output
+//! of a correlated OT chosen by the bits of `c`, so the garbler takes their zero labels from there;
+//! the server's zero labels come out of a generator. No decoding of *keep* is sent. The client
+//! learns nothing from tables and labels: the colour of its one label is masked by the colour of
+//! the zero label, which only the server knows.
 //!
 //! Many instances are garbled side by side, the tables straight into the outgoing buffer.
 //!
 //! # Shapes
-//! Labels of inputs: `[instance][bit]`, lowest bit first. Tables: `[instance][gate][G, E]`, 32 bytes a gate.
+//! Labels of inputs: `[instance][bit]`, lowest bit first. Tables: `[instance][gate][G, E]`, 32
+//! bytes a gate.
 
 use rayon::prelude::*;
 use zeroize::{Zeroize, Zeroizing};
@@ -176,7 +178,8 @@ fn garble_group(
     let mut carry = [Block::ZERO; LANES];
     let (mut a, mut b) = ([Block::ZERO; LANES], [Block::ZERO; LANES]);
     for i in 0..gates {
-        // carry' = ((a xor carry) and (b xor carry)) xor carry, for the carry 0 into the lowest bit as well.
+        // carry' = ((a xor carry) and (b xor carry)) xor carry, for the carry 0 into the lowest bit
+        // as well.
         for lane in 0..count {
             a[lane] = client[lane * m + i] ^ carry[lane];
             b[lane] = server[lane * m + i] ^ carry[lane];
@@ -207,13 +210,14 @@ fn garble_group(
 
 /// Evaluates the sign circuit of every instance and returns the labels of the *keep* wires.
 ///
-/// Wrong tables or labels of the right length give labels that mean nothing; there is no check to fail,
-/// which is the semi-honest model.
+/// Wrong tables or labels of the right length give labels that mean nothing; there is no check to
+/// fail, which is the semi-honest model.
 ///
 /// # Shapes
 /// `client`, `server`: active labels `[instance][m]`; `tables`: [`SignWidth::table_bytes`].
 /// # Errors
-/// [`Error::PeerLength`] if `tables` has the wrong length, [`Error::CallerLength`] if the labels do.
+/// [`Error::PeerLength`] if `tables` has the wrong length, [`Error::CallerLength`] if the labels
+/// do.
 pub fn evaluate_sign(
     width: SignWidth,
     tweaks: &TweakRange,
@@ -228,7 +232,8 @@ pub fn evaluate_sign(
 /// As [`evaluate_sign`], with the server's labels as they came over the line.
 ///
 /// # Errors
-/// [`Error::PeerLength`] if `server` or `tables` has the wrong length, [`Error::CallerLength`] if the client's labels do.
+/// [`Error::PeerLength`] if `server` or `tables` has the wrong length, [`Error::CallerLength`] if
+/// the client's labels do.
 pub fn evaluate_sign_message(
     width: SignWidth,
     tweaks: &TweakRange,
@@ -349,7 +354,8 @@ pub fn active_labels(
     Ok(())
 }
 
-/// As [`active_labels`], for zero labels that are the beginning of a stream: they are made where they are needed.
+/// As [`active_labels`], for zero labels that are the beginning of a stream: they are made where
+/// they are needed.
 ///
 /// # Errors
 /// [`Error::CallerLength`] if the shapes do not fit together.
@@ -394,7 +400,8 @@ mod tests {
     use rand_chacha::ChaCha20Rng;
     use rand_core::{RngCore, SeedableRng};
 
-    /// One half gate, one instance, straight from figure 2 of the paper: the oracle of the batched code.
+    /// One half gate, one instance, straight from figure 2 of the paper: the oracle of the batched
+    /// code.
     mod plain {
         use crate::hash::hash;
         use crate::{Block, Delta, TweakClass, TweakRange};
@@ -763,7 +770,8 @@ mod tests {
                 evaluate_sign(width, &tweaks, &zeros[..8], &zeros[8..], &wrong).unwrap()[0].value();
             changed += (output != honest) as usize;
         }
-        // A row takes part in an evaluation when the colour of its label is 1, which is half of them on average.
+        // A row takes part in an evaluation when the colour of its label is 1, which is half of
+        // them on average.
         assert!(changed >= tables.len() / 8, "{changed} of {}", tables.len());
     }
 

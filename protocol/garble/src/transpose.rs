@@ -1,6 +1,7 @@
 //! Transposition of a matrix of 128 columns of bits into blocks.
 //!
-//! The OT extension produces 128 long columns, one per base OT, and needs the rows: one block per OT.
+//! The OT extension produces 128 long columns, one per base OT, and needs the rows: one block per
+//! OT.
 
 use crate::backend::Backend;
 use crate::block::Block;
@@ -11,7 +12,8 @@ mod avx512;
 /// Rows transposed at a time; row counts are padded to a multiple.
 pub const ROWS_PER_TILE: usize = 128;
 
-/// Transposes 128 columns, each of `rows.len() / 8` bytes, into rows: bit `i` of row `j` becomes bit `j` of column `i`.
+/// Transposes 128 columns, each of `rows.len() / 8` bytes, into rows: bit `i` of row `j` becomes
+/// bit `j` of column `i`.
 ///
 /// Column `i` is `columns[i * stride..]`; bits are counted from the lowest of the first byte.
 ///
@@ -61,7 +63,8 @@ fn transpose_tiles(columns: &[u8], stride: usize, rows: &mut [Block]) {
     }
 }
 
-/// Transposes a 128 by 128 matrix by exchanging blocks of halving size (Warren, "Hacker's Delight", section 7-3).
+/// Transposes a 128 by 128 matrix by exchanging blocks of halving size (Warren, "Hacker's Delight",
+/// section 7-3).
 #[inline(always)]
 fn transpose_tile(matrix: &mut [[u64; 2]; ROWS_PER_TILE]) {
     for i in 0..64 {

@@ -1,9 +1,10 @@
-//! Rates of the correlated OT extension, both parties apart, by depth, and of all steps of a layer of ReLUs; by thread
-//! count, the best of several runs.
+//! Rates of the correlated OT extension, both parties apart, by depth, and of all steps of a layer
+//! of ReLUs; by thread count, the best of several runs.
 //!
 //!     cargo run --release -p pi-ot --example ot_rates
 //!
-//! With a number of ReLUs and of runs it does only the latter, for a profiler or a clock of CPU time.
+//! With a number of ReLUs and of runs it does only the latter, for a profiler or a clock of CPU
+//! time.
 
 use pi_garble::{
     Block, Prg, ServerGadget, SignWidth, TweakCounter, active_labels_of_stream, client_output,

@@ -1,12 +1,12 @@
 //! Base OT: 128 one-out-of-two OTs of random seeds.
 //!
-//! The protocol of Chou and Orlandi ("The simplest protocol for oblivious transfer", LATINCRYPT 2015) on the
-//! Ristretto group, where it needs two messages. The sender ends with 128 pairs of seeds, the receiver
-//! with one of each pair, by its choice bits. The hash that makes seeds of points binds session,
-//! direction, every message and the index.
+//! The protocol of Chou and Orlandi ("The simplest protocol for oblivious transfer", LATINCRYPT
+//! 2015) on the Ristretto group, where it needs two messages. The sender ends with 128 pairs of
+//! seeds, the receiver with one of each pair, by its choice bits. The hash that makes seeds of
+//! points binds session, direction, every message and the index.
 //!
-//! Semi-honest parties; the receiver's choices are hidden unconditionally, the sender's other seeds under
-//! the computational Diffie-Hellman assumption in the random-oracle model. Not post-quantum.
+//! Semi-honest parties; the receiver's choices are hidden unconditionally, the sender's other seeds
+//! under the computational Diffie-Hellman assumption in the random-oracle model. Not post-quantum.
 
 use curve25519_dalek::constants::RISTRETTO_BASEPOINT_TABLE as BASEPOINT;
 use curve25519_dalek::ristretto::{CompressedRistretto, RistrettoPoint};
@@ -76,7 +76,8 @@ impl BaseSender {
     }
 }
 
-/// Returns the seeds chosen by the bits of `choices` and the message to the sender, [`RESPONSE_BYTES`] long.
+/// Returns the seeds chosen by the bits of `choices` and the message to the sender,
+/// [`RESPONSE_BYTES`] long.
 pub(crate) fn receive(
     context: Context,
     choices: Block,

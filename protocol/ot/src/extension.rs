@@ -1,14 +1,18 @@
-//! Correlated OT extension: SoftSpokenOT (Roy, CRYPTO 2022), semi-honest, with IKNP as its smallest case.
+//! Correlated OT extension: SoftSpokenOT (Roy, CRYPTO 2022), semi-honest, with IKNP as its smallest
+//! case.
 //!
-//! Per tree of depth `k` the receiver knows `2^k` streams of bits `r_x`, the sender all but the one at `alpha`, `k` bits of
-//! `delta`. Over index bits `l`:
+//! Per tree of depth `k` the receiver knows `2^k` streams of bits `r_x`, the sender all but the one
+//! at `alpha`, `k` bits of `delta`. Over index bits `l`:
 //!
 //! - receiver: `u = sum of all r_x`, column `v_l = sum of the r_x with bit l of x set`;
-//! - sender: column `w_l = sum of the r_x with bit l of x xor alpha set` = `v_l + alpha_l u`, for which `r_alpha` is not needed;
-//! - the receiver sends `u + b` for its choice bits `b`, the sender adds it to `w_l` where `alpha_l = 1`: `v_l + alpha_l b`.
+//! - sender: column `w_l = sum of the r_x with bit l of x xor alpha set` = `v_l + alpha_l u`, for
+//!   which `r_alpha` is not needed;
+//! - the receiver sends `u + b` for its choice bits `b`, the sender adds it to `w_l` where `alpha_l
+//!   = 1`: `v_l + alpha_l b`.
 //!
-//! The 128 columns of all trees, transposed, are the rows `t` and `q = t xor b delta`. The sender sees the choice
-//! bits under the stream `r_alpha` of each tree, and so learns nothing; the receiver gets no message.
+//! The 128 columns of all trees, transposed, are the rows `t` and `q = t xor b delta`. The sender
+//! sees the choice bits under the stream `r_alpha` of each tree, and so learns nothing; the
+//! receiver gets no message.
 //!
 //! # Layout
 //! The correction goes chunk by chunk, [`CHUNK`] OTs each, and within a chunk tree by tree.
@@ -26,7 +30,8 @@ use crate::base::{SeedPairs, Seeds};
 use crate::tree::{self, TreeDepth};
 use crate::{BASE_OTS, CotReceiver, CotSender, check_parts};
 
-/// OTs per parallel task: 64 blocks of each stream, what the widest AES back end takes at a time, and columns of 128 KiB.
+/// OTs per parallel task: 64 blocks of each stream, what the widest AES back end takes at a time,
+/// and columns of 128 KiB.
 const CHUNK: usize = 64 * ROWS_PER_TILE;
 
 const COLUMN_BYTES: usize = CHUNK / 8;
@@ -147,7 +152,8 @@ impl ExtensionSender {
         Error::check_message("OT extension correction", expected, correction.len())
     }
 
-    /// Computes the blocks of OTs `first..`, filled up to whole tiles, of an extension of `count`; `first` is a multiple of a tile.
+    /// Computes the blocks of OTs `first..`, filled up to whole tiles, of an extension of `count`;
+    /// `first` is a multiple of a tile.
     fn rows(
         &self,
         mut first: usize,
@@ -259,8 +265,8 @@ impl Streams {
         }
     }
 
-    /// Computes the columns of up to a chunk of OTs from `first` on, lets `correct` see those of each tree and the sum of its streams, and
-    /// transposes them into `rows`.
+    /// Computes the columns of up to a chunk of OTs from `first` on, lets `correct` see those of
+    /// each tree and the sum of its streams, and transposes them into `rows`.
     fn columns(
         &self,
         first: usize,
@@ -303,8 +309,8 @@ impl Tree {
         }
     }
 
-    /// Sets column `l` to the sum of the streams whose index has bit `l` set, and the beginning of `scratch` to the sum
-    /// of all; a missing stream counts as zero.
+    /// Sets column `l` to the sum of the streams whose index has bit `l` set, and the beginning of
+    /// `scratch` to the sum of all; a missing stream counts as zero.
     fn fold(&self, position: u128, used: usize, columns: &mut [u8], scratch: &mut [u8]) {
         let count = self.missing + self.leaves.len();
         let streams = &mut scratch[..count * COLUMN_BYTES];
@@ -531,7 +537,8 @@ mod tests {
         let (id, depth) = (BundleId([1; 32]), TreeDepth::default());
         let choices = Bits::random(64, &mut rng);
         for message in 0..3 {
-            // Changed bits matter where the offset (delta or the master's) has a one: some of 40 flips do.
+            // Changed bits matter where the offset (delta or the master's) has a one: some of 40
+            // flips do.
             let mut broken = 0;
             for flip in 0..40 {
                 let flip = |bytes: &mut Vec<u8>, this| {

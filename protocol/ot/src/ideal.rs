@@ -1,7 +1,7 @@
 //! Correlated OT by a trusted dealer: the functionality itself, for tests of the layers above.
 //!
-//! Both parties hold the dealer's generator, and the receiver even the offset, so this protects nothing. It sends
-//! no messages.
+//! Both parties hold the dealer's generator, and the receiver even the offset, so this protects
+//! nothing. It sends no messages.
 
 use pi_garble::{Bits, Block, Delta, Error, Labels, Prg, SEED_BYTES};
 use rand_core::CryptoRng;

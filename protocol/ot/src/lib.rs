@@ -1,24 +1,26 @@
 //! Correlated oblivious transfer, both directions, as message-in message-out state machines.
 //!
-//! A correlated OT gives its *sender*, who holds an offset `delta`, a block `q`, and its *receiver*, who holds a
-//! bit `b`, the block `t = q xor b delta`. With the garbling offset as `delta`, `q` is a wire's zero label and `t` the
-//! label of `b`. Forward, the server is the sender and the client chooses by the bits of its shares; in
-//! reverse, the client is the sender and the server chooses by the colours of its output labels ([`reverse`]).
+//! A correlated OT gives its *sender*, who holds an offset `delta`, a block `q`, and its
+//! *receiver*, who holds a bit `b`, the block `t = q xor b delta`. With the garbling offset as
+//! `delta`, `q` is a wire's zero label and `t` the label of `b`. Forward, the server is the sender
+//! and the client chooses by the bits of its shares; in reverse, the client is the sender and the
+//! server chooses by the colours of its output labels ([`reverse`]).
 //!
 //! # Layers
 //! 1. 128 base OTs per direction on Ristretto ([`base`]), once per client.
-//! 2. A session-long master extension ([`MasterSender`], [`MasterReceiver`]), which can be stored. From it every bundle derives 128
-//!    OTs with a fresh offset, by one message of 2 KiB. It keeps no counter: the bundle's identifier keys
-//!    everything, so two bundles never share a stream.
-//! 3. A correlated OT extension per bundle ([`ExtensionSender`], [`ExtensionReceiver`]): SoftSpokenOT, of which IKNP is the smallest case.
+//! 2. A session-long master extension ([`MasterSender`], [`MasterReceiver`]), which can be stored.
+//!    From it every bundle derives 128 OTs with a fresh offset, by one message of 2 KiB. It keeps
+//!    no counter: the bundle's identifier keys everything, so two bundles never share a stream.
+//! 3. A correlated OT extension per bundle ([`ExtensionSender`], [`ExtensionReceiver`]):
+//!    SoftSpokenOT, of which IKNP is the smallest case.
 //!
-//! [`CotSender`] and [`CotReceiver`] are the functionality. [`ideal`] is the same by a trusted dealer, for tests of the layers
-//! above.
+//! [`CotSender`] and [`CotReceiver`] are the functionality. [`ideal`] is the same by a trusted
+//! dealer, for tests of the layers above.
 //!
 //! # Security
-//! Semi-honest parties. 128 bits computational. The base OTs rest on the Diffie-Hellman problem and are
-//! **not post-quantum**: who records a session and later computes discrete logarithms learns the
-//! master's offset, from it every bundle's `delta` and choice bits.
+//! Semi-honest parties. 128 bits computational. The base OTs rest on the Diffie-Hellman problem and
+//! are **not post-quantum**: who records a session and later computes discrete logarithms learns
+//! the master's offset, from it every bundle's `delta` and choice bits.
 //!
 //! # Costs
 //! | message | from | bytes |
@@ -63,18 +65,19 @@ pub trait CotSender {
     /// Returns the next `count` blocks `q`, from the receiver's message.
     ///
     /// # Errors
-    /// [`Error::PeerLength`] unless the message is [`CotSender::correction_bytes`] long. A wrong message of the right
-    /// length gives blocks that do not correlate with the receiver's.
+    /// [`Error::PeerLength`] unless the message is [`CotSender::correction_bytes`] long. A wrong
+    /// message of the right length gives blocks that do not correlate with the receiver's.
     fn extend(&mut self, count: usize, correction: &[u8]) -> Result<Labels, Error>;
 
-    /// As [`CotSender::extend`], without keeping the blocks: hands them to `work` while they are in the cache.
+    /// As [`CotSender::extend`], without keeping the blocks: hands them to `work` while they are in
+    /// the cache.
     ///
-    /// Part `i` has blocks `i * part..(i + 1) * part`, as far as there are so many, and comes with `items[i]`. Parts run in
-    /// parallel; `state` makes what one task works in, part after part.
+    /// Part `i` has blocks `i * part..(i + 1) * part`, as far as there are so many, and comes with
+    /// `items[i]`. Parts run in parallel; `state` makes what one task works in, part after part.
     ///
     /// # Errors
-    /// As [`CotSender::extend`]; [`Error::CallerLength`] unless `part` is a multiple of [`ROWS_PER_TILE`] and there is one item for
-    /// each part.
+    /// As [`CotSender::extend`]; [`Error::CallerLength`] unless `part` is a multiple of
+    /// [`ROWS_PER_TILE`] and there is one item for each part.
     fn extend_parts<T: Send, S>(
         &mut self,
         count: usize,
@@ -106,6 +109,7 @@ pub trait CotReceiver {
     /// Returns the length of the message for `count` OTs.
     fn correction_bytes(&self, count: usize) -> usize;
 
-    /// Returns the next blocks `t = q xor b delta`, one per choice bit `b`, and the message to the sender.
+    /// Returns the next blocks `t = q xor b delta`, one per choice bit `b`, and the message to the
+    /// sender.
     fn extend(&mut self, choices: &Bits) -> (Labels, Vec<u8>);
 }

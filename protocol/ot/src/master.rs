@@ -1,14 +1,16 @@
 //! The master extension: from base OTs made once, 128 OTs with a fresh offset for every bundle.
 //!
-//! The correlation of an OT extension *is* the choice vector of its sender's base OTs, so a bundle with an offset
-//! of its own needs 128 base OTs of its own. They come from an IKNP extension (Ishai, Kilian, Nissim, Petrank,
-//! CRYPTO 2003) over the session's base OTs, whose outputs are hashed to seeds. In it the roles turn round:
-//! the bundle's COT sender *chooses*, by the bits of `delta`, and sends its matrix, the base-OT correction; the
-//! bundle's COT receiver holds the master's offset, which is never a garbling offset.
+//! The correlation of an OT extension *is* the choice vector of its sender's base OTs, so a bundle
+//! with an offset of its own needs 128 base OTs of its own. They come from an IKNP extension
+//! (Ishai, Kilian, Nissim, Petrank, CRYPTO 2003) over the session's base OTs, whose outputs are
+//! hashed to seeds. In it the roles turn round: the bundle's COT sender *chooses*, by the bits of
+//! `delta`, and sends its matrix, the base-OT correction; the bundle's COT receiver holds the
+//! master's offset, which is never a garbling offset.
 //!
-//! The master has no state that advances. Its columns for a bundle are keyed by the bundle's identifier,
-//! so **an identifier must never be used for two exchanges**: the peer would learn the sum of both offsets. An
-//! identifier is the hash of a bundle header that contains fresh nonces of both parties.
+//! The master has no state that advances. Its columns for a bundle are keyed by the bundle's
+//! identifier, so **an identifier must never be used for two exchanges**: the peer would learn the
+//! sum of both offsets. An identifier is the hash of a bundle header that contains fresh nonces of
+//! both parties.
 
 use std::fmt;
 
@@ -63,7 +65,8 @@ impl MasterSetup {
     /// Returns the COT sender's master, from the receiver's answer.
     ///
     /// # Errors
-    /// [`Error::PeerLength`] unless the answer is [`base::RESPONSE_BYTES`] long, [`Error::PeerValue`] if it holds an invalid point.
+    /// [`Error::PeerLength`] unless the answer is [`base::RESPONSE_BYTES`] long,
+    /// [`Error::PeerValue`] if it holds an invalid point.
     pub fn finish(self, response: &[u8]) -> Result<MasterSender, Error> {
         Ok(MasterSender {
             direction: self.direction,
@@ -88,7 +91,8 @@ pub struct MasterReceiver {
 }
 
 impl MasterSender {
-    /// Draws the offset of a bundle; returns the sender and the base-OT correction, [`BASE_CORRECTION_BYTES`] long.
+    /// Draws the offset of a bundle; returns the sender and the base-OT correction,
+    /// [`BASE_CORRECTION_BYTES`] long.
     pub fn begin(
         &self,
         bundle: &BundleId,
@@ -103,7 +107,8 @@ impl MasterSender {
             columns.extend_from_slice(&zero.to_bytes());
             correction.extend_from_slice(&(zero ^ one ^ delta.block()).to_bytes());
         }
-        // Row j is t_j = q_j xor delta_j offset, the hash of which is the chosen seed of bundle OT j.
+        // Row j is t_j = q_j xor delta_j offset, the hash of which is the chosen seed of bundle OT
+        // j.
         let rows = rows_of(&columns);
         let seeds = rows
             .iter()
@@ -143,7 +148,8 @@ impl MasterSender {
 }
 
 impl MasterReceiver {
-    /// Draws the master's offset; returns the COT receiver's master and the answer, [`base::RESPONSE_BYTES`] long.
+    /// Draws the master's offset; returns the COT receiver's master and the answer,
+    /// [`base::RESPONSE_BYTES`] long.
     ///
     /// # Errors
     /// [`Error::PeerLength`] or [`Error::PeerValue`] unless `opening` is one valid point.
@@ -166,7 +172,8 @@ impl MasterReceiver {
         ))
     }
 
-    /// Takes the base-OT correction of a bundle; returns the receiver and the setup message, [`TreeDepth::setup_bytes`] long.
+    /// Takes the base-OT correction of a bundle; returns the receiver and the setup message,
+    /// [`TreeDepth::setup_bytes`] long.
     ///
     /// # Errors
     /// [`Error::PeerLength`] unless the correction is [`BASE_CORRECTION_BYTES`] long.
@@ -249,7 +256,8 @@ fn column(direction: Direction, bundle: &BundleId, seed: &[u8; SEED_BYTES]) -> B
     Block::from_bytes(bytes)
 }
 
-/// Breaks the correlation of the master's rows: a random oracle over row, index, bundle and direction.
+/// Breaks the correlation of the master's rows: a random oracle over row, index, bundle and
+/// direction.
 fn bundle_seed(
     direction: Direction,
     bundle: &BundleId,

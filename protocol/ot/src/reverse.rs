@@ -1,18 +1,22 @@
-//! The reverse correlated OT over `F_p`: shares `u + v = colour * c` of the server's bit times the client's element.
+//! The reverse correlated OT over `F_p`: shares `u + v = colour * c` of the server's bit times the
+//! client's element.
 //!
-//! The client is COT sender with its offset `delta'` and blocks `q`, the server receiver with random bits `b`, drawn before
-//! the colours exist. Blocks are hashed with the tweaks of the layer in a class of their own:
+//! The client is COT sender with its offset `delta'` and blocks `q`, the server receiver with
+//! random bits `b`, drawn before the colours exist. Blocks are hashed with the tweaks of the layer
+//! in a class of their own:
 //!
 //! 1. client: `u = -H(q)`, and it sends `tau = H(q) - H(q xor delta') + c` ([`offer`]);
 //! 2. server: `v = H(t) + b tau` ([`take`]), so that `u + v = b c`;
-//! 3. server: once it knows its colours, it sends `e = colour xor b`, and `v` becomes `-v` where `e = 1` ([`choose`]);
+//! 3. server: once it knows its colours, it sends `e = colour xor b`, and `v` becomes `-v` where `e
+//!    = 1` ([`choose`]);
 //! 4. client: `u` becomes `c - u` where `e = 1` ([`settle`]), so that `u + v = colour * c`.
 //!
-//! Semi-honest. The server does not learn `c`: of the two pads in `tau` it knows one. The client does not learn
-//! `colour`: `b` is uniform and hidden by the OT.
+//! Semi-honest. The server does not learn `c`: of the two pads in `tau` it knows one. The client
+//! does not learn `colour`: `b` is uniform and hidden by the OT.
 //!
 //! # Cost
-//! Per ReLU one correlated OT; [`TAU_BYTES`] client to server, one bit server to client ([`choice_bytes`]).
+//! Per ReLU one correlated OT; [`TAU_BYTES`] client to server, one bit server to client
+//! ([`choice_bytes`]).
 
 use pi_garble::field::{self, ELEMENT_BYTES, Elements};
 use pi_garble::hash::{hash_pairs_to_field, hash_to_field};
@@ -49,7 +53,8 @@ pub fn offer(
     Ok((tau, Zeroizing::new(u)))
 }
 
-/// Server: returns `v` for its blocks `t`, its bits `b` and the client's `tau`, read by [`field::decode`].
+/// Server: returns `v` for its blocks `t`, its bits `b` and the client's `tau`, read by
+/// [`field::decode`].
 ///
 /// # Errors
 /// [`Error::CallerLength`] unless there is one block, one bit and one `tau` per ReLU.
@@ -146,8 +151,8 @@ mod tests {
 
     #[test]
     fn tau_hides_the_element_under_the_other_pad() {
-        // The server computes its own pad from t; what is left of tau is c minus or plus the other pad, which two
-        // runs with the same c but other tweaks must not share.
+        // The server computes its own pad from t; what is left of tau is c minus or plus the other
+        // pad, which two runs with the same c but other tweaks must not share.
         let mut rng = ChaCha20Rng::seed_from_u64(42);
         let mut counter = TweakCounter::new(Block::random(&mut rng));
         let delta = Delta::random(&mut rng);

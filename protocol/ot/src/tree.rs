@@ -1,11 +1,12 @@
 //! All-but-one OT from one-out-of-two OTs: the tree of Goldreich, Goldwasser and Micali, punctured.
 //!
-//! The holder of a tree of depth `k` knows `2^k` random leaves, the other party all but the one at its secret
-//! index `alpha`. `k` one-out-of-two OTs and `64 (k - 1)` bytes make one tree: per level the holder sends the sum of all
-//! left nodes and the sum of all right ones, each masked by one seed of that level's OT.
+//! The holder of a tree of depth `k` knows `2^k` random leaves, the other party all but the one at
+//! its secret index `alpha`. `k` one-out-of-two OTs and `64 (k - 1)` bytes make one tree: per level
+//! the holder sends the sum of all left nodes and the sum of all right ones, each masked by one
+//! seed of that level's OT.
 //!
-//! The punctured side computes with *relative* indices `y = x xor alpha`, so the missing leaf is always
-//! leaf 0 and no memory access depends on `alpha`: all that does is which child comes first.
+//! The punctured side computes with *relative* indices `y = x xor alpha`, so the missing leaf is
+//! always leaf 0 and no memory access depends on `alpha`: all that does is which child comes first.
 
 use pi_garble::{Error, SEED_BYTES};
 use subtle::{Choice, ConditionallySelectable};
@@ -16,7 +17,8 @@ use crate::base::Seeds;
 
 type Node = [u8; SEED_BYTES];
 
-/// The depth `k` of the trees in the OT extension: `16 / k` bytes per OT, for `2^k / k` times the work.
+/// The depth `k` of the trees in the OT extension: `16 / k` bytes per OT, for `2^k / k` times the
+/// work.
 ///
 /// Depth 1 is exactly the protocol of Ishai, Kilian, Nissim and Petrank ([`TreeDepth::IKNP`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,12 +61,14 @@ impl TreeDepth {
         (BASE_OTS - self.trees()) * LEVEL_BYTES
     }
 
-    /// Returns the length of the correction for `count` OTs: a bit per OT and tree, bytes filled up.
+    /// Returns the length of the correction for `count` OTs: a bit per OT and tree, bytes filled
+    /// up.
     pub const fn correction_bytes(self, count: usize) -> usize {
         self.trees() * count.div_ceil(8)
     }
 
-    /// Returns the part of a tree over `levels` base OTs in the setup message; its first level is free.
+    /// Returns the part of a tree over `levels` base OTs in the setup message; its first level is
+    /// free.
     pub(crate) const fn tree_setup_bytes(levels: usize) -> usize {
         (levels - 1) * LEVEL_BYTES
     }
@@ -79,7 +83,8 @@ impl TreeDepth {
 }
 
 impl Default for TreeDepth {
-    /// Depth 4: a quarter of the bytes of IKNP for less than twice its time; depth 8 takes nearly ten times.
+    /// Depth 4: a quarter of the bytes of IKNP for less than twice its time; depth 8 takes nearly
+    /// ten times.
     fn default() -> Self {
         TreeDepth(4)
     }
@@ -87,7 +92,8 @@ impl Default for TreeDepth {
 
 const LEVEL_BYTES: usize = 2 * SEED_BYTES;
 
-/// Returns the leaves of the tree made from these base OTs, and appends the corrections to `message`.
+/// Returns the leaves of the tree made from these base OTs, and appends the corrections to
+/// `message`.
 ///
 /// The base OT of index bit `l` of a leaf is `pairs[l]`; levels start from the highest bit.
 pub(crate) fn grow(pairs: &[[Node; 2]], message: &mut Vec<u8>) -> Seeds {
@@ -111,9 +117,11 @@ pub(crate) fn grow(pairs: &[[Node; 2]], message: &mut Vec<u8>) -> Seeds {
     nodes
 }
 
-/// Returns the leaves at relative indices `1..2^k`, from the chosen seeds and the tree's part of the setup message.
+/// Returns the leaves at relative indices `1..2^k`, from the chosen seeds and the tree's part of
+/// the setup message.
 ///
-/// `seeds[l]` was chosen by `alpha[l]`, index bit `l` of the missing leaf. `corrections` has `64 (k - 1)` bytes.
+/// `seeds[l]` was chosen by `alpha[l]`, index bit `l` of the missing leaf. `corrections` has `64
+/// (k - 1)` bytes.
 pub(crate) fn puncture(seeds: &[Node], alpha: &[u8], corrections: &[u8]) -> Seeds {
     let mut levels = seeds.iter().zip(alpha).rev();
     let (root, _) = levels.next().expect("a tree has at least one level");

@@ -1,7 +1,7 @@
 //! A layer of ReLUs from oblivious transfer to shares, message by message, with the bytes of each.
 //!
-//! The order is that of the protocol: (1) client to server, (2) back, (3) client to server, (4) back, all offline; then one
-//! message online.
+//! The order is that of the protocol: (1) client to server, (2) back, (3) client to server, (4)
+//! back, all offline; then one message online.
 
 use pi_garble::field::{self, P};
 use pi_garble::{

@@ -1,10 +1,12 @@
 //! Convolutions over `F_p` in the clear: what the server computes online for each linear layer.
 //!
-//! The result is exact modulo `p`. [`conv2d_fp_scalar`] is the definition. [`conv2d_fp`] splits each input into two limbs of
-//! 30 bits (three of 20 where weights are large), which makes the product of limbs and weights an integer below 2^53, hence
-//! exact in `f64`, fused or not; then it is a matrix product of `f64`, weights times gathered inputs. Weights are secret:
-//! no branch and no skipped work depends on them, except the choice of limbs, which depends on the largest absolute row
-//! sum; a caller that wants even that to be public passes a bound to [`conv2d_fp_bounded`].
+//! The result is exact modulo `p`. [`conv2d_fp_scalar`] is the definition. [`conv2d_fp`] splits
+//! each input into two limbs of 30 bits (three of 20 where weights are large), which makes the
+//! product of limbs and weights an integer below 2^53, hence exact in `f64`, fused or not; then it
+//! is a matrix product of `f64`, weights times gathered inputs. Weights are secret: no branch and
+//! no skipped work depends on them, except the choice of limbs, which depends on the largest
+//! absolute row sum; a caller that wants even that to be public passes a bound to
+//! [`conv2d_fp_bounded`].
 
 pub use crate::conv_prepared::{ConvScratch, PreparedConv};
 
@@ -24,7 +26,8 @@ pub struct Padding {
     pub right: usize,
 }
 
-/// The shape of a convolution: `(channels_in, height, width)` to `(channels_out, out_height(), out_width())`.
+/// The shape of a convolution: `(channels_in, height, width)` to `(channels_out, out_height(),
+/// out_width())`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvShape {
     /// Input channels.
@@ -108,7 +111,8 @@ impl ConvShape {
 /// The convolution of `input` (`C H W`) with `weights` (`O C kh kw`) modulo `p`, as `O H' W'`.
 ///
 /// # Cost
-/// `output_len * taps` products of each of two limbs, about 15 to 20 of them a nanosecond and core with AVX-512; work is shared among the threads of the current rayon pool.
+/// `output_len * taps` products of each of two limbs, about 15 to 20 of them a nanosecond and core
+/// with AVX-512; work is shared among the threads of the current rayon pool.
 /// # Panics
 /// If lengths do not match the shape, the kernel exceeds the padded input, or the stride is 0.
 pub fn conv2d_fp(input: &[u64], weights: &[i16], shape: &ConvShape) -> Vec<u64> {
@@ -185,13 +189,15 @@ const COLUMNS: usize = 32;
 const ROWS: usize = 6;
 /// Output channels handed to one task.
 const ROWS_PER_TASK: usize = 8 * ROWS;
-/// Taps multiplied at a time: their inputs, 32 KiB, stay in the first cache while all rows of a task read them.
+/// Taps multiplied at a time: their inputs, 32 KiB, stay in the first cache while all rows of a
+/// task read them.
 const DEPTH: usize = 128;
 
 /// One row of a tile.
 type Columns = [f64; COLUMNS];
 
-/// The matrix product: `L` limbs of `B` bits a value. Columns are (limb, output position), rows output channels.
+/// The matrix product: `L` limbs of `B` bits a value. Columns are (limb, output position), rows
+/// output channels.
 fn conv2d_limbs<const L: usize, const B: u32>(
     input: &[u64],
     weights: &[i16],
@@ -235,8 +241,8 @@ struct Inputs {
     planes: Vec<f64>,
     plane_len: usize,
     channels: usize,
-    /// For each place of the kernel and each column, the index into `planes` for channel 0; the zero for padding and for columns
-    /// beyond the last.
+    /// For each place of the kernel and each column, the index into `planes` for channel 0; the
+    /// zero for padding and for columns beyond the last.
     sources: Vec<u32>,
     columns: usize,
 }
@@ -338,8 +344,8 @@ fn multiply_blocks(
     }
 }
 
-/// Adds `ROWS` rows by `COLUMNS` columns of the product; `FUSED` where the target has fused multiplication, else the same
-/// result, as products and sums are exact.
+/// Adds `ROWS` rows by `COLUMNS` columns of the product; `FUSED` where the target has fused
+/// multiplication, else the same result, as products and sums are exact.
 #[inline(always)]
 fn multiply_tile<const FUSED: bool>(
     block: &[[f64; DEPTH]; ROWS],

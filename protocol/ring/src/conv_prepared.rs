@@ -1,23 +1,25 @@
 //! A convolution whose weights were packed once, for a server that computes it for every inference.
 //!
-//! With AVX-512 VNNI an input of 60 bits is eight bytes and a weight of at most seven bits and a sign is one: `vpdpbusd`
-//! multiplies 64 bytes by 64 weights and adds fours of the products to 32-bit sums. That is eight products over `F_p` an
-//! instruction, twice what `f64` gives. Sums are exact integers as long as `taps * 255 * 127 < 2^31`, which follows from
-//! the shape. Elsewhere, and for larger weights, it is [`conv2d_fp_bounded`] on the weights as they came.
+//! With AVX-512 VNNI an input of 60 bits is eight bytes and a weight of at most seven bits and a
+//! sign is one: `vpdpbusd` multiplies 64 bytes by 64 weights and adds fours of the products to
+//! 32-bit sums. That is eight products over `F_p` an instruction, twice what `f64` gives. Sums are
+//! exact integers as long as `taps * 255 * 127 < 2^31`, which follows from the shape. Elsewhere,
+//! and for larger weights, it is [`conv2d_fp_bounded`] on the weights as they came.
 //!
 //! # Layout
-//! A *column* is one limb of one output position, a *tile* eight positions: 64 columns in four vectors. The sum runs over
-//! *groups* of four taps. Inputs are first copied between their zeros, one plane for each remainder of row and column
-//! modulo the stride, so that a tap of neighbouring positions is neighbouring memory. Eight positions of four taps are
-//! then 256 bytes, which byte and word interleaving turns into the four vectors of a group:
+//! A *column* is one limb of one output position, a *tile* eight positions: 64 columns in four
+//! vectors. The sum runs over *groups* of four taps. Inputs are first copied between their zeros,
+//! one plane for each remainder of row and column modulo the stride, so that a tap of neighbouring
+//! positions is neighbouring memory. Eight positions of four taps are then 256 bytes, which byte
+//! and word interleaving turns into the four vectors of a group:
 //!
 //! | vector | positions | limbs, one to a 32-bit lane |
 //! | --- | --- | --- |
 //! | 0, 1 | even | 0 to 3, 4 to 7 |
 //! | 2, 3 | odd | 0 to 3, 4 to 7 |
 //!
-//! Weights are six rows (output channels) to a block, group by group, four taps together; rows and taps that do not exist
-//! have weight zero.
+//! Weights are six rows (output channels) to a block, group by group, four taps together; rows and
+//! taps that do not exist have weight zero.
 //!
 //! # Timing
 //! Nothing depends on inputs or weights, not even which of the two ways is taken.
@@ -53,7 +55,8 @@ impl PreparedConv {
     /// Packs the weights (`O C kh kw`), for which `|w| < 2^weight_bits` holds publicly.
     ///
     /// # Panics
-    /// If the number of weights is not the shape's, the kernel exceeds the padded input, the stride is 0, or `weight_bits` exceeds 15.
+    /// If the number of weights is not the shape's, the kernel exceeds the padded input, the stride
+    /// is 0, or `weight_bits` exceeds 15.
     pub fn new(weights: &[i16], shape: ConvShape, weight_bits: u8) -> Self {
         shape.check_weights(weights);
         assert!(weight_bits <= 15, "weights of {weight_bits} bits");
@@ -83,8 +86,9 @@ impl PreparedConv {
     /// Adds the convolution of `input` (`C H W`) to `sum` (`O H' W'`), modulo `p`.
     ///
     /// # Cost
-    /// `output_len * taps / 8` instructions with AVX-512 VNNI, one a cycle on Zen 4, and no allocation once `scratch` has
-    /// seen the shape; the work is shared among the threads of the current rayon pool.
+    /// `output_len * taps / 8` instructions with AVX-512 VNNI, one a cycle on Zen 4, and no
+    /// allocation once `scratch` has seen the shape; the work is shared among the threads of the
+    /// current rayon pool.
     /// # Panics
     /// If lengths do not match the shape.
     pub fn add_to(&self, input: &[u64], scratch: &mut ConvScratch, sum: &mut [u64]) {
@@ -124,9 +128,11 @@ mod vnni {
     const ROWS: usize = 6;
     /// Taps of a group.
     const TAPS: usize = 4;
-    /// Groups multiplied at a time: their inputs, 18 KiB, stay in the first cache while all blocks read them.
+    /// Groups multiplied at a time: their inputs, 18 KiB, stay in the first cache while all blocks
+    /// read them.
     const DEPTH: usize = 72;
-    /// Multiplications that a task should have, tens of microseconds, unless threads would go without.
+    /// Multiplications that a task should have, tens of microseconds, unless threads would go
+    /// without.
     const TASK: usize = 1 << 19;
 
     /// The weights of one block and group.
@@ -256,7 +262,8 @@ mod vnni {
             self.copy(input, &mut scratch.copied);
             let threads = rayon::current_num_threads();
             let tiles = self.positions.len() / POSITIONS;
-            // As few blocks to a task as give every thread several, but no tiny ones: each task gathers its inputs.
+            // As few blocks to a task as give every thread several, but no tiny ones: each task
+            // gathers its inputs.
             let per_block = self.groups * VECTORS * ROWS;
             let wanted = (4 * threads).div_ceil(tiles);
             let parts = wanted.min((self.blocks * per_block).div_ceil(TASK)).max(1);
@@ -281,8 +288,9 @@ mod vnni {
                     }
                     let (tile, first) = (task / parts, task % parts * part);
                     let blocks = first..self.blocks.min(first + part);
-                    // SAFETY: `fits` found the instructions, `copied` has `copied_len` elements, and no other task has
-                    // this tile and these blocks, so that no other writes their outputs.
+                    // SAFETY: `fits` found the instructions, `copied` has `copied_len` elements,
+                    // and no other task has this tile and these blocks, so that no other writes
+                    // their outputs.
                     unsafe { self.task(copied, tile, blocks, worker, &output) };
                 }
             };
@@ -334,8 +342,8 @@ mod vnni {
         /// Adds the outputs of some blocks at one tile.
         ///
         /// # Safety
-        /// The instructions are present; `copied` has `copied_len` elements; `output` is valid for the shape, and nobody else
-        /// uses the outputs of these blocks at this tile.
+        /// The instructions are present; `copied` has `copied_len` elements; `output` is valid for
+        /// the shape, and nobody else uses the outputs of these blocks at this tile.
         #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
         unsafe fn task(
             &self,
@@ -352,7 +360,8 @@ mod vnni {
                 let depth = DEPTH.min(self.groups - from);
                 let inputs = &mut worker.inputs[..depth];
                 let taps = &self.taps[from * TAPS..][..depth * TAPS];
-                // SAFETY: as promised by the caller, and `new` checked the largest tap and position.
+                // SAFETY: as promised by the caller, and `new` checked the largest tap and
+                // position.
                 unsafe { gather(copied, taps, positions, inputs) };
                 for (block, sums) in blocks.clone().zip(&mut *sums) {
                     let weights = &self.weights[block * self.groups + from..][..depth];
@@ -366,7 +375,8 @@ mod vnni {
                     let (row, at) = (block * ROWS + r, tile * POSITIONS);
                     let count = POSITIONS.min(output.positions - at);
                     let mask = (0xffu32 >> (POSITIONS - count)) as __mmask8;
-                    // SAFETY: row and `count` positions from `at` on are the shape's, and this task's alone.
+                    // SAFETY: row and `count` positions from `at` on are the shape's, and this
+                    // task's alone.
                     unsafe {
                         let to = output.sum.add(row * output.positions + at);
                         let old = _mm512_maskz_loadu_epi64(mask, to.cast());
@@ -395,7 +405,8 @@ mod vnni {
         positions: usize,
     }
 
-    // SAFETY: tasks write disjoint elements, and the slice it was made from is borrowed until all of them have ended.
+    // SAFETY: tasks write disjoint elements, and the slice it was made from is borrowed until all
+    // of them have ended.
     unsafe impl Sync for Output {}
 
     /// Interleaves the bytes of four taps at eight positions.
@@ -456,7 +467,8 @@ mod vnni {
     /// Adds the products of a block's weights and the inputs.
     #[target_feature(enable = "avx512f,avx512vnni")]
     fn multiply(weights: &[Weights], inputs: &[Inputs], sums: &mut Sums) {
-        // Loops instead of `array::from_fn`: a closure is not inlined into a function without these instructions.
+        // Loops instead of `array::from_fn`: a closure is not inlined into a function without these
+        // instructions.
         let mut total = [[_mm512_setzero_si512(); VECTORS]; ROWS];
         for r in 0..ROWS {
             for v in 0..VECTORS {
@@ -509,8 +521,8 @@ mod vnni {
             )
         };
         let (low, high) = (join(&sums[0], &sums[2]), join(&sums[1], &sums[3]));
-        // 2^32 high = 2^60 h + 2^32 l = (2^18 - 1) h + 2^32 l mod p, with |h| < 2^28 and 0 <= l < 2^28: the total lies above
-        // -2^57 and below 2^60 + 2^57.
+        // 2^32 high = 2^60 h + 2^32 l = (2^18 - 1) h + 2^32 l mod p, with |h| < 2^28 and 0 <= l <
+        // 2^28: the total lies above -2^57 and below 2^60 + 2^57.
         let h = _mm512_srai_epi64::<28>(high);
         let l = _mm512_and_si512(high, _mm512_set1_epi64((1 << 28) - 1));
         let folded = _mm512_sub_epi64(_mm512_slli_epi64::<18>(h), h);
@@ -560,7 +572,8 @@ mod tests {
         }
     }
 
-    /// Rows of eight, of four and of other lengths; strides below, at and above the kernel; one and many blocks and depths.
+    /// Rows of eight, of four and of other lengths; strides below, at and above the kernel; one and
+    /// many blocks and depths.
     fn shapes() -> Vec<ConvShape> {
         vec![
             shape((3, 8, 8), 5, (3, 3), 1, [1; 4]),

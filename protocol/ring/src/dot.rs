@@ -1,9 +1,10 @@
-//! Sums of element-wise products modulo primes just below 2^46: the inner loop of plaintext-by-ciphertext products and of
-//! key switches.
+//! Sums of element-wise products modulo primes just below 2^46: the inner loop of
+//! plaintext-by-ciphertext products and of key switches.
 //!
-//! A term is a pair of vectors (the two halves of a ciphertext, or of a key) times one vector (a weight, or a digit). The
-//! sum is kept unreduced, low 52 and high bits of the products apart, and reduced once per output: on AVX-512 IFMA that
-//! is four instructions a term and eight coefficients.
+//! A term is a pair of vectors (the two halves of a ciphertext, or of a key) times one vector (a
+//! weight, or a digit). The sum is kept unreduced, low 52 and high bits of the products apart, and
+//! reduced once per output: on AVX-512 IFMA that is four instructions a term and eight
+//! coefficients.
 
 use crate::Modulus;
 
@@ -19,11 +20,12 @@ pub struct Term<'a> {
 /// The most terms of one sum: the unreduced halves of the sum stay below 2^63.
 pub const MAX_TERMS: usize = 1024;
 
-/// Sets `out[h]` to the sum over terms of `halves[h] * factor`, plus the old `out[h]` if `accumulate`.
+/// Sets `out[h]` to the sum over terms of `halves[h] * factor`, plus the old `out[h]` if
+/// `accumulate`.
 ///
 /// # Preconditions
-/// `2^46 - 2^20 < q < 2^46`; all vectors have the length of the outputs, a multiple of 32 or any length on the scalar path;
-/// entries are in `0..q`; at most [`MAX_TERMS`] terms.
+/// `2^46 - 2^20 < q < 2^46`; all vectors have the length of the outputs, a multiple of 32 or any
+/// length on the scalar path; entries are in `0..q`; at most [`MAX_TERMS`] terms.
 /// # Postconditions
 /// Entries in `0..q`.
 /// # Panics
@@ -55,10 +57,11 @@ pub fn dot_pair(m: &Modulus, terms: &[Term<'_>], accumulate: bool, out: [&mut [u
     scalar_dot_pair(m, terms, accumulate, out);
 }
 
-/// A row of pairs of vectors as [`dot_matrix`] reads them: word `(8 v + i) mod n` of half `h` of pair `t` is word
-/// `16 (v terms + t) + 8 h + i`.
+/// A row of pairs of vectors as [`dot_matrix`] reads them: word `(8 v + i) mod n` of half `h` of
+/// pair `t` is word `16 (v terms + t) + 8 h + i`.
 ///
-/// Whatever is multiplied at once is side by side. Vectors of 64 KB each would share a few sets of the caches.
+/// Whatever is multiplied at once is side by side. Vectors of 64 KB each would share a few sets of
+/// the caches.
 #[derive(Clone, Debug)]
 pub struct InterleavedRow {
     terms: usize,
@@ -75,7 +78,8 @@ impl InterleavedRow {
         let n = pairs.first().expect("a row has a pair")[0].len();
         assert!(n.is_multiple_of(8) && pairs.iter().flatten().all(|x| x.len() == n));
         let mut words = vec![0; 2 * n * terms];
-        // A few cache lines of each vector in turn, so that reading and writing both have some locality.
+        // A few cache lines of each vector in turn, so that reading and writing both have some
+        // locality.
         const VECTORS: usize = 8;
         for v in (0..n / 8).step_by(VECTORS) {
             for (t, pair) in pairs.iter().enumerate() {
@@ -101,11 +105,12 @@ impl InterleavedRow {
     }
 }
 
-/// Sums of products for several rows and several outputs at once: `out[row][output][h]` becomes the sum over `t` of
-/// half `h` of pair `first + t` of the row times `factors[output][t]`.
+/// Sums of products for several rows and several outputs at once: `out[row][output][h]` becomes the
+/// sum over `t` of half `h` of pair `first + t` of the row times `factors[output][t]`.
 ///
-/// A matrix product for each coefficient: two or three rows by two outputs, or one by four, with all sums in registers. Eight
-/// coefficients of a few rows fit the first-level cache, and serve all outputs from there.
+/// A matrix product for each coefficient: two or three rows by two outputs, or one by four, with
+/// all sums in registers. Eight coefficients of a few rows fit the first-level cache, and serve all
+/// outputs from there.
 ///
 /// # Shapes
 /// `factors`: `outputs * terms`, output after output; `out`: `rows * outputs`, row after row.
@@ -197,8 +202,8 @@ mod ifma {
     use super::{InterleavedRow, Term};
     use std::arch::x86_64::*;
 
-    /// Vectors of eight coefficients that are summed side by side: enough to hide the latency of the multiplier, few
-    /// enough for the sixteen sums to stay in registers.
+    /// Vectors of eight coefficients that are summed side by side: enough to hide the latency of
+    /// the multiplier, few enough for the sixteen sums to stay in registers.
     const LANES: usize = 4;
 
     /// The constants that reduce a sum.
@@ -228,8 +233,8 @@ mod ifma {
         #[inline]
         #[target_feature(enable = "avx512f,avx512ifma")]
         fn reduce(&self, low: __m512i, high: __m512i) -> __m512i {
-            // high < 2^50 + 2^11 after the carry, so that its product with 64 c < 2^26 has an upper part below
-            // 2^25, whose own product with 64 c is below 2^51.
+            // high < 2^50 + 2^11 after the carry, so that its product with 64 c < 2^26 has an upper
+            // part below 2^25, whose own product with 64 c is below 2^51.
             let carried = _mm512_add_epi64(high, _mm512_srli_epi64::<52>(low));
             let mut t = _mm512_and_si512(low, self.low_52);
             t = _mm512_madd52lo_epu64(t, carried, self.fold_52);
@@ -245,8 +250,9 @@ mod ifma {
     /// See [`super::dot_matrix`].
     ///
     /// # Safety
-    /// AVX-512F and IFMA are present; the factors, outputs and rows have length `n`, a multiple of eight, the rows at least
-    /// `first + terms` pairs, and the slices the shapes of [`super::dot_matrix`].
+    /// AVX-512F and IFMA are present; the factors, outputs and rows have length `n`, a multiple of
+    /// eight, the rows at least `first + terms` pairs, and the slices the shapes of
+    /// [`super::dot_matrix`].
     #[target_feature(enable = "avx512f,avx512ifma")]
     pub(super) unsafe fn dot_matrix(
         q: u64,
@@ -323,8 +329,8 @@ mod ifma {
 
     impl Tile {
         /// # Safety
-        /// As for [`dot_matrix`]; `row + R` and `output + P` are within the matrix, and `at + 8` and `at + ahead` within the
-        /// length.
+        /// As for [`dot_matrix`]; `row + R` and `output + P` are within the matrix, and `at + 8`
+        /// and `at + ahead` within the length.
         #[inline]
         #[target_feature(enable = "avx512f,avx512ifma")]
         unsafe fn multiply<const R: usize, const P: usize>(
@@ -345,8 +351,8 @@ mod ifma {
             let mut low = [[[zero; 2]; P]; R];
             let mut high = [[[zero; 2]; P]; R];
             for t in 0..terms {
-                // SAFETY: each column has `terms` factors, each at least at + 8 words; the rows were found to have 16 words for
-                // each term.
+                // SAFETY: each column has `terms` factors, each at least at + 8 words; the rows
+                // were found to have 16 words for each term.
                 unsafe {
                     let factor: [__m512i; P] = std::array::from_fn(|p| {
                         let x = columns[p].get_unchecked(t).as_ptr().add(at);
@@ -381,7 +387,8 @@ mod ifma {
     /// See [`super::dot_pair`].
     ///
     /// # Safety
-    /// AVX-512F and IFMA are present; every vector of `terms` has the length of both outputs, a multiple of 32.
+    /// AVX-512F and IFMA are present; every vector of `terms` has the length of both outputs, a
+    /// multiple of 32.
     #[target_feature(enable = "avx512f,avx512ifma")]
     pub(super) unsafe fn dot_pair(
         q: u64,
@@ -415,7 +422,8 @@ mod ifma {
                             _mm512_loadu_si512(term.halves[1].as_ptr().add(i).cast()),
                         )
                     };
-                    // Each addition is below 2^52 and below 2^40: after 1024 terms the sums are below 2^63 and 2^50.
+                    // Each addition is below 2^52 and below 2^40: after 1024 terms the sums are
+                    // below 2^63 and 2^50.
                     low[0][l] = _mm512_madd52lo_epu64(low[0][l], a, factor);
                     high[0][l] = _mm512_madd52hi_epu64(high[0][l], a, factor);
                     low[1][l] = _mm512_madd52lo_epu64(low[1][l], b, factor);

@@ -1,8 +1,8 @@
 //! The plaintext field `F_p`, `p = 2^60 - 2^18 + 1`.
 //!
-//! Elements are `u64` in `0..P`. Every function is constant time: values are shares and masks. Reduction uses the
-//! special form, `2^60 = 2^18 - 1 (mod p)`. As `p = 1 (mod 2^18)`, the field has the roots of unity of negacyclic
-//! transforms up to length 2^17, hence SIMD slots.
+//! Elements are `u64` in `0..P`. Every function is constant time: values are shares and masks.
+//! Reduction uses the special form, `2^60 = 2^18 - 1 (mod p)`. As `p = 1 (mod 2^18)`, the field has
+//! the roots of unity of negacyclic transforms up to length 2^17, hence SIMD slots.
 
 use rand_core::CryptoRng;
 
@@ -16,7 +16,8 @@ pub const BITS: u32 = 60;
 const FOLD: u64 = (1 << 18) - 1;
 const LOW: u64 = (1 << 60) - 1;
 
-/// A primitive 16384-th root of unity modulo [`P`], the one that fixes the order of slots for `n = 8192`.
+/// A primitive 16384-th root of unity modulo [`P`], the one that fixes the order of slots for `n =
+/// 8192`.
 pub const ROOT_16384: u64 = 0xb97_cdb9_7187_a80d;
 
 /// `x` minus `P` if that is not negative; for `x < 2 P`.
@@ -57,8 +58,8 @@ pub fn mul(a: u64, b: u64) -> u64 {
 /// `x mod p` for any 128-bit integer.
 #[inline(always)]
 pub fn reduce_u128(x: u128) -> u64 {
-    // x < 2^128: the upper part is below 2^68, its multiple of 2^18 - 1 below 2^86, so the first fold is below 2^87;
-    // the second leaves below 2^60 + 2^45 < 2 P.
+    // x < 2^128: the upper part is below 2^68, its multiple of 2^18 - 1 below 2^86, so the first
+    // fold is below 2^87; the second leaves below 2^60 + 2^45 < 2 P.
     let x = (x as u64 & LOW) as u128 + (x >> 60) * FOLD as u128;
     let x = (x as u64 & LOW) + (x >> 60) as u64 * FOLD;
     subtract_once(x)
@@ -73,7 +74,8 @@ pub fn reduce_u64(x: u64) -> u64 {
 /// The field element of a signed 64-bit integer.
 #[inline(always)]
 pub fn from_i64(x: i64) -> u64 {
-    // 16 P exceeds 2^63, so the shifted value is not negative; it is below 2^63 + 2^64 and needs 128 bits.
+    // 16 P exceeds 2^63, so the shifted value is not negative; it is below 2^63 + 2^64 and needs
+    // 128 bits.
     reduce_u128((x as i128 + 16 * P as i128) as u128)
 }
 
@@ -114,8 +116,8 @@ pub fn inv(a: u64) -> u64 {
 
 /// A uniform field element: 60-bit draws until one is below `P`.
 ///
-/// A draw is rejected with probability 2^-42, independently of the value returned, so that the time reveals nothing of
-/// it.
+/// A draw is rejected with probability 2^-42, independently of the value returned, so that the time
+/// reveals nothing of it.
 pub fn uniform(rng: &mut impl CryptoRng) -> u64 {
     loop {
         let x = rng.next_u64() & LOW;
@@ -213,8 +215,8 @@ mod tests {
 
     #[test]
     fn p_is_prime_and_the_root_is_primitive() {
-        // Pocklington: the factored part 2^18 of P - 1 is below sqrt(P), so use a strong test to twelve bases instead,
-        // which decides primality below 2^64.
+        // Pocklington: the factored part 2^18 of P - 1 is below sqrt(P), so use a strong test to
+        // twelve bases instead, which decides primality below 2^64.
         let (odd, twos) = ((P - 1) >> 18, 18);
         for base in [2u64, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37] {
             let mut x = pow(base, odd);

@@ -1,7 +1,9 @@
-//! Loops over residues that the packing of ciphertexts spends its time in, modulo primes just below 2^46.
+//! Loops over residues that the packing of ciphertexts spends its time in, modulo primes just below
+//! 2^46.
 //!
-//! Each has a portable body, which is the definition. On AVX-512 the same body is compiled again for those instructions, or,
-//! where the compiler does not find them (52-bit multiplication, gathers), written with them.
+//! Each has a portable body, which is the definition. On AVX-512 the same body is compiled again
+//! for those instructions, or, where the compiler does not find them (52-bit multiplication,
+//! gathers), written with them.
 
 use crate::Modulus;
 
@@ -19,7 +21,8 @@ fn avx512() -> bool {
     *PRESENT
 }
 
-/// Defines `$name`, which runs `$body` compiled for AVX-512 where that is present and for the target otherwise.
+/// Defines `$name`, which runs `$body` compiled for AVX-512 where that is present and for the
+/// target otherwise.
 macro_rules! compiled_twice {
     ($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
         $(#[$doc])*
@@ -61,7 +64,8 @@ compiled_twice! {
 }
 
 compiled_twice! {
-    /// Sets `x` to `x + X^t y` and `difference` to `x - X^t y`, all coefficients modulo `X^n + 1`, `t <= n`.
+    /// Sets `x` to `x + X^t y` and `difference` to `x - X^t y`, all coefficients modulo `X^n + 1`,
+    /// `t <= n`.
     pub fn butterfly(m: &Modulus, t: usize, x: &mut [u64], y: &[u64], difference: &mut [u64]) {
         let (head, tail) = y.split_at(y.len() - t);
         let (x_head, x_tail) = x.split_at_mut(t);
@@ -76,7 +80,8 @@ compiled_twice! {
 }
 
 compiled_twice! {
-    /// Writes to `out` the residues modulo `to` of the centred representatives of `x` modulo `from`; both just below 2^46.
+    /// Writes to `out` the residues modulo `to` of the centred representatives of `x` modulo
+    /// `from`; both just below 2^46.
     pub fn lift_centred(from: &Modulus, to: &Modulus, x: &[u64], out: &mut [u64]) {
         let (half, shift) = (from.value() / 2, to.value().wrapping_sub(from.value()));
         for (out, &x) in out.iter_mut().zip(x) {
@@ -164,8 +169,9 @@ pub fn scale_small(m: &Modulus, x: &[i32], w: u64, out: &mut [u64]) {
     }
 }
 
-/// Adds `(x - [r]_s) / s` modulo `q` to `out`: `x` has residues modulo `q`, `r` the same integer's modulo `s`, and `[r]_s` is
-/// centred, so that this is the rounded quotient. `inverse` is `s^-1 mod q`.
+/// Adds `(x - [r]_s) / s` modulo `q` to `out`: `x` has residues modulo `q`, `r` the same integer's
+/// modulo `s`, and `[r]_s` is centred, so that this is the rounded quotient. `inverse` is `s^-1 mod
+/// q`.
 ///
 /// # Preconditions
 /// `q` and `s` within 2^20 below 2^46.
@@ -187,7 +193,8 @@ pub fn add_divided(m: &Modulus, s: &Modulus, inverse: u64, x: &[u64], r: &[u64],
     }
 }
 
-/// Writes `±x[source]` to each entry of `out`: the low 31 bits of an entry of `sources` are the index, the top bit is the sign.
+/// Writes `±x[source]` to each entry of `out`: the low 31 bits of an entry of `sources` are the
+/// index, the top bit is the sign.
 ///
 /// # Panics
 /// If an index is out of range or `sources` and `out` differ in length.
@@ -284,7 +291,8 @@ mod vector {
                     _mm512_loadu_si512(y.as_ptr().cast()),
                 )
             };
-            // 2^52 = 64 c < 2^26 and the upper part is below 2^40: its product has an upper part below 2^14.
+            // 2^52 = 64 c < 2^26 and the upper part is below 2^40: its product has an upper part
+            // below 2^14.
             let high = _mm512_madd52hi_epu64(zero, a, b);
             let mut t = _mm512_madd52lo_epu64(zero, a, b);
             t = _mm512_madd52lo_epu64(t, high, fold_52);
@@ -437,7 +445,8 @@ mod vector {
                 0xff,
                 "gather index out of range"
             );
-            // SAFETY: the indices were just found to be below the length of x, and the chunk has eight words.
+            // SAFETY: the indices were just found to be below the length of x, and the chunk has
+            // eight words.
             unsafe {
                 let v = _mm512_i32gather_epi64::<8>(indices, x.as_ptr().cast());
                 _mm512_storeu_si512(out.as_mut_ptr().cast(), v);

@@ -1,10 +1,12 @@
 //! Prime fields, transforms, residue-number-system polynomials and the online convolution.
 //!
-//! This crate is the arithmetic floor of the protocol: it knows nothing of ciphertexts, keys or parties.
+//! This crate is the arithmetic floor of the protocol: it knows nothing of ciphertexts, keys or
+//! parties.
 //!
 //! - [`fp`]: the plaintext field `F_p`, `p = 2^60 - 2^18 + 1`, in which all shares live;
 //! - [`modulus`]: prime moduli below 2^62 and the slice operations the ciphertexts need;
-//! - [`ntt`]: the negacyclic number theoretic transform behind a trait, a scalar definition and a vector backend;
+//! - [`ntt`]: the negacyclic number theoretic transform behind a trait, a scalar definition and a
+//!   vector backend;
 //! - [`dot`]: sums of element-wise products modulo primes just below 2^46;
 //! - [`kernels`]: the loops that packing spends its time in;
 //! - [`poly`]: polynomials modulo `X^n + 1` in residue form, automorphisms and monomials;
@@ -12,8 +14,8 @@
 //! - [`slots`]: SIMD slots of `F_p[X] / (X^n + 1)`;
 //! - [`conv`]: convolutions over `F_p` in the clear, the hot loop of the online phase.
 //!
-//! `PI_FORCE_SCALAR=1` in the environment selects the scalar implementations everywhere; they are the definition and
-//! the vector ones are tested to equal them bit for bit.
+//! `PI_FORCE_SCALAR=1` in the environment selects the scalar implementations everywhere; they are
+//! the definition and the vector ones are tested to equal them bit for bit.
 
 pub mod conv;
 mod conv_prepared;

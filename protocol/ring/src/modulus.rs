@@ -1,7 +1,7 @@
 //! Prime moduli below 2^62 and operations on slices of residues.
 //!
-//! Residues are canonical, in `0..q`. Everything but [`Modulus::pow`] and [`Modulus::inv`] is constant time in the
-//! residues; moduli are public.
+//! Residues are canonical, in `0..q`. Everything but [`Modulus::pow`] and [`Modulus::inv`] is
+//! constant time in the residues; moduli are public.
 
 /// A prime modulus with the constants of its reductions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +76,8 @@ impl Modulus {
     /// `x mod q` for `x < 2^(2 bits)`.
     #[inline(always)]
     pub fn reduce(&self, x: u128) -> u64 {
-        // Barrett, with both shifts of the Handbook of Applied Cryptography, algorithm 14.42: the estimate is at most
-        // two below the quotient, so that two subtractions finish.
+        // Barrett, with both shifts of the Handbook of Applied Cryptography, algorithm 14.42: the
+        // estimate is at most two below the quotient, so that two subtractions finish.
         let estimate = (((x >> (self.bits - 1)) as u64 as u128 * self.barrett as u128)
             >> (self.bits + 1)) as u64;
         let r = (x as u64).wrapping_sub(estimate.wrapping_mul(self.q));
@@ -87,7 +87,8 @@ impl Modulus {
     /// `x` or `x - q`, for `x < 3 q`, leaving a value below `2 q`.
     #[inline(always)]
     fn subtract_once_wide(&self, x: u64) -> u64 {
-        // 3 q may exceed 2^63, so the sign bit does not tell: compare instead. The comparison compiles to a carry.
+        // 3 q may exceed 2^63, so the sign bit does not tell: compare instead. The comparison
+        // compiles to a carry.
         let mask = u64::from(x >= 2 * self.q).wrapping_neg();
         x - ((2 * self.q) & mask)
     }
@@ -100,7 +101,8 @@ impl Modulus {
         self.add(self.mul(high, radix), self.reduce_u64(x as u64))
     }
 
-    /// `x mod q` for any 128-bit integer, for `q` just below 2^46: cheaper than [`Modulus::reduce_u128`].
+    /// `x mod q` for any 128-bit integer, for `q` just below 2^46: cheaper than
+    /// [`Modulus::reduce_u128`].
     ///
     /// # Preconditions
     /// `2^46 - 2^20 < q < 2^46`.
@@ -108,7 +110,8 @@ impl Modulus {
     pub fn reduce_near_2_46(&self, x: u128) -> u64 {
         const LOW: u64 = (1 << 46) - 1;
         debug_assert!(self.q < 1 << 46 && (1 << 46) - self.q < 1 << 20);
-        // 2^46 = c (mod q), c < 2^20. The folds leave below 2^103, 2^78, 2^53 and 2^46 + 2^27 < 2 q.
+        // 2^46 = c (mod q), c < 2^20. The folds leave below 2^103, 2^78, 2^53 and 2^46 + 2^27 < 2
+        // q.
         let c = (1 << 46) - self.q;
         let x = (x as u64 & LOW) as u128 + (x >> 46) * c as u128;
         let x = (x as u64 & LOW) as u128 + (x >> 46) * c as u128;
@@ -164,7 +167,8 @@ impl Modulus {
         (((w as u128) << 64) / self.q as u128) as u64
     }
 
-    /// `x w mod q` for a constant `w` with its [`Modulus::shoup`] companion; `x` may be any 64-bit integer.
+    /// `x w mod q` for a constant `w` with its [`Modulus::shoup`] companion; `x` may be any 64-bit
+    /// integer.
     #[inline(always)]
     pub fn mul_shoup(&self, x: u64, w: u64, w_shoup: u64) -> u64 {
         let estimate = ((x as u128 * w_shoup as u128) >> 64) as u64;

@@ -1,15 +1,17 @@
 //! The negacyclic number theoretic transform.
 //!
-//! For a prime `q = 1 (mod 2n)` and `psi`, a primitive `2n`-th root of unity, [`Ntt::forward`] maps the coefficients of
-//! `a` modulo `X^n + 1` to the values `a(psi^(2 rev(i) + 1))`, `i = 0..n`, where `rev` reverses `log2 n` bits. This
-//! order is part of the wire format, as public randomness is sampled as values: [`NttPrime`] therefore names the root of
-//! order 16384, and a transform of length `n` uses its power `16384 / 2n`, which makes transforms of different lengths
-//! nest: the `m` values whose points share `psi^(m (2 rev(i) + 1))` are adjacent, and their mean is value `i / m` of the
-//! polynomial in `X^m` made of every `m`-th coefficient.
+//! For a prime `q = 1 (mod 2n)` and `psi`, a primitive `2n`-th root of unity, [`Ntt::forward`] maps
+//! the coefficients of `a` modulo `X^n + 1` to the values `a(psi^(2 rev(i) + 1))`, `i = 0..n`,
+//! where `rev` reverses `log2 n` bits. This order is part of the wire format, as public randomness
+//! is sampled as values: [`NttPrime`] therefore names the root of order 16384, and a transform of
+//! length `n` uses its power `16384 / 2n`, which makes transforms of different lengths nest: the
+//! `m` values whose points share `psi^(m (2 rev(i) + 1))` are adjacent, and their mean is value `i
+//! / m` of the polynomial in `X^m` made of every `m`-th coefficient.
 //!
-//! [`ScalarNtt`] is the definition (radix 2, Shoup's multiplication); [`TfheNtt`] runs the `tfhe-ntt` crate, which detects
-//! AVX-512 IFMA, AVX-512 and AVX2 at run time; `IfmaNtt` is our own for primes just below 2^46 on AVX-512 IFMA. The inverse leaves out the factor `n^-1`, which callers fold into
-//! constants.
+//! [`ScalarNtt`] is the definition (radix 2, Shoup's multiplication); [`TfheNtt`] runs the
+//! `tfhe-ntt` crate, which detects AVX-512 IFMA, AVX-512 and AVX2 at run time; `IfmaNtt` is our own
+//! for primes just below 2^46 on AVX-512 IFMA. The inverse leaves out the factor `n^-1`, which
+//! callers fold into constants.
 
 use crate::{Modulus, fp};
 use std::sync::Arc;
@@ -33,11 +35,11 @@ pub trait Ntt: Send + Sync {
     /// Values to `n` times the coefficients, in place; conditions as for [`Ntt::forward`].
     fn inverse_unscaled(&self, x: &mut [u64]);
 
-    /// The values of `a(X^-1)`: `out[i] = a(psi^-(2 rev(i) + 1))`, for the polynomial that has these first coefficients and
-    /// zeros after them.
+    /// The values of `a(X^-1)`: `out[i] = a(psi^-(2 rev(i) + 1))`, for the polynomial that has
+    /// these first coefficients and zeros after them.
     ///
-    /// Kernels of convolutions are polynomials in `X^-1`, of degrees far below `n`: layers that would combine coefficients
-    /// with zeros are left out.
+    /// Kernels of convolutions are polynomials in `X^-1`, of degrees far below `n`: layers that
+    /// would combine coefficients with zeros are left out.
     ///
     /// # Preconditions
     /// `coefficients.len()` is a power of two up to `n`, `out.len() == n`, entries in `0..q`.
@@ -65,7 +67,8 @@ pub trait Ntt: Send + Sync {
     }
 }
 
-/// The definition of [`Ntt::forward_reciprocal`]: the inverse of the point of value `i` is the point of value `n - 1 - i`.
+/// The definition of [`Ntt::forward_reciprocal`]: the inverse of the point of value `i` is the
+/// point of value `n - 1 - i`.
 pub(crate) fn forward_reciprocal_by_definition(
     ntt: &(impl Ntt + ?Sized),
     coefficients: &[u64],
@@ -234,14 +237,16 @@ pub struct TfheNtt {
 }
 
 impl TfheNtt {
-    /// The transform of length `n`, or `None` when the crate does not serve that length or chose other points than ours.
+    /// The transform of length `n`, or `None` when the crate does not serve that length or chose
+    /// other points than ours.
     pub fn new(prime: &NttPrime, n: usize) -> Option<Self> {
         if n < 32 {
             return None;
         }
         let plan = tfhe_ntt::prime64::Plan::try_new(n, prime.modulus.value())?;
-        // The crate finds its own root. Its first value of the polynomial X tells which; a later version that chose
-        // another would silently change the wire format, so such a plan is refused.
+        // The crate finds its own root. Its first value of the polynomial X tells which; a later
+        // version that chose another would silently change the wire format, so such a plan is
+        // refused.
         let mut x = vec![0; n];
         x[1] = 1;
         plan.fwd(&mut x);

@@ -1,13 +1,17 @@
-//! The transform for primes just below 2^46 on AVX-512 IFMA, faster than a general one because it hardly reduces.
+//! The transform for primes just below 2^46 on AVX-512 IFMA, faster than a general one because it
+//! hardly reduces.
 //!
-//! Multiplication by constants is Shoup's with 52-bit words and leaves results below `2q`. Forward, a butterfly `a + w b`,
-//! `a - w b + 2q` adds at most `2q` to the size of `a`: after thirteen layers values stay below `27q < 2^51`, so nothing is
-//! reduced until the end. Inverse, sums double, so each pass of two layers brings its sums back below `2q`. Layers that pair
-//! coefficients eight or more apart go two to a pass over memory; the three others share one pass, on blocks of 64 coefficients
-//! that are transposed for it. Once blocks fit the first-level cache, all layers of a block are done before the next one.
+//! Multiplication by constants is Shoup's with 52-bit words and leaves results below `2q`. Forward,
+//! a butterfly `a + w b`, `a - w b + 2q` adds at most `2q` to the size of `a`: after thirteen
+//! layers values stay below `27q < 2^51`, so nothing is reduced until the end. Inverse, sums
+//! double, so each pass of two layers brings its sums back below `2q`. Layers that pair
+//! coefficients eight or more apart go two to a pass over memory; the three others share one pass,
+//! on blocks of 64 coefficients that are transposed for it. Once blocks fit the first-level cache,
+//! all layers of a block are done before the next one.
 //!
-//! Words hold their value modulo 2^52 with anything above: the multiplier reads 52 bits, and additions carry upwards only. Bits
-//! above are cleared where a value is reduced. The bounds are on the values.
+//! Words hold their value modulo 2^52 with anything above: the multiplier reads 52 bits, and
+//! additions carry upwards only. Bits above are cleared where a value is reduced. The bounds are on
+//! the values.
 
 use crate::Modulus;
 use crate::ntt::{Ntt, NttPrime, reverse_bits};
@@ -17,8 +21,9 @@ use std::arch::x86_64::*;
 struct Twiddles {
     /// Entry `i`: the root to the power `rev(i)`.
     factors: Vec<(u64, u64)>,
-    /// For each block of 64 coefficients the factors of the three short layers, one lane for each eight coefficients:
-    /// one vector for pairs four apart, two for two apart, four for one apart; factors and companions by turns.
+    /// For each block of 64 coefficients the factors of the three short layers, one lane for each
+    /// eight coefficients: one vector for pairs four apart, two for two apart, four for one apart;
+    /// factors and companions by turns.
     short: Vec<[[u64; 8]; 14]>,
 }
 
@@ -65,8 +70,8 @@ pub(crate) struct IfmaNtt {
 }
 
 impl IfmaNtt {
-    /// The transform of length `n`, or `None` if the machine lacks the instructions, the prime is not within 2^20 below 2^46,
-    /// or the length is below 64.
+    /// The transform of length `n`, or `None` if the machine lacks the instructions, the prime is
+    /// not within 2^20 below 2^46, or the length is below 64.
     pub(crate) fn new(prime: &NttPrime, n: usize) -> Option<Self> {
         let m = prime.modulus;
         let near = m.value() < 1 << 46 && (1 << 46) - m.value() < 1 << 20;
@@ -95,7 +100,8 @@ impl Ntt for IfmaNtt {
 
     fn forward(&self, x: &mut [u64]) {
         assert_eq!(x.len(), self.n);
-        // SAFETY: the instructions were detected when this value was made, and the length was just checked.
+        // SAFETY: the instructions were detected when this value was made, and the length was just
+        // checked.
         unsafe { forward(&self.modulus, &self.forward, None, x) }
     }
 
@@ -105,8 +111,8 @@ impl Ntt for IfmaNtt {
         if support < 64 {
             return crate::ntt::forward_reciprocal_by_definition(self, coefficients, out);
         }
-        // The points of the inverse transform are the inverses of ours.
-        // SAFETY: as for the forward transform; the support is a power of two from 64 to the length.
+        // The points of the inverse transform are the inverses of ours. SAFETY: as for the forward
+        // transform; the support is a power of two from 64 to the length.
         unsafe { forward(&self.modulus, &self.inverse, Some(coefficients), out) }
     }
 
@@ -234,10 +240,12 @@ unsafe fn store(x: *mut u64, v: __m512i) {
 /// Coefficients of a block that stays in the first-level cache.
 const CACHED: usize = 2048;
 
-/// The values of `x`, or of `source`, which has the first coefficients of a polynomial whose others are zero.
+/// The values of `x`, or of `source`, which has the first coefficients of a polynomial whose others
+/// are zero.
 ///
 /// # Safety
-/// AVX-512F and IFMA are present; `x` has the length of the twiddles, at least 64, and `source` a power of two from 64 to that.
+/// AVX-512F and IFMA are present; `x` has the length of the twiddles, at least 64, and `source` a
+/// power of two from 64 to that.
 #[target_feature(enable = "avx512f,avx512ifma")]
 unsafe fn forward(m: &Modulus, twiddles: &Twiddles, source: Option<&[u64]>, x: &mut [u64]) {
     let lanes = Lanes::new(m);
@@ -273,7 +281,8 @@ unsafe fn forward(m: &Modulus, twiddles: &Twiddles, source: Option<&[u64]>, x: &
             block.copy_from_slice(source);
         }
         let (mut half_block, mut groups) = (length, first + index);
-        // SAFETY: blocks have the length of a power of two, at least 64, and are whole blocks of the short layers.
+        // SAFETY: blocks have the length of a power of two, at least 64, and are whole blocks of
+        // the short layers.
         unsafe {
             if (length.trailing_zeros() - 3) % 2 == 1 {
                 forward_layer(&lanes, twiddles, groups, half_block, block);
@@ -413,7 +422,8 @@ unsafe fn inverse(m: &Modulus, twiddles: &Twiddles, x: &mut [u64]) {
     let n = x.len();
     let length = n.min(CACHED);
     for (index, block) in x.chunks_exact_mut(length).enumerate() {
-        // SAFETY: blocks have the length of a power of two, at least 64, and are whole blocks of the short layers.
+        // SAFETY: blocks have the length of a power of two, at least 64, and are whole blocks of
+        // the short layers.
         unsafe {
             inverse_short(&lanes, &twiddles.short[index * (length / 64)..], block);
             // From here on all values are below 2q between passes.

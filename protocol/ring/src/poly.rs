@@ -15,8 +15,9 @@ pub enum Domain {
 
 /// A polynomial modulo `X^n + 1` and several primes: one limb of `n` residues for each prime.
 ///
-/// Memory comes from a pool and returns to it: touching fresh pages costs as much as the arithmetic. The pool does not erase;
-/// owners of secret polynomials call [`Zeroize::zeroize`] before they drop them.
+/// Memory comes from a pool and returns to it: touching fresh pages costs as much as the
+/// arithmetic. The pool does not erase; owners of secret polynomials call [`Zeroize::zeroize`]
+/// before they drop them.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RnsPoly {
     n: usize,
@@ -32,7 +33,8 @@ impl RnsPoly {
         poly
     }
 
-    /// A polynomial whose entries are left over from earlier ones: for callers that overwrite them all.
+    /// A polynomial whose entries are left over from earlier ones: for callers that overwrite them
+    /// all.
     pub fn unspecified(n: usize, limbs: usize, domain: Domain) -> Self {
         Self {
             n,
@@ -352,7 +354,8 @@ pub fn mul_monomial(x: &[u64], t: usize, out: &mut [u64], m: &Modulus) {
     }
 }
 
-/// The product modulo `X^n + 1` by schoolbook multiplication: the oracle of the transforms, variable time.
+/// The product modulo `X^n + 1` by schoolbook multiplication: the oracle of the transforms,
+/// variable time.
 pub fn negacyclic_product(a: &[u64], b: &[u64], m: &Modulus) -> Vec<u64> {
     let n = a.len();
     let mut out = vec![0; n];

@@ -1,7 +1,9 @@
 //! Exact passages between residues and integers, for up to four primes just below 2^46.
 //!
-//! With `Q` the product of the primes, `x` in `0..Q` is known by its residues `x_i`. Three ways lead back:
-//! - [`Basis::fraction`]: `x / Q` as a 128-bit binary fraction, for rounding `x` to a smaller modulus;
+//! With `Q` the product of the primes, `x` in `0..Q` is known by its residues `x_i`. Three ways
+//! lead back:
+//! - [`Basis::fraction`]: `x / Q` as a 128-bit binary fraction, for rounding `x` to a smaller
+//!   modulus;
 //! - [`Basis::compose`]: `x` itself, 192 bits, by Garner's mixed radix;
 //! - [`Basis::centred`]: `x` in `-Q/2..Q/2` when it is known to be small.
 //!
@@ -118,7 +120,8 @@ impl Basis {
         self.fraction_with(x, |v, low| (v as u128 * low as u128) >> 64)
     }
 
-    /// `x / Q` as a fraction of 2^128, at most 2^48 units too small (modulo 1): cheaper than [`Basis::fraction`].
+    /// `x / Q` as a fraction of 2^128, at most 2^48 units too small (modulo 1): cheaper than
+    /// [`Basis::fraction`].
     #[inline(always)]
     pub fn coarse_fraction<const L: usize>(&self, x: [u64; L]) -> u128 {
         self.fraction_with(x, |_, _| 0)
@@ -153,17 +156,20 @@ impl Basis {
     #[inline(always)]
     pub fn encode<const L: usize>(&self, m: u64) -> [u64; L] {
         debug_assert_eq!(L, self.count);
-        // round(Q m / p) = (Q m - t) / p with t the centred remainder of Q m modulo p, and Q m = 0 modulo q_i.
+        // round(Q m / p) = (Q m - t) / p with t the centred remainder of Q m modulo p, and Q m = 0
+        // modulo q_i.
         let t = fp::centre(fp::mul(self.product_mod_p, m));
         self.first::<L>().map(|prime| {
             let (w, w_shoup) = prime.p_inverse;
-            // -t offset by a multiple of q_i that makes it positive: |t| < 2^59 and 2^14 q_i > 2^59.
+            // -t offset by a multiple of q_i that makes it positive: |t| < 2^59 and 2^14 q_i >
+            // 2^59.
             let shifted = (prime.modulus.value() << 14).wrapping_sub(t as u64);
             prime.modulus.mul_shoup(shifted, w, w_shoup)
         })
     }
 
-    /// The mixed radix digits of `x` modulo the first `L` primes: `d_0 + q_0 (d_1 + q_1 (d_2 + q_2 d_3))`.
+    /// The mixed radix digits of `x` modulo the first `L` primes: `d_0 + q_0 (d_1 + q_1 (d_2 + q_2
+    /// d_3))`.
     #[inline(always)]
     fn digits<const L: usize>(&self, x: [u64; L]) -> [u64; L] {
         let mut digits = x;
@@ -198,7 +204,8 @@ impl Basis {
         const { assert!(K >= 1 && K <= 3) };
         let primes = self.first::<K>();
         let digits = self.digits(x);
-        // The top digit is read as signed. Terms may exceed 128 bits where the sum does not: arithmetic wraps.
+        // The top digit is read as signed. Terms may exceed 128 bits where the sum does not:
+        // arithmetic wraps.
         let top = primes[K - 1].modulus;
         let negative = ((top.value() / 2).wrapping_sub(digits[K - 1]) as i64 >> 63) as u64;
         let mut x = digits[K - 1].wrapping_sub(top.value() & negative) as i64 as i128;

@@ -1,8 +1,8 @@
 //! SIMD slots: `F_p[X] / (X^n + 1)` is `n` copies of `F_p`.
 //!
-//! Slot `i` of a polynomial `a` is its value `a(psi^(2 rev(i) + 1))`, in the order of [`crate::ntt`] with the root
-//! [`crate::fp::ROOT_16384`] (raised to `8192 / n`). Products of polynomials are products of slots, which is all that
-//! the protocol uses.
+//! Slot `i` of a polynomial `a` is its value `a(psi^(2 rev(i) + 1))`, in the order of
+//! [`crate::ntt`] with the root [`crate::fp::ROOT_16384`] (raised to `8192 / n`). Products of
+//! polynomials are products of slots, which is all that the protocol uses.
 
 use crate::Ntt;
 use crate::ntt::PLAINTEXT_PRIME;

@@ -21,7 +21,8 @@ fn main() {
     pool.install(run);
 }
 
-/// Prints the least time of `runs` runs in microseconds, divided by `per`: what the step costs when nothing disturbs it.
+/// Prints the least time of `runs` runs in microseconds, divided by `per`: what the step costs when
+/// nothing disturbs it.
 fn time<T>(name: &str, runs: usize, per: f64, mut f: impl FnMut() -> T) {
     let least = (0..runs)
         .map(|_| {

@@ -1,26 +1,31 @@
 //! Answers: what the server returns, and why it tells the client nothing but the plaintext.
 //!
 //! # Order
-//! [`finish`] takes a packed ciphertext and, in this order: adds a fresh public-key encryption of zero; adds the mask, scaled,
-//! and the flood, at every coefficient whose first half is sent; switches to the modulus `2^70`; drops six low bits of the first
-//! half. No key switch follows. Coefficients of the first half that are not sent are not computed either.
+//! [`finish`] takes a packed ciphertext and, in this order: adds a fresh public-key encryption of
+//! zero; adds the mask, scaled, and the flood, at every coefficient whose first half is sent;
+//! switches to the modulus `2^70`; drops six low bits of the first half. No key switch follows.
+//! Coefficients of the first half that are not sent are not computed either.
 //!
 //! # Why the second half must be re-randomised
-//! Before the encryption of zero the second half is `w c1` for a `c1` that the client knows from the seed, and the client
-//! divides: it reads the kernel. Afterwards it is `w c1 + a u + e1`, with fresh ternary `u` and error `e1`, pseudorandom under
-//! RLWE because `a` comes from a seed that the client did not choose alone. Every answer gets its own `u`.
+//! Before the encryption of zero the second half is `w c1` for a `c1` that the client knows from
+//! the seed, and the client divides: it reads the kernel. Afterwards it is `w c1 + a u + e1`, with
+//! fresh ternary `u` and error `e1`, pseudorandom under RLWE because `a` comes from a seed that the
+//! client did not choose alone. Every answer gets its own `u`.
 //!
 //! # Why the second half needs no flood
-//! Once the phase is mask plus flood it is (statistically) independent of `u` and `e1`; then the second half is an RLWE sample on
-//! its own. What the client can compute is the phase and the second half, nothing else.
+//! Once the phase is mask plus flood it is (statistically) independent of `u` and `e1`; then the
+//! second half is an RLWE sample on its own. What the client can compute is the phase and the
+//! second half, nothing else.
 //!
 //! # Why the first half needs one
-//! The client knows `s`, hence the phase `Q (W r + mask) / p + noise`, where the noise `w e + (key switching) + u e_pk + e1 s + e0`
-//! depends on the kernel. The flood hides it. Its width `F = floor(Q / 4p)` is a public constant, never derived from noise or
-//! weights: the client sees flood plus noise in clear, so that a width made from the norm of `W` would show that norm. Its shape,
-//! a sum of four uniforms on `+-F/4`, has finite Fisher information, so that the distances of `M` coefficients add in quadrature:
-//! `TV <= rms(noise) sqrt(12.46 M) / (2 F)`, see [`crate::noise::distance_log2`]; averaged over the client's honest errors,
-//! all `M = 2^21` coefficients of a ResNet-18 charged at the noisiest layer:
+//! The client knows `s`, hence the phase `Q (W r + mask) / p + noise`, where the noise `w e + (key
+//! switching) + u e_pk + e1 s + e0` depends on the kernel. The flood hides it. Its width `F =
+//! floor(Q / 4p)` is a public constant, never derived from noise or weights: the client sees flood
+//! plus noise in clear, so that a width made from the norm of `W` would show that norm. Its shape,
+//! a sum of four uniforms on `+-F/4`, has finite Fisher information, so that the distances of `M`
+//! coefficients add in quadrature: `TV <= rms(noise) sqrt(12.46 M) / (2 F)`, see
+//! [`crate::noise::distance_log2`]; averaged over the client's honest errors, all `M = 2^21`
+//! coefficients of a ResNet-18 charged at the noisiest layer:
 //!
 //! | layer | noise, rms | worst | distance, a bundle | after 2^20 bundles |
 //! |---|---|---|---|---|
@@ -35,13 +40,14 @@
 //! Everything after the flood is public post-processing.
 //!
 //! # Why it decrypts
-//! In units of the answer modulus a plaintext step is `2^70 / p = 2^10`, half of it 512. The flood takes 256, the dropped bits
-//! 32.5, noise below 1; rounding the second half leaves an error of standard deviation `sqrt(8192 2/3 / 12) = 21.3`, so that
-//! the 223 that remain are 10.4 deviations, 2^-82 a coefficient.
+//! In units of the answer modulus a plaintext step is `2^70 / p = 2^10`, half of it 512. The flood
+//! takes 256, the dropped bits 32.5, noise below 1; rounding the second half leaves an error of
+//! standard deviation `sqrt(8192 2/3 / 12) = 21.3`, so that the 223 that remain are 10.4
+//! deviations, 2^-82 a coefficient.
 //!
 //! # Format
-//! The first half at the useful coefficients, in order, eight bytes each (little-endian); then the second half, 70 bits a
-//! coefficient.
+//! The first half at the useful coefficients, in order, eight bytes each (little-endian); then the
+//! second half, 70 bits a coefficient.
 
 use crate::bits::{BitReader, BitWriter};
 use crate::pack::fold;
@@ -108,18 +114,18 @@ impl std::fmt::Debug for Answer {
     }
 }
 
-/// The answer with plaintext `packed + mask` at the useful coefficients, and nothing else in it; see the module's
-/// documentation.
+/// The answer with plaintext `packed + mask` at the useful coefficients, and nothing else in it;
+/// see the module's documentation.
 ///
-/// `useful` are the coefficients whose first half is sent, increasing, multiples of the gap; `mask` has one fresh uniform field
-/// element for each of them. `rng` gives `u`, the errors and the flood, fresh for every answer. The packed ciphertext is used up:
-/// answering an upload twice leaks.
+/// `useful` are the coefficients whose first half is sent, increasing, multiples of the gap; `mask`
+/// has one fresh uniform field element for each of them. `rng` gives `u`, the errors and the flood,
+/// fresh for every answer. The packed ciphertext is used up: answering an upload twice leaks.
 ///
 /// # Cost
 /// [`Answer::bytes`] on the wire; about 0.5 ms of one core.
 /// # Panics
-/// If `useful` is not increasing and below [`N`], contains a coefficient off the gap, or `mask` is not as long or contains
-/// something that is no field element.
+/// If `useful` is not increasing and below [`N`], contains a coefficient off the gap, or `mask` is
+/// not as long or contains something that is no field element.
 pub fn finish(
     params: &Params,
     packed: Packed,
@@ -220,7 +226,8 @@ fn switch_all<const L: usize>(basis: &rns::Basis, c: &RnsPoly) -> Vec<u128> {
         .collect()
 }
 
-/// `round(2^70 f) mod 2^70` for the fraction `f / 2^128`. The fraction may be 2^48 too small, which is 2^-10 of a unit.
+/// `round(2^70 f) mod 2^70` for the fraction `f / 2^128`. The fraction may be 2^48 too small, which
+/// is 2^-10 of a unit.
 #[inline(always)]
 fn switch(f: u128) -> u128 {
     f.wrapping_add(1 << (127 - ANSWER_BITS)) >> (128 - ANSWER_BITS)
@@ -296,7 +303,8 @@ fn answer_phase(
 ) -> Zeroizing<Vec<u128>> {
     const HALF: u128 = 1 << (ANSWER_BITS - 1);
     const MASK: u128 = (1 << ANSWER_BITS) - 1;
-    // c1 is centred below 2^69; times a ternary polynomial its coefficients stay below 2^82, which two primes determine.
+    // c1 is centred below 2^69; times a ternary polynomial its coefficients stay below 2^82, which
+    // two primes determine.
     let moduli = &params.moduli[..2];
     let mut product = RnsPoly::unspecified(N, 2, Domain::Coefficients);
     for (i, m) in moduli.iter().enumerate() {
@@ -323,7 +331,8 @@ fn answer_phase(
     Zeroizing::new(phase)
 }
 
-/// Answers that leave out a protection: for tests that show what the protection is for, and for nothing else.
+/// Answers that leave out a protection: for tests that show what the protection is for, and for
+/// nothing else.
 #[cfg(feature = "attack")]
 pub mod attack {
     use super::*;
@@ -367,7 +376,8 @@ pub mod attack {
         )
     }
 
-    /// [`finish`] with a flood that is a sum of four uniforms of `bits` bits each, as if derived from a noise bound.
+    /// [`finish`] with a flood that is a sum of four uniforms of `bits` bits each, as if derived
+    /// from a noise bound.
     ///
     /// # Panics
     /// If `bits` exceeds those of the real flood's quarter.
@@ -392,7 +402,8 @@ pub mod attack {
         assemble(params, packed, Some(public_key), useful, mask, short, rng)
     }
 
-    /// The phase of an answer at its useful coefficients modulo `2^70`: what the client sees beyond the plaintext.
+    /// The phase of an answer at its useful coefficients modulo `2^70`: what the client sees beyond
+    /// the plaintext.
     pub fn phase(
         params: &Params,
         secret: &SecretKey,

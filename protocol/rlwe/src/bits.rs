@@ -1,4 +1,5 @@
-//! Bit strings: values packed without gaps, least significant bit first, zero bits up to the last byte's end.
+//! Bit strings: values packed without gaps, least significant bit first, zero bits up to the last
+//! byte's end.
 
 use crate::Error;
 
@@ -72,7 +73,8 @@ impl<'a> BitReader<'a> {
         }
     }
 
-    /// The next `bits <= 64` bits; zeros past the end, which the length check of [`BitReader::new`] keeps from happening.
+    /// The next `bits <= 64` bits; zeros past the end, which the length check of [`BitReader::new`]
+    /// keeps from happening.
     #[inline(always)]
     pub(crate) fn read(&mut self, bits: u32) -> u64 {
         if self.pending_bits < bits {

@@ -1,6 +1,7 @@
 //! What can be wrong with a peer's bytes.
 
-/// The bytes of a peer break the format. Misuse by the caller panics instead, as documented at each function.
+/// The bytes of a peer break the format. Misuse by the caller panics instead, as documented at each
+/// function.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// A message has the wrong length.

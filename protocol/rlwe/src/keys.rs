@@ -1,12 +1,14 @@
 //! The client's keys.
 //!
-//! The second halves `a` of the public key and of the Galois keys come from a public seed that the caller makes from both
-//! parties' nonces: it halves the keys on the wire, and re-randomisation rests on an `a` that the client did not choose.
-//! The first halves `b = -a s + e + (payload)` travel in value form, 46 bits a residue.
+//! The second halves `a` of the public key and of the Galois keys come from a public seed that the
+//! caller makes from both parties' nonces: it halves the keys on the wire, and re-randomisation
+//! rests on an `a` that the client did not choose. The first halves `b = -a s + e + (payload)`
+//! travel in value form, 46 bits a residue.
 //!
 //! # Key switching
-//! Hybrid, three digits: digit `i` of `c1` is its residue modulo `q_i`, centred; its key encrypts `q4 g_i s(X^d)` modulo
-//! `q1 q2 q3 q4`, `g_i` being 1 modulo `q_i` and 0 modulo the other two; the sum is divided by `q4`.
+//! Hybrid, three digits: digit `i` of `c1` is its residue modulo `q_i`, centred; its key encrypts
+//! `q4 g_i s(X^d)` modulo `q1 q2 q3 q4`, `g_i` being 1 modulo `q_i` and 0 modulo the other two; the
+//! sum is divided by `q4`.
 
 use crate::Error;
 use crate::bits::{BitReader, BitWriter};
@@ -123,7 +125,8 @@ impl std::fmt::Debug for PublicKey {
     }
 }
 
-/// Keys for the automorphisms `X -> X^(N / m + 1)`, `m = 1, 2, 4, .. max_gap / 2`, which [`crate::pack()`] uses.
+/// Keys for the automorphisms `X -> X^(N / m + 1)`, `m = 1, 2, 4, .. max_gap / 2`, which
+/// [`crate::pack()`] uses.
 #[derive(Clone, PartialEq, Eq)]
 pub struct GaloisKeys {
     /// Entry `k` is for `m = 2^k`.
@@ -146,8 +149,8 @@ impl GaloisKeys {
         key_count(max_gap) * DIGITS * poly_bytes()
     }
 
-    /// The keys of a secret key for packings of gaps up to `max_gap`; `seed` as for [`PublicKey::generate`], and may be the
-    /// same.
+    /// The keys of a secret key for packings of gaps up to `max_gap`; `seed` as for
+    /// [`PublicKey::generate`], and may be the same.
     ///
     /// # Panics
     /// If `max_gap` is not a power of two in `1..=8192`.
@@ -241,7 +244,8 @@ impl std::fmt::Debug for GaloisKeys {
     }
 }
 
-/// The Galois element `d = N / m + 1`: `X^d` fixes the even powers of `X^m` and negates the odd ones.
+/// The Galois element `d = N / m + 1`: `X^d` fixes the even powers of `X^m` and negates the odd
+/// ones.
 pub fn galois_element(m: usize) -> usize {
     N / m + 1
 }

@@ -1,28 +1,35 @@
-//! BFV over residue number systems: what the homomorphic linear layers and the oblivious linear evaluations stand on.
+//! BFV over residue number systems: what the homomorphic linear layers and the oblivious linear
+//! evaluations stand on.
 //!
-//! For the protocol crate: seeded uploads of random masks, products with secret kernels, packing, and answers that reveal
-//! their plaintext and nothing else. Synchronous, messages in and out as bytes, randomness as an argument. Items are
-//! independent of each other: callers spread them over rayon; only [`pack()`] and [`pack_rows`] do so themselves.
+//! For the protocol crate: seeded uploads of random masks, products with secret kernels, packing,
+//! and answers that reveal their plaintext and nothing else. Synchronous, messages in and out as
+//! bytes, randomness as an argument. Items are independent of each other: callers spread them over
+//! rayon; only [`pack()`] and [`pack_rows`] do so themselves.
 //!
 //! # The flow
-//! Once per client: [`SecretKey::generate`], [`PublicKey`] and [`GaloisKeys`] go to the server (`encode`, `decode`).
-//! For each ciphertext of a bundle:
-//! 1. client: [`upload()`] gives the mask `r` and the bytes of `Enc(r)`; server: [`expand_upload`] gives a [`Ciphertext`];
-//! 2. server: [`Product::new`] multiplies ciphertexts by [`PlainPoly`] kernels and sums; [`pack()`] merges `2^levels` products;
-//! 3. server: [`finish`] re-randomises, masks, floods and switches down: an [`Answer`], whose bytes go to the client;
+//! Once per client: [`SecretKey::generate`], [`PublicKey`] and [`GaloisKeys`] go to the server
+//! (`encode`, `decode`). For each ciphertext of a bundle:
+//! 1. client: [`upload()`] gives the mask `r` and the bytes of `Enc(r)`; server: [`expand_upload`]
+//!    gives a [`Ciphertext`];
+//! 2. server: [`Product::new`] multiplies ciphertexts by [`PlainPoly`] kernels and sums; [`pack()`]
+//!    merges `2^levels` products;
+//! 3. server: [`finish`] re-randomises, masks, floods and switches down: an [`Answer`], whose bytes
+//!    go to the client;
 //! 4. client: [`decrypt`] gives `W r + s` at the useful coefficients.
 //!
-//! For OLEs: [`upload()`] at [`CiphertextModulus::Ole`], [`ole_slots`], [`ole_respond`], [`ole_receive`].
+//! For OLEs: [`upload()`] at [`CiphertextModulus::Ole`], [`ole_slots`], [`ole_respond`],
+//! [`ole_receive`].
 //!
 //! # What is assumed, and what each party learns
-//! Both parties are semi-honest; the client's keys and errors are honestly made. The server learns nothing of `r`
-//! ([`mod@upload`] has the argument), the client nothing but `W r + s` modulo `p` ([`answer`] has the argument and the
-//! distances). Whatever the bytes of a peer are, decoding gives an error or a well-formed object; it does not panic.
+//! Both parties are semi-honest; the client's keys and errors are honestly made. The server learns
+//! nothing of `r` ([`mod@upload`] has the argument), the client nothing but `W r + s` modulo `p`
+//! ([`answer`] has the argument and the distances). Whatever the bytes of a peer are, decoding
+//! gives an error or a well-formed object; it does not panic.
 //!
 //! # Timing
-//! Everything that touches keys, errors, masks, kernels or plaintexts is constant time: no branch, index or skipped work
-//! depends on them. Rejection happens on public streams, and in the flood with probability below 2^-24, independently of the
-//! value that is returned.
+//! Everything that touches keys, errors, masks, kernels or plaintexts is constant time: no branch,
+//! index or skipped work depends on them. Rejection happens on public streams, and in the flood
+//! with probability below 2^-24, independently of the value that is returned.
 #![forbid(unsafe_code)]
 
 pub mod answer;

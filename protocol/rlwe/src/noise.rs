@@ -1,11 +1,12 @@
 //! Noise: bounds before the fact, and measurement for tests.
 //!
-//! All figures are in units of the ciphertext modulus, per coefficient. An upload's coefficient is `Q r / p` plus an error of at
-//! most 21 plus 1/2 of rounding. The premultiplication of kernels takes the factor of packing away from the noise as well.
-//! What decrypts and what hides depends on the sum of these:
+//! All figures are in units of the ciphertext modulus, per coefficient. An upload's coefficient is
+//! `Q r / p` plus an error of at most 21 plus 1/2 of rounding. The premultiplication of kernels
+//! takes the factor of packing away from the noise as well. What decrypts and what hides depends on
+//! the sum of these:
 //! - **kernel**: `sum |w| * 21.5`, the sum over all inputs of an output;
-//! - **key switches**: one is at most `3 N 21 q/2 / q4 + N/2 + 1/2`; a level's is doubled by each later level, so that
-//!   `levels` levels give `2^levels - 1` times one, and the last division 1/2;
+//! - **key switches**: one is at most `3 N 21 q/2 / q4 + N/2 + 1/2`; a level's is doubled by each
+//!   later level, so that `levels` levels give `2^levels - 1` times one, and the last division 1/2;
 //! - **encryption of zero**: `u e_pk + e1 s + e0`, at most `(2 N + 1) 21`.
 //!
 //! The rms figures take errors and digits as independent.
@@ -26,15 +27,16 @@ pub struct NoiseBound {
 
 const ERROR_VARIANCE: f64 = ERROR_BOUND as f64 / 2.0;
 
-/// The noise of convolutions and dense layers whose weights of one output sum to at most `weight_sum` in magnitude and to at most
-/// `square_sum` in squares, packed over `levels` levels.
+/// The noise of convolutions and dense layers whose weights of one output sum to at most
+/// `weight_sum` in magnitude and to at most `square_sum` in squares, packed over `levels` levels.
 pub fn conv_noise(weight_sum: f64, square_sum: f64, levels: u32) -> NoiseBound {
     let (n, e) = (N as f64, ERROR_BOUND as f64);
     let levels = levels as i32;
     let key_switch = 3.0 * n * e / 2.0 * (1.0 + 2f64.powi(-24)) + n / 2.0 + 0.5;
     let worst =
         weight_sum * (e + 0.5) + (2f64.powi(levels) - 1.0) * key_switch + 0.5 + zero_worst();
-    // Digits are uniform, variance q^2 / 12; the secret has variance 2/3. Level by level the noise doubles.
+    // Digits are uniform, variance q^2 / 12; the secret has variance 2/3. Level by level the noise
+    // doubles.
     let key_switch = 3.0 * n * ERROR_VARIANCE / 12.0 + (1.0 + n * 2.0 / 3.0) / 12.0;
     let rms = square_sum * (ERROR_VARIANCE + 1.0 / 12.0)
         + (4f64.powi(levels) - 1.0) / 3.0 * key_switch
@@ -64,7 +66,8 @@ fn zero_variance() -> f64 {
     (2.0 * N as f64 * 2.0 / 3.0 + 1.0) * ERROR_VARIANCE
 }
 
-/// Half a step of the plaintext less the flood, log2: noise below this decrypts exactly. `Q / 2p - Q / 4p`.
+/// Half a step of the plaintext less the flood, log2: noise below this decrypts exactly. `Q / 2p -
+/// Q / 4p`.
 pub fn budget_log2(params: &Params, modulus: CiphertextModulus) -> f64 {
     flood_log2(params, modulus)
 }
@@ -74,11 +77,12 @@ pub fn flood_log2(params: &Params, modulus: CiphertextModulus) -> f64 {
     (4.0 * params.bounds(modulus).flood.quarter as f64).log2()
 }
 
-/// The statistical distance of `coefficients` flooded coefficients from ones without noise, log2, averaged over honest errors.
+/// The statistical distance of `coefficients` flooded coefficients from ones without noise, log2,
+/// averaged over honest errors.
 ///
-/// For a shift of size `e` a density with Fisher information `I / F^2` moves by a squared Hellinger distance of `e^2 I / 8 F^2`;
-/// these add up over coefficients, and the total variation is at most `sqrt 2` times the root. `I = 12.46` for four uniforms on
-/// `+-1/4` summed.
+/// For a shift of size `e` a density with Fisher information `I / F^2` moves by a squared Hellinger
+/// distance of `e^2 I / 8 F^2`; these add up over coefficients, and the total variation is at most
+/// `sqrt 2` times the root. `I = 12.46` for four uniforms on `+-1/4` summed.
 pub fn distance_log2(
     params: &Params,
     modulus: CiphertextModulus,
@@ -89,7 +93,8 @@ pub fn distance_log2(
     noise.rms_log2 + (FISHER * coefficients).log2() / 2.0 - 1.0 - flood_log2(params, modulus)
 }
 
-/// The bits of the largest noise of a packed ciphertext at the useful coefficients, whose plaintexts are `expected`.
+/// The bits of the largest noise of a packed ciphertext at the useful coefficients, whose
+/// plaintexts are `expected`.
 ///
 /// For tests and diagnosis: it takes the secret key.
 pub fn noise_bits(

@@ -1,10 +1,13 @@
-//! Oblivious linear evaluation on SIMD slots: `u + v = x y` for the client's `x` and the server's `y`, [`N`] at a time.
+//! Oblivious linear evaluation on SIMD slots: `u + v = x y` for the client's `x` and the server's
+//! `y`, [`N`] at a time.
 //!
-//! The client uploads a seeded mask at [`CiphertextModulus::Ole`]; its slots are the random `x`. The server multiplies by
-//! the polynomial whose slots are `y` and answers with the mask whose slots are `-v`. Every coefficient of the
-//! product depends on every slot, so all [`N`] first halves are sent, masked and flooded.
+//! The client uploads a seeded mask at [`CiphertextModulus::Ole`]; its slots are the random `x`.
+//! The server multiplies by the polynomial whose slots are `y` and answers with the mask whose
+//! slots are `-v`. Every coefficient of the product depends on every slot, so all [`N`] first
+//! halves are sent, masked and flooded.
 //!
-//! Slot `i` is value `i` of [`pi_ring::slots`]; both parties use the same order, which is all that matters.
+//! Slot `i` is value `i` of [`pi_ring::slots`]; both parties use the same order, which is all that
+//! matters.
 //!
 //! # Cost
 //! 124 bits a slot up, 134 bits a slot down.

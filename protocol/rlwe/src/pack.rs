@@ -1,16 +1,18 @@
 //! Packing: many ciphertexts whose useful coefficients are sparse become one.
 //!
-//! Chen, Dai, Kim and Song (2021): `A + X^m B + tau(A - X^m B)`, `tau` the automorphism `X -> X^(N/m + 1)`, keeps twice the
-//! coefficients of `A` at multiples of `2m`, places twice those of `B` half-way between, and cancels the rest. From
-//! `m = gap / 2` down, `levels` times, `2^levels` ciphertexts merge with `2^levels - 1` automorphisms; kernels were
-//! premultiplied by `2^-levels`.
+//! Chen, Dai, Kim and Song (2021): `A + X^m B + tau(A - X^m B)`, `tau` the automorphism `X ->
+//! X^(N/m + 1)`, keeps twice the coefficients of `A` at multiples of `2m`, places twice those of
+//! `B` half-way between, and cancels the rest. From `m = gap / 2` down, `levels` times, `2^levels`
+//! ciphertexts merge with `2^levels - 1` automorphisms; kernels were premultiplied by `2^-levels`.
 //!
 //! # What is computed
-//! Answers show first halves at useful coefficients only, so first halves are never carried in full: of a product only every
-//! `gap`-th coefficient is computed (adjacent values are summed, a transform of length `N / gap` does the rest), a merge
-//! interleaves and doubles, and of the first half of a key switch only every `m`-th coefficient is computed. First halves stay
-//! multiplied by the special prime until one division at the end. A key switch is twelve forward transforms, four inverse ones,
-//! and four short ones; merging two products saves three of them and the products' own.
+//! Answers show first halves at useful coefficients only, so first halves are never carried in
+//! full: of a product only every `gap`-th coefficient is computed (adjacent values are summed, a
+//! transform of length `N / gap` does the rest), a merge interleaves and doubles, and of the first
+//! half of a key switch only every `m`-th coefficient is computed. First halves stay multiplied by
+//! the special prime until one division at the end. A key switch is twelve forward transforms, four
+//! inverse ones, and four short ones; merging two products saves three of them and the products'
+//! own.
 
 use crate::keys::{GaloisKey, GaloisKeys};
 use crate::params::{CiphertextModulus, DIGITS, KEY_LIMBS, MergeTables, N, Params};
@@ -34,7 +36,8 @@ impl Packed {
     /// One product as it is, with useful coefficients at the multiples of `gap`.
     ///
     /// # Panics
-    /// If the product's kernels were made for packing levels, or `gap` is not a power of two up to [`N`].
+    /// If the product's kernels were made for packing levels, or `gap` is not a power of two up to
+    /// [`N`].
     pub fn single(params: &Params, gap: usize, product: Product) -> Self {
         assert_eq!(
             product.levels, 0,
@@ -70,16 +73,18 @@ impl std::fmt::Debug for Packed {
     }
 }
 
-/// Merges the products `product(0)`, .. `product(2^levels - 1)`, whose useful coefficients are at the multiples of `gap`.
+/// Merges the products `product(0)`, .. `product(2^levels - 1)`, whose useful coefficients are at
+/// the multiples of `gap`.
 ///
-/// Useful coefficient `u gap` of product `o` becomes coefficient `u gap + o gap / 2^levels`. Products are made when the tree
-/// needs them, on the threads of the current rayon pool, so that few of them are in memory at a time.
+/// Useful coefficient `u gap` of product `o` becomes coefficient `u gap + o gap / 2^levels`.
+/// Products are made when the tree needs them, on the threads of the current rayon pool, so that
+/// few of them are in memory at a time.
 ///
 /// # Cost
 /// `2^levels - 1` key switches of about 0.3 ms of one core, and 0.05 ms a product.
 /// # Panics
-/// If `gap` is not a power of two up to [`N`], `2^levels` exceeds it, the keys do not reach it, or a product's modulus is not
-/// [`CiphertextModulus::Conv`] or its levels differ.
+/// If `gap` is not a power of two up to [`N`], `2^levels` exceeds it, the keys do not reach it, or
+/// a product's modulus is not [`CiphertextModulus::Conv`] or its levels differ.
 pub fn pack(
     params: &Params,
     keys: &GaloisKeys,
@@ -93,11 +98,12 @@ pub fn pack(
         .expect("one row of products gives one ciphertext")
 }
 
-/// [`pack()`] for several rows of products, whose kernels are the same: `products(places)` gives those of at most `2^together`
-/// places, `[place][row]`.
+/// [`pack()`] for several rows of products, whose kernels are the same: `products(places)` gives
+/// those of at most `2^together` places, `[place][row]`.
 ///
 /// # Cost
-/// That of [`pack()`] for each row; `2^together` products of each row are in memory at a time, times the threads.
+/// That of [`pack()`] for each row; `2^together` products of each row are in memory at a time,
+/// times the threads.
 /// # Panics
 /// As [`pack()`], or if the products of some places have another shape.
 pub fn pack_rows(
@@ -198,8 +204,8 @@ impl<'a> Step<'a> {
     }
 }
 
-/// A partly merged ciphertext: the first half times `q4`, modulo all four primes, at the multiples of its gap only; the second
-/// half modulo three.
+/// A partly merged ciphertext: the first half times `q4`, modulo all four primes, at the multiples
+/// of its gap only; the second half modulo three.
 struct Node {
     c0: RnsPoly,
     c1: RnsPoly,
@@ -257,9 +263,10 @@ impl<F: Fn(&[usize]) -> Vec<Vec<Product>> + Sync> Tree<'_, F> {
 
     /// [`Tree::merge`] of two products, which come in values.
     ///
-    /// `A + X^m B` and `tau(A - X^m B)` are made of values. The second has to become coefficients to be cut into digits, but
-    /// modulo its own prime a digit's values are there already. The first, times `q4`, joins the switched sum before that is
-    /// transformed and divided. Sixteen transforms instead of 22.
+    /// `A + X^m B` and `tau(A - X^m B)` are made of values. The second has to become coefficients
+    /// to be cut into digits, but modulo its own prime a digit's values are there already. The
+    /// first, times `q4`, joins the switched sum before that is transformed and divided. Sixteen
+    /// transforms instead of 22.
     fn merge_products(&self, step: &Step<'_>, a: Product, b: Product) -> Node {
         let params = self.params;
         let ([a0, mut sum], [b0, mut shifted]) = (a.halves, b.halves);
@@ -311,8 +318,9 @@ impl<F: Fn(&[usize]) -> Vec<Vec<Product>> + Sync> Tree<'_, F> {
         Node { c0, c1 }
     }
 
-    /// Switches `digits`: adds the first half to `c0`, times `q4` and at the multiples of `m`, and returns the second times `q4`,
-    /// in values times `N^-1`. `own` has the values of each digit modulo its own prime, where they are known.
+    /// Switches `digits`: adds the first half to `c0`, times `q4` and at the multiples of `m`, and
+    /// returns the second times `q4`, in values times `N^-1`. `own` has the values of each digit
+    /// modulo its own prime, where they are known.
     fn key_switch(
         &self,
         step: &Step<'_>,
@@ -363,12 +371,14 @@ pub(crate) fn fold(params: &Params, x: &RnsPoly, gap: usize) -> RnsPoly {
     for (i, m) in params.moduli.iter().take(x.limb_count()).enumerate() {
         kernels::sum_adjacent(m, x.limb(i), folded.limb_mut(i));
     }
-    // The mean of `gap` values, of which n^-1 is to be taken: n^-1 gap^-1 is the N^-1 that x already has.
+    // The mean of `gap` values, of which n^-1 is to be taken: n^-1 gap^-1 is the N^-1 that x
+    // already has.
     folded.inverse_unscaled(&params.short_ntts(n)[..x.limb_count()]);
     folded
 }
 
-/// Adds `x` divided by the special prime and rounded; `x` is modulo all four primes, `out` modulo three.
+/// Adds `x` divided by the special prime and rounded; `x` is modulo all four primes, `out` modulo
+/// three.
 fn add_divided_by_special(params: &Params, x: &RnsPoly, out: &mut RnsPoly) {
     let special = &params.moduli[DIGITS];
     for (i, out) in out.limbs_mut().enumerate() {

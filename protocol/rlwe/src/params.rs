@@ -1,17 +1,19 @@
 //! The parameter set and everything precomputed from it.
 //!
 //! # The set
-//! Ring degree 8192, plaintext modulus `p = 2^60 - 2^18 + 1`, ternary secret, errors CBD(21), and the four largest primes
-//! below 2^46 that are 1 modulo 16384. Convolutions live modulo `q1 q2 q3` with `q4` the special prime of key switching,
-//! OLEs modulo `q1 q2 q3 q4`; the largest modulus that the key material shows is `q1 q2 q3 q4`, 184 bits.
+//! Ring degree 8192, plaintext modulus `p = 2^60 - 2^18 + 1`, ternary secret, errors CBD(21), and
+//! the four largest primes below 2^46 that are 1 modulo 16384. Convolutions live modulo `q1 q2 q3`
+//! with `q4` the special prime of key switching, OLEs modulo `q1 q2 q3 q4`; the largest modulus
+//! that the key material shows is `q1 q2 q3 q4`, 184 bits.
 //!
 //! # Security estimate
-//! The lattice estimator (classical MATZOV cost model, the least of uSVP and dual hybrid attacks) gives 2^151 operations at
-//! 184 bits, 2^207 at the 138 bits of a convolution's ciphertexts alone, 2^138 at 200 bits and 2^126 at the 218 bits that the
-//! 2018 security tables allow; those tables are therefore not the test, `log2 QP <= 214` is. Pure core-SVP at
-//! `0.292 beta` gives 121 for 184 bits, a reminder that a figure means nothing without its cost model.
-//! Assumed beyond RLWE: circular security of the Galois keys, and the joint use of one secret in the public key, the Galois
-//! keys and any number of seeded uploads.
+//! The lattice estimator (classical MATZOV cost model, the least of uSVP and dual hybrid attacks)
+//! gives 2^151 operations at 184 bits, 2^207 at the 138 bits of a convolution's ciphertexts alone,
+//! 2^138 at 200 bits and 2^126 at the 218 bits that the 2018 security tables allow; those tables
+//! are therefore not the test, `log2 QP <= 214` is. Pure core-SVP at `0.292 beta` gives 121 for 184
+//! bits, a reminder that a figure means nothing without its cost model. Assumed beyond RLWE:
+//! circular security of the Galois keys, and the joint use of one secret in the public key, the
+//! Galois keys and any number of seeded uploads.
 
 use crate::keys::galois_element;
 use crate::sample::{ERROR_BOUND, Flood};
@@ -58,8 +60,8 @@ impl CiphertextModulus {
         }
     }
 
-    /// Bits of a correction of a free or unused coefficient: `log2(Q / p)` and a sign, which fits because
-    /// `Q / (2 p) + 22` is below `2^77` and `2^123` (a test computes it).
+    /// Bits of a correction of a free or unused coefficient: `log2(Q / p)` and a sign, which fits
+    /// because `Q / (2 p) + 22` is below `2^77` and `2^123` (a test computes it).
     pub const fn free_bits(self) -> u32 {
         match self {
             Self::Conv => 78,
@@ -140,7 +142,8 @@ impl Params {
     /// The name of the set, for headers and digests.
     pub const NAME: &'static str = "pianissimo-rlwe-8192-4x46-p60-1";
 
-    /// The standard parameter set; see the module's documentation. Tables are built once per process.
+    /// The standard parameter set; see the module's documentation. Tables are built once per
+    /// process.
     pub fn standard() -> Self {
         static STANDARD: OnceLock<Params> = OnceLock::new();
         STANDARD

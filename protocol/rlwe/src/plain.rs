@@ -8,8 +8,8 @@ use zeroize::Zeroize;
 
 /// A kernel polynomial in values, premultiplied by `2^-levels` for the packing that follows it.
 ///
-/// Packing multiplies plaintext and noise by `2^levels`; the premultiplication, modulo `Q`, removes that from both. It also
-/// holds the `N^-1` that inverse transforms leave out.
+/// Packing multiplies plaintext and noise by `2^levels`; the premultiplication, modulo `Q`, removes
+/// that from both. It also holds the `N^-1` that inverse transforms leave out.
 pub struct PlainPoly {
     modulus: CiphertextModulus,
     levels: u32,
@@ -19,8 +19,9 @@ pub struct PlainPoly {
 impl PlainPoly {
     /// The kernel of `(exponent, weight)` terms, to be packed over so many levels.
     ///
-    /// Exponents are in `0..2 N`, and `X^N = -1`: `X^-k` is exponent `2 N - k`. Terms of the same exponent add up. Weights are
-    /// below 2^62 in magnitude, and secret; exponents and the number of terms are public, so zero weights must be passed like any other.
+    /// Exponents are in `0..2 N`, and `X^N = -1`: `X^-k` is exponent `2 N - k`. Terms of the same
+    /// exponent add up. Weights are below 2^62 in magnitude, and secret; exponents and the number
+    /// of terms are public, so zero weights must be passed like any other.
     ///
     /// # Cost
     /// One transform for each prime, and a few nanoseconds a term.
@@ -179,8 +180,8 @@ impl Product {
     }
 }
 
-/// Kernels that are multiplied as soon as they are made, and their memory, which later ones reuse: first touch of memory costs as
-/// much as the arithmetic. Erased on drop.
+/// Kernels that are multiplied as soon as they are made, and their memory, which later ones reuse:
+/// first touch of memory costs as much as the arithmetic. Erased on drop.
 #[derive(Default)]
 pub struct Workspace {
     /// Coefficients of all kernels.
@@ -205,27 +206,31 @@ impl std::fmt::Debug for Workspace {
     }
 }
 
-/// Words from one kernel's values to the next ones': nine cache lines more than they are, so that what is read together does
-/// not share a set of the caches.
+/// Words from one kernel's values to the next ones': nine cache lines more than they are, so that
+/// what is read together does not share a set of the caches.
 const STRIDE: usize = N + 72;
 
 /// Ciphertexts of one sum that are multiplied before their kernels' memory is used again.
 const TERMS_AT_ONCE: usize = 128;
 
 impl Product {
-    /// The sums of ciphertext times kernel, for each output and each row of ciphertexts: `[output][row]`.
+    /// The sums of ciphertext times kernel, for each output and each row of ciphertexts:
+    /// `[output][row]`.
     ///
-    /// Equal to [`Product::new`] for each, with kernels `terms(output, i)` for ciphertext `i` of every row (see
-    /// [`PlainPoly::new`]; weights, and sums of those of the same exponent, are below 2^31 in magnitude here). One prime is done
-    /// after another and every vector read once, see [`dot_matrix`].
+    /// Equal to [`Product::new`] for each, with kernels `terms(output, i)` for ciphertext `i` of
+    /// every row (see [`PlainPoly::new`]; weights, and sums of those of the same exponent, are
+    /// below 2^31 in magnitude here). One prime is done after another and every vector read once,
+    /// see [`dot_matrix`].
     ///
-    /// With `reach`, every exponent stands for some `X^-e`, `e < reach`: short kernels have shorter transforms.
+    /// With `reach`, every exponent stands for some `X^-e`, `e < reach`: short kernels have shorter
+    /// transforms.
     ///
     /// # Cost
-    /// A transform for each kernel and prime, about 5 us a product, 64 KB of workspace a kernel (at most 128 ciphertexts'
-    /// kernels at once).
+    /// A transform for each kernel and prime, about 5 us a product, 64 KB of workspace a kernel (at
+    /// most 128 ciphertexts' kernels at once).
     /// # Panics
-    /// If there is no row, rows differ in length, or an exponent is not below `2 N` or beyond the reach.
+    /// If there is no row, rows differ in length, or an exponent is not below `2 N` or beyond the
+    /// reach.
     pub fn matrix<T: IntoIterator<Item = (usize, i32)>>(
         params: &Params,
         rows: &[&CiphertextRow],
@@ -236,7 +241,8 @@ impl Product {
         workspace: &mut Workspace,
     ) -> Vec<Vec<Self>> {
         let count = check_rows(rows);
-        // A transform of the whole ring in X^-1 is one in X with its values reversed, and saves nothing.
+        // A transform of the whole ring in X^-1 is one in X with its values reversed, and saves
+        // nothing.
         let short = reach.map(usize::next_power_of_two).filter(|&s| s < N);
         let support = short.unwrap_or(N);
         let mut sums = unspecified_sums(rows.len(), outputs, levels);
@@ -289,10 +295,12 @@ impl Product {
         sums
     }
 
-    /// [`Product::matrix`] with kernels that were made before, all of the same levels: `[output][i]`.
+    /// [`Product::matrix`] with kernels that were made before, all of the same levels:
+    /// `[output][i]`.
     ///
     /// # Panics
-    /// If there is no row, rows or outputs differ in length, levels differ, or a modulus is not [`CiphertextModulus::Conv`].
+    /// If there is no row, rows or outputs differ in length, levels differ, or a modulus is not
+    /// [`CiphertextModulus::Conv`].
     pub fn matrix_of(
         params: &Params,
         rows: &[&CiphertextRow],

@@ -2,13 +2,14 @@
 
 use crate::xof::Stream;
 
-/// The parameter of the centred binomial distribution of errors: the difference of two sums of 21 bits, standard deviation
-/// `sqrt(21 / 2) = 3.24`, at most 21 in magnitude.
+/// The parameter of the centred binomial distribution of errors: the difference of two sums of 21
+/// bits, standard deviation `sqrt(21 / 2) = 3.24`, at most 21 in magnitude.
 pub const ERROR_BOUND: u64 = 21;
 
 /// `n` uniform values of -1, 0, 1.
 ///
-/// Each is the upper half of three times a 64-bit word, less one: 2^-62 from uniform, and no draw is rejected.
+/// Each is the upper half of three times a 64-bit word, less one: 2^-62 from uniform, and no draw
+/// is rejected.
 pub(crate) fn ternary(n: usize, stream: &mut Stream) -> Vec<i64> {
     (0..n)
         .map(|_| ((stream.word() as u128 * 3) >> 64) as i64 - 1)
@@ -47,7 +48,8 @@ impl Flood {
 
     /// The sum of four uniforms on `0..=2 quarter`: the flood plus `4 quarter`.
     ///
-    /// Four draws are repeated if one is above the range. Whether that happens is independent of the value returned.
+    /// Four draws are repeated if one is above the range. Whether that happens is independent of
+    /// the value returned.
     #[inline(always)]
     pub(crate) fn sample_shifted(&self, stream: &mut Stream) -> u128 {
         let mask = (1 << self.high_bits) - 1;

@@ -1,25 +1,29 @@
 //! Uploads: encryptions of masks that a public seed chooses.
 //!
-//! Both parties expand `(c0', c1)` from a public seed. The client decrypts that random pair, which *defines* the mask `r`,
-//! and sends only the correction of `c0'` to an exact encryption of `r`: `log2(Q / p)` bits and a sign for each coefficient.
-//! Classes are public:
+//! Both parties expand `(c0', c1)` from a public seed. The client decrypts that random pair, which
+//! *defines* the mask `r`, and sends only the correction of `c0'` to an exact encryption of `r`:
+//! `log2(Q / p)` bits and a sign for each coefficient. Classes are public:
 //! - *free*: `r` is what the seed decrypts to; 78 bits (124 for OLE);
-//! - *forced*: `r` is prescribed (0 for padding, an earlier `r` for a halo); the correction is taken modulo `Q`, 138 bits (184);
-//! - *unused*: corrected like a free one, and its `r` forgotten. Never uncorrected: such a coefficient would carry a phase of
-//!   full size, which no mask hides in an answer that reads it.
+//! - *forced*: `r` is prescribed (0 for padding, an earlier `r` for a halo); the correction is
+//!   taken modulo `Q`, 138 bits (184);
+//! - *unused*: corrected like a free one, and its `r` forgotten. Never uncorrected: such a
+//!   coefficient would carry a phase of full size, which no mask hides in an answer that reads it.
 //!
-//! Formats: the corrections in order of coefficients, without framing; a free one offset by `2^77` (`2^123`), a forced one in
-//! `0..Q`.
+//! Formats: the corrections in order of coefficients, without framing; a free one offset by `2^77`
+//! (`2^123`), a forced one in `0..Q`.
 //!
 //! # Why the server learns nothing of `r`
-//! Write `c0' + c1 s = round(Q r / p) + delta`, with `delta` within `Q / (2p)`. The server sees `c1`, `c0'` and
-//! `correction = e - delta`. As `c0'` is uniform, `delta` is uniform on its range and independent of `(r, e, s)`, up to
-//! `2^-72` for the rounding; so `(c1, c0 = c0' + correction)` with the correction beside it is an ordinary RLWE
-//! encryption `(c1, round(Q r / p) + e - c1 s)` of a uniform `r`, plus a number that is independent and uniform up to the
-//! width of `e`. Forced coefficients are ordinary symmetric encryptions of their values. Errors come from a secret generator,
-//! never from the seed: with a known `e` the correction would show `delta`, and eight thousand such equations give `s`.
+//! Write `c0' + c1 s = round(Q r / p) + delta`, with `delta` within `Q / (2p)`. The server sees
+//! `c1`, `c0'` and `correction = e - delta`. As `c0'` is uniform, `delta` is uniform on its range
+//! and independent of `(r, e, s)`, up to `2^-72` for the rounding; so `(c1, c0 = c0' + correction)`
+//! with the correction beside it is an ordinary RLWE encryption `(c1, round(Q r / p) + e - c1 s)`
+//! of a uniform `r`, plus a number that is independent and uniform up to the width of `e`. Forced
+//! coefficients are ordinary symmetric encryptions of their values. Errors come from a secret
+//! generator, never from the seed: with a known `e` the correction would show `delta`, and eight
+//! thousand such equations give `s`.
 //!
-//! A seed serves one upload: two with the same seed have the same mask, and the difference of their errors is in clear.
+//! A seed serves one upload: two with the same seed have the same mask, and the difference of their
+//! errors is in clear.
 
 use crate::bits::{BitReader, BitWriter};
 use crate::params::{CiphertextModulus, N, Params};
@@ -115,8 +119,8 @@ impl std::fmt::Debug for Upload {
 
 /// The client's half: the mask that `seed` chooses, and the correction that makes it an encryption.
 ///
-/// `forced` has the prescribed masks of the forced coefficients, in order of coefficients. `seed` is public, and must never
-/// have served before; `rng` gives the errors.
+/// `forced` has the prescribed masks of the forced coefficients, in order of coefficients. `seed`
+/// is public, and must never have served before; `rng` gives the errors.
 ///
 /// # Panics
 /// If `forced` has not one field element for each forced coefficient.
@@ -295,7 +299,8 @@ fn add_corrections<const L: usize>(
     Ok(())
 }
 
-/// `x mod q`, for numbers of the size of corrections and floods: below 2^88 over three primes, 2^126 over four.
+/// `x mod q`, for numbers of the size of corrections and floods: below 2^88 over three primes,
+/// 2^126 over four.
 #[inline(always)]
 pub(crate) fn reduce_wide_enough<const L: usize>(m: &Modulus, x: u128) -> u64 {
     if L == 3 {

@@ -1,18 +1,19 @@
 //! Expansion of seeds: the public randomness of uploads and keys, and fast streams for secrets.
 //!
 //! # The stream (part of the wire format)
-//! `h = BLAKE3-derive-key("pianissimo rlwe xof 1", seed || le64(len(label)) || label)`, 32 bytes. The stream is AES-128 in
-//! counter mode: the key is `h[0..16]`, block `i` is the encryption of `le128(le128(h[16..32]) + i mod 2^128)`. The stream is
-//! read as little-endian 64-bit words.
+//! `h = BLAKE3-derive-key("pianissimo rlwe xof 1", seed || le64(len(label)) || label)`, 32 bytes.
+//! The stream is AES-128 in counter mode: the key is `h[0..16]`, block `i` is the encryption of
+//! `le128(le128(h[16..32]) + i mod 2^128)`. The stream is read as little-endian 64-bit words.
 //!
 //! # Uniform residues
-//! A residue modulo a 46-bit prime takes the low 46 bits of the next word, and skips words until that is below the prime. A
-//! polynomial takes its limbs one after the other, each in index order.
+//! A residue modulo a 46-bit prime takes the low 46 bits of the next word, and skips words until
+//! that is below the prime. A polynomial takes its limbs one after the other, each in index order.
 //!
-//! The key of a public stream is known to everybody, so its use as a source of uniform ring elements is argued in the
-//! ideal-cipher model, as for the matrices of FrodoKEM. For secret streams AES-128 is a pseudorandom permutation; at most
-//! 2^16 blocks are read of each, which distinguishes it from random with 2^-97; the random start of the counter keeps
-//! attacks on many streams at once from gaining anything.
+//! The key of a public stream is known to everybody, so its use as a source of uniform ring
+//! elements is argued in the ideal-cipher model, as for the matrices of FrodoKEM. For secret
+//! streams AES-128 is a pseudorandom permutation; at most 2^16 blocks are read of each, which
+//! distinguishes it from random with 2^-97; the random start of the counter keeps attacks on many
+//! streams at once from gaining anything.
 
 use aes::cipher::{BlockCipherEncrypt, KeyInit};
 use pi_ring::{Domain, Modulus, RnsPoly};

@@ -1,4 +1,5 @@
-//! What each protection of an answer is for: with it left out, an honest-but-curious client learns the server's secret.
+//! What each protection of an answer is for: with it left out, an honest-but-curious client learns
+//! the server's secret.
 //!
 //! `cargo test -p pi-rlwe --features attack`
 
@@ -126,7 +127,8 @@ fn two_answers_never_share_a_second_half() {
     assert_eq!(equal, 0);
 }
 
-/// The spread of the phase around the plaintexts, in units of the answer modulus: the client's view of flood and noise.
+/// The spread of the phase around the plaintexts, in units of the answer modulus: the client's view
+/// of flood and noise.
 fn spread(s: &Setup, answer: &Answer) -> f64 {
     let phases = phase(&s.params, &s.secret, answer, &s.useful);
     let step = (1u128 << 70) as f64 / fp::P as f64;

@@ -160,7 +160,8 @@ fn malformed_uploads_are_refused() {
         let mut longer = sent.bytes.clone();
         longer.push(0);
         assert!(matches!(expand(&longer), Err(Error::Length { .. })));
-        // A forced correction of all ones is not below Q, a free one of all ones is beyond Q / 2p + 22.
+        // A forced correction of all ones is not below Q, a free one of all ones is beyond Q / 2p +
+        // 22.
         let forced_bytes = modulus.forced_bits() as usize / 8 + 1;
         let mut bytes = sent.bytes.clone();
         bytes[..forced_bytes].fill(0xff);

@@ -35,9 +35,9 @@ pub struct Placement {
 
 /// One answer's index map.
 ///
-/// Ciphertexts are numbered `row * chunks + chunk`: the *rows* of the upload that hold useful outputs,
-/// and *chunks* of `2^merge * output_blocks` output channels. Output channel `o` of a chunk is in output
-/// block `o / 2^merge`, merged at place `o % 2^merge`.
+/// Ciphertexts are numbered `row * chunks + chunk`: the *rows* of the upload that hold useful
+/// outputs, and *chunks* of `2^merge * output_blocks` output channels. Output channel `o` of a
+/// chunk is in output block `o / 2^merge`, merged at place `o % 2^merge`.
 #[derive(Clone, Debug)]
 pub struct AnswerMap {
     layer: u32,
@@ -277,8 +277,8 @@ impl AnswerMap {
         out
     }
 
-    /// The kernel polynomial of place `place` of chunk `chunk`, for the group that `taps` are of: every
-    /// weight of its output channels, zero or not.
+    /// The kernel polynomial of place `place` of chunk `chunk`, for the group that `taps` are of:
+    /// every weight of its output channels, zero or not.
     pub fn kernel<'a>(
         &'a self,
         upload: &'a UploadMap,

@@ -10,9 +10,9 @@ use pi_ir::{Answer, Circuit, Conv, Layout, Padding, Plan, Shape, TensorId, Uploa
 use std::collections::BTreeMap;
 
 /// The tightest layout of a tensor of `shape` for all `consumers`, in the standard ring and for one
-/// bundle: least padding, least row stride, least block, most blocks. `None` if the consumers differ in
-/// stride, if one does not fit the shape, or if a tile of `tile` outputs (cut to the map) does not
-/// fit a ciphertext with `group` channels.
+/// bundle: least padding, least row stride, least block, most blocks. `None` if the consumers
+/// differ in stride, if one does not fit the shape, or if a tile of `tile` outputs (cut to the map)
+/// does not fit a ciphertext with `group` channels.
 pub fn layout_for(
     shape: Shape,
     consumers: &[&Conv],
@@ -35,9 +35,9 @@ pub(crate) fn layout_in(
     Some(sketch.upload.layout().clone())
 }
 
-/// The layout of one tile of `tile` outputs (cut to what there is) with the least padding and window, no row stride or
-/// blocks yet; and the rows and columns of outputs that tiles have to cover: of one bundle, or of the stack if a tile has
-/// more rows.
+/// The layout of one tile of `tile` outputs (cut to what there is) with the least padding and
+/// window, no row stride or blocks yet; and the rows and columns of outputs that tiles have to
+/// cover: of one bundle, or of the stack if a tile has more rows.
 fn one_tile(
     bundles: u32,
     shape: Shape,
@@ -127,8 +127,8 @@ fn tightest(
     let single = one_tile(1, shape, consumers, group, tile)?.1.0;
     let copies = if height > single { 1 } else { bundles };
 
-    // From the tile's width up, the first row stride at which nothing collides; at the full width of what
-    // a tile reads, nothing can.
+    // From the tile's width up, the first row stride at which nothing collides; at the full width
+    // of what a tile reads, nothing can.
     let rows = tile.0 + layout.window.0 - 1;
     let columns = tile.1 + layout.window.1 - 1;
     for row_stride in tile.1..=columns {
@@ -150,16 +150,16 @@ fn tightest(
 
 /// One upload in a layout, by itself: what the search weighs.
 ///
-/// Equal to the same upload in a [`Packing`](super::Packing) if it is its tensor's first. Answers are derived for any
-/// depth of merging from one map.
+/// Equal to the same upload in a [`Packing`](super::Packing) if it is its tensor's first. Answers
+/// are derived for any depth of merging from one map.
 pub struct Sketch {
     upload: UploadMap,
     consumers: Vec<(Conv, Shape)>,
 }
 
 impl Sketch {
-    /// The upload of a tensor of `shape` in `layout`, in the standard ring, read by `consumers` with `output_blocks`
-    /// each. `None` if that is not legal.
+    /// The upload of a tensor of `shape` in `layout`, in the standard ring, read by `consumers`
+    /// with `output_blocks` each. `None` if that is not legal.
     ///
     /// # Cost
     /// Some nanoseconds for each position that tiles read.
@@ -216,9 +216,9 @@ impl Sketch {
             .then_some(sketch)
     }
 
-    /// The upload in the tightest layout for tiles of `tile` outputs (cut to the map) and `group` channels, as many
-    /// blocks in a ciphertext as fit, one output block; see [`layout_for`]. With several bundles, tiles of more rows than
-    /// the map has stack the bundles.
+    /// The upload in the tightest layout for tiles of `tile` outputs (cut to the map) and `group`
+    /// channels, as many blocks in a ciphertext as fit, one output block; see [`layout_for`]. With
+    /// several bundles, tiles of more rows than the map has stack the bundles.
     pub fn tightest(
         bundles: u32,
         shape: Shape,
@@ -240,8 +240,9 @@ impl Sketch {
         &self.upload
     }
 
-    /// The answer to consumer `index` if `2^merge` channels merge; `None` if they are more than a group has. With other
-    /// `output_blocks` than the sketch was made for, the answer is that of a layout which repeats more zeros.
+    /// The answer to consumer `index` if `2^merge` channels merge; `None` if they are more than a
+    /// group has. With other `output_blocks` than the sketch was made for, the answer is that of a
+    /// layout which repeats more zeros.
     ///
     /// # Panics
     /// If there is no such consumer.
@@ -277,8 +278,9 @@ fn consumer<'a>(conv: &'a Conv, answer: &'a Answer, output: Option<Shape>) -> Op
     })
 }
 
-/// A sane plan: for each tensor and each stride of its consumers one upload, whose group, tile, output
-/// blocks and merges minimise a rough estimate of time on a 200 Mbit/s line. The compiler searches further.
+/// A sane plan: for each tensor and each stride of its consumers one upload, whose group, tile,
+/// output blocks and merges minimise a rough estimate of time on a 200 Mbit/s line. The compiler
+/// searches further.
 ///
 /// # Errors
 /// Names the tensor for which no layout fits the ring, or what else is out of bounds.
@@ -426,8 +428,8 @@ fn search(ring_degree: u32, bundles: u32, shape: Shape, consumers: &[&Conv]) -> 
     best.map(|(_, choice)| choice)
 }
 
-/// Microseconds of an upload and its answers, each merged to its best depth: bytes on a link of 200 Mbit/s, plus half
-/// the server's processor time (two cores).
+/// Microseconds of an upload and its answers, each merged to its best depth: bytes on a link of 200
+/// Mbit/s, plus half the server's processor time (two cores).
 fn weigh(sketch: &Sketch, output_blocks: u32) -> (f64, Vec<u32>) {
     const MICROS_A_BYTE: f64 = 0.04;
     const RATES: Rates = Rates::MEASURED;

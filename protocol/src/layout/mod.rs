@@ -2,27 +2,28 @@
 //! coefficients of an answer are useful: pure index arithmetic on public data, for both parties.
 //!
 //! [`Packing::new`] checks a [`Plan`] against its circuit and derives everything from the two;
-//! [`verify_plan`] lists what is wrong instead. `pi_ir::plan` defines the layout itself (space-to-depth,
-//! flat positions, interleaved groups, blocks); coefficient packing is that of Cheetah (Huang et al.,
-//! USENIX Security 2022), interleaved so that results merge by automorphisms (Chen, Dai, Kim, Song,
-//! 2021).
+//! [`verify_plan`] lists what is wrong instead. `pi_ir::plan` defines the layout itself
+//! (space-to-depth, flat positions, interleaved groups, blocks); coefficient packing is that of
+//! Cheetah (Huang et al., USENIX Security 2022), interleaved so that results merge by automorphisms
+//! (Chen, Dai, Kim, Song, 2021).
 //!
-//! *Classes.* A coefficient is what the useful outputs of all its consumers read there. The product of a
-//! ciphertext with the kernel of one output channel is useful at multiples of `G` only; the
+//! *Classes.* A coefficient is what the useful outputs of all its consumers read there. The product
+//! of a ciphertext with the kernel of one output channel is useful at multiples of `G` only; the
 //! coefficient at `u * G` reads position `u + k * row_stride + l` for each tap `(k, l)` and each
 //! channel of the group that the convolution has. If a read expects an element, the coefficient is
 //! [`Slot::Free`] where the tensor's element occurs first and [`Slot::Repeat`] afterwards (halos,
 //! further uploads); if it expects padding, [`Slot::Zero`]; two reads must not expect different
-//! things (this is what makes a shared padding column legal, and nothing else does); a coefficient that
-//! no useful output reads is [`Slot::Unused`]: tails, gaps, channels that a group lacks, phases of
-//! space-to-depth that no tap touches.
+//! things (this is what makes a shared padding column legal, and nothing else does); a coefficient
+//! that no useful output reads is [`Slot::Unused`]: tails, gaps, channels that a group lacks,
+//! phases of space-to-depth that no tap touches.
 //!
-//! *Stacks.* If tiles have more rows than the outputs of one bundle, the virtual maps of all bundles lie one below the
-//! other, and the rows of zeros between two of them serve both; tiles cut the stack, and each has a block of its own.
-//! Rows of outputs between two maps are not useful.
+//! *Stacks.* If tiles have more rows than the outputs of one bundle, the virtual maps of all
+//! bundles lie one below the other, and the rows of zeros between two of them serve both; tiles cut
+//! the stack, and each has a block of its own. Rows of outputs between two maps are not useful.
 //!
-//! *What the other party learns:* nothing, all of this is a function of the public circuit and plan. In
-//! particular no class and no position depends on a weight: a tap counts as read whatever its weight is.
+//! *What the other party learns:* nothing, all of this is a function of the public circuit and
+//! plan. In particular no class and no position depends on a weight: a tap counts as read whatever
+//! its weight is.
 //!
 //! *Hostile plans.* Nothing here panics, indexes out of range or allocates beyond
 //! [`MAX_CIPHERTEXTS`], whatever the circuit and the plan say.
@@ -42,8 +43,9 @@ pub use upload::{ClassCounts, Slot, UploadMap};
 
 use pi_ir::{Answer, Circuit, Conv, Plan, Shape, TensorId, Term};
 
-/// Ciphertexts that all uploads, or all answers, of a plan may have: `2^14`, about 1.2 GB of upload. A
-/// ResNet-18 has a few hundred; a plan with more is refused before anything is allocated for it.
+/// Ciphertexts that all uploads, or all answers, of a plan may have: `2^14`, about 1.2 GB of
+/// upload. A ResNet-18 has a few hundred; a plan with more is refused before anything is allocated
+/// for it.
 pub const MAX_CIPHERTEXTS: u64 = 1 << 14;
 /// Bundles that may share a ciphertext.
 pub const MAX_BUNDLES: u32 = 64;
@@ -53,12 +55,14 @@ const MAX_SIDE: u32 = 1 << 14;
 const MAX_CHANNELS: u64 = 1 << 20;
 /// Elements of one tensor, over all bundles.
 const MAX_ELEMENTS: u128 = 1 << 27;
-/// Steps that deriving the classes of a whole plan may take; bounds memory too, at some 16 bytes each.
+/// Steps that deriving the classes of a whole plan may take; bounds memory too, at some 16 bytes
+/// each.
 const MAX_STEPS: u64 = 1 << 28;
 /// Steps charged for a tile: what its bookkeeping takes in memory.
 const TILE_STEPS: u64 = 16;
-/// The largest group whose channels the plans of this crate and of the compiler merge. Merging a group of `G` takes
-/// `log2 G` Galois keys of 565 KB, once per client; larger groups occur in dense layers only, which have few outputs to merge.
+/// The largest group whose channels the plans of this crate and of the compiler merge. Merging a
+/// group of `G` takes `log2 G` Galois keys of 565 KB, once per client; larger groups occur in dense
+/// layers only, which have few outputs to merge.
 pub const MAX_MERGED_GROUP: u32 = 256;
 /// The ring degree of the standard parameter set.
 pub const RING_DEGREE: u32 = 8192;
@@ -195,8 +199,8 @@ impl Packing {
         self.ring_degree
     }
 
-    /// Bundles packed together; tensors of masks and shares are `bundles` times as long, bundle after
-    /// bundle.
+    /// Bundles packed together; tensors of masks and shares are `bundles` times as long, bundle
+    /// after bundle.
     pub fn bundles(&self) -> usize {
         self.bundles
     }
@@ -302,8 +306,8 @@ fn consumer(tensors: &[Shape], plan: &Plan, conv: &Conv, answer: &Answer) -> Res
     })
 }
 
-/// Shape of a convolution's result (before the layer's pool); `None` where sizes are out of bounds or
-/// the kernel does not fit.
+/// Shape of a convolution's result (before the layer's pool); `None` where sizes are out of bounds
+/// or the kernel does not fit.
 pub fn conv_output(input: Shape, conv: &Conv) -> Option<Shape> {
     let side = |n: u32, before: u32, after: u32, kernel: u32, stride: u32| {
         let bounded = (1..=MAX_SIDE).contains(&n)

@@ -1,4 +1,5 @@
-//! The oracle: polynomial products over `F_p`, coefficient by coefficient, against the plain convolution.
+//! The oracle: polynomial products over `F_p`, coefficient by coefficient, against the plain
+//! convolution.
 
 use super::choose::{layout_in, plan_in};
 use super::*;
@@ -6,8 +7,8 @@ use pi_ir::{Layer, Layout, P, Padding, Range, Step, Upload};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 
-/// A circuit of one layer per list of convolutions, every layer an output: the packing looks at shapes
-/// and terms only. The layer's shape is that of its first term.
+/// A circuit of one layer per list of convolutions, every layer an output: the packing looks at
+/// shapes and terms only. The layer's shape is that of its first term.
 pub(crate) fn circuit_of(input: Shape, layers: &[Vec<Conv>]) -> Circuit {
     let mut circuit = Circuit {
         name: "test".into(),
@@ -103,7 +104,8 @@ pub(crate) fn plain_conv(x: &[u64], shape: Shape, conv: &Conv, weights: &[i64]) 
     result
 }
 
-/// What an upload's ciphertexts encrypt: the tensor's elements where they belong, junk where unused.
+/// What an upload's ciphertexts encrypt: the tensor's elements where they belong, junk where
+/// unused.
 fn fill(
     packing: &Packing,
     upload: usize,
@@ -125,8 +127,9 @@ fn fill(
         .collect()
 }
 
-/// The answer's polynomials as an ideal server packs them, but only at useful coefficients: the product's
-/// coefficient at the multiple of `G` below, of the kernel at the place that the remainder says.
+/// The answer's polynomials as an ideal server packs them, but only at useful coefficients: the
+/// product's coefficient at the multiple of `G` below, of the kernel at the place that the
+/// remainder says.
 fn answer_of(
     packing: &Packing,
     answer: usize,
@@ -241,7 +244,8 @@ pub(crate) fn check(circuit: &Circuit, plan: &Plan, seed: u64) {
     }
 }
 
-/// Each element is free exactly once if it is anywhere, and before its repeats; counts equal the lists.
+/// Each element is free exactly once if it is anywhere, and before its repeats; counts equal the
+/// lists.
 fn check_classes(packing: &Packing) {
     let mut seen: Vec<Vec<bool>> = packing
         .tensors()
@@ -457,7 +461,8 @@ fn stacked_bundles_share_rows_of_zeros() {
     let shape = Shape::new(2, 3, 3);
     let same = conv(0, 4, (3, 3), (1, 1), Padding::same(1));
     let circuit = circuit_of(shape, &[vec![same.clone()]]);
-    // Three maps of three rows with a row between them: eleven rows of outputs, in tiles of six and five.
+    // Three maps of three rows with a row between them: eleven rows of outputs, in tiles of six and
+    // five.
     assert!(
         layout_in(128, 3, shape, &[&same], 4, (6, 3)).is_none(),
         "32 positions are one too few"
@@ -469,7 +474,8 @@ fn stacked_bundles_share_rows_of_zeros() {
     let packing = Packing::in_any_ring(&circuit, &plan).unwrap();
     assert_eq!(packing.uploads()[0].tiles(), (2, 1));
     let slots = packing.uploads()[0].slots(0);
-    // The second bundle's first element is four rows below the first bundle's, the zeros between them are one row.
+    // The second bundle's first element is four rows below the first bundle's, the zeros between
+    // them are one row.
     let at = |row: usize, column: usize| slots[(row * 4 + column) * 2];
     assert_eq!(at(1, 1), Slot::Free(0));
     assert_eq!(at(4, 1), Slot::Zero);
@@ -559,7 +565,8 @@ fn two_bundles_lie_side_by_side() {
 
 #[test]
 fn absent_channels_and_phases_are_unused() {
-    // A strided 1x1 convolution alone touches one phase of four; three channels leave a gap in a group of 16.
+    // A strided 1x1 convolution alone touches one phase of four; three channels leave a gap in a
+    // group of 16.
     let shape = Shape::new(3, 4, 4);
     let c = conv(0, 2, (1, 1), (2, 2), Padding::same(0));
     let circuit = circuit_of(shape, &[vec![c.clone()]]);
@@ -579,7 +586,8 @@ fn absent_channels_and_phases_are_unused() {
 
 #[test]
 fn weights_do_not_change_the_map() {
-    // Nothing here takes weights; that a zero weight still makes its input read is visible in the taps.
+    // Nothing here takes weights; that a zero weight still makes its input read is visible in the
+    // taps.
     let shape = Shape::new(2, 4, 4);
     let c = conv(0, 3, (3, 3), (1, 1), Padding::same(1));
     let circuit = circuit_of(shape, &[vec![c.clone()]]);
@@ -666,7 +674,8 @@ fn several_faults_are_all_listed() {
 
 #[test]
 fn hostile_plans_and_circuits_end_in_faults() {
-    // Every number is drawn from the corners of its type; any answer but a panic or an endless run will do.
+    // Every number is drawn from the corners of its type; any answer but a panic or an endless run
+    // will do.
     let corners = [
         0,
         1,

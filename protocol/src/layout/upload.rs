@@ -13,7 +13,8 @@ pub enum Slot {
     Unused,
     /// Padding, or the exact zero between output blocks.
     Zero,
-    /// First occurrence of an element over all uploads of its tensor: decryption defines the mask here.
+    /// First occurrence of an element over all uploads of its tensor: decryption defines the mask
+    /// here.
     Free(u32),
     /// A later occurrence: must repeat the mask defined before.
     Repeat(u32),
@@ -39,8 +40,8 @@ pub struct ClassCounts {
 
 /// One upload's index map.
 ///
-/// Ciphertexts are numbered `row * groups + group`: a *row* holds `blocks` blocks (tiles in row-major
-/// order, bundles innermost), a *group* holds `G` virtual channels.
+/// Ciphertexts are numbered `row * groups + group`: a *row* holds `blocks` blocks (tiles in
+/// row-major order, bundles innermost), a *group* holds `G` virtual channels.
 #[derive(Clone, Debug)]
 pub struct UploadMap {
     tensor: TensorId,
@@ -51,10 +52,11 @@ pub struct UploadMap {
     groups: usize,
     rows: usize,
     tiles: (u32, u32),
-    /// `None` if each bundle has tiles of its own, else virtual rows from one bundle's map to the next one's.
+    /// `None` if each bundle has tiles of its own, else virtual rows from one bundle's map to the
+    /// next one's.
     pitch: Option<u32>,
-    /// Per tile, the classes of one channel per phase: `[flat][phase]`. Classes do not depend on the
-    /// channel, beyond its being there.
+    /// Per tile, the classes of one channel per phase: `[flat][phase]`. Classes do not depend on
+    /// the channel, beyond its being there.
     planes: Vec<Plane>,
 }
 
@@ -136,8 +138,8 @@ impl UploadMap {
         }
     }
 
-    /// The rows of outputs of `height` rows a bundle that tile row `tile` computes: the row in the tile, the bundle after
-    /// the block's own, the row of the output.
+    /// The rows of outputs of `height` rows a bundle that tile row `tile` computes: the row in the
+    /// tile, the bundle after the block's own, the row of the output.
     pub(crate) fn output_rows(
         &self,
         tile: u32,
@@ -318,7 +320,8 @@ impl<'a> Builder<'a> {
             .seen
             .entry(upload.tensor)
             .or_insert_with(|| vec![false; map_len as usize]);
-        // Every bundle's outputs read the same elements: one bundle stands for all before and after an upload.
+        // Every bundle's outputs read the same elements: one bundle stands for all before and after
+        // an upload.
         let mut seen_in_stack = seen.repeat(stacked as usize);
         let mut planes = Vec::with_capacity(tile_count as usize);
         for ty in 0..tiles.0 {
@@ -402,8 +405,8 @@ impl Plane {
     }
 }
 
-/// Virtual rows from one bundle to the next if the layout stacks them: if its tiles have more rows than any consumer's
-/// outputs. The rows of zeros between two maps serve both.
+/// Virtual rows from one bundle to the next if the layout stacks them: if its tiles have more rows
+/// than any consumer's outputs. The rows of zeros between two maps serve both.
 pub(crate) fn pitch(
     layout: &Layout,
     shape: Shape,
@@ -550,8 +553,8 @@ fn check_consumer(layout: &Layout, shape: Shape, consumer: &Consumer<'_>) -> Res
     Ok(())
 }
 
-/// The taps of a convolution along one axis of the padded map: tap `k` of output `o` reads padded row
-/// `o * stride + offset + k`.
+/// The taps of a convolution along one axis of the padded map: tap `k` of output `o` reads padded
+/// row `o * stride + offset + k`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Taps {
     pub(crate) offset: u32,
@@ -617,8 +620,8 @@ struct TileReads<'a> {
 }
 
 impl TileReads<'_> {
-    /// `[flat][phase]`: what the consumers expect. Where a ciphertext has one block, the table spans all
-    /// of it: output blocks read zeros outside the block.
+    /// `[flat][phase]`: what the consumers expect. Where a ciphertext has one block, the table
+    /// spans all of it: output blocks read zeros outside the block.
     fn contents(
         &self,
         consumers: &[Consumer<'_>],
@@ -656,7 +659,8 @@ impl TileReads<'_> {
             let columns = horizontal.reads(0..width);
             let copies = 2 * u64::from(consumer.answer.output_blocks.saturating_sub(1)) + 1;
             let shifts = self.zero_shifts(consumer)?;
-            // Two bundles of a stack may read a row of zeros between them: each says what it expects.
+            // Two bundles of a stack may read a row of zeros between them: each says what it
+            // expects.
             for bundle in outputs.chunk_by(|a, b| a.1 == b.1) {
                 let rows = vertical.reads(bundle.iter().map(|(i, ..)| *i));
                 steps.charge((rows.len() as u64 * columns.len() as u64).saturating_mul(copies))?;
@@ -703,8 +707,8 @@ impl TileReads<'_> {
         }
     }
 
-    /// Output block `q` reads, through the kernel placed for block `q'`, what lies `q - q'` blocks away,
-    /// modulo the ring: those shifts, in flat positions.
+    /// Output block `q` reads, through the kernel placed for block `q'`, what lies `q - q'` blocks
+    /// away, modulo the ring: those shifts, in flat positions.
     fn zero_shifts(&self, consumer: &Consumer<'_>) -> Result<Vec<u32>, String> {
         let (layout, blocks) = (self.layout, consumer.answer.output_blocks);
         if blocks == 0 || (blocks > 1 && layout.blocks != 1) {

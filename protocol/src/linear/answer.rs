@@ -17,9 +17,10 @@ use zeroize::Zeroizing;
 const CONV: CiphertextModulus = CiphertextModulus::Conv;
 /// Memory of one kernel polynomial: three residues of each coefficient.
 const KERNEL_BYTES: usize = 3 * 8 * N;
-/// Kernels transformed before they are multiplied, for each row that they are multiplied by: enough to read each ciphertext for
-/// several of them, few enough for the caches at 64 KB each (one prime at a time). Of 8 to 128, 16 and 32 were fastest (EPYC
-/// Zen 4, 512@4, 64@32 and 256@8 of the example `layers`).
+/// Kernels transformed before they are multiplied, for each row that they are multiplied by: enough
+/// to read each ciphertext for several of them, few enough for the caches at 64 KB each (one prime
+/// at a time). Of 8 to 128, 16 and 32 were fastest (EPYC Zen 4, 512@4, 64@32 and 256@8 of the
+/// example `layers`).
 const KERNELS_AT_ONCE: usize = 32;
 /// Products in memory at a time and thread, at 0.4 MB each.
 const PRODUCTS_AT_ONCE: usize = 32;
@@ -51,9 +52,9 @@ impl std::fmt::Debug for Kernels {
 }
 
 impl Kernels {
-    /// Places the weights of all convolutions. Transforms are made for each answer anew, except that convolutions whose
-    /// transforms fit what is left of `cache_bytes` keep them (196,608 bytes a polynomial; a whole ResNet-18 would take
-    /// 3 to 4 GB and save a fifth of the time).
+    /// Places the weights of all convolutions. Transforms are made for each answer anew, except
+    /// that convolutions whose transforms fit what is left of `cache_bytes` keep them (196,608
+    /// bytes a polynomial; a whole ResNet-18 would take 3 to 4 GB and save a fifth of the time).
     ///
     /// # Errors
     /// If a kernel is missing or has not the size that its convolution says.
@@ -71,7 +72,8 @@ impl Kernels {
         let mut answers = Vec::with_capacity(packing.answers().len());
         for (index, answer) in packing.answers().iter().enumerate() {
             let upload = &packing.uploads()[answer.upload()];
-            // Kernels count the convolutions of a layer, answers all of the circuit, in the same order.
+            // Kernels count the convolutions of a layer, answers all of the circuit, in the same
+            // order.
             if index > 0 && packing.answers()[index - 1].layer() != answer.layer() {
                 seen = 0;
             }
@@ -183,7 +185,8 @@ impl AnswerKernels {
     }
 }
 
-/// The gap that the client's Galois keys must reach for this packing: the largest group whose results are merged.
+/// The gap that the client's Galois keys must reach for this packing: the largest group whose
+/// results are merged.
 pub fn max_gap(packing: &Packing) -> usize {
     let gap = |answer: &AnswerMap| {
         let group = packing.uploads()[answer.upload()].layout().group as usize;
@@ -224,8 +227,8 @@ pub struct Answers<'a> {
 }
 
 impl<'a> Answers<'a> {
-    /// Draws what all randomness of the answers comes from, `s` included: `rng` is seeded once for an exchange, after it
-    /// has started.
+    /// Draws what all randomness of the answers comes from, `s` included: `rng` is seeded once for
+    /// an exchange, after it has started.
     ///
     /// # Panics
     /// If the kernels are of another packing, or the Galois keys do not reach [`max_gap`].
@@ -259,8 +262,8 @@ impl<'a> Answers<'a> {
     /// # Cost
     /// See [`super::cost()`]; on all threads of the current rayon pool.
     /// # Panics
-    /// If this answer was made before: answering an upload twice leaks bits of `W r`. If `inputs` are not the rows
-    /// ([`rows_of`]) of the answer's upload.
+    /// If this answer was made before: answering an upload twice leaks bits of `W r`. If `inputs`
+    /// are not the rows ([`rows_of`]) of the answer's upload.
     pub fn make(
         &mut self,
         answer: usize,
@@ -379,7 +382,8 @@ impl Scratch {
     }
 }
 
-/// Levels of merging whose products are made at once, or chunks where nothing is merged that far, as a power of two.
+/// Levels of merging whose products are made at once, or chunks where nothing is merged that far,
+/// as a power of two.
 fn together(answer: &AnswerMap, groups: usize, rows: usize) -> u32 {
     let kernels = KERNELS_AT_ONCE * rows;
     (kernels / groups.min(kernels))
@@ -553,7 +557,8 @@ pub fn finish_answer(
     Ok(share)
 }
 
-/// `W r + s` of every convolution, by answer, from their messages one after the other; see [`finish_answer`].
+/// `W r + s` of every convolution, by answer, from their messages one after the other; see
+/// [`finish_answer`].
 ///
 /// # Errors
 /// If the message has not exactly the plan's length.

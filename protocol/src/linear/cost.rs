@@ -1,4 +1,5 @@
-//! What the linear layers of a plan cost: bytes and operations exactly, processor time by a model of measured rates.
+//! What the linear layers of a plan cost: bytes and operations exactly, processor time by a model
+//! of measured rates.
 
 use super::{answers_bytes, uploads_bytes};
 use crate::layout::{AnswerMap, Packing, UploadMap};
@@ -46,8 +47,9 @@ impl Operations {
         let (rows, groups, outputs) = (answer.rows().len(), upload.groups(), answer.ciphertexts());
         let places = 1usize << answer.merge();
         let sums = answer.chunks() * places;
-        // A merge at distance m computes N / m coefficients, and the level with distance m has places / m merges for
-        // every place at the distance of the result: each level computes as many as the result has.
+        // A merge at distance m computes N / m coefficients, and the level with distance m has
+        // places / m merges for every place at the distance of the result: each level computes as
+        // many as the result has.
         let kept = upload.ring_degree() * places / upload.layout().group as usize;
         Operations {
             kernels: (sums * groups) as u64,
@@ -144,10 +146,11 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// One core of an AMD EPYC of Zen 4 with AVX-512 IFMA, 2.6 GHz nominal, on 2026-11-25. A fit to the server's times of the
-    /// layers of ResNet-18 (one, four and sixteen bundles), ResNet-32, lean9 and WRN-22-8. With what else a bundle takes,
-    /// predicted wall times are 10 % above, 1 % below, 2 % above, 4 % and 5 % below and 8 % above the measured ones. A key
-    /// switch cannot be told from the sum that feeds it. Uploads, expansion, finish and decryption were measured by
+    /// One core of an AMD EPYC of Zen 4 with AVX-512 IFMA, 2.6 GHz nominal, on 2026-11-25. A fit to
+    /// the server's times of the layers of ResNet-18 (one, four and sixteen bundles), ResNet-32,
+    /// lean9 and WRN-22-8. With what else a bundle takes, predicted wall times are 10 % above, 1 %
+    /// below, 2 % above, 4 % and 5 % below and 8 % above the measured ones. A key switch cannot be
+    /// told from the sum that feeds it. Uploads, expansion, finish and decryption were measured by
     /// themselves.
     pub const MEASURED: Rates = Rates {
         upload: 500.0,

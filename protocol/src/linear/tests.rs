@@ -1,4 +1,5 @@
-//! The real scheme at its real size against the plain convolution, and what its protections are for.
+//! The real scheme at its real size against the plain convolution, and what its protections are
+//! for.
 
 use super::*;
 use crate::layout::tests::{circuit_of, conv, plain_conv};
@@ -313,7 +314,8 @@ fn stacked_bundles_share_ciphertexts_and_zeros() {
         Shape::new(24, 4, 4),
         conv(0, 12, (3, 3), (1, 1), Padding::same(1)),
     );
-    // Groups of 128 leave 64 positions: five maps of four rows, in tiles of ten rows across the maps.
+    // Groups of 128 leave 64 positions: five maps of four rows, in tiles of ten rows across the
+    // maps.
     let plan = explicit(&circuit, 5, 128, (10, 4), 4, 1);
     assert_eq!(
         Packing::new(&circuit, &plan).unwrap().uploads()[0].rows(),
@@ -404,7 +406,8 @@ fn server_randomness_alone_decides_the_answer_whatever_the_threads() {
             .zip(other_shares[0].iter())
             .all(|(a, b)| a != b)
     );
-    // Output ciphertexts have second halves of their own: equal bytes would be one re-randomisation used twice.
+    // Output ciphertexts have second halves of their own: equal bytes would be one re-randomisation
+    // used twice.
     let useful = packing.answers()[0].useful_count(0);
     let size = pi_rlwe::Answer::bytes(useful);
     assert!(packing.answers()[0].ciphertexts() > 1);
@@ -414,8 +417,8 @@ fn server_randomness_alone_decides_the_answer_whatever_the_threads() {
     );
 }
 
-/// The phase of every coefficient of an encryption, against the mask: in units of the answer's modulus a plaintext step
-/// is `2^10`, and the flood is left out.
+/// The phase of every coefficient of an encryption, against the mask: in units of the answer's
+/// modulus a plaintext step is `2^10`, and the flood is left out.
 #[test]
 fn corrections_cover_every_coefficient() {
     let keys = keys();
@@ -444,7 +447,8 @@ fn corrections_cover_every_coefficient() {
         .iter()
         .enumerate()
     {
-        // Distance to the nearest plaintext: rounding of the answer only (32 and ten deviations of 21.3).
+        // Distance to the nearest plaintext: rounding of the answer only (32 and ten deviations of
+        // 21.3).
         let rest = phase_fraction(*phase);
         assert!(rest.abs() < 0.26, "coefficient {at}: {rest}");
     }
@@ -465,8 +469,8 @@ fn phase_fraction(phase: u128) -> f64 {
     }
 }
 
-/// An uncorrected coefficient gives a weight away after sixty answers that send a first half which reads it; the protocol
-/// corrects the coefficient, and sends no such first half either.
+/// An uncorrected coefficient gives a weight away after sixty answers that send a first half which
+/// reads it; the protocol corrects the coefficient, and sends no such first half either.
 #[test]
 fn uncorrected_unused_coefficient_would_give_a_weight_away() {
     let keys = keys();
@@ -484,7 +488,8 @@ fn uncorrected_unused_coefficient_would_give_a_weight_away() {
         .map(|_| i64::from(rng.next_u32() % 255) - 127)
         .collect();
     let taps = answer.taps(map, 0);
-    // The first unused coefficient, and a coefficient of the product that reads it by the kernel's last tap.
+    // The first unused coefficient, and a coefficient of the product that reads it by the kernel's
+    // last tap.
     let unused = slots.iter().position(|slot| *slot == Slot::Unused).unwrap();
     let tap = taps
         .iter()
@@ -540,7 +545,8 @@ fn uncorrected_unused_coefficient_would_give_a_weight_away() {
             let useful = [reader as u32];
             let answered = finish(params, packed, &keys.public, &useful, &[mask], rng);
             let rest = phase_fraction(attack::phase(params, secret, &answered, &useful)[0]);
-            // Mask and plaintext fall away modulo a step; what is left is the flood, within a quarter.
+            // Mask and plaintext fall away modulo a step; what is left is the flood, within a
+            // quarter.
             left.retain(|w| within_flood(rest - *w as f64 * distance));
         }
         left
@@ -553,8 +559,8 @@ fn uncorrected_unused_coefficient_would_give_a_weight_away() {
     );
 }
 
-/// The flood is within a quarter of a step; rounding adds 0.03 and a deviation of 0.02. A wrong weight passes three times in
-/// four, sixty times in a row with probability 2^-26.
+/// The flood is within a quarter of a step; rounding adds 0.03 and a deviation of 0.02. A wrong
+/// weight passes three times in four, sixty times in a row with probability 2^-26.
 fn within_flood(steps: f64) -> bool {
     (steps - steps.round()).abs() < 0.25 + 0.12
 }

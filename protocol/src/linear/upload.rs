@@ -1,4 +1,5 @@
-//! Encrypted masks: the client's upload and the server's reading of it, ciphertext by ciphertext in the plan's order.
+//! Encrypted masks: the client's upload and the server's reading of it, ciphertext by ciphertext in
+//! the plan's order.
 
 use super::Forks;
 use crate::layout::{Packing, Slot, UploadMap};
@@ -16,7 +17,8 @@ const CONV: CiphertextModulus = CiphertextModulus::Conv;
 
 /// What [`client_upload`] gives the client.
 pub struct ClientUpload {
-    /// `r` by tensor, `[bundle][c][y][x]`, erased on drop; `None` where no convolution reads the tensor.
+    /// `r` by tensor, `[bundle][c][y][x]`, erased on drop; `None` where no convolution reads the
+    /// tensor.
     pub masks: Vec<Option<Zeroizing<Vec<u64>>>>,
     /// The message to the server, of [`uploads_bytes`].
     pub message: Vec<u8>,
@@ -35,7 +37,8 @@ pub struct Uploaded {
     pub(super) ciphertexts: Vec<Vec<Ciphertext>>,
 }
 
-/// Bytes of upload `map`: 78 bits a coefficient, 138 where the value is forced, each ciphertext rounded up to bytes.
+/// Bytes of upload `map`: 78 bits a coefficient, 138 where the value is forced, each ciphertext
+/// rounded up to bytes.
 pub fn uploads_bytes(map: &UploadMap) -> usize {
     (0..map.ciphertexts())
         .map(|index| upload_bytes(CONV, map.counts(index).forced))
@@ -65,10 +68,12 @@ fn assert_degree(packing: &Packing) {
     assert_eq!(packing.ring_degree(), N, "packing for another ring");
 }
 
-/// The client's uploads, made one after the other: the masks of all tensors that convolutions read, drawn and encrypted.
+/// The client's uploads, made one after the other: the masks of all tensors that convolutions read,
+/// drawn and encrypted.
 ///
-/// A tensor's mask is complete once all its uploads are made. An element that no useful output reads (a strided 1x1
-/// convolution may skip some) is drawn from the generator that [`Uploads::new`] was given.
+/// A tensor's mask is complete once all its uploads are made. An element that no useful output
+/// reads (a strided 1x1 convolution may skip some) is drawn from the generator that
+/// [`Uploads::new`] was given.
 pub struct Uploads<'a> {
     params: &'a Params,
     packing: &'a Packing,
@@ -90,8 +95,8 @@ struct Draft {
 impl<'a> Uploads<'a> {
     /// Draws what the uploads' errors and unread masks come from.
     ///
-    /// `public_seed` is known to both parties, contains randomness of both, and never serves twice; the errors come from
-    /// `rng` alone.
+    /// `public_seed` is known to both parties, contains randomness of both, and never serves twice;
+    /// the errors come from `rng` alone.
     ///
     /// # Panics
     /// If the packing is not for the standard ring.
@@ -126,13 +131,14 @@ impl<'a> Uploads<'a> {
     /// The message of the next upload, of [`uploads_bytes`]; `None` after the last.
     ///
     /// # Cost
-    /// About 0.7 ms of one core a ciphertext, twice that where a ciphertext repeats elements (halos); on all threads of
-    /// the current rayon pool.
+    /// About 0.7 ms of one core a ciphertext, twice that where a ciphertext repeats elements
+    /// (halos); on all threads of the current rayon pool.
     pub fn next_message(&mut self) -> Option<Vec<u8>> {
         let map = self.packing.uploads().get(self.made)?;
-        // First what the seeds choose. A ciphertext without repeats is final at once. One with repeats shows its free
-        // masks when every coefficient is taken as free: a free mask depends on the seed alone. That correction is
-        // dropped, so still only one correction of a seed ever leaves the client.
+        // First what the seeds choose. A ciphertext without repeats is final at once. One with
+        // repeats shows its free masks when every coefficient is taken as free: a free mask depends
+        // on the seed alone. That correction is dropped, so still only one correction of a seed
+        // ever leaves the client.
         let drafts: Vec<Draft> = (0..map.ciphertexts())
             .into_par_iter()
             .map(|index| {
@@ -284,7 +290,8 @@ pub fn receive_upload(
         .collect()
 }
 
-/// The ciphertexts of all uploads of a plan, from their messages one after the other; see [`receive_upload`].
+/// The ciphertexts of all uploads of a plan, from their messages one after the other; see
+/// [`receive_upload`].
 ///
 /// # Errors
 /// If the message has not exactly the plan's length or a correction is out of range.

@@ -1,21 +1,27 @@
-//! Squares and private polynomials: one or two oblivious linear evaluations, one field element each way online.
+//! Squares and private polynomials: one or two oblivious linear evaluations, one field element each
+//! way online.
 //!
 //! An OLE gives `u + v = x y` for the client's `x` and the server's `y`. With `x = c + d`:
 //!
-//! - square: `x^2 = c^2 + 2 c d + d^2`, one OLE of `c` with a random `d0`; the server opens `d - d0`;
-//! - polynomial: `a x^2 + b x + k = a c^2 + c (2 a d + b) + (a d^2 + b d + k)`, one OLE of `c^2` with the server's `a`, one of `c`
-//!   with a random `d0`; the server opens `2 a d + b - d0`. All coefficients stay with the server.
+//! - square: `x^2 = c^2 + 2 c d + d^2`, one OLE of `c` with a random `d0`; the server opens `d -
+//!   d0`;
+//! - polynomial: `a x^2 + b x + k = a c^2 + c (2 a d + b) + (a d^2 + b d + k)`, one OLE of `c^2`
+//!   with the server's `a`, one of `c` with a random `d0`; the server opens `2 a d + b - d0`. All
+//!   coefficients stay with the server.
 //!
 //! # Slots
-//! The OLEs of a whole bundle, all of them in its messages 3 and 4, are the SIMD slots of as few RLWE ciphertexts as hold them, [`N`] each: layer by layer,
-//! element by element, one slot for a square, two for a polynomial (`c^2` first). A ciphertext's slots are random `a`, chosen
-//! by a public seed as masks are; the client moves them onto its inputs by sending `x - a` once it knows them, and the
-//! server adds `(x - a) y` to its `v`. Slots behind the last one hold `y = 0`; they are masked like all others.
+//! The OLEs of a whole bundle, all of them in its messages 3 and 4, are the SIMD slots of as few
+//! RLWE ciphertexts as hold them, [`N`] each: layer by layer, element by element, one slot for a
+//! square, two for a polynomial (`c^2` first). A ciphertext's slots are random `a`, chosen by a
+//! public seed as masks are; the client moves them onto its inputs by sending `x - a` once it knows
+//! them, and the server adds `(x - a) y` to its `v`. Slots behind the last one hold `y = 0`; they
+//! are masked like all others.
 //!
 //! # What each party sees
-//! The server: encryptions of uniform `a`, and `x - a`. The client: `u`, masked by the server's uniform `v` (and a flood in
-//! every coefficient, see `pi_rlwe::answer`), and openings masked by `d0`. The factor `a` of a polynomial is the same in all
-//! bundles, so what an answer leaks of it statistically adds up like that of weights.
+//! The server: encryptions of uniform `a`, and `x - a`. The client: `u`, masked by the server's
+//! uniform `v` (and a flood in every coefficient, see `pi_rlwe::answer`), and openings masked by
+//! `d0`. The factor `a` of a polynomial is the same in all bundles, so what an answer leaks of it
+//! statistically adds up like that of weights.
 //!
 //! # Cost
 //! 124 bits a slot up, 134 down, 8 bytes a slot up for `x - a`; online 8 bytes an element each way.
@@ -68,7 +74,8 @@ pub(crate) const fn correction_bytes(slots: usize) -> usize {
     ELEMENT_BYTES * slots
 }
 
-/// The client's part of message 3: ciphertexts of random `a`, and `x - a` for the inputs `x`, one a slot.
+/// The client's part of message 3: ciphertexts of random `a`, and `x - a` for the inputs `x`, one a
+/// slot.
 pub(crate) fn client_offer(
     params: &Params,
     secret: &SecretKey,
@@ -203,7 +210,8 @@ pub(crate) fn server_factors(polynomial: Option<&Polynomial>, d0: u64, out: &mut
     out.push(d0);
 }
 
-/// The client's share of `x^2`, or of the polynomial, from the opening and the sum of its OLE shares.
+/// The client's share of `x^2`, or of the polynomial, from the opening and the sum of its OLE
+/// shares.
 pub(crate) fn client_share(kind: Kind, c: u64, u: u64, opened: u64) -> u64 {
     let cross = fp::add(fp::mul(c, opened), u);
     match kind {
@@ -212,7 +220,8 @@ pub(crate) fn client_share(kind: Kind, c: u64, u: u64, opened: u64) -> u64 {
     }
 }
 
-/// The server's opening and share for its share `d`, from `d0` and the sum `v` of its OLE shares; `polynomial` where it is one.
+/// The server's opening and share for its share `d`, from `d0` and the sum `v` of its OLE shares;
+/// `polynomial` where it is one.
 pub(crate) fn server_open(polynomial: Option<&Polynomial>, d: u64, d0: u64, v: u64) -> (u64, u64) {
     match polynomial {
         None => (fp::sub(d, d0), fp::add(fp::mul(d, d), fp::add(v, v))),

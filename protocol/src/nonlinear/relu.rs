@@ -1,7 +1,7 @@
 //! ReLU: a garbled sign, and a gadget that turns its one label into shares of `max(x, 0)`.
 //!
-//! The garbled part and the gadget are `pi-garble`'s, the oblivious transfers `pi-ot`'s; here they become the
-//! messages of a layer. With `n` ReLUs of `m` bits:
+//! The garbled part and the gadget are `pi-garble`'s, the oblivious transfers `pi-ot`'s; here they
+//! become the messages of a layer. With `n` ReLUs of `m` bits:
 //!
 //! | message | bytes | content |
 //! | --- | --- | --- |
@@ -12,10 +12,11 @@
 //! | online, up | `8 n` | `y_c - r` |
 //!
 //! # What each party sees
-//! The server: `c'` under the streams of the OT extension, and under a pad of the reverse OT of which it knows
-//! the other half only. The client: tables whose output is never decoded, one label of each wire, rows that are uniform
-//! given what it cannot hash, or equal to its own output share. The circuit's input from the server is the
-//! *negative integer* `d_hat`, reduced modulo `2^m`, not its representative in `F_p`.
+//! The server: `c'` under the streams of the OT extension, and under a pad of the reverse OT of
+//! which it knows the other half only. The client: tables whose output is never decoded, one label
+//! of each wire, rows that are uniform given what it cannot hash, or equal to its own output share.
+//! The circuit's input from the server is the *negative integer* `d_hat`, reduced modulo `2^m`, not
+//! its representative in `F_p`.
 
 use crate::Error;
 use crate::share;
@@ -58,8 +59,8 @@ pub(crate) struct ClientRelu {
 }
 
 impl Offered {
-    /// The client chooses its labels by the bits of `c`, and offers `c` to the reverse OT with blocks `q`; appends its part
-    /// of message 3.
+    /// The client chooses its labels by the bits of `c`, and offers `c` to the reverse OT with
+    /// blocks `q`; appends its part of message 3.
     pub(crate) fn new(
         width: SignWidth,
         tweaks: &TweakRange,
@@ -112,21 +113,25 @@ impl ClientRelu {
     }
 }
 
-/// The server's half of the reverse OT of a layer: blocks and the random bits that they were chosen by.
+/// The server's half of the reverse OT of a layer: blocks and the random bits that they were chosen
+/// by.
 pub(crate) struct ServerChoices<'a> {
     pub(crate) t: &'a [Block],
     pub(crate) b: &'a Bits,
 }
 
-/// ReLUs garbled at a time: client's and server's labels at 16 bits are 128 KiB each, and stay in the second-level cache.
+/// ReLUs garbled at a time: client's and server's labels at 16 bits are 128 KiB each, and stay in
+/// the second-level cache.
 const PART: usize = 512;
 
 // Parts of blocks of whole tiles, whatever the width.
 const _: () = assert!(PART.is_multiple_of(ROWS_PER_TILE));
 
-/// The server garbles a layer: reads its part of message 3, and writes that of message 4, [`garbled_bytes`] long.
+/// The server garbles a layer: reads its part of message 3, and writes that of message 4,
+/// [`garbled_bytes`] long.
 ///
-/// `server_zero` begins with the zero labels of the server's inputs. Neither they nor the client's are ever all in memory.
+/// `server_zero` begins with the zero labels of the server's inputs. Neither they nor the client's
+/// are ever all in memory.
 pub(crate) fn garble(
     width: SignWidth,
     tweaks: &TweakRange,
@@ -169,10 +174,12 @@ pub(crate) fn garble(
     Ok(ServerGadget::new(tweaks, &delta, &keep_zero, &v)?)
 }
 
-/// The server's online half: appends labels and rows for its truncated shares, and returns its shares of the results.
+/// The server's online half: appends labels and rows for its truncated shares, and returns its
+/// shares of the results.
 ///
-/// `server_zero` is the stream of the zero labels that the layer was garbled with. Shares are integers in two's complement:
-/// the low `m` bits of the negative integer are those of `d_hat mod 2^m`.
+/// `server_zero` is the stream of the zero labels that the layer was garbled with. Shares are
+/// integers in two's complement: the low `m` bits of the negative integer are those of `d_hat mod
+/// 2^m`.
 pub(crate) fn open(
     width: SignWidth,
     delta: &Delta,

@@ -1,4 +1,5 @@
-//! Truncation and gadgets against `vectors/nonlinear.json`, which another program made from the equations.
+//! Truncation and gadgets against `vectors/nonlinear.json`, which another program made from the
+//! equations.
 
 use super::quadratic;
 use crate::share;

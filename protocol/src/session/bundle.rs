@@ -1,12 +1,13 @@
 //! Bundles: what one inference uses up, and their stored form.
 //!
-//! A bundle is neither cloned nor used by reference: the functions that spend one take it by value. Stored, it is arrays one
-//! after the other, whose lengths follow from the model, between a header and a checksum. The checksum finds damage, not
-//! tampering: a store is trusted.
+//! A bundle is neither cloned nor used by reference: the functions that spend one take it by value.
+//! Stored, it is arrays one after the other, whose lengths follow from the model, between a header
+//! and a checksum. The checksum finds damage, not tampering: a store is trusted.
 //!
 //! # Cost
-//! Client: `16 m + 32 (m - 1) + 16` bytes a ReLU, 16 a square or polynomial, 8 more for every element, 8 for an input.
-//! Server: 16 bytes and a bit a ReLU, 16 a square or polynomial, 8 an identity element, 8 more for every element.
+//! Client: `16 m + 32 (m - 1) + 16` bytes a ReLU, 16 a square or polynomial, 8 more for every
+//! element, 8 for an input. Server: 16 bytes and a bit a ReLU, 16 a square or polynomial, 8 an
+//! identity element, 8 more for every element.
 
 use super::model::{ClientModel, LayerIndex, ServerModel};
 use crate::Error;
@@ -133,7 +134,8 @@ impl ClientBundle {
     /// Reads a bundle of this model from its stored form.
     ///
     /// # Errors
-    /// [`Error::Stored`] if the bytes are damaged, [`Error::ApiMisuse`] if the bundle is of another model.
+    /// [`Error::Stored`] if the bytes are damaged, [`Error::ApiMisuse`] if the bundle is of another
+    /// model.
     pub fn decode(bytes: &[u8], model: &ClientModel) -> Result<Self, Error> {
         let (header, mut reader) = open(bytes, CLIENT_TAG)?;
         model.check_header(&header)?;
@@ -219,7 +221,8 @@ impl ServerBundle {
     /// Reads a bundle of this model from its stored form.
     ///
     /// # Errors
-    /// [`Error::Stored`] if the bytes are damaged, [`Error::ApiMisuse`] if the bundle is of another model.
+    /// [`Error::Stored`] if the bytes are damaged, [`Error::ApiMisuse`] if the bundle is of another
+    /// model.
     pub fn decode(bytes: &[u8], model: &ServerModel) -> Result<Self, Error> {
         let (header, mut reader) = open(bytes, SERVER_TAG)?;
         model.check_header(&header)?;

@@ -28,7 +28,8 @@ pub(crate) fn prepare(circuit: &Circuit, weights: &Weights) -> Vec<Vec<Convoluti
 }
 
 impl Convolution {
-    /// Strides that differ between the directions are computed at their common divisor, and what is too many is left out.
+    /// Strides that differ between the directions are computed at their common divisor, and what is
+    /// too many is left out.
     fn new(input: Shape, conv: &Conv, kernel: &[i16]) -> Self {
         let (rows, columns) = (conv.stride.0 as usize, conv.stride.1 as usize);
         let stride = common_divisor(rows, columns);
@@ -49,7 +50,8 @@ impl Convolution {
             },
         };
         Convolution {
-            // Public: what the circuit says of its weights, so that the time does not depend on them.
+            // Public: what the circuit says of its weights, so that the time does not depend on
+            // them.
             prepared: PreparedConv::new(kernel, shape, conv.weight_bits),
             kept: (rows / stride, columns / stride),
         }

@@ -1,4 +1,5 @@
-//! One answer from one bundle: `L + 1` round trips for `L` layers with a ReLU, square or polynomial element.
+//! One answer from one bundle: `L + 1` round trips for `L` layers with a ReLU, square or polynomial
+//! element.
 //!
 //! | | message | content |
 //! | --- | --- | --- |
@@ -7,8 +8,9 @@
 //! | | client to server | `y_c - r` of the ReLUs, then of squares and polynomials |
 //! | last | server to client | its share of the logits |
 //!
-//! Everything else is local: the server computes `W (x - r)` in the clear, both add residuals and pool on their shares, and
-//! identity elements were settled offline. The client's shares of all sums were known offline, so that it computes nothing linear.
+//! Everything else is local: the server computes `W (x - r)` in the clear, both add residuals and
+//! pool on their shares, and identity elements were settled offline. The client's shares of all
+//! sums were known offline, so that it computes nothing linear.
 
 use super::bundle::{ClientBundle, ClientLayer, ServerBundle, ServerLayer};
 use super::convolve::Convolution;
@@ -47,7 +49,8 @@ pub struct OnlineRequest {
 
 const ID_BYTES: usize = 32;
 
-/// Bytes of a layer's messages online, server to client and back; none for a layer without ReLUs, squares and polynomials.
+/// Bytes of a layer's messages online, server to client and back; none for a layer without ReLUs,
+/// squares and polynomials.
 fn online_bytes(index: &LayerIndex) -> (usize, usize) {
     let relu = index
         .width
@@ -113,12 +116,14 @@ impl std::fmt::Debug for OnlineRequest {
 
 /// Spends a bundle on an input: the client's half.
 ///
-/// The caller has marked the bundle spent, durably. `input` is the quantised image, in the order of the circuit's input.
-/// With `trace` the client's own shares are returned too, with which `pi_ir::interpret::exact` reproduces the run.
+/// The caller has marked the bundle spent, durably. `input` is the quantised image, in the order of
+/// the circuit's input. With `trace` the client's own shares are returned too, with which
+/// `pi_ir::interpret::exact` reproduces the run.
 ///
 /// # Errors
-/// [`Error::ApiMisuse`] if the input has another size or the bundle is of another model, [`Error::PeerMisbehaved`] for
-/// malformed messages, [`Error::Channel`]. The bundle is gone in any case.
+/// [`Error::ApiMisuse`] if the input has another size or the bundle is of another model,
+/// [`Error::PeerMisbehaved`] for malformed messages, [`Error::Channel`]. The bundle is gone in any
+/// case.
 pub async fn client_infer(
     channel: &mut impl Channel,
     model: &ClientModel,
@@ -142,7 +147,8 @@ pub async fn client_infer(
     let masked = input.iter().zip(bundle.input_mask.iter());
     let masked: Vec<u64> = masked.map(|(&x, &r)| fp::sub(fp::from_i64(x), r)).collect();
     message.extend_from_slice(field::encode(&masked));
-    // All that depends on nothing to come, before the first byte: the caller may be marking the bundle spent meanwhile.
+    // All that depends on nothing to come, before the first byte: the caller may be marking the
+    // bundle spent meanwhile.
     let tweaks = tweaks(network, &id);
     let parts = network.indexed().zip(&bundle.layers);
     let known: Vec<Known> = parts
@@ -213,7 +219,8 @@ impl Known {
     }
 }
 
-/// The client's half of one layer: its reply, and its shares of squares and polynomials before their second truncation.
+/// The client's half of one layer: its reply, and its shares of squares and polynomials before
+/// their second truncation.
 fn evaluate(
     activation: &Activation,
     index: &LayerIndex,
@@ -257,12 +264,13 @@ fn post(activation: &Activation, kind: Kind) -> &PostTruncation {
 
 /// Spends a bundle on a client's request: the server's half.
 ///
-/// The caller has looked the bundle up by [`OnlineRequest::bundle_id`] and marked it spent, durably.
+/// The caller has looked the bundle up by [`OnlineRequest::bundle_id`] and marked it spent,
+/// durably.
 ///
 /// # Errors
-/// Before anything is sent: [`Error::PeerIncompatible`] if request and bundle are not of one header, [`Error::ApiMisuse`]
-/// if the bundle is of another model. [`Error::PeerMisbehaved`] for malformed messages; [`Error::Channel`]. The bundle is gone
-/// in any case.
+/// Before anything is sent: [`Error::PeerIncompatible`] if request and bundle are not of one
+/// header, [`Error::ApiMisuse`] if the bundle is of another model. [`Error::PeerMisbehaved`] for
+/// malformed messages; [`Error::Channel`]. The bundle is gone in any case.
 pub async fn server_infer(
     channel: &mut impl Channel,
     model: &ServerModel,
@@ -352,7 +360,8 @@ struct Opening<'a> {
 const QUADRATICS: usize = 4096;
 
 impl Opening<'_> {
-    /// The server's message of a layer, and its shares of the results: ReLUs, then squares and polynomials.
+    /// The server's message of a layer, and its shares of the results: ReLUs, then squares and
+    /// polynomials.
     ///
     /// `sum` is its share of the layer's sum.
     fn open(
@@ -404,7 +413,8 @@ impl Opening<'_> {
     }
 }
 
-/// The sum of a layer on the server's shares, with the offset (bias and `s`), which it is computed in where no pool follows.
+/// The sum of a layer on the server's shares, with the offset (bias and `s`), which it is computed
+/// in where no pool follows.
 fn sum(
     model: &ServerModel,
     l: usize,

@@ -137,7 +137,8 @@ impl Network {
         })
     }
 
-    /// The packing of a bundle alone; what does not depend on the number of bundles is the same in all.
+    /// The packing of a bundle alone; what does not depend on the number of bundles is the same in
+    /// all.
     pub(crate) fn single(&self) -> &Packing {
         &self.plans[0].packing
     }
@@ -182,9 +183,11 @@ impl Network {
         self.circuit.layers.iter().zip(&self.layers)
     }
 
-    /// The sum of a layer on one party's shares: `pool(sum of conv(W, t) + sum of 2^shift pool(t))`.
+    /// The sum of a layer on one party's shares: `pool(sum of conv(W, t) + sum of 2^shift
+    /// pool(t))`.
     ///
-    /// `conv` gives the party's share of a convolution, by its number among the layer's convolutions.
+    /// `conv` gives the party's share of a convolution, by its number among the layer's
+    /// convolutions.
     pub(crate) fn sum(
         &self,
         layer: &Layer,
@@ -354,7 +357,8 @@ pub struct ServerModel {
     convolutions: Vec<Vec<Convolution>>,
 }
 
-/// Memory for transformed kernels that a server keeps; convolutions beyond it are transformed for every bundle.
+/// Memory for transformed kernels that a server keeps; convolutions beyond it are transformed for
+/// every bundle.
 const KERNEL_CACHE_BYTES: usize = 256 << 20;
 
 impl ClientModel {
@@ -381,8 +385,8 @@ impl ClientModel {
         cost::of(&self.0.network)
     }
 
-    /// `count` bundles as batches for which the model has plans, the largest first: the sizes, in the order in which both
-    /// parties prepare them.
+    /// `count` bundles as batches for which the model has plans, the largest first: the sizes, in
+    /// the order in which both parties prepare them.
     pub fn batches(&self, count: usize) -> Vec<usize> {
         self.0.network.batches(count)
     }
@@ -409,7 +413,8 @@ impl ServerModel {
     /// The model of an artifact and its weights.
     ///
     /// # Errors
-    /// [`Error::ApiMisuse`] with all faults if circuit or plan are not sound, or the weights are not the artifact's.
+    /// [`Error::ApiMisuse`] with all faults if circuit or plan are not sound, or the weights are
+    /// not the artifact's.
     pub fn new(artifact: Artifact, weights: WeightsFile) -> Result<Self, Error> {
         artifact
             .check_weights(&weights)
@@ -417,7 +422,8 @@ impl ServerModel {
         let common = Common::new(artifact)?;
         let params = Params::standard();
         let weights = weights.weights;
-        // A batch transforms a kernel once for many ciphertexts, so what is kept serves bundles alone.
+        // A batch transforms a kernel once for many ciphertexts, so what is kept serves bundles
+        // alone.
         let plans = &common.network.plans;
         let alone = Kernels::prepare(&params, &plans[0].packing, &weights, KERNEL_CACHE_BYTES);
         let mut kernels = vec![alone.map_err(Error::misuse)?];
@@ -447,8 +453,8 @@ impl ServerModel {
         cost::of(&self.common.network)
     }
 
-    /// `count` bundles as batches for which the model has plans, the largest first: the sizes, in the order in which both
-    /// parties prepare them.
+    /// `count` bundles as batches for which the model has plans, the largest first: the sizes, in
+    /// the order in which both parties prepare them.
     pub fn batches(&self, count: usize) -> Vec<usize> {
         self.common.network.batches(count)
     }

@@ -9,19 +9,22 @@
 //! | 3 | per bundle, client to server | set-up of the forward extension; per layer with ReLUs: choices by the bits of `c'`, `tau`; OLE uploads and `x - a`; `c' - r` of identity elements |
 //! | 4 | then server to client | per layer with ReLUs: tables and `e`; OLE answers |
 //!
-//! Bundles of a batch share the ciphertexts of 1 and 2, and nothing else: headers, offsets, nonces and seeds are each bundle's
-//! own, and 3 and 4 are one exchange a bundle. Parts that a circuit does not need are left out, messages never: message 4 of a circuit
-//! without ReLUs, squares and polynomials is empty. The digests are compared before anything else is computed. Why each message can be
-//! simulated is said in [`super`], in [`crate::linear`], and beside the gadgets.
+//! Bundles of a batch share the ciphertexts of 1 and 2, and nothing else: headers, offsets, nonces
+//! and seeds are each bundle's own, and 3 and 4 are one exchange a bundle. Parts that a circuit
+//! does not need are left out, messages never: message 4 of a circuit without ReLUs, squares and
+//! polynomials is empty. The digests are compared before anything else is computed. Why each
+//! message can be simulated is said in [`super`], in [`crate::linear`], and beside the gadgets.
 //!
 //! # A batch that breaks
-//! Uploads and answers are over before the first message 3, and no message of a batch is ever made twice: an exchange that breaks is
-//! followed by one with other indices, hence other seeds and masks. So the bundles that were complete before stay usable; the others
-//! are discarded on both sides, and nothing of them was used.
+//! Uploads and answers are over before the first message 3, and no message of a batch is ever made
+//! twice: an exchange that breaks is followed by one with other indices, hence other seeds and
+//! masks. So the bundles that were complete before stay usable; the others are discarded on both
+//! sides, and nothing of them was used.
 //!
 //! # Who waits for whom
-//! The client sends all uploads before it reads; the server reads all of them, computing meanwhile, before it sends. After that the two
-//! take turns. So no line, however small its buffers, can block both.
+//! The client sends all uploads before it reads; the server reads all of them, computing meanwhile,
+//! before it sends. After that the two take turns. So no line, however small its buffers, can block
+//! both.
 
 use super::bundle::{ClientBundle, ClientLayer, ServerBundle, ServerLayer};
 use super::model::{ClientModel, Network, Planned, ServerModel, TREE_DEPTH, activation};
@@ -110,11 +113,12 @@ pub(crate) fn offline_traffic(network: &Network, planned: &Planned) -> Traffic {
 
 /// Prepares one bundle with the server: the client's half.
 ///
-/// `inputs` must not have served any exchange before, broken ones included: the runtime counts `index` up.
+/// `inputs` must not have served any exchange before, broken ones included: the runtime counts
+/// `index` up.
 ///
 /// # Errors
-/// [`Error::PeerIncompatible`] if the headers' digests differ, [`Error::PeerMisbehaved`] for malformed messages,
-/// [`Error::Channel`]. The exchange is over then, and the bundle discarded.
+/// [`Error::PeerIncompatible`] if the headers' digests differ, [`Error::PeerMisbehaved`] for
+/// malformed messages, [`Error::Channel`]. The exchange is over then, and the bundle discarded.
 pub async fn client_prepare(
     channel: &mut impl Channel,
     model: &ClientModel,
@@ -173,7 +177,8 @@ fn headers(first: &HeaderInputs, bundles: usize) -> impl Iterator<Item = HeaderI
     })
 }
 
-/// The hash of the identities of a batch's bundles, in order: what its linear layers derive their seeds from.
+/// The hash of the identities of a batch's bundles, in order: what its linear layers derive their
+/// seeds from.
 fn batch_id(bundles: impl IntoIterator<Item = BundleId>) -> [u8; 32] {
     let mut hash = blake3::Hasher::new_derive_key("pianissimo 1 batch");
     for id in bundles {
@@ -251,9 +256,11 @@ struct ChosenLayer {
 }
 
 impl<'a> ClientBatch<'a> {
-    /// Runs the linear layers of `bundles` bundles, for which the model must have a plan ([`ClientModel::batches`]).
+    /// Runs the linear layers of `bundles` bundles, for which the model must have a plan
+    /// ([`ClientModel::batches`]).
     ///
-    /// `inputs` are those of the first; the others count `index` up. None of them may have served any exchange before.
+    /// `inputs` are those of the first; the others count `index` up. None of them may have served
+    /// any exchange before.
     ///
     /// # Errors
     /// [`Error::ApiMisuse`] without such a plan, else as [`client_prepare`].
@@ -568,9 +575,11 @@ struct ServerTransfers {
 }
 
 impl<'a> ServerBatch<'a> {
-    /// Runs the linear layers of `bundles` bundles, for which the model must have a plan ([`ServerModel::batches`]).
+    /// Runs the linear layers of `bundles` bundles, for which the model must have a plan
+    /// ([`ServerModel::batches`]).
     ///
-    /// `inputs` are those of the first; the others count `index` up. None of them may have served any exchange before.
+    /// `inputs` are those of the first; the others count `index` up. None of them may have served
+    /// any exchange before.
     ///
     /// # Errors
     /// [`Error::ApiMisuse`] without such a plan, else as [`client_prepare`].
@@ -743,7 +752,8 @@ impl<'a> ServerBatch<'a> {
         Ok((bundle, reply))
     }
 
-    /// Reads the OLE part of message 3 and appends the answers; returns `d0` by layer, and `v` slot by slot.
+    /// Reads the OLE part of message 3 and appends the answers; returns `d0` by layer, and `v` slot
+    /// by slot.
     fn answer_ole(
         &self,
         exchange: &ServerExchange,
@@ -773,7 +783,8 @@ impl<'a> ServerBatch<'a> {
     }
 }
 
-/// Reads all uploads, answering each as it comes: the answers' messages in the order of [`Planned::order`], and `s` by answer.
+/// Reads all uploads, answering each as it comes: the answers' messages in the order of
+/// [`Planned::order`], and `s` by answer.
 async fn answer_uploads(
     channel: &mut impl Channel,
     params: &Params,

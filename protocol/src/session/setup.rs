@@ -1,4 +1,5 @@
-//! First contact of a client key with a server: the keys of the linear layers, and the master OTs of both directions.
+//! First contact of a client key with a server: the keys of the linear layers, and the master OTs
+//! of both directions.
 //!
 //! | message | content |
 //! | --- | --- |
@@ -6,11 +7,12 @@
 //! | server to client | base-OT answer of the reverse direction, opening of the forward direction |
 //! | client to server | base-OT answer of the forward direction |
 //!
-//! The second halves of all keys come from a seed that contains both parties' nonces, so that re-randomisation rests on
-//! an `a` that the client did not choose alone. A key serves any number of bundles, of any model of the server.
+//! The second halves of all keys come from a seed that contains both parties' nonces, so that
+//! re-randomisation rests on an `a` that the client did not choose alone. A key serves any number
+//! of bundles, of any model of the server.
 //!
-//! The server learns encryptions of the client's secret under itself (circular security is assumed, see
-//! `pi_rlwe::params`), the client nothing.
+//! The server learns encryptions of the client's secret under itself (circular security is assumed,
+//! see `pi_rlwe::params`), the client nothing.
 
 use crate::Error;
 use crate::channel::{Channel, receive_exactly};
@@ -25,7 +27,8 @@ use rand_chacha::ChaCha20Rng;
 use rand_core::{CryptoRng, SeedableRng};
 use zeroize::Zeroizing;
 
-/// The largest gap that a client's Galois keys reach: all that a plan may ask for, so that one setup serves every model.
+/// The largest gap that a client's Galois keys reach: all that a plan may ask for, so that one
+/// setup serves every model.
 pub(crate) const MAX_GAP: usize = MAX_MERGED_GROUP as usize;
 
 /// What a client keeps of its setup with one server.

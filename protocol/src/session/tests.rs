@@ -37,7 +37,8 @@ struct Outcome<A, B> {
     traffic: Traffic,
 }
 
-/// Runs both halves of an exchange to their ends. Each owns its end of the line, so that who gives up closes it.
+/// Runs both halves of an exchange to their ends. Each owns its end of the line, so that who gives
+/// up closes it.
 fn both<A, B>(
     ends: (MemoryChannel, MemoryChannel),
     client: impl AsyncFnOnce(&mut MemoryChannel) -> A,
@@ -200,7 +201,8 @@ impl Models {
         )
     }
 
-    /// Prepares a bundle, stores and restores it, spends it, and compares with the interpreter and with the formulas.
+    /// Prepares a bundle, stores and restores it, spends it, and compares with the interpreter and
+    /// with the formulas.
     fn check(&self, input: &[i64], seed: u64) -> interpret::Run {
         let cost = self.client.cost();
         let prepared = self.prepare(memory(), seed);
@@ -328,7 +330,8 @@ fn batches_without_a_plan_are_refused() {
     assert_eq!(prepared.traffic, Traffic::default());
 }
 
-/// A bundle that was prepared alone and one of a batch are of the same model, and of different plans.
+/// A bundle that was prepared alone and one of a batch are of the same model, and of different
+/// plans.
 #[test]
 fn headers_name_the_plan() {
     let (circuit, weights) = edge_circuit();
@@ -473,7 +476,8 @@ fn edge_circuit() -> (Circuit, Weights) {
     (circuit, weights)
 }
 
-/// Zero, single units, the last value of a step, and the largest magnitudes that the bound allows, in every channel.
+/// Zero, single units, the last value of a step, and the largest magnitudes that the bound allows,
+/// in every channel.
 fn edge_input() -> Vec<i64> {
     let (unit, bound) = (1i64 << TRUNCATE, 1i64 << BOUND_BITS);
     let edges = [
@@ -513,7 +517,8 @@ fn values_at_the_edges_come_out_right() {
     }
 }
 
-/// By hand, from the table of costs: 12 ReLUs of 9 bits, 12 squares, 12 polynomials and 12 identity elements.
+/// By hand, from the table of costs: 12 ReLUs of 9 bits, 12 squares, 12 polynomials and 12 identity
+/// elements.
 #[test]
 fn costs_are_those_of_the_specification() {
     let (circuit, _) = edge_circuit();
@@ -596,7 +601,8 @@ fn elements_beyond_one_ciphertext_and_one_task_come_out_right() {
     models.check(&input, 301);
 }
 
-/// A residual stream without activation, pools on both sides, and a tensor that no convolution reads.
+/// A residual stream without activation, pools on both sides, and a tensor that no convolution
+/// reads.
 #[test]
 fn residuals_pools_and_identity_layers_cost_no_message() {
     let calibrated = Range::Calibrated { max_seen: 1 };
@@ -752,7 +758,8 @@ fn lies_in_the_setup_are_blamed_on_the_peer() {
 fn lies_in_the_offline_phase_are_blamed_on_the_peer() {
     let models = lying_models();
     let mut seed = 400;
-    // The first message, two uploads and the choices; the first message, two answers and the garbled circuits.
+    // The first message, two uploads and the choices; the first message, two answers and the
+    // garbled circuits.
     let ends = (0..4).flat_map(|message| [(true, message), (false, message)]);
     for (client_lies, message) in ends {
         let mut prepare = |tamper| {
@@ -979,7 +986,8 @@ fn unsound_models_are_refused() {
     assert!(matches!(error, Error::ApiMisuse { .. }), "{error}");
 }
 
-/// Every task has a generator of its own, so that neither order nor number of threads shows in a message.
+/// Every task has a generator of its own, so that neither order nor number of threads shows in a
+/// message.
 #[test]
 fn messages_do_not_depend_on_the_number_of_threads() {
     let models = lying_models();
@@ -1036,7 +1044,8 @@ fn two_exchanges_share_nothing() {
     for (a, b) in [(first.0, second.0), (first.1, second.1)] {
         for (a, b) in a.iter().zip(&b) {
             let equal = a.iter().zip(b).filter(|(a, b)| a == b).count();
-            // Independent bytes agree once in 256, top bytes of field elements once in 16: once in 90 over eight of them.
+            // Independent bytes agree once in 256, top bytes of field elements once in 16: once in
+            // 90 over eight of them.
             assert!(equal < a.len() / 45 + 32, "{equal} of {}", a.len());
         }
     }

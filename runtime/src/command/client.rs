@@ -1,10 +1,10 @@
-//! `pi-client`: prepares bundles with a server and classifies pictures.
+//! `pi-client`: prepares bundles with a server and classifies images.
 
 use super::{megabytes, report, runtime, seconds, start_logging, state_directory};
 use crate::client::{Answer, Client, Connection, Patience, Spent, TrustOptions, class_name};
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, hex, short};
-use crate::picture;
+use crate::image_file;
 use crate::store::BundleState;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -17,9 +17,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Classifies pictures with a server's model without showing them to the server.
+/// Classifies images with a server's model without showing them to the server.
 ///
-/// Secure against parties that follow the protocol (semi-honest); docs/threat-model.md says what that means.
+/// Secure against parties that follow the protocol (semi-honest); docs/threat-model.md says what
+/// that means.
 #[derive(Parser)]
 #[command(name = "pi-client", version)]
 struct Arguments {
@@ -34,27 +35,28 @@ struct Arguments {
     /// Seconds to wait for a connection.
     #[arg(long, global = true, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     connect_timeout: Duration,
-    /// Let the system move computing threads between processors, for a machine that other programs keep busy too.
+    /// Let the system move computing threads between processors, for a machine that other programs
+    /// keep busy too.
     #[arg(long, global = true)]
     unbound: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Prepare bundles for future pictures: the slow part, done ahead.
+    /// Prepare bundles for future images: the slow part, done ahead.
     Prepare {
         /// The server.
         #[arg(long, value_name = "HOST:PORT")]
         server: Option<String>,
-        /// Bundles to make; each classifies one picture.
+        /// Bundles to make; each classifies one image.
         #[arg(short = 'n', long = "count", value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=crate::control::MOST_BUNDLES as i64))]
         count: u32,
         #[command(flatten)]
         trust: TrustArguments,
     },
-    /// Classify a picture (PNG or JPEG); spends one bundle.
+    /// Classify an image (PNG or JPEG); spends one bundle.
     Infer {
-        /// The picture.
+        /// The image.
         image: PathBuf,
         /// The server; may be left out while only one is known.
         #[arg(long, value_name = "HOST:PORT")]
@@ -195,7 +197,7 @@ async fn infer(
     trust: &TrustOptions,
 ) -> anyhow::Result<()> {
     // Everything that can fail without the server is tried before it is called.
-    let picture = picture::decode(image).map_err(Error::from)?;
+    let decoded = image_file::decode(image).map_err(Error::from)?;
     let (fingerprint, record) = client.server(server)?;
     let address = server.unwrap_or(record.address());
     client.check_ready(fingerprint, address)?;
@@ -206,11 +208,11 @@ async fn infer(
     }
     let (model, _) = connection.model().await?;
     let circuit = &model.artifact().circuit;
-    let picture = picture::to_shape(picture, circuit.input).map_err(Error::from)?;
-    for notice in &picture.notices {
+    let prepared = image_file::to_shape(decoded, circuit.input).map_err(Error::from)?;
+    for notice in &prepared.notices {
         eprintln!("note: {notice}");
     }
-    let input = quantise_image(circuit, &picture.pixels).context("the model's input")?;
+    let input = quantise_image(circuit, &prepared.pixels).context("the model's input")?;
     let waiting = spinner("classifying");
     let answer = connection.infer(&model, &id, &input, false).await;
     waiting.finish_and_clear();

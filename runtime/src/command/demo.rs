@@ -1,15 +1,15 @@
 //! `pi-demo`: the whole path on one machine, checked against both interpreters.
 //!
-//! The server is a process of its own: this program, executed again into the entry point of `pi-server`. The client
-//! runs here. After the measured part, this process also reads the weights, which a real client never has, to
-//! compute the answer in the clear and compare.
+//! The server is a process of its own: this program, executed again into the entry point of
+//! `pi-server`. The client runs here. After the measured part, this process also reads the weights,
+//! which a real client never has, to compute the answer in the clear and compare.
 
 use super::client::{line, messages, spinner};
 use super::{megabytes, report, runtime};
 use crate::client::{Answer, Client, Patience, Spent, TrustOptions, class_name};
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
-use crate::{draw, picture, usage};
+use crate::{draw, image_file, usage};
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
 use image::DynamicImage;
@@ -24,14 +24,15 @@ use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// Classifies a picture privately, server and client on this machine, and compares with the computation in the clear.
+/// Classifies an image privately, server and client on this machine, and compares with the
+/// computation in the clear.
 #[derive(Parser)]
 #[command(name = "pi-demo", version)]
 struct Arguments {
     /// Directory with model.pia and model.piw [default: the bundled model].
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// A PNG or JPEG picture [default: a ship that the demo draws].
+    /// A PNG or JPEG image [default: a ship that the demo draws].
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
     /// Write the figures as JSON.
@@ -39,7 +40,7 @@ struct Arguments {
     json: Option<PathBuf>,
     /// Where to save the drawing [default: pi-demo.png beside this program].
     #[arg(long, value_name = "FILE", conflicts_with = "image")]
-    picture: Option<PathBuf>,
+    drawing: Option<PathBuf>,
 }
 
 /// First argument of the process that plays the server.
@@ -72,24 +73,24 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
     let circuit = read_artifact(&model)?.circuit;
     let (source, drawing) = match &arguments.image {
         Some(path) => {
-            let image = picture::decode(path).map_err(Error::from)?;
+            let image = image_file::decode(path).map_err(Error::from)?;
             (format!("{}", path.display()), image)
         }
-        None => draw_picture(arguments.picture)?,
+        None => draw_image(arguments.drawing)?,
     };
-    let picture = picture::to_shape(drawing, circuit.input).map_err(Error::from)?;
-    let input = quantise_image(&circuit, &picture.pixels)?;
+    let prepared = image_file::to_shape(drawing, circuit.input).map_err(Error::from)?;
+    let input = quantise_image(&circuit, &prepared.pixels)?;
 
     println!("Private inference between two processes, over QUIC on loopback.");
     println!(
         "Threat model: both parties follow the protocol and try to learn what they can (semi-honest). The server"
     );
     println!(
-        "learns nothing of the picture; the client learns the logits and the public circuit, not the weights."
+        "learns nothing of the image; the client learns the logits and the public circuit, not the weights."
     );
     println!();
-    println!("picture    {source}");
-    for notice in &picture.notices {
+    println!("image      {source}");
+    for notice in &prepared.notices {
         println!("           note: {notice}");
     }
     println!("model      {}: {}", circuit.name, activations(&circuit));
@@ -322,7 +323,7 @@ fn read_artifact(model: &Path) -> Result<Artifact, Error> {
     Artifact::decode(&bytes).map_err(|e| unusable(e.to_string()))
 }
 
-fn draw_picture(path: Option<PathBuf>) -> anyhow::Result<(String, DynamicImage)> {
+fn draw_image(path: Option<PathBuf>) -> anyhow::Result<(String, DynamicImage)> {
     let drawing = draw::freighter(256);
     let asked = path.is_some();
     let path = match path {
@@ -401,8 +402,8 @@ fn print_costs(run: &Played) {
     for (name, phase, note) in [
         ("model", run.model, "once per model: the public circuit"),
         ("keys", run.keys, "once per client and server"),
-        ("offline", run.offline, "once per picture, before it exists"),
-        ("online", run.online, "from picture to logits"),
+        ("offline", run.offline, "once per image, before it exists"),
+        ("online", run.online, "from image to logits"),
     ] {
         println!(
             "{name:10} {}; CPU client {:.3} s, server {:.3} s ({note})",

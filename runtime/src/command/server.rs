@@ -13,9 +13,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Serves a compiled model: clients classify pictures without showing them, and without seeing the weights.
+/// Serves a compiled model: clients classify images without showing them, and without seeing the
+/// weights.
 ///
-/// Secure against parties that follow the protocol (semi-honest); docs/threat-model.md says what that means.
+/// Secure against parties that follow the protocol (semi-honest); docs/threat-model.md says what
+/// that means.
 #[derive(Parser)]
 #[command(name = "pi-server", version)]
 struct Arguments {
@@ -37,7 +39,8 @@ struct Arguments {
     /// Seconds of silence in the middle of an operation after which a client is given up.
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     timeout: Duration,
-    /// Let the system move computing threads between processors, for a machine that other programs keep busy too.
+    /// Let the system move computing threads between processors, for a machine that other programs
+    /// keep busy too.
     #[arg(long)]
     unbound: bool,
     /// PEM file with a certificate chain to use in place of the self-signed certificate.
@@ -60,8 +63,9 @@ pub fn main() -> ExitCode {
 
 /// Runs `pi-server` with these arguments as the child of another program.
 ///
-/// It answers the line `usage` on standard input with its user CPU seconds, `memory` with the bytes that were resident
-/// at most (0 where the system does not tell), and ends when standard input does, so that it never outlives its parent.
+/// It answers the line `usage` on standard input with its user CPU seconds, `memory` with the bytes
+/// that were resident at most (0 where the system does not tell), and ends when standard input
+/// does, so that it never outlives its parent.
 pub fn serve_child(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     start_logging("pi_runtime=info,warn");
     match serve(Arguments::parse_from(arguments), true) {

@@ -17,17 +17,17 @@ use std::time::Duration;
 /// Bundles of the models' one batch.
 pub const BATCH: u32 = 3;
 
-/// A small model that was compiled for the test, with a picture of its size.
+/// A small model that was compiled for the test, with an image of its size.
 pub struct Model {
     pub directory: tempfile::TempDir,
     pub artifact: Artifact,
     pub weights: WeightsFile,
     pub pixels: Vec<u8>,
-    pub picture: PathBuf,
+    pub image: PathBuf,
 }
 
 impl Model {
-    /// The first random circuit from this seed on that reads pictures and has a ReLU.
+    /// The first random circuit from this seed on that reads images and has a ReLU.
     pub fn random(seed: u64) -> Model {
         let options = random::Options {
             layers: 3,
@@ -46,7 +46,7 @@ impl Model {
                 });
                 relu && matches!(circuit.input.c, 1 | 3)
             })
-            .expect("some circuit reads pictures");
+            .expect("some circuit reads images");
         println!("random circuit of seed {seed}");
         let plan = default_plan(&circuit, 1).unwrap();
         let batch = default_plan(&circuit, BATCH).unwrap();
@@ -58,13 +58,13 @@ impl Model {
         let at = |name: &str| directory.path().join(name);
         std::fs::write(at(artifact::ARTIFACT_NAME), artifact.encode()).unwrap();
         std::fs::write(at(artifact::WEIGHTS_NAME), weights.encode()).unwrap();
-        let picture = at("picture.png");
-        image_of(&artifact, &pixels).save(&picture).unwrap();
+        let image = at("image.png");
+        image_of(&artifact, &pixels).save(&image).unwrap();
         Model {
             artifact,
             weights,
             pixels,
-            picture,
+            image,
             directory,
         }
     }

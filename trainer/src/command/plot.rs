@@ -19,7 +19,8 @@ pub struct PlotArguments {
     /// Folder for the charts, each as SVG and PNG; made if absent.
     #[arg(long, default_value = "plots")]
     pub out: PathBuf,
-    /// Published points beside the results: TOML, tables `[[point]]` with method, relus and accuracy.
+    /// Published points beside the results: TOML, tables `[[point]]` with method, relus and
+    /// accuracy.
     #[arg(long, value_name = "FILE")]
     pub published: Option<PathBuf>,
     /// Network profile of the latency: one of those in the results' NAME.costs.json.
@@ -29,12 +30,13 @@ pub struct PlotArguments {
 
 /// Draws what the paths hold, and returns the files written.
 ///
-/// Runs give `loss`, `accuracy`, `gradients`, `escape` (over depth) and `outside` together, and `escape-RUN` and
-/// `outside-RUN` (over epochs) each; results give `budget` and, with costs beside them, `latency`. What no log has is not
-/// drawn.
+/// Runs give `loss`, `accuracy`, `gradients`, `escape` (over depth) and `outside` together, and
+/// `escape-RUN` and `outside-RUN` (over epochs) each; results give `budget` and, with costs beside
+/// them, `latency`. What no log has is not drawn.
 ///
 /// # Errors
-/// A path that is neither; paths that hold nothing to draw; a log or a result that cannot be read; the file system's.
+/// A path that is neither; paths that hold nothing to draw; a log or a result that cannot be read;
+/// the file system's.
 pub fn plot(arguments: &PlotArguments) -> Result<Vec<PathBuf>> {
     let (logs, results): (Vec<_>, Vec<_>) = arguments
         .paths
@@ -84,7 +86,8 @@ pub fn plot(arguments: &PlotArguments) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The logs with names that tell them apart: of the folder, or of as many folders above it as that takes.
+/// The logs with names that tell them apart: of the folder, or of as many folders above it as that
+/// takes.
 fn histories(paths: &[PathBuf]) -> Result<Vec<History>> {
     let folders: Vec<&Path> = paths
         .iter()

@@ -11,8 +11,8 @@ use crate::{report, result};
 /// What `pi-train report` takes.
 #[derive(Args, Clone, Debug)]
 pub struct ReportArguments {
-    /// Results (NAME.json), or folders of them. NAME.costs.json beside a result, written by pi-compile --costs, gives
-    /// bytes, messages and latency.
+    /// Results (NAME.json), or folders of them. NAME.costs.json beside a result, written by
+    /// pi-compile --costs, gives bytes, messages and latency.
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
     /// Prints JSON in place of the Markdown table.
@@ -29,7 +29,8 @@ pub struct ReportArguments {
 /// The table or the JSON, ready to print; draws the chart if one is asked for.
 ///
 /// # Errors
-/// A result or costs that cannot be read; a chart of results of which none has costs; the file system's.
+/// A result or costs that cannot be read; a chart of results of which none has costs; the file
+/// system's.
 pub fn report(arguments: &ReportArguments) -> Result<String> {
     let results = result::collect(&arguments.paths)?;
     if let Some(folder) = &arguments.plot {

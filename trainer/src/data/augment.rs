@@ -1,4 +1,5 @@
-//! Random crop, flip and cutout: what is drawn for each image, and the processor's own way to apply it.
+//! Random crop, flip and cutout: what is drawn for each image, and the processor's own way to apply
+//! it.
 
 use anyhow::{Result, ensure};
 use rand_chacha::ChaCha8Rng;
@@ -8,16 +9,18 @@ use serde::{Deserialize, Serialize};
 
 use super::{Dataset, Normalisation};
 
-/// What happens to training images. A key that a file lacks is that of [`Augmentation::default`], whatever else it sets.
+/// What happens to training images. A key that a file lacks is that of [`Augmentation::default`],
+/// whatever else it sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Augmentation {
-    /// Largest shift of the random crop in pixels; reflection at the border, without the border pixel twice.
+    /// Largest shift of the random crop in pixels; reflection at the border, without the border
+    /// pixel twice.
     pub shift: usize,
     /// Mirrors half of the images. Digits and letters are not what they were after it.
     pub flip: bool,
-    /// Side of the square whose pixels become the mean; 0 for none. Its centre is any pixel, so that a part of it may
-    /// lie outside the image.
+    /// Side of the square whose pixels become the mean; 0 for none. Its centre is any pixel, so
+    /// that a part of it may lie outside the image.
     pub cutout: usize,
 }
 
@@ -49,8 +52,8 @@ impl Augmentation {
 
     /// The draws of `count` images.
     ///
-    /// The image at position `i` of the batch draws from its own generator, `(seed, i)`: nothing depends on the number
-    /// of threads, nor on the device.
+    /// The image at position `i` of the batch draws from its own generator, `(seed, i)`: nothing
+    /// depends on the number of threads, nor on the device.
     ///
     /// # Panics
     /// A shift that [`Self::check`] refuses.
@@ -268,7 +271,8 @@ mod tests {
         let (mut flipped, mut shifts) = (0, std::collections::BTreeSet::new());
         for seed in 0..64 {
             let moved = augmented(&set, &[0], &unit(), &Augmentation::default(), seed);
-            // The centre pixels lie in the image for every shift, so their slopes are those of the gradient.
+            // The centre pixels lie in the image for every shift, so their slopes are those of the
+            // gradient.
             let at = |y: usize, x: usize| moved[y * SIDE + x].round() as i32;
             let (down, right) = (at(16, 15) - at(15, 15), at(15, 16) - at(15, 15));
             assert_eq!(down, 4, "seed {seed}");

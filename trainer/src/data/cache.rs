@@ -1,8 +1,8 @@
 //! Decoded images kept in a file, so that the next start takes a second.
 //!
-//! A file is: the magic `PICACHE1`, the length of a JSON header (u64, little endian), the header, the labels (u16, little
-//! endian), the planes. The header says which files it was made of, and how; a cache made of others is made anew, a
-//! damaged one is an error.
+//! A file is: the magic `PICACHE1`, the length of a JSON header (u64, little endian), the header,
+//! the labels (u16, little endian), the planes. The header says which files it was made of, and
+//! how; a cache made of others is made anew, a damaged one is an error.
 
 use std::fs;
 use std::io::{BufReader, Read, Write};
@@ -27,7 +27,8 @@ struct Header {
     crc: u32,
 }
 
-/// What a cache depends on: names, lengths and times of the files, and what becomes of their images.
+/// What a cache depends on: names, lengths and times of the files, and what becomes of their
+/// images.
 pub(super) fn key(paths: &[PathBuf], config: &DataConfig) -> Result<String> {
     let mut listing = Crc::new();
     let mut bytes = 0;

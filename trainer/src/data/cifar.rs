@@ -1,9 +1,10 @@
-//! CIFAR-10 and CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009).
+//! CIFAR-10 and CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features from Tiny Images",
+//! 2009).
 //!
-//! Record files as published (`cifar-10-binary`, `cifar-100-binary`): one label byte (CIFAR-100: a coarse and a fine one),
-//! then 1,024 bytes each of red, green and blue. And CIFAR-10 as JPEG archives, `cifar10_jpeg_<batch>.tar.xz`, whose
-//! members are `<batch>/<record>_<label>.jpg` in record order: quality 75, so accuracies on it are not those of the
-//! published set.
+//! Record files as published (`cifar-10-binary`, `cifar-100-binary`): one label byte (CIFAR-100: a
+//! coarse and a fine one), then 1,024 bytes each of red, green and blue. And CIFAR-10 as JPEG
+//! archives, `cifar10_jpeg_<batch>.tar.xz`, whose members are `<batch>/<record>_<label>.jpg` in
+//! record order: quality 75, so accuracies on it are not those of the published set.
 
 use std::path::{Path, PathBuf};
 

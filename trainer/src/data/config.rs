@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 
 /// Which images, and where they are.
 ///
-/// One table for all kinds; [`Self::check`] refuses a key that means nothing for the kind. `path` is the folder that
-/// holds the files of the set, or one file that `pi-train pack` wrote of it.
+/// One table for all kinds; [`Self::check`] refuses a key that means nothing for the kind. `path`
+/// is the folder that holds the files of the set, or one file that `pi-train pack` wrote of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// The data set.
     #[serde(default)]
     pub kind: Kind,
-    /// Folder or packed file; none for drawn pictures.
+    /// Folder or packed file; none for drawn images.
     #[serde(default)]
     pub path: PathBuf,
     /// Folder for decoded images.
@@ -30,25 +30,25 @@ pub struct DataConfig {
     /// What reports call the set, in place of its usual name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// Rows and columns of an image. MNIST and Fashion-MNIST: 32 (28 padded by 2 of background on each side, the usual value)
-    /// or 28. Tiny-ImageNet: 64 (the usual value) or 32, the mean of 2x2 pixels. Folders and drawn pictures: any from 8
-    /// to 512; 32 is the usual value.
+    /// Rows and columns of an image. MNIST and Fashion-MNIST: 32 (28 padded by 2 of background on
+    /// each side, the usual value) or 28. Tiny-ImageNet: 64 (the usual value) or 32, the mean of
+    /// 2x2 pixels. Folders and drawn images: any from 8 to 512; 32 is the usual value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<usize>,
-    /// Colour channels, 1 or 3. MNIST and Fashion-MNIST: 1 is the usual value, 3 repeats the grey. Folders and drawn
-    /// pictures: 3 is the usual value, 1 is the luma.
+    /// Colour channels, 1 or 3. MNIST and Fashion-MNIST: 1 is the usual value, 3 repeats the grey.
+    /// Folders and drawn images: 3 is the usual value, 1 is the luma.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channels: Option<usize>,
-    /// Drawn pictures, and the split of folders without `test`: the seed, 0 if absent.
+    /// Drawn images, and the split of folders without `test`: the seed, 0 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
     /// Folders without `test`: share of each class that becomes the test set, 0.1 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test_share: Option<f64>,
-    /// Drawn pictures: training images, 20,000 if absent.
+    /// Drawn images: training images, 20,000 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train_images: Option<usize>,
-    /// Drawn pictures: test images, 5,000 if absent.
+    /// Drawn images: test images, 5,000 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test_images: Option<usize>,
 }
@@ -124,7 +124,7 @@ impl DataConfig {
         );
         ensure!(
             !has_path || kind != Procedural,
-            "data.path means nothing for drawn pictures: remove it"
+            "data.path means nothing for drawn images: remove it"
         );
         match (kind, self.size) {
             (_, None) => {}

@@ -100,8 +100,8 @@ impl Decoder {
         [self.channels, self.side, self.side]
     }
 
-    /// Images of these labels, decoded on all cores. `file` gives the one at an index, which is dropped once it is
-    /// decoded: as many are in memory as there are cores.
+    /// Images of these labels, decoded on all cores. `file` gives the one at an index, which is
+    /// dropped once it is decoded: as many are in memory as there are cores.
     pub(super) fn all<F: Borrow<ImageFile>>(
         self,
         labels: Vec<u16>,
@@ -185,10 +185,12 @@ impl Decoder {
     }
 }
 
-/// Whether a JPEG file has its end marker (ITU-T T.81, annex B). The decoder would fill what is missing with grey.
+/// Whether a JPEG file has its end marker (ITU-T T.81, annex B). The decoder would fill what is
+/// missing with grey.
 ///
-/// Segments are passed over by their lengths, as a picture in the metadata has an end marker of its own. What follows the
-/// end is not looked at: zeros of a record, or what cameras append to photographs.
+/// Segments are passed over by their lengths, as an image in the metadata has an end marker of its
+/// own. What follows the end is not looked at: zeros of a record, or what cameras append to
+/// photographs.
 fn jpeg_ends(bytes: &[u8]) -> bool {
     // Behind the start marker.
     let mut at = 2;

@@ -7,10 +7,10 @@ use super::{Dataset, Normalisation};
 
 /// A set whose normalised batches appear on a device.
 ///
-/// On a GPU the bytes of all images are uploaded once (1.2 GB for all of Tiny-ImageNet at 64x64) and a batch is made
-/// there, of a few numbers an image that the host draws. On the processor the images stay where they are and a batch is
-/// made by loops over their rows; tensor operations give the same batch, bit for bit, in more time (the measurement is at
-/// [`Self::batch`]).
+/// On a GPU the bytes of all images are uploaded once (1.2 GB for all of Tiny-ImageNet at 64x64)
+/// and a batch is made there, of a few numbers an image that the host draws. On the processor the
+/// images stay where they are and a batch is made by loops over their rows; tensor operations give
+/// the same batch, bit for bit, in more time (the measurement is at [`Self::batch`]).
 pub struct DeviceSet {
     shape: [usize; 3],
     labels: Vec<u16>,
@@ -123,7 +123,8 @@ impl DeviceSet {
         }
     }
 
-    /// Normalised pixels, each image cropped, flipped and cut out by what its own generator `(seed, position)` draws.
+    /// Normalised pixels, each image cropped, flipped and cut out by what its own generator `(seed,
+    /// position)` draws.
     ///
     /// # Shapes
     /// `[indices, c, h, w]`.
@@ -132,10 +133,11 @@ impl DeviceSet {
     /// An index that is not below [`Self::len`]; a shift that [`Augmentation::check`] refuses.
     ///
     /// # Cost
-    /// On the device one selection of rows, one gather and two element-wise passes; from the host `h + w` numbers an
-    /// image, twice that with cutout. On two cores of an AMD EPYC, busy with compilations, in the test profile: 377,000
-    /// images of 3x32x32 a second and 88,000 of 3x64x64 by the processor's loops, 30,000 and 3,800 by tensor operations
-    /// on burn's `flex` (shift 4, flip, cutout 8, batches of 512; `batches_a_second` below measures it).
+    /// On the device one selection of rows, one gather and two element-wise passes; from the host
+    /// `h + w` numbers an image, twice that with cutout. On two cores of an AMD EPYC, busy with
+    /// compilations, in the test profile: 377,000 images of 3x32x32 a second and 88,000 of 3x64x64
+    /// by the processor's loops, 30,000 and 3,800 by tensor operations on burn's `flex` (shift 4,
+    /// flip, cutout 8, batches of 512; `batches_a_second` below measures it).
     pub fn batch(&self, indices: &[usize], augmentation: &Augmentation, seed: u64) -> Tensor<4> {
         match &self.pixels {
             Pixels::Host { set, tables } => {

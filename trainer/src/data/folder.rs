@@ -1,8 +1,9 @@
 //! A folder of images: one folder of PNG or JPEG files a class.
 //!
-//! Either `train/<class>/*` and `test/<class>/*` (or `val`), or `<class>/*`, of which a share of each class, drawn by
-//! `data.seed`, becomes the test set. Labels number the class folders in the order of their names. The largest centred
-//! square of an image is resized to `data.size`; EXIF orientation is not looked at.
+//! Either `train/<class>/*` and `test/<class>/*` (or `val`), or `<class>/*`, of which a share of
+//! each class, drawn by `data.seed`, becomes the test set. Labels number the class folders in the
+//! order of their names. The largest centred square of an image is resized to `data.size`; EXIF
+//! orientation is not looked at.
 
 use std::path::{Path, PathBuf};
 

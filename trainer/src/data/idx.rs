@@ -1,7 +1,8 @@
-//! MNIST (LeCun, Cortes, Burges) and Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017): idx files, plain or gzipped.
+//! MNIST (LeCun, Cortes, Burges) and Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017): idx files, plain
+//! or gzipped.
 //!
-//! The images are 28x28 and grey. They are padded to 32x32 with background (0) unless `data.size = 28`, and stay one
-//! channel unless `data.channels = 3` repeats it for a network made for colour.
+//! The images are 28x28 and grey. They are padded to 32x32 with background (0) unless `data.size =
+//! 28`, and stay one channel unless `data.channels = 3` repeats it for a network made for colour.
 
 use std::path::{Path, PathBuf};
 
@@ -131,7 +132,8 @@ fn contents(path: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// The values of an idx file of unsigned bytes: `0, 0, 8, dimensions`, each dimension as u32, big endian, the values.
+/// The values of an idx file of unsigned bytes: `0, 0, 8, dimensions`, each dimension as u32, big
+/// endian, the values.
 fn parse<'a>(bytes: &'a [u8], expected: &[usize]) -> Result<&'a [u8]> {
     let header = 4 + 4 * expected.len();
     ensure!(

@@ -1,4 +1,4 @@
-//! What a user wants to see of a data set: counts, statistics, and pictures as training sees them.
+//! What a user wants to see of a data set: counts, statistics, and images as training sees them.
 
 use std::fmt;
 use std::path::Path;
@@ -42,7 +42,8 @@ impl Summary {
         })
     }
 
-    /// Writes a PNG of training images and what the augmentation makes of them; see [`contact_sheet`].
+    /// Writes a PNG of training images and what the augmentation makes of them; see
+    /// [`contact_sheet`].
     ///
     /// # Errors
     /// As [`contact_sheet`].
@@ -105,7 +106,8 @@ const COLUMNS: usize = 10;
 /// Pixels between tiles.
 const GAP: usize = 2;
 
-/// Writes a PNG that shows, a row for each of the first classes, an image and nine draws of its augmentation.
+/// Writes a PNG that shows, a row for each of the first classes, an image and nine draws of its
+/// augmentation.
 ///
 /// # Errors
 /// A set without images, a shift that is too large for it, the file system's.
@@ -231,7 +233,7 @@ mod tests {
             let at = (y * 32 + x) as usize;
             assert_eq!(pixel, [image[at], image[1024 + at], image[2048 + at]]);
         }
-        // The second is another picture.
+        // The second is another image.
         let tile = |column: u32| -> Vec<[u8; 3]> {
             (0..1024)
                 .map(|i| {

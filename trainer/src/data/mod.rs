@@ -1,12 +1,15 @@
-//! Labelled images: where they come from, how they are normalised, and batches of them on the device that trains.
+//! Labelled images: where they come from, how they are normalised, and batches of them on the
+//! device that trains.
 //!
-//! [`DataConfig`] names a data set and [`Source`] opens it: CIFAR-10 and CIFAR-100, MNIST and Fashion-MNIST,
-//! Tiny-ImageNet, a folder of images, or pictures drawn by code; from the files the set is published in, or from one
-//! packed file ([`pack`]). [`DeviceSet`] gives normalised and augmented batches. Every file is checked before an image
-//! of it is used, and every error names the file, what was expected of it and what to do.
+//! [`DataConfig`] names a data set and [`Source`] opens it: CIFAR-10 and CIFAR-100, MNIST and
+//! Fashion-MNIST, Tiny-ImageNet, a folder of images, or images drawn by code; from the files the
+//! set is published in, or from one packed file ([`pack`]). [`DeviceSet`] gives normalised and
+//! augmented batches. Every file is checked before an image of it is used, and every error names
+//! the file, what was expected of it and what to do.
 //!
-//! Training images come in an order that a prefix or a suffix can be cut from: sets whose files are sorted by class are
-//! dealt out one image a class in turn, so that the held-out images, which are the last ones, hold all classes.
+//! Training images come in an order that a prefix or a suffix can be cut from: sets whose files are
+//! sorted by class are dealt out one image a class in turn, so that the held-out images, which are
+//! the last ones, hold all classes.
 
 mod augment;
 mod cache;
@@ -130,8 +133,8 @@ pub struct Sets {
     pub train: Dataset,
     /// The last `data.holdout` training images.
     pub holdout: Dataset,
-    /// Mean and deviation of all training images, rounded to four digits; for the JPEG archives of CIFAR-10
-    /// [`Normalisation::cifar10`].
+    /// Mean and deviation of all training images, rounded to four digits; for the JPEG archives of
+    /// CIFAR-10 [`Normalisation::cifar10`].
     pub normalisation: Normalisation,
 }
 
@@ -292,7 +295,8 @@ trait Reader {
     /// Names of the classes, in label order.
     fn classes(&self) -> Vec<String>;
 
-    /// Files of a part whose decoded images are worth keeping in the cache; none where reading is as fast.
+    /// Files of a part whose decoded images are worth keeping in the cache; none where reading is
+    /// as fast.
     fn files(&self, part: Part) -> Result<Option<Vec<std::path::PathBuf>>>;
 
     /// Reads a part, its images as the files hold them.

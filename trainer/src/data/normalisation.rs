@@ -8,8 +8,8 @@ use super::Dataset;
 
 /// Mean and standard deviation per channel, of pixels scaled to 0..1.
 ///
-/// It is kept in the checkpoint and written into the exported graph: a client normalises its image as the model was
-/// trained.
+/// It is kept in the checkpoint and written into the exported graph: a client normalises its image
+/// as the model was trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Normalisation {
     /// Per-channel mean.
@@ -21,10 +21,11 @@ pub struct Normalisation {
 impl Normalisation {
     /// That of the training images of CIFAR-10, JPEG quality 75, as libjpeg decodes them.
     ///
-    /// [`Self::measure`] gives means of 0.4923, 0.4813 and 0.4479 for what is trained on, and the same deviations: the
-    /// decoder used here rounds chroma up, by a quarter of a level of 255 on average (measured against libjpeg-turbo on
-    /// the test batch, where 78 % of the values are equal and none differs by more than 4). The constants stand, so that runs
-    /// and models made with them go on as they are; 0.001 is 0.4 % of a deviation.
+    /// [`Self::measure`] gives means of 0.4923, 0.4813 and 0.4479 for what is trained on, and the
+    /// same deviations: the decoder used here rounds chroma up, by a quarter of a level of 255 on
+    /// average (measured against libjpeg-turbo on the test batch, where 78 % of the values are
+    /// equal and none differs by more than 4). The constants stand, so that runs and models made
+    /// with them go on as they are; 0.001 is 0.4 % of a deviation.
     pub fn cifar10() -> Self {
         Self {
             mean: vec![0.4913, 0.4821, 0.4465],
@@ -34,7 +35,8 @@ impl Normalisation {
 
     /// That of all pixels of a set, rounded to four digits.
     ///
-    /// The sums are of integers, so the result depends neither on the order of the images nor on the machine.
+    /// The sums are of integers, so the result depends neither on the order of the images nor on
+    /// the machine.
     ///
     /// # Errors
     /// A set without images, or a channel whose pixels are all equal.

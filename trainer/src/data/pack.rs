@@ -1,10 +1,12 @@
-//! A data set in one compressed file, small enough to be carried to a bare machine beside the program.
+//! A data set in one compressed file, small enough to be carried to a bare machine beside the
+//! program.
 //!
-//! A file is: the magic `PIPACK01`, the length of a JSON header (u64, little endian), the header, and two zlib streams, of the
-//! training and of the test images. A set whose files are JPEG keeps them as they are, 32-bit lengths before them: the
-//! compression takes away what the files have in common, and decoding gives what the set's own files give, bit for bit.
-//! Other sets are kept as planes, or, if a quality is given, as JPEG files made of them, and their name then says so.
-//! Mean and deviation, of all training images, travel along.
+//! A file is: the magic `PIPACK01`, the length of a JSON header (u64, little endian), the header,
+//! and two zlib streams, of the training and of the test images. A set whose files are JPEG keeps
+//! them as they are, 32-bit lengths before them: the compression takes away what the files have in
+//! common, and decoding gives what the set's own files give, bit for bit. Other sets are kept as
+//! planes, or, if a quality is given, as JPEG files made of them, and their name then says so. Mean
+//! and deviation, of all training images, travel along.
 
 use std::fs;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
@@ -78,19 +80,20 @@ impl Packed {
 
 /// Writes the set of a configuration to `path`; `data.path` may name that file afterwards.
 ///
-/// With `data.limit` the first so many training images are kept and the held-out ones, the last `data.holdout`. With
-/// `quality`, 1 to 100, images that are not JPEG yet, or are of another size than `data.size`, become JPEG of it, which
-/// changes them.
+/// With `data.limit` the first so many training images are kept and the held-out ones, the last
+/// `data.holdout`. With `quality`, 1 to 100, images that are not JPEG yet, or are of another size
+/// than `data.size`, become JPEG of it, which changes them.
 ///
 /// # Errors
-/// A set that cannot be read, or drawn pictures, which need no file; a quality out of range; the file system's.
+/// A set that cannot be read, or drawn images, which need no file; a quality out of range; the file
+/// system's.
 ///
 /// # Cost
 /// All of the set is in memory; zlib at its best level takes about a minute a GB of planes.
 pub fn pack(config: &DataConfig, quality: Option<u8>, path: &Path) -> Result<Packed> {
     ensure!(
         config.kind != Kind::Procedural,
-        "drawn pictures need no file: data.seed gives them anywhere"
+        "drawn images need no file: data.seed gives them anywhere"
     );
     ensure!(
         quality.is_none_or(|quality| (1..=100).contains(&quality)),

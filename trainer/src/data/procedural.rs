@@ -1,12 +1,14 @@
-//! Pictures drawn by code: ten shapes on textured ground, for trying things out without any download.
+//! Images drawn by code: ten shapes on textured ground, for trying things out without any download.
 //!
-//! A shape is drawn at a random place, in a random size, direction and colour, over a ground of two colours mixed by
-//! smooth noise, then crossed by a line and covered with pixel noise. Contrast varies, so that some pictures are easy and
-//! some can hardly be told. The nearest class mean is right for less than 26 %; ResNet-20 of width 8, on 10,000
-//! images, is right for 24 % after one epoch, 82 % after four, 87 % after six (1,000 held-out images).
+//! A shape is drawn at a random place, in a random size, direction and colour, over a ground of two
+//! colours mixed by smooth noise, then crossed by a line and covered with pixel noise. Contrast
+//! varies, so that some images are easy and some can hardly be told. The nearest class mean is
+//! right for less than 26 %; ResNet-20 of width 8, on 10,000 images, is right for 24 % after one
+//! epoch, 82 % after four, 87 % after six (1,000 held-out images).
 //!
-//! Picture `i` of a part draws from its own generator, and everything is computed by additions, products, quotients and
-//! square roots, which IEEE 754 defines to the bit: a seed gives the same set on every machine.
+//! Image `i` of a part draws from its own generator, and everything is computed by additions,
+//! products, quotients and square roots, which IEEE 754 defines to the bit: a seed gives the same
+//! set on every machine.
 
 use std::path::PathBuf;
 
@@ -58,7 +60,7 @@ impl Reader for Procedural {
     }
 
     fn read(&self, part: Part) -> Result<Raw> {
-        // Streams of the two parts are apart: no test picture is a training picture.
+        // Streams of the two parts are apart: no test image is a training image.
         let (count, first) = match part {
             Part::Train => (self.train, 0),
             Part::Test => (self.test, 1 << 32),
@@ -115,7 +117,7 @@ impl Draws {
     }
 }
 
-/// Draws one picture.
+/// Draws one image.
 fn draw(draws: &mut Draws, class: usize, [channels, height, width]: [usize; 3], planes: &mut [u8]) {
     let size = draws.within(0.40, 0.85);
     let reach = 1.0 - 0.8 * size;
@@ -136,7 +138,7 @@ fn draw(draws: &mut Draws, class: usize, [channels, height, width]: [usize; 3], 
     let plane = height * width;
     for row in 0..height {
         for column in 0..width {
-            // The picture is the square from -1 to 1.
+            // The image is the square from -1 to 1.
             let x = (column as f32 + 0.5) * pixel - 1.0;
             let y = (row as f32 + 0.5) * (2.0 / height as f32) - 1.0;
             let (dx, dy) = ((x - centre[0]) / size, (y - centre[1]) / size);
@@ -161,7 +163,8 @@ fn draw(draws: &mut Draws, class: usize, [channels, height, width]: [usize; 3], 
     }
 }
 
-/// Moves a colour so that it differs from another by `contrast` at least, on the mean of the channels.
+/// Moves a colour so that it differs from another by `contrast` at least, on the mean of the
+/// channels.
 fn push_apart(colour: &mut [f32; 3], from: [f32; 3], contrast: f32) {
     let difference: f32 = (0..3).map(|c| colour[c] - from[c]).sum::<f32>() / 3.0;
     if difference.abs() < contrast {
@@ -247,16 +250,12 @@ mod tests {
         assert_eq!(longer, first);
         let mut crc = flate2::Crc::new();
         crc.update(&first.images);
-        assert_eq!(
-            crc.sum(),
-            0xfd4c_f150,
-            "the pictures are not those of before"
-        );
+        assert_eq!(crc.sum(), 0xfd4c_f150, "the images are not those of before");
         assert!((0..10).all(|class| first.labels.iter().filter(|l| **l == class).count() == 4));
     }
 
     #[test]
-    fn test_pictures_are_no_training_pictures() {
+    fn test_images_are_no_training_images() {
         let config = DataConfig {
             kind: Kind::Procedural,
             train_images: Some(50),
@@ -305,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mean_picture_of_a_class_says_little() {
+    fn the_mean_image_of_a_class_says_little() {
         let (train, test) = (set(3, 32, 3, 2000), set(4, 32, 3, 500));
         let bytes = train.bytes();
         let mut means = vec![vec![0f32; bytes]; 10];

@@ -1,10 +1,12 @@
 //! Tiny-ImageNet-200 (Stanford CS231n): 200 classes of ImageNet at 64x64.
 //!
-//! Three forms are read: the tree as published (`wnids.txt`, `train/<wnid>/images/*.JPEG`, `val/images` with
-//! `val/val_annotations.txt`); tar.xz parts of it (`tiny_imagenet_train_part<K>.tar.xz`, `tiny_imagenet_val.tar.xz` and
-//! `classes.tsv`); and flat records (`tiny_train_part<K>_<S>.bin`, `tiny_val_<S>.bin`: a label byte, then three planes of
-//! `S` times `S` bytes). The published test images have no labels: the validation images are the test set.
-//! Training images are dealt out one of each class in turn, in the order of their numbers, whatever the form.
+//! Three forms are read: the tree as published (`wnids.txt`, `train/<wnid>/images/*.JPEG`,
+//! `val/images` with `val/val_annotations.txt`); tar.xz parts of it
+//! (`tiny_imagenet_train_part<K>.tar.xz`, `tiny_imagenet_val.tar.xz` and `classes.tsv`); and flat
+//! records (`tiny_train_part<K>_<S>.bin`, `tiny_val_<S>.bin`: a label byte, then three planes of
+//! `S` times `S` bytes). The published test images have no labels: the validation images are the
+//! test set. Training images are dealt out one of each class in turn, in the order of their
+//! numbers, whatever the form.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,9 @@
 //! The usual architectures, for 32x32 and 64x64 pixels; max pools are average pools.
 //!
-//! ResNets are those of He et al. (CVPR 2016) in the form common for small images: a 3x3 stem at stride 1, no pool after
-//! it; WRN-22-8 is pre-activation (Zagoruyko and Komodakis, BMVC 2016); `lean9` follows the airbench networks. The same
-//! shapes as `pi_ir::builders`, so that a plan made for one of those holds for a trained one.
+//! ResNets are those of He et al. (CVPR 2016) in the form common for small images: a 3x3 stem at
+//! stride 1, no pool after it; WRN-22-8 is pre-activation (Zagoruyko and Komodakis, BMVC 2016);
+//! `lean9` follows the airbench networks. The same shapes as `pi_ir::builders`, so that a plan made
+//! for one of those holds for a trained one.
 
 use std::collections::BTreeSet;
 
@@ -30,7 +31,8 @@ pub struct NetworkConfig {
     /// Groups of basic blocks, in order; of [`Kind::Residual`] only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<Stage>,
-    /// What stands at activation sites from the start; ReLU where no entry fits, the last fitting entry wins.
+    /// What stands at activation sites from the start; ReLU where no entry fits, the last fitting
+    /// entry wins.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub activations: Vec<Replacement>,
     /// Polynomial kernels; the last fitting entry wins.
@@ -110,11 +112,13 @@ pub enum PolynomialKernel {
     Linear,
     /// `(w.x + c)^2` (PolyKervNets, SaTML 2023), `c` per output channel, from 1.
     Pkn,
-    /// `a (w.x + c)^2` (R-PKN, arXiv 2312.15229), `a > 0` and `c` per output channel, from 0.009 and 0.47.
+    /// `a (w.x + c)^2` (R-PKN, arXiv 2312.15229), `a > 0` and `c` per output channel, from 0.009
+    /// and 0.47.
     RPkn,
 }
 
-/// Limits that no network for small images comes near; a file that asks for more is wrong, and shall not take all memory.
+/// Limits that no network for small images comes near; a file that asks for more is wrong, and
+/// shall not take all memory.
 const MAX_SIDE: usize = 4096;
 const MAX_CHANNELS: usize = 65_536;
 const MAX_KERNEL: usize = 63;
@@ -160,7 +164,8 @@ impl Network {
     /// Builds the nodes for images of shape `input` (`[channels, side, side]`) and so many classes.
     ///
     /// # Errors
-    /// A size of zero, an even kernel, more strides than the image has room for, or a rule that fits no convolution.
+    /// A size of zero, an even kernel, more strides than the image has room for, or a rule that
+    /// fits no convolution.
     pub fn new(config: &NetworkConfig, input: [usize; 3], classes: usize) -> Result<Self> {
         let [channels, height, width] = input;
         let side = 1..=MAX_SIDE;
@@ -261,9 +266,10 @@ impl Network {
         Ok(Self { nodes: nodes.nodes })
     }
 
-    /// Random weights (He et al., 2015), unit norms, the starting coefficients of polynomial kernels; and running
-    /// statistics of a unit normal. Convolutions inside polynomial kernels begin at a tenth of that: `(z + c)^2` is nearly
-    /// linear where `z` is small beside `2 c`, and nothing that is 50 squares deep stays in range where it is not.
+    /// Random weights (He et al., 2015), unit norms, the starting coefficients of polynomial
+    /// kernels; and running statistics of a unit normal. Convolutions inside polynomial kernels
+    /// begin at a tenth of that: `(z + c)^2` is nearly linear where `z` is small beside `2 c`, and
+    /// nothing that is 50 squares deep stays in range where it is not.
     pub fn initialise(&self, rng: &mut impl RngCore) -> (Arrays, Arrays) {
         let (mut parameters, mut buffers) = (Arrays::new(), Arrays::new());
         let kernels = self
@@ -341,7 +347,8 @@ impl Builder<'_> {
         ((channels as f32 * self.width).round() as usize).max(usize::from(channels > 0))
     }
 
-    /// A convolution that keeps the size divided by the stride, and the polynomial kernel that a rule gives it.
+    /// A convolution that keeps the size divided by the stride, and the polynomial kernel that a
+    /// rule gives it.
     fn conv(
         &mut self,
         name: &str,
@@ -516,8 +523,9 @@ impl Builder<'_> {
         for (group, width) in [64, 256, 256].into_iter().enumerate() {
             let name = format!("group{}", group + 1);
             let channels = self.scaled(width);
-            // The norm stands before the pool, where the compiler can fold it into the convolution. With running statistics
-            // that is the same, as means commute with a scale and a shift; in training the moments are those before the pool.
+            // The norm stands before the pool, where the compiler can fold it into the convolution.
+            // With running statistics that is the same, as means commute with a scale and a shift;
+            // in training the moments are those before the pool.
             x = self.conv_norm(&format!("{name}.a"), x, channels, 3, 1)?;
             let [c, h, w] = self.nodes[x].shape;
             let pool = Op::AvgPool { window: 2 };

@@ -1,4 +1,5 @@
-//! The forward pass: one walk over the nodes, for training, evaluation and the ranking of activations.
+//! The forward pass: one walk over the nodes, for training, evaluation and the ranking of
+//! activations.
 
 use std::collections::BTreeMap;
 
@@ -87,8 +88,8 @@ impl Pass {
 }
 
 impl Network {
-    /// Runs the network on normalised pixels `[n, c, h, w]` (without autodiff), showing each node's inputs and output
-    /// to `observe`.
+    /// Runs the network on normalised pixels `[n, c, h, w]` (without autodiff), showing each node's
+    /// inputs and output to `observe`.
     pub fn forward(
         &self,
         state: &State,
@@ -118,7 +119,8 @@ impl Network {
             let mut inputs: Vec<Tensor<4>> = Vec::with_capacity(2);
             for i in &node.inputs {
                 uses[*i] -= 1;
-                // What nobody reads any more is given up, so that a wide network does not keep all its maps.
+                // What nobody reads any more is given up, so that a wide network does not keep all
+                // its maps.
                 let value = if uses[*i] == 0 {
                     values[*i].take()
                 } else {
@@ -396,7 +398,8 @@ impl Walk<'_> {
         penalty
     }
 
-    /// `[2, channels]` moments: the running ones of a frozen node, else the batch's, which are noted.
+    /// `[2, channels]` moments: the running ones of a frozen node, else the batch's, which are
+    /// noted.
     fn moments(
         &mut self,
         buffer: &str,

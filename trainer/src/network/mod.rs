@@ -1,5 +1,6 @@
-//! The trained networks: nodes in topological order ([`Network`]), the usual architectures ([`build`]), their tensors
-//! on the device ([`state`]), what stands at each activation ([`slot`]), and the forward pass ([`forward`]).
+//! The trained networks: nodes in topological order ([`Network`]), the usual architectures
+//! ([`build`]), their tensors on the device ([`state`]), what stands at each activation ([`slot`]),
+//! and the forward pass ([`forward`]).
 
 use std::collections::BTreeMap;
 
@@ -33,7 +34,8 @@ pub enum Op {
         /// Whether it has a bias (only where no norm follows).
         bias: bool,
     },
-    /// The polynomial kernel of the convolution before it: `a (z + c)^2`, or the convolution itself.
+    /// The polynomial kernel of the convolution before it: `a (z + c)^2`, or the convolution
+    /// itself.
     Kernel {
         /// Whether `a` is a parameter, positive (R-PKN), or one (PKN).
         scaled: bool,
@@ -44,7 +46,8 @@ pub enum Op {
     Activation,
     /// Sum of two tensors.
     Add,
-    /// Mean over windows as far apart as they are wide; rows and columns that fill no window are dropped.
+    /// Mean over windows as far apart as they are wide; rows and columns that fill no window are
+    /// dropped.
     AvgPool {
         /// Side of the window.
         window: usize,
@@ -130,8 +133,8 @@ impl Network {
             .sum()
     }
 
-    /// Layers in the sense of QuaIL (arXiv 2107.12342): ranges of nodes that end with an activation site, the last
-    /// one with the logits.
+    /// Layers in the sense of QuaIL (arXiv 2107.12342): ranges of nodes that end with an activation
+    /// site, the last one with the logits.
     pub fn layers(&self) -> Vec<std::ops::Range<usize>> {
         let mut start = 0;
         let mut layers = Vec::new();

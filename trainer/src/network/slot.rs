@@ -1,7 +1,7 @@
 //! What stands at an activation site, and the polynomials that may take a ReLU's place.
 //!
-//! Every slot but [`Slot::MinMax`] with batch statistics is a polynomial or a ReLU per element once training is over:
-//! [`export`](crate::export) folds it.
+//! Every slot but [`Slot::MinMax`] with batch statistics is a polynomial or a ReLU per element once
+//! training is over: [`export`](crate::export) folds it.
 
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -10,20 +10,22 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Slot {
-    /// Each position a ReLU, the identity, or its channel's quadratic `a z^2 + b z + c`, as the mask says.
-    /// Parameter `poly`: `[3, c]`, where a position is a quadratic.
+    /// Each position a ReLU, the identity, or its channel's quadratic `a z^2 + b z + c`, as the
+    /// mask says. Parameter `poly`: `[3, c]`, where a position is a quadratic.
     Masked,
-    /// `a (z^2 + p z)^2 + c z^2 + d z + e` per channel, a quartic in the form that quadratics compose.
-    /// Parameter `quartic`: `[5, c]`, `(a, p, c, d, e)`.
+    /// `a (z^2 + p z)^2 + c z^2 + d z + e` per channel, a quartic in the form that quadratics
+    /// compose. Parameter `quartic`: `[5, c]`, `(a, p, c, d, e)`.
     Quartic,
-    /// `gamma [h0 + BN(z)/2 + BN((z^2 - 1)/sqrt 2)/sqrt(4 pi)] + beta`, `h0 = 1/sqrt(2 pi)` (HerPN, AESPA).
-    /// Parameters `gamma`, `beta`: `[c]`; buffer `herpn`: `[4, c]`, mean and variance of both basis functions.
+    /// `gamma [h0 + BN(z)/2 + BN((z^2 - 1)/sqrt 2)/sqrt(4 pi)] + beta`, `h0 = 1/sqrt(2 pi)` (HerPN,
+    /// AESPA). Parameters `gamma`, `beta`: `[c]`; buffer `herpn`: `[4, c]`, mean and variance of
+    /// both basis functions.
     #[serde(rename = "herpn")]
     HerPn,
-    /// The square of `z` mapped to `[-1, 1]` by each channel's minimum and maximum (Sisyphus, arXiv 2107.12342).
-    /// Buffer `extent`: `[2, c]`, smoothed minimum and maximum.
+    /// The square of `z` mapped to `[-1, 1]` by each channel's minimum and maximum (Sisyphus, arXiv
+    /// 2107.12342). Buffer `extent`: `[2, c]`, smoothed minimum and maximum.
     MinMax {
-        /// Smoothed values at test time (AMM), or the batch's own (MM: not private, a yardstick that no export takes).
+        /// Smoothed values at test time (AMM), or the batch's own (MM: not private, a yardstick
+        /// that no export takes).
         running: bool,
     },
 }
@@ -59,8 +61,8 @@ pub enum Substitute {
     HerPn,
     /// A polynomial that approximates ReLU on an interval, trained from there.
     DropIn(DropIn),
-    /// Each channel's quadratic nearest to ReLU under the distribution of its inputs (AutoReP, ICCV 2023), measured on
-    /// training images.
+    /// Each channel's quadratic nearest to ReLU under the distribution of its inputs (AutoReP, ICCV
+    /// 2023), measured on training images.
     Fitted {
         /// Divides the starting square and constant by 10 and 5, as AutoReP does.
         #[serde(default)]
@@ -134,7 +136,8 @@ impl DropIn {
             self.radius
         );
         let r = f64::from(self.radius);
-        // ReLU is z/2 + |z|/2. In Legendre polynomials on -1..1, |z| = P0/2 + 5/8 P2 - 3/16 P4 + ...
+        // ReLU is z/2 + |z|/2. In Legendre polynomials on -1..1, |z| = P0/2 + 5/8 P2 - 3/16 P4 +
+        // ...
         Ok(match (self.by, self.degree) {
             (Approximation::Taylor, 2) => [2f64.ln(), 0.5, 0.125, 0.0, 0.0],
             (Approximation::Taylor, _) => [2f64.ln(), 0.5, 0.125, 0.0, -1.0 / 192.0],
@@ -150,8 +153,8 @@ impl DropIn {
     }
 }
 
-/// The quadratic `(a, b, c)` nearest to ReLU in mean square under a normal law of mean `u` and deviation `v`
-/// (AutoReP, ICCV 2023, written here through the normal density and distribution).
+/// The quadratic `(a, b, c)` nearest to ReLU in mean square under a normal law of mean `u` and
+/// deviation `v` (AutoReP, ICCV 2023, written here through the normal density and distribution).
 pub fn relu_fit(u: f64, v: f64) -> [f64; 3] {
     let v = v.max(1e-3);
     let t = u / v;
@@ -164,7 +167,8 @@ pub fn relu_fit(u: f64, v: f64) -> [f64; 3] {
     ]
 }
 
-/// Distribution function of the normal law, by Simpson's rule over the density: 1e-9 is more than enough here.
+/// Distribution function of the normal law, by Simpson's rule over the density: 1e-9 is more than
+/// enough here.
 fn normal_distribution(t: f64) -> f64 {
     const STEPS: usize = 400;
     let end = t.clamp(-8.0, 8.0);
@@ -182,7 +186,8 @@ mod tests {
 
     #[test]
     fn the_fit_at_the_standard_normal_is_the_known_one() {
-        // E[relu(z) (z^2 - 1)] / 2 = 1 / (2 sqrt(2 pi)); the slope is 1/2; the constant makes the means equal.
+        // E[relu(z) (z^2 - 1)] / 2 = 1 / (2 sqrt(2 pi)); the slope is 1/2; the constant makes the
+        // means equal.
         let [a, b, c] = relu_fit(0.0, 1.0);
         let half_density = 0.5 / std::f64::consts::TAU.sqrt();
         for (got, expected) in [(a, half_density), (b, 0.5), (c, half_density)] {
@@ -192,7 +197,8 @@ mod tests {
 
     #[test]
     fn the_fit_is_the_best_in_mean_square() {
-        // Any small change of a coefficient must raise the error, integrated over the law on a fine grid.
+        // Any small change of a coefficient must raise the error, integrated over the law on a fine
+        // grid.
         for (u, v) in [(0.7, 1.3), (-1.1, 0.6), (2.5, 0.8)] {
             let error = |[a, b, c]: [f64; 3]| -> f64 {
                 (-4000..=4000)
@@ -224,7 +230,8 @@ mod tests {
 
     #[test]
     fn least_squares_residuals_are_orthogonal_to_every_power() {
-        // The normal equations, integrated by the midpoint rule on 20,000 intervals: its error is below 1e-7.
+        // The normal equations, integrated by the midpoint rule on 20,000 intervals: its error is
+        // below 1e-7.
         for (degree, radius) in [(2, 1.0f32), (2, 4.0), (4, 1.0), (4, 5.0)] {
             let by = Approximation::LeastSquares;
             let drop_in = DropIn { by, degree, radius };

@@ -17,7 +17,8 @@ use crate::tensors::{Tensors, download, download_all, upload};
 /// How many times the running variance a batch's counts at most.
 pub const VARIANCE_LIMIT: f32 = 4.0;
 
-/// A selection under way: each ReLU position has a trained weight `keep` that says whether it stays.
+/// A selection under way: each ReLU position has a trained weight `keep` that says whether it
+/// stays.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Selection {
     /// How `keep` becomes a factor.
@@ -32,8 +33,8 @@ pub struct Selection {
 pub enum Indicator {
     /// It is the factor (SNL, ICML 2022).
     Real,
-    /// One above `width`, zero below `-width`, unchanged between; its gradient goes straight through (AutoReP, ICCV
-    /// 2023). Buffer `kept`: `[c, h, w]`, the factor of the last step.
+    /// One above `width`, zero below `-width`, unchanged between; its gradient goes straight
+    /// through (AutoReP, ICCV 2023). Buffer `kept`: `[c, h, w]`, the factor of the last step.
     Hysteresis {
         /// Half the width of the band in which nothing changes.
         width: f32,
@@ -270,10 +271,11 @@ impl State {
 
     /// Moves the running statistics towards a batch's by `rate`.
     ///
-    /// Behind polynomials a single image can have values of hundreds. The batch's variance is then a thousand times the
-    /// usual one, and would stay in the running one for fifty steps, in which nothing is recognised (measured: 35 in place
-    /// of 85 % after an epoch that ended so). Where a batch's variance is above [`VARIANCE_LIMIT`] times the running one, it
-    /// counts as that limit, and its mean as at most the limit's square root away from the running one.
+    /// Behind polynomials a single image can have values of hundreds. The batch's variance is then
+    /// a thousand times the usual one, and would stay in the running one for fifty steps, in which
+    /// nothing is recognised (measured: 35 in place of 85 % after an epoch that ended so). Where a
+    /// batch's variance is above [`VARIANCE_LIMIT`] times the running one, it counts as that limit,
+    /// and its mean as at most the limit's square root away from the running one.
     pub fn track(&mut self, batch: Tensors, rate: f32) {
         for (name, batch) in batch {
             let running = self.buffers.get_mut(&name).expect("one buffer a statistic");
@@ -286,8 +288,8 @@ impl State {
         }
     }
 
-    /// Rewrites the mask of a masked site. Quadratics begin as the identity where the site had none; coefficients
-    /// that no position uses any more vanish.
+    /// Rewrites the mask of a masked site. Quadratics begin as the identity where the site had
+    /// none; coefficients that no position uses any more vanish.
     ///
     /// # Panics
     /// If `kinds` is not one per element of `shape`.
@@ -342,8 +344,8 @@ impl State {
         plane.reshape([count])
     }
 
-    /// Puts something else at the sites that fit; [`Substitute::Fitted`] gets the quadratics of the identity, to be
-    /// set afterwards.
+    /// Puts something else at the sites that fit; [`Substitute::Fitted`] gets the quadratics of the
+    /// identity, to be set afterwards.
     ///
     /// # Errors
     /// A pattern that fits no site, or a drop-in that does not exist.
@@ -408,7 +410,8 @@ impl State {
         Ok(())
     }
 
-    /// Makes the site's tensors those of `slot`, at their starting values; keeps them if it is that slot already.
+    /// Makes the site's tensors those of `slot`, at their starting values; keeps them if it is that
+    /// slot already.
     fn set_slot(&mut self, site: &str, channels: usize, slot: Slot) {
         if self.slots.insert(site.to_owned(), slot) == Some(slot) {
             return;
@@ -484,10 +487,11 @@ impl State {
             .sum()
     }
 
-    /// Ends the selection: the `budget` ReLUs of the largest weights stay, the others become what the selection says.
+    /// Ends the selection: the `budget` ReLUs of the largest weights stay, the others become what
+    /// the selection says.
     ///
-    /// Within a hysteresis' band the weight does not say whether a position is kept: those that are kept come before those
-    /// that are not.
+    /// Within a hysteresis' band the weight does not say whether a position is kept: those that are
+    /// kept come before those that are not.
     pub fn end_selection(&mut self, network: &Network, budget: usize) {
         let Some(selection) = self.selection.take() else {
             return;
@@ -711,7 +715,8 @@ mod tests {
         let rows = |values: [f32; 4]| -> Vec<f32> {
             values.iter().flat_map(|v| vec![*v; channels]).collect()
         };
-        // Values of a thousand in one image of a hundred: the mean and variance of z, then of its square.
+        // Values of a thousand in one image of a hundred: the mean and variance of z, then of its
+        // square.
         let seen = track(&mut state, name, &rows([10.0, 1e4, 7e3, 5e9]));
         let expected = [0.2, 1.3, 0.2, 1.3];
         for (row, expected) in expected.into_iter().enumerate() {
@@ -733,7 +738,8 @@ mod tests {
             removed: Removed::Identity,
         };
         state.begin_selection(&network, selection, 0.01);
-        // Of the first site four positions are left: 0 fell and rose again within the band, 2 has not fallen yet.
+        // Of the first site four positions are left: 0 fell and rose again within the band, 2 has
+        // not fallen yet.
         let site = "stem.act";
         for name in state.masks.keys().cloned().collect::<Vec<_>>() {
             for what in ["keep", "kept"] {

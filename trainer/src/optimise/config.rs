@@ -24,7 +24,8 @@ pub struct OptimiserConfig {
     /// Factor of the rate per layer, counted from the classifier back: layer-wise learning rates.
     #[serde(default = "one")]
     pub layer_decay: f32,
-    /// Factors of the rate of parameters by name; the last fitting entry wins, and multiplies the layer's.
+    /// Factors of the rate of parameters by name; the last fitting entry wins, and multiplies the
+    /// layer's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rates: Vec<RateRule>,
     /// An average of the weights that takes their place when the stage ends.

@@ -1,9 +1,10 @@
 //! Vectors over all parameters, in few pieces.
 //!
-//! On a GPU a step is bound by the number of operations, so all parameters lie behind each other in one tensor; on the
-//! CPU it is bound by memory, so each stays by itself, where its intermediate results fit the cache. With 10.5 million
-//! parameters in 62 tensors that is 2.3 to 3 times as fast as one tensor, and takes 1.6 times as long as a loop on the host
-//! that does SGD in one pass (the measuring test of this module, two busy cores of a Zen 4, 2026-11-25).
+//! On a GPU a step is bound by the number of operations, so all parameters lie behind each other in
+//! one tensor; on the CPU it is bound by memory, so each stays by itself, where its intermediate
+//! results fit the cache. With 10.5 million parameters in 62 tensors that is 2.3 to 3 times as fast
+//! as one tensor, and takes 1.6 times as long as a loop on the host that does SGD in one pass (the
+//! measuring test of this module, two busy cores of a Zen 4, 2026-11-25).
 
 use std::ops::Range;
 
@@ -130,7 +131,8 @@ impl Layout {
         Ok(self.gather(&tensors))
     }
 
-    /// Names of the parameters whose gradient is not finite; one transfer each, as the run ends here.
+    /// Names of the parameters whose gradient is not finite; one transfer each, as the run ends
+    /// here.
     pub(super) fn blame(&self, gradients: &Tensors) -> String {
         let not_finite = |name: &&str| {
             let gradient = gradients.get(*name);
@@ -198,7 +200,8 @@ impl Vector {
     }
 }
 
-/// A factor for each number of the parameters: the same all over a piece if it can be, which costs nothing.
+/// A factor for each number of the parameters: the same all over a piece if it can be, which costs
+/// nothing.
 pub(super) struct PerNumber(Vec<Factor>);
 
 #[expect(

@@ -1,9 +1,10 @@
 //! Optimisers whose state stays on the device, over vectors of all trained parameters.
 //!
-//! SGD with Nesterov momentum, Adam and AdamW (Loshchilov and Hutter, ICLR 2019), MoMo and MoMo-Adam (Schaipp et al.,
-//! ICML 2024), with rates and decay per parameter, a bound of the global gradient norm, and averages of the weights
-//! (exponential; SWA, Izmailov et al., UAI 2018). On a GPU all parameters are one tensor, so that a step is a dozen operations
-//! whatever the number of layers. The host reads two numbers a step, the loss and the gradient's norm, and stops there if
+//! SGD with Nesterov momentum, Adam and AdamW (Loshchilov and Hutter, ICLR 2019), MoMo and
+//! MoMo-Adam (Schaipp et al., ICML 2024), with rates and decay per parameter, a bound of the global
+//! gradient norm, and averages of the weights (exponential; SWA, Izmailov et al., UAI 2018). On a
+//! GPU all parameters are one tensor, so that a step is a dozen operations whatever the number of
+//! layers. The host reads two numbers a step, the loss and the gradient's norm, and stops there if
 //! either is no number.
 
 mod average;
@@ -72,7 +73,8 @@ pub struct Optimiser {
 }
 
 impl Optimiser {
-    /// A fresh optimiser for these parameters; `depth` is a parameter's layer counted from the classifier back.
+    /// A fresh optimiser for these parameters; `depth` is a parameter's layer counted from the
+    /// classifier back.
     pub fn new(
         config: &OptimiserConfig,
         parameters: &Tensors,
@@ -113,12 +115,12 @@ impl Optimiser {
         }
     }
 
-    /// One step: `parameters` move against `gradients` (absent ones are zero) at `rate`; `epoch`, counted from 0, says
-    /// whether an average has begun.
+    /// One step: `parameters` move against `gradients` (absent ones are zero) at `rate`; `epoch`,
+    /// counted from 0, says whether an average has begun.
     ///
     /// # Cost
-    /// One transfer of two numbers to the host; two concatenations over all parameters and a dozen operations on one
-    /// tensor, or, on the CPU, a dozen on each parameter.
+    /// One transfer of two numbers to the host; two concatenations over all parameters and a dozen
+    /// operations on one tensor, or, on the CPU, a dozen on each parameter.
     /// # Errors
     /// A loss or a gradient that is not finite, by name; parameters and state are then as before.
     pub fn step(
@@ -164,8 +166,8 @@ impl Optimiser {
         Ok(report)
     }
 
-    /// Puts the averaged weights in the place of the parameters; returns whether there is an average. Running
-    /// statistics of norms are those of the weights before: measure them anew.
+    /// Puts the averaged weights in the place of the parameters; returns whether there is an
+    /// average. Running statistics of norms are those of the weights before: measure them anew.
     pub fn apply_average(&mut self, parameters: &mut Tensors) -> bool {
         let Some(average) = self.vectors.remove(AVERAGE) else {
             return false;
@@ -175,7 +177,8 @@ impl Optimiser {
         true
     }
 
-    /// The averaged weights, to be evaluated while the training goes on; none before the average has begun.
+    /// The averaged weights, to be evaluated while the training goes on; none before the average
+    /// has begun.
     pub fn averaged(&self) -> Option<Tensors> {
         let mut parameters = Tensors::new();
         self.layout
@@ -252,8 +255,8 @@ impl Optimiser {
         Ok(())
     }
 
-    /// Takes over the state of an optimiser of the same rule, parameter by parameter; what is new begins at zero, and
-    /// averages of the weights begin anew. Does nothing if the rules differ.
+    /// Takes over the state of an optimiser of the same rule, parameter by parameter; what is new
+    /// begins at zero, and averages of the weights begin anew. Does nothing if the rules differ.
     pub fn carry(&mut self, old: &Optimiser) {
         if self.config.rule != old.config.rule {
             return;
@@ -276,7 +279,8 @@ mod tests {
 
     use super::*;
 
-    /// On the CPU each parameter is a piece of its own: here the layout of a GPU is held against that one.
+    /// On the CPU each parameter is a piece of its own: here the layout of a GPU is held against
+    /// that one.
     #[test]
     fn one_tensor_for_all_gives_the_same_steps() {
         let device = Device::flex();
@@ -341,7 +345,8 @@ mod tests {
         }
     }
 
-    /// No test of time, which other work on the machine would fail: prints what a step over 10.5 million parameters takes.
+    /// No test of time, which other work on the machine would fail: prints what a step over 10.5
+    /// million parameters takes.
     #[test]
     #[ignore = "measures"]
     fn a_step_in_both_layouts_and_as_a_loop_on_the_host() {

@@ -6,7 +6,8 @@ use super::flat::{PerNumber, Vector};
 use super::{Optimiser, Rule};
 
 impl Optimiser {
-    /// The parameters after the step numbered `self.steps`, from those before it and the gradient, clipped to `share` of it.
+    /// The parameters after the step numbered `self.steps`, from those before it and the gradient,
+    /// clipped to `share` of it.
     pub(super) fn update(
         &mut self,
         x: Vector,
@@ -85,16 +86,19 @@ impl Optimiser {
         x.minus(self.rates.times(m.over(d), corrected))
     }
 
-    /// MoMo's step: the proximal step of the model `max(rho f*, f - inner + <d, y>) / rho`, with `alpha` the rate.
+    /// MoMo's step: the proximal step of the model `max(rho f*, f - inner + <d, y>) / rho`, with
+    /// `alpha` the rate.
     ///
-    /// What is averaged is the loss above its bound `f*`, so that `f - rho f*` is one number. A clipped gradient is that of
-    /// a loss scaled down, and so is what is averaged: the model stays one of a loss, and clipping makes a step shorter or
-    /// leaves it as it is. (With the loss as it was, a gradient clipped to a tenth made the step ten times longer, up to
-    /// the bound `alpha / rho`.)
+    /// What is averaged is the loss above its bound `f*`, so that `f - rho f*` is one number. A
+    /// clipped gradient is that of a loss scaled down, and so is what is averaged: the model stays
+    /// one of a loss, and clipping makes a step shorter or leaves it as it is. (With the loss as it
+    /// was, a gradient clipped to a tenth made the step ten times longer, up to the bound `alpha /
+    /// rho`.)
     ///
-    /// Rates `s` and decays `l` may differ between parameters; with `q = 1 + alpha s l` the step in the metric `D` is
-    /// `tau = min(alpha / rho, max(0, f - rho f* - inner + <d, x / q>) / sum(s d^2 / (D q)))`, `x <- (x - tau s d / D) / q`.
-    /// Where all are equal this is the paper's: numerator and denominator of `tau` are both divided by `q` here.
+    /// Rates `s` and decays `l` may differ between parameters; with `q = 1 + alpha s l` the step in
+    /// the metric `D` is `tau = min(alpha / rho, max(0, f - rho f* - inner + <d, x / q>) / sum(s
+    /// d^2 / (D q)))`, `x <- (x - tau s d / D) / q`. Where all are equal this is the paper's:
+    /// numerator and denominator of `tau` are both divided by `q` here.
     fn model_step(
         &self,
         x: Vector,
@@ -165,14 +169,15 @@ impl Optimiser {
         v.map(|v| v.mul_scalar(correction).sqrt().add_scalar(epsilon))
     }
 
-    /// Sum of the weights of an average that began at zero: `1 - beta^k`. In double precision, as `1 - 0.999` loses four
-    /// digits in single.
+    /// Sum of the weights of an average that began at zero: `1 - beta^k`. In double precision, as
+    /// `1 - 0.999` loses four digits in single.
     fn weight(&self, beta: f32) -> f64 {
         1.0 - f64::from(beta).powi(self.steps.min(i32::MAX as u64) as i32)
     }
 }
 
-/// Averages of gradient, loss above its bound, and inner product of gradient and parameters: a linear model of the loss.
+/// Averages of gradient, loss above its bound, and inner product of gradient and parameters: a
+/// linear model of the loss.
 struct Model {
     gradient: Vector,
     excess: Tensor<1>,

@@ -1,4 +1,5 @@
-//! Charts of runs: loss, accuracy, gradient norms, and how far the inputs of activations escape, over epochs and depth.
+//! Charts of runs: loss, accuracy, gradient norms, and how far the inputs of activations escape,
+//! over epochs and depth.
 
 use std::collections::BTreeSet;
 
@@ -70,7 +71,8 @@ pub fn accuracy(runs: &[History]) -> Option<Chart> {
     .drawable()
 }
 
-/// Mean (lines) and largest (broken lines) norm of the gradient before clipping; none if no log has it.
+/// Mean (lines) and largest (broken lines) norm of the gradient before clipping; none if no log has
+/// it.
 pub fn gradients(runs: &[History]) -> Option<Chart> {
     let of_run = |run: &History| {
         [("mean", 0, Style::Line), ("largest", 1, Style::Dashed)].map(|(name, index, style)| {
@@ -104,7 +106,8 @@ pub fn escape(run: &History) -> Option<Chart> {
     )
 }
 
-/// Share of the values at each activation of a run that left the range of the training images, over epochs.
+/// Share of the values at each activation of a run that left the range of the training images, over
+/// epochs.
 pub fn outside(run: &History) -> Option<Chart> {
     by_site(
         run,
@@ -132,8 +135,9 @@ fn by_site(
     chart(run.name.clone(), series).drawable()
 }
 
-/// The escape curve: largest magnitude at each activation after the last epoch of each run, over depth; none if no log
-/// has it. Values that are no number any more, infinity among them, break a line.
+/// The escape curve: largest magnitude at each activation after the last epoch of each run, over
+/// depth; none if no log has it. Values that are no number any more, infinity among them, break a
+/// line.
 pub fn escape_over_depth(runs: &[History]) -> Option<Chart> {
     over_depth(
         runs,
@@ -182,19 +186,23 @@ fn over_depth(
     .drawable()
 }
 
-/// Sorts sites into the order of the networks of this crate, by name alone, as JSON maps keep no order.
+/// Sorts sites into the order of the networks of this crate, by name alone, as JSON maps keep no
+/// order.
 ///
-/// The stem or the whitening is first and `last` is last; numbers count by value. A polynomial kernel stands before the
-/// activation of its convolution, and a block's own activation behind all inside it. Networks with a site `last.act` are
-/// pre-activation, where an activation stands before its convolution.
+/// The stem or the whitening is first and `last` is last; numbers count by value. A polynomial
+/// kernel stands before the activation of its convolution, and a block's own activation behind all
+/// inside it. Networks with a site `last.act` are pre-activation, where an activation stands before
+/// its convolution.
 pub fn sort_by_depth(names: &mut [String]) {
     let pre_activation = names.iter().any(|name| name == "last.act");
     names.sort_by_cached_key(|name| depth(name, pre_activation));
 }
 
-/// What names are compared by: rank, text and number of each part of names like `stage12.block1.a.act`.
+/// What names are compared by: rank, text and number of each part of names like
+/// `stage12.block1.a.act`.
 fn depth(name: &str, pre_activation: bool) -> Vec<(u8, String, u64)> {
-    // The shortcut of a pre-activation block lies between the activation and the kernel of `a`, as `b` < `k`.
+    // The shortcut of a pre-activation block lies between the activation and the kernel of `a`, as
+    // `b` < `k`.
     let name = match pre_activation {
         true => name.replace("shortcut.kernel", "a.beside"),
         false => name.to_owned(),

@@ -18,7 +18,8 @@ use crate::atomic;
 /// Width and height in pixels.
 const SIZE: (u32, u32) = (1200, 720);
 const INK: RGBColor = RGBColor(40, 40, 40);
-/// Told apart by people who confuse colours, too (Okabe and Ito, 2008), without the yellow, which is faint on white.
+/// Told apart by people who confuse colours, too (Okabe and Ito, 2008), without the yellow, which
+/// is faint on white.
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -78,7 +79,8 @@ impl Axis {
 pub struct Series {
     /// Name in the legend.
     pub name: String,
-    /// Points; those that cannot be drawn (no number, or not above 0 on a logarithmic axis) break the line.
+    /// Points; those that cannot be drawn (no number, or not above 0 on a logarithmic axis) break
+    /// the line.
     pub points: Vec<(f64, f64)>,
     /// How they are drawn.
     pub style: Style,
@@ -103,7 +105,8 @@ impl Chart {
         self.range(|p| p.0, &self.x).is_some().then_some(self)
     }
 
-    /// Writes `name.svg` and `name.png` into a folder, which is made if absent; returns their paths.
+    /// Writes `name.svg` and `name.png` into a folder, which is made if absent; returns their
+    /// paths.
     ///
     /// # Errors
     /// A chart without a point that can be drawn; the file system's.
@@ -313,7 +316,8 @@ impl Axis {
     fn labels(&self) -> usize {
         match self.names.len() {
             0 => 10,
-            // Twice as many places as names: plotters puts labels at round distances, and names are at whole ones.
+            // Twice as many places as names: plotters puts labels at round distances, and names are
+            // at whole ones.
             names => (2 * names).min(40),
         }
     }

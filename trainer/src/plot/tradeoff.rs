@@ -21,7 +21,8 @@ pub struct Published {
     pub accuracy: f64,
 }
 
-/// Reads published points from a TOML file: `[[point]]` tables with `method`, `relus` and `accuracy` (0 to 1).
+/// Reads published points from a TOML file: `[[point]]` tables with `method`, `relus` and
+/// `accuracy` (0 to 1).
 ///
 /// # Errors
 /// A file that cannot be read, an unknown key, an accuracy that is no share.
@@ -46,8 +47,8 @@ pub fn published(path: &Path) -> Result<Vec<Published>> {
     Ok(file.point)
 }
 
-/// Accuracy against ReLUs: a series for each method and network, and the published points. Networks without a ReLU stand
-/// at 1, as a logarithmic axis has no 0.
+/// Accuracy against ReLUs: a series for each method and network, and the published points. Networks
+/// without a ReLU stand at 1, as a logarithmic axis has no 0.
 pub fn budget(results: &[Reported], published: &[Published]) -> Chart {
     let mut series = grouped(
         results,

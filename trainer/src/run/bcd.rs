@@ -1,11 +1,13 @@
 //! Block coordinate descent on the ReLUs that are left (arXiv 2511.11781).
 //!
-//! A step draws random blocks of ReLUs over all layers and removes the first one that costs less accuracy than the
-//! tolerance, or the cheapest of all drawn, on a fixed subset of the training images without augmentation and without any
-//! change of weights; then the network is fine-tuned. The accuracy to compare with is measured anew in each step.
+//! A step draws random blocks of ReLUs over all layers and removes the first one that costs less
+//! accuracy than the tolerance, or the cheapest of all drawn, on a fixed subset of the training
+//! images without augmentation and without any change of weights; then the network is fine-tuned.
+//! The accuracy to compare with is measured anew in each step.
 //!
-//! A block of a hundred ReLUs drawn uniformly costs much the same as any other: its cost is a mean over many positions. Blocks
-//! drawn by saliency ([`Draw::Saliency`], ours) differ, and what the first-order estimate gets wrong the trial shows.
+//! A block of a hundred ReLUs drawn uniformly costs much the same as any other: its cost is a mean
+//! over many positions. Blocks drawn by saliency ([`Draw::Saliency`], ours) differ, and what the
+//! first-order estimate gets wrong the trial shows.
 
 use std::collections::BTreeMap;
 
@@ -106,7 +108,8 @@ impl Run {
         }))
     }
 
-    /// A block of remaining ReLUs, from all layers, or from one layer first, which a random number says.
+    /// A block of remaining ReLUs, from all layers, or from one layer first, which a random number
+    /// says.
     fn draw(
         &self,
         size: usize,
@@ -137,7 +140,8 @@ impl Run {
         block
     }
 
-    /// Predicted milliseconds that removing a block saves: its ReLUs, and the messages of layers that it empties.
+    /// Predicted milliseconds that removing a block saves: its ReLUs, and the messages of layers
+    /// that it empties.
     fn saved(&self, block: &Block, removed: Removed, costs: &Costs, profile: &str) -> Result<f64> {
         let in_place = match removed {
             Removed::Identity => InPlace::Identity,
@@ -169,8 +173,8 @@ fn sample(mut pool: Block, size: usize, rng: &mut impl RngCore) -> Block {
     pool
 }
 
-/// `size` different elements of a pool (all of it if it is smaller), drawn one after the other with weights
-/// `saliency^(-1/t)`, which are the least salient ones if `t` is zero.
+/// `size` different elements of a pool (all of it if it is smaller), drawn one after the other with
+/// weights `saliency^(-1/t)`, which are the least salient ones if `t` is zero.
 fn least_salient(
     pool: Block,
     size: usize,
@@ -181,7 +185,8 @@ fn least_salient(
     let mut ranked: Vec<(f64, (String, usize))> = pool
         .into_iter()
         .map(|(site, e)| {
-            // The greatest of log-weights plus Gumbel noise is such a draw; here everything is times -t.
+            // The greatest of log-weights plus Gumbel noise is such a draw; here everything is
+            // times -t.
             let uniform = (rng.next_u64() >> 11) as f64 + 0.5;
             let gumbel = -(-(uniform / (1u64 << 53) as f64).ln()).ln();
             let log = saliency[&site][e].max(f64::MIN_POSITIVE).ln();

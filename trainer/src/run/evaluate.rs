@@ -1,4 +1,5 @@
-//! Measuring a run: accuracy, loss, and how far the inputs of activations stray from what they were trained on.
+//! Measuring a run: accuracy, loss, and how far the inputs of activations stray from what they were
+//! trained on.
 
 use std::collections::BTreeMap;
 
@@ -29,10 +30,11 @@ pub struct Evaluation {
 /// What reached a site.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Site {
-    /// Largest magnitude of an input; infinite (`null` in JSON) if one is beyond single precision or no number.
+    /// Largest magnitude of an input; infinite (`null` in JSON) if one is beyond single precision
+    /// or no number.
     pub largest: f32,
-    /// Share of inputs outside the range of their channel on training images (a min-max norm's own extent); inputs that
-    /// are no numbers are outside, and widen no range.
+    /// Share of inputs outside the range of their channel on training images (a min-max norm's own
+    /// extent); inputs that are no numbers are outside, and widen no range.
     pub outside: f64,
 }
 

@@ -1,9 +1,9 @@
-//! A run: a network on its way through the stages of an experiment, exact to the bit on the CPU for a given seed,
-//! whether interrupted or not.
+//! A run: a network on its way through the stages of an experiment, exact to the bit on the CPU for
+//! a given seed, whether interrupted or not.
 //!
-//! [`Run::epoch`] does what is due next: it begins a stage (teacher, replacements, cuts), trains one epoch, ends a stage,
-//! and measures the held-out images. [`Run::epoch_while`] does the same, and may stop between two steps. Everything they
-//! depend on is in the [`Checkpoint`].
+//! [`Run::epoch`] does what is due next: it begins a stage (teacher, replacements, cuts), trains
+//! one epoch, ends a stage, and measures the held-out images. [`Run::epoch_while`] does the same,
+//! and may stop between two steps. Everything they depend on is in the [`Checkpoint`].
 
 mod bcd;
 mod evaluate;
@@ -51,7 +51,8 @@ pub struct Meta {
     pub epoch: usize,
     /// Seconds spent so far.
     pub wall_s: f64,
-    /// Names of the processors that trained it; unknown in checkpoints that were written before they were kept.
+    /// Names of the processors that trained it; unknown in checkpoints that were written before
+    /// they were kept.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub devices: BTreeSet<String>,
     /// Images of an epoch; unknown in checkpoints that were written before it was kept.
@@ -152,8 +153,8 @@ impl Run {
     /// A new run with random weights, or those of its warm start.
     ///
     /// # Errors
-    /// A network that cannot be built, a replacement that fits nothing, a warm start from another network or from a run
-    /// that is not finished.
+    /// A network that cannot be built, a replacement that fits nothing, a warm start from another
+    /// network or from a run that is not finished.
     pub fn new(config: Config, images: Images, device: Device) -> Result<Self> {
         config.check()?;
         images.check()?;
@@ -292,13 +293,14 @@ impl Run {
 
     /// Goes on under another configuration of the same network.
     ///
-    /// Batches, rates, penalties and augmentation of the stage under way change from here on; an optimiser with other
-    /// settings goes on with the state of the old one where the rule is the same, and averages of the weights begin anew.
+    /// Batches, rates, penalties and augmentation of the stage under way change from here on; an
+    /// optimiser with other settings goes on with the state of the old one where the rule is the
+    /// same, and averages of the weights begin anew.
     ///
     /// # Errors
-    /// A key out of range, another network or seed, fewer stages than are done, a change to one that is done, an
-    /// augmentation that the images are too small for; in the stage under way another method, other replacements or another
-    /// teacher.
+    /// A key out of range, another network or seed, fewer stages than are done, a change to one
+    /// that is done, an augmentation that the images are too small for; in the stage under way
+    /// another method, other replacements or another teacher.
     pub fn reconfigure(&mut self, config: Config) -> Result<()> {
         config.check()?;
         ensure!(
@@ -411,7 +413,8 @@ impl Run {
         self.meta.config.stages.get(self.meta.stage)
     }
 
-    /// Copies what fits from another run: everything but the classifier, which may have other classes.
+    /// Copies what fits from another run: everything but the classifier, which may have other
+    /// classes.
     fn warm_start(&mut self, source: &Run, warm: &WarmStart) -> Result<()> {
         ensure!(
             source.finished(),
@@ -480,7 +483,8 @@ impl Run {
         Ok(())
     }
 
-    /// Never both a polynomial kernel and a polynomial activation in one layer (R-PKN, arXiv 2312.15229).
+    /// Never both a polynomial kernel and a polynomial activation in one layer (R-PKN, arXiv
+    /// 2312.15229).
     fn check_polynomial_kernels(&self) -> Result<()> {
         for layer in self.network.layers() {
             let nodes = &self.network.nodes[layer];
@@ -604,7 +608,8 @@ fn same_stage(one: &StageConfig, other: &StageConfig) -> bool {
     moved == *other
 }
 
-/// Whether two stages have one teacher. A run's weights are in the checkpoint: their file may lie elsewhere by now.
+/// Whether two stages have one teacher. A run's weights are in the checkpoint: their file may lie
+/// elsewhere by now.
 fn same_teacher(one: &StageConfig, other: &StageConfig) -> bool {
     let teacher = |stage: &StageConfig| stage.distil.as_ref().map(|d| d.teacher.clone());
     match (teacher(one), teacher(other)) {

@@ -1,10 +1,11 @@
 //! Cuts by first-order saliency.
 //!
-//! Replacing position `e` by another function changes the loss by about `sum over images of g * (new(z) - old(z))`,
-//! `g` the gradient at the activation's output. The saliency is the mean square of that sum over small batches; it
-//! costs one backward pass a batch, as the sums are the gradients of the position's coefficients. ReLUs are cut to
-//! quadratics (at chosen sites), each the best fit to ReLU under its channel's distribution, or to identities; quadratics
-//! to the identity.
+//! Replacing position `e` by another function changes the loss by about `sum over images of g *
+//! (new(z) - old(z))`, `g` the gradient at the activation's output. The saliency is the mean square
+//! of that sum over small batches; it costs one backward pass a batch, as the sums are the
+//! gradients of the position's coefficients. ReLUs are cut to quadratics (at chosen sites), each
+//! the best fit to ReLU under its channel's distribution, or to identities; quadratics to the
+//! identity.
 
 use std::collections::BTreeMap;
 
@@ -72,7 +73,8 @@ impl Run {
         Ok(())
     }
 
-    /// Of each position, the mean square over batches of what removing it changes of the loss, times the number of batches.
+    /// Of each position, the mean square over batches of what removing it changes of the loss,
+    /// times the number of batches.
     pub(super) fn saliencies(
         &self,
         images: &[usize],

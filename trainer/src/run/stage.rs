@@ -20,7 +20,8 @@ use crate::network::{Mode, Network, Op, Replacement, Request, Selection, Slot, S
 use crate::pattern::fits;
 use crate::tensors::{Tensors, download_all};
 
-/// A selection's penalty grows no further: it decides every step by then, and its squares are still finite.
+/// A selection's penalty grows no further: it decides every step by then, and its squares are still
+/// finite.
 const MAX_LAMBDA: f32 = 1e6;
 
 impl Method {
@@ -54,12 +55,14 @@ impl Run {
         self.check_patterns(stage)
     }
 
-    /// Puts in what the stage replaces; of several replacements that fit a site, the last one stands.
+    /// Puts in what the stage replaces; of several replacements that fit a site, the last one
+    /// stands.
     fn replace_activations(&mut self, stage: &StageConfig, set: &DeviceSet) -> Result<()> {
         let own = stage.replace.iter().cloned();
         let replacements: Vec<Replacement> = own.chain(quail_replacement(&stage.method)).collect();
         let fitted = |by: &Substitute| matches!(by, Substitute::Fitted { .. });
-        // Quadratics are fitted to what reaches them in the network as it was trained, so none may be in place yet.
+        // Quadratics are fitted to what reaches them in the network as it was trained, so none may
+        // be in place yet.
         let moments = match replacements.iter().any(|r| fitted(&r.by)) {
             true => self.input_moments(set),
             false => BTreeMap::new(),
@@ -147,7 +150,8 @@ impl Run {
         });
     }
 
-    /// After an epoch of a selection: counts, raises the penalty if the count did not fall, ends at the budget.
+    /// After an epoch of a selection: counts, raises the penalty if the count did not fall, ends at
+    /// the budget.
     pub(super) fn press(&mut self, select: &Select) -> serde_json::Value {
         let threshold = match self.state.selection.map(|s| s.indicator) {
             Some(Indicator::Hysteresis { .. }) => 0.5,
@@ -202,7 +206,8 @@ impl Run {
             self.optimiser = None;
             self.meta.optimiser = None;
         }
-        // Checkpoints of finished runs are kept and carried about: what another file holds is left out.
+        // Checkpoints of finished runs are kept and carried about: what another file holds is left
+        // out.
         let elsewhere = |teacher: &TeacherRun| matches!(teacher.meta.who, Teacher::Checkpoint(_));
         if self.finished() && self.teacher.as_ref().is_some_and(elsewhere) {
             self.teacher = None;
@@ -326,7 +331,8 @@ impl Run {
             .collect()
     }
 
-    /// Gives sites the quadratics nearest to ReLU under the distribution of their inputs on some training images.
+    /// Gives sites the quadratics nearest to ReLU under the distribution of their inputs on some
+    /// training images.
     pub(super) fn fit_quadratics(&mut self, sites: &[String], damped: bool, set: &DeviceSet) {
         if sites.is_empty() {
             return;
@@ -338,7 +344,8 @@ impl Run {
         }
     }
 
-    /// Means, then variances, of the channels that reach each activation site on some training images.
+    /// Means, then variances, of the channels that reach each activation site on some training
+    /// images.
     fn input_moments(&self, set: &DeviceSet) -> BTreeMap<String, Vec<f32>> {
         let order = data::permutation(set.len(), &mut self.rng(1));
         let indices = &order[..order.len().min(EVALUATION_BATCH)];
@@ -354,11 +361,11 @@ impl Run {
         download_all(&moments)
     }
 
-    /// Gives min-max norms and Hermite norms that are new the statistics of a batch of training images, and every norm
-    /// of a network that is new.
+    /// Gives min-max norms and Hermite norms that are new the statistics of a batch of training
+    /// images, and every norm of a network that is new.
     ///
-    /// Behind polynomial kernels that begin nearly linear the true variance is 1e-4; from a variance of 1 the running one
-    /// would take a hundred steps to get there.
+    /// Behind polynomial kernels that begin nearly linear the true variance is 1e-4; from a
+    /// variance of 1 the running one would take a hundred steps to get there.
     fn calibrate(&mut self, set: &DeviceSet) {
         let new = self.state.slots.iter().any(|(site, slot)| {
             matches!(slot, Slot::MinMax { .. } | Slot::HerPn)
@@ -381,7 +388,8 @@ impl Run {
     }
 }
 
-/// `[3, c]` coefficients of the quadratics nearest to ReLU; `damped` divides square and constant by 10 and 5.
+/// `[3, c]` coefficients of the quadratics nearest to ReLU; `damped` divides square and constant by
+/// 10 and 5.
 fn quadratics(moments: &[f32], damped: bool) -> Array {
     let channels = moments.len() / 2;
     let (means, variances) = moments.split_at(channels);
@@ -423,8 +431,8 @@ fn quail_replacement(method: &Method) -> Option<Replacement> {
     })
 }
 
-/// First every layer in turn imitates the teacher's, from the image on; then the layers are unfrozen, from the
-/// classifier back.
+/// First every layer in turn imitates the teacher's, from the image on; then the layers are
+/// unfrozen, from the classifier back.
 fn quail_phase(quail: &Quail, layers: &[std::ops::Range<usize>], done: usize) -> Phase {
     let imitation = layers.len() * quail.layer_epochs;
     if done < imitation {

@@ -36,7 +36,8 @@ pub struct EpochReport {
     pub epoch: usize,
     /// Finished epochs of the stage, and how many it has.
     pub stage_epoch: [usize; 2],
-    /// Mean training loss, if anything was trained; with the range penalty if the optimiser's rule goes by the loss.
+    /// Mean training loss, if anything was trained; with the range penalty if the optimiser's rule
+    /// goes by the loss.
     pub loss: Option<f64>,
     /// Accuracy on held-out images, if there are any.
     pub holdout_accuracy: Option<f64>,
@@ -114,18 +115,19 @@ pub(super) struct Phase {
 }
 
 impl Run {
-    /// Does what is due next: begins the stage, trains one epoch, ends the stage, measures the held-out images.
+    /// Does what is due next: begins the stage, trains one epoch, ends the stage, measures the
+    /// held-out images.
     ///
     /// # Errors
-    /// A stage that cannot begin; a loss or a gradient that is not a number, naming the first layer where it shows; an epoch
-    /// begun with other batches.
+    /// A stage that cannot begin; a loss or a gradient that is not a number, naming the first layer
+    /// where it shows; an epoch begun with other batches.
     pub fn epoch(&mut self, data: &Data, progress: &ProgressBar) -> Result<EpochReport> {
         let report = self.epoch_while(data, progress, || true)?;
         Ok(report.expect("nothing stops the epoch"))
     }
 
-    /// As [`Self::epoch`], but asks before each step whether to go on. If not, it returns nothing, and the next call goes on
-    /// with that step; the checkpoint may be saved in between.
+    /// As [`Self::epoch`], but asks before each step whether to go on. If not, it returns nothing,
+    /// and the next call goes on with that step; the checkpoint may be saved in between.
     ///
     /// # Errors
     /// As [`Self::epoch`].
@@ -203,7 +205,8 @@ impl Run {
         Ok(begun)
     }
 
-    /// The rest of the epoch, with what its method does after it; returns whether it came to its end.
+    /// The rest of the epoch, with what its method does after it; returns whether it came to its
+    /// end.
     fn advance(
         &mut self,
         stage: &StageConfig,
@@ -232,7 +235,8 @@ impl Run {
         Ok(true)
     }
 
-    /// Positions by kind; those that a selection has removed for the moment count as what they would become.
+    /// Positions by kind; those that a selection has removed for the moment count as what they
+    /// would become.
     fn counts(&self) -> Counts {
         let mut counts = self.network.counts(&self.state);
         if let (Some(selection), Some(pressure)) = (self.state.selection, self.meta.pressure) {
@@ -316,8 +320,8 @@ impl Run {
         let epoch = phase.epoch;
         let trains = |name: &str| trains(stage, name);
         let range = stage.range.as_ref();
-        // When a layer's turn to imitate comes, its inputs are others than those that its min-max norm was given at the
-        // start: its first batch gives the extent anew.
+        // When a layer's turn to imitate comes, its inputs are others than those that its min-max
+        // norm was given at the start: its first batch gives the extent anew.
         let anew = first && phase.imitate.is_some();
         let request = Request {
             penalty: range.map_or(Penalty::None, |r| r.at(self.meta.stage_epoch)),
@@ -501,7 +505,8 @@ impl Run {
             .forward(&self.state, pixels, request, |_, _, _| {})
     }
 
-    /// Randomness of the epoch under way: a run that is resumed draws what an uninterrupted one draws.
+    /// Randomness of the epoch under way: a run that is resumed draws what an uninterrupted one
+    /// draws.
     pub(super) fn rng(&self, purpose: u64) -> ChaCha8Rng {
         let mut rng = ChaCha8Rng::seed_from_u64(self.meta.config.seed);
         rng.set_stream(
@@ -514,8 +519,8 @@ impl Run {
 }
 
 impl TeacherRun {
-    /// The teacher's output on a batch: logits, or what the student imitates. A teacher beside the student takes a
-    /// step of its own first.
+    /// The teacher's output on a batch: logits, or what the student imitates. A teacher beside the
+    /// student takes a step of its own first.
     fn teach(
         &mut self,
         pixels: Tensor<4>,
@@ -610,8 +615,8 @@ fn objective(
     loss + cross_entropy(logits, labels.labels, labels.smoothing).mul_scalar(distil.cross_entropy)
 }
 
-/// Mean of the squares, image by image first: one sum over millions of numbers would come in an order that depends on
-/// which thread is free.
+/// Mean of the squares, image by image first: one sum over millions of numbers would come in an
+/// order that depends on which thread is free.
 fn mean_square(x: Tensor<4>) -> Tensor<1> {
     let [n, c, h, w] = x.dims();
     let squares = (x.clone() * x).reshape([n, c * h * w]);

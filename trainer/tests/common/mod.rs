@@ -1,4 +1,4 @@
-//! A tiny experiment on pictures drawn by code.
+//! A tiny experiment on images drawn by code.
 #![allow(
     dead_code,
     reason = "each test file includes this module and uses a part of it"
@@ -12,7 +12,7 @@ use pi_trainer::run::{EpochReport, Images, Run};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
-/// Side of the pictures.
+/// Side of the images.
 pub(crate) const SIDE: usize = 32;
 /// Their colours.
 pub(crate) const CHANNELS: usize = 3;
@@ -61,8 +61,8 @@ pub(crate) fn device_set(set: Dataset) -> DeviceSet {
 
 pub(crate) fn data(train: usize, holdout: usize, seed: u64) -> Data {
     Data {
-        train: device_set(pictures(train, seed)),
-        holdout: device_set(pictures(holdout, seed + 1)),
+        train: device_set(stripes(train, seed)),
+        holdout: device_set(stripes(holdout, seed + 1)),
     }
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn saved(run: &Run) -> tempfile::TempDir {
 }
 
 /// Stripes whose direction, width and colour tell the class, with noise.
-pub(crate) fn pictures(count: usize, seed: u64) -> Dataset {
+pub(crate) fn stripes(count: usize, seed: u64) -> Dataset {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut set = Dataset::empty([CHANNELS, SIDE, SIDE]);
     for index in 0..count {

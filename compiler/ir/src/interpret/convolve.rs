@@ -20,14 +20,15 @@ pub(crate) struct Windows {
     pub(crate) padding: Padding,
 }
 
-/// Positions computed at once, and output channels that share their loads: 2 x 16 sums stay in registers.
+/// Positions computed at once, and output channels that share their loads: 2 x 16 sums stay in
+/// registers.
 const LANES: usize = 16;
 const CHANNELS: usize = 2;
 
 /// The convolution of `x` (`[c][h][w]`) with `kernel` (`[out][in][kernel_h][kernel_w]`).
 ///
-/// Positions are gathered in panels `[in * kernel_h * kernel_w][LANES]`, so that the inner loop is a
-/// product of a weight with a vector.
+/// Positions are gathered in panels `[in * kernel_h * kernel_w][LANES]`, so that the inner loop is
+/// a product of a weight with a vector.
 pub(crate) fn convolve<T: Number>(x: &[T], kernel: &[T], windows: &Windows) -> Vec<T> {
     let positions = windows.output.h as usize * windows.output.w as usize;
     let channels = windows.output.c as usize;

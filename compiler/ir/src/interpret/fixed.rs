@@ -110,11 +110,12 @@ impl std::fmt::Display for Stage {
     }
 }
 
-/// Pixels `[c][h][w]` as the circuit's tensor 0: `round((v / 255 - mean) / std * 2^input_frac_bits)`,
-/// in double precision, ties away from zero.
+/// Pixels `[c][h][w]` as the circuit's tensor 0: `round((v / 255 - mean) / std *
+/// 2^input_frac_bits)`, in double precision, ties away from zero.
 ///
 /// # Errors
-/// If the number of pixels is not that of the circuit's input, or a channel has no mean or deviation.
+/// If the number of pixels is not that of the circuit's input, or a channel has no mean or
+/// deviation.
 pub fn quantise_image(circuit: &Circuit, pixels: &[u8]) -> Result<Vec<i64>, Error> {
     length("pixels", circuit.input.len(), pixels.len())?;
     length("means", circuit.input.c as usize, circuit.mean.len())?;
@@ -216,7 +217,8 @@ impl<'a> Interpreter<'a> {
     /// Takes each carry from the client's shares, as the two parties compute it.
     ///
     /// # Errors
-    /// If input or trace have other sizes, a value exceeds its declared bound, or a truncation lost it.
+    /// If input or trace have other sizes, a value exceeds its declared bound, or a truncation lost
+    /// it.
     pub fn exact(&self, input: &[i64], trace: &Trace) -> Result<Run, Error> {
         let expected = self.circuit.layers.len();
         length("layers of the trace", expected, trace.layers.len())?;

@@ -46,8 +46,8 @@ fn fold_registers<const S: usize, const K: usize>(
         let mask = u64::MAX >> (BYTES - BYTES.min(used - start));
         let mut x = [_mm512_setzero_si512(); S];
         for (i, x) in x.iter_mut().enumerate() {
-            // SAFETY: the mask selects bytes before `used`, which is at most `stride`, of stream `i` of the `S` in `streams`; what it
-            // does not select is not read.
+            // SAFETY: the mask selects bytes before `used`, which is at most `stride`, of stream
+            // `i` of the `S` in `streams`; what it does not select is not read.
             *x = unsafe {
                 let stream = streams.as_ptr().add(i * stride + start);
                 _mm512_maskz_loadu_epi8(mask, stream.cast())
@@ -59,7 +59,8 @@ fn fold_registers<const S: usize, const K: usize>(
             for i in (3..count).step_by(2) {
                 column = _mm512_xor_si512(column, x[i]);
             }
-            // SAFETY: as above, for column `l` of `K`, borrowed mutably; what the mask does not select is not written.
+            // SAFETY: as above, for column `l` of `K`, borrowed mutably; what the mask does not
+            // select is not written.
             unsafe {
                 let place = columns.as_mut_ptr().add(l * stride + start);
                 _mm512_mask_storeu_epi8(place.cast(), mask, column);

@@ -4,8 +4,8 @@ use super::LANES;
 use crate::Block;
 use std::arch::x86_64::*;
 
-/// Keys side by side: enough chains to hide the latency of the AES instruction, few enough that keys and data stay
-/// in registers.
+/// Keys side by side: enough chains to hide the latency of the AES instruction, few enough that
+/// keys and data stay in registers.
 const N: usize = 4;
 
 const ROUND_CONSTANTS: [i32; 10] = [1, 2, 4, 8, 16, 32, 64, 128, 0x1b, 0x36];
@@ -46,8 +46,8 @@ fn encrypt<const D: usize>(mut keys: [__m128i; N], data: &mut [[__m128i; N]; D])
     for round in 0..10 {
         let constant = _mm_set1_epi32(ROUND_CONSTANTS[round]);
         for i in 0..N {
-            // All columns are equal, so the row shift of the last-round instruction does nothing: what is left is the
-            // byte substitution and the round constant.
+            // All columns are equal, so the row shift of the last-round instruction does nothing:
+            // what is left is the byte substitution and the round constant.
             let word = _mm_aesenclast_si128(_mm_shuffle_epi8(keys[i], rotate_last), constant);
             let prefix = _mm_xor_si128(keys[i], _mm_bslli_si128::<4>(keys[i]));
             let prefix = _mm_xor_si128(prefix, _mm_bslli_si128::<8>(prefix));
@@ -94,8 +94,8 @@ fn load(x: &[Block; LANES], first: usize) -> [__m128i; N] {
 fn store(x: &mut [Block; LANES], first: usize, data: [__m128i; N]) {
     let x = &mut x[first..first + N];
     for (x, data) in x.iter_mut().zip(data) {
-        // SAFETY: a block is 16 bytes, borrowed mutably, for which any bits are valid; the store has no alignment
-        // requirement.
+        // SAFETY: a block is 16 bytes, borrowed mutably, for which any bits are valid; the store
+        // has no alignment requirement.
         unsafe { _mm_storeu_si128(std::ptr::from_mut(x).cast(), data) }
     }
 }

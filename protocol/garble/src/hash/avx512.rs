@@ -1,11 +1,13 @@
 //! The hash with 512-bit registers, sixteen keys side by side.
 //!
-//! Each label has a key of its own, so key schedules are most of the work. They are computed in *word form*: register
-//! `j` holds word `j` of sixteen keys. There one round of sixteen schedules is a byte shuffle, one AES instruction and
-//! four additions, instead of six instructions for every four keys; a transposition of 4 by 4 words, eight
-//! instructions, gives the *block form* that the rounds of the cipher need.
+//! Each label has a key of its own, so key schedules are most of the work. They are computed in
+//! *word form*: register `j` holds word `j` of sixteen keys. There one round of sixteen schedules
+//! is a byte shuffle, one AES instruction and four additions, instead of six instructions for every
+//! four keys; a transposition of 4 by 4 words, eight instructions, gives the *block form* that the
+//! rounds of the cipher need.
 //!
-//! In block form register `e` holds lanes `4 e .. 4 e + 4`; in word form lane `4 e + g` stands at element `4 g + e`.
+//! In block form register `e` holds lanes `4 e .. 4 e + 4`; in word form lane `4 e + g` stands at
+//! element `4 g + e`.
 
 use super::LANES;
 use crate::block::Block;
@@ -39,15 +41,17 @@ pub(super) fn hash_lanes(keys: &[Block; LANES], x: &mut [Block; LANES]) {
     store(x, xor(hash, s));
 }
 
-/// Encrypts `data[k][d]` under the keys `words[k]`, in word form: `K` times `D` times sixteen blocks.
+/// Encrypts `data[k][d]` under the keys `words[k]`, in word form: `K` times `D` times sixteen
+/// blocks.
 #[target_feature(enable = "avx512f,avx512bw,vaes")]
 #[inline]
 pub(crate) fn encrypt<const K: usize, const D: usize>(
     mut words: [[__m512i; 4]; K],
     mut data: [[Lanes; D]; K],
 ) -> [[Lanes; D]; K] {
-    // The last-round instruction shifts row `r` of every 128-bit lane left by `r` columns. This shuffle undoes it and
-    // rotates every word by a byte: byte `r` of word `j` takes its place where the shift will fetch it.
+    // The last-round instruction shifts row `r` of every 128-bit lane left by `r` columns. This
+    // shuffle undoes it and rotates every word by a byte: byte `r` of word `j` takes its place
+    // where the shift will fetch it.
     let rotate = _mm512_broadcast_i32x4(_mm_set_epi8(
         0, 7, 10, 13, 12, 3, 6, 9, 8, 15, 2, 5, 4, 11, 14, 1,
     ));
@@ -127,8 +131,8 @@ pub(crate) fn xor3(x: __m512i, y: __m512i, z: __m512i) -> __m512i {
 #[inline]
 pub(crate) fn load(x: &[Block; LANES]) -> Lanes {
     std::array::from_fn(|e| {
-        // SAFETY: register `e` reads blocks `4 e..4 e + 4` of sixteen, all initialised; the load has no alignment
-        // requirement.
+        // SAFETY: register `e` reads blocks `4 e..4 e + 4` of sixteen, all initialised; the load
+        // has no alignment requirement.
         unsafe { _mm512_loadu_si512(x.as_ptr().add(e * WIDTH).cast()) }
     })
 }
@@ -137,8 +141,8 @@ pub(crate) fn load(x: &[Block; LANES]) -> Lanes {
 #[inline]
 pub(crate) fn store(x: &mut [Block; LANES], data: Lanes) {
     for e in 0..N {
-        // SAFETY: register `e` writes blocks `4 e..4 e + 4` of sixteen borrowed mutably; any bits are a valid block; the
-        // store has no alignment requirement.
+        // SAFETY: register `e` writes blocks `4 e..4 e + 4` of sixteen borrowed mutably; any bits
+        // are a valid block; the store has no alignment requirement.
         unsafe { _mm512_storeu_si512(x.as_mut_ptr().add(e * WIDTH).cast(), data[e]) }
     }
 }

@@ -23,19 +23,22 @@ impl RoundKeys {
         let mut keys = [key; 11];
         let mut x = load(&key);
         for (key, constant) in keys[1..].iter_mut().zip(ROUND_CONSTANTS) {
-            // All columns are equal, so that the row shift of the last-round instruction does nothing.
+            // All columns are equal, so that the row shift of the last-round instruction does
+            // nothing.
             let constant = _mm_set1_epi32(constant);
             let word = _mm_aesenclast_si128(_mm_shuffle_epi8(x, rotate_last), constant);
             let prefix = _mm_xor_si128(x, _mm_bslli_si128::<4>(x));
             let prefix = _mm_xor_si128(prefix, _mm_bslli_si128::<8>(prefix));
             x = _mm_xor_si128(prefix, word);
-            // SAFETY: 16 bytes borrowed mutably, any bits are a valid block; the store has no alignment requirement.
+            // SAFETY: 16 bytes borrowed mutably, any bits are a valid block; the store has no
+            // alignment requirement.
             unsafe { _mm_storeu_si128(std::ptr::from_mut(key).cast(), x) }
         }
         RoundKeys(keys)
     }
 
-    /// Fills `out` with the encryptions of `counter`, `counter + 1`, ..., the last one cut off where `out` ends.
+    /// Fills `out` with the encryptions of `counter`, `counter + 1`, ..., the last one cut off
+    /// where `out` ends.
     #[target_feature(enable = "avx512f,avx512bw,vaes")]
     pub(super) fn fill(&self, mut counter: u128, out: &mut [u8]) {
         let mut keys = [_mm512_setzero_si512(); 11];

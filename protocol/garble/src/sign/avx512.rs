@@ -1,7 +1,8 @@
-//! The sign circuit with 512-bit registers: sixteen instances side by side, both half gates at once.
+//! The sign circuit with 512-bit registers: sixteen instances side by side, both half gates at
+//! once.
 //!
-//! Register `e` of a value holds its blocks for instances `4 e .. 4 e + 4`. A group of fewer than sixteen instances
-//! repeats its last one: the same work, written to the same place.
+//! Register `e` of a value holds its blocks for instances `4 e .. 4 e + 4`. A group of fewer than
+//! sixteen instances repeats its last one: the same work, written to the same place.
 
 use super::{SignWidth, TABLE_BYTES};
 use crate::block::{BLOCK_BYTES, Block};
@@ -30,7 +31,8 @@ pub(super) fn garble_group(
     let sigma_delta = sigma(delta);
     let mut carry = [_mm512_setzero_si512(); N];
     for i in 0..gates {
-        // carry' = ((a xor carry) and (b xor carry)) xor carry, for the carry 0 into the lowest bit as well.
+        // carry' = ((a xor carry) and (b xor carry)) xor carry, for the carry 0 into the lowest bit
+        // as well.
         let a = xor(client.load(i), carry);
         let b = xor(server.load(i), carry);
         client.prefetch_next(i);
@@ -156,7 +158,8 @@ impl Keys {
     }
 }
 
-/// Blocks `[instance][column]` of a group, read column by column; bytes, for tables lie anywhere in a message.
+/// Blocks `[instance][column]` of a group, read column by column; bytes, for tables lie anywhere in
+/// a message.
 struct Columns<'a> {
     bytes: &'a [u8],
     columns: usize,
@@ -181,8 +184,9 @@ impl<'a> Columns<'a> {
     fn load(&self, column: usize) -> Lanes {
         assert!(column < self.columns);
         let block = |lane: usize| {
-            // SAFETY: `starts` are multiples of an instance's `16 columns` bytes, below `bytes.len()`, and `column` is less than
-            // `columns`: the 16 bytes are in the slice. The load has no alignment requirement.
+            // SAFETY: `starts` are multiples of an instance's `16 columns` bytes, below
+            // `bytes.len()`, and `column` is less than `columns`: the 16 bytes are in the slice.
+            // The load has no alignment requirement.
             unsafe {
                 let start = self.starts[lane] + column * BLOCK_BYTES;
                 _mm_loadu_si128(self.bytes.as_ptr().add(start).cast())
@@ -196,9 +200,11 @@ impl<'a> Columns<'a> {
         })
     }
 
-    /// Asks for this column's share of the group behind, if `column` is the first in its cache line.
+    /// Asks for this column's share of the group behind, if `column` is the first in its cache
+    /// line.
     ///
-    /// The hardware does not foresee sixteen strided streams that all end after a few hundred bytes.
+    /// The hardware does not foresee sixteen strided streams that all end after a few hundred
+    /// bytes.
     #[target_feature(enable = "avx512f")]
     #[inline]
     fn prefetch_next(&self, column: usize) {
@@ -271,8 +277,9 @@ impl<'a> Tables<'a> {
         ];
         for (g, rows) in rows.into_iter().enumerate() {
             let start = self.starts[WIDTH * e + g] + gate * TABLE_BYTES;
-            // SAFETY: `starts` are multiples of `gates * TABLE_BYTES` below `bytes.len()`, and `gate` is less than `gates`: the
-            // 32 bytes are in the slice, which is borrowed mutably. The store has no alignment requirement.
+            // SAFETY: `starts` are multiples of `gates * TABLE_BYTES` below `bytes.len()`, and
+            // `gate` is less than `gates`: the 32 bytes are in the slice, which is borrowed
+            // mutably. The store has no alignment requirement.
             unsafe { _mm256_storeu_si256(self.bytes.as_mut_ptr().add(start).cast(), rows) }
         }
     }
@@ -291,7 +298,8 @@ fn lane(e: usize, g: usize, count: usize) -> usize {
 #[inline]
 fn store_first(blocks: &mut [Block], e: usize, data: __m512i) {
     let mut all = [Block::ZERO; WIDTH];
-    // SAFETY: 64 bytes borrowed mutably; any bits are a valid block; the store has no alignment requirement.
+    // SAFETY: 64 bytes borrowed mutably; any bits are a valid block; the store has no alignment
+    // requirement.
     unsafe { _mm512_storeu_si512(all.as_mut_ptr().cast(), data) }
     for (block, value) in blocks.iter_mut().skip(WIDTH * e).zip(all) {
         *block = value;

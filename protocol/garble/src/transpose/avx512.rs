@@ -1,9 +1,11 @@
 //! The transposition with 512-bit registers, up to 512 rows at a time.
 //!
-//! Bytes move by unpacking: `x[2 j], x[2 j + 1] = low, high half of the interleaved bytes of x[j] and x[j + n / 2]` rotates the
-//! address of every byte (register, then byte of a 128-bit lane) left by one bit. Among the 8 columns that make one byte of a
-//! row, three rounds put the bytes of the same 8 rows side by side, where one Galois-field instruction transposes them as an 8
-//! by 8 matrix of bits. Among the 16 registers so made, one for each byte of a row, four rounds put the bytes of a row side by side.
+//! Bytes move by unpacking: `x[2 j], x[2 j + 1] = low, high half of the interleaved bytes of x[j]
+//! and x[j + n / 2]` rotates the address of every byte (register, then byte of a 128-bit lane) left
+//! by one bit. Among the 8 columns that make one byte of a row, three rounds put the bytes of the
+//! same 8 rows side by side, where one Galois-field instruction transposes them as an 8 by 8 matrix
+//! of bits. Among the 16 registers so made, one for each byte of a row, four rounds put the bytes
+//! of a row side by side.
 
 use super::ROWS_PER_TILE;
 use crate::block::Block;
@@ -102,7 +104,8 @@ fn load(bytes: &[u8]) -> __m512i {
 #[inline]
 fn store(rows: &mut [Block], four: __m512i) {
     let rows: &mut [Block; LANES] = rows.try_into().expect("four rows");
-    // SAFETY: 64 bytes borrowed mutably, any bits are valid blocks; the store has no alignment requirement.
+    // SAFETY: 64 bytes borrowed mutably, any bits are valid blocks; the store has no alignment
+    // requirement.
     unsafe { _mm512_storeu_si512(rows.as_mut_ptr().cast(), four) }
 }
 

@@ -241,8 +241,8 @@ fn real_batches_decode_where_they_are_at_hand() {
         test,
         "the cache gives the same images"
     );
-    // What libjpeg-turbo gives for this batch. The decoder's chroma rounding moves a mean by 0.0014; two channels
-    // exchanged would move one by 0.009.
+    // What libjpeg-turbo gives for this batch. The decoder's chroma rounding moves a mean by
+    // 0.0014; two channels exchanged would move one by 0.009.
     let ours = Normalisation::measure(&test).unwrap();
     for (ours, known) in ours.mean.iter().zip([0.4941, 0.4851, 0.4504]) {
         assert!((ours - known).abs() < 0.002, "{ours} and {known}");

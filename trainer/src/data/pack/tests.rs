@@ -78,7 +78,7 @@ fn a_packed_set_is_the_set() {
 fn a_quality_makes_small_files_and_says_so() {
     let (folder, out) = (folder(24), tempfile::tempdir().unwrap());
     let config = config(folder.path());
-    // A picture of noise in finer detail than is left of it.
+    // An image of noise in finer detail than is left of it.
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let noise: Vec<u8> = (0..3 * 256 * 256).map(|_| rng.next_u32() as u8).collect();
     let large = jpeg(&noise, [3, 256, 256], 100).unwrap();

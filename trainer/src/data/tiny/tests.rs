@@ -10,7 +10,7 @@ fn id(label: usize) -> String {
 }
 
 /// A JPEG whose colour tells class and number.
-fn picture(label: usize, number: usize) -> Vec<u8> {
+fn image(label: usize, number: usize) -> Vec<u8> {
     flat_jpeg(SIDE, [label as u8, 80 * number as u8, 40])
 }
 
@@ -35,11 +35,11 @@ fn tree(folder: &Path) {
         // 10 comes after 9 by number, not by name.
         for (order, number) in [8, 9, 10].into_iter().enumerate() {
             let name = format!("{}_{number}.JPEG", id(label));
-            fs::write(images.join(name), picture(label, order)).unwrap();
+            fs::write(images.join(name), image(label, order)).unwrap();
         }
         fs::write(
             folder.join(format!("val/images/val_{label}.JPEG")),
-            picture(label, 3),
+            image(label, 3),
         )
         .unwrap();
         annotations += &format!("val_{label}.JPEG\t{}\t0\t0\t62\t62\n", id(label));
@@ -72,11 +72,11 @@ fn archives(folder: &Path) {
                 members.push(if file == "val" {
                     (
                         format!("val/{}/val_{label}.JPEG", id(label)),
-                        picture(label, 3),
+                        image(label, 3),
                     )
                 } else {
                     let name = format!("train/{0}/{0}_{number}.JPEG", id(label));
-                    (name, picture(label, number - 8))
+                    (name, image(label, number - 8))
                 });
             }
         }
@@ -187,19 +187,19 @@ fn what_is_missing_or_wrong_is_named() {
         train()
     );
     let one = |name: &str, bytes: Vec<u8>| archive(&part, &[(name.to_owned(), bytes)]);
-    one("train/n00000003/n00000003_5.JPEG", picture(3, 0));
+    one("train/n00000003/n00000003_5.JPEG", image(3, 0));
     assert!(
         train().contains("class 0 has 2 images and another has 3"),
         "{}",
         train()
     );
-    one("train/n99999999/n99999999_5.JPEG", picture(3, 0));
+    one("train/n99999999/n99999999_5.JPEG", image(3, 0));
     assert!(
         train().contains("unexpected member train/n99999999"),
         "{}",
         train()
     );
-    one("train/n00000003/five.png", picture(3, 0));
+    one("train/n00000003/five.png", image(3, 0));
     assert!(train().contains("five.png is not called"), "{}", train());
     fs::remove_file(path.join("tiny_imagenet_val.tar.xz")).unwrap();
     assert!(error(open().unwrap().test()).contains("tiny_imagenet_val.tar.xz"));
@@ -264,7 +264,8 @@ fn a_real_part_decodes_where_it_is_at_hand() {
     let set = raw.decode().unwrap();
     assert!(set.labels.iter().copied().eq(0..200));
     let mean = super::super::Normalisation::measure(&set).unwrap().mean;
-    // Those of the first training part; 200 images of deviation 0.28 with a strong common part scatter by 0.02.
+    // Those of the first training part; 200 images of deviation 0.28 with a strong common part
+    // scatter by 0.02.
     for (ours, known) in mean.iter().zip([0.4802, 0.4485, 0.3982]) {
         assert!((ours - known).abs() < 0.06, "{mean:?}");
     }

@@ -1,4 +1,4 @@
-//! A picture file as the pixels that a model reads.
+//! An image file as the pixels that a model reads.
 
 use image::imageops::FilterType;
 use image::metadata::Orientation;
@@ -10,16 +10,16 @@ use std::path::{Path, PathBuf};
 
 /// Pixels for a model, and what was done to get them.
 #[derive(Clone, Debug)]
-pub struct Picture {
+pub struct InputImage {
     /// One byte per channel, row and column.
     pub pixels: Vec<u8>,
     /// What the user should know of, one sentence each.
     pub notices: Vec<String>,
 }
 
-/// Why a file gives no picture.
+/// Why a file gives no image.
 #[derive(Debug, thiserror::Error)]
-pub enum PictureError {
+pub enum ImageFileError {
     /// It cannot be read.
     #[error("cannot read the image {path}: {error}")]
     File {
@@ -39,13 +39,13 @@ pub enum PictureError {
         /// What the decoder found.
         reason: String,
     },
-    /// It is larger than a picture for classification needs to be.
+    /// It is larger than an image for classification needs to be.
     #[error(
         "the image {0} is too large: at most {LARGEST_SIDE} by {LARGEST_SIDE} pixels and {mib} MiB",
         mib = LARGEST_FILE >> 20
     )]
     TooLarge(PathBuf),
-    /// The model reads something else than pictures.
+    /// The model reads something else than images.
     #[error("the model reads {0} channels; images have 1 or 3")]
     Channels(u32),
 }
@@ -56,27 +56,28 @@ const LARGEST_MEMORY: u64 = 1 << 30;
 
 /// Reads a PNG or JPEG file and brings it to the model's shape.
 ///
-/// Another aspect ratio is cut to the middle, another size is resampled (Catmull-Rom), transparency is laid on white,
-/// grey becomes three equal channels and the reverse; each of these is said in a notice.
+/// Another aspect ratio is cut to the middle, another size is resampled (Catmull-Rom), transparency
+/// is laid on white, grey becomes three equal channels and the reverse; each of these is said in a
+/// notice.
 ///
 /// # Errors
-/// [`PictureError`] names the file.
-pub fn load(path: &Path, shape: Shape) -> Result<Picture, PictureError> {
+/// [`ImageFileError`] names the file.
+pub fn load(path: &Path, shape: Shape) -> Result<InputImage, ImageFileError> {
     to_shape(decode(path)?, shape)
 }
 
-/// Brings a picture in memory to the model's shape, as [`load`] does.
+/// Brings an image in memory to the model's shape, as [`load`] does.
 ///
 /// # Errors
-/// [`PictureError::Channels`].
-pub fn to_shape(image: DynamicImage, shape: Shape) -> Result<Picture, PictureError> {
+/// [`ImageFileError::Channels`].
+pub fn to_shape(image: DynamicImage, shape: Shape) -> Result<InputImage, ImageFileError> {
     let mut notices = Vec::new();
     let image = on_white(image, &mut notices);
     let image = fit(image, shape.w, shape.h, &mut notices);
     let pixels = match shape.c {
         1 => {
             if image.color().has_color() {
-                notices.push("the model reads grey pictures: colours were dropped".into());
+                notices.push("the model reads grey images: colours were dropped".into());
             }
             image.to_luma8().into_raw()
         }
@@ -89,17 +90,17 @@ pub fn to_shape(image: DynamicImage, shape: Shape) -> Result<Picture, PictureErr
                 .flat_map(|channel| interleaved.iter().skip(channel).step_by(3).copied())
                 .collect()
         }
-        channels => return Err(PictureError::Channels(channels)),
+        channels => return Err(ImageFileError::Channels(channels)),
     };
-    Ok(Picture { pixels, notices })
+    Ok(InputImage { pixels, notices })
 }
 
 /// Reads a PNG or JPEG file, upright.
 ///
 /// # Errors
-/// [`PictureError`] names the file.
-pub fn decode(path: &Path) -> Result<DynamicImage, PictureError> {
-    let unreadable = |error| PictureError::File {
+/// [`ImageFileError`] names the file.
+pub fn decode(path: &Path) -> Result<DynamicImage, ImageFileError> {
+    let unreadable = |error| ImageFileError::File {
         path: path.into(),
         error,
     };
@@ -109,7 +110,7 @@ pub fn decode(path: &Path) -> Result<DynamicImage, PictureError> {
         return Err(unreadable(io::Error::from(io::ErrorKind::IsADirectory)));
     }
     if metadata.len() > LARGEST_FILE {
-        return Err(PictureError::TooLarge(path.into()));
+        return Err(ImageFileError::TooLarge(path.into()));
     }
     let mut reader = ImageReader::new(BufReader::new(file))
         .with_guessed_format()
@@ -120,18 +121,18 @@ pub fn decode(path: &Path) -> Result<DynamicImage, PictureError> {
     limits.max_alloc = Some(LARGEST_MEMORY);
     reader.limits(limits);
     if reader.format().is_none() {
-        return Err(PictureError::Format(path.into()));
+        return Err(ImageFileError::Format(path.into()));
     }
     let explain = |error| match error {
-        ImageError::Unsupported(_) => PictureError::Format(path.into()),
-        ImageError::Limits(_) => PictureError::TooLarge(path.into()),
-        error => PictureError::Broken {
+        ImageError::Unsupported(_) => ImageFileError::Format(path.into()),
+        ImageError::Limits(_) => ImageFileError::TooLarge(path.into()),
+        error => ImageFileError::Broken {
             path: path.into(),
             reason: error.to_string(),
         },
     };
     let mut decoder = reader.into_decoder().map_err(explain)?;
-    // A camera's note on how it was held; a picture without one is upright.
+    // A camera's note on how it was held; an image without one is upright.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut image = DynamicImage::from_decoder(decoder).map_err(explain)?;
     image.apply_orientation(orientation);
@@ -205,21 +206,21 @@ mod tests {
             let i = i as u8;
             *pixel = Rgb([i, 50 + i, 100 + i]);
         }
-        let picture = to_shape(image.into(), shape(3, 2, 3)).unwrap();
+        let prepared = to_shape(image.into(), shape(3, 2, 3)).unwrap();
         let expected: Vec<u8> = [0u8, 50, 100]
             .iter()
             .flat_map(|c| (0..6).map(move |i| c + i))
             .collect();
-        assert_eq!(picture.pixels, expected);
-        assert!(picture.notices.is_empty(), "{:?}", picture.notices);
+        assert_eq!(prepared.pixels, expected);
+        assert!(prepared.notices.is_empty(), "{:?}", prepared.notices);
     }
 
     #[test]
     fn grey_becomes_three_equal_channels() {
         let image = GrayImage::from_pixel(4, 4, Luma([77]));
-        let picture = to_shape(image.into(), shape(3, 4, 4)).unwrap();
-        assert_eq!(picture.pixels, vec![77; 48]);
-        assert!(picture.notices[0].contains("grey"));
+        let prepared = to_shape(image.into(), shape(3, 4, 4)).unwrap();
+        assert_eq!(prepared.pixels, vec![77; 48]);
+        assert!(prepared.notices[0].contains("grey"));
     }
 
     #[test]
@@ -230,13 +231,13 @@ mod tests {
             1 => Rgb([0, 255, 0]),
             _ => Rgb([0, 0, 255]),
         });
-        let picture = to_shape(image.into(), shape(3, 32, 32)).unwrap();
-        assert_eq!(picture.pixels[..1024], vec![0; 1024]);
-        assert_eq!(picture.pixels[1024..2048], vec![255; 1024]);
+        let prepared = to_shape(image.into(), shape(3, 32, 32)).unwrap();
+        assert_eq!(prepared.pixels[..1024], vec![0; 1024]);
+        assert_eq!(prepared.pixels[1024..2048], vec![255; 1024]);
         assert!(
-            picture.notices[0].contains("192x64") && picture.notices[0].contains("32x32"),
+            prepared.notices[0].contains("192x64") && prepared.notices[0].contains("32x32"),
             "{:?}",
-            picture.notices
+            prepared.notices
         );
         let thin = RgbImage::new(1, 1000);
         assert_eq!(
@@ -251,19 +252,22 @@ mod tests {
     #[test]
     fn transparency_is_laid_on_white() {
         let image = RgbaImage::from_pixel(2, 2, Rgba([0, 0, 0, 0]));
-        let picture = to_shape(image.into(), shape(3, 2, 2)).unwrap();
-        assert_eq!(picture.pixels, vec![255; 12]);
+        let prepared = to_shape(image.into(), shape(3, 2, 2)).unwrap();
+        assert_eq!(prepared.pixels, vec![255; 12]);
     }
 
     #[test]
-    fn files_that_are_no_pictures_are_explained() {
+    fn files_that_are_no_images_are_explained() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let load = |path: &Path| load(path, shape(3, 32, 32)).unwrap_err();
-        assert!(matches!(load(&at("absent")), PictureError::File { .. }));
-        assert!(matches!(load(directory.path()), PictureError::File { .. }));
+        assert!(matches!(load(&at("absent")), ImageFileError::File { .. }));
+        assert!(matches!(
+            load(directory.path()),
+            ImageFileError::File { .. }
+        ));
         std::fs::write(at("text.png"), "hello, this is text").unwrap();
-        assert!(matches!(load(&at("text.png")), PictureError::Format(_)));
+        assert!(matches!(load(&at("text.png")), ImageFileError::Format(_)));
 
         let whole = at("whole.png");
         RgbImage::from_fn(64, 64, |x, y| Rgb([x as u8, y as u8, (x * y) as u8]))
@@ -271,16 +275,19 @@ mod tests {
             .unwrap();
         let bytes = std::fs::read(&whole).unwrap();
         std::fs::write(at("half.png"), &bytes[..bytes.len() / 2]).unwrap();
-        assert!(matches!(load(&at("half.png")), PictureError::Broken { .. }));
+        assert!(matches!(
+            load(&at("half.png")),
+            ImageFileError::Broken { .. }
+        ));
 
-        // The header of a picture of 60,000 by 60,000 pixels, with its checksum.
+        // The header of an image of 60,000 by 60,000 pixels, with its checksum.
         let mut huge = bytes.clone();
         huge[16..20].copy_from_slice(&60_000u32.to_be_bytes());
         huge[20..24].copy_from_slice(&60_000u32.to_be_bytes());
         let checksum = crc32(&huge[12..29]);
         huge[29..33].copy_from_slice(&checksum.to_be_bytes());
         std::fs::write(at("huge.png"), huge).unwrap();
-        assert!(matches!(load(&at("huge.png")), PictureError::TooLarge(_)));
+        assert!(matches!(load(&at("huge.png")), ImageFileError::TooLarge(_)));
     }
 
     fn crc32(bytes: &[u8]) -> u32 {
