@@ -11,9 +11,8 @@ use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkId, Throughput};
 use nix::time::{ClockId, clock_gettime};
 use pi_compiler::select::{Link, select};
-use pi_garble::{
-    Bits, Block, Delta, SignWidth, TweakCounter, active_labels, evaluate_sign, garble_sign,
-};
+use pi_core::{Bits, Block, Delta, TweakCounter};
+use pi_garble::{SignWidth, active_labels, evaluate_sign, garble_sign};
 use pi_ir::{Circuit, Conv, Layer, LayerWeights, Range, Shape, Step, TensorId, Term, Weights};
 use pi_ot::ideal::ideal_cot;
 use pi_ot::{BundleId, Direction, MasterReceiver, MasterSetup, SessionId, TreeDepth};

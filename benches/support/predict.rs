@@ -6,9 +6,8 @@ use super::line::Link;
 use super::measure::{circuit_figures, operations, packed};
 use anyhow::{Context, Result};
 use pi_compiler::latency::{Line, MARKS_S, Machine, Work};
-use pi_garble::{
-    Bits, Block, Delta, SignWidth, TweakCounter, active_labels, evaluate_sign, garble_sign,
-};
+use pi_core::{Bits, Block, Delta, TweakCounter};
+use pi_garble::{SignWidth, active_labels, evaluate_sign, garble_sign};
 use pi_ir::Artifact;
 use pi_ot::ideal::ideal_cot;
 use pi_ot::{BundleId, Direction, MasterReceiver, MasterSetup, SessionId, TreeDepth};

@@ -61,15 +61,15 @@ impl Error {
     }
 }
 
-impl From<pi_garble::Error> for Error {
-    fn from(error: pi_garble::Error) -> Self {
+impl From<pi_core::Error> for Error {
+    fn from(error: pi_core::Error) -> Self {
         let what = error.to_string();
         match error {
-            pi_garble::Error::PeerLength { .. } | pi_garble::Error::PeerValue { .. } => {
+            pi_core::Error::PeerLength { .. } | pi_core::Error::PeerValue { .. } => {
                 Error::PeerMisbehaved { what }
             }
-            pi_garble::Error::Stored { .. } => Error::Stored { what },
-            pi_garble::Error::CallerLength { .. } | pi_garble::Error::CallerRange { .. } => {
+            pi_core::Error::Stored { .. } => Error::Stored { what },
+            pi_core::Error::CallerLength { .. } | pi_core::Error::CallerRange { .. } => {
                 Error::ApiMisuse { what }
             }
         }

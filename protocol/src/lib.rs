@@ -24,4 +24,3 @@ mod wire;
 
 pub use channel::Channel;
 pub use error::Error;
-pub use pi_garble::memory::SecretBytes;

@@ -14,7 +14,7 @@
 
 use crate::files;
 use crate::fingerprint::{Fingerprint, hex, short};
-use pi_protocol::SecretBytes;
+use pi_core::SecretBytes;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;

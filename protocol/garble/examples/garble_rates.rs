@@ -3,11 +3,9 @@
 //!
 //!     cargo run --release -p pi-garble --example garble_rates
 
-use pi_garble::hash::{hash_pairs_to_field, hash_to_field};
-use pi_garble::{
-    Block, Delta, Prg, SignWidth, TweakClass, TweakCounter, active_labels, evaluate_sign,
-    garble_sign, transpose,
-};
+use pi_core::hash::{hash_pairs_to_field, hash_to_field};
+use pi_core::{Block, Delta, Prg, TweakClass, TweakCounter, transpose};
+use pi_garble::{SignWidth, active_labels, evaluate_sign, garble_sign};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 use std::hint::black_box;

@@ -24,12 +24,10 @@
 //! `row`; at `pick = 1` it gets its own share, masked by the server's. Do not extend this to rows
 //! that carry labels, several rows under one label, or odd moduli.
 
+use pi_core::field::{self, Elements};
+use pi_core::hash::{hash_pairs_to_field, hash_to_field};
+use pi_core::{Bits, Block, Delta, Error, TweakClass, TweakRange};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
-
-use crate::block::{Block, Delta};
-use crate::field::{self, Elements};
-use crate::hash::{TweakClass, TweakRange, hash_pairs_to_field, hash_to_field};
-use crate::{Bits, Error};
 
 /// What the server keeps of a layer's ReLUs between offline and online: it hashes nothing online.
 #[derive(Clone, Debug, Zeroize, ZeroizeOnDrop)]
@@ -208,8 +206,9 @@ pub fn client_share(hash: u64, row: u64, pick: u8, c: u64, u: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::field::{P, add, sub};
-    use crate::{SignWidth, TweakCounter, active_labels, evaluate_sign, garble_sign};
+    use crate::{SignWidth, active_labels, evaluate_sign, garble_sign};
+    use pi_core::field::{P, add, sub};
+    use pi_core::{Prg, TweakCounter};
     use rand_chacha::ChaCha20Rng;
     use rand_core::{RngCore, SeedableRng};
 
@@ -307,7 +306,7 @@ mod tests {
 
         let delta = Delta::random(&mut rng);
         let tweaks = TweakCounter::new(Block::random(&mut rng)).take(count, m);
-        let mut prg = crate::Prg::new(&[9; 32]);
+        let mut prg = Prg::new(&[9; 32]);
         let (client_zero, server_zero) = (
             prg.blocks(count * m as usize),
             prg.blocks(count * m as usize),

@@ -1,52 +1,26 @@
-//! Blocks, re-keyed hash, bit transposition, half-gates, the garbled sign circuit and its output
-//! gadget.
+//! Half-gates, the garbled sign circuit and its output gadget.
 //!
 //! What a private ReLU needs besides oblivious transfer. The server garbles the sign of `c' + d`
 //! modulo `2^m` ([`garble_sign`]), the client evaluates it ([`evaluate_sign`]), and a gadget over
 //! `F_p` turns the one label it is left with into a share of `max(x, 0)` ([`ServerGadget`],
-//! [`client_output`]). `pi-ot` builds on the blocks, the generator and the transposition of this
-//! crate.
+//! [`client_output`]). Labels, the hash and the generator are those of [`pi_core`].
 //!
 //! # Security
 //! Semi-honest garbler and evaluator. The hash is MITCCR (Guo, Katz, Wang, Weng, Yu, "Better
 //! concrete security for half-gates garbling", CRYPTO 2020): AES re-keyed at every use, see
-//! [`hash`]. Tables are sent before the garbler's input exists, so the statement is about
-//! *adaptive* garbling, and its proof takes AES as an *ideal cipher*. The standard-model tweakable
-//! correlation robustness does not suffice.
+//! [`pi_core::hash`](mod@pi_core::hash). Tables are sent before the garbler's input exists, so the
+//! statement is about *adaptive* garbling, and its proof takes AES as an *ideal cipher*. The
+//! standard-model tweakable correlation robustness does not suffice.
 //!
 //! # Cost
 //! For `m` bits and one ReLU: `32 (m - 1)` bytes of tables and `m` correlated OTs offline, `16 m`
 //! bytes of labels and one field element online. The formulas are methods of [`SignWidth`].
-//!
-//! # Representation
-//! Bulk data travels as it lies in memory, little-endian.
 
-#[cfg(not(target_endian = "little"))]
-compile_error!(
-    "blocks and field elements travel as they lie in memory, so the target must be little-endian"
-);
-
-mod backend;
-mod bits;
-mod block;
-pub mod columns;
-mod error;
-pub mod field;
 pub mod gadget;
-pub mod hash;
-pub mod memory;
-mod prg;
 mod sign;
-mod transpose;
 
-pub use bits::Bits;
-pub use block::{BLOCK_BYTES, Block, Delta, Labels};
-pub use error::Error;
 pub use gadget::{ServerGadget, client_output};
-pub use hash::{TweakClass, TweakCounter, TweakRange};
-pub use prg::{Prg, SEED_BYTES, Seed};
 pub use sign::{
     SignWidth, active_labels, active_labels_of_stream, evaluate_sign, evaluate_sign_message,
     garble_sign, garble_sign_into,
 };
-pub use transpose::{ROWS_PER_TILE, transpose};

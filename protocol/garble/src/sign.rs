@@ -3,7 +3,7 @@
 //! A ripple carry chain of `m - 1` AND gates and free XORs; the bool circuit's only output is the
 //! negated top bit of the sum, the wire *keep*. Gates are half-gates (Zahur, Rosulek, Evans,
 //! EUROCRYPT 2015) with the free-XOR offset `delta` of the bundle's OT extension, hashed by
-//! [`crate::hash`].
+//! [`pi_core::hash`](mod@pi_core::hash).
 //!
 //! The server garbles, the client evaluates, both semi-honest. The client's labels are the output
 //! of a correlated OT chosen by the bits of `c`, so the garbler takes their zero labels from there;
@@ -17,13 +17,10 @@
 //! Labels of inputs: `[instance][bit]`, lowest bit first. Tables: `[instance][gate][G, E]`, 32
 //! bytes a gate.
 
+use pi_core::hash::{LANES, hash_lanes, hash_pairs};
+use pi_core::{BLOCK_BYTES, Backend, Block, Delta, Error, Labels, Prg, TweakClass, TweakRange};
 use rayon::prelude::*;
 use zeroize::{Zeroize, Zeroizing};
-
-use crate::backend::Backend;
-use crate::block::{BLOCK_BYTES, Block, Delta, Labels, read_block};
-use crate::hash::{LANES, TweakClass, TweakRange, hash_lanes, hash_pairs};
-use crate::{Error, Prg};
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -316,6 +313,12 @@ fn evaluate_group(
     [carry, a, b].zeroize();
 }
 
+/// Reads a block from exactly 16 bytes.
+#[inline]
+fn read_block(bytes: &[u8]) -> Block {
+    Block::from_bytes(bytes.try_into().expect("the caller passes 16 bytes"))
+}
+
 fn check_tweaks(width: SignWidth, tweaks: &TweakRange, instances: usize) -> Result<(), Error> {
     tweaks.check_instances(instances)?;
     let (expected, got) = (width.0 as usize, tweaks.stride() as usize);
@@ -396,15 +399,15 @@ fn select_labels(width: SignWidth, delta: &Delta, values: &[u64], labels: &mut [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Bits, TweakCounter};
+    use pi_core::{Bits, TweakCounter};
     use rand_chacha::ChaCha20Rng;
     use rand_core::{RngCore, SeedableRng};
 
     /// One half gate, one instance, straight from figure 2 of the paper: the oracle of the batched
     /// code.
     mod plain {
-        use crate::hash::hash;
-        use crate::{Block, Delta, TweakClass, TweakRange};
+        use pi_core::hash::hash;
+        use pi_core::{Block, Delta, TweakClass, TweakRange};
 
         pub(super) fn garble_and(
             a: Block,
@@ -784,7 +787,7 @@ mod tests {
         let instances = 1 << 16;
         let delta = Delta::random(&mut rng);
         let tweaks = TweakCounter::new(Block::random(&mut rng)).take(instances, 16);
-        let mut prg = crate::Prg::new(&[1; 32]);
+        let mut prg = Prg::new(&[1; 32]);
         let (client, server) = (prg.blocks(instances * 16), prg.blocks(instances * 16));
         let mut tables = vec![1; width.table_bytes(instances)];
         let ands = (instances * width.and_gates()) as f64;

@@ -6,13 +6,14 @@
 //! With a number of ReLUs and of runs it does only the latter, for a profiler or a clock of CPU
 //! time.
 
+use pi_core::{Bits, Block, Prg, TweakCounter, field, memory};
 use pi_garble::{
-    Block, Prg, ServerGadget, SignWidth, TweakCounter, active_labels_of_stream, client_output,
-    evaluate_sign_message, field, garble_sign_into, memory,
+    ServerGadget, SignWidth, active_labels_of_stream, client_output, evaluate_sign_message,
+    garble_sign_into,
 };
 use pi_ot::{
-    Bits, BundleId, CotReceiver, CotSender, Direction, MasterReceiver, MasterSetup, SessionId,
-    TreeDepth, reverse,
+    BundleId, CotReceiver, CotSender, Direction, MasterReceiver, MasterSetup, SessionId, TreeDepth,
+    reverse,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;

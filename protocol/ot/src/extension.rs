@@ -19,9 +19,8 @@
 
 use std::fmt;
 
-use pi_garble::columns;
-use pi_garble::{
-    BLOCK_BYTES, Bits, Block, Delta, Error, Labels, Prg, ROWS_PER_TILE, memory, transpose,
+use pi_core::{
+    BLOCK_BYTES, Bits, Block, Delta, Error, Labels, Prg, ROWS_PER_TILE, columns, memory, transpose,
 };
 use rayon::prelude::*;
 use zeroize::Zeroizing;

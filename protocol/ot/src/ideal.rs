@@ -3,7 +3,7 @@
 //! Both parties hold the dealer's generator, and the receiver even the offset, so this protects
 //! nothing. It sends no messages.
 
-use pi_garble::{Bits, Block, Delta, Error, Labels, Prg, SEED_BYTES};
+use pi_core::{Bits, Block, Delta, Error, Labels, Prg, SEED_BYTES};
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
 

@@ -45,7 +45,7 @@ pub use master::{
     BASE_CORRECTION_BYTES, BundleId, Direction, MasterReceiver, MasterSender, MasterSetup,
     SessionId,
 };
-pub use pi_garble::{Bits, Block, Delta, Error, Labels, ROWS_PER_TILE};
+use pi_core::{Bits, Block, Delta, Error, Labels, ROWS_PER_TILE};
 use rayon::prelude::*;
 pub use tree::TreeDepth;
 

@@ -14,7 +14,7 @@
 
 use std::fmt;
 
-use pi_garble::{Block, Delta, Error, SEED_BYTES, transpose};
+use pi_core::{Block, Delta, Error, SEED_BYTES, transpose};
 use rand_core::CryptoRng;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 

@@ -18,9 +18,9 @@
 //! Per ReLU one correlated OT; [`TAU_BYTES`] client to server, one bit server to client
 //! ([`choice_bytes`]).
 
-use pi_garble::field::{self, ELEMENT_BYTES, Elements};
-use pi_garble::hash::{hash_pairs_to_field, hash_to_field};
-use pi_garble::{Bits, Block, Delta, Error, TweakClass, TweakRange};
+use pi_core::field::{self, ELEMENT_BYTES, Elements};
+use pi_core::hash::{hash_pairs_to_field, hash_to_field};
+use pi_core::{Bits, Block, Delta, Error, TweakClass, TweakRange};
 use zeroize::Zeroizing;
 
 /// Bytes of `tau` per ReLU, client to server.
@@ -100,8 +100,8 @@ mod tests {
     use super::*;
     use crate::ideal::ideal_cot;
     use crate::{CotReceiver, CotSender};
-    use pi_garble::TweakCounter;
-    use pi_garble::field::P;
+    use pi_core::TweakCounter;
+    use pi_core::field::P;
     use rand_chacha::ChaCha20Rng;
     use rand_core::SeedableRng;
 

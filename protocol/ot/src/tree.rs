@@ -8,7 +8,7 @@
 //! The punctured side computes with *relative* indices `y = x xor alpha`, so the missing leaf is
 //! always leaf 0 and no memory access depends on `alpha`: all that does is which child comes first.
 
-use pi_garble::{Error, SEED_BYTES};
+use pi_core::{Error, SEED_BYTES};
 use subtle::{Choice, ConditionallySelectable};
 use zeroize::{Zeroize, Zeroizing};
 

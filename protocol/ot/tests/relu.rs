@@ -3,14 +3,14 @@
 //! The order is that of the protocol: (1) client to server, (2) back, (3) client to server, (4)
 //! back, all offline; then one message online.
 
-use pi_garble::field::{self, P};
+use pi_core::field::{self, P};
+use pi_core::{Bits, Block, Prg, TweakCounter};
 use pi_garble::{
-    Prg, ServerGadget, SignWidth, TweakCounter, active_labels, client_output, evaluate_sign,
-    garble_sign,
+    ServerGadget, SignWidth, active_labels, client_output, evaluate_sign, garble_sign,
 };
 use pi_ot::{
-    BASE_CORRECTION_BYTES, Bits, Block, BundleId, CotReceiver, CotSender, Direction,
-    MasterReceiver, MasterSetup, SessionId, TreeDepth, base, reverse,
+    BASE_CORRECTION_BYTES, BundleId, CotReceiver, CotSender, Direction, MasterReceiver,
+    MasterSetup, SessionId, TreeDepth, base, reverse,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};

@@ -28,7 +28,7 @@
 
 use crate::Error;
 use crate::secrets::{Secrets, public_seed};
-use pi_garble::field::{self, ELEMENT_BYTES, Elements};
+use pi_core::field::{self, ELEMENT_BYTES, Elements};
 use pi_ir::{Kind, Polynomial};
 use pi_ring::fp;
 use pi_rlwe::upload::upload_bytes;

@@ -21,12 +21,13 @@
 use crate::Error;
 use crate::share;
 use crate::wire::Reader;
-use pi_garble::field::{self, ELEMENT_BYTES, Elements};
+use pi_core::field::{self, ELEMENT_BYTES, Elements};
+use pi_core::{Bits, Block, Delta, Labels, Prg, ROWS_PER_TILE, TweakRange, memory};
 use pi_garble::{
-    Bits, Block, Delta, Labels, Prg, ServerGadget, SignWidth, TweakRange, active_labels_of_stream,
-    client_output, evaluate_sign_message, garble_sign_into, memory,
+    ServerGadget, SignWidth, active_labels_of_stream, client_output, evaluate_sign_message,
+    garble_sign_into,
 };
-use pi_ot::{CotReceiver, CotSender, ROWS_PER_TILE, TreeDepth, reverse};
+use pi_ot::{CotReceiver, CotSender, TreeDepth, reverse};
 use zeroize::Zeroizing;
 
 /// Bytes of offline message 3 for a layer of `n` ReLUs: the forward extension and `tau`.

@@ -14,9 +14,9 @@ use crate::Error;
 use crate::header::{BundleHeader, BundleId};
 use crate::nonlinear::relu::ClientRelu;
 use crate::wire::Reader;
-use pi_garble::field::{self, ELEMENT_BYTES, Elements};
-use pi_garble::memory::{self, SecretBytes};
-use pi_garble::{BLOCK_BYTES, Block, Delta, ServerGadget};
+use pi_core::field::{self, ELEMENT_BYTES, Elements};
+use pi_core::{BLOCK_BYTES, Block, Delta, SecretBytes, memory};
+use pi_garble::ServerGadget;
 use zeroize::Zeroizing;
 
 /// What the client prepared for one inference.

@@ -39,12 +39,10 @@ use crate::nonlinear::relu::{self, ClientRelu, Offered, ServerChoices};
 use crate::secrets::{Role, Secrets, derive, public_seed};
 use crate::wire::Reader;
 use crate::{Error, share};
-use pi_garble::field::{self, ELEMENT_BYTES, Elements};
-use pi_garble::{Bits, Block, Labels, Prg, TweakCounter, TweakRange, memory};
+use pi_core::field::{self, ELEMENT_BYTES, Elements};
+use pi_core::{Bits, Block, Delta, Labels, Prg, TweakCounter, TweakRange, memory};
 use pi_ir::{Kind, Layer, Polynomial};
-use pi_ot::{
-    BASE_CORRECTION_BYTES, CotReceiver, CotSender, Delta, ExtensionReceiver, PendingSender,
-};
+use pi_ot::{BASE_CORRECTION_BYTES, CotReceiver, CotSender, ExtensionReceiver, PendingSender};
 use pi_ring::fp;
 use pi_rlwe::Params;
 use rand_core::CryptoRng;

@@ -5,9 +5,9 @@
 //! sixteen instances repeats its last one: the same work, written to the same place.
 
 use super::{SignWidth, TABLE_BYTES};
-use crate::block::{BLOCK_BYTES, Block};
-use crate::hash::avx512::{Lanes, N, WIDTH, encrypt, sigma, xor, xor3};
-use crate::hash::{LANES, TweakClass, TweakRange};
+use pi_core::hash::LANES;
+use pi_core::hash::avx512::{Lanes, N, WIDTH, encrypt, sigma, xor, xor3};
+use pi_core::{BLOCK_BYTES, Block, TweakClass, TweakRange};
 use std::arch::x86_64::*;
 
 /// Garbles up to [`LANES`] instances: see [`super::garble_group`].

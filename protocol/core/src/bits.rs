@@ -16,6 +16,7 @@ pub struct Bits {
 
 impl Bits {
     /// Returns an empty sequence with room for `len` bits.
+    #[inline]
     pub fn with_capacity(len: usize) -> Self {
         Bits {
             bytes: Vec::with_capacity(len.div_ceil(8)),
@@ -86,16 +87,19 @@ impl Bits {
     }
 
     /// Returns the packed bytes; bits behind the last one are zero.
+    #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
     /// Returns the number of bits.
+    #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
 
     /// Returns true if there are no bits.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -122,6 +126,7 @@ impl Bits {
     }
 
     /// Returns the bits, one by one, as 0 or 1.
+    #[inline]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = u8> + '_ {
         (0..self.len).map(|i| self.bit(i))
     }

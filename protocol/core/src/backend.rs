@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 /// A set of instructions. The scalar code is the definition; the others are tested against it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Backend {
+pub enum Backend {
     /// Portable code; AES block by block from the `aes` crate.
     Scalar,
     /// 128-bit AES instructions.
@@ -19,7 +19,7 @@ impl Backend {
     /// Returns the best one that this machine has, or the scalar one if `PI_FORCE_SCALAR` is set
     /// and not `0`.
     #[inline]
-    pub(crate) fn detected() -> Self {
+    pub fn detected() -> Self {
         static DETECTED: OnceLock<Backend> = OnceLock::new();
         *DETECTED.get_or_init(|| {
             let forced =
@@ -32,7 +32,7 @@ impl Backend {
     }
 
     /// Returns every one that exists for this architecture, the best last.
-    pub(crate) fn all() -> Vec<Backend> {
+    pub fn all() -> Vec<Backend> {
         vec![
             Backend::Scalar,
             #[cfg(target_arch = "x86_64")]
@@ -43,7 +43,7 @@ impl Backend {
     }
 
     /// Returns true if this machine can run it; Miri runs the scalar code.
-    pub(crate) fn is_supported(self) -> bool {
+    pub fn is_supported(self) -> bool {
         match self {
             Backend::Scalar => true,
             #[cfg(target_arch = "x86_64")]

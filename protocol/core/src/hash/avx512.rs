@@ -14,13 +14,13 @@ use crate::block::Block;
 use std::arch::x86_64::*;
 
 /// Registers that hold one block for each lane.
-pub(crate) const N: usize = LANES / WIDTH;
+pub const N: usize = LANES / WIDTH;
 
 /// Blocks in a register.
-pub(crate) const WIDTH: usize = 4;
+pub const WIDTH: usize = 4;
 
 /// One block for each lane.
-pub(crate) type Lanes = [__m512i; N];
+pub type Lanes = [__m512i; N];
 
 const ROUND_CONSTANTS: [i32; 10] = [1, 2, 4, 8, 16, 32, 64, 128, 0x1b, 0x36];
 
@@ -45,7 +45,7 @@ pub(super) fn hash_lanes(keys: &[Block; LANES], x: &mut [Block; LANES]) {
 /// blocks.
 #[target_feature(enable = "avx512f,avx512bw,vaes")]
 #[inline]
-pub(crate) fn encrypt<const K: usize, const D: usize>(
+pub fn encrypt<const K: usize, const D: usize>(
     mut words: [[__m512i; 4]; K],
     mut data: [[Lanes; D]; K],
 ) -> [[Lanes; D]; K] {
@@ -89,7 +89,7 @@ pub(crate) fn encrypt<const K: usize, const D: usize>(
 /// From word form to block form, and back.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(crate) fn transpose(x: [__m512i; 4]) -> [__m512i; 4] {
+fn transpose(x: [__m512i; 4]) -> [__m512i; 4] {
     let low = [
         _mm512_unpacklo_epi32(x[0], x[1]),
         _mm512_unpacklo_epi32(x[2], x[3]),
@@ -109,7 +109,7 @@ pub(crate) fn transpose(x: [__m512i; 4]) -> [__m512i; 4] {
 /// The orthomorphism of every block.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(crate) fn sigma(x: __m512i) -> __m512i {
+pub fn sigma(x: __m512i) -> __m512i {
     let high = _mm512_broadcast_i32x4(_mm_set_epi64x(-1, 0));
     // 0x4e exchanges the 64-bit halves of every block; 0x78 is a xor (b and c).
     _mm512_ternarylogic_epi64::<0x78>(_mm512_shuffle_epi32::<0x4e>(x), x, high)
@@ -117,19 +117,19 @@ pub(crate) fn sigma(x: __m512i) -> __m512i {
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(crate) fn xor(x: Lanes, y: Lanes) -> Lanes {
+pub fn xor(x: Lanes, y: Lanes) -> Lanes {
     std::array::from_fn(|e| _mm512_xor_si512(x[e], y[e]))
 }
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(crate) fn xor3(x: __m512i, y: __m512i, z: __m512i) -> __m512i {
+pub fn xor3(x: __m512i, y: __m512i, z: __m512i) -> __m512i {
     _mm512_ternarylogic_epi64::<0x96>(x, y, z)
 }
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(crate) fn load(x: &[Block; LANES]) -> Lanes {
+fn load(x: &[Block; LANES]) -> Lanes {
     std::array::from_fn(|e| {
         // SAFETY: register `e` reads blocks `4 e..4 e + 4` of sixteen, all initialised; the load
         // has no alignment requirement.
@@ -139,7 +139,7 @@ pub(crate) fn load(x: &[Block; LANES]) -> Lanes {
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(crate) fn store(x: &mut [Block; LANES], data: Lanes) {
+fn store(x: &mut [Block; LANES], data: Lanes) {
     for e in 0..N {
         // SAFETY: register `e` writes blocks `4 e..4 e + 4` of sixteen borrowed mutably; any bits
         // are a valid block; the store has no alignment requirement.

@@ -27,7 +27,7 @@ use crate::field::{self, Elements};
 #[cfg(target_arch = "x86_64")]
 mod aes_ni;
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod avx512;
+pub mod avx512;
 
 /// What a label is hashed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl TweakRange {
     ///
     /// Of instances behind the last the batched code asks keys, for lanes whose results it drops.
     #[inline]
-    pub(crate) fn key(&self, class: TweakClass, instance: usize, gate: usize) -> Block {
+    pub fn key(&self, class: TweakClass, instance: usize, gate: usize) -> Block {
         debug_assert!(
             (gate as u64) < self.stride,
             "gate {gate} of {}",
@@ -103,21 +103,24 @@ impl TweakRange {
 
     /// Returns the counter value of gate `gate` of an instance.
     #[inline]
-    pub(crate) fn counter(&self, instance: usize, gate: usize) -> u64 {
+    pub fn counter(&self, instance: usize, gate: usize) -> u64 {
         self.first + instance as u64 * self.stride + gate as u64
     }
 
     /// Returns the nonce of the bundle.
-    pub(crate) fn nonce(&self) -> Block {
+    #[inline]
+    pub fn nonce(&self) -> Block {
         self.nonce
     }
 
     /// Returns the number of counter values per instance.
+    #[inline]
     pub fn stride(&self) -> u32 {
         self.stride as u32
     }
 
     /// Returns the number of instances.
+    #[inline]
     pub fn instances(&self) -> usize {
         self.instances
     }
@@ -222,14 +225,14 @@ pub fn hash_pairs_to_field(
 }
 
 /// Instances hashed side by side.
-pub(crate) const LANES: usize = 16;
+pub const LANES: usize = 16;
 
 /// Labels per parallel task when only hashing.
 const TASK: usize = 64 * LANES;
 
 /// Replaces `x[i]` and `y[i]` by their hashes under `keys[i]`.
 #[inline]
-pub(crate) fn hash_pairs(keys: &[Block; LANES], x: &mut [Block; LANES], y: &mut [Block; LANES]) {
+pub fn hash_pairs(keys: &[Block; LANES], x: &mut [Block; LANES], y: &mut [Block; LANES]) {
     match Backend::detected() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `detected` found the features that the function enables.
@@ -243,7 +246,7 @@ pub(crate) fn hash_pairs(keys: &[Block; LANES], x: &mut [Block; LANES], y: &mut 
 
 /// Replaces `x[i]` by its hash under `keys[i]`.
 #[inline]
-pub(crate) fn hash_lanes(keys: &[Block; LANES], x: &mut [Block; LANES]) {
+pub fn hash_lanes(keys: &[Block; LANES], x: &mut [Block; LANES]) {
     match Backend::detected() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `detected` found the features that the function enables.

@@ -34,6 +34,7 @@ impl Block {
     pub const ZERO: Block = Block(0);
 
     /// Returns the block holding this integer; bit 0 is the least significant.
+    #[inline]
     pub const fn new(value: u128) -> Self {
         Block(value)
     }
@@ -46,26 +47,31 @@ impl Block {
     }
 
     /// Returns the block with these little-endian bytes.
+    #[inline]
     pub const fn from_bytes(bytes: [u8; BLOCK_BYTES]) -> Self {
         Block(u128::from_le_bytes(bytes))
     }
 
     /// Returns the little-endian bytes.
+    #[inline]
     pub const fn to_bytes(self) -> [u8; BLOCK_BYTES] {
         self.0.to_le_bytes()
     }
 
     /// Returns the block as an integer.
+    #[inline]
     pub const fn value(self) -> u128 {
         self.0
     }
 
     /// Returns the colour of a label: its least significant bit, 0 or 1.
+    #[inline]
     pub const fn colour(self) -> u8 {
         (self.0 & 1) as u8
     }
 
     /// Returns bit `index` (0 to 127) as 0 or 1; the index is public.
+    #[inline]
     pub const fn bit(self, index: usize) -> u8 {
         (self.0 >> index & 1) as u8
     }
@@ -88,20 +94,16 @@ impl Block {
     }
 
     /// Returns the bytes of a slice of blocks as they travel.
+    #[inline]
     pub fn encode(blocks: &[Block]) -> &[u8] {
         bytemuck::cast_slice(blocks)
     }
 
     /// Returns the bytes of a slice of blocks, to be overwritten.
+    #[inline]
     pub fn bytes_mut(blocks: &mut [Block]) -> &mut [u8] {
         bytemuck::cast_slice_mut(blocks)
     }
-}
-
-/// Reads a block from exactly 16 bytes.
-#[inline]
-pub(crate) fn read_block(bytes: &[u8]) -> Block {
-    Block::from_bytes(bytes.try_into().expect("the caller passes 16 bytes"))
 }
 
 impl DefaultIsZeroes for Block {}

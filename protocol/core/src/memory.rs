@@ -77,6 +77,7 @@ impl SecretBytes {
     }
 
     /// Returns the bytes.
+    #[inline]
     pub fn as_slice(&self) -> &[u8] {
         &self.0
     }
@@ -92,6 +93,7 @@ impl SecretBytes {
 impl Deref for SecretBytes {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
         &self.0
     }

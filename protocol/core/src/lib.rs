@@ -1,0 +1,39 @@
+//! The substrate of the protocol: what oblivious transfer, garbling and arithmetic have in common.
+//!
+//! - [`Block`], [`Bits`], [`Delta`]: wire labels and OT messages, choice bits, the free-XOR offset;
+//! - [`field`]: the little of `F_p` that garbling needs;
+//! - [`Prg`]: the pseudorandom generator, AES in counter mode;
+//! - [`hash`](mod@hash): MITCCR, the re-keyed hash of labels, and the tweaks of a bundle;
+//! - [`transpose`], [`columns`]: the matrices of bits in an OT extension;
+//! - [`memory`]: large buffers on large pages, and [`SecretBytes`], which erases itself;
+//! - [`Backend`]: the vector instructions that all of these use.
+//!
+//! Nothing here knows of parties or messages; a decoder only knows how long its message must be.
+//!
+//! # Representation
+//! Bulk data travels as it lies in memory, little-endian.
+
+#[cfg(not(target_endian = "little"))]
+compile_error!(
+    "blocks and field elements travel as they lie in memory, so the target must be little-endian"
+);
+
+mod backend;
+mod bits;
+mod block;
+pub mod columns;
+mod error;
+pub mod field;
+pub mod hash;
+pub mod memory;
+mod prg;
+mod transpose;
+
+pub use backend::Backend;
+pub use bits::Bits;
+pub use block::{BLOCK_BYTES, Block, Delta, Labels};
+pub use error::Error;
+pub use hash::{TweakClass, TweakCounter, TweakRange};
+pub use memory::SecretBytes;
+pub use prg::{Prg, SEED_BYTES, Seed};
+pub use transpose::{ROWS_PER_TILE, transpose};
