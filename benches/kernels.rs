@@ -11,6 +11,7 @@ use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkId, Throughput};
 use nix::time::{ClockId, clock_gettime};
 use pi_compiler::select::{Link, select};
+use pi_core::fp;
 use pi_core::{Bits, Block, Delta, TweakCounter};
 use pi_garble::{SignWidth, active_labels, evaluate_sign, garble_sign};
 use pi_ir::{Circuit, Conv, Layer, LayerWeights, Range, Shape, Step, TensorId, Term, Weights};
@@ -22,7 +23,6 @@ use pi_protocol::linear::{
     Kernels, Rates, client_finish, client_upload, cost, max_gap, server_answer, server_receive,
 };
 use pi_ring::conv::{ConvScratch, ConvShape, Padding, PreparedConv};
-use pi_ring::fp;
 use pi_ring::ntt::RLWE_PRIMES;
 use pi_ring::poly::Automorphism;
 use pi_rlwe::{

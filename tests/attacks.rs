@@ -7,7 +7,7 @@
 //! correction of unused coefficients, on bundles used twice, and on the bundle store beside the
 //! code they concern.
 
-use pi_ring::fp;
+use pi_core::fp;
 use pi_rlwe::attack::phase;
 use pi_rlwe::noise::{flood_log2, noise_bits};
 use pi_rlwe::{

@@ -6,6 +6,7 @@ use super::line::Link;
 use super::measure::{circuit_figures, operations, packed};
 use anyhow::{Context, Result};
 use pi_compiler::latency::{Line, MARKS_S, Machine, Work};
+use pi_core::fp;
 use pi_core::{Bits, Block, Delta, TweakCounter};
 use pi_garble::{SignWidth, active_labels, evaluate_sign, garble_sign};
 use pi_ir::Artifact;
@@ -15,7 +16,6 @@ use pi_ot::{CotReceiver, CotSender};
 use pi_protocol::cost::{self, Traffic};
 use pi_protocol::linear;
 use pi_ring::conv::{ConvScratch, ConvShape, Padding, PreparedConv};
-use pi_ring::fp;
 use pi_rlwe::{
     CiphertextModulus, N, Packed, Params, PlainPoly, Product, PublicKey, SecretKey, UploadLayout,
     decrypt, expand_upload, finish, upload,

@@ -9,6 +9,7 @@
 //! ciphertexts with the same gaps and useful coefficients; `server` is the answer less that.
 
 use nix::sys::resource::{UsageWho, getrusage};
+use pi_core::fp;
 use pi_ir::{
     Answer, Circuit, Conv, Layer, LayerWeights, Padding, Plan, Range, Shape, Step, TensorId, Term,
     Upload, Weights,
@@ -18,7 +19,6 @@ use pi_protocol::linear::{
     Kernels, client_finish, client_upload, cost, server_answer, server_receive,
 };
 use pi_ring::conv::{self, ConvShape, conv2d_fp};
-use pi_ring::fp;
 use pi_rlwe::{
     CiphertextModulus, GaloisKeys, Packed, Params, PlainPoly, Product, PublicKey, SecretKey,
     UploadLayout, expand_upload, finish, upload,

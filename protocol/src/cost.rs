@@ -8,7 +8,7 @@ use crate::Error;
 use crate::linear;
 use crate::nonlinear::{quadratic, relu};
 use crate::session::{Network, TREE_DEPTH, infer_bytes, offline_traffic, setup_traffic};
-use pi_core::field::ELEMENT_BYTES;
+use pi_core::fp::ELEMENT_BYTES;
 use pi_ir::{Circuit, Kind, Plan, Step};
 use std::ops::AddAssign;
 

@@ -8,8 +8,7 @@
 //! The server's truncated share is a *negative integer*, and the sign circuit reduces that integer
 //! modulo `2^m`, not its representative in `F_p`.
 
-use pi_ir::P;
-use pi_ring::fp;
+use pi_core::fp::{self, P};
 
 /// The client's truncated share, `((c + B) mod p) >> f`, a non-negative integer below `2^(60 - f)`.
 #[inline]
@@ -36,6 +35,11 @@ mod tests {
     use super::*;
     use rand_chacha::ChaCha20Rng;
     use rand_core::{RngCore, SeedableRng};
+
+    #[test]
+    fn circuits_and_shares_have_one_modulus() {
+        assert_eq!(P, pi_ir::P);
+    }
 
     #[test]
     fn truncation_is_off_by_at_most_one_unit_up_to_the_bound() {

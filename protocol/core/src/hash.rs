@@ -13,8 +13,8 @@
 //!
 //! # Tweaks
 //! The class stands in the two top bits, a counter that runs through the whole bundle in the
-//! low 64. No tweak repeats within a bundle as long as every [`TweakRange`] comes from the bundle's one
-//! [`TweakCounter`]. Both parties draw the same ranges in the same order.
+//! low 64. No tweak repeats within a bundle as long as every [`TweakRange`] comes from the bundle's
+//! one [`TweakCounter`]. Both parties draw the same ranges in the same order.
 
 use rayon::prelude::*;
 use zeroize::{Zeroize, Zeroizing};
@@ -22,7 +22,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::Error;
 use crate::backend::Backend;
 use crate::block::{Block, Delta};
-use crate::field::{self, Elements};
+use crate::fp::{self, Elements};
 
 #[cfg(target_arch = "x86_64")]
 mod aes_ni;
@@ -181,7 +181,7 @@ pub fn hash_to_field(
             x[..labels.len()].copy_from_slice(labels);
             hash_lanes(&keys, &mut x);
             for (out, x) in out.iter_mut().zip(&x) {
-                *out = field::reduce(x.value());
+                *out = fp::reduce_u128(x.value());
             }
             x.zeroize();
         });
@@ -215,8 +215,8 @@ pub fn hash_pairs_to_field(
             let mut y = x.map(|x| x ^ delta.block());
             hash_pairs(&keys, &mut x, &mut y);
             for lane in 0..zeros.len() {
-                of_zero[lane] = field::reduce(x[lane].value());
-                of_one[lane] = field::reduce(y[lane].value());
+                of_zero[lane] = fp::reduce_u128(x[lane].value());
+                of_one[lane] = fp::reduce_u128(y[lane].value());
             }
             x.zeroize();
             y.zeroize();
@@ -407,10 +407,10 @@ mod tests {
             assert_eq!(single, zero);
             for j in 0..count {
                 let key = tweaks.key(TweakClass::Output, j, 0);
-                assert_eq!(zero[j], field::reduce(hash(key, zeros[j]).value()));
+                assert_eq!(zero[j], fp::reduce_u128(hash(key, zeros[j]).value()));
                 assert_eq!(
                     one[j],
-                    field::reduce(hash(key, zeros[j] ^ delta.block()).value())
+                    fp::reduce_u128(hash(key, zeros[j] ^ delta.block()).value())
                 );
             }
         }

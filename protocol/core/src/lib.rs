@@ -1,7 +1,7 @@
 //! The substrate of the protocol: what oblivious transfer, garbling and arithmetic have in common.
 //!
 //! - [`Block`], [`Bits`], [`Delta`]: wire labels and OT messages, choice bits, the free-XOR offset;
-//! - [`field`]: the little of `F_p` that garbling needs;
+//! - [`fp`]: the field `F_p`, `p = 2^60 - 2^18 + 1`, in which all shares live;
 //! - [`Prg`]: the pseudorandom generator, AES in counter mode;
 //! - [`hash`](mod@hash): MITCCR, the re-keyed hash of labels, and the tweaks of a bundle;
 //! - [`transpose`], [`columns`]: the matrices of bits in an OT extension;
@@ -23,7 +23,7 @@ mod bits;
 mod block;
 pub mod columns;
 mod error;
-pub mod field;
+pub mod fp;
 pub mod hash;
 pub mod memory;
 mod prg;

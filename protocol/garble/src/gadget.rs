@@ -24,7 +24,7 @@
 //! `row`; at `pick = 1` it gets its own share, masked by the server's. Do not extend this to rows
 //! that carry labels, several rows under one label, or odd moduli.
 
-use pi_core::field::{self, Elements};
+use pi_core::fp::{self, Elements};
 use pi_core::hash::{hash_pairs_to_field, hash_to_field};
 use pi_core::{Bits, Block, Delta, Error, TweakClass, TweakRange};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -101,7 +101,7 @@ impl ServerGadget {
         Error::check_argument("server's shares", self.len(), d.len())?;
         let (mut rows, mut shares) = (Vec::with_capacity(d.len()), Vec::with_capacity(d.len()));
         for (j, &d) in d.iter().enumerate() {
-            debug_assert!(d < field::P, "shares are reduced");
+            debug_assert!(d < fp::P, "shares are reduced");
             let colour = self.colour.bit(j);
             let terms = (self.keep_row.0[j], self.keep_share.0[j]);
             let (row, share) = server_opening(terms, colour, d);
@@ -113,14 +113,14 @@ impl ServerGadget {
 
     /// Returns the number of bytes of `len` stored gadgets: 16 and a bit each.
     pub const fn stored_bytes(len: usize) -> usize {
-        2 * field::ELEMENT_BYTES * len + Bits::encoded_bytes(len)
+        2 * fp::ELEMENT_BYTES * len + Bits::encoded_bytes(len)
     }
 
     /// Returns the form to be stored, [`ServerGadget::stored_bytes`] long.
     pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(ServerGadget::stored_bytes(self.len())));
-        bytes.extend_from_slice(field::encode(&self.keep_row.0));
-        bytes.extend_from_slice(field::encode(&self.keep_share.0));
+        bytes.extend_from_slice(fp::encode(&self.keep_row.0));
+        bytes.extend_from_slice(fp::encode(&self.keep_share.0));
         bytes.extend_from_slice(self.colour.as_bytes());
         bytes
     }
@@ -133,11 +133,11 @@ impl ServerGadget {
         const WHAT: &str = "output gadgets";
         let stored = |_| Error::Stored { what: WHAT };
         Error::check_message(WHAT, ServerGadget::stored_bytes(len), bytes.len()).map_err(stored)?;
-        let (row, rest) = bytes.split_at(field::ELEMENT_BYTES * len);
-        let (share, colour) = rest.split_at(field::ELEMENT_BYTES * len);
+        let (row, rest) = bytes.split_at(fp::ELEMENT_BYTES * len);
+        let (share, colour) = rest.split_at(fp::ELEMENT_BYTES * len);
         Ok(ServerGadget {
-            keep_row: Secret(field::decode(WHAT, row, len).map_err(stored)?),
-            keep_share: Secret(field::decode(WHAT, share, len).map_err(stored)?),
+            keep_row: Secret(fp::decode(WHAT, row, len).map_err(stored)?),
+            keep_share: Secret(fp::decode(WHAT, share, len).map_err(stored)?),
             colour: Bits::decode(WHAT, colour, len).map_err(stored)?,
         })
     }
@@ -158,7 +158,7 @@ impl std::fmt::Debug for Secret {
 ///
 /// # Errors
 /// [`Error::CallerLength`] if the lengths differ or are not the number of instances; rows come
-/// through [`field::decode`].
+/// through [`fp::decode`].
 pub fn client_output(
     tweaks: &TweakRange,
     keep: &[Block],
@@ -172,7 +172,7 @@ pub fn client_output(
     let mut y = hash_to_field(tweaks, TweakClass::Output, keep)?;
     for (j, y) in y.iter_mut().enumerate() {
         debug_assert!(
-            c[j] < field::P && u[j] < field::P && rows[j] < field::P,
+            c[j] < fp::P && u[j] < fp::P && rows[j] < fp::P,
             "elements are reduced"
         );
         let pick = keep[j].colour();
@@ -184,36 +184,33 @@ pub fn client_output(
 /// Returns the server's stored terms `(H0 - H1 - 2v, v - H0)`, from the hashes of the labels of
 /// colour 0 and 1.
 pub fn server_terms(h0: u64, h1: u64, v: u64) -> (u64, u64) {
-    (
-        field::sub(field::sub(h0, h1), field::add(v, v)),
-        field::sub(v, h0),
-    )
+    (fp::sub(fp::sub(h0, h1), fp::add(v, v)), fp::sub(v, h0))
 }
 
 /// Returns the server's `(row, y_s)`, from its stored terms, its colour and its share `d`.
 pub fn server_opening(terms: (u64, u64), colour: u8, d: u64) -> (u64, u64) {
-    let row = field::add(terms.0, field::negated_by(d, colour));
-    (row, field::add(terms.1, field::masked_by(d, colour)))
+    let row = fp::add(terms.0, fp::negated_by(d, colour));
+    (row, fp::add(terms.1, fp::masked_by(d, colour)))
 }
 
 /// Returns the client's `y_c`, from the hash of its label, the row, the label's colour and its own
 /// `c` and `u`.
 pub fn client_share(hash: u64, row: u64, pick: u8, c: u64, u: u64) -> u64 {
-    let picked = field::masked_by(field::add(row, c), pick);
-    field::add(field::add(hash, picked), field::negated_by(u, pick))
+    let picked = fp::masked_by(fp::add(row, c), pick);
+    fp::add(fp::add(hash, picked), fp::negated_by(u, pick))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{SignWidth, active_labels, evaluate_sign, garble_sign};
-    use pi_core::field::{P, add, sub};
+    use pi_core::fp::{P, add, sub};
     use pi_core::{Prg, TweakCounter};
     use rand_chacha::ChaCha20Rng;
     use rand_core::{RngCore, SeedableRng};
 
     fn elements(count: usize, rng: &mut ChaCha20Rng) -> Vec<u64> {
-        (0..count).map(|_| field::random(rng)).collect()
+        (0..count).map(|_| fp::uniform(rng)).collect()
     }
 
     /// The client's half and the server's of `colour * c`, by a dealer.
@@ -339,7 +336,7 @@ mod tests {
             &tables,
         )
         .unwrap();
-        let rows = field::decode("rows", field::encode(&rows), count).unwrap();
+        let rows = fp::decode("rows", fp::encode(&rows), count).unwrap();
         let y_client = client_output(&tweaks, &keep, &rows, &c, &u).unwrap();
         for j in 0..count {
             assert_eq!(

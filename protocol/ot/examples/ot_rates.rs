@@ -6,7 +6,7 @@
 //! With a number of ReLUs and of runs it does only the latter, for a profiler or a clock of CPU
 //! time.
 
-use pi_core::{Bits, Block, Prg, TweakCounter, field, memory};
+use pi_core::{Bits, Block, Prg, TweakCounter, fp, memory};
 use pi_garble::{
     ServerGadget, SignWidth, active_labels_of_stream, client_output, evaluate_sign_message,
     garble_sign_into,
@@ -82,8 +82,8 @@ fn relus(count: usize, runs: usize) {
     let (mut forward_sender, mut forward_receiver) = pair(Direction::Forward, rng);
     let (mut reverse_sender, mut reverse_receiver) = pair(Direction::Reverse, rng);
     let mut counter = TweakCounter::new(Block::random(rng));
-    let c: Vec<u64> = (0..count).map(|_| field::random(rng)).collect();
-    let d: Vec<u64> = (0..count).map(|_| field::random(rng)).collect();
+    let c: Vec<u64> = (0..count).map(|_| fp::uniform(rng)).collect();
+    let d: Vec<u64> = (0..count).map(|_| fp::uniform(rng)).collect();
     let mut steps: Vec<(&str, f64)> = Vec::new();
     for run in 0..runs {
         let mut done = 0;

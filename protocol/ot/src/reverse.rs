@@ -18,7 +18,7 @@
 //! Per ReLU one correlated OT; [`TAU_BYTES`] client to server, one bit server to client
 //! ([`choice_bytes`]).
 
-use pi_core::field::{self, ELEMENT_BYTES, Elements};
+use pi_core::fp::{self, ELEMENT_BYTES, Elements};
 use pi_core::hash::{hash_pairs_to_field, hash_to_field};
 use pi_core::{Bits, Block, Delta, Error, TweakClass, TweakRange};
 use zeroize::Zeroizing;
@@ -47,14 +47,14 @@ pub fn offer(
     let pads = hash_of_zero.iter().zip(hash_of_one.iter());
     let tau = pads
         .zip(c)
-        .map(|((&zero, &one), &c)| field::add(field::sub(zero, one), c))
+        .map(|((&zero, &one), &c)| fp::add(fp::sub(zero, one), c))
         .collect();
-    let u = hash_of_zero.iter().map(|&zero| field::neg(zero)).collect();
+    let u = hash_of_zero.iter().map(|&zero| fp::neg(zero)).collect();
     Ok((tau, Zeroizing::new(u)))
 }
 
 /// Server: returns `v` for its blocks `t`, its bits `b` and the client's `tau`, read by
-/// [`field::decode`].
+/// [`fp::decode`].
 ///
 /// # Errors
 /// [`Error::CallerLength`] unless there is one block, one bit and one `tau` per ReLU.
@@ -63,7 +63,7 @@ pub fn take(tweaks: &TweakRange, t: &[Block], b: &Bits, tau: &[u64]) -> Result<E
     Error::check_argument("corrections of the reverse OT", t.len(), tau.len())?;
     let mut v = hash_to_field(tweaks, TweakClass::ReverseCot, t)?;
     for ((v, b), &tau) in v.iter_mut().zip(b.iter()).zip(tau) {
-        *v = field::add(*v, field::masked_by(tau, b));
+        *v = fp::add(*v, fp::masked_by(tau, b));
     }
     Ok(v)
 }
@@ -76,7 +76,7 @@ pub fn choose(v: &mut [u64], b: &Bits, colours: &Bits) -> Result<Bits, Error> {
     Error::check_argument("halves of the reverse OT", colours.len(), v.len())?;
     let e = colours.xor(b)?;
     for (v, e) in v.iter_mut().zip(e.iter()) {
-        *v = field::negated_by(*v, e);
+        *v = fp::negated_by(*v, e);
     }
     Ok(e)
 }
@@ -90,7 +90,7 @@ pub fn settle(u: &mut [u64], c: &[u64], e: &Bits) -> Result<(), Error> {
     Error::check_argument("corrected choices", u.len(), e.len())?;
     for ((u, &c), e) in u.iter_mut().zip(c).zip(e.iter()) {
         // e is public, the masks are for uniformity: c - u where e = 1, u where e = 0.
-        *u = field::add(field::masked_by(c, e), field::negated_by(*u, e));
+        *u = fp::add(fp::masked_by(c, e), fp::negated_by(*u, e));
     }
     Ok(())
 }
@@ -101,7 +101,7 @@ mod tests {
     use crate::ideal::ideal_cot;
     use crate::{CotReceiver, CotSender};
     use pi_core::TweakCounter;
-    use pi_core::field::P;
+    use pi_core::fp::P;
     use rand_chacha::ChaCha20Rng;
     use rand_core::SeedableRng;
 
@@ -115,7 +115,7 @@ mod tests {
             let c: Vec<u64> = (0..count).map(|j| [0, P - 1][j % 2]).take(8).collect();
             let c: Vec<u64> = c
                 .into_iter()
-                .chain((0..).map(|_| field::random(&mut rng)))
+                .chain((0..).map(|_| fp::uniform(&mut rng)))
                 .take(count)
                 .collect();
             let (b, colours) = (Bits::random(count, &mut rng), Bits::random(count, &mut rng));
@@ -123,24 +123,24 @@ mod tests {
             let (t, message) = receiver.extend(&b);
             let q = sender.extend(count, &message).unwrap();
             let (tau, mut u) = offer(&tweaks, sender.delta(), &q, &c).unwrap();
-            let tau_message = field::encode(&tau);
+            let tau_message = fp::encode(&tau);
             assert_eq!(tau_message.len(), count * TAU_BYTES);
             let mut v = take(
                 &tweaks,
                 &t,
                 &b,
-                &field::decode("tau", tau_message, count).unwrap(),
+                &fp::decode("tau", tau_message, count).unwrap(),
             )
             .unwrap();
             for j in 0..count {
-                assert_eq!(field::add(u[j], v[j]), c[j] * b.bit(j) as u64);
+                assert_eq!(fp::add(u[j], v[j]), c[j] * b.bit(j) as u64);
             }
             let e = choose(&mut v, &b, &colours).unwrap();
             assert_eq!(e.as_bytes().len(), choice_bytes(count));
             settle(&mut u, &c, &Bits::decode("e", e.as_bytes(), count).unwrap()).unwrap();
             for j in 0..count {
                 assert_eq!(
-                    field::add(u[j], v[j]),
+                    fp::add(u[j], v[j]),
                     c[j] * colours.bit(j) as u64,
                     "{j} of {count}"
                 );

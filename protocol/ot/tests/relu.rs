@@ -3,7 +3,7 @@
 //! The order is that of the protocol: (1) client to server, (2) back, (3) client to server, (4)
 //! back, all offline; then one message online.
 
-use pi_core::field::{self, P};
+use pi_core::fp::{self, P};
 use pi_core::{Bits, Block, Prg, TweakCounter};
 use pi_garble::{
     ServerGadget, SignWidth, active_labels, client_output, evaluate_sign, garble_sign,
@@ -85,7 +85,7 @@ fn relu(depth: TreeDepth, m: u32, count: usize) {
     let (mut forward_receiver, forward_message) =
         client_forward.accept(&id, depth, &message).unwrap();
     let (client_labels, forward_correction) = forward_receiver.extend(&Bits::of_values(&c, m));
-    let tau = field::encode(&tau);
+    let tau = fp::encode(&tau);
     sent += forward_message.len() + forward_correction.len() + tau.len();
 
     // (4) server: tables and corrected choices.
@@ -103,7 +103,7 @@ fn relu(depth: TreeDepth, m: u32, count: usize) {
         &mut tables,
     )
     .unwrap();
-    let tau = field::decode("tau", tau, count).unwrap();
+    let tau = fp::decode("tau", tau, count).unwrap();
     let mut v = reverse::take(&server_tweaks, &reverse_blocks, &choices, &tau).unwrap();
     let e = reverse::choose(&mut v, &choices, &ServerGadget::colours(&keep_zero)).unwrap();
     let gadget = ServerGadget::new(&server_tweaks, delta, &keep_zero, &v).unwrap();
@@ -124,7 +124,7 @@ fn relu(depth: TreeDepth, m: u32, count: usize) {
     let mut labels = vec![0; width.label_bytes(count)];
     active_labels(width, delta, &server_zero, &low, &mut labels).unwrap();
     let (rows, y_server) = gadget.open(&d).unwrap();
-    let rows = field::encode(&rows);
+    let rows = fp::encode(&rows);
     assert_eq!(labels.len() + rows.len(), count * (16 * m as usize + 8));
 
     let server_labels = Block::decode("labels", &labels, bits).unwrap();
@@ -136,11 +136,11 @@ fn relu(depth: TreeDepth, m: u32, count: usize) {
         &tables,
     )
     .unwrap();
-    let rows = field::decode("rows", rows, count).unwrap();
+    let rows = fp::decode("rows", rows, count).unwrap();
     let y_client = client_output(&client_tweaks, &keep, &rows, &c, &u).unwrap();
     for (j, &value) in values.iter().enumerate() {
         assert_eq!(
-            field::add(y_client[j], y_server[j]),
+            fp::add(y_client[j], y_server[j]),
             value.max(0) as u64,
             "t = {value}, m = {m}"
         );

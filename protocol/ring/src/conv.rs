@@ -10,7 +10,7 @@
 
 pub use crate::conv_prepared::{ConvScratch, PreparedConv};
 
-use crate::fp;
+use pi_core::fp;
 use rayon::prelude::*;
 
 /// Zeros around an input plane.

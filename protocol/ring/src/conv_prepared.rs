@@ -25,7 +25,7 @@
 //! Nothing depends on inputs or weights, not even which of the two ways is taken.
 
 use crate::conv::{ConvShape, conv2d_fp_bounded};
-use crate::fp;
+use pi_core::fp;
 use zeroize::Zeroizing;
 
 /// A convolution over `F_p` with its weights; see [`PreparedConv::add_to`].
@@ -115,7 +115,7 @@ impl PreparedConv {
 #[cfg(target_arch = "x86_64")]
 mod vnni {
     use super::{ConvShape, Zeroizing};
-    use crate::fp::P;
+    use pi_core::fp::P;
     use rayon::prelude::*;
     use std::arch::x86_64::*;
     use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,9 +1,8 @@
 //! Prime fields, transforms, residue-number-system polynomials and the online convolution.
 //!
 //! This crate is the arithmetic floor of the protocol: it knows nothing of ciphertexts, keys or
-//! parties.
+//! parties. The plaintext field `F_p`, in which all shares live, is [`pi_core::fp`].
 //!
-//! - [`fp`]: the plaintext field `F_p`, `p = 2^60 - 2^18 + 1`, in which all shares live;
 //! - [`modulus`]: prime moduli below 2^62 and the slice operations the ciphertexts need;
 //! - [`ntt`]: the negacyclic number theoretic transform behind a trait, a scalar definition and a
 //!   vector backend;
@@ -20,7 +19,6 @@
 pub mod conv;
 mod conv_prepared;
 pub mod dot;
-pub mod fp;
 pub mod kernels;
 pub mod modulus;
 pub mod ntt;

@@ -229,7 +229,7 @@ impl Modulus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fp;
+    use pi_core::fp;
     use rand_chacha::ChaCha20Rng;
     use rand_core::{RngCore, SeedableRng};
 

@@ -13,7 +13,8 @@
 //! for primes just below 2^46 on AVX-512 IFMA. The inverse leaves out the factor `n^-1`, which
 //! callers fold into constants.
 
-use crate::{Modulus, fp};
+use crate::Modulus;
+use pi_core::fp;
 use std::sync::Arc;
 
 /// The longest transform whose points are fixed, `n = 8192`.

@@ -9,7 +9,8 @@
 //!
 //! All are constant time in the residues.
 
-use crate::{Modulus, fp};
+use crate::Modulus;
+use pi_core::fp;
 
 /// An integer below 2^192, least significant word first.
 pub type U192 = [u64; 3];

@@ -1,7 +1,7 @@
 //! SIMD slots: `F_p[X] / (X^n + 1)` is `n` copies of `F_p`.
 //!
 //! Slot `i` of a polynomial `a` is its value `a(psi^(2 rev(i) + 1))`, in the order of
-//! [`crate::ntt`] with the root [`crate::fp::ROOT_16384`] (raised to `8192 / n`). Products of
+//! [`crate::ntt`] with the root [`pi_core::fp::ROOT_16384`] (raised to `8192 / n`). Products of
 //! polynomials are products of slots, which is all that the protocol uses.
 
 use crate::Ntt;
@@ -45,8 +45,8 @@ impl SlotEncoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fp;
     use crate::poly::negacyclic_product;
+    use pi_core::fp;
     use rand_chacha::ChaCha20Rng;
     use rand_core::SeedableRng;
 

@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release -p pi-rlwe --example costs`
 
+use pi_core::fp;
 use pi_ring::conv::{ConvShape, Padding, conv2d_fp};
-use pi_ring::fp;
 use pi_ring::ntt::RLWE_PRIMES;
 use pi_rlwe::{
     CiphertextModulus, GaloisKeys, N, Packed, Params, PlainPoly, Product, PublicKey, SecretKey,

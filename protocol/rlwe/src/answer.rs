@@ -56,8 +56,9 @@ use crate::sample;
 use crate::upload::reduce_wide_enough;
 use crate::xof::Stream;
 use crate::{Error, Packed, PublicKey, SecretKey};
+use pi_core::fp;
 use pi_ring::dot::{Term, dot_pair};
-use pi_ring::{Domain, RnsPoly, fp, kernels, rns};
+use pi_ring::{Domain, RnsPoly, kernels, rns};
 use rand_core::CryptoRng;
 use zeroize::{Zeroize, Zeroizing};
 

@@ -14,7 +14,8 @@
 use crate::params::{CiphertextModulus, N, Params};
 use crate::sample::ERROR_BOUND;
 use crate::{Packed, SecretKey};
-use pi_ring::{Domain, RnsPoly, fp};
+use pi_core::fp;
+use pi_ring::{Domain, RnsPoly};
 
 /// A bound on the noise of answers of one kind, and its expected size.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -16,7 +16,7 @@ use crate::params::{CiphertextModulus, N, Params};
 use crate::{
     Answer, Ciphertext, Packed, PlainPoly, Product, PublicKey, SecretKey, decrypt, finish,
 };
-use pi_ring::fp;
+use pi_core::fp;
 use rand_core::CryptoRng;
 use zeroize::{Zeroize, Zeroizing};
 

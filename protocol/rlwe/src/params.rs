@@ -17,11 +17,12 @@
 
 use crate::keys::galois_element;
 use crate::sample::{ERROR_BOUND, Flood};
+use pi_core::fp;
 use pi_ring::ntt::RLWE_PRIMES;
 use pi_ring::poly::Automorphism;
 use pi_ring::rns::Basis;
 use pi_ring::slots::SlotEncoder;
-use pi_ring::{Domain, Modulus, Ntt, RnsPoly, fp};
+use pi_ring::{Domain, Modulus, Ntt, RnsPoly};
 use std::sync::{Arc, OnceLock};
 
 /// The ring degree.

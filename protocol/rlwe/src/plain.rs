@@ -2,8 +2,9 @@
 
 use crate::params::{CiphertextModulus, KEY_LIMBS, N, Params};
 use crate::upload::Ciphertext;
+use pi_core::fp;
 use pi_ring::dot::{InterleavedRow, MAX_TERMS, Term, dot_matrix, dot_pair};
-use pi_ring::{Domain, RnsPoly, fp, kernels};
+use pi_ring::{Domain, RnsPoly, kernels};
 use zeroize::Zeroize;
 
 /// A kernel polynomial in values, premultiplied by `2^-levels` for the packing that follows it.

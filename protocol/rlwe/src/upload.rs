@@ -30,7 +30,8 @@ use crate::params::{CiphertextModulus, N, Params};
 use crate::sample;
 use crate::xof::{Seed, Stream};
 use crate::{Error, SecretKey};
-use pi_ring::{Domain, Modulus, RnsPoly, fp, kernels};
+use pi_core::fp;
+use pi_ring::{Domain, Modulus, RnsPoly, kernels};
 use rand_core::CryptoRng;
 use zeroize::{Zeroize, Zeroizing};
 

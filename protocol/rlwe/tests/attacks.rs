@@ -3,7 +3,7 @@
 //!
 //! `cargo test -p pi-rlwe --features attack`
 
-use pi_ring::fp;
+use pi_core::fp;
 use pi_rlwe::attack::{
     finish_with_flood_bits, finish_without_flood, finish_without_rerandomisation, phase,
     second_half, second_half_of,

@@ -1,6 +1,6 @@
 //! The whole flow at full size, against schoolbook arithmetic in the plaintext field.
 
-use pi_ring::fp;
+use pi_core::fp;
 use pi_rlwe::noise::{budget_log2, conv_noise, noise_bits, ole_noise};
 use pi_rlwe::{
     Answer, Ciphertext, CiphertextModulus, CoefficientClass, Error, GaloisKeys, N, Packed, Params,

@@ -2,8 +2,8 @@
 
 use super::{Forks, Uploaded};
 use crate::layout::{AnswerMap, Packing, Tap, UploadMap, Useful};
+use pi_core::fp;
 use pi_ir::Weights;
-use pi_ring::fp;
 use pi_rlwe::{
     Answer, Ciphertext, CiphertextModulus, CiphertextRow, Error, GaloisKeys, N, Packed, Params,
     PlainPoly, Product, PublicKey, SecretKey, Workspace, decrypt, finish, pack_rows,

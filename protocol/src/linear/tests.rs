@@ -4,8 +4,8 @@
 use super::*;
 use crate::layout::tests::{circuit_of, conv, plain_conv};
 use crate::layout::{Packing, Slot, choose, default_plan};
+use pi_core::fp;
 use pi_ir::{Circuit, Conv, LayerWeights, Padding, Plan, Shape, Term, Weights};
-use pi_ring::fp;
 use pi_rlwe::answer::attack;
 use pi_rlwe::{
     CiphertextModulus, CoefficientClass, GaloisKeys, N, Packed, Params, PlainPoly, Product,

@@ -3,7 +3,7 @@
 
 use super::Forks;
 use crate::layout::{Packing, Slot, UploadMap};
-use pi_ring::fp;
+use pi_core::fp;
 use pi_rlwe::upload::upload_bytes;
 use pi_rlwe::{
     Ciphertext, CiphertextModulus, CoefficientClass, Error, N, Params, SecretKey, Seed, Upload,

@@ -16,6 +16,6 @@ pub(crate) mod relu;
 mod vectors;
 
 /// The values at these indices.
-pub(crate) fn gather(values: &[u64], indices: &[u32]) -> pi_core::field::Elements {
+pub(crate) fn gather(values: &[u64], indices: &[u32]) -> pi_core::fp::Elements {
     zeroize::Zeroizing::new(indices.iter().map(|&i| values[i as usize]).collect())
 }

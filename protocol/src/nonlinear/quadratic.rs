@@ -28,9 +28,8 @@
 
 use crate::Error;
 use crate::secrets::{Secrets, public_seed};
-use pi_core::field::{self, ELEMENT_BYTES, Elements};
+use pi_core::fp::{self, ELEMENT_BYTES, Elements};
 use pi_ir::{Kind, Polynomial};
-use pi_ring::fp;
 use pi_rlwe::upload::upload_bytes;
 use pi_rlwe::{
     Answer, Ciphertext, CiphertextModulus, N, Params, PublicKey, SecretKey, UploadLayout,
@@ -102,7 +101,7 @@ pub(crate) fn client_offer(
         message.extend_from_slice(bytes);
     }
     for (_, difference) in &parts {
-        message.extend_from_slice(field::encode(difference));
+        message.extend_from_slice(fp::encode(difference));
     }
 }
 
@@ -185,7 +184,7 @@ impl ServerOle {
 
     /// Moves the products from `a y` to `x y`, by `x - a` from message 3.
     pub(crate) fn correct(&mut self, corrections: &[u8]) -> Result<(), Error> {
-        let differences = field::decode("OLE corrections", corrections, self.y.len())?;
+        let differences = fp::decode("OLE corrections", corrections, self.y.len())?;
         for ((v, &y), &difference) in self.v.iter_mut().zip(self.y.iter()).zip(&differences) {
             *v = fp::add(*v, fp::mul(difference, y));
         }

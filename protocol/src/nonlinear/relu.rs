@@ -21,7 +21,7 @@
 use crate::Error;
 use crate::share;
 use crate::wire::Reader;
-use pi_core::field::{self, ELEMENT_BYTES, Elements};
+use pi_core::fp::{self, ELEMENT_BYTES, Elements};
 use pi_core::{Bits, Block, Delta, Labels, Prg, ROWS_PER_TILE, TweakRange, memory};
 use pi_garble::{
     ServerGadget, SignWidth, active_labels_of_stream, client_output, evaluate_sign_message,
@@ -74,7 +74,7 @@ impl Offered {
         let (labels, correction) = forward.extend(&Bits::of_values(c, width.bits()));
         let (tau, u) = reverse::offer(tweaks, reverse_delta, q, c)?;
         message.extend_from_slice(&correction);
-        message.extend_from_slice(field::encode(&tau));
+        message.extend_from_slice(fp::encode(&tau));
         Ok(Offered { labels, u })
     }
 
@@ -108,7 +108,7 @@ impl ClientRelu {
     ) -> Result<Elements, Error> {
         let labels = message.take(width.label_bytes(c.len()))?;
         let rows = message.take(ELEMENT_BYTES * c.len())?;
-        let rows = field::decode("rows", rows, c.len())?;
+        let rows = fp::decode("rows", rows, c.len())?;
         let keep = evaluate_sign_message(width, tweaks, &self.labels, labels, &self.tables)?;
         Ok(client_output(tweaks, &keep, &rows, c, &self.u)?)
     }
@@ -146,7 +146,7 @@ pub(crate) fn garble(
     let m = width.bits() as usize;
     let correction = received.take(forward.correction_bytes(n * m))?;
     let tau = received.take(reverse::TAU_BYTES * n)?;
-    let tau = field::decode("tau", tau, n)?;
+    let tau = fp::decode("tau", tau, n)?;
 
     let (tables, corrected) = message.split_at_mut(width.table_bytes(n));
     let mut keep_zero: Labels = Zeroizing::new(vec![Block::ZERO; n]);
@@ -194,6 +194,6 @@ pub(crate) fn open(
     active_labels_of_stream(width, delta, server_zero, d_hat, &mut message[start..])?;
     let d: Elements = Zeroizing::new(d_hat.iter().map(|&d| share::to_field(d as i64)).collect());
     let (rows, y) = gadget.open(&d)?;
-    message.extend_from_slice(field::encode(&rows));
+    message.extend_from_slice(fp::encode(&rows));
     Ok(y)
 }

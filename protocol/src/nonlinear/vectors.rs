@@ -3,9 +3,9 @@
 
 use super::quadratic;
 use crate::share;
+use pi_core::fp;
 use pi_garble::gadget;
 use pi_ir::{Kind, P, Polynomial};
-use pi_ring::fp;
 use serde_json::Value;
 
 fn cases(name: &str) -> Vec<Value> {

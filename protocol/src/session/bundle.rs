@@ -14,7 +14,7 @@ use crate::Error;
 use crate::header::{BundleHeader, BundleId};
 use crate::nonlinear::relu::ClientRelu;
 use crate::wire::Reader;
-use pi_core::field::{self, ELEMENT_BYTES, Elements};
+use pi_core::fp::{self, ELEMENT_BYTES, Elements};
 use pi_core::{BLOCK_BYTES, Block, Delta, SecretBytes, memory};
 use pi_garble::ServerGadget;
 use zeroize::Zeroizing;
@@ -117,16 +117,16 @@ impl ClientBundle {
         let input = ELEMENT_BYTES * self.input_mask.len();
         let length = FRAME_BYTES + input + layers.sum::<usize>();
         let mut bytes = start(CLIENT_TAG, &self.header, length);
-        bytes.extend_from_slice(field::encode(&self.input_mask));
+        bytes.extend_from_slice(fp::encode(&self.input_mask));
         for layer in &self.layers {
-            bytes.extend_from_slice(field::encode(&layer.c));
+            bytes.extend_from_slice(fp::encode(&layer.c));
             if let Some(relu) = &layer.relu {
                 bytes.extend_from_slice(Block::encode(&relu.labels));
                 bytes.extend_from_slice(&relu.tables);
-                bytes.extend_from_slice(field::encode(&relu.u));
+                bytes.extend_from_slice(fp::encode(&relu.u));
             }
-            bytes.extend_from_slice(field::encode(&layer.u));
-            bytes.extend_from_slice(field::encode(&layer.next));
+            bytes.extend_from_slice(fp::encode(&layer.u));
+            bytes.extend_from_slice(fp::encode(&layer.next));
         }
         seal(bytes, length)
     }
@@ -207,13 +207,13 @@ impl ServerBundle {
         bytes.extend_from_slice(&*self.label_seed);
         bytes.extend_from_slice(&self.delta.block().to_bytes());
         for layer in &self.layers {
-            bytes.extend_from_slice(field::encode(&layer.offset));
+            bytes.extend_from_slice(fp::encode(&layer.offset));
             if let Some(gadget) = &layer.gadget {
                 bytes.extend_from_slice(&gadget.to_bytes());
             }
-            bytes.extend_from_slice(field::encode(&layer.d0));
-            bytes.extend_from_slice(field::encode(&layer.v));
-            bytes.extend_from_slice(field::encode(&layer.identity));
+            bytes.extend_from_slice(fp::encode(&layer.d0));
+            bytes.extend_from_slice(fp::encode(&layer.v));
+            bytes.extend_from_slice(fp::encode(&layer.identity));
         }
         seal(bytes, length)
     }
@@ -304,7 +304,7 @@ fn open(bytes: &[u8], tag: u8) -> Result<(BundleHeader, Reader<'_>), Error> {
 
 fn elements(reader: &mut Reader<'_>, count: usize) -> Result<Elements, Error> {
     let bytes = reader.take(ELEMENT_BYTES * count)?;
-    let elements = field::decode(WHAT, bytes, count).map_err(damaged)?;
+    let elements = fp::decode(WHAT, bytes, count).map_err(damaged)?;
     Ok(Zeroizing::new(elements))
 }
 

@@ -1,8 +1,8 @@
 //! The server's convolutions online, their weights packed once when the model is loaded.
 
+use pi_core::fp;
 use pi_ir::{Circuit, Conv, Layer, Shape, Term, Weights};
 use pi_ring::conv::{ConvScratch, ConvShape, Padding, PreparedConv};
-use pi_ring::fp;
 
 /// A convolution of the circuit.
 pub(crate) struct Convolution {

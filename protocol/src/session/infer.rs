@@ -24,11 +24,10 @@ use crate::header::BundleId;
 use crate::nonlinear::{gather, quadratic, relu};
 use crate::wire::Reader;
 use crate::{Error, share};
-use pi_core::field::{self, ELEMENT_BYTES, Elements};
+use pi_core::fp::{self, ELEMENT_BYTES, Elements};
 use pi_core::{Delta, TweakRange};
 use pi_ir::{Activation, Kind, Layer, LayerTrace, PostTruncation, Term, Trace};
 use pi_ring::conv::ConvScratch;
-use pi_ring::fp;
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
@@ -98,7 +97,7 @@ impl OnlineRequest {
         let mut reader = Reader::message(what, bytes);
         Ok(OnlineRequest {
             id: BundleId(reader.array()?),
-            input: field::decode(what, reader.rest(), model.network().circuit.input.len())?,
+            input: fp::decode(what, reader.rest(), model.network().circuit.input.len())?,
         })
     }
 
@@ -146,7 +145,7 @@ pub async fn client_infer(
     message.extend_from_slice(&id.0);
     let masked = input.iter().zip(bundle.input_mask.iter());
     let masked: Vec<u64> = masked.map(|(&x, &r)| fp::sub(fp::from_i64(x), r)).collect();
-    message.extend_from_slice(field::encode(&masked));
+    message.extend_from_slice(fp::encode(&masked));
     // All that depends on nothing to come, before the first byte: the caller may be marking the
     // bundle spent meanwhile.
     let tweaks = tweaks(network, &id);
@@ -179,7 +178,7 @@ pub async fn client_infer(
             None => {
                 let what = "share of the output";
                 let message = receive_exactly(channel, what, infer_bytes(network).1).await?;
-                let d = field::decode(what, &message, network.logits())?;
+                let d = fp::decode(what, &message, network.logits())?;
                 let sum = own
                     .c
                     .iter()
@@ -235,7 +234,7 @@ fn evaluate(
         results.extend_from_slice(&relu.evaluate(width, tweaks, &known.relu, &mut reader)?);
     }
     let count = index.quadratic.len();
-    let opened = field::decode("openings", reader.take(ELEMENT_BYTES * count)?, count)?;
+    let opened = fp::decode("openings", reader.take(ELEMENT_BYTES * count)?, count)?;
     reader.end()?;
     let mut before_post = Zeroizing::new(Vec::with_capacity(count));
     let shares = known.quadratic.iter().zip(own.u.iter()).zip(&opened);
@@ -253,7 +252,7 @@ fn evaluate(
     for (result, &mask) in results.iter_mut().zip(own.next.iter()) {
         *result = fp::sub(*result, mask);
     }
-    Ok((field::encode(&results).to_vec(), before_post))
+    Ok((fp::encode(&results).to_vec(), before_post))
 }
 
 /// The second truncation of a square or polynomial.
@@ -293,7 +292,7 @@ pub async fn server_infer(
         let offset = std::mem::take(&mut own.offset);
         let mut tensor = sum(model, l, layer, &tensors, offset, &mut scratch);
         let Some(activation) = activation(layer) else {
-            channel.send(field::encode(&tensor).to_vec()).await?;
+            channel.send(fp::encode(&tensor).to_vec()).await?;
             continue;
         };
         let identity = std::mem::take(&mut own.identity);
@@ -312,7 +311,7 @@ pub async fn server_infer(
             renew(&mut tensor, layer, &index.identity, &identity);
             let (what, length) = ("masked results", online_bytes(index).1);
             let message = receive_exactly(channel, what, length).await?;
-            let results = field::decode(what, &message, index.online())?;
+            let results = fp::decode(what, &message, index.online())?;
             let elements = index.relu.iter().chain(&index.quadratic);
             for (&element, (&y, &d)) in elements.zip(results.iter().zip(shares.iter())) {
                 tensor[element as usize] = fp::add(y, d);
@@ -408,7 +407,7 @@ impl Opening<'_> {
                     *result = share::to_field(y);
                 }
             });
-        message.extend_from_slice(field::encode(&opened));
+        message.extend_from_slice(fp::encode(&opened));
         Ok((message, shares))
     }
 }

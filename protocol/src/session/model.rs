@@ -7,13 +7,13 @@ use crate::layout::Packing;
 use crate::linear::{self, Kernels};
 use crate::nonlinear::quadratic;
 use crate::{Error, cost};
+use pi_core::fp;
 use pi_garble::SignWidth;
 use pi_ir::{
     Activation, Artifact, Circuit, Conv, Kind, Layer, Plan, Shape, Step, SumPool, Term, Weights,
     WeightsFile,
 };
 use pi_ot::TreeDepth;
-use pi_ring::fp;
 use pi_rlwe::Params;
 
 /// Depth of the trees of all OT extensions; part of the protocol.

@@ -39,11 +39,10 @@ use crate::nonlinear::relu::{self, ClientRelu, Offered, ServerChoices};
 use crate::secrets::{Role, Secrets, derive, public_seed};
 use crate::wire::Reader;
 use crate::{Error, share};
-use pi_core::field::{self, ELEMENT_BYTES, Elements};
+use pi_core::fp::{self, ELEMENT_BYTES, Elements};
 use pi_core::{Bits, Block, Delta, Labels, Prg, TweakCounter, TweakRange, memory};
 use pi_ir::{Kind, Layer, Polynomial};
 use pi_ot::{BASE_CORRECTION_BYTES, CotReceiver, CotSender, ExtensionReceiver, PendingSender};
-use pi_ring::fp;
 use pi_rlwe::Params;
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
@@ -432,7 +431,7 @@ impl<'a> ClientBatch<'a> {
             &exchange.secrets,
             &mut message,
         );
-        message.extend_from_slice(field::encode(&identity));
+        message.extend_from_slice(fp::encode(&identity));
         Ok((Chosen { layers }, message))
     }
 
@@ -737,7 +736,7 @@ impl<'a> ServerBatch<'a> {
                 gadget,
                 d0,
                 v: sums_of_slots(layer, &index.quadratic, &mut v),
-                identity: Zeroizing::new(field::decode("identity elements", identity, count)?),
+                identity: Zeroizing::new(fp::decode("identity elements", identity, count)?),
             });
         }
         reader.end()?;

@@ -115,12 +115,14 @@ pub fn sigma(x: __m512i) -> __m512i {
     _mm512_ternarylogic_epi64::<0x78>(_mm512_shuffle_epi32::<0x4e>(x), x, high)
 }
 
+/// The sum modulo 2 of two blocks for each lane.
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub fn xor(x: Lanes, y: Lanes) -> Lanes {
     std::array::from_fn(|e| _mm512_xor_si512(x[e], y[e]))
 }
 
+/// The sum modulo 2 of three registers.
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub fn xor3(x: __m512i, y: __m512i, z: __m512i) -> __m512i {
