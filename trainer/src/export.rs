@@ -15,7 +15,7 @@ use crate::checkpoint::Arrays;
 use crate::data::DeviceSet;
 use crate::kernels::NORM_EPSILON;
 use crate::network::forward::EXTENT_EPSILON;
-use crate::network::{self, Op, Slot};
+use crate::network::{self, Buffer, Op, Parameter, Slot};
 use crate::run::Run;
 use crate::tensors::download;
 
@@ -90,16 +90,12 @@ impl<'a> Emit<'a> {
         NodeId(self.nodes.len() as u32 - 1)
     }
 
-    fn parameter(&self, node: &network::Node, what: &str) -> Vec<f32> {
-        self.parameters[&format!("{}.{what}", node.name)]
-            .values
-            .clone()
+    fn parameter(&self, node: &network::Node, what: Parameter) -> Vec<f32> {
+        self.parameters[&what.of(&node.name)].values.clone()
     }
 
-    fn statistic(&self, node: &network::Node, what: &str) -> Vec<f32> {
-        self.statistics[&format!("{}.{what}", node.name)]
-            .values
-            .clone()
+    fn statistic(&self, node: &network::Node, what: Buffer) -> Vec<f32> {
+        self.statistics[&what.of(&node.name)].values.clone()
     }
 
     /// The polynomial kernel that a node reads, if it reads one.
@@ -120,9 +116,9 @@ impl<'a> Emit<'a> {
 
     /// `(a, b, c)` of a polynomial kernel per channel.
     fn kernel(&self, node: &network::Node, scaled: bool) -> Vec<[f32; 3]> {
-        let shift = self.parameter(node, "shift");
+        let shift = self.parameter(node, Parameter::Shift);
         let scale: Vec<f32> = if scaled {
-            let logs = self.parameter(node, "log_scale");
+            let logs = self.parameter(node, Parameter::LogScale);
             logs.iter().map(|a| a.exp()).collect()
         } else {
             vec![1.0; shift.len()]
@@ -134,8 +130,11 @@ impl<'a> Emit<'a> {
     /// A kernel and the norm behind it as one quadratic.
     fn normalised_kernel(&self, kernel: &network::Node, norm: &network::Node) -> GraphOp {
         let scaled = kernel.op == Op::Kernel { scaled: true };
-        let (gamma, beta) = (self.parameter(norm, "gamma"), self.parameter(norm, "beta"));
-        let moments = self.statistic(norm, "moments");
+        let (gamma, beta) = (
+            self.parameter(norm, Parameter::Gamma),
+            self.parameter(norm, Parameter::Beta),
+        );
+        let moments = self.statistic(norm, Buffer::Moments);
         let (mean, variance) = moments.split_at(gamma.len());
         let fold = |(i, [a, b, c]): (usize, [f32; 3])| {
             let deviation = (f64::from(variance[i]) + f64::from(NORM_EPSILON)).sqrt();
@@ -161,9 +160,9 @@ impl<'a> Emit<'a> {
                 bias,
                 ..
             } => GraphOp::Conv2d {
-                weight: self.parameter(node, "weight"),
+                weight: self.parameter(node, Parameter::Weight),
                 bias: if bias {
-                    self.parameter(node, "bias")
+                    self.parameter(node, Parameter::Bias)
                 } else {
                     Vec::new()
                 },
@@ -174,11 +173,11 @@ impl<'a> Emit<'a> {
             },
             Op::Kernel { scaled } => everywhere(node, self.kernel(node, scaled)),
             Op::Norm => {
-                let moments = self.statistic(node, "moments");
+                let moments = self.statistic(node, Buffer::Moments);
                 let (mean, var) = moments.split_at(moments.len() / 2);
                 GraphOp::BatchNorm {
-                    gamma: self.parameter(node, "gamma"),
-                    beta: self.parameter(node, "beta"),
+                    gamma: self.parameter(node, Parameter::Gamma),
+                    beta: self.parameter(node, Parameter::Beta),
                     mean: mean.to_vec(),
                     var: var.to_vec(),
                     eps: NORM_EPSILON,
@@ -196,8 +195,8 @@ impl<'a> Emit<'a> {
             Op::Dense { .. } => {
                 let flat = self.push(format!("{}.flatten", node.name), GraphOp::Flatten, inputs);
                 let op = GraphOp::Dense {
-                    weight: self.parameter(node, "weight"),
-                    bias: self.parameter(node, "bias"),
+                    weight: self.parameter(node, Parameter::Weight),
+                    bias: self.parameter(node, Parameter::Bias),
                     out: c,
                 };
                 return Ok(self.push(node.name.clone(), op, vec![flat]));
@@ -215,7 +214,7 @@ impl<'a> Emit<'a> {
                     return Ok(inputs[0]);
                 }
                 let coefficients = if kinds.contains(&ActivationKind::Polynomial) {
-                    let poly = self.parameter(node, "poly");
+                    let poly = self.parameter(node, Parameter::Poly);
                     let row = |i| [poly[i], poly[channels + i], poly[2 * channels + i]];
                     (0..channels).map(row).collect()
                 } else {
@@ -227,7 +226,7 @@ impl<'a> Emit<'a> {
                 }
             }
             Slot::Quartic => {
-                let rows = self.parameter(node, "quartic");
+                let rows = self.parameter(node, Parameter::Quartic);
                 let at = |row: usize, i: usize| rows[row * channels + i];
                 let all = |f: &dyn Fn(usize) -> [f32; 3]| (0..channels).map(f).collect();
                 let inner = everywhere(node, all(&|i| [1.0, at(1, i), 0.0]));
@@ -240,8 +239,11 @@ impl<'a> Emit<'a> {
                 return Ok(self.push(node.name.clone(), GraphOp::Add, vec![outer, low]));
             }
             Slot::HerPn => {
-                let (gamma, beta) = (self.parameter(node, "gamma"), self.parameter(node, "beta"));
-                let moments = self.statistic(node, "herpn");
+                let (gamma, beta) = (
+                    self.parameter(node, Parameter::Gamma),
+                    self.parameter(node, Parameter::Beta),
+                );
+                let moments = self.statistic(node, Buffer::HerPn);
                 let fold = |i: usize| -> [f32; 3] {
                     let moment = |row: usize| f64::from(moments[row * channels + i]);
                     let inverse = |variance: f64| 1.0 / (variance + f64::from(NORM_EPSILON)).sqrt();
@@ -261,7 +263,7 @@ impl<'a> Emit<'a> {
                 node.name
             ),
             Slot::MinMax { running: true } => {
-                let extent = self.statistic(node, "extent");
+                let extent = self.statistic(node, Buffer::Extent);
                 let fold = |i: usize| -> [f32; 3] {
                     let (low, high) = (f64::from(extent[i]), f64::from(extent[channels + i]));
                     let s = 2.0 / (high - low + f64::from(EXTENT_EPSILON));

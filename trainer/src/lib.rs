@@ -26,6 +26,7 @@ pub mod network;
 pub mod optimise;
 pub mod pattern;
 pub mod plot;
+mod random;
 pub mod report;
 pub mod result;
 pub mod run;

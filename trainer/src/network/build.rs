@@ -11,7 +11,7 @@ use anyhow::{Result, bail, ensure};
 use rand_core::RngCore;
 use serde::{Deserialize, Serialize};
 
-use super::{Network, Node, Op, Replacement};
+use super::{Buffer, Network, Node, Op, Parameter, Replacement};
 use crate::checkpoint::{Array, Arrays};
 use crate::pattern::fits;
 
@@ -279,8 +279,8 @@ impl Network {
         let squared: BTreeSet<usize> = kernels.flat_map(|n| n.inputs.iter().copied()).collect();
         for (index, node) in self.nodes.iter().enumerate() {
             let c = node.shape[0];
-            let mut put = |what: &str, array| {
-                parameters.insert(format!("{}.{what}", node.name), array);
+            let mut put = |what: Parameter, array| {
+                parameters.insert(what.of(&node.name), array);
             };
             match node.op {
                 Op::Conv {
@@ -288,35 +288,38 @@ impl Network {
                 } => {
                     let gain = if squared.contains(&index) { 0.1 } else { 1.0 };
                     let deviation = gain * (2.0 / (c_in * kernel * kernel) as f32).sqrt();
-                    put("weight", normal(&[c, c_in, kernel, kernel], deviation, rng));
+                    put(
+                        Parameter::Weight,
+                        normal(&[c, c_in, kernel, kernel], deviation, rng),
+                    );
                     if bias {
-                        put("bias", Array::filled(&[c], 0.0));
+                        put(Parameter::Bias, Array::filled(&[c], 0.0));
                     }
                 }
                 Op::Kernel { scaled } => {
                     put(
-                        "shift",
+                        Parameter::Shift,
                         Array::filled(&[c], if scaled { 0.47 } else { 1.0 }),
                     );
                     if scaled {
-                        put("log_scale", Array::filled(&[c], 0.009f32.ln()));
+                        put(Parameter::LogScale, Array::filled(&[c], 0.009f32.ln()));
                     }
                 }
                 Op::Norm => {
-                    put("gamma", Array::filled(&[c], 1.0));
-                    put("beta", Array::filled(&[c], 0.0));
+                    put(Parameter::Gamma, Array::filled(&[c], 1.0));
+                    put(Parameter::Beta, Array::filled(&[c], 0.0));
                     let moments = Array {
                         shape: vec![2, c],
                         values: [vec![0.0; c], vec![1.0; c]].concat(),
                     };
-                    buffers.insert(format!("{}.moments", node.name), moments);
+                    buffers.insert(Buffer::Moments.of(&node.name), moments);
                 }
                 Op::Dense { inputs } => {
                     put(
-                        "weight",
+                        Parameter::Weight,
                         normal(&[c, inputs], (1.0 / inputs as f32).sqrt(), rng),
                     );
-                    put("bias", Array::filled(&[c], 0.0));
+                    put(Parameter::Bias, Array::filled(&[c], 0.0));
                 }
                 Op::Activation | Op::Input | Op::Add | Op::AvgPool { .. } => {}
             }

@@ -8,7 +8,7 @@ use burn::tensor::module::avg_pool2d;
 use burn::tensor::ops::AvgPoolOptions;
 
 use super::state::{Indicator, Removed};
-use super::{Network, Node, Op, Slot, State};
+use super::{Buffer, Network, Node, Op, Parameter, Slot, State};
 use crate::kernels::{self, Penalty};
 use crate::tensors::Tensors;
 
@@ -180,19 +180,19 @@ impl Walk<'_> {
                 padding,
                 bias,
             } => {
-                let weight = self.leaf(node, "weight");
+                let weight = self.leaf(node, Parameter::Weight);
                 let weight = weight.reshape([c, c_in, kernel, kernel]);
                 let y = kernels::conv2d(x, weight, stride, padding);
                 if bias {
-                    y + self.leaf(node, "bias").reshape([1, c, 1, 1])
+                    y + self.leaf(node, Parameter::Bias).reshape([1, c, 1, 1])
                 } else {
                     y
                 }
             }
             Op::Kernel { scaled } => {
-                let shift = self.leaf(node, "shift").reshape([1, c, 1, 1]);
+                let shift = self.leaf(node, Parameter::Shift).reshape([1, c, 1, 1]);
                 let scale = if scaled {
-                    self.leaf(node, "log_scale").exp()
+                    self.leaf(node, Parameter::LogScale).exp()
                 } else {
                     Tensor::ones_like(&shift.clone().reshape([c]))
                 };
@@ -203,10 +203,13 @@ impl Walk<'_> {
                 self.quadratic(node, x, scale, linear, constant)
             }
             Op::Norm => {
-                let statistics = self.moments(&format!("{}.moments", node.name), c, || {
+                let statistics = self.moments(Buffer::Moments.of(&node.name), c, || {
                     kernels::moments(x.clone())
                 });
-                let (gamma, beta) = (self.leaf(node, "gamma"), self.leaf(node, "beta"));
+                let (gamma, beta) = (
+                    self.leaf(node, Parameter::Gamma),
+                    self.leaf(node, Parameter::Beta),
+                );
                 kernels::normalise(x, statistics, gamma, beta)
             }
             Op::Activation => self.activation(node, x),
@@ -220,9 +223,9 @@ impl Walk<'_> {
                 }
             }
             Op::Dense { inputs } => {
-                let weight = self.leaf(node, "weight").reshape([c, inputs]);
+                let weight = self.leaf(node, Parameter::Weight).reshape([c, inputs]);
                 let y = x.reshape([n, inputs]).matmul(weight.transpose());
-                (y + self.leaf(node, "bias").reshape([1, c])).reshape([n, c, 1, 1])
+                (y + self.leaf(node, Parameter::Bias).reshape([1, c])).reshape([n, c, 1, 1])
             }
         }
     }
@@ -240,7 +243,7 @@ impl Walk<'_> {
                 kernels::masked(z, k, penalty)
             }
             Slot::Quartic => {
-                let rows = self.leaf(node, "quartic").reshape([5, c, 1, 1]);
+                let rows = self.leaf(node, Parameter::Quartic).reshape([5, c, 1, 1]);
                 let row = |i: usize| rows.clone().narrow(0, i, 1);
                 let (one, zero) = (Tensor::ones_like(&row(0)), Tensor::zeros_like(&row(0)));
                 let inner = self.quadratic(node, z.clone(), one, row(1), zero.clone());
@@ -249,7 +252,10 @@ impl Walk<'_> {
             }
             Slot::HerPn => {
                 let half = std::f32::consts::FRAC_1_SQRT_2;
-                let (gamma, beta) = (self.leaf(node, "gamma"), self.leaf(node, "beta"));
+                let (gamma, beta) = (
+                    self.leaf(node, Parameter::Gamma),
+                    self.leaf(node, Parameter::Beta),
+                );
                 let ones = Tensor::<4>::ones_like(&gamma.clone().reshape([1, c, 1, 1]));
                 let basis = self.quadratic(
                     node,
@@ -258,7 +264,7 @@ impl Walk<'_> {
                     ones.clone().mul_scalar(0.0),
                     ones.mul_scalar(-half),
                 );
-                let both = self.moments(&format!("{}.herpn", node.name), 2 * c, || {
+                let both = self.moments(Buffer::HerPn.of(&node.name), 2 * c, || {
                     let parts = vec![kernels::moments(z.clone()), kernels::moments(basis.clone())];
                     Tensor::cat(parts, 0).reshape([2, 2 * c])
                 });
@@ -291,7 +297,7 @@ impl Walk<'_> {
     /// `[2, c]` minimum and maximum of each channel that a min-max norm divides by.
     fn extent(&mut self, node: &Node, z: &Tensor<4>, running: bool) -> Tensor<2> {
         let c = node.shape[0];
-        let name = format!("{}.extent", node.name);
+        let name = Buffer::Extent.of(&node.name);
         let smoothed = self.lift(self.state.buffers[&name].clone()).reshape([2, c]);
         if running && self.frozen {
             return smoothed;
@@ -344,18 +350,18 @@ impl Walk<'_> {
             let zeros = identity.clone().mul_scalar(0.0);
             return Tensor::cat(vec![relu, zeros.clone(), identity, zeros], 0);
         };
-        let rows = self.leaf(node, "poly").reshape([3, c, 1, 1]);
+        let rows = self.leaf(node, Parameter::Poly).reshape([3, c, 1, 1]);
         let row = |i: usize| rows.clone().narrow(0, i, 1) * polynomial.clone();
         Tensor::cat(vec![relu, row(0), identity + row(1), row(2)], 0)
     }
 
     /// The factor `m` of each position of a selection, flat.
     fn factor(&mut self, node: &Node, indicator: Indicator) -> Tensor<1> {
-        let keep = self.leaf(node, "keep");
+        let keep = self.leaf(node, Parameter::Keep);
         let Indicator::Hysteresis { width } = indicator else {
             return keep;
         };
-        let name = format!("{}.kept", node.name);
+        let name = Buffer::Kept.of(&node.name);
         let old = self.state.buffers[&name].clone();
         let plain = if self.frozen {
             keep.clone()
@@ -402,22 +408,22 @@ impl Walk<'_> {
     /// noted.
     fn moments(
         &mut self,
-        buffer: &str,
+        buffer: String,
         channels: usize,
         batch: impl FnOnce() -> Tensor<2>,
     ) -> Tensor<2> {
         if self.frozen {
-            return self.state.buffers[buffer].clone().reshape([2, channels]);
+            return self.state.buffers[&buffer].clone().reshape([2, channels]);
         }
         let moments = batch();
         let own = moments.clone().inner().reshape([2 * channels]);
-        self.statistics.insert(buffer.to_owned(), own);
+        self.statistics.insert(buffer, own);
         moments
     }
 
     /// A parameter of the node, as a leaf if it collects a gradient.
-    fn leaf(&mut self, node: &Node, what: &str) -> Tensor<1> {
-        let name = format!("{}.{what}", node.name);
+    fn leaf(&mut self, node: &Node, what: Parameter) -> Tensor<1> {
+        let name = what.of(&node.name);
         let value = self.state.parameters[&name].clone();
         if self.frozen {
             return value;

@@ -1,6 +1,6 @@
 //! The trained networks: nodes in topological order ([`Network`]), the usual architectures
-//! ([`build`]), their tensors on the device ([`state`]), what stands at each activation ([`slot`]),
-//! and the forward pass ([`forward`]).
+//! ([`build`]), their tensors on the device ([`state`]) and what those are called ([`parameter`]),
+//! what stands at each activation ([`slot`]), and the forward pass ([`forward`]).
 
 use std::collections::BTreeMap;
 
@@ -8,11 +8,13 @@ use pi_ir::graph::ActivationKind;
 
 pub mod build;
 pub mod forward;
+pub mod parameter;
 pub mod slot;
 pub mod state;
 
 pub use build::{KernelRule, Kind, NetworkConfig, Stage, Stem};
 pub use forward::{EXTENT_RATE, Mode, Pass, Request};
+pub use parameter::{Buffer, Parameter};
 pub use slot::{DropIn, Replacement, Slot, Substitute};
 pub use state::{Selection, State};
 
@@ -62,7 +64,7 @@ pub enum Op {
 /// A named operation, the nodes it reads, and the shape of its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// Unique name; parameters are called `<name>.<what>`.
+    /// Unique name; tensors are called `<name>.<what>`, see [`parameter`].
     pub name: String,
     /// What it computes.
     pub op: Op,

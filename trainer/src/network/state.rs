@@ -8,7 +8,7 @@ use pi_ir::graph::ActivationKind;
 use rand_core::RngCore;
 use serde::{Deserialize, Serialize};
 
-use super::{Masks, Network, Replacement, Slot, Substitute};
+use super::{Buffer, Masks, Network, Parameter, Replacement, Slot, Substitute};
 use crate::checkpoint::{Array, Arrays};
 use crate::kernels::NORM_EPSILON;
 use crate::pattern::fits;
@@ -217,7 +217,7 @@ impl State {
                 })
                 .collect::<Result<_>>()?;
             self.set_mask(site, shape, kinds);
-            if parameters.contains_key(&format!("{site}.poly")) {
+            if parameters.contains_key(&Parameter::Poly.of(site)) {
                 // Coefficients may stand ready for positions that lose their ReLU later.
                 self.ensure_quadratic(site, shape[0]);
             }
@@ -321,13 +321,13 @@ impl State {
         if uses {
             self.ensure_quadratic(site, c);
         } else if self.selection.is_none() {
-            self.remove(&format!("{site}.poly"));
+            self.remove(&Parameter::Poly.of(site));
         }
     }
 
     /// Gives a site coefficients, those of the identity, if it has none.
     pub fn ensure_quadratic(&mut self, site: &str, channels: usize) {
-        let name = format!("{site}.poly");
+        let name = Parameter::Poly.of(site);
         if !self.parameters.contains_key(&name) {
             self.put_parameter(&name, constant_rows(channels, &[0.0, 1.0, 0.0]));
         }
@@ -372,7 +372,7 @@ impl State {
                 let kinds = vec![ActivationKind::Polynomial; shape.iter().product()];
                 state.set_mask(&site, shape, kinds);
                 let rows = constant_rows(channels, &[a, b, c]);
-                state.put_parameter(&format!("{site}.poly"), rows);
+                state.put_parameter(&Parameter::Poly.of(&site), rows);
             };
             match replacement.by {
                 Substitute::Relu | Substitute::Identity => {
@@ -402,7 +402,7 @@ impl State {
                         self.set_slot(&site, channels, Slot::Quartic);
                         let p = b / (2.0 * a);
                         let rows = constant_rows(channels, &[a, p, c - a * p * p, d, e]);
-                        self.put_parameter(&format!("{site}.quartic"), rows);
+                        self.put_parameter(&Parameter::Quartic.of(&site), rows);
                     }
                 }
             }
@@ -416,9 +416,11 @@ impl State {
         if self.slots.insert(site.to_owned(), slot) == Some(slot) {
             return;
         }
-        let tensors = ["poly", "quartic", "gamma", "beta", "herpn", "extent"];
-        for what in tensors.into_iter().chain(["keep", "kept"]) {
-            self.remove(&format!("{site}.{what}"));
+        for parameter in Parameter::ALL {
+            self.remove(&parameter.of(site));
+        }
+        for buffer in Buffer::ALL {
+            self.remove(&buffer.of(site));
         }
         self.masks.remove(site);
         self.planes.remove(site);
@@ -428,17 +430,17 @@ impl State {
             Slot::Quartic => {
                 // Overwritten by whoever puts it in.
                 let rows = constant_rows(channels, &[-1e-4, 0.0, 0.0, 1.0, 0.0]);
-                self.put_parameter(&format!("{site}.quartic"), rows);
+                self.put_parameter(&Parameter::Quartic.of(site), rows);
             }
             Slot::HerPn => {
-                self.put_parameter(&format!("{site}.gamma"), row(1.0));
-                self.put_parameter(&format!("{site}.beta"), row(0.0));
+                self.put_parameter(&Parameter::Gamma.of(site), row(1.0));
+                self.put_parameter(&Parameter::Beta.of(site), row(0.0));
                 let rows = constant_rows(channels, &[0.0, 1.0, 0.0, 1.0]);
-                self.put_buffer(&format!("{site}.herpn"), rows);
+                self.put_buffer(&Buffer::HerPn.of(site), rows);
             }
             Slot::MinMax { .. } => {
                 let rows = constant_rows(channels, &[-1.0, 1.0]);
-                self.put_buffer(&format!("{site}.extent"), rows);
+                self.put_buffer(&Buffer::Extent.of(site), rows);
             }
         }
     }
@@ -450,15 +452,15 @@ impl State {
             if self.slots[site] == Slot::Masked {
                 self.add_selection(site, shape, selection);
                 let keep = Array::filled(&shape, start);
-                self.put_parameter(&format!("{site}.keep"), keep);
+                self.put_parameter(&Parameter::Keep.of(site), keep);
             }
         }
     }
 
     fn add_selection(&mut self, site: &str, shape: [usize; 3], selection: Selection) {
-        self.put_parameter(&format!("{site}.keep"), Array::filled(&shape, 1.0));
+        self.put_parameter(&Parameter::Keep.of(site), Array::filled(&shape, 1.0));
         if matches!(selection.indicator, Indicator::Hysteresis { .. }) {
-            self.put_buffer(&format!("{site}.kept"), Array::filled(&shape, 1.0));
+            self.put_buffer(&Buffer::Kept.of(site), Array::filled(&shape, 1.0));
         }
         if selection.removed == Removed::Polynomial {
             self.ensure_quadratic(site, shape[0]);
@@ -471,8 +473,8 @@ impl State {
             .masks
             .keys()
             .filter_map(|site| {
-                let kept = self.buffers.get(&format!("{site}.kept"));
-                let factor = kept.or_else(|| self.parameters.get(&format!("{site}.keep")))?;
+                let kept = self.buffers.get(&Buffer::Kept.of(site));
+                let factor = kept.or_else(|| self.parameters.get(&Parameter::Keep.of(site)))?;
                 Some((site.clone(), factor.clone()))
             })
             .collect();
@@ -496,18 +498,21 @@ impl State {
         let Some(selection) = self.selection.take() else {
             return;
         };
-        let ending = |tensors: &Tensors, end: &str| {
-            let fit = tensors.iter().filter(|(name, _)| name.ends_with(end));
-            download_all(&fit.map(|(name, t)| (name.clone(), t.clone())).collect())
+        // One transfer for all sites.
+        let by_site = |tensors: &Tensors, name: &dyn Fn(&str) -> String| {
+            let sites = self.masks.keys();
+            let own =
+                sites.filter_map(|site| Some((site.clone(), tensors.get(&name(site))?.clone())));
+            download_all(&own.collect())
         };
-        let keeps = ending(&self.parameters, ".keep");
-        let indicators = ending(&self.buffers, ".kept");
+        let keeps = by_site(&self.parameters, &|site| Parameter::Keep.of(site));
+        let indicators = by_site(&self.buffers, &|site| Buffer::Kept.of(site));
         let mut ranked: Vec<(f32, f32, &str, usize)> = Vec::new();
         for (site, kinds) in &self.masks {
-            let Some(keep) = keeps.get(&format!("{site}.keep")) else {
+            let Some(keep) = keeps.get(site) else {
                 continue;
             };
-            let kept = indicators.get(&format!("{site}.kept"));
+            let kept = indicators.get(site);
             for (e, (kind, keep)) in kinds.iter().zip(keep).enumerate() {
                 if *kind == ActivationKind::Relu {
                     let kept = kept.map_or(1.0, |kept| kept[e]);
@@ -528,8 +533,8 @@ impl State {
             .collect();
         self.change(network, &dropped, selection.removed.kind());
         for (site, _) in network.sites() {
-            self.remove(&format!("{site}.keep"));
-            self.remove(&format!("{site}.kept"));
+            self.remove(&Parameter::Keep.of(site));
+            self.remove(&Buffer::Kept.of(site));
         }
         self.drop_unused_quadratics();
     }
@@ -538,13 +543,13 @@ impl State {
     pub fn drop_unused_quadratics(&mut self) {
         let polynomial = |kinds: &[ActivationKind]| kinds.contains(&ActivationKind::Polynomial);
         let unused = self.masks.iter().filter(|(_, kinds)| !polynomial(kinds));
-        let names: Vec<String> = unused.map(|(site, _)| format!("{site}.poly")).collect();
+        let names: Vec<String> = unused.map(|(site, _)| Parameter::Poly.of(site)).collect();
         names.iter().for_each(|name| self.remove(name));
     }
 
     /// Whether a site has coefficients of quadratics.
     pub fn has_quadratic(&self, site: &str) -> bool {
-        self.parameters.contains_key(&format!("{site}.poly"))
+        self.parameters.contains_key(&Parameter::Poly.of(site))
     }
 
     /// Whether something at a site is a polynomial, or stands ready to become one.
@@ -600,10 +605,10 @@ impl State {
 
 /// How many pairs of means and variances a statistic holds, if it holds such.
 fn norms(name: &str) -> Option<usize> {
-    match name.rsplit_once('.')?.1 {
-        "moments" => Some(1),
-        "herpn" => Some(2),
-        _ => None,
+    match Buffer::parse(name)?.1 {
+        Buffer::Moments => Some(1),
+        Buffer::HerPn => Some(2),
+        Buffer::Extent | Buffer::Kept => None,
     }
 }
 

@@ -13,8 +13,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use pi_ir::graph::ActivationKind;
-use rand_chacha::ChaCha8Rng;
-use rand_core::{RngCore, SeedableRng};
+use rand_core::RngCore;
 use serde_json::json;
 
 use super::Run;
@@ -22,6 +21,7 @@ use crate::config::{Bcd, Draw};
 use crate::costs::{Costs, InPlace};
 use crate::data::{self, Data};
 use crate::network::state::Removed;
+use crate::random::{EpochStream, RunStream};
 
 /// Points below which a loss of accuracy is noise of the subset: 5,000 images resolve 0.02.
 const LEAST_POINTS: f64 = 0.02;
@@ -48,12 +48,11 @@ impl Run {
             }
         };
         // The same images in every step of every run of this seed.
-        let mut rng = ChaCha8Rng::seed_from_u64(self.meta.config.seed);
-        rng.set_stream(0);
+        let mut rng = RunStream::TRIAL_IMAGES.rng(self.meta.config.seed);
         let mut images = data::permutation(data.train.len(), &mut rng);
         images.truncate(bcd.images);
         let before = self.accuracy(&data.train, &images);
-        let mut rng = self.rng(4);
+        let mut rng = self.rng(EpochStream::Trials);
         let kind = bcd.removed.kind();
         let saliency = match bcd.draw {
             Draw::Uniform => None,
@@ -200,6 +199,9 @@ fn least_salient(
 
 #[cfg(test)]
 mod tests {
+    use rand_chacha::ChaCha8Rng;
+    use rand_core::SeedableRng;
+
     use super::*;
 
     #[test]

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Run;
 use crate::data::DeviceSet;
-use crate::network::{Mode, Node, Op, Request, Slot};
+use crate::network::{Buffer, Mode, Node, Op, Request, Slot};
 use crate::tensors::{self, Tensors, download, download_all};
 
 /// Images per evaluation pass.
@@ -165,7 +165,7 @@ impl Run {
             return self
                 .state
                 .buffers
-                .get(&format!("{}.extent", node.name))
+                .get(&Buffer::Extent.of(&node.name))
                 .cloned();
         }
         self.ranges.get(&node.name).cloned()

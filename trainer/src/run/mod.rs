@@ -17,8 +17,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
-use rand_chacha::ChaCha8Rng;
-use rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 pub use evaluate::{Evaluation, Site};
@@ -27,8 +25,10 @@ pub use train::{Begun, Diverged, EpochReport, cross_entropy};
 use crate::checkpoint::{Array, Arrays, Checkpoint};
 use crate::config::{Config, Method, StageConfig, Teacher, WarmStart};
 use crate::data::Normalisation;
-use crate::network::{Network, NetworkConfig, Op, Selection, Slot, State};
+use crate::network::parameter::node_of;
+use crate::network::{Network, NetworkConfig, Op, Parameter, Selection, Slot, State};
 use crate::optimise::{Optimiser, OptimiserConfig};
+use crate::random::RunStream;
 use crate::tensors::{Tensors, download_all, upload};
 
 /// What a checkpoint says about its run.
@@ -163,7 +163,7 @@ impl Run {
         let state = State::new(
             &network,
             &config.network.activations,
-            &mut ChaCha8Rng::seed_from_u64(config.seed),
+            &mut RunStream::Parameters.rng(config.seed),
             &device,
         )?;
         let meta = Meta {
@@ -457,8 +457,15 @@ impl Run {
             .sites()
             .map(|(site, _)| site.to_owned())
             .collect();
+        // A classifier of other classes, and polynomial kernels that stand there alone, begin anew.
+        let renewed = |name: &str| {
+            matches!(
+                Parameter::parse(name),
+                Some(("dense", _) | (_, Parameter::Shift | Parameter::LogScale))
+            )
+        };
         let of_site = |name: &str| {
-            let node = name.rsplit_once('.').map_or(name, |(node, _)| node);
+            let node = node_of(name);
             sites.iter().any(|site| site == node)
         };
         for (name, array) in self.state.parameter_arrays() {
@@ -466,8 +473,7 @@ impl Run {
                 Some(theirs) if theirs.shape == array.shape => {
                     self.state.put_parameter(&name, theirs.clone());
                 }
-                _ if name.starts_with("dense.") || name.ends_with(".shift") => {}
-                _ if name.ends_with(".log_scale") || of_site(&name) => {}
+                _ if renewed(&name) || of_site(&name) => {}
                 other => anyhow::bail!(
                     "{name} is {:?} there, {:?} here",
                     other.map(|a| &a.shape),
@@ -512,7 +518,7 @@ fn load_teacher(
     device: &Device,
 ) -> Result<TeacherRun> {
     let network = Network::new(&meta.network, own.images.shape, own.images.classes.len())?;
-    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut rng = RunStream::Parameters.rng(0);
     let mut state = State::new(&network, &[], &mut rng, device)?;
     let masks = checkpoint.masks.remove("teacher").unwrap_or_default();
     state
@@ -569,12 +575,7 @@ fn depths(network: &Network) -> impl Fn(&str) -> usize + use<> {
             depth.insert(node.name.clone(), back);
         }
     }
-    move |parameter| {
-        let node = parameter
-            .rsplit_once('.')
-            .map_or(parameter, |(node, _)| node);
-        depth.get(node).copied().unwrap_or(0)
-    }
+    move |parameter| depth.get(node_of(parameter)).copied().unwrap_or(0)
 }
 
 fn rows(tensors: &Tensors) -> Arrays {

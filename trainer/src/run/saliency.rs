@@ -16,8 +16,9 @@ use super::{Run, cross_entropy};
 use crate::config::{Cut, Saliency, StageConfig};
 use crate::data::{self, Data};
 use crate::network::state::Removed;
-use crate::network::{Mode, Request};
+use crate::network::{Mode, Parameter, Request};
 use crate::pattern::fits;
+use crate::random::EpochStream;
 use crate::tensors::download;
 
 impl Run {
@@ -45,7 +46,7 @@ impl Run {
             new.retain(|site| polynomial(site));
             self.fit_quadratics(&new, false, &data.train);
         }
-        let order = data::permutation(data.train.len(), &mut self.rng(2));
+        let order = data::permutation(data.train.len(), &mut self.rng(EpochStream::SALIENCY));
         let count = order.len().min(stage.batch * saliency.batches);
         let removed = |site: &str| match saliency.from == Cut::Relu && polynomial(site) {
             true => Removed::Polynomial,
@@ -121,7 +122,7 @@ impl Run {
             // The quadratic that is there, or that would take the place.
             let poly = match (from, removed(&site)) {
                 (ActivationKind::Relu, Removed::Identity) => None,
-                _ => self.state.parameter(&format!("{site}.poly")),
+                _ => self.state.parameter(&Parameter::Poly.of(&site)),
             };
             let channels = poly.as_ref().map_or(1, |poly| poly.len() / 3);
             let plane = positions / channels;

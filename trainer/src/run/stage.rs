@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use rand_chacha::ChaCha8Rng;
-use rand_core::SeedableRng;
 use serde_json::json;
 
 use super::evaluate::EVALUATION_BATCH;
@@ -16,8 +14,11 @@ use crate::data::{self, Data, DeviceSet};
 use crate::kernels;
 use crate::network::slot::relu_fit;
 use crate::network::state::{Indicator, Removed};
-use crate::network::{Mode, Network, Op, Replacement, Request, Selection, Slot, State, Substitute};
+use crate::network::{
+    Buffer, Mode, Network, Op, Parameter, Replacement, Request, Selection, Slot, State, Substitute,
+};
 use crate::pattern::fits;
+use crate::random::{EpochStream, RunStream};
 use crate::tensors::{Tensors, download_all};
 
 /// A selection's penalty grows no further: it decides every step by then, and its squares are still
@@ -74,7 +75,7 @@ impl Run {
             let standing = replacements.iter().rev().find(|r| fits(&r.sites, &site));
             if let Some(Substitute::Fitted { damped }) = standing.map(|r| r.by) {
                 let fit = quadratics(&moments, damped);
-                self.state.put_parameter(&format!("{site}.poly"), fit);
+                self.state.put_parameter(&Parameter::Poly.of(&site), fit);
             }
         }
         Ok(())
@@ -292,8 +293,7 @@ impl Run {
             Teacher::Beside(config) => {
                 let images = &self.meta.images;
                 let network = Network::new(config, images.shape, images.classes.len())?;
-                let mut rng = ChaCha8Rng::seed_from_u64(self.meta.config.seed);
-                rng.set_stream(u64::MAX);
+                let mut rng = RunStream::TeacherBeside.rng(self.meta.config.seed);
                 let state = State::new(&network, &config.activations, &mut rng, &self.device)?;
                 (config.as_ref().clone(), network, state)
             }
@@ -340,14 +340,14 @@ impl Run {
         let moments = self.input_moments(set);
         for site in sites {
             let fit = quadratics(&moments[site], damped);
-            self.state.put_parameter(&format!("{site}.poly"), fit);
+            self.state.put_parameter(&Parameter::Poly.of(site), fit);
         }
     }
 
     /// Means, then variances, of the channels that reach each activation site on some training
     /// images.
     fn input_moments(&self, set: &DeviceSet) -> BTreeMap<String, Vec<f32>> {
-        let order = data::permutation(set.len(), &mut self.rng(1));
+        let order = data::permutation(set.len(), &mut self.rng(EpochStream::Fits));
         let indices = &order[..order.len().min(EVALUATION_BATCH)];
         let mut moments = Tensors::new();
         let (pixels, request) = (set.plain(indices), Request::of(Mode::Evaluate));
@@ -375,12 +375,16 @@ impl Run {
         let warm = self.meta.config.warm_start.as_ref();
         let first = self.meta.epoch == 0 && !warm.is_some_and(|warm| warm.activations);
         if new || (self.meta.stage == 0 && first) {
-            let order = data::permutation(set.len(), &mut self.rng(3));
+            let order = data::permutation(set.len(), &mut self.rng(EpochStream::FirstStatistics));
             let indices = &order[..order.len().min(EVALUATION_BATCH)];
             let mut pass = self.batch_statistics(set.plain(indices), 1.0);
             if warm.is_some() || !first || self.meta.stage > 0 {
-                pass.statistics
-                    .retain(|name, _| name.ends_with(".extent") || name.ends_with(".herpn"));
+                // A norm has statistics of its own already: only what is new needs its first.
+                let new = |name: &str| {
+                    let buffer = Buffer::parse(name).map(|(_, buffer)| buffer);
+                    matches!(buffer, Some(Buffer::Extent | Buffer::HerPn))
+                };
+                pass.statistics.retain(|name, _| new(name));
             }
             self.state.buffers.extend(pass.statistics);
         }

@@ -7,17 +7,19 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::{Tensor, TensorData, activation::log_softmax};
 use indicatif::ProgressBar;
 use rand_chacha::ChaCha8Rng;
-use rand_core::{RngCore, SeedableRng};
+use rand_core::RngCore;
 use serde::{Deserialize, Serialize};
 
 use super::{OptimiserMeta, Run, Site, TeacherRun, depths};
 use crate::config::{Distil, Method, StageConfig, Teacher};
 use crate::data::{self, Data, DeviceSet};
 use crate::kernels::Penalty;
+use crate::network::parameter::node_of;
 use crate::network::state::{Indicator, Removed};
-use crate::network::{Counts, EXTENT_RATE, Mode, Network, Pass, Request, State};
+use crate::network::{Buffer, Counts, EXTENT_RATE, Mode, Network, Parameter, Pass, Request, State};
 use crate::optimise::{NotFinite, Optimiser, StepReport};
 use crate::pattern::fits;
+use crate::random::EpochStream;
 use crate::tensors::{self, Tensors, download};
 
 /// Weight of a new batch in the running statistics.
@@ -261,7 +263,7 @@ impl Run {
         mut go_on: impl FnMut() -> bool,
     ) -> Result<bool> {
         let start = Instant::now();
-        let mut rng = self.rng(0);
+        let mut rng = self.rng(EpochStream::Batches);
         let order = data::permutation(set.len(), &mut rng);
         let steps: Vec<&[usize]> = order
             .chunks(stage.batch)
@@ -369,7 +371,8 @@ impl Run {
             .map_err(|why| self.explain(&why, pixels, phase, taught))?;
         if anew {
             let statistics = pass.statistics.iter();
-            let extents = statistics.filter(|(name, _)| name.ends_with(".extent"));
+            let extents = statistics
+                .filter(|(name, _)| matches!(Buffer::parse(name), Some((_, Buffer::Extent))));
             let extents = extents.map(|(name, extent)| (name.clone(), extent.clone()));
             self.state.buffers.extend(extents);
         }
@@ -383,13 +386,15 @@ impl Run {
         let selection = self.state.selection?;
         let lambda = self.meta.pressure?.lambda;
         let terms = pass.leaves.iter().filter_map(|(name, leaf)| {
-            let site = name.strip_suffix(".keep")?;
+            let Some((site, Parameter::Keep)) = Parameter::parse(name) else {
+                return None;
+            };
             let relu = self.state.relu_plane(site);
             let weighted = match selection.indicator {
                 Indicator::Real => leaf.clone().abs() * Tensor::from_inner(relu),
                 // Only what is kept is pushed down: what is removed may come back.
                 Indicator::Hysteresis { .. } => {
-                    let kept = pass.kept[&format!("{site}.kept")].clone();
+                    let kept = pass.kept[&Buffer::Kept.of(site)].clone();
                     leaf.clone() * Tensor::from_inner(relu * kept)
                 }
             };
@@ -406,10 +411,7 @@ impl Run {
             .parameters
             .iter()
             .filter(|(name, _)| {
-                let node = name
-                    .rsplit_once('.')
-                    .map_or(name.as_str(), |(node, _)| node);
-                let index = self.network.index(node).unwrap_or(0);
+                let index = self.network.index(node_of(name)).unwrap_or(0);
                 (phase.train_from..=end).contains(&index) && trains(stage, name)
             })
             .map(|(name, tensor)| (name.clone(), tensor.clone()))
@@ -487,7 +489,7 @@ impl Run {
 
     /// Measures the running statistics anew, on plain training images.
     pub(super) fn renew_statistics(&mut self, set: &DeviceSet, batch: usize) {
-        let order = data::permutation(set.len(), &mut self.rng(2));
+        let order = data::permutation(set.len(), &mut self.rng(EpochStream::Statistics));
         for indices in order.chunks(batch).take(STATISTICS_BATCHES) {
             let pass = self.batch_statistics(set.plain(indices), EXTENT_RATE);
             self.state.track(pass.statistics, STATISTICS_RATE);
@@ -507,14 +509,8 @@ impl Run {
 
     /// Randomness of the epoch under way: a run that is resumed draws what an uninterrupted one
     /// draws.
-    pub(super) fn rng(&self, purpose: u64) -> ChaCha8Rng {
-        let mut rng = ChaCha8Rng::seed_from_u64(self.meta.config.seed);
-        rng.set_stream(
-            (self.meta.epoch as u64)
-                .wrapping_mul(8)
-                .wrapping_add(1 + purpose),
-        );
-        rng
+    pub(super) fn rng(&self, stream: EpochStream) -> ChaCha8Rng {
+        stream.rng(self.meta.config.seed, self.meta.epoch)
     }
 }
 
@@ -585,7 +581,8 @@ fn finite(tensor: Tensor<4>) -> bool {
 /// Whether a stage trains a parameter.
 fn trains(stage: &StageConfig, name: &str) -> bool {
     // The square of QuaIL is a square: its coefficients are no parameters.
-    let square = matches!(stage.method, Method::Quail(_)) && name.ends_with(".poly");
+    let square = matches!(stage.method, Method::Quail(_))
+        && matches!(Parameter::parse(name), Some((_, Parameter::Poly)));
     !square && !stage.freeze.iter().any(|pattern| fits(pattern, name))
 }
 

@@ -7,7 +7,8 @@
 use super::Run;
 use crate::checkpoint::Array;
 use crate::data::{self, Data};
-use crate::network::Op;
+use crate::network::{Op, Parameter};
+use crate::random::EpochStream;
 use crate::tensors::download;
 
 /// Images whose patches are measured.
@@ -25,8 +26,8 @@ impl Run {
         let Op::Conv { c_in, kernel, .. } = node.op else {
             return;
         };
-        let (channels, name) = (node.shape[0], format!("{}.weight", node.name));
-        let order = data::permutation(data.train.len(), &mut self.rng(5));
+        let (channels, name) = (node.shape[0], Parameter::Weight.of(&node.name));
+        let order = data::permutation(data.train.len(), &mut self.rng(EpochStream::Whitening));
         let indices = &order[..order.len().min(IMAGES)];
         let pixels = download(data.train.plain(indices));
         let [_, h, w] = self.meta.images.shape;
