@@ -15,7 +15,7 @@ use crate::checkpoint::Arrays;
 use crate::data::DeviceSet;
 use crate::kernels::NORM_EPSILON;
 use crate::network::forward::EXTENT_EPSILON;
-use crate::network::{self, Buffer, Op, Parameter, Slot};
+use crate::network::{self, Buffer, Op, Parameter, SiteFunction};
 use crate::run::Run;
 use crate::tensors::download;
 
@@ -30,8 +30,8 @@ pub const TOLERANCE: f32 = 1e-3;
 /// The run's network as a float graph. Activation sites that are all identity vanish.
 ///
 /// # Errors
-/// A slot that no polynomial replaces (the min-max norm of the batch at hand), a selection that has
-/// not ended, or a graph that `pi-ir` does not accept.
+/// A site whose function no polynomial replaces (the min-max norm of the batch at hand), a selection
+/// that has not ended, or a graph that `pi-ir` does not accept.
 pub fn graph(run: &Run) -> Result<Graph> {
     ensure!(
         run.state.selection.is_none(),
@@ -207,8 +207,8 @@ impl<'a> Emit<'a> {
 
     fn activation(&mut self, node: &network::Node, inputs: Vec<NodeId>) -> Result<NodeId> {
         let channels = node.shape[0];
-        let op = match self.run.state.slots[&node.name] {
-            Slot::Masked => {
+        let op = match self.run.state.functions[&node.name] {
+            SiteFunction::Masked => {
                 let kinds = self.run.state.masks[&node.name].clone();
                 if kinds.iter().all(|kind| *kind == ActivationKind::Identity) {
                     return Ok(inputs[0]);
@@ -225,7 +225,7 @@ impl<'a> Emit<'a> {
                     coefficients,
                 }
             }
-            Slot::Quartic => {
+            SiteFunction::Quartic => {
                 let rows = self.parameter(node, Parameter::Quartic);
                 let at = |row: usize, i: usize| rows[row * channels + i];
                 let all = |f: &dyn Fn(usize) -> [f32; 3]| (0..channels).map(f).collect();
@@ -238,7 +238,7 @@ impl<'a> Emit<'a> {
                 let low = self.push(name("low"), low, inputs);
                 return Ok(self.push(node.name.clone(), GraphOp::Add, vec![outer, low]));
             }
-            Slot::HerPn => {
+            SiteFunction::HerPn => {
                 let (gamma, beta) = (
                     self.parameter(node, Parameter::Gamma),
                     self.parameter(node, Parameter::Beta),
@@ -258,11 +258,11 @@ impl<'a> Emit<'a> {
                 };
                 everywhere(node, (0..channels).map(fold).collect())
             }
-            Slot::MinMax { running: false } => bail!(
+            SiteFunction::MinMax { running: false } => bail!(
                 "{} is normalised by the extremes of the batch at hand (MM), which no graph can know beforehand: it is a yardstick; train with the approximate norm (AMM) to export",
                 node.name
             ),
-            Slot::MinMax { running: true } => {
+            SiteFunction::MinMax { running: true } => {
                 let extent = self.statistic(node, Buffer::Extent);
                 let fold = |i: usize| -> [f32; 3] {
                     let (low, high) = (f64::from(extent[i]), f64::from(extent[channels + i]));

@@ -423,7 +423,7 @@ fn the_experiments_of_the_repository_are_legal() {
                 let runs = Config::variants(&path, &[]).unwrap_or_else(|why| panic!("{why:#}"));
                 for (name, mut config) in runs {
                     // What needs another run's weights is checked as far as its network and its
-                    // slots, on narrow networks: names do not depend on the width.
+                    // site functions, on narrow networks: names do not depend on the width.
                     config.warm_start = None;
                     config.network.width *= 0.125;
                     let run = Run::new(config, common::images(), Device::flex());

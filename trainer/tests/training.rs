@@ -227,7 +227,7 @@ fn the_loop_writes_a_checkpoint_and_a_log_line_an_epoch_and_stops_in_time() {
     assert_eq!(lines[2]["finished"], 2);
 }
 
-/// Stages after which every kind of slot, mask and kernel has left its starting values.
+/// Stages after which every kind of site function, mask and kernel has left its starting values.
 fn trained(network: &str, stages: &str, data: &Data) -> Run {
     let config = experiment(stages, &[network]);
     let mut run = Run::new(config, images(), Device::flex()).unwrap();
@@ -236,7 +236,7 @@ fn trained(network: &str, stages: &str, data: &Data) -> Run {
 }
 
 #[test]
-fn every_slot_exports_to_a_graph_that_computes_the_same() {
+fn every_site_function_exports_to_a_graph_that_computes_the_same() {
     let data = data(64, 20, 7);
     let same = "network.width=1.0";
     for by in [

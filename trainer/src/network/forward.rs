@@ -8,7 +8,7 @@ use burn::tensor::module::avg_pool2d;
 use burn::tensor::ops::AvgPoolOptions;
 
 use super::state::{Indicator, Removed};
-use super::{Buffer, Network, Node, Op, Parameter, Slot, State};
+use super::{Buffer, Network, Node, Op, Parameter, SiteFunction, State};
 use crate::kernels::{self, Penalty};
 use crate::tensors::Tensors;
 
@@ -232,8 +232,8 @@ impl Walk<'_> {
 
     fn activation(&mut self, node: &Node, z: Tensor<4>) -> Tensor<4> {
         let [c, _, _] = node.shape;
-        match self.state.slots[&node.name] {
-            Slot::Masked => {
+        match self.state.functions[&node.name] {
+            SiteFunction::Masked => {
                 let mut k = self.masked_coefficients(node);
                 if self.request.mode == Mode::Score && !self.frozen {
                     k = k.detach().require_grad();
@@ -242,7 +242,7 @@ impl Walk<'_> {
                 let penalty = self.penalty(&z);
                 kernels::masked(z, k, penalty)
             }
-            Slot::Quartic => {
+            SiteFunction::Quartic => {
                 let rows = self.leaf(node, Parameter::Quartic).reshape([5, c, 1, 1]);
                 let row = |i: usize| rows.clone().narrow(0, i, 1);
                 let (one, zero) = (Tensor::ones_like(&row(0)), Tensor::zeros_like(&row(0)));
@@ -250,7 +250,7 @@ impl Walk<'_> {
                 let high = quadratic(node, inner, row(0), zero.clone(), zero, Penalty::None);
                 high + quadratic(node, z, row(2), row(3), row(4), Penalty::None)
             }
-            Slot::HerPn => {
+            SiteFunction::HerPn => {
                 let half = std::f32::consts::FRAC_1_SQRT_2;
                 let (gamma, beta) = (
                     self.leaf(node, Parameter::Gamma),
@@ -278,7 +278,7 @@ impl Walk<'_> {
                 kernels::normalise(z, first, scale, shift)
                     + kernels::normalise(basis, second, curve, none)
             }
-            Slot::MinMax { running } => {
+            SiteFunction::MinMax { running } => {
                 let extent = self.extent(node, &z, running);
                 let row = |i: usize| extent.clone().narrow(0, i, 1).reshape([1, c, 1, 1]);
                 let (low, high) = (row(0), row(1));

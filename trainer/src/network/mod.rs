@@ -1,6 +1,6 @@
 //! The trained networks: nodes in topological order ([`Network`]), the usual architectures
 //! ([`build`]), their tensors on the device ([`state`]) and what those are called ([`parameter`]),
-//! what stands at each activation ([`slot`]), and the forward pass ([`forward`]).
+//! what stands at each activation ([`site_function`]), and the forward pass ([`forward`]).
 
 use std::collections::BTreeMap;
 
@@ -9,13 +9,13 @@ use pi_ir::graph::ActivationKind;
 pub mod build;
 pub mod forward;
 pub mod parameter;
-pub mod slot;
+pub mod site_function;
 pub mod state;
 
 pub use build::{KernelRule, Kind, NetworkConfig, Stage, Stem};
 pub use forward::{EXTENT_RATE, Mode, Pass, Request};
 pub use parameter::{Buffer, Parameter};
-pub use slot::{DropIn, Replacement, Slot, Substitute};
+pub use site_function::{DropIn, Replacement, SiteFunction, Substitute};
 pub use state::{Selection, State};
 
 /// One operation; shapes are `[c, h, w]`.
@@ -44,7 +44,7 @@ pub enum Op {
     },
     /// Batch norm.
     Norm,
-    /// An activation; what it computes is the state's, see [`Slot`].
+    /// An activation; what it computes is the state's, see [`SiteFunction`].
     Activation,
     /// Sum of two tensors.
     Add,
@@ -155,8 +155,8 @@ impl Network {
         for node in &self.nodes {
             match node.op {
                 Op::Kernel { .. } => counts.polynomials += node.elements(),
-                Op::Activation => match state.slots[&node.name] {
-                    Slot::Masked => {
+                Op::Activation => match state.functions[&node.name] {
+                    SiteFunction::Masked => {
                         for kind in &state.masks[&node.name] {
                             *match kind {
                                 ActivationKind::Relu => &mut counts.relus,
@@ -165,8 +165,10 @@ impl Network {
                             } += 1;
                         }
                     }
-                    Slot::Quartic => counts.polynomials += 3 * node.elements(),
-                    Slot::HerPn | Slot::MinMax { .. } => counts.polynomials += node.elements(),
+                    SiteFunction::Quartic => counts.polynomials += 3 * node.elements(),
+                    SiteFunction::HerPn | SiteFunction::MinMax { .. } => {
+                        counts.polynomials += node.elements()
+                    }
                 },
                 _ => {}
             }

@@ -8,7 +8,7 @@ use pi_ir::graph::ActivationKind;
 use rand_core::RngCore;
 use serde::{Deserialize, Serialize};
 
-use super::{Buffer, Masks, Network, Parameter, Replacement, Slot, Substitute};
+use super::{Buffer, Masks, Network, Parameter, Replacement, SiteFunction, Substitute};
 use crate::checkpoint::{Array, Arrays};
 use crate::kernels::NORM_EPSILON;
 use crate::pattern::fits;
@@ -66,8 +66,8 @@ impl Removed {
 #[derive(Clone, Debug)]
 pub struct State {
     /// What stands at each activation site.
-    pub slots: BTreeMap<String, Slot>,
-    /// Kind of each position of the sites with [`Slot::Masked`].
+    pub functions: BTreeMap<String, SiteFunction>,
+    /// Kind of each position of the sites with [`SiteFunction::Masked`].
     pub masks: Masks,
     /// Trained parameters.
     pub parameters: Tensors,
@@ -104,7 +104,7 @@ impl State {
     ) -> Result<Self> {
         let (parameters, buffers) = network.initialise(rng);
         let mut state = State {
-            slots: BTreeMap::new(),
+            functions: BTreeMap::new(),
             masks: Masks::new(),
             parameters: Tensors::new(),
             buffers: Tensors::new(),
@@ -120,7 +120,9 @@ impl State {
             state.put_buffer(&name, array);
         }
         for (site, shape) in network.sites() {
-            state.slots.insert(site.to_owned(), Slot::Masked);
+            state
+                .functions
+                .insert(site.to_owned(), SiteFunction::Masked);
             let count = shape.iter().product();
             state.set_mask(site, shape, vec![ActivationKind::Relu; count]);
         }
@@ -183,14 +185,14 @@ impl State {
             .collect()
     }
 
-    /// Takes over the tensors, slots and masks of a file, which must be those of this network.
+    /// Takes over the tensors, site functions and masks of a file, which must be those of this network.
     ///
     /// # Errors
-    /// An array, a slot or a mask that is missing, superfluous or of another shape, by name.
+    /// An array, a function or a mask that is missing, superfluous or of another shape, by name.
     pub fn restore(
         &mut self,
         network: &Network,
-        slots: BTreeMap<String, Slot>,
+        functions: BTreeMap<String, SiteFunction>,
         selection: Option<Selection>,
         parameters: Arrays,
         buffers: Arrays,
@@ -198,11 +200,11 @@ impl State {
     ) -> Result<()> {
         self.selection = selection;
         for (site, shape) in network.sites() {
-            let slot = slots
+            let function = functions
                 .get(site)
                 .with_context(|| format!("the checkpoint says nothing of the activation {site}"))?;
-            self.set_slot(site, shape[0], *slot);
-            if *slot != Slot::Masked {
+            self.set_function(site, shape[0], *function);
+            if *function != SiteFunction::Masked {
                 continue;
             }
             let codes = masks
@@ -368,7 +370,7 @@ impl State {
         for (site, shape) in sites {
             let channels = shape[0];
             let quadratic = |state: &mut Self, [a, b, c]: [f32; 3]| {
-                state.set_slot(&site, channels, Slot::Masked);
+                state.set_function(&site, channels, SiteFunction::Masked);
                 let kinds = vec![ActivationKind::Polynomial; shape.iter().product()];
                 state.set_mask(&site, shape, kinds);
                 let rows = constant_rows(channels, &[a, b, c]);
@@ -376,7 +378,7 @@ impl State {
             };
             match replacement.by {
                 Substitute::Relu | Substitute::Identity => {
-                    self.set_slot(&site, channels, Slot::Masked);
+                    self.set_function(&site, channels, SiteFunction::Masked);
                     let kind = match replacement.by {
                         Substitute::Relu => ActivationKind::Relu,
                         _ => ActivationKind::Identity,
@@ -387,19 +389,19 @@ impl State {
                 Substitute::Square => quadratic(self, [1.0, 0.0, 0.0]),
                 Substitute::Fitted { .. } => quadratic(self, [0.0, 1.0, 0.0]),
                 Substitute::SquareAmm => {
-                    self.set_slot(&site, channels, Slot::MinMax { running: true });
+                    self.set_function(&site, channels, SiteFunction::MinMax { running: true });
                 }
                 Substitute::SquareMm => {
-                    self.set_slot(&site, channels, Slot::MinMax { running: false });
+                    self.set_function(&site, channels, SiteFunction::MinMax { running: false });
                 }
-                Substitute::HerPn => self.set_slot(&site, channels, Slot::HerPn),
+                Substitute::HerPn => self.set_function(&site, channels, SiteFunction::HerPn),
                 Substitute::DropIn(drop_in) => {
                     let [e, d, c, b, a] = drop_in.coefficients()?.map(|v| v as f32);
                     if drop_in.degree == 2 {
                         quadratic(self, [c, d, e]);
                     } else {
                         // a z^4 + b z^3 + c z^2 as a (z^2 + p z)^2 + (c - a p^2) z^2, p = b / 2a.
-                        self.set_slot(&site, channels, Slot::Quartic);
+                        self.set_function(&site, channels, SiteFunction::Quartic);
                         let p = b / (2.0 * a);
                         let rows = constant_rows(channels, &[a, p, c - a * p * p, d, e]);
                         self.put_parameter(&Parameter::Quartic.of(&site), rows);
@@ -410,10 +412,10 @@ impl State {
         Ok(())
     }
 
-    /// Makes the site's tensors those of `slot`, at their starting values; keeps them if it is that
-    /// slot already.
-    fn set_slot(&mut self, site: &str, channels: usize, slot: Slot) {
-        if self.slots.insert(site.to_owned(), slot) == Some(slot) {
+    /// Makes the site's tensors those of `function`, at their starting values; keeps them if the site
+    /// has that function already.
+    fn set_function(&mut self, site: &str, channels: usize, function: SiteFunction) {
+        if self.functions.insert(site.to_owned(), function) == Some(function) {
             return;
         }
         for parameter in Parameter::ALL {
@@ -425,20 +427,20 @@ impl State {
         self.masks.remove(site);
         self.planes.remove(site);
         let row = |value| Array::filled(&[channels], value);
-        match slot {
-            Slot::Masked => {}
-            Slot::Quartic => {
+        match function {
+            SiteFunction::Masked => {}
+            SiteFunction::Quartic => {
                 // Overwritten by whoever puts it in.
                 let rows = constant_rows(channels, &[-1e-4, 0.0, 0.0, 1.0, 0.0]);
                 self.put_parameter(&Parameter::Quartic.of(site), rows);
             }
-            Slot::HerPn => {
+            SiteFunction::HerPn => {
                 self.put_parameter(&Parameter::Gamma.of(site), row(1.0));
                 self.put_parameter(&Parameter::Beta.of(site), row(0.0));
                 let rows = constant_rows(channels, &[0.0, 1.0, 0.0, 1.0]);
                 self.put_buffer(&Buffer::HerPn.of(site), rows);
             }
-            Slot::MinMax { .. } => {
+            SiteFunction::MinMax { .. } => {
                 let rows = constant_rows(channels, &[-1.0, 1.0]);
                 self.put_buffer(&Buffer::Extent.of(site), rows);
             }
@@ -449,7 +451,7 @@ impl State {
     pub fn begin_selection(&mut self, network: &Network, selection: Selection, start: f32) {
         self.selection = Some(selection);
         for (site, shape) in network.sites() {
-            if self.slots[site] == Slot::Masked {
+            if self.functions[site] == SiteFunction::Masked {
                 self.add_selection(site, shape, selection);
                 let keep = Array::filled(&shape, start);
                 self.put_parameter(&Parameter::Keep.of(site), keep);
@@ -554,9 +556,9 @@ impl State {
 
     /// Whether something at a site is a polynomial, or stands ready to become one.
     pub fn has_polynomial(&self, site: &str) -> bool {
-        self.slots
+        self.functions
             .get(site)
-            .is_some_and(|slot| *slot != Slot::Masked)
+            .is_some_and(|function| *function != SiteFunction::Masked)
             || self.has_quadratic(site)
     }
 

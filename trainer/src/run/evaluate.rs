@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Run;
 use crate::data::DeviceSet;
-use crate::network::{Buffer, Mode, Node, Op, Request, Slot};
+use crate::network::{Buffer, Mode, Node, Op, Request, SiteFunction};
 use crate::tensors::{self, Tensors, download, download_all};
 
 /// Images per evaluation pass.
@@ -160,8 +160,8 @@ impl Run {
     }
 
     fn range(&self, node: &Node) -> Option<Tensor<1>> {
-        let slot = self.state.slots.get(&node.name);
-        if let Some(Slot::MinMax { running: true }) = slot {
+        let function = self.state.functions.get(&node.name);
+        if let Some(SiteFunction::MinMax { running: true }) = function {
             return self
                 .state
                 .buffers

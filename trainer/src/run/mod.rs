@@ -26,7 +26,7 @@ use crate::checkpoint::{Array, Arrays, Checkpoint};
 use crate::config::{Config, Method, StageConfig, Teacher, WarmStart};
 use crate::data::Normalisation;
 use crate::network::parameter::node_of;
-use crate::network::{Network, NetworkConfig, Op, Parameter, Selection, Slot, State};
+use crate::network::{Network, NetworkConfig, Op, Parameter, Selection, SiteFunction, State};
 use crate::optimise::{Optimiser, OptimiserConfig};
 use crate::random::RunStream;
 use crate::tensors::{Tensors, download_all, upload};
@@ -61,7 +61,8 @@ pub struct Meta {
     /// Accuracy on the held-out images after the last epoch.
     pub holdout_accuracy: Option<f64>,
     /// What stands at each activation site.
-    pub slots: BTreeMap<String, Slot>,
+    #[serde(rename = "slots")]
+    pub functions: BTreeMap<String, SiteFunction>,
     /// The selection under way.
     pub selection: Option<Selection>,
     /// Its penalty and its last count.
@@ -121,7 +122,8 @@ struct OptimiserMeta {
 struct TeacherMeta {
     who: Teacher,
     network: NetworkConfig,
-    slots: BTreeMap<String, Slot>,
+    #[serde(rename = "slots")]
+    functions: BTreeMap<String, SiteFunction>,
     /// Stage of its optimiser, if it is trained beside the student.
     stage: Option<usize>,
 }
@@ -177,7 +179,7 @@ impl Run {
             devices: BTreeSet::new(),
             training_images: None,
             holdout_accuracy: None,
-            slots: state.slots.clone(),
+            functions: state.functions.clone(),
             selection: None,
             pressure: None,
             optimiser: None,
@@ -200,7 +202,7 @@ impl Run {
             run.warm_start(&source, &warm)
                 .with_context(|| format!("warm start from {}", path.display()))?;
             // What came along is not new: its statistics stay.
-            run.meta.slots = run.state.slots.clone();
+            run.meta.functions = run.state.functions.clone();
         }
         Ok(run)
     }
@@ -221,7 +223,7 @@ impl Run {
         let masks = checkpoint.masks.remove("student").unwrap_or_default();
         run.state.restore(
             &run.network,
-            meta.slots.clone(),
+            meta.functions.clone(),
             meta.selection,
             parameters,
             statistics,
@@ -370,7 +372,7 @@ impl Run {
     /// The run's state for a file.
     pub fn checkpoint(&self) -> Checkpoint {
         let mut meta = self.meta.clone();
-        meta.slots = self.state.slots.clone();
+        meta.functions = self.state.functions.clone();
         meta.selection = self.state.selection;
         meta.teacher = self.teacher.as_ref().map(|t| t.meta.clone());
         let mut arrays = BTreeMap::from([
@@ -445,7 +447,7 @@ impl Run {
             }
             return self.state.restore(
                 &self.network,
-                source.state.slots.clone(),
+                source.state.functions.clone(),
                 None,
                 taken,
                 buffers,
@@ -524,7 +526,7 @@ fn load_teacher(
     state
         .restore(
             &network,
-            meta.slots.clone(),
+            meta.functions.clone(),
             None,
             checkpoint.take("teacher.parameters"),
             checkpoint.take("teacher.statistics"),

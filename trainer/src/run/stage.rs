@@ -12,10 +12,11 @@ use crate::checkpoint::{Array, Checkpoint};
 use crate::config::{Method, Quail, QuailNorm, Select, StageConfig, Teacher};
 use crate::data::{self, Data, DeviceSet};
 use crate::kernels;
-use crate::network::slot::relu_fit;
+use crate::network::site_function::relu_fit;
 use crate::network::state::{Indicator, Removed};
 use crate::network::{
-    Buffer, Mode, Network, Op, Parameter, Replacement, Request, Selection, Slot, State, Substitute,
+    Buffer, Mode, Network, Op, Parameter, Replacement, Request, Selection, SiteFunction, State,
+    Substitute,
 };
 use crate::pattern::fits;
 use crate::random::{EpochStream, RunStream};
@@ -312,7 +313,7 @@ impl Run {
             meta: TeacherMeta {
                 who,
                 network: config,
-                slots: state.slots.clone(),
+                functions: state.functions.clone(),
                 stage: None,
             },
             network,
@@ -367,9 +368,9 @@ impl Run {
     /// Behind polynomial kernels that begin nearly linear the true variance is 1e-4; from a
     /// variance of 1 the running one would take a hundred steps to get there.
     fn calibrate(&mut self, set: &DeviceSet) {
-        let new = self.state.slots.iter().any(|(site, slot)| {
-            matches!(slot, Slot::MinMax { .. } | Slot::HerPn)
-                && self.meta.slots.get(site) != Some(slot)
+        let new = self.state.functions.iter().any(|(site, function)| {
+            matches!(function, SiteFunction::MinMax { .. } | SiteFunction::HerPn)
+                && self.meta.functions.get(site) != Some(function)
         });
         // A warm start with its activations brings their statistics along.
         let warm = self.meta.config.warm_start.as_ref();
@@ -388,7 +389,7 @@ impl Run {
             }
             self.state.buffers.extend(pass.statistics);
         }
-        self.meta.slots = self.state.slots.clone();
+        self.meta.functions = self.state.functions.clone();
     }
 }
 

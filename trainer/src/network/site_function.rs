@@ -1,7 +1,7 @@
 //! What stands at an activation site, and the polynomials that may take a ReLU's place.
 //!
-//! Every slot but [`Slot::MinMax`] with batch statistics is a polynomial or a ReLU per element once
-//! training is over: [`export`](crate::export) folds it.
+//! Every function but [`SiteFunction::MinMax`] with batch statistics is a polynomial or a ReLU per
+//! element once training is over: [`export`](crate::export) folds it.
 
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// What an activation site computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Slot {
+pub enum SiteFunction {
     /// Each position a ReLU, the identity, or its channel's quadratic `a z^2 + b z + c`, as the
     /// mask says. Parameter `poly`: `[3, c]`, where a position is a quadratic.
     Masked,
@@ -56,7 +56,7 @@ pub enum Substitute {
     SquareAmm,
     /// The square after the min-max norm of the batch at hand.
     SquareMm,
-    /// See [`Slot::HerPn`].
+    /// See [`SiteFunction::HerPn`].
     #[serde(rename = "herpn")]
     HerPn,
     /// A polynomial that approximates ReLU on an interval, trained from there.
