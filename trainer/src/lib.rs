@@ -14,7 +14,6 @@ pub mod atomic;
 pub mod checkpoint;
 pub mod command;
 pub mod compare;
-mod composed;
 pub mod config;
 pub mod costs;
 pub mod data;

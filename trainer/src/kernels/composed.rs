@@ -1,14 +1,14 @@
-//! The operations of [`kernels`](crate::kernels) as compositions of burn's own: what any other back
-//! end runs, and the oracle of the CPU's versions.
+//! The operations as compositions of burn's own: what any other back end than the CPU's runs, and
+//! the oracle of the CPU's versions.
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::Slice;
 use burn::tensor::ops::ConvOptions;
 
-use crate::kernels::{NORM_EPSILON, Penalty};
+use super::{NORM_EPSILON, Penalty};
 
-pub(crate) fn conv<B: Backend>(
+pub(super) fn conv<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
     stride: usize,
@@ -17,7 +17,7 @@ pub(crate) fn conv<B: Backend>(
     B::conv2d(x, weight, None, options(stride, padding))
 }
 
-pub(crate) fn conv_by_input<B: Backend>(
+pub(super) fn conv_by_input<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
     grad: FloatTensor<B>,
@@ -27,7 +27,7 @@ pub(crate) fn conv_by_input<B: Backend>(
     B::conv2d_x_backward(x, weight, grad, options(stride, padding))
 }
 
-pub(crate) fn conv_by_weight<B: Backend>(
+pub(super) fn conv_by_weight<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
     grad: FloatTensor<B>,
@@ -37,7 +37,7 @@ pub(crate) fn conv_by_weight<B: Backend>(
     B::conv2d_weight_backward(x, weight, grad, options(stride, padding))
 }
 
-pub(crate) fn moments<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+pub(super) fn moments<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let [n, c, h, w] = x.shape().dims();
     let x = B::float_reshape(B::float_permute(x, &[1, 0, 2, 3]), [c, n * h * w].into());
     let mean = B::float_mean_dim(x.clone(), 1);
@@ -46,7 +46,7 @@ pub(crate) fn moments<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     B::float_swap_dims(B::float_cat(vec![mean, variance], 1), 0, 1)
 }
 
-pub(crate) fn normalise<B: Backend>(
+pub(super) fn normalise<B: Backend>(
     x: FloatTensor<B>,
     moments: FloatTensor<B>,
     gamma: FloatTensor<B>,
@@ -59,7 +59,7 @@ pub(crate) fn normalise<B: Backend>(
     )
 }
 
-pub(crate) fn normalise_adjoint<B: Backend>(
+pub(super) fn normalise_adjoint<B: Backend>(
     x: FloatTensor<B>,
     moments: FloatTensor<B>,
     gamma: FloatTensor<B>,
@@ -81,7 +81,7 @@ pub(crate) fn normalise_adjoint<B: Backend>(
     ]
 }
 
-pub(crate) fn masked<B: Backend>(
+pub(super) fn masked<B: Backend>(
     z: FloatTensor<B>,
     coefficients: FloatTensor<B>,
 ) -> FloatTensor<B> {
@@ -91,7 +91,7 @@ pub(crate) fn masked<B: Backend>(
     B::float_add(B::float_add(rectified, B::float_mul(inner, z)), constant)
 }
 
-pub(crate) fn masked_by_input<B: Backend>(
+pub(super) fn masked_by_input<B: Backend>(
     z: FloatTensor<B>,
     coefficients: FloatTensor<B>,
     grad: FloatTensor<B>,
@@ -125,7 +125,7 @@ pub(crate) fn masked_by_input<B: Backend>(
     }
 }
 
-pub(crate) fn masked_by_coefficients<B: Backend>(
+pub(super) fn masked_by_coefficients<B: Backend>(
     z: FloatTensor<B>,
     grad: FloatTensor<B>,
 ) -> FloatTensor<B> {
