@@ -4,8 +4,7 @@
 //! parties. The plaintext field `F_p`, in which all shares live, is [`pi_core::fp`].
 //!
 //! - [`modulus`]: prime moduli below 2^62 and the slice operations the ciphertexts need;
-//! - [`ntt`]: the negacyclic number theoretic transform behind a trait, a scalar definition and a
-//!   vector backend;
+//! - [`ntt`]: the negacyclic number theoretic transform behind a trait;
 //! - [`dot`]: sums of element-wise products modulo primes just below 2^46;
 //! - [`kernels`]: the loops that packing spends its time in;
 //! - [`poly`]: polynomials modulo `X^n + 1` in residue form, automorphisms and monomials;
@@ -22,8 +21,6 @@ pub mod dot;
 pub mod kernels;
 pub mod modulus;
 pub mod ntt;
-#[cfg(target_arch = "x86_64")]
-mod ntt_ifma;
 pub mod poly;
 pub mod rns;
 pub mod slots;

@@ -8,10 +8,21 @@
 //! `m` values whose points share `psi^(m (2 rev(i) + 1))` are adjacent, and their mean is value `i
 //! / m` of the polynomial in `X^m` made of every `m`-th coefficient.
 //!
-//! [`ScalarNtt`] is the definition (radix 2, Shoup's multiplication); [`TfheNtt`] runs the
-//! `tfhe-ntt` crate, which detects AVX-512 IFMA, AVX-512 and AVX2 at run time; `IfmaNtt` is our own
-//! for primes just below 2^46 on AVX-512 IFMA. The inverse leaves out the factor `n^-1`, which
-//! callers fold into constants.
+//! The inverse leaves out the factor `n^-1`, which callers fold into constants.
+//!
+//! # Back ends
+//! [`NttPrime::transform`] chooses once, when the transform is made:
+//! - `scalar`: the definition, [`ScalarNtt`];
+//! - `tfhe`: the `tfhe-ntt` crate, [`TfheNtt`], any of our primes;
+//! - `ifma`: our own for primes just below 2^46; needs AVX-512F and IFMA.
+
+#[cfg(target_arch = "x86_64")]
+mod ifma;
+mod scalar;
+mod tfhe;
+
+pub use scalar::ScalarNtt;
+pub use tfhe::TfheNtt;
 
 use crate::Modulus;
 use pi_core::fp;
@@ -70,7 +81,7 @@ pub trait Ntt: Send + Sync {
 
 /// The definition of [`Ntt::forward_reciprocal`]: the inverse of the point of value `i` is the
 /// point of value `n - 1 - i`.
-pub(crate) fn forward_reciprocal_by_definition(
+fn forward_reciprocal_by_definition(
     ntt: &(impl Ntt + ?Sized),
     coefficients: &[u64],
     out: &mut [u64],
@@ -128,7 +139,7 @@ impl NttPrime {
     pub fn transform(&self, n: usize) -> Arc<dyn Ntt> {
         if !crate::force_scalar() {
             #[cfg(target_arch = "x86_64")]
-            if let Some(vector) = crate::ntt_ifma::IfmaNtt::new(self, n) {
+            if let Some(vector) = ifma::IfmaNtt::new(self, n) {
                 return Arc::new(vector);
             }
             if let Some(vector) = TfheNtt::new(self, n) {
@@ -139,140 +150,12 @@ impl NttPrime {
     }
 
     /// The root of order `2 n`.
-    pub(crate) fn root(&self, n: usize) -> u64 {
+    fn root(&self, n: usize) -> u64 {
         assert!(
             n.is_power_of_two() && n <= MAX_LENGTH,
             "transform length {n}"
         );
         self.modulus.pow(self.root_16384, (MAX_LENGTH / n) as u64)
-    }
-}
-
-/// The scalar transform: the definition, and the fallback on machines without vector units.
-pub struct ScalarNtt {
-    modulus: Modulus,
-    /// `psi^rev(i)` and its Shoup companion.
-    forward: Vec<(u64, u64)>,
-    /// `psi^-rev(i)` and its Shoup companion.
-    inverse: Vec<(u64, u64)>,
-}
-
-impl ScalarNtt {
-    /// The transform of length `n`.
-    ///
-    /// # Panics
-    /// If `n` is not a power of two in `1..=8192`.
-    pub fn new(prime: &NttPrime, n: usize) -> Self {
-        let m = prime.modulus;
-        let table = |root: u64| {
-            let mut table = vec![(0, 0); n];
-            let mut power = 1;
-            for k in 0..n {
-                table[reverse_bits(k, n)] = (power, m.shoup(power));
-                power = m.mul(power, root);
-            }
-            table
-        };
-        let root = prime.root(n);
-        Self {
-            modulus: m,
-            forward: table(root),
-            inverse: table(m.inv(root)),
-        }
-    }
-}
-
-impl Ntt for ScalarNtt {
-    fn length(&self) -> usize {
-        self.forward.len()
-    }
-
-    fn modulus(&self) -> Modulus {
-        self.modulus
-    }
-
-    fn forward(&self, x: &mut [u64]) {
-        assert_eq!(x.len(), self.length());
-        let m = &self.modulus;
-        let mut half = self.length() / 2;
-        let mut groups = 1;
-        while half >= 1 {
-            for (group, block) in x.chunks_exact_mut(2 * half).enumerate() {
-                let (w, w_shoup) = self.forward[groups + group];
-                let (low, high) = block.split_at_mut(half);
-                for (a, b) in low.iter_mut().zip(high) {
-                    let t = m.mul_shoup(*b, w, w_shoup);
-                    (*a, *b) = (m.add(*a, t), m.sub(*a, t));
-                }
-            }
-            half /= 2;
-            groups *= 2;
-        }
-    }
-
-    fn inverse_unscaled(&self, x: &mut [u64]) {
-        assert_eq!(x.len(), self.length());
-        let m = &self.modulus;
-        let mut half = 1;
-        let mut groups = self.length() / 2;
-        while groups >= 1 {
-            for (group, block) in x.chunks_exact_mut(2 * half).enumerate() {
-                let (w, w_shoup) = self.inverse[groups + group];
-                let (low, high) = block.split_at_mut(half);
-                for (a, b) in low.iter_mut().zip(high) {
-                    let difference = m.sub(*a, *b);
-                    *a = m.add(*a, *b);
-                    *b = m.mul_shoup(difference, w, w_shoup);
-                }
-            }
-            half *= 2;
-            groups /= 2;
-        }
-    }
-}
-
-/// The transform of the `tfhe-ntt` crate.
-pub struct TfheNtt {
-    modulus: Modulus,
-    plan: tfhe_ntt::prime64::Plan,
-}
-
-impl TfheNtt {
-    /// The transform of length `n`, or `None` when the crate does not serve that length or chose
-    /// other points than ours.
-    pub fn new(prime: &NttPrime, n: usize) -> Option<Self> {
-        if n < 32 {
-            return None;
-        }
-        let plan = tfhe_ntt::prime64::Plan::try_new(n, prime.modulus.value())?;
-        // The crate finds its own root. Its first value of the polynomial X tells which; a later
-        // version that chose another would silently change the wire format, so such a plan is
-        // refused.
-        let mut x = vec![0; n];
-        x[1] = 1;
-        plan.fwd(&mut x);
-        (x[0] == prime.root(n)).then_some(Self {
-            modulus: prime.modulus,
-            plan,
-        })
-    }
-}
-
-impl Ntt for TfheNtt {
-    fn length(&self) -> usize {
-        self.plan.ntt_size()
-    }
-
-    fn modulus(&self) -> Modulus {
-        self.modulus
-    }
-
-    fn forward(&self, x: &mut [u64]) {
-        self.plan.fwd(x);
-    }
-
-    fn inverse_unscaled(&self, x: &mut [u64]) {
-        self.plan.inv(x);
     }
 }
 
@@ -301,7 +184,7 @@ mod tests {
     fn backends(prime: &NttPrime, n: usize) -> Vec<Box<dyn Ntt>> {
         let mut all: Vec<Box<dyn Ntt>> = vec![Box::new(ScalarNtt::new(prime, n))];
         #[cfg(target_arch = "x86_64")]
-        if let Some(vector) = crate::ntt_ifma::IfmaNtt::new(prime, n) {
+        if let Some(vector) = ifma::IfmaNtt::new(prime, n) {
             all.push(Box::new(vector));
         }
         if let Some(vector) = TfheNtt::new(prime, n) {

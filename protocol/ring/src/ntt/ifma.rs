@@ -13,8 +13,8 @@
 //! additions carry upwards only. Bits above are cleared where a value is reduced. The bounds are on
 //! the values.
 
+use super::{Ntt, NttPrime, reverse_bits};
 use crate::Modulus;
-use crate::ntt::{Ntt, NttPrime, reverse_bits};
 use std::arch::x86_64::*;
 
 /// Twiddle factors and their companions `floor(2^52 w / q)`.
@@ -109,7 +109,7 @@ impl Ntt for IfmaNtt {
         let support = coefficients.len();
         assert!(support.is_power_of_two() && support <= self.n && out.len() == self.n);
         if support < 64 {
-            return crate::ntt::forward_reciprocal_by_definition(self, coefficients, out);
+            return super::forward_reciprocal_by_definition(self, coefficients, out);
         }
         // The points of the inverse transform are the inverses of ours. SAFETY: as for the forward
         // transform; the support is a power of two from 64 to the length.
