@@ -18,7 +18,7 @@ use pi_protocol::layout::{Packing, RING_DEGREE, conv_output, layout_for};
 use pi_protocol::linear::{
     Kernels, client_finish, client_upload, cost, server_answer, server_receive,
 };
-use pi_ring::conv::{self, ConvShape, conv2d_fp};
+use pi_ring::conv::{self, ConvShape, conv2d_fp_scalar};
 use pi_rlwe::{
     CiphertextModulus, GaloisKeys, Packed, Params, PlainPoly, Product, PublicKey, SecretKey,
     UploadLayout, expand_upload, finish, upload,
@@ -194,7 +194,7 @@ impl Configuration {
         };
         let expected: Vec<u64> = mask
             .chunks_exact(self.input().len())
-            .flat_map(|r| conv2d_fp(r, weights, &shape))
+            .flat_map(|r| conv2d_fp_scalar(r, weights, &shape))
             .collect();
         assert_eq!(
             (expected.len(), expected.len()),

@@ -16,7 +16,6 @@
 //! the definition and the vector ones are tested to equal them bit for bit.
 
 pub mod conv;
-mod conv_prepared;
 pub mod dot;
 pub mod kernels;
 pub mod modulus;

@@ -3,7 +3,7 @@
 //! `cargo run --release -p pi-rlwe --example costs`
 
 use pi_core::fp;
-use pi_ring::conv::{ConvShape, Padding, conv2d_fp};
+use pi_ring::conv::{ConvScratch, ConvShape, Padding, PreparedConv};
 use pi_ring::ntt::RLWE_PRIMES;
 use pi_rlwe::{
     CiphertextModulus, GaloisKeys, N, Packed, Params, PlainPoly, Product, PublicKey, SecretKey,
@@ -143,11 +143,12 @@ fn run() {
         let weights: Vec<i16> = (0..shape.weights_len())
             .map(|i| (i * 31 % 255) as i16 - 127)
             .collect();
-        time(
-            &format!("online convolution {channels}x{side}x{side}, 3x3"),
-            21,
-            1.0,
-            || conv2d_fp(&input, &weights, &shape),
-        );
+        let conv = PreparedConv::new(&weights, shape, 7);
+        let mut scratch = ConvScratch::default();
+        let mut sum = vec![0; shape.output_len()];
+        let name = format!("online convolution {channels}x{side}x{side}, 3x3");
+        time(&name, 21, 1.0, || {
+            conv.add_to(&input, &mut scratch, &mut sum)
+        });
     }
 }
