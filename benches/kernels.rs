@@ -23,7 +23,7 @@ use pi_protocol::linear::{
     Kernels, Rates, client_finish, client_upload, cost, max_gap, server_answer, server_receive,
 };
 use pi_ring::conv::{ConvScratch, ConvShape, Padding, PreparedConv};
-use pi_ring::ntt::RLWE_PRIMES;
+use pi_ring::ntt::{RLWE_MODULI, RLWE_PRIMES};
 use pi_ring::poly::Automorphism;
 use pi_rlwe::{
     CiphertextModulus, GaloisKeys, N, Packed, Params, PlainPoly, Product, PublicKey, SecretKey,
@@ -94,7 +94,7 @@ fn main() {
 fn transforms(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("ring");
     let ntt = RLWE_PRIMES[0].transform(N);
-    let modulus = ntt.modulus();
+    let modulus = RLWE_MODULI[0];
     let mut x: Vec<u64> = (0..N as u64).collect();
     group.bench_function("forward NTT", |b| b.iter(|| ntt.forward(black_box(&mut x))));
     group.bench_function("inverse NTT", |b| {

@@ -1,5 +1,5 @@
-//! Sums of element-wise products modulo primes just below 2^46: the inner loop of
-//! plaintext-by-ciphertext products and of key switches.
+//! Sums of element-wise products: the inner loop of plaintext-by-ciphertext products and of key
+//! switches.
 //!
 //! A term is a pair of vectors (the two halves of a ciphertext, or of a key) times one vector (a
 //! weight, or a digit). The sum is kept unreduced and reduced once per output.
@@ -12,7 +12,7 @@
 mod ifma;
 mod scalar;
 
-use crate::Modulus;
+use crate::Modulus46;
 
 /// Two vectors that are multiplied by the same third.
 #[derive(Clone, Copy)]
@@ -30,19 +30,13 @@ pub const MAX_TERMS: usize = 1024;
 /// `accumulate`.
 ///
 /// # Preconditions
-/// `2^46 - 2^20 < q < 2^46`; all vectors have the length of the outputs, a multiple of 32 or any
-/// length on the scalar path; entries are in `0..q`; at most [`MAX_TERMS`] terms.
+/// All vectors have the length of the outputs; entries are in `0..q`; at most [`MAX_TERMS`] terms.
 /// # Postconditions
 /// Entries in `0..q`.
 /// # Panics
-/// If the lengths, the modulus or the number of terms break the preconditions.
-pub fn dot_pair(m: &Modulus, terms: &[Term<'_>], accumulate: bool, out: [&mut [u64]; 2]) {
+/// If the lengths or the number of terms break the preconditions.
+pub fn dot_pair(m: &Modulus46, terms: &[Term<'_>], accumulate: bool, out: [&mut [u64]; 2]) {
     let n = out[0].len();
-    assert!(
-        m.value() < 1 << 46 && (1 << 46) - m.value() < 1 << 20,
-        "modulus {} is not just below 2^46",
-        m.value()
-    );
     assert!(terms.len() <= MAX_TERMS, "{} terms", terms.len());
     assert!(out[1].len() == n);
     assert!(
@@ -57,7 +51,7 @@ pub fn dot_pair(m: &Modulus, terms: &[Term<'_>], accumulate: bool, out: [&mut [u
         && is_x86_feature_detected!("avx512ifma")
     {
         // SAFETY: the features are present, and every vector has length n, a multiple of 32.
-        unsafe { ifma::dot_pair(m.value(), terms, accumulate, out) };
+        unsafe { ifma::dot_pair(m, terms, accumulate, out) };
         return;
     }
     scalar::dot_pair(m, terms, accumulate, out);
@@ -125,20 +119,15 @@ impl InterleavedRow {
 /// # Postconditions
 /// Entries in `0..q`.
 /// # Panics
-/// If the shapes, the modulus or the number of terms break the preconditions.
+/// If the shapes or the number of terms break the preconditions.
 pub fn dot_matrix(
-    m: &Modulus,
+    m: &Modulus46,
     first: usize,
     terms: usize,
     rows: &[&InterleavedRow],
     factors: &[&[u64]],
     out: &mut [[&mut [u64]; 2]],
 ) {
-    assert!(
-        m.value() < 1 << 46 && (1 << 46) - m.value() < 1 << 20,
-        "modulus {} is not just below 2^46",
-        m.value()
-    );
     assert!((1..=MAX_TERMS).contains(&terms), "{terms} terms");
     let outputs = factors.len() / terms;
     assert!(factors.len() == outputs * terms && out.len() == rows.len() * outputs);
@@ -155,7 +144,7 @@ pub fn dot_matrix(
         && is_x86_feature_detected!("avx512ifma")
     {
         // SAFETY: the features are present, and the shapes were just checked.
-        unsafe { ifma::dot_matrix(m.value(), first, terms, n, rows, factors, out) };
+        unsafe { ifma::dot_matrix(m, first, terms, n, rows, factors, out) };
         return;
     }
     scalar::dot_matrix(m, first, terms, rows, factors, out);
@@ -164,14 +153,14 @@ pub fn dot_matrix(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ntt::RLWE_PRIMES;
+    use crate::ntt::RLWE_MODULI;
     use rand_chacha::ChaCha20Rng;
     use rand_core::{RngCore, SeedableRng};
 
     #[test]
     fn matrix_products_equal_sums_one_by_one() {
         let mut rng = ChaCha20Rng::seed_from_u64(10);
-        let m = RLWE_PRIMES[2].modulus;
+        let m = RLWE_MODULI[2];
         let n = 320;
         let mut vectors = |count: usize| -> Vec<Vec<u64>> {
             let vector = |_| (0..n).map(|_| m.reduce_u64(rng.next_u64())).collect();
@@ -237,8 +226,7 @@ mod tests {
     #[test]
     fn vector_and_scalar_sums_equal_wide_integer_sums() {
         let mut rng = ChaCha20Rng::seed_from_u64(9);
-        for prime in RLWE_PRIMES {
-            let m = prime.modulus;
+        for m in RLWE_MODULI {
             let q = m.value();
             for (count, largest) in [
                 (0, false),

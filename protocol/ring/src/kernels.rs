@@ -11,22 +11,22 @@
 mod avx512;
 mod scalar;
 
-use crate::Modulus;
+use crate::Modulus46;
 use std::sync::LazyLock;
 
 /// The kernels of one back end. The functions of the module document each, and check its lengths.
 struct Kernels {
-    add_assign: fn(&Modulus, &mut [u64], &[u64]),
-    sub_assign: fn(&Modulus, &mut [u64], &[u64]),
-    butterfly: fn(&Modulus, usize, &mut [u64], &[u64], &mut [u64]),
-    lift_centred: fn(&Modulus, &Modulus, &[u64], &mut [u64]),
-    add_small_assign: fn(&Modulus, &mut [u64], &[i64]),
-    sum_adjacent: fn(&Modulus, &[u64], &mut [u64]),
-    mul_assign: fn(&Modulus, &mut [u64], &[u64]),
-    scale_assign: fn(&Modulus, &mut [u64], u64),
-    scale_small: fn(&Modulus, &[i32], u64, &mut [u64]),
-    add_divided: fn(&Modulus, &Modulus, u64, &[u64], &[u64], &mut [u64]),
-    gather_signed: fn(&Modulus, &[u32], &[u64], &mut [u64]),
+    add_assign: fn(&Modulus46, &mut [u64], &[u64]),
+    sub_assign: fn(&Modulus46, &mut [u64], &[u64]),
+    butterfly: fn(&Modulus46, usize, &mut [u64], &[u64], &mut [u64]),
+    lift_centred: fn(&Modulus46, &Modulus46, &[u64], &mut [u64]),
+    add_small_assign: fn(&Modulus46, &mut [u64], &[i64]),
+    sum_adjacent: fn(&Modulus46, &[u64], &mut [u64]),
+    mul_assign: fn(&Modulus46, &mut [u64], &[u64]),
+    scale_assign: fn(&Modulus46, &mut [u64], u64),
+    scale_small: fn(&Modulus46, &[i32], u64, &mut [u64]),
+    add_divided: fn(&Modulus46, &Modulus46, u64, &[u64], &[u64], &mut [u64]),
+    gather_signed: fn(&Modulus46, &[u32], &[u64], &mut [u64]),
     gather: fn(&[u32], &[u64], &mut [u64]),
 }
 
@@ -63,7 +63,7 @@ fn chosen() -> &'static Kernels {
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn add_assign(m: &Modulus, x: &mut [u64], y: &[u64]) {
+pub fn add_assign(m: &Modulus46, x: &mut [u64], y: &[u64]) {
     assert_eq!(x.len(), y.len());
     (chosen().add_assign)(m, x, y);
 }
@@ -72,7 +72,7 @@ pub fn add_assign(m: &Modulus, x: &mut [u64], y: &[u64]) {
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn sub_assign(m: &Modulus, x: &mut [u64], y: &[u64]) {
+pub(crate) fn sub_assign(m: &Modulus46, x: &mut [u64], y: &[u64]) {
     assert_eq!(x.len(), y.len());
     (chosen().sub_assign)(m, x, y);
 }
@@ -82,17 +82,16 @@ pub fn sub_assign(m: &Modulus, x: &mut [u64], y: &[u64]) {
 ///
 /// # Panics
 /// If the lengths differ or `t` exceeds them.
-pub fn butterfly(m: &Modulus, t: usize, x: &mut [u64], y: &[u64], difference: &mut [u64]) {
+pub fn butterfly(m: &Modulus46, t: usize, x: &mut [u64], y: &[u64], difference: &mut [u64]) {
     assert!(x.len() == y.len() && difference.len() == y.len());
     (chosen().butterfly)(m, t, x, y, difference);
 }
 
-/// Writes to `out` the residues modulo `to` of the centred representatives of `x` modulo `from`;
-/// both just below 2^46.
+/// Writes to `out` the residues modulo `to` of the centred representatives of `x` modulo `from`.
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn lift_centred(from: &Modulus, to: &Modulus, x: &[u64], out: &mut [u64]) {
+pub fn lift_centred(from: &Modulus46, to: &Modulus46, x: &[u64], out: &mut [u64]) {
     assert_eq!(x.len(), out.len());
     (chosen().lift_centred)(from, to, x, out);
 }
@@ -101,7 +100,7 @@ pub fn lift_centred(from: &Modulus, to: &Modulus, x: &[u64], out: &mut [u64]) {
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn add_small_assign(m: &Modulus, x: &mut [u64], e: &[i64]) {
+pub fn add_small_assign(m: &Modulus46, x: &mut [u64], e: &[i64]) {
     assert_eq!(x.len(), e.len());
     (chosen().add_small_assign)(m, x, e);
 }
@@ -109,18 +108,16 @@ pub fn add_small_assign(m: &Modulus, x: &mut [u64], e: &[i64]) {
 /// Writes to each entry of `out` the sum of `x.len() / out.len()` adjacent residues.
 ///
 /// # Preconditions
-/// `q` within 2^20 below 2^46, at most 2^16 residues a sum.
-pub fn sum_adjacent(m: &Modulus, x: &[u64], out: &mut [u64]) {
+/// At most 2^16 residues a sum.
+pub fn sum_adjacent(m: &Modulus46, x: &[u64], out: &mut [u64]) {
     (chosen().sum_adjacent)(m, x, out);
 }
 
 /// Writes `x y` to `x`, element by element.
 ///
-/// # Preconditions
-/// `q` within 2^20 below 2^46.
 /// # Panics
 /// If the lengths differ.
-pub fn mul_assign(m: &Modulus, x: &mut [u64], y: &[u64]) {
+pub fn mul_assign(m: &Modulus46, x: &mut [u64], y: &[u64]) {
     assert_eq!(x.len(), y.len());
     (chosen().mul_assign)(m, x, y);
 }
@@ -128,18 +125,18 @@ pub fn mul_assign(m: &Modulus, x: &mut [u64], y: &[u64]) {
 /// Writes `x w` to `x` for a constant `w`.
 ///
 /// # Preconditions
-/// `q < 2^50`, entries and `w` in `0..q`.
-pub fn scale_assign(m: &Modulus, x: &mut [u64], w: u64) {
+/// Entries and `w` in `0..q`.
+pub fn scale_assign(m: &Modulus46, x: &mut [u64], w: u64) {
     (chosen().scale_assign)(m, x, w);
 }
 
 /// Writes `x w` to `out` for small signed `x` and a constant `w`.
 ///
 /// # Preconditions
-/// `2^32 < q < 2^50`, `w` in `0..q`, `|x| < 2^31`.
+/// `w` in `0..q`.
 /// # Panics
 /// If the lengths differ.
-pub fn scale_small(m: &Modulus, x: &[i32], w: u64, out: &mut [u64]) {
+pub fn scale_small(m: &Modulus46, x: &[i32], w: u64, out: &mut [u64]) {
     assert_eq!(x.len(), out.len());
     (chosen().scale_small)(m, x, w, out);
 }
@@ -148,11 +145,16 @@ pub fn scale_small(m: &Modulus, x: &[i32], w: u64, out: &mut [u64]) {
 /// modulo `s`, and `[r]_s` is centred, so that this is the rounded quotient. `inverse` is `s^-1 mod
 /// q`.
 ///
-/// # Preconditions
-/// `q` and `s` within 2^20 below 2^46.
 /// # Panics
 /// If the lengths differ.
-pub fn add_divided(m: &Modulus, s: &Modulus, inverse: u64, x: &[u64], r: &[u64], out: &mut [u64]) {
+pub fn add_divided(
+    m: &Modulus46,
+    s: &Modulus46,
+    inverse: u64,
+    x: &[u64],
+    r: &[u64],
+    out: &mut [u64],
+) {
     assert!(x.len() == out.len() && r.len() == out.len());
     (chosen().add_divided)(m, s, inverse, x, r, out);
 }
@@ -162,7 +164,7 @@ pub fn add_divided(m: &Modulus, s: &Modulus, inverse: u64, x: &[u64], r: &[u64],
 ///
 /// # Panics
 /// If an index is out of range or `sources` and `out` differ in length.
-pub fn gather_signed(m: &Modulus, sources: &[u32], x: &[u64], out: &mut [u64]) {
+pub(crate) fn gather_signed(m: &Modulus46, sources: &[u32], x: &[u64], out: &mut [u64]) {
     assert_eq!(sources.len(), out.len());
     (chosen().gather_signed)(m, sources, x, out);
 }
@@ -171,7 +173,7 @@ pub fn gather_signed(m: &Modulus, sources: &[u32], x: &[u64], out: &mut [u64]) {
 ///
 /// # Panics
 /// If an index is out of range or `sources` and `out` differ in length.
-pub fn gather(sources: &[u32], x: &[u64], out: &mut [u64]) {
+pub(crate) fn gather(sources: &[u32], x: &[u64], out: &mut [u64]) {
     assert_eq!(sources.len(), out.len());
     (chosen().gather)(sources, x, out);
 }
@@ -179,11 +181,11 @@ pub fn gather(sources: &[u32], x: &[u64], out: &mut [u64]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ntt::RLWE_PRIMES;
+    use crate::ntt::RLWE_MODULI;
     use rand_chacha::ChaCha20Rng;
     use rand_core::{RngCore, SeedableRng};
 
-    fn residues(m: &Modulus, n: usize, seed: u64) -> Vec<u64> {
+    fn residues(m: &Modulus46, n: usize, seed: u64) -> Vec<u64> {
         let mut rng = ChaCha20Rng::seed_from_u64(seed);
         let q = m.value();
         let mut v: Vec<u64> = (0..n).map(|_| m.reduce_u64(rng.next_u64())).collect();
@@ -214,8 +216,7 @@ mod tests {
 
     fn check(kernels: &Kernels) {
         let n = 37;
-        for (prime, other) in RLWE_PRIMES.into_iter().zip(RLWE_PRIMES.into_iter().rev()) {
-            let (m, s) = (prime.modulus, other.modulus);
+        for (m, s) in RLWE_MODULI.into_iter().zip(RLWE_MODULI.into_iter().rev()) {
             let (x, y) = (residues(&m, n, 1), residues(&m, n, 2));
             let (mut sum, mut difference) = (x.clone(), x.clone());
             (kernels.add_assign)(&m, &mut sum, &y);
@@ -266,7 +267,7 @@ mod tests {
                     );
                 }
             }
-            let centred = |x: u64, m: &Modulus| {
+            let centred = |x: u64, m: &Modulus46| {
                 if x > m.value() / 2 {
                     x as i64 - m.value() as i64
                 } else {
@@ -318,7 +319,7 @@ mod tests {
     fn gathering_beyond_the_end_panics() {
         let mut out = [0; 8];
         gather_signed(
-            &RLWE_PRIMES[0].modulus,
+            &RLWE_MODULI[0],
             &[0, 0, 0, 0, 0, 0, 0, 8],
             &[1; 8],
             &mut out,

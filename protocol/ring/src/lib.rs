@@ -3,9 +3,9 @@
 //! This crate is the arithmetic floor of the protocol: it knows nothing of ciphertexts, keys or
 //! parties. The plaintext field `F_p`, in which all shares live, is [`pi_core::fp`].
 //!
-//! - [`modulus`]: prime moduli below 2^62 and the slice operations the ciphertexts need;
+//! - [`modulus`]: prime moduli below 2^62; [`modulus46`]: those just below 2^46;
 //! - [`ntt`]: the negacyclic number theoretic transform behind a trait;
-//! - [`dot`]: sums of element-wise products modulo primes just below 2^46;
+//! - [`dot`]: sums of element-wise products;
 //! - [`kernels`]: the loops that packing spends its time in;
 //! - [`poly`]: polynomials modulo `X^n + 1` in residue form, automorphisms and monomials;
 //! - [`rns`]: exact passages between residues and integers;
@@ -19,12 +19,14 @@ pub mod conv;
 pub mod dot;
 pub mod kernels;
 pub mod modulus;
+pub mod modulus46;
 pub mod ntt;
 pub mod poly;
 pub mod rns;
 pub mod slots;
 
 pub use modulus::Modulus;
+pub use modulus46::Modulus46;
 pub use ntt::Ntt;
 pub use poly::{Domain, RnsPoly};
 

@@ -1,4 +1,4 @@
-//! Prime moduli below 2^62 and operations on slices of residues.
+//! Prime moduli below 2^62.
 //!
 //! Residues are canonical, in `0..q`. Everything but [`Modulus::pow`] and [`Modulus::inv`] is
 //! constant time in the residues; moduli are public.
@@ -34,11 +34,6 @@ impl Modulus {
     #[inline(always)]
     pub const fn value(&self) -> u64 {
         self.q
-    }
-
-    /// The number of bits of the modulus.
-    pub const fn bits(&self) -> u32 {
-        self.bits
     }
 
     /// `x mod q` for `x < 2 q`.
@@ -91,48 +86,6 @@ impl Modulus {
         // compiles to a carry.
         let mask = u64::from(x >= 2 * self.q).wrapping_neg();
         x - ((2 * self.q) & mask)
-    }
-
-    /// `x mod q` for any 128-bit integer.
-    #[inline(always)]
-    pub fn reduce_u128(&self, x: u128) -> u64 {
-        let radix = ((1u128 << 64) % self.q as u128) as u64;
-        let high = self.reduce_u64((x >> 64) as u64);
-        self.add(self.mul(high, radix), self.reduce_u64(x as u64))
-    }
-
-    /// `x mod q` for any 128-bit integer, for `q` just below 2^46: cheaper than
-    /// [`Modulus::reduce_u128`].
-    ///
-    /// # Preconditions
-    /// `2^46 - 2^20 < q < 2^46`.
-    #[inline(always)]
-    pub fn reduce_near_2_46(&self, x: u128) -> u64 {
-        const LOW: u64 = (1 << 46) - 1;
-        debug_assert!(self.q < 1 << 46 && (1 << 46) - self.q < 1 << 20);
-        // 2^46 = c (mod q), c < 2^20. The folds leave below 2^103, 2^78, 2^53 and 2^46 + 2^27 < 2
-        // q.
-        let c = (1 << 46) - self.q;
-        let x = (x as u64 & LOW) as u128 + (x >> 46) * c as u128;
-        let x = (x as u64 & LOW) as u128 + (x >> 46) * c as u128;
-        let x = (x as u64 & LOW) + (x >> 46) as u64 * c;
-        let x = (x & LOW) + (x >> 46) * c;
-        self.subtract_once(x)
-    }
-
-    /// `x mod q` for `x < 2^88` and `q` just below 2^46.
-    ///
-    /// # Preconditions
-    /// `2^46 - 2^20 < q < 2^46`.
-    #[inline(always)]
-    pub fn reduce_88_near_2_46(&self, x: u128) -> u64 {
-        const LOW: u64 = (1 << 46) - 1;
-        debug_assert!(self.q < 1 << 46 && (1 << 46) - self.q < 1 << 20 && x < 1 << 88);
-        // The upper part is below 2^42, so the folds leave below 2^63, 2^46 + 2^37 < 2 q.
-        let c = (1 << 46) - self.q;
-        let x = (x as u64 & LOW) + (x >> 46) as u64 * c;
-        let x = (x & LOW) + (x >> 46) * c;
-        self.subtract_once(x)
     }
 
     /// `x mod q` for any 64-bit integer.
@@ -196,27 +149,6 @@ impl Modulus {
         self.pow(a, self.q - 2)
     }
 
-    /// `x += y`, element by element.
-    pub fn add_assign(&self, x: &mut [u64], y: &[u64]) {
-        for (x, &y) in x.iter_mut().zip(y) {
-            *x = self.add(*x, y);
-        }
-    }
-
-    /// `x -= y`, element by element.
-    pub fn sub_assign(&self, x: &mut [u64], y: &[u64]) {
-        for (x, &y) in x.iter_mut().zip(y) {
-            *x = self.sub(*x, y);
-        }
-    }
-
-    /// `x *= y`, element by element.
-    pub fn mul_assign(&self, x: &mut [u64], y: &[u64]) {
-        for (x, &y) in x.iter_mut().zip(y) {
-            *x = self.mul(*x, y);
-        }
-    }
-
     /// `x *= w`, element by element.
     pub fn scale_assign(&self, x: &mut [u64], w: u64) {
         let w_shoup = self.shoup(w);
@@ -254,23 +186,6 @@ mod tests {
                     assert_eq!(m.add(a, b), (a + b) % q);
                     assert_eq!(m.sub(a, b), (a + q - b) % q);
                     assert_eq!(m.mul(a, m.add(b, 1)), m.add(m.mul(a, b), a));
-                }
-            }
-            for x in [
-                0u128,
-                1,
-                u128::MAX,
-                u128::MAX / 3,
-                1 << 64,
-                (1 << 88) - 1,
-                (1 << 46) - 1,
-                1 << 46,
-            ] {
-                assert_eq!(m.reduce_u128(x) as u128, x % q as u128);
-                if q == 0x3fff_fff8_4001 {
-                    assert_eq!(m.reduce_near_2_46(x) as u128, x % q as u128);
-                    let x = x & ((1 << 88) - 1);
-                    assert_eq!(m.reduce_88_near_2_46(x) as u128, x % q as u128);
                 }
             }
             assert_eq!(

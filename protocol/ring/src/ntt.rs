@@ -24,12 +24,12 @@ mod tfhe;
 pub use scalar::ScalarNtt;
 pub use tfhe::TfheNtt;
 
-use crate::Modulus;
+use crate::{Modulus, Modulus46};
 use pi_core::fp;
 use std::sync::Arc;
 
 /// The longest transform whose points are fixed, `n = 8192`.
-pub const MAX_LENGTH: usize = 8192;
+const MAX_LENGTH: usize = 8192;
 
 /// A transform of one length over one prime.
 pub trait Ntt: Send + Sync {
@@ -61,21 +61,11 @@ pub trait Ntt: Send + Sync {
         forward_reciprocal_by_definition(self, coefficients, out);
     }
 
-    /// `n^-1 mod q`, the factor that [`Ntt::inverse_unscaled`] leaves out.
-    fn length_inverse(&self) -> u64 {
-        let m = self.modulus();
-        m.inv(m.reduce_u64(self.length() as u64))
-    }
-
     /// Values to coefficients, in place.
     fn inverse(&self, x: &mut [u64]) {
         self.inverse_unscaled(x);
         let m = self.modulus();
-        if m.bits() < 50 {
-            crate::kernels::scale_assign(&m, x, self.length_inverse());
-        } else {
-            m.scale_assign(x, self.length_inverse());
-        }
+        m.scale_assign(x, m.inv(x.len() as u64));
     }
 }
 
@@ -102,24 +92,31 @@ pub struct NttPrime {
     pub root_16384: u64,
 }
 
-/// The four largest primes below 2^46 that are 1 modulo 16384, with the roots of the wire format.
-///
-/// The roots are what repeated Tonelli-Shanks square roots of -1 give with the least non-residue.
+/// The four largest primes below 2^46 that are 1 modulo 16384.
+pub const RLWE_MODULI: [Modulus46; 4] = [
+    Modulus46::new(0x3fff_fff8_4001).expect("prime"),
+    Modulus46::new(0x3fff_fff7_0001).expect("prime"),
+    Modulus46::new(0x3fff_fff5_8001).expect("prime"),
+    Modulus46::new(0x3fff_fff3_c001).expect("prime"),
+];
+
+/// [`RLWE_MODULI`] with the roots of the wire format: what repeated Tonelli-Shanks square roots of
+/// -1 give with the least non-residue.
 pub const RLWE_PRIMES: [NttPrime; 4] = [
     NttPrime {
-        modulus: Modulus::new(0x3fff_fff8_4001),
+        modulus: RLWE_MODULI[0].modulus(),
         root_16384: 0x3f64_2604_e95d,
     },
     NttPrime {
-        modulus: Modulus::new(0x3fff_fff7_0001),
+        modulus: RLWE_MODULI[1].modulus(),
         root_16384: 0x10ff_e7b5_055d,
     },
     NttPrime {
-        modulus: Modulus::new(0x3fff_fff5_8001),
+        modulus: RLWE_MODULI[2].modulus(),
         root_16384: 0xcd_6f78_758a,
     },
     NttPrime {
-        modulus: Modulus::new(0x3fff_fff3_c001),
+        modulus: RLWE_MODULI[3].modulus(),
         root_16384: 0x1d29_2f28_82c7,
     },
 ];
@@ -160,7 +157,7 @@ impl NttPrime {
 }
 
 /// The lowest `log2 n` bits of `i` in reverse order.
-pub fn reverse_bits(i: usize, n: usize) -> usize {
+pub(crate) fn reverse_bits(i: usize, n: usize) -> usize {
     if n == 1 {
         0
     } else {
@@ -337,7 +334,7 @@ mod tests {
                     let (mut x, mut y) = (a.clone(), b.clone());
                     ntt.forward(&mut x);
                     ntt.forward(&mut y);
-                    m.mul_assign(&mut x, &y);
+                    x.iter_mut().zip(&y).for_each(|(x, &y)| *x = m.mul(*x, y));
                     ntt.inverse(&mut x);
                     assert_eq!(x, expected);
                 }

@@ -1,6 +1,6 @@
 //! Polynomials modulo `X^n + 1` in residue form, automorphisms and monomials.
 
-use crate::{Modulus, Ntt, kernels};
+use crate::{Modulus46, Ntt, kernels};
 use std::sync::Arc;
 use zeroize::Zeroize;
 
@@ -47,7 +47,7 @@ impl RnsPoly {
     ///
     /// # Preconditions
     /// `|x| < q` for every modulus.
-    pub fn from_small(coefficients: &[i64], moduli: &[Modulus]) -> Self {
+    pub fn from_small(coefficients: &[i64], moduli: &[Modulus46]) -> Self {
         let mut poly = Self::unspecified(coefficients.len(), moduli.len(), Domain::Coefficients);
         for (limb, m) in poly.limbs_mut().zip(moduli) {
             for (x, &small) in limb.iter_mut().zip(coefficients) {
@@ -155,7 +155,7 @@ impl RnsPoly {
     ///
     /// # Panics
     /// If the shapes differ.
-    pub fn add_assign(&mut self, other: &Self, moduli: &[Modulus]) {
+    pub fn add_assign(&mut self, other: &Self, moduli: &[Modulus46]) {
         self.same_shape(other);
         for ((x, y), m) in self
             .data
@@ -171,7 +171,7 @@ impl RnsPoly {
     ///
     /// # Panics
     /// If the shapes differ.
-    pub fn sub_assign(&mut self, other: &Self, moduli: &[Modulus]) {
+    pub fn sub_assign(&mut self, other: &Self, moduli: &[Modulus46]) {
         self.same_shape(other);
         for ((x, y), m) in self
             .data
@@ -187,7 +187,7 @@ impl RnsPoly {
     ///
     /// # Panics
     /// If the shapes differ or the entries are coefficients.
-    pub fn mul_assign(&mut self, other: &Self, moduli: &[Modulus]) {
+    pub fn mul_assign(&mut self, other: &Self, moduli: &[Modulus46]) {
         self.same_shape(other);
         assert_eq!(
             self.domain,
@@ -200,7 +200,7 @@ impl RnsPoly {
             .zip(other.limbs())
             .zip(moduli)
         {
-            m.mul_assign(x, y);
+            kernels::mul_assign(m, x, y);
         }
     }
 
@@ -320,7 +320,7 @@ impl Automorphism {
     }
 
     /// Writes `X -> X^d` of the coefficients `x` to `out`.
-    pub fn apply_coefficients(&self, x: &[u64], out: &mut [u64], m: &Modulus) {
+    pub fn apply_coefficients(&self, x: &[u64], out: &mut [u64], m: &Modulus46) {
         assert_eq!(x.len(), self.coefficients.len());
         kernels::gather_signed(m, &self.coefficients, x, out);
     }
@@ -343,20 +343,9 @@ impl Automorphism {
     }
 }
 
-/// Writes `X^t` times the coefficients `x` to `out`, `t < 2n`.
-pub fn mul_monomial(x: &[u64], t: usize, out: &mut [u64], m: &Modulus) {
-    let n = x.len();
-    assert!(t < 2 * n && out.len() == n, "monomial of degree {t}");
-    let shift = t % n;
-    for i in 0..n {
-        let wraps = (i + shift >= n) != (t >= n);
-        out[(i + shift) % n] = if wraps { m.neg(x[i]) } else { x[i] };
-    }
-}
-
-/// The product modulo `X^n + 1` by schoolbook multiplication: the oracle of the transforms,
-/// variable time.
-pub fn negacyclic_product(a: &[u64], b: &[u64], m: &Modulus) -> Vec<u64> {
+/// The product modulo `X^n + 1` by schoolbook multiplication: the oracle of the transforms.
+#[cfg(test)]
+pub(crate) fn negacyclic_product(a: &[u64], b: &[u64], m: &crate::Modulus) -> Vec<u64> {
     let n = a.len();
     let mut out = vec![0; n];
     for (j, &y) in b.iter().enumerate().filter(|(_, y)| **y != 0) {
@@ -376,20 +365,19 @@ pub fn negacyclic_product(a: &[u64], b: &[u64], m: &Modulus) -> Vec<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ntt::{RLWE_PRIMES, ScalarNtt};
+    use crate::ntt::{RLWE_MODULI, RLWE_PRIMES, ScalarNtt};
     use rand_chacha::ChaCha20Rng;
     use rand_core::{RngCore, SeedableRng};
 
-    fn random(m: &Modulus, n: usize, seed: u64) -> Vec<u64> {
+    fn random(m: &Modulus46, n: usize, seed: u64) -> Vec<u64> {
         let mut rng = ChaCha20Rng::seed_from_u64(seed);
         (0..n).map(|_| m.reduce_u64(rng.next_u64())).collect()
     }
 
     #[test]
     fn automorphisms_agree_in_both_domains_and_are_multiplicative() {
-        let (n, prime) = (64, RLWE_PRIMES[1]);
-        let m = prime.modulus;
-        let ntt = ScalarNtt::new(&prime, n);
+        let (n, m) = (64, RLWE_MODULI[1]);
+        let ntt = ScalarNtt::new(&RLWE_PRIMES[1], n);
         let (a, b) = (random(&m, n, 1), random(&m, n, 2));
         for d in [1, 3, 5, n + 1, n / 2 + 1, n / 4 + 1, 2 * n - 1] {
             let tau = Automorphism::new(d, n);
@@ -412,22 +400,25 @@ mod tests {
     }
 
     #[test]
-    fn monomials_are_products() {
-        let (n, m) = (32, RLWE_PRIMES[0].modulus);
+    fn butterflies_multiply_by_monomials() {
+        let (n, m) = (32, RLWE_MODULI[0]);
         let a = random(&m, n, 7);
-        for t in 0..2 * n {
-            let mut monomial = vec![0; n];
-            monomial[t % n] = if t < n { 1 } else { m.value() - 1 };
-            let mut out = vec![0; n];
-            mul_monomial(&a, t, &mut out, &m);
-            assert_eq!(out, negacyclic_product(&a, &monomial, &m), "{t}");
+        for t in 0..=n {
+            let (mut times, mut minus) = (vec![0; n], vec![0; n]);
+            kernels::butterfly(&m, t, &mut times, &a, &mut minus);
+            // X^t and -X^t = X^(t + n).
+            for (t, product) in [(t, times), (t + n, minus)] {
+                let mut monomial = vec![0; n];
+                monomial[t % n] = if t / n % 2 == 0 { 1 } else { m.value() - 1 };
+                assert_eq!(product, negacyclic_product(&a, &monomial, &m), "{t}");
+            }
         }
     }
 
     #[test]
     fn rns_polynomials_form_a_ring() {
         let n = 32;
-        let moduli: Vec<Modulus> = RLWE_PRIMES.iter().map(|p| p.modulus).collect();
+        let moduli = RLWE_MODULI;
         let ntts: Vec<_> = RLWE_PRIMES.iter().map(|p| p.transform(n)).collect();
         let small: Vec<i64> = (0..n as i64).map(|i| i * i - 300).collect();
         let mut a = RnsPoly::from_small(&small, &moduli);

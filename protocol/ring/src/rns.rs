@@ -9,7 +9,7 @@
 //!
 //! All are constant time in the residues.
 
-use crate::Modulus;
+use crate::Modulus46;
 use pi_core::fp;
 
 /// An integer below 2^192, least significant word first.
@@ -30,12 +30,12 @@ pub struct Basis {
 /// The most primes of a basis.
 const MAX_PRIMES: usize = 4;
 
-/// A residue with its companion for [`Modulus::mul_shoup`].
+/// A residue with its companion for [`crate::Modulus::mul_shoup`].
 type Factor = (u64, u64);
 
 #[derive(Clone, Copy, Debug)]
 struct Constants {
-    modulus: Modulus,
+    modulus: Modulus46,
     /// `(Q / q_i)^-1 mod q_i`.
     hat_inverse: Factor,
     /// `floor(2^192 / q_i)`, upper 128 bits and lower 64 bits.
@@ -50,17 +50,12 @@ impl Basis {
     /// The basis of these primes.
     ///
     /// # Panics
-    /// If there are none or more than four, or one is not within 2^20 below 2^46.
-    pub fn new(moduli: &[Modulus]) -> Self {
+    /// If there are none or more than four.
+    pub fn new(moduli: &[Modulus46]) -> Self {
         assert!(
             (1..=MAX_PRIMES).contains(&moduli.len()),
             "{} primes",
             moduli.len()
-        );
-        assert!(
-            moduli
-                .iter()
-                .all(|m| m.value() < 1 << 46 && (1 << 46) - m.value() < 1 << 20)
         );
         let primes = std::array::from_fn(|i| {
             let m = moduli[i.min(moduli.len() - 1)];
@@ -229,8 +224,8 @@ impl Basis {
         debug_assert_eq!(L, self.count);
         self.first::<L>().map(|prime| {
             let m = prime.modulus;
-            let high = m.reduce_near_2_46(((x[2] as u128) << 64) | x[1] as u128);
-            m.reduce_near_2_46(((high as u128) << 64) | x[0] as u128)
+            let high = m.reduce_u128(((x[2] as u128) << 64) | x[1] as u128);
+            m.reduce_u128(((high as u128) << 64) | x[0] as u128)
         })
     }
 }
@@ -260,16 +255,9 @@ fn mul_add(x: U192, y: u64, z: u64) -> U192 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ntt::RLWE_PRIMES;
+    use crate::ntt::RLWE_MODULI as MODULI;
     use rand_chacha::ChaCha20Rng;
     use rand_core::{RngCore, SeedableRng};
-
-    const MODULI: [Modulus; 4] = [
-        RLWE_PRIMES[0].modulus,
-        RLWE_PRIMES[1].modulus,
-        RLWE_PRIMES[2].modulus,
-        RLWE_PRIMES[3].modulus,
-    ];
 
     fn basis<const L: usize>() -> Basis {
         Basis::new(&MODULI[..L])

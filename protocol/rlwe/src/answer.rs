@@ -311,7 +311,7 @@ fn answer_phase(
     for (i, m) in moduli.iter().enumerate() {
         let half = m.reduce_u128(HALF);
         for (x, &c) in product.limb_mut(i).iter_mut().zip(&answer.c1) {
-            *x = m.sub(m.reduce_88_near_2_46((c + HALF) & MASK), half);
+            *x = m.sub(m.reduce_u88((c + HALF) & MASK), half);
         }
     }
     product.forward(&params.ntts()[..2]);

@@ -16,7 +16,7 @@ use crate::params::{DIGITS, KEY_LIMBS, N, Params, RESIDUE_BITS};
 use crate::sample;
 use crate::xof::{Seed, Stream};
 use pi_ring::poly::Automorphism;
-use pi_ring::{Domain, RnsPoly};
+use pi_ring::{Domain, RnsPoly, kernels};
 use rand_core::CryptoRng;
 use rayon::prelude::*;
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -267,7 +267,7 @@ const fn poly_bytes() -> usize {
 fn scaled(params: &Params, mut halves: [RnsPoly; 2]) -> [RnsPoly; 2] {
     for half in &mut halves {
         for (i, limb) in half.limbs_mut().enumerate() {
-            params.moduli[i].scale_assign(limb, params.degree_inverse[i]);
+            kernels::scale_assign(&params.moduli[i], limb, params.degree_inverse[i]);
         }
     }
     halves

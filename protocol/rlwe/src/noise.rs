@@ -15,7 +15,7 @@ use crate::params::{CiphertextModulus, N, Params};
 use crate::sample::ERROR_BOUND;
 use crate::{Packed, SecretKey};
 use pi_core::fp;
-use pi_ring::{Domain, RnsPoly};
+use pi_ring::{Domain, RnsPoly, kernels};
 
 /// A bound on the noise of answers of one kind, and its expected size.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -111,7 +111,7 @@ pub fn noise_bits(
     let mut phase: RnsPoly = packed.c1.clone();
     phase.forward(&params.ntts()[..limbs]);
     for (i, m) in moduli.iter().enumerate() {
-        m.mul_assign(phase.limb_mut(i), secret.values.limb(i));
+        kernels::mul_assign(m, phase.limb_mut(i), secret.values.limb(i));
     }
     phase.inverse(&params.ntts()[..limbs]);
     debug_assert_eq!(phase.domain(), Domain::Coefficients);

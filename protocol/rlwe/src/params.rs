@@ -18,11 +18,11 @@
 use crate::keys::galois_element;
 use crate::sample::{ERROR_BOUND, Flood};
 use pi_core::fp;
-use pi_ring::ntt::RLWE_PRIMES;
+use pi_ring::ntt::{RLWE_MODULI, RLWE_PRIMES};
 use pi_ring::poly::Automorphism;
 use pi_ring::rns::Basis;
 use pi_ring::slots::SlotEncoder;
-use pi_ring::{Domain, Modulus, Ntt, RnsPoly};
+use pi_ring::{Domain, Modulus46, Ntt, RnsPoly};
 use std::sync::{Arc, OnceLock};
 
 /// The ring degree.
@@ -94,7 +94,7 @@ pub struct Params(Arc<Tables>);
 pub struct Tables {
     /// Entry `k`: the transforms of length `2^k`, one for each prime.
     ntts: Vec<[Arc<dyn Ntt>; KEY_LIMBS]>,
-    pub(crate) moduli: [Modulus; KEY_LIMBS],
+    pub(crate) moduli: [Modulus46; KEY_LIMBS],
     conv: Basis,
     ole: Basis,
     /// The first two primes, in which the client multiplies answers by its secret.
@@ -155,7 +155,7 @@ impl Params {
 
 impl Tables {
     fn new() -> Self {
-        let moduli = RLWE_PRIMES.map(|p| p.modulus);
+        let moduli = RLWE_MODULI;
         let ntts = (0..=N.trailing_zeros())
             .map(|k| RLWE_PRIMES.map(|p| p.transform(1 << k)))
             .collect();
@@ -203,7 +203,7 @@ impl Tables {
     }
 
     /// The primes of a modulus.
-    pub(crate) fn moduli(&self, modulus: CiphertextModulus) -> &[Modulus] {
+    pub(crate) fn moduli(&self, modulus: CiphertextModulus) -> &[Modulus46] {
         &self.moduli[..modulus.limbs()]
     }
 

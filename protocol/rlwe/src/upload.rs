@@ -31,7 +31,7 @@ use crate::sample;
 use crate::xof::{Seed, Stream};
 use crate::{Error, SecretKey};
 use pi_core::fp;
-use pi_ring::{Domain, Modulus, RnsPoly, kernels};
+use pi_ring::{Domain, Modulus46, RnsPoly, kernels};
 use rand_core::CryptoRng;
 use zeroize::{Zeroize, Zeroizing};
 
@@ -303,11 +303,11 @@ fn add_corrections<const L: usize>(
 /// `x mod q`, for numbers of the size of corrections and floods: below 2^88 over three primes,
 /// 2^126 over four.
 #[inline(always)]
-pub(crate) fn reduce_wide_enough<const L: usize>(m: &Modulus, x: u128) -> u64 {
+pub(crate) fn reduce_wide_enough<const L: usize>(m: &Modulus46, x: u128) -> u64 {
     if L == 3 {
-        m.reduce_88_near_2_46(x)
+        m.reduce_u88(x)
     } else {
-        m.reduce_near_2_46(x)
+        m.reduce_u128(x)
     }
 }
 

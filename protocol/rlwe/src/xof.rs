@@ -16,7 +16,7 @@
 //! streams at once from gaining anything.
 
 use aes::cipher::{BlockCipherEncrypt, KeyInit};
-use pi_ring::{Domain, Modulus, RnsPoly};
+use pi_ring::{Domain, Modulus46, RnsPoly};
 use rand_core::CryptoRng;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -91,8 +91,8 @@ impl Stream {
 
     /// A uniform residue; variable time, for public streams.
     #[inline(always)]
-    pub(crate) fn residue(&mut self, m: &Modulus) -> u64 {
-        let mask = (1 << m.bits()) - 1;
+    pub(crate) fn residue(&mut self, m: &Modulus46) -> u64 {
+        let mask = (1 << 46) - 1;
         loop {
             let x = self.word() & mask;
             if x < m.value() {
@@ -102,7 +102,7 @@ impl Stream {
     }
 
     /// A uniform polynomial; variable time, for public streams.
-    pub(crate) fn polynomial(&mut self, n: usize, moduli: &[Modulus], domain: Domain) -> RnsPoly {
+    pub(crate) fn polynomial(&mut self, n: usize, moduli: &[Modulus46], domain: Domain) -> RnsPoly {
         let mut poly = RnsPoly::zero(n, moduli.len(), domain);
         for (limb, m) in poly.limbs_mut().zip(moduli) {
             for x in limb {
@@ -163,7 +163,7 @@ mod tests {
     fn test_vector() {
         let mut stream = Stream::public(&[0; 32], "test vector");
         assert_eq!([stream.word(), stream.word(), stream.word()], VECTOR_WORDS);
-        let m = pi_ring::ntt::RLWE_PRIMES[0].modulus;
+        let m = pi_ring::ntt::RLWE_MODULI[0];
         let mut stream = Stream::public(&[0; 32], "test vector");
         let poly = stream.polynomial(4, &[m, m], Domain::Values);
         let low = |x: u64| x & ((1 << 46) - 1);

@@ -1,6 +1,7 @@
 //! Sums of products with AVX-512F and IFMA: four instructions a term and eight coefficients.
 
 use super::{InterleavedRow, Term};
+use crate::Modulus46;
 use std::arch::x86_64::*;
 
 /// Vectors of eight coefficients that are summed side by side: enough to hide the latency of
@@ -18,10 +19,10 @@ struct Reduction {
 
 impl Reduction {
     #[target_feature(enable = "avx512f,avx512ifma")]
-    fn new(q: u64) -> Self {
-        let c = (1u64 << 46) - q;
+    fn new(m: &Modulus46) -> Self {
+        let c = m.fold();
         Self {
-            modulus: _mm512_set1_epi64(q as i64),
+            modulus: _mm512_set1_epi64(m.value() as i64),
             // 2^52 = 64 c and 2^46 = c modulo q.
             fold_52: _mm512_set1_epi64((64 * c) as i64),
             fold_46: _mm512_set1_epi64(c as i64),
@@ -56,7 +57,7 @@ impl Reduction {
 /// [`super::dot_matrix`].
 #[target_feature(enable = "avx512f,avx512ifma")]
 pub(super) unsafe fn dot_matrix(
-    q: u64,
+    m: &Modulus46,
     first: usize,
     terms: usize,
     n: usize,
@@ -64,7 +65,7 @@ pub(super) unsafe fn dot_matrix(
     factors: &[&[u64]],
     out: &mut [[&mut [u64]; 2]],
 ) {
-    let reduction = Reduction::new(q);
+    let reduction = Reduction::new(m);
     let outputs = factors.len() / terms;
     for at in (0..n).step_by(8) {
         let mut row = 0;
@@ -191,9 +192,14 @@ impl Tile {
 /// AVX-512F and IFMA are present; every vector of `terms` has the length of both outputs, a
 /// multiple of 32.
 #[target_feature(enable = "avx512f,avx512ifma")]
-pub(super) unsafe fn dot_pair(q: u64, terms: &[Term<'_>], accumulate: bool, out: [&mut [u64]; 2]) {
+pub(super) unsafe fn dot_pair(
+    m: &Modulus46,
+    terms: &[Term<'_>],
+    accumulate: bool,
+    out: [&mut [u64]; 2],
+) {
     let zero = _mm512_setzero_si512();
-    let reduction = Reduction::new(q);
+    let reduction = Reduction::new(m);
     let [out0, out1] = out;
     let outs = [out0.as_mut_ptr(), out1.as_mut_ptr()];
     for at in (0..out0.len()).step_by(8 * LANES) {

@@ -1,10 +1,10 @@
 //! The definition of both sums: products are added as 128-bit integers and reduced once.
 
 use super::{InterleavedRow, Term};
-use crate::Modulus;
+use crate::Modulus46;
 
 /// See [`super::dot_pair`].
-pub(super) fn dot_pair(m: &Modulus, terms: &[Term<'_>], accumulate: bool, out: [&mut [u64]; 2]) {
+pub(super) fn dot_pair(m: &Modulus46, terms: &[Term<'_>], accumulate: bool, out: [&mut [u64]; 2]) {
     for (h, out) in out.into_iter().enumerate() {
         for (i, out) in out.iter_mut().enumerate() {
             let start = if accumulate { *out as u128 } else { 0 };
@@ -12,14 +12,14 @@ pub(super) fn dot_pair(m: &Modulus, terms: &[Term<'_>], accumulate: bool, out: [
             let sum = terms.iter().fold(start, |sum, t| {
                 sum + t.halves[h][i] as u128 * t.factor[i] as u128
             });
-            *out = m.reduce_near_2_46(sum);
+            *out = m.reduce_u128(sum);
         }
     }
 }
 
 /// See [`super::dot_matrix`].
 pub(super) fn dot_matrix(
-    m: &Modulus,
+    m: &Modulus46,
     first: usize,
     terms: usize,
     rows: &[&InterleavedRow],
@@ -39,7 +39,7 @@ pub(super) fn dot_matrix(
                 let sum = factors.iter().enumerate().fold(0, |sum, (t, factor)| {
                     sum + words[16 * t] as u128 * factor[i] as u128
                 });
-                *out = m.reduce_near_2_46(sum);
+                *out = m.reduce_u128(sum);
             }
         }
     }

@@ -3,7 +3,7 @@
 //! end is left to the scalar bodies.
 
 use super::{Kernels, scalar};
-use crate::Modulus;
+use crate::Modulus46;
 use std::arch::x86_64::*;
 
 /// The kernels, if the machine has their instructions.
@@ -49,12 +49,12 @@ macro_rules! compiled_again {
 }
 
 compiled_again! {
-    fn add_assign(m: &Modulus, x: &mut [u64], y: &[u64]);
-    fn sub_assign(m: &Modulus, x: &mut [u64], y: &[u64]);
-    fn butterfly(m: &Modulus, t: usize, x: &mut [u64], y: &[u64], difference: &mut [u64]);
-    fn lift_centred(from: &Modulus, to: &Modulus, x: &[u64], out: &mut [u64]);
-    fn add_small_assign(m: &Modulus, x: &mut [u64], e: &[i64]);
-    fn sum_adjacent(m: &Modulus, x: &[u64], out: &mut [u64]);
+    fn add_assign(m: &Modulus46, x: &mut [u64], y: &[u64]);
+    fn sub_assign(m: &Modulus46, x: &mut [u64], y: &[u64]);
+    fn butterfly(m: &Modulus46, t: usize, x: &mut [u64], y: &[u64], difference: &mut [u64]);
+    fn lift_centred(from: &Modulus46, to: &Modulus46, x: &[u64], out: &mut [u64]);
+    fn add_small_assign(m: &Modulus46, x: &mut [u64], e: &[i64]);
+    fn sum_adjacent(m: &Modulus46, x: &[u64], out: &mut [u64]);
 }
 
 /// The numbers of a slice that fill whole vectors of eight.
@@ -63,7 +63,7 @@ fn whole(length: usize) -> usize {
 }
 
 /// `floor(2^52 w / q)`, the companion of `w` for 52-bit multiplication.
-fn companion(m: &Modulus, w: u64) -> i64 {
+fn companion(m: &Modulus46, w: u64) -> i64 {
     (((w as u128) << 52) / m.value() as u128) as i64
 }
 
@@ -86,7 +86,7 @@ fn subtract_once(x: __m512i, q: __m512i) -> __m512i {
 
 /// The constants of a modulus: `q` and `2^52 - q`.
 #[target_feature(enable = "avx512f")]
-fn constants(m: &Modulus) -> (__m512i, __m512i) {
+fn constants(m: &Modulus46) -> (__m512i, __m512i) {
     (
         _mm512_set1_epi64(m.value() as i64),
         _mm512_set1_epi64((1 << 52) - m.value() as i64),
@@ -94,9 +94,9 @@ fn constants(m: &Modulus) -> (__m512i, __m512i) {
 }
 
 #[target_feature(enable = "avx512f,avx512ifma")]
-fn mul_assign(m: &Modulus, x: &mut [u64], y: &[u64]) {
+fn mul_assign(m: &Modulus46, x: &mut [u64], y: &[u64]) {
     let (q, _) = constants(m);
-    let c = (1 << 46) - m.value();
+    let c = m.fold();
     let (fold_52, fold_46) = (
         _mm512_set1_epi64(64 * c as i64),
         _mm512_set1_epi64(c as i64),
@@ -131,7 +131,7 @@ fn mul_assign(m: &Modulus, x: &mut [u64], y: &[u64]) {
 }
 
 #[target_feature(enable = "avx512f,avx512ifma")]
-fn scale_assign(m: &Modulus, x: &mut [u64], w: u64) {
+fn scale_assign(m: &Modulus46, x: &mut [u64], w: u64) {
     let (q, negated_q) = constants(m);
     let (factor, shoup) = (
         _mm512_set1_epi64(w as i64),
@@ -150,7 +150,7 @@ fn scale_assign(m: &Modulus, x: &mut [u64], w: u64) {
 }
 
 #[target_feature(enable = "avx512f,avx512ifma,avx512vl")]
-fn scale_small(m: &Modulus, x: &[i32], w: u64, out: &mut [u64]) {
+fn scale_small(m: &Modulus46, x: &[i32], w: u64, out: &mut [u64]) {
     let (q, negated_q) = constants(m);
     let (factor, shoup) = (
         _mm512_set1_epi64(w as i64),
@@ -171,7 +171,7 @@ fn scale_small(m: &Modulus, x: &[i32], w: u64, out: &mut [u64]) {
 }
 
 #[target_feature(enable = "avx512f,avx512ifma")]
-fn add_divided(m: &Modulus, s: &Modulus, inverse: u64, x: &[u64], r: &[u64], out: &mut [u64]) {
+fn add_divided(m: &Modulus46, s: &Modulus46, inverse: u64, x: &[u64], r: &[u64], out: &mut [u64]) {
     let (q, negated_q) = constants(m);
     let (factor, shoup) = (
         _mm512_set1_epi64(inverse as i64),
@@ -206,7 +206,7 @@ fn add_divided(m: &Modulus, s: &Modulus, inverse: u64, x: &[u64], r: &[u64], out
 const LONGEST_GATHER: usize = 1 << 20;
 
 #[target_feature(enable = "avx512f,avx512vl")]
-fn gather_signed(m: &Modulus, sources: &[u32], x: &[u64], out: &mut [u64]) {
+fn gather_signed(m: &Modulus46, sources: &[u32], x: &[u64], out: &mut [u64]) {
     if x.len() > LONGEST_GATHER {
         return scalar::gather_signed(m, sources, x, out);
     }

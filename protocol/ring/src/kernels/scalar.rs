@@ -1,11 +1,11 @@
 //! The definition of each kernel. `inline(always)`, so that other back ends can compile the same
 //! bodies for their instructions.
 
-use crate::Modulus;
+use crate::Modulus46;
 
 /// See [`super::add_assign`].
 #[inline(always)]
-pub(super) fn add_assign(m: &Modulus, x: &mut [u64], y: &[u64]) {
+pub(super) fn add_assign(m: &Modulus46, x: &mut [u64], y: &[u64]) {
     for (x, &y) in x.iter_mut().zip(y) {
         *x = m.add(*x, y);
     }
@@ -13,7 +13,7 @@ pub(super) fn add_assign(m: &Modulus, x: &mut [u64], y: &[u64]) {
 
 /// See [`super::sub_assign`].
 #[inline(always)]
-pub(super) fn sub_assign(m: &Modulus, x: &mut [u64], y: &[u64]) {
+pub(super) fn sub_assign(m: &Modulus46, x: &mut [u64], y: &[u64]) {
     for (x, &y) in x.iter_mut().zip(y) {
         *x = m.sub(*x, y);
     }
@@ -21,7 +21,7 @@ pub(super) fn sub_assign(m: &Modulus, x: &mut [u64], y: &[u64]) {
 
 /// See [`super::butterfly`].
 #[inline(always)]
-pub(super) fn butterfly(m: &Modulus, t: usize, x: &mut [u64], y: &[u64], difference: &mut [u64]) {
+pub(super) fn butterfly(m: &Modulus46, t: usize, x: &mut [u64], y: &[u64], difference: &mut [u64]) {
     let (head, tail) = y.split_at(y.len() - t);
     let (x_head, x_tail) = x.split_at_mut(t);
     let (d_head, d_tail) = difference.split_at_mut(t);
@@ -35,7 +35,7 @@ pub(super) fn butterfly(m: &Modulus, t: usize, x: &mut [u64], y: &[u64], differe
 
 /// See [`super::lift_centred`].
 #[inline(always)]
-pub(super) fn lift_centred(from: &Modulus, to: &Modulus, x: &[u64], out: &mut [u64]) {
+pub(super) fn lift_centred(from: &Modulus46, to: &Modulus46, x: &[u64], out: &mut [u64]) {
     let (half, shift) = (from.value() / 2, to.value().wrapping_sub(from.value()));
     for (out, &x) in out.iter_mut().zip(x) {
         let above_half = (half.wrapping_sub(x) as i64 >> 63) as u64;
@@ -45,7 +45,7 @@ pub(super) fn lift_centred(from: &Modulus, to: &Modulus, x: &[u64], out: &mut [u
 
 /// See [`super::add_small_assign`].
 #[inline(always)]
-pub(super) fn add_small_assign(m: &Modulus, x: &mut [u64], e: &[i64]) {
+pub(super) fn add_small_assign(m: &Modulus46, x: &mut [u64], e: &[i64]) {
     for (x, &e) in x.iter_mut().zip(e) {
         *x = m.add(*x, m.from_small(e));
     }
@@ -53,9 +53,9 @@ pub(super) fn add_small_assign(m: &Modulus, x: &mut [u64], e: &[i64]) {
 
 /// See [`super::sum_adjacent`].
 #[inline(always)]
-pub(super) fn sum_adjacent(m: &Modulus, x: &[u64], out: &mut [u64]) {
+pub(super) fn sum_adjacent(m: &Modulus46, x: &[u64], out: &mut [u64]) {
     const LOW: u64 = (1 << 46) - 1;
-    let c = (1 << 46) - m.value();
+    let c = m.fold();
     let gap = x.len() / out.len();
     for (out, x) in out.iter_mut().zip(x.chunks_exact(gap)) {
         *out = x.iter().sum();
@@ -68,19 +68,21 @@ pub(super) fn sum_adjacent(m: &Modulus, x: &[u64], out: &mut [u64]) {
 
 /// See [`super::mul_assign`].
 #[inline(always)]
-pub(super) fn mul_assign(m: &Modulus, x: &mut [u64], y: &[u64]) {
-    m.mul_assign(x, y);
+pub(super) fn mul_assign(m: &Modulus46, x: &mut [u64], y: &[u64]) {
+    for (x, &y) in x.iter_mut().zip(y) {
+        *x = m.mul(*x, y);
+    }
 }
 
 /// See [`super::scale_assign`].
 #[inline(always)]
-pub(super) fn scale_assign(m: &Modulus, x: &mut [u64], w: u64) {
+pub(super) fn scale_assign(m: &Modulus46, x: &mut [u64], w: u64) {
     m.scale_assign(x, w);
 }
 
 /// See [`super::scale_small`].
 #[inline(always)]
-pub(super) fn scale_small(m: &Modulus, x: &[i32], w: u64, out: &mut [u64]) {
+pub(super) fn scale_small(m: &Modulus46, x: &[i32], w: u64, out: &mut [u64]) {
     let w_shoup = m.shoup(w);
     for (out, &x) in out.iter_mut().zip(x) {
         *out = m.mul_shoup(m.from_small(i64::from(x)), w, w_shoup);
@@ -90,8 +92,8 @@ pub(super) fn scale_small(m: &Modulus, x: &[i32], w: u64, out: &mut [u64]) {
 /// See [`super::add_divided`].
 #[inline(always)]
 pub(super) fn add_divided(
-    m: &Modulus,
-    s: &Modulus,
+    m: &Modulus46,
+    s: &Modulus46,
     inverse: u64,
     x: &[u64],
     r: &[u64],
@@ -108,7 +110,7 @@ pub(super) fn add_divided(
 
 /// See [`super::gather_signed`].
 #[inline(always)]
-pub(super) fn gather_signed(m: &Modulus, sources: &[u32], x: &[u64], out: &mut [u64]) {
+pub(super) fn gather_signed(m: &Modulus46, sources: &[u32], x: &[u64], out: &mut [u64]) {
     const NEGATED: u32 = 1 << 31;
     for (out, &source) in out.iter_mut().zip(sources) {
         let v = x[(source & !NEGATED) as usize];

@@ -14,7 +14,7 @@
 //! the values.
 
 use super::{Ntt, NttPrime, reverse_bits};
-use crate::Modulus;
+use crate::{Modulus, Modulus46, kernels};
 use std::arch::x86_64::*;
 
 /// Twiddle factors and their companions `floor(2^52 w / q)`.
@@ -28,7 +28,7 @@ struct Twiddles {
 }
 
 impl Twiddles {
-    fn new(m: Modulus, root: u64, n: usize) -> Self {
+    fn new(m: Modulus46, root: u64, n: usize) -> Self {
         let mut factors = vec![(0, 0); n];
         let mut power = 1;
         for k in 0..n {
@@ -63,7 +63,7 @@ impl Twiddles {
 
 /// The transform; exists only where the instructions do.
 pub(crate) struct IfmaNtt {
-    modulus: Modulus,
+    modulus: Modulus46,
     n: usize,
     forward: Twiddles,
     inverse: Twiddles,
@@ -73,11 +73,10 @@ impl IfmaNtt {
     /// The transform of length `n`, or `None` if the machine lacks the instructions, the prime is
     /// not within 2^20 below 2^46, or the length is below 64.
     pub(crate) fn new(prime: &NttPrime, n: usize) -> Option<Self> {
-        let m = prime.modulus;
-        let near = m.value() < 1 << 46 && (1 << 46) - m.value() < 1 << 20;
+        let m = Modulus46::new(prime.modulus.value())?;
         let detected =
             is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512ifma");
-        (near && detected && n >= 64).then(|| {
+        (detected && n >= 64).then(|| {
             let root = prime.root(n);
             Self {
                 modulus: m,
@@ -95,7 +94,7 @@ impl Ntt for IfmaNtt {
     }
 
     fn modulus(&self) -> Modulus {
-        self.modulus
+        self.modulus.modulus()
     }
 
     fn forward(&self, x: &mut [u64]) {
@@ -121,6 +120,12 @@ impl Ntt for IfmaNtt {
         // SAFETY: as for the forward transform.
         unsafe { inverse(&self.modulus, &self.inverse, x) }
     }
+
+    fn inverse(&self, x: &mut [u64]) {
+        self.inverse_unscaled(x);
+        let m = &self.modulus;
+        kernels::scale_assign(m, x, m.inv(self.n as u64));
+    }
 }
 
 /// The constants of a prime, in all lanes.
@@ -138,7 +143,7 @@ struct Lanes {
 
 impl Lanes {
     #[target_feature(enable = "avx512f,avx512ifma")]
-    fn new(m: &Modulus) -> Self {
+    fn new(m: &Modulus46) -> Self {
         let q = m.value() as i64;
         Self {
             q: _mm512_set1_epi64(q),
@@ -247,7 +252,7 @@ const CACHED: usize = 2048;
 /// AVX-512F and IFMA are present; `x` has the length of the twiddles, at least 64, and `source` a
 /// power of two from 64 to that.
 #[target_feature(enable = "avx512f,avx512ifma")]
-unsafe fn forward(m: &Modulus, twiddles: &Twiddles, source: Option<&[u64]>, x: &mut [u64]) {
+unsafe fn forward(m: &Modulus46, twiddles: &Twiddles, source: Option<&[u64]>, x: &mut [u64]) {
     let lanes = Lanes::new(m);
     // Layers whose upper halves are zero copy: after them, each block is what the source is.
     let mut length = source.map_or(x.len(), <[u64]>::len);
@@ -417,7 +422,7 @@ unsafe fn forward_short(lanes: &Lanes, short: &[[[u64; 8]; 14]], x: &mut [u64]) 
 /// # Safety
 /// AVX-512F and IFMA are present; `x` has the length of the twiddles, at least 64.
 #[target_feature(enable = "avx512f,avx512ifma")]
-unsafe fn inverse(m: &Modulus, twiddles: &Twiddles, x: &mut [u64]) {
+unsafe fn inverse(m: &Modulus46, twiddles: &Twiddles, x: &mut [u64]) {
     let lanes = Lanes::new(m);
     let n = x.len();
     let length = n.min(CACHED);
