@@ -10,7 +10,7 @@
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkId, Throughput};
 use nix::time::{ClockId, clock_gettime};
-use pi_compiler::select::{Link, select};
+use pi_compiler::pass::select::{Link, select};
 use pi_core::fp;
 use pi_core::{Bits, Block, Delta, TweakCounter};
 use pi_garble::{SignWidth, active_labels, evaluate_sign, garble_sign};

@@ -13,7 +13,7 @@
 //!     cargo test --test oracles -- --ignored --nocapture
 
 use futures_executor::block_on;
-use pi_compiler::evaluate::{Comparison, compare};
+use pi_compiler::cost::evaluate::{Comparison, compare};
 use pi_compiler::images::Images;
 use pi_ir::artifact::{Artifact, GraphFile, WeightsFile};
 use pi_ir::interpret::{Interpreter, quantise_image};

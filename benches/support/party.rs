@@ -6,7 +6,7 @@ use super::netem::{self, AS_ECHO, AS_PROBE};
 use super::network::read_model;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use pi_compiler::draw;
+use pi_compiler::images::draw;
 use pi_ir::interpret::{Interpreter, quantise_image};
 use pi_runtime::client::{Client, Patience, Spent, TrustOptions};
 use pi_runtime::command::server::serve_child;

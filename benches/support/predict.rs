@@ -1,11 +1,11 @@
-//! What an inference should take, by the compiler's model ([`pi_compiler::latency`]) at the rates
-//! of this machine: those of ciphertexts, gates, OTs, multiply-adds and the disk are measured for
-//! two seconds before the benchmark.
+//! Seconds that an inference should take, by the compiler's model ([`pi_compiler::cost::latency`])
+//! at the rates of this machine: those of ciphertexts, gates, OTs, multiply-adds and the disk are
+//! measured for two seconds before the benchmark.
 
 use super::line::Link;
 use super::measure::{circuit_figures, operations, packed};
 use anyhow::{Context, Result};
-use pi_compiler::latency::{Line, MARKS_S, Machine, Work};
+use pi_compiler::cost::latency::{Line, MARKS_S, Machine, Work};
 use pi_core::fp;
 use pi_core::{Bits, Block, Delta, TweakCounter};
 use pi_garble::{SignWidth, active_labels, evaluate_sign, garble_sign};

@@ -4,9 +4,9 @@
 //! `cargo run --release -p pi-compiler --example plans -- NETWORK.. [--layers]`, of resnet18,
 //! resnet32, wrn22-8, lean9, and the single convolutions conv512 and conv64. `PRICE` (ns a byte)
 //! and `FASTER` (a factor) in the environment vary the weights.
-use pi_compiler::fold::fold;
-use pi_compiler::lower::{Pools, lower};
-use pi_compiler::select::{Link, select};
+use pi_compiler::pass::fold::fold;
+use pi_compiler::pass::lower::{Pools, lower};
+use pi_compiler::pass::select::{Link, select};
 use pi_ir::builders::{Policy, lean9, resnet18, resnet32, wrn22_8};
 use pi_ir::{Circuit, Conv, Graph, Layer, Padding, Range, Shape, Step, TensorId, Term};
 use pi_protocol::layout::Packing;

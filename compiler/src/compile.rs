@@ -1,13 +1,14 @@
 //! All passes in a row.
 
-use crate::calibrate::{Magnitudes, magnitudes};
 use crate::fault::Refused;
 use crate::images::Images;
-use crate::lower::{Pools, lower};
 use crate::network::Network;
-use crate::quantise::{Identity, Precision, Scales, quantise, scales};
-use crate::select::{Link, select};
-use crate::{emit, fold, import, range};
+use crate::pass::calibrate::{Magnitudes, magnitudes};
+use crate::pass::lower::{Pools, lower};
+use crate::pass::quantise::{Identity, Precision, Scales, quantise, scales};
+use crate::pass::select::{Link, select};
+use crate::pass::{fold, range};
+use crate::{emit, import};
 use pi_ir::{Circuit, Graph, Plan, Weights, limits};
 
 /// What the compiler may choose, and how.

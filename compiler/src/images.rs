@@ -1,7 +1,8 @@
 //! Images for calibration and evaluation: record files, folders of images, JPEG archives, or drawn
 //! ones.
 
-use crate::draw;
+pub mod draw;
+
 use anyhow::{Context, Result, bail, ensure};
 use pi_ir::Shape;
 use std::fs;

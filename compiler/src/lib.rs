@@ -1,39 +1,32 @@
-//! Trained graph to fixed-point circuit, chosen for cost.
+//! Compiles a trained graph to a fixed-point circuit, and packs it for the least cost.
 //!
-//! The passes, in order; each is a function from one form to the next, and refuses by name what it
-//! cannot carry:
+//! [`compile()`] takes these steps, in this order. Each is a function from one form of the network
+//! to the next, and refuses by name what it cannot carry:
 //!
-//! 1. [`import`]: the graph is verified, and nodes that nothing reads are dropped.
-//! 2. [`fold`]: batch norms move into weights.
-//! 3. [`lower`]: layers, as the circuit has them, with real numbers ([`network`]).
-//! 4. [`calibrate`]: how large values get on sample images.
-//! 5. [`quantise`]: scales, integers, truncations.
-//! 6. [`range`]: bounds, sign widths.
-//! 7. [`select`]: the packing plan, by cost.
-//! 8. [`emit`]: everything verified once more, the two files.
+//! 1. [`import`] verifies the graph. A fault of any node ends the compilation, a node that nothing
+//!    reads included.
+//! 2. [`pass::fold`] moves batch norms into weights.
+//! 3. [`pass::lower`] makes layers as the circuit has them, with real numbers ([`network`]).
+//! 4. [`pass::calibrate`] measures how large values get on sample images.
+//! 5. [`pass::quantise`] chooses scales, integers and truncations.
+//! 6. [`pass::range`] sets the bounds of all values, and with them the widths of sign circuits.
+//! 7. [`emit::check`] verifies the circuit and its weights, and refuses a network that would lose
+//!    values too often.
+//! 8. [`pass::select`] chooses the packing plan by cost, once for a bundle alone and once for each
+//!    size of batch. It verifies every plan it returns.
 //!
-//! [`compile()`] runs them all; [`evaluate`] measures what was lost; [`report`] prints the table,
-//! [`costs`] says what each activation costs, by the model of [`latency`].
+//! [`emit::files`] then makes the two files of the result. [`cost`] says what the network costs,
+//! [`images`] reads or draws the images that calibration and evaluation need.
 #![forbid(unsafe_code)]
 
-pub mod calibrate;
 pub mod compile;
-pub mod costs;
-pub mod draw;
+pub mod cost;
 pub mod emit;
-pub mod evaluate;
 pub mod fault;
-pub mod fold;
 pub mod images;
 pub mod import;
-pub mod latency;
-pub mod lower;
 pub mod network;
-pub mod pool;
-pub mod quantise;
-pub mod range;
-pub mod report;
-pub mod select;
+pub mod pass;
 
 pub use compile::{Compiled, Options, compile};
 pub use fault::{Fault, Refused};

@@ -4,13 +4,13 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser};
-use pi_compiler::costs::Costs;
-use pi_compiler::evaluate::{Comparison, compare};
+use pi_compiler::cost::activations::Costs;
+use pi_compiler::cost::evaluate::{Comparison, compare};
+use pi_compiler::cost::report::Report;
 use pi_compiler::images::Images;
-use pi_compiler::lower::Pools;
-use pi_compiler::quantise::Precision;
-use pi_compiler::report::Report;
-use pi_compiler::select::Link;
+use pi_compiler::pass::lower::Pools;
+use pi_compiler::pass::quantise::Precision;
+use pi_compiler::pass::select::Link;
 use pi_compiler::{Compiled, Options, compile, emit};
 use pi_ir::artifact::{ARTIFACT_NAME, Accuracy, GRAPH_NAME, WEIGHTS_NAME};
 use pi_ir::{Artifact, Graph, GraphFile, Shape, WeightsFile};

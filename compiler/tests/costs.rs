@@ -1,10 +1,10 @@
 //! The costs that a trainer reads: exact where they count, additive, and in the form that the
 //! trainer's own test holds.
 
-use pi_compiler::costs::{Costs, VERSION};
+use pi_compiler::cost::activations::{Costs, VERSION};
+use pi_compiler::cost::report::Report;
 use pi_compiler::images::Images;
-use pi_compiler::report::Report;
-use pi_compiler::select::Link;
+use pi_compiler::pass::select::Link;
 use pi_compiler::{Compiled, Options, compile, emit};
 use pi_ir::builders::{Policy, Rest, resnet20};
 use pi_ir::{ActivationKind, Graph, Op};

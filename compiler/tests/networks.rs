@@ -1,12 +1,12 @@
 //! Whole compilations: random graphs and the networks everybody uses, against the float
 //! interpreter.
 
-use pi_compiler::calibrate::FloatWeights;
-use pi_compiler::evaluate::compare;
-use pi_compiler::fold::fold;
+use pi_compiler::cost::evaluate::compare;
 use pi_compiler::images::{Images, normalise};
-use pi_compiler::lower::{Pools, lower};
-use pi_compiler::quantise::Precision;
+use pi_compiler::pass::calibrate::FloatWeights;
+use pi_compiler::pass::fold::fold;
+use pi_compiler::pass::lower::{Pools, lower};
+use pi_compiler::pass::quantise::Precision;
 use pi_compiler::{Compiled, Options, Refused, compile, emit};
 use pi_ir::builders::{Policy, Rest, lean9, resnet20, resnet50, wrn22_8};
 use pi_ir::random::{GraphOptions, graph};

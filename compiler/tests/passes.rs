@@ -5,12 +5,12 @@
 //! lowered network, the circuit with its weights, or `refused` with all faults. Set
 //! `UPDATE_PASSES=1` to write what the passes print now, and read the difference.
 
-use pi_compiler::calibrate::magnitudes;
 use pi_compiler::fault::Refused;
-use pi_compiler::fold::fold;
-use pi_compiler::lower::{Pools, lower};
-use pi_compiler::quantise::{Identity, Precision, quantise, scales};
-use pi_compiler::range;
+use pi_compiler::pass::calibrate::magnitudes;
+use pi_compiler::pass::fold::fold;
+use pi_compiler::pass::lower::{Pools, lower};
+use pi_compiler::pass::quantise::{Identity, Precision, quantise, scales};
+use pi_compiler::pass::range;
 use pi_ir::text::{parse_graph, print_circuit, print_graph};
 use pi_ir::{Graph, Op, Weights};
 use std::fmt::Write;

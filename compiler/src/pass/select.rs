@@ -531,8 +531,9 @@ mod tests {
     #[test]
     fn resnet18_stays_within_its_bytes() {
         let graph = pi_ir::builders::resnet18(32, 10, pi_ir::builders::Policy::Relu, 1);
-        let folded = crate::fold::fold(&graph).unwrap();
-        let network = crate::lower::lower(&folded, crate::lower::Pools::Cheapest).unwrap();
+        let folded = crate::pass::fold::fold(&graph).unwrap();
+        let network =
+            crate::pass::lower::lower(&folded, crate::pass::lower::Pools::Cheapest).unwrap();
         let circuit = network.shapes();
         let link = Link::default();
         let alone = bytes(&circuit, 1, &link);

@@ -7,9 +7,9 @@
 //! truncation. Two rules couple layers, and lower a tensor's scale where they must: a residual is
 //! shifted left, never right, and the kernels of one layer share the scale of its sum.
 
-use crate::calibrate::Magnitudes;
 use crate::fault::{Fault, Refused};
 use crate::network::{self, Network, Step, Term};
+use crate::pass::calibrate::Magnitudes;
 use pi_ir::{
     Activation, Circuit, Conv, Kind, Layer, LayerWeights, Polynomial, PostTruncation, Range,
     SumPool, TensorId, Weights,
@@ -295,7 +295,8 @@ fn weight_scale(weights: &[f64], bits: u8) -> i32 {
     ((most + 0.499) / largest).log2().floor() as i32
 }
 
-/// The integer circuit at given scales, with bounds still at their widest (see [`crate::range`]).
+/// The integer circuit at given scales, with bounds still at their widest (see
+/// [`crate::pass::range`]).
 ///
 /// # Errors
 /// One fault per layer whose integers do not fit.

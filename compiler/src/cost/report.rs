@@ -1,7 +1,7 @@
 //! The per-layer table of a compiled network.
 
 use crate::fault::Refused;
-use crate::select::{Alternative, Link, alternatives, conv_terms};
+use crate::pass::select::{Alternative, Link, alternatives, conv_terms};
 use pi_ir::failure::failure_log2;
 use pi_ir::{Artifact, Conv, Kind, Layer, Layout, Plan, Range, Step, Term};
 use pi_protocol::layout::Packing;
@@ -193,7 +193,8 @@ impl Report {
     /// # Errors
     /// If its circuit or plan is not sound.
     /// # Cost
-    /// As much as [`select()`](crate::select::select()): the second best packings are searched.
+    /// As much as [`select()`](crate::pass::select::select()): the second best packings are
+    /// searched.
     pub fn new(artifact: &Artifact, link: &Link) -> Result<Self, Refused> {
         let circuit = &artifact.circuit;
         let refuse = |why: String| Refused::one("", why);

@@ -11,7 +11,7 @@ use pi_ir::{Conv, Padding, Shape, SumPool};
 ///
 /// `input` is the shape of the map. Weights are `[out][in][kernel_h][kernel_w]`; the divisor is not
 /// included.
-pub fn compose(
+pub(super) fn compose(
     conv: &Conv,
     weights: &[f64],
     pool: &SumPool,
@@ -68,7 +68,7 @@ pub fn compose(
 
 /// One pool that equals `first` and then `second`; `None` if windows of `first` overlap or leave
 /// gaps.
-pub fn chain(first: &SumPool, second: &SumPool) -> Option<SumPool> {
+pub(super) fn chain(first: &SumPool, second: &SumPool) -> Option<SumPool> {
     if first.kernel != first.stride {
         return None;
     }
@@ -120,8 +120,8 @@ impl Side {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::calibrate::FloatWeights;
     use crate::network::{Layer, Network, Step, Term};
+    use crate::pass::calibrate::FloatWeights;
     use pi_ir::{Kind, TensorId};
 
     /// Weights and pixels are small integers, so both sides are exact in single precision.

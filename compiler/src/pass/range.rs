@@ -6,7 +6,7 @@
 //! layer's bound for true.
 
 use crate::fault::Refused;
-use crate::quantise::{POLYNOMIAL_BOUND_BITS, Precision, WIDEST};
+use crate::pass::quantise::{POLYNOMIAL_BOUND_BITS, Precision, WIDEST};
 use pi_ir::interpret::{Interpreter, quantise_image};
 use pi_ir::range::{LayerRange, analyse, bound_bits};
 use pi_ir::{Circuit, Layer, PostTruncation, Range, Step, Weights};

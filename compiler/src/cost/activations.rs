@@ -2,7 +2,7 @@
 //! file.
 //!
 //! Bytes and messages are exact, from the protocol's own formulas; seconds are predictions of a
-//! model with measured rates, for [`Profile::ALL`], by the formulas of [`crate::latency`].
+//! model with measured rates, for [`Profile::ALL`], by the formulas of [`crate::cost::latency`].
 //!
 //! A layer's share leaves out what layers have in common (digests, set-up of OTs, OLE ciphertexts,
 //! the request, round trips offline, marks), so shares sum to less than the whole. What *one
@@ -10,9 +10,9 @@
 //! ciphertexts count there.
 
 use crate::compile::Compiled;
+use crate::cost::latency::{HOP_S, Line, MARKS_S, Machine, Work};
+use crate::cost::report::{Kinds, Traffic};
 use crate::fault::Refused;
-use crate::latency::{HOP_S, Line, MARKS_S, Machine, Work};
-use crate::report::{Kinds, Traffic};
 use pi_ir::{
     Activation, ActivationKind, Circuit, Graph, Kind, Layer, Op, PostTruncation, Range, Step, Term,
 };
@@ -359,7 +359,7 @@ fn uniform(circuit: &Circuit, kind: Kind) -> Circuit {
     // Costs depend on neither.
     let post = Some(PostTruncation {
         truncate: 0,
-        bound_bits: crate::quantise::POLYNOMIAL_BOUND_BITS,
+        bound_bits: crate::pass::quantise::POLYNOMIAL_BOUND_BITS,
         range: Range::Proved,
     });
     let mut circuit = circuit.clone();

@@ -1,0 +1,23 @@
+//! The passes between a verified graph and a packed circuit, one file each.
+//!
+//! Every pass is a function from one form of the network to the next. What it cannot carry it
+//! refuses, with the names of all nodes or layers concerned. [`crate::compile()`] runs them in the
+//! order of this list:
+//!
+//! | pass | from | to |
+//! | --- | --- | --- |
+//! | [`fold`] | graph | graph without batch norms |
+//! | [`lower`] | graph | layers of real numbers, [`crate::network`] |
+//! | [`calibrate`] | layers, images | largest magnitudes |
+//! | [`quantise`] | layers, magnitudes | scales, then circuit and weights |
+//! | [`range`] | circuit, weights, images | the circuit's bounds |
+//! | [`select`] | circuit | packing plan |
+//!
+//! The text files in `tests/passes` show each of them on networks of a few nodes.
+
+pub mod calibrate;
+pub mod fold;
+pub mod lower;
+pub mod quantise;
+pub mod range;
+pub mod select;
