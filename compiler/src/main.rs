@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser};
-use pi_compiler::cost::activations::Costs;
+use pi_compiler::cost::activations::costs;
 use pi_compiler::cost::evaluate::{Comparison, compare};
 use pi_compiler::cost::report::Report;
 use pi_compiler::images::Images;
@@ -156,7 +156,7 @@ fn write_costs(
     compiled: &Compiled,
     calibration: &Images,
 ) -> Result<()> {
-    let costs = Costs::new(graph, compiled, &source(calibration))?;
+    let costs = costs(graph, compiled, &source(calibration))?;
     let mut text = serde_json::to_string_pretty(&costs)?;
     text.push('\n');
     write_atomically(file, text.as_bytes())?;

@@ -1,12 +1,13 @@
 //! The costs that a trainer reads: exact where they count, additive, and in the form that the
 //! trainer's own test holds.
 
-use pi_compiler::cost::activations::{Costs, VERSION};
+use pi_compiler::cost::activations::costs;
 use pi_compiler::cost::report::Report;
 use pi_compiler::images::Images;
 use pi_compiler::pass::select::Link;
 use pi_compiler::{Compiled, Options, compile, emit};
 use pi_ir::builders::{Policy, Rest, resnet20};
+use pi_ir::costs::VERSION;
 use pi_ir::{ActivationKind, Graph, Op};
 use serde_json::Value;
 use std::path::Path;
@@ -59,7 +60,7 @@ fn compiled(graph: &Graph) -> Compiled {
 fn totals_are_those_of_the_report_and_elements_sum_to_layers() {
     let graph = graph();
     let compiled = compiled(&graph);
-    let costs = Costs::new(&graph, &compiled, "4 images").unwrap();
+    let costs = costs(&graph, &compiled, "4 images").unwrap();
     let (artifact, _) = emit::files(&compiled, [0; 32], None, "");
     let report = Report::new(&artifact, &Link::default()).unwrap();
     assert_eq!(
@@ -102,7 +103,7 @@ fn totals_are_those_of_the_report_and_elements_sum_to_layers() {
         // one byte more at most.
         let down: f64 = kinds
             .iter()
-            .map(|(kind, count)| *count as f64 * layer.element[kind].online_bytes_down)
+            .map(|(kind, count)| *count as f64 * layer.element[*kind].online_bytes_down)
             .sum();
         let counted = layer.online.bytes_down as f64;
         assert!(
@@ -128,7 +129,7 @@ fn totals_are_those_of_the_report_and_elements_sum_to_layers() {
 #[test]
 fn predictions_follow_the_line() {
     let graph = graph();
-    let costs = Costs::new(&graph, &compiled(&graph), "").unwrap();
+    let costs = costs(&graph, &compiled(&graph), "").unwrap();
     let (lan, wan) = (costs.predicted["lan"], costs.predicted["wan"]);
     let bytes = (costs.online.bytes_up + costs.online.bytes_down) as f64;
     let trips = f64::from(costs.round_trips);
@@ -148,7 +149,7 @@ fn predictions_follow_the_line() {
 #[test]
 fn layers_carry_the_names_of_the_graphs_activations() {
     let graph = graph();
-    let costs = Costs::new(&graph, &compiled(&graph), "").unwrap();
+    let costs = costs(&graph, &compiled(&graph), "").unwrap();
     let sites: Vec<&String> = costs
         .layers
         .iter()

@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
+use pi_ir::costs::{Profile, Traffic};
 use serde::Serialize;
 
-use crate::costs::{Profile, Traffic};
 use crate::result::Reported;
 
 /// One line of the table; what costs say is absent where there are none.
@@ -194,12 +194,12 @@ fn grouped(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::costs::Costs;
     use crate::result::tests::example;
+    use pi_ir::costs::Costs;
 
     #[test]
     fn every_result_is_a_line_with_what_is_known_of_it() {
-        let costs = Costs::parse(include_str!("../tests/files/costs.json")).unwrap();
+        let costs = crate::costs::parse(include_str!("../tests/files/costs.json")).unwrap();
         let with = |costs: Option<Costs>| Reported {
             name: "a|b".to_owned(),
             result: serde_json::from_value(example()).unwrap(),

@@ -8,10 +8,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use pi_ir::costs::Costs;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::costs::Costs;
 use crate::data::DeviceSet;
 use crate::run::Run;
 
@@ -232,7 +232,7 @@ fn reported(path: &Path) -> Result<Reported> {
     let costs = match beside.exists() {
         false => None,
         true => {
-            let costs = Costs::load(&beside)?;
+            let costs = crate::costs::load(&beside)?;
             // The compiler folds and removes positions, but it makes no ReLU and loses none.
             ensure!(
                 costs.kinds.relu == result.relus,
@@ -335,7 +335,7 @@ pub(crate) mod tests {
         let all = || collect(&[folder.path().to_owned()]);
         assert!(all().unwrap_err().to_string().contains("no result"));
         let costs = include_str!("../tests/files/costs.json");
-        let relus = Costs::parse(costs).unwrap().kinds.relu;
+        let relus = crate::costs::parse(costs).unwrap().kinds.relu;
         let mut result = example();
         result["relus"] = relus.into();
         std::fs::write(at("b.v2.json"), result.to_string()).unwrap();

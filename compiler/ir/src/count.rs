@@ -1,10 +1,12 @@
 //! Sizes of networks: multiply-adds, activations, weights.
 
-use crate::circuit::{Circuit, Kind, Step, Term};
+use crate::circuit::{Circuit, Kind, Layer, Step, Term};
 use crate::graph::{ActivationKind, Graph, Op};
+use serde::{Deserialize, Serialize};
+use std::iter::Sum;
 
 /// Activations by kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Activations {
     /// ReLUs.
     pub relu: usize,
@@ -12,7 +14,7 @@ pub struct Activations {
     pub identity: usize,
     /// Squares; a graph has none.
     pub square: usize,
-    /// Polynomials.
+    /// Polynomials, their coefficients private.
     pub polynomial: usize,
 }
 
@@ -29,6 +31,17 @@ impl Activations {
             Kind::Square => &mut self.square,
             Kind::Polynomial => &mut self.polynomial,
         } += 1;
+    }
+}
+
+impl Sum for Activations {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, more| Activations {
+            relu: sum.relu + more.relu,
+            identity: sum.identity + more.identity,
+            square: sum.square + more.square,
+            polynomial: sum.polynomial + more.polynomial,
+        })
     }
 }
 
@@ -49,9 +62,20 @@ pub fn graph_multiply_adds(graph: &Graph) -> u64 {
         .sum()
 }
 
-/// Multiply-adds of one inference of a verified circuit, counted as in [`graph_multiply_adds`].
+/// Multiply-adds of one inference of a circuit, counted as in [`graph_multiply_adds`].
 pub fn circuit_multiply_adds(circuit: &Circuit) -> u64 {
-    let terms = circuit.layers.iter().flat_map(|layer| &layer.terms);
+    let layers = circuit.layers.iter();
+    layers
+        .map(|layer| layer_multiply_adds(circuit, layer))
+        .sum()
+}
+
+/// Multiply-adds of one layer of a circuit, counted as in [`graph_multiply_adds`].
+///
+/// # Panics
+/// If the layer reads a tensor that the circuit does not have; no layer of a verified circuit does.
+pub fn layer_multiply_adds(circuit: &Circuit, layer: &Layer) -> u64 {
+    let terms = layer.terms.iter();
     terms
         .map(|term| match term {
             Term::Conv(conv) => {
@@ -82,15 +106,13 @@ pub fn graph_activations(graph: &Graph) -> Activations {
     total
 }
 
-/// Activations of a circuit by kind.
-pub fn circuit_activations(circuit: &Circuit) -> Activations {
-    let mut total = Activations::default();
-    for layer in &circuit.layers {
-        if let Step::Activate(activation) = &layer.step {
-            activation.kinds.iter().for_each(|&kind| total.count(kind));
-        }
+/// Activations of one layer of a circuit by kind; none at the output.
+pub fn layer_activations(layer: &Layer) -> Activations {
+    let mut found = Activations::default();
+    if let Step::Activate(activation) = &layer.step {
+        activation.kinds.iter().for_each(|&kind| found.count(kind));
     }
-    total
+    found
 }
 
 /// Trained numbers of a graph: weights, biases, norms' scales and shifts, coefficients.

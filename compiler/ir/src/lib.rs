@@ -13,7 +13,8 @@
 //! - [`range`]: interval analysis of sums and tensors; [`count`]: multiply-adds and activations.
 //! - [`builders`]: networks everybody uses; [`random`]: legal graphs and circuits for property
 //!   tests.
-//! - [`artifact`]: the three files of a model directory.
+//! - [`artifact`]: the three files of a model directory; [`costs`]: what the compiler tells the
+//!   trainer about the price of activations.
 //!
 //! No cryptography, no training framework, no files opened here: bytes in, bytes out.
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@
 pub mod artifact;
 pub mod builders;
 pub mod circuit;
+pub mod costs;
 pub mod count;
 pub mod failure;
 pub mod graph;

@@ -87,6 +87,16 @@ impl Line {
         bytes_per_second: 0.7e9,
         round_trip_s: 0.0,
     };
+    /// The local network of the benchmarks.
+    pub const LAN: Line = Line {
+        bytes_per_second: 1e9 / 8.0,
+        round_trip_s: 0.5e-3,
+    };
+    /// The wide-area network of the benchmarks.
+    pub const WAN: Line = Line {
+        bytes_per_second: 100e6 / 8.0,
+        round_trip_s: 40e-3,
+    };
 
     fn seconds(&self, bytes: f64, round_trips: f64) -> f64 {
         bytes / self.bytes_per_second + round_trips * (self.round_trip_s + HOP_S)

@@ -1,9 +1,12 @@
 //! The per-layer table of a compiled network.
 
+use crate::cost::traffic;
 use crate::fault::Refused;
 use crate::pass::select::{Alternative, Link, alternatives, conv_terms};
+use pi_ir::costs::Traffic;
+use pi_ir::count::{Activations, layer_activations};
 use pi_ir::failure::failure_log2;
-use pi_ir::{Artifact, Conv, Kind, Layer, Layout, Plan, Range, Step, Term};
+use pi_ir::{Artifact, Conv, Layer, Layout, Plan, Range, Step, Term};
 use pi_protocol::layout::Packing;
 use pi_protocol::linear::{LinearCost, Operations};
 use pi_protocol::{cost, linear};
@@ -18,7 +21,7 @@ pub struct Report {
     /// Per layer.
     pub layers: Vec<Row>,
     /// Elements by kind over all layers.
-    pub kinds: Kinds,
+    pub kinds: Activations,
     /// Once per client key.
     pub setup: Traffic,
     /// Once per bundle: the rows' share, and what layers share.
@@ -55,7 +58,7 @@ pub struct Row {
     /// What it sums: `3x3 t1` is a convolution of tensor 1, `+t2` a residual.
     pub terms: String,
     /// Elements by kind.
-    pub kinds: Kinds,
+    pub kinds: Activations,
     /// Scale of the result.
     pub frac_bits: u8,
     /// `f`: bits cut off.
@@ -127,66 +130,6 @@ pub struct Why {
     pub next_costs: Option<[f64; 3]>,
 }
 
-/// Payload bytes and one-way messages.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Traffic {
-    /// Client to server.
-    pub bytes_up: u64,
-    /// Server to client.
-    pub bytes_down: u64,
-    /// Both directions together.
-    pub messages: u32,
-}
-
-impl From<cost::Traffic> for Traffic {
-    fn from(traffic: cost::Traffic) -> Self {
-        Traffic {
-            bytes_up: traffic.up,
-            bytes_down: traffic.down,
-            messages: traffic.messages,
-        }
-    }
-}
-
-/// Elements by kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Kinds {
-    /// ReLU.
-    pub relu: usize,
-    /// Identity.
-    pub identity: usize,
-    /// Square.
-    pub square: usize,
-    /// Polynomial with private coefficients.
-    pub polynomial: usize,
-}
-
-impl Kinds {
-    pub(crate) fn of(layer: &Layer) -> Self {
-        let mut kinds = Kinds::default();
-        if let Step::Activate(activation) = &layer.step {
-            for kind in &activation.kinds {
-                *match kind {
-                    Kind::Relu => &mut kinds.relu,
-                    Kind::Identity => &mut kinds.identity,
-                    Kind::Square => &mut kinds.square,
-                    Kind::Polynomial => &mut kinds.polynomial,
-                } += 1;
-            }
-        }
-        kinds
-    }
-
-    pub(crate) fn plus(self, other: Self) -> Self {
-        Kinds {
-            relu: self.relu + other.relu,
-            identity: self.identity + other.identity,
-            square: self.square + other.square,
-            polynomial: self.polynomial + other.polynomial,
-        }
-    }
-}
-
 impl Report {
     /// Of an artifact, predictions for a link.
     ///
@@ -212,16 +155,13 @@ impl Report {
                 rows[reader.layer as usize].offline.bytes_up += *bytes as u64;
             }
         }
-        let kinds = rows
-            .iter()
-            .fold(Kinds::default(), |sum, row| sum.plus(row.kinds));
         Ok(Report {
             name: circuit.name.clone(),
-            kinds,
+            kinds: rows.iter().map(|row| row.kinds).sum(),
             layers: rows,
-            setup: cost.setup.into(),
-            offline: cost.offline.into(),
-            online: cost.online.into(),
+            setup: traffic(cost.setup),
+            offline: traffic(cost.offline),
+            online: traffic(cost.online),
             round_trips: cost.online_round_trips(),
             packing: packed(artifact, &linear, link),
             bundles: artifact.plan.bundles,
@@ -320,7 +260,7 @@ fn row(layer: &Layer, failure_log2: f64, cost: &cost::LayerCost) -> Row {
         Step::Activate(activation) => Some(activation),
         Step::Output { .. } => None,
     };
-    let kinds = Kinds::of(layer);
+    let kinds = layer_activations(layer);
     let posts = activation
         .into_iter()
         .flat_map(|a| [&a.square, &a.polynomial])
@@ -348,8 +288,8 @@ fn row(layer: &Layer, failure_log2: f64, cost: &cost::LayerCost) -> Row {
             .map(|post| (post.bound_bits, range(post.range)))
             .collect(),
         failure_log2,
-        offline: cost.offline.into(),
-        online: cost.online.into(),
+        offline: traffic(cost.offline),
+        online: traffic(cost.online),
     }
 }
 

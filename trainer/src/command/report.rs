@@ -50,16 +50,16 @@ pub fn report(arguments: &ReportArguments) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::costs::Costs;
+    use crate::costs;
     use crate::result::tests::example;
 
     #[test]
     fn a_folder_gives_table_json_and_chart() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        let costs = include_str!("../../tests/files/costs.json");
+        let text = include_str!("../../tests/files/costs.json");
         let mut result = example();
-        result["relus"] = Costs::parse(costs).unwrap().kinds.relu.into();
+        result["relus"] = costs::parse(text).unwrap().kinds.relu.into();
         std::fs::write(at("small.json"), result.to_string()).unwrap();
         let mut arguments = ReportArguments {
             paths: vec![folder.path().to_owned()],
@@ -69,7 +69,7 @@ mod tests {
         };
         let error = report(&arguments).unwrap_err().to_string();
         assert!(error.contains("pi-compile"), "{error}");
-        std::fs::write(at("small.costs.json"), costs).unwrap();
+        std::fs::write(at("small.costs.json"), text).unwrap();
         let table = report(&arguments).unwrap();
         assert!(
             table.contains("| small |") && table.contains("latency, lan"),

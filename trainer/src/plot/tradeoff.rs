@@ -81,7 +81,7 @@ pub fn latency(results: &[Reported], profile: &str) -> Result<Option<Chart>> {
         .iter()
         .filter_map(|reported| reported.costs.as_ref())
     {
-        costs.check_profile(profile)?;
+        crate::costs::profile(costs, profile)?;
     }
     let series = grouped(results, |reported| {
         let predicted = &reported.costs.as_ref()?.predicted;
@@ -133,8 +133,8 @@ fn shortened(method: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::costs::Costs;
     use crate::result::tests::example;
+    use pi_ir::costs::Costs;
 
     fn reported(method: &str, relus: usize, accuracy: f64, costs: Option<Costs>) -> Reported {
         let mut value = example();
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn latency_is_that_of_the_costs() {
-        let costs = Costs::parse(include_str!("../../tests/files/costs.json")).unwrap();
+        let costs = crate::costs::parse(include_str!("../../tests/files/costs.json")).unwrap();
         let seconds = costs.predicted["wan"].online_s;
         let results = [
             reported("snl", 6000, 0.9, Some(costs)),

@@ -12,13 +12,14 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use pi_ir::costs::Costs;
 use pi_ir::graph::ActivationKind;
 use rand_core::RngCore;
 use serde_json::json;
 
 use super::Run;
 use crate::config::{Bcd, Draw};
-use crate::costs::{Costs, InPlace};
+use crate::costs::{self, InPlace, Removal};
 use crate::data::{self, Data};
 use crate::network::state::Removed;
 use crate::random::{EpochStream, RunStream};
@@ -42,8 +43,8 @@ impl Run {
         let costs = match &bcd.latency {
             None => None,
             Some(latency) => {
-                let costs = Costs::load(&latency.costs)?;
-                costs.check_profile(&latency.profile)?;
+                let costs = costs::load(&latency.costs)?;
+                costs::profile(&costs, &latency.profile)?;
                 Some((costs, latency.profile.as_str()))
             }
         };
@@ -155,7 +156,12 @@ impl Run {
             let kinds = &self.state.masks[site];
             let left = kinds.iter().filter(|k| **k == ActivationKind::Relu).count();
             let others = kinds.contains(&ActivationKind::Polynomial);
-            saved += costs.saved(site, profile, count, in_place, left == count && !others)?;
+            let removal = Removal {
+                relus: count,
+                in_place,
+                empties: left == count && !others,
+            };
+            saved += costs::saved(costs, site, profile, removal)?;
         }
         Ok(saved)
     }
