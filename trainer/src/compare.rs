@@ -13,8 +13,9 @@ use rand_core::{RngCore, SeedableRng};
 
 use crate::config::Config;
 use crate::data::Normalisation;
+use crate::loss::cross_entropy;
 use crate::network::{Mode, Request, Substitute};
-use crate::run::{Images, Run, cross_entropy};
+use crate::run::{Images, Run};
 use crate::tensors::{Tensors, download, download_all};
 
 /// Largest relative difference of a gradient that [`compare`] accepts. Sums of up to 10^5

@@ -8,11 +8,11 @@ use serde::Serialize;
 
 use super::Run;
 use crate::data::DeviceSet;
+use crate::loss::{cross_entropy, hits};
+use crate::method::EVALUATION_BATCH;
 use crate::network::{Buffer, Mode, Node, Op, Request, SiteFunction};
 use crate::tensors::{self, Tensors, download, download_all};
 
-/// Images per evaluation pass.
-pub(super) const EVALUATION_BATCH: usize = 500;
 /// Training images on which the ranges of activations are measured.
 const RANGE_IMAGES: usize = 1000;
 
@@ -76,7 +76,7 @@ impl Run {
                     }
                 });
             let labels = set.labels(indices);
-            loss += f64::from(download(super::cross_entropy(pass.logits(), &labels, 0.0))[0])
+            loss += f64::from(download(cross_entropy(pass.logits(), &labels, 0.0))[0])
                 * indices.len() as f64;
             right += hits(&download(pass.logits()), &labels);
         }
@@ -99,20 +99,6 @@ impl Run {
             loss: loss / count,
             sites: largest.into_iter().map(site).collect(),
         }
-    }
-
-    /// Share of right answers on some images of a set.
-    pub fn accuracy(&self, set: &DeviceSet, indices: &[usize]) -> f64 {
-        let right: usize = indices
-            .chunks(EVALUATION_BATCH)
-            .map(|indices| {
-                hits(
-                    &download(self.logits(set.plain(indices))),
-                    &set.labels(indices),
-                )
-            })
-            .sum();
-        right as f64 / indices.len().max(1) as f64
     }
 
     /// Logits of normalised pixels, with running statistics: `[n, classes]`.
@@ -182,19 +168,4 @@ fn strays(z: &Tensor<4>, range: Tensor<1>, channels: usize) -> Tensor<4, Bool> {
     let inside = z.clone().greater_equal(row(0));
     // What is no number is inside no range.
     inside.bool_and(z.clone().lower_equal(row(1))).bool_not()
-}
-
-fn hits(logits: &[f32], labels: &[usize]) -> usize {
-    let classes = logits.len() / labels.len().max(1);
-    logits
-        .chunks(classes.max(1))
-        .zip(labels)
-        .filter(|(row, label)| argmax(row) == **label)
-        .count()
-}
-
-fn argmax(row: &[f32]) -> usize {
-    (0..row.len())
-        .max_by(|a, b| row[*a].total_cmp(&row[*b]))
-        .unwrap_or(0)
 }

@@ -1,0 +1,109 @@
+//! The optimisers of a run: what they train, and when one takes over from another.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use burn::tensor::Device;
+
+use super::Run;
+use super::meta::OptimiserMeta;
+use crate::config::{StageConfig, Teacher};
+use crate::method::Phase;
+use crate::network::Network;
+use crate::network::parameter::node_of;
+use crate::optimise::{Optimiser, OptimiserConfig};
+use crate::pattern::fits;
+use crate::tensors::Tensors;
+
+impl Run {
+    /// Makes an optimiser for what trains now, unless the one at hand is for that.
+    pub(super) fn ready_optimiser(&mut self, stage: &StageConfig, phase: Phase) {
+        let end = phase.imitate.unwrap_or(self.network.nodes.len() - 1);
+        let trained: Tensors = self
+            .state
+            .parameters
+            .iter()
+            .filter(|(name, _)| {
+                let index = self.network.index(node_of(name)).unwrap_or(0);
+                (phase.train_from..=end).contains(&index) && trains(stage, name)
+            })
+            .map(|(name, tensor)| (name.clone(), tensor.clone()))
+            .collect();
+        let meta = OptimiserMeta {
+            stage: self.meta.stage,
+            parameters: trained.keys().cloned().collect(),
+        };
+        let fresh = phase.epoch == 0 && !(stage.carry && self.meta.stage_epoch == 0);
+        if fresh || self.meta.optimiser.as_ref() != Some(&meta) || self.optimiser.is_none() {
+            let mut new = optimiser(&stage.optimiser, &trained, &self.network, &self.device);
+            if let Some(old) = self.optimiser.take().filter(|_| !fresh) {
+                new.carry(&old);
+            }
+            self.optimiser = Some(new);
+            self.meta.optimiser = Some(meta);
+        }
+        if let Some(teacher) = &mut self.teacher
+            && matches!(teacher.meta.who, Teacher::Beside(_))
+            && teacher.meta.stage != Some(self.meta.stage)
+        {
+            teacher.renew_optimiser(&stage.optimiser, &self.device);
+            teacher.meta.stage = Some(self.meta.stage);
+        }
+    }
+
+    /// Replaces the optimisers by ones of the same parameters with other settings.
+    pub(super) fn rebuild_optimisers(&mut self, config: &OptimiserConfig) -> Result<()> {
+        if let (Some(old), Some(meta)) = (&self.optimiser, &self.meta.optimiser) {
+            let trained = subset(&self.state.parameters, &meta.parameters)?;
+            let mut new = optimiser(config, &trained, &self.network, &self.device);
+            new.carry(old);
+            self.optimiser = Some(new);
+        }
+        if let Some(teacher) = &mut self.teacher
+            && teacher.optimiser.is_some()
+        {
+            teacher.renew_optimiser(config, &self.device);
+        }
+        Ok(())
+    }
+}
+
+/// An optimiser of some of a network's parameters.
+pub(super) fn optimiser(
+    config: &OptimiserConfig,
+    parameters: &Tensors,
+    network: &Network,
+    device: &Device,
+) -> Optimiser {
+    Optimiser::new(config, parameters, depths(network), device)
+}
+
+/// Returns true for a parameter that a stage trains.
+pub(super) fn trains(stage: &StageConfig, name: &str) -> bool {
+    stage.method.hooks().trains(name) && !stage.freeze.iter().any(|pattern| fits(pattern, name))
+}
+
+/// The named parameters.
+pub(super) fn subset(parameters: &Tensors, names: &[String]) -> Result<Tensors> {
+    names
+        .iter()
+        .map(|name| {
+            let tensor = parameters.get(name).with_context(|| {
+                format!("the checkpoint's optimiser has {name}, the network has not")
+            })?;
+            Ok((name.clone(), tensor.clone()))
+        })
+        .collect()
+}
+
+/// Layer of a parameter, counted from the classifier back.
+fn depths(network: &Network) -> impl Fn(&str) -> usize + use<> {
+    let layers = network.layers();
+    let mut depth = BTreeMap::new();
+    for (back, layer) in layers.iter().rev().enumerate() {
+        for node in &network.nodes[layer.clone()] {
+            depth.insert(node.name.clone(), back);
+        }
+    }
+    move |parameter| depth.get(node_of(parameter)).copied().unwrap_or(0)
+}
