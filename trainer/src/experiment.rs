@@ -1,5 +1,5 @@
-//! A run in its folder: a checkpoint and a log line after each epoch, and a clean stop between two
-//! steps when time is up.
+//! A run in its folder: a checkpoint and a line of the log after each epoch, and a clean stop
+//! between two steps when time is up.
 
 use std::fs;
 use std::path::Path;
@@ -18,20 +18,22 @@ use crate::run::{EpochReport, Run, checkpoint_path};
 pub enum Outcome {
     /// All stages are done.
     Finished,
-    /// Time was up first; the checkpoint goes on from here.
+    /// Time was up first; a later call goes on from the checkpoint.
     TimeIsUp,
 }
 
-/// Trains until all stages are done, or until another step, the end of its epoch and the
-/// checkpoint, and before the first step of an epoch its beginning, would probably take until after
-/// `deadline`. What each of them takes is known once one was seen in this call.
+/// Trains until all stages are done or time is up.
 ///
-/// `out` receives `checkpoint.pit` (the latest, which may be of the midst of an epoch) and
-/// `log.jsonl`, whose lines after the checkpoint's epoch, left by a run that was killed, are cut
-/// off.
+/// Time is up when what comes next would probably take until after `deadline`: another step, the
+/// end of its epoch and the checkpoint, and before the first step of an epoch also the beginning of
+/// the epoch. How long each of them takes is known once one was seen in this call.
+///
+/// `out` receives `checkpoint.pit` (the latest one, which may have been made within an epoch) and
+/// `log.jsonl`. Lines of the log after the checkpoint's epoch, left by a run that was killed, are
+/// cut off.
 ///
 /// # Errors
-/// Of the run, or of the file system.
+/// Those of the run and of the file system.
 pub fn train(
     run: &mut Run,
     data: &Data,
@@ -81,19 +83,19 @@ pub fn train(
     Ok(Outcome::Finished)
 }
 
-/// What beginnings, steps and ends of epochs take, against a deadline.
+/// Durations of the beginnings, steps and ends of epochs, against a deadline.
 struct Clock {
     deadline: Option<Instant>,
     /// When the epoch began, until its first step.
     epoch_began: Option<Instant>,
     /// When the last step began, within an epoch.
     step_began: Option<Instant>,
-    /// What the longest beginning took. Not the last one: BCD tries its blocks in some of them
-    /// only, and to be killed in one costs more than to stop early.
+    /// Duration of the longest beginning. Not of the last one: BCD tries its blocks in some of
+    /// them only, and to be killed in one costs more than to stop early.
     beginning: Duration,
-    /// What the last step took. Not the longest one: on a GPU the first compiles its kernels.
+    /// Duration of the last step. Not of the longest one: on a GPU the first compiles its kernels.
     step: Duration,
-    /// What the last end of an epoch took: its last step, the evaluation, the checkpoint.
+    /// Duration of the last end of an epoch: its last step, the evaluation, the checkpoint.
     end: Duration,
 }
 
@@ -109,8 +111,8 @@ impl Clock {
         }
     }
 
-    /// Whether a step and the end of an epoch fit before the deadline, with the beginning of an
-    /// epoch if one `begins`.
+    /// Returns true if a step and the end of an epoch fit before the deadline, with the beginning
+    /// of the epoch if one `begins`.
     fn before_epoch(&mut self, begins: bool) -> bool {
         let now = Instant::now();
         self.epoch_began = begins.then_some(now);
@@ -126,7 +128,7 @@ impl Clock {
             .is_none_or(|deadline| now + beginning + self.step + self.end <= deadline)
     }
 
-    /// Whether a step and the end of its epoch fit before the deadline.
+    /// Returns true if a step and the end of its epoch fit before the deadline.
     fn before_step(&mut self) -> bool {
         let now = Instant::now();
         if let Some(began) = self.epoch_began.take() {
@@ -145,7 +147,7 @@ impl Clock {
     }
 }
 
-/// Whether a line of the log tells of an epoch that the run has seen.
+/// Returns true if a line of the log tells of an epoch that the run has seen.
 fn seen(line: &serde_json::Value, run: &Run) -> bool {
     let (epoch, stage) = (line["epoch"].as_u64(), line["stage"].as_u64());
     let (own, own_stage) = (run.meta.epoch as u64, run.meta.stage as u64);
@@ -167,7 +169,8 @@ fn line(report: &EpochReport) -> String {
         |accuracy| format!("{:.2} %", 100.0 * accuracy),
     );
     format!(
-        "epoch {:3}  {} {}/{}  loss {loss}  held-out {held_out}  {:.0} images/s  {} ReLU, {} polynomial, {} identity  largest input {largest:.1}",
+        "epoch {:3}  {} {}/{}  loss {loss}  held-out {held_out}  {:.0} images/s  {} ReLU, \
+         {} polynomial, {} identity  largest input {largest:.1}",
         report.epoch,
         report.method,
         report.stage_epoch[0],

@@ -4,11 +4,11 @@
 //! of stages, each with a [`method`] that says what it does beside training. A [`run`] takes the
 //! network through them, on differentiable operations written for it ([`kernels`]) and optimisers
 //! whose state stays on the device ([`optimise`], [`schedule`]). An [`experiment`] is a run in its
-//! folder: its state ([`checkpoint`]) in files that are whole or absent ([`atomic`]), and a [`log`].
-//! It leaves as a float graph for the compiler ([`export`]), whose predicted costs can guide which
-//! ReLUs stay ([`costs`]). Logs become charts ([`plot`]), results ([`result`]) a table ([`report`]);
-//! [`compare`] holds another device against the CPU. The binary is `pi-train`; its subcommands stand
-//! in [`command`].
+//! folder: its state ([`checkpoint`]) in files that are whole or absent ([`atomic`]), and a
+//! [`log`]. It leaves as a float graph for the compiler ([`export`]), whose predicted costs can
+//! guide which ReLUs stay ([`costs`]). Logs become charts ([`plot`]), results ([`result`]) a table
+//! ([`report`]); [`compare`] holds another device against the CPU. The binary is `pi-train`, and
+//! its subcommands stand in [`command`].
 #![forbid(unsafe_code)]
 
 pub mod atomic;

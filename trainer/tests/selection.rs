@@ -51,7 +51,13 @@ fn snl_and_autorep_meet_their_budget_whatever_the_pressure() {
         ),
     ] {
         let mut run = run(&format!(
-            "[[stage]]\nmethod = {{ {method} }}\nepochs = 3\noptimiser = {{ rule = {{ adam = {{}} }} }}\nschedule = {{ rate = 0.02 }}"
+            r#"
+                [[stage]]
+                method = {{ {method} }}
+                epochs = 3
+                optimiser = {{ rule = {{ adam = {{}} }} }}
+                schedule = {{ rate = 0.02 }}
+            "#
         ));
         let before = run.state.masks.clone();
         finish(&mut run, &data);
@@ -72,9 +78,13 @@ fn the_penalty_grows_until_the_count_falls_and_the_stage_ends_at_the_budget() {
     let data = data(64, 20, 22);
     // Two steps an epoch at rate 1e-3 leave every factor near one, so the count cannot fall: the
     // penalty grows.
-    let mut slow = run(
-        "[[stage]]\nmethod = { snl = { relus = 100, lambda = 1e-5, growth = 2.0 } }\nepochs = 3\noptimiser = { rule = { adam = {} } }\nschedule = { rate = 1e-3 }",
-    );
+    let mut slow = run(r#"
+        [[stage]]
+        method = { snl = { relus = 100, lambda = 1e-5, growth = 2.0 } }
+        epochs = 3
+        optimiser = { rule = { adam = {} } }
+        schedule = { rate = 1e-3 }
+    "#);
     let lambdas: Vec<f64> = finish(&mut slow, &data)
         .iter()
         .map(|report| report.step.as_ref().unwrap()["lambda"].as_f64().unwrap())
@@ -82,9 +92,13 @@ fn the_penalty_grows_until_the_count_falls_and_the_stage_ends_at_the_budget() {
     for (lambda, expected) in lambdas.iter().zip([2e-5, 4e-5, 8e-5]) {
         assert!((lambda / expected - 1.0).abs() < 1e-5, "{lambdas:?}");
     }
-    let mut fast = run(
-        "[[stage]]\nmethod = { snl = { relus = 1000, lambda = 1.0 } }\nepochs = 50\noptimiser = { rule = { adam = {} } }\nschedule = { rate = 0.3 }",
-    );
+    let mut fast = run(r#"
+        [[stage]]
+        method = { snl = { relus = 1000, lambda = 1.0 } }
+        epochs = 50
+        optimiser = { rule = { adam = {} } }
+        schedule = { rate = 0.3 }
+    "#);
     let reports = finish(&mut fast, &data);
     assert!(reports.len() < 50, "{} epochs", reports.len());
     assert_eq!(relus(&fast), 1000);
@@ -100,7 +114,19 @@ fn bcd_walks_down_to_its_budget_block_by_block() {
         ("polynomial", "saliency"),
     ] {
         let mut run = run(&format!(
-            "[[stage]]\nmethod = {{ bcd = {{ relus = {}, block = 100, trials = 4, tolerance = 0.3, images = 64, step_epochs = 2, removed = \"{removed}\", draw = \"{draw}\" }} }}\nschedule = {{ rate = 1e-3 }}",
+            r#"
+                [[stage]]
+                schedule = {{ rate = 1e-3 }}
+                [stage.method.bcd]
+                relus = {}
+                block = 100
+                trials = 4
+                tolerance = 0.3
+                images = 64
+                step_epochs = 2
+                removed = "{removed}"
+                draw = "{draw}"
+            "#,
             POSITIONS - 250
         ));
         let mut counts = vec![relus(&run)];
@@ -137,7 +163,18 @@ fn bcd_by_latency_removes_where_it_saves() {
     let data = data(64, 20, 24);
     let stages = |costs: &str| {
         format!(
-            "[[stage]]\nmethod = {{ bcd = {{ relus = {}, block = 192, trials = 40, tolerance = 0.0, images = 64, step_epochs = 1, latency = {{ costs = {costs:?}, profile = \"wan\" }} }} }}\nschedule = {{ rate = 1e-3 }}",
+            r#"
+                [[stage]]
+                schedule = {{ rate = 1e-3 }}
+                [stage.method.bcd]
+                relus = {}
+                block = 192
+                trials = 40
+                tolerance = 0.0
+                images = 64
+                step_epochs = 1
+                latency = {{ costs = {costs:?}, profile = "wan" }}
+            "#,
             POSITIONS - 192
         )
     };

@@ -54,9 +54,16 @@ fn inputs(run: &Run, site: &str, pixels: Tensor<4>) -> Vec<[f64; 2]> {
 #[test]
 fn fitted_quadratics_fit_what_the_relu_network_gave_and_the_last_replacement_stands() {
     let data = data(96, 10, 51);
-    let mut run = run(
-        "[[stage]]\nepochs = 1\n[[stage]]\nepochs = 0\nreplace = [{ sites = \"*\", by = { fitted = {} } }, { sites = \"stem.act\", by = \"react-pkn\" }]",
-    );
+    let mut run = run(r#"
+        [[stage]]
+        epochs = 1
+        [[stage]]
+        epochs = 0
+        replace = [
+            { sites = "*", by = { fitted = {} } },
+            { sites = "stem.act", by = "react-pkn" },
+        ]
+    "#);
     epoch(&mut run, &data);
     let all: Vec<usize> = (0..96).collect();
     // The last site: all those before it are ReLUs now, and quadratics after the replacement.
@@ -80,9 +87,15 @@ fn fitted_quadratics_fit_what_the_relu_network_gave_and_the_last_replacement_sta
 #[test]
 fn a_selection_leaves_quadratics_alone_that_were_trained_before() {
     let data = data(64, 10, 53);
-    let mut run = run(
-        "[[stage]]\nepochs = 1\nreplace = [{ sites = \"stem.act\", by = \"react-pkn\" }]\n[[stage]]\nmethod = { autorep = { relus = 100, lambda = 1e-9 } }\nepochs = 1\nschedule = { rate = 1e-9 }",
-    );
+    let mut run = run(r#"
+        [[stage]]
+        epochs = 1
+        replace = [{ sites = "stem.act", by = "react-pkn" }]
+        [[stage]]
+        method = { autorep = { relus = 100, lambda = 1e-9 } }
+        epochs = 1
+        schedule = { rate = 1e-9 }
+    "#);
     epoch(&mut run, &data);
     let trained = run.state.parameter("stem.act.poly").unwrap();
     let report = epoch(&mut run, &data);
@@ -101,9 +114,13 @@ fn a_selection_leaves_quadratics_alone_that_were_trained_before() {
 #[test]
 fn removed_positions_count_as_what_they_would_become() {
     let data = data(64, 10, 55);
-    let mut run = run(
-        "[[stage]]\nmethod = { autorep = { relus = 1, lambda = 10.0 } }\nepochs = 2\noptimiser = { rule = { sgd = {} }, rates = [{ parameters = \"stem.*\", factor = 0.0 }] }\nschedule = { rate = 0.01 }",
-    );
+    let mut run = run(r#"
+        [[stage]]
+        method = { autorep = { relus = 1, lambda = 10.0 } }
+        epochs = 2
+        optimiser = { rule = { sgd = {} }, rates = [{ parameters = "stem.*", factor = 0.0 }] }
+        schedule = { rate = 0.01 }
+    "#);
     let report = epoch(&mut run, &data);
     // All but the stem's, whose rate is zero, have fallen.
     assert_eq!(
@@ -115,9 +132,11 @@ fn removed_positions_count_as_what_they_would_become() {
 #[test]
 fn the_square_of_quail_without_a_norm_stays_a_square() {
     let data = data(64, 10, 57);
-    let mut run = run(
-        "[[stage]]\nmethod = { quail = { norm = \"none\", layer_epochs = 1, unfreeze_epochs = 1 } }\nschedule = { rate = 1e-6 }",
-    );
+    let mut run = run(r#"
+        [[stage]]
+        method = { quail = { norm = "none", layer_epochs = 1, unfreeze_epochs = 1 } }
+        schedule = { rate = 1e-6 }
+    "#);
     finish(&mut run, &data);
     for site in ["stem.act", "stage2.block1.act"] {
         let poly = run.state.parameter(&format!("{site}.poly")).unwrap();
@@ -130,9 +149,11 @@ fn the_square_of_quail_without_a_norm_stays_a_square() {
 #[test]
 fn a_divergence_in_a_phase_of_quail_names_the_layer() {
     let data = data(64, 10, 59);
-    let mut run = run(
-        "[[stage]]\nmethod = { quail = { norm = \"none\", layer_epochs = 1, unfreeze_epochs = 1 } }\nschedule = { rate = 1e-6 }",
-    );
+    let mut run = run(r#"
+        [[stage]]
+        method = { quail = { norm = "none", layer_epochs = 1, unfreeze_epochs = 1 } }
+        schedule = { rate = 1e-6 }
+    "#);
     for _ in 0..3 {
         epoch(&mut run, &data);
     }
@@ -154,9 +175,12 @@ fn a_divergence_in_a_phase_of_quail_names_the_layer() {
 #[test]
 fn a_min_max_norm_takes_the_first_batch_of_its_layers_turn() {
     let data = data(64, 10, 58);
-    let mut run = run(
-        "[[stage]]\nbatch = 64\nmethod = { quail = { norm = \"amm\", layer_epochs = 2, unfreeze_epochs = 1 } }\nschedule = { rate = 1e-9 }",
-    );
+    let mut run = run(r#"
+        [[stage]]
+        batch = 64
+        method = { quail = { norm = "amm", layer_epochs = 2, unfreeze_epochs = 1 } }
+        schedule = { rate = 1e-9 }
+    "#);
     epoch(&mut run, &data);
     epoch(&mut run, &data);
     let extent =
@@ -206,11 +230,20 @@ fn averages_take_the_weights_places_at_the_end_of_every_phase() {
     for method in [
         "method = { snl = { relus = 100, lambda = 1e-3 } }\nepochs = 2",
         "method = { autorep = { relus = 100, lambda = 1e-3 } }\nepochs = 2",
-        "method = { bcd = { relus = 1500, block = 300, trials = 1, tolerance = 1.0, images = 10, step_epochs = 1 } }",
+        "method = { bcd = { relus = 1500, block = 300, trials = 1, tolerance = 1.0, images = 10, \
+         step_epochs = 1 } }",
         "method = { quail = { norm = \"amm\", layer_epochs = 1, unfreeze_epochs = 1 } }",
     ] {
         let mut run = run(&format!(
-            "[[stage]]\n{method}\noptimiser = {{ {average} }}\nschedule = {{ rate = 0.01 }}\n[[stage]]\nepochs = 1\ncarry = true"
+            r#"
+                [[stage]]
+                {method}
+                optimiser = {{ {average} }}
+                schedule = {{ rate = 0.01 }}
+                [[stage]]
+                epochs = 1
+                carry = true
+            "#
         ));
         while !run.finished() {
             epoch(&mut run, &data);
@@ -227,7 +260,13 @@ fn averages_take_the_weights_places_at_the_end_of_every_phase() {
     // The mean of the weights after two steps of one epoch, step by step.
     let stage = |epochs: usize, average: &str| {
         format!(
-            "[[stage]]\nepochs = {epochs}\nbatch = 64\noptimiser = {{ {average} }}\nschedule = {{ rate = 0.01 }}"
+            r#"
+                [[stage]]
+                epochs = {epochs}
+                batch = 64
+                optimiser = {{ {average} }}
+                schedule = {{ rate = 0.01 }}
+            "#
         )
     };
     let name = "stage1.block1.a.conv.weight";
@@ -353,7 +392,15 @@ fn patterns_that_fit_no_parameter_are_refused() {
 #[test]
 fn what_may_change_in_a_stage_under_way_does_and_the_rest_is_refused() {
     let data = data(64, 10, 69);
-    let snl = "[[stage]]\nmethod = { snl = { relus = 100 } }\nepochs = 4\noptimiser = { rule = { adam = {} } }\nschedule = { rate = 1e-3 }\n[[stage]]\nepochs = 1";
+    let snl = r#"
+        [[stage]]
+        method = { snl = { relus = 100 } }
+        epochs = 4
+        optimiser = { rule = { adam = {} } }
+        schedule = { rate = 1e-3 }
+        [[stage]]
+        epochs = 1
+    "#;
     let mut begun = run(snl);
     epoch(&mut begun, &data);
     let config = |overrides: &[&str]| experiment(snl, overrides);

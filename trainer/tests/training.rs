@@ -22,9 +22,13 @@ epochs = 1
 range = { excess = { radius = 5.0, weight = 1e-3 } }
 label_smoothing = 0.1
 [[stage]]
-method = { saliency = { from = "relu", keep = 300, polynomial_sites = ["stem.act", "stage1.block1.a.act"], batches = 2 } }
 epochs = 1
 carry = true
+[stage.method.saliency]
+from = "relu"
+keep = 300
+polynomial_sites = ["stem.act", "stage1.block1.a.act"]
+batches = 2
 [[stage]]
 method = { saliency = { from = "polynomial", keep = 200, batches = 2 } }
 epochs = 2
@@ -39,8 +43,12 @@ const EVERYTHING: [(&str, &str); 9] = [
         r#"
 [[stage]]
 epochs = 2
-optimiser = { rule = { momo-adam = {} }, weight_decay = 1e-3, average = { ema = { decay = 0.9 } }, layer_decay = 0.9 }
 schedule = { rate = 1e-2, shape = { cosine = {} } }
+[stage.optimiser]
+rule = { momo-adam = {} }
+weight_decay = 1e-3
+average = { ema = { decay = 0.9 } }
+layer_decay = 0.9
 "#,
     ),
     (
@@ -71,8 +79,15 @@ schedule = { rate = 1e-3 }
         "bcd",
         r#"
 [[stage]]
-method = { bcd = { relus = 1500, block = 210, trials = 3, tolerance = 0.5, images = 60, step_epochs = 2, removed = "polynomial" } }
 distil = { teacher = "start" }
+[stage.method.bcd]
+relus = 1500
+block = 210
+trials = 3
+tolerance = 0.5
+images = 60
+step_epochs = 2
+removed = "polynomial"
 "#,
     ),
     (
@@ -90,7 +105,12 @@ method = { quail = { norm = "amm", layer_epochs = 1, unfreeze_epochs = 1 } }
 [[stage]]
 epochs = 2
 replace = [{ sites = "*", by = "react-pkn" }]
-distil = { teacher = { beside = { kind = "resnet20", width = 0.25 } }, temperature = 5.0, student_temperature = 1.0, weight = 1.0, cross_entropy = 0.0 }
+[stage.distil]
+teacher = { beside = { kind = "resnet20", width = 0.25 } }
+temperature = 5.0
+student_temperature = 1.0
+weight = 1.0
+cross_entropy = 0.0
 "#,
     ),
     (
@@ -250,7 +270,14 @@ fn every_site_function_exports_to_a_graph_that_computes_the_same() {
         "{ drop-in = { by = \"least-squares\", degree = 4, radius = 4.0 } }",
     ] {
         let stages = format!(
-            "[[stage]]\nepochs = 1\n[[stage]]\nepochs = 1\nschedule = {{ rate = 0.01 }}\nreplace = [{{ sites = \"*\", by = {by} }}]"
+            r#"
+                [[stage]]
+                epochs = 1
+                [[stage]]
+                epochs = 1
+                schedule = {{ rate = 0.01 }}
+                replace = [{{ sites = "*", by = {by} }}]
+            "#
         );
         let run = trained(same, &stages, &data);
         let graph = export::graph(&run).unwrap_or_else(|why| panic!("{by}: {why:#}"));
@@ -283,7 +310,9 @@ fn every_network_trains_and_exports() {
         "{ kind = \"resnet32\", width = 0.25 }",
         "{ kind = \"wrn22-8\", width = 0.03125 }",
         "{ kind = \"lean9\", width = 0.125 }",
-        "{ kind = \"wrn22-8\", width = 0.03125, kernels = [{ convolutions = \"*\", by = \"r-pkn\" }], activations = [{ sites = \"*\", by = \"identity\" }] }",
+        "{ kind = \"wrn22-8\", width = 0.03125, \
+         kernels = [{ convolutions = \"*\", by = \"r-pkn\" }], \
+         activations = [{ sites = \"*\", by = \"identity\" }] }",
         rpkn.as_str(),
     ] {
         let stages = "[[stage]]\nepochs = 1\nbatch = 12\nschedule = { rate = 1e-3 }";
@@ -490,7 +519,12 @@ fn a_student_approaches_its_teacher() {
     let folder = saved(&teacher);
     // No label is seen: what the student learns, it learns from the teacher.
     let stages = format!(
-        "[[stage]]\nepochs = 3\nreplace = [{{ sites = \"*\", by = \"react-pkn\" }}]\ndistil = {{ teacher = {{ checkpoint = {:?} }}, cross_entropy = 0.0 }}",
+        r#"
+            [[stage]]
+            epochs = 3
+            replace = [{{ sites = "*", by = "react-pkn" }}]
+            distil = {{ teacher = {{ checkpoint = {:?} }}, cross_entropy = 0.0 }}
+        "#,
         folder.path()
     );
     let mut student = run(&stages);
@@ -541,9 +575,13 @@ fn evaluations_tell_what_left_the_trained_range() {
 #[test]
 fn quail_lowers_the_imitation_loss_of_each_layer() {
     let data = data(320, 40, 19);
-    let mut run = run(
-        "[[stage]]\nepochs = 3\n[[stage]]\nmethod = { quail = { norm = \"amm\", layer_epochs = 3, unfreeze_epochs = 1 } }\nschedule = { rate = 0.1 }",
-    );
+    let mut run = run(r#"
+        [[stage]]
+        epochs = 3
+        [[stage]]
+        method = { quail = { norm = "amm", layer_epochs = 3, unfreeze_epochs = 1 } }
+        schedule = { rate = 0.1 }
+    "#);
     let reports = finish(&mut run, &data);
     // Five sites and the classifier: 18 epochs of imitation, 6 of unfreezing.
     assert_eq!(reports.len(), 3 + 18 + 6);

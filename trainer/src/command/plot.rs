@@ -10,20 +10,20 @@ use crate::plot::curves::{self, History};
 use crate::plot::{Chart, tradeoff};
 use crate::result;
 
-/// What `pi-train plot` takes.
+/// Arguments of `pi-train plot`.
 #[derive(Args, Clone, Debug)]
 pub struct PlotArguments {
     /// Folders of runs (with a log.jsonl), results (NAME.json), or folders of results.
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
-    /// Folder for the charts, each as SVG and PNG; made if absent.
+    /// Folder for the charts, each as SVG and PNG; created if absent.
     #[arg(long, default_value = "plots")]
     pub out: PathBuf,
-    /// Published points beside the results: TOML, tables `[[point]]` with method, relus and
-    /// accuracy.
+    /// TOML file of published points to draw beside the results: tables `[[point]]` with method,
+    /// relus and accuracy.
     #[arg(long, value_name = "FILE")]
     pub published: Option<PathBuf>,
-    /// Network profile of the latency: one of those in the results' NAME.costs.json.
+    /// Network profile of the latency, one of those in the results' NAME.costs.json.
     #[arg(long, default_value = "wan")]
     pub profile: String,
 }
@@ -32,7 +32,7 @@ pub struct PlotArguments {
 ///
 /// Runs give `loss`, `accuracy`, `gradients`, `escape` (over depth) and `outside` together, and
 /// `escape-RUN` and `outside-RUN` (over epochs) each; results give `budget` and, with costs beside
-/// them, `latency`. What no log has is not drawn.
+/// them, `latency`. Charts that no log has numbers for are left out.
 ///
 /// # Errors
 /// A path that is neither; paths that hold nothing to draw; a log or a result that cannot be read;
@@ -186,9 +186,10 @@ mod tests {
             fs::write(run.join(LOG_NAME), format!("{line}\n")).unwrap();
             plot(&arguments(vec![run.clone()], out.clone()))
         };
-        let files = drawn(
-            r#"{"epoch": 0, "loss": null, "holdout_loss": null, "sites": {"stem.act": {"largest": 3.0}}}"#,
-        );
+        let files = drawn(concat!(
+            r#"{"epoch": 0, "loss": null, "holdout_loss": null, "#,
+            r#""sites": {"stem.act": {"largest": 3.0}}}"#,
+        ));
         let names: Vec<String> = files
             .unwrap()
             .iter()

@@ -8,17 +8,17 @@ use clap::Args;
 use crate::plot::tradeoff;
 use crate::{report, result};
 
-/// What `pi-train report` takes.
+/// Arguments of `pi-train report`.
 #[derive(Args, Clone, Debug)]
 pub struct ReportArguments {
-    /// Results (NAME.json), or folders of them. NAME.costs.json beside a result, written by
-    /// pi-compile --costs, gives bytes, messages and latency.
+    /// Results (NAME.json), or folders of them. A file NAME.costs.json beside a result, written by
+    /// pi-compile --costs, adds bytes, messages and latency.
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
-    /// Prints JSON in place of the Markdown table.
+    /// Print JSON instead of the Markdown table.
     #[arg(long)]
     pub json: bool,
-    /// Draws accuracy against latency into this folder, as latency.svg and latency.png.
+    /// Draw accuracy against latency into this folder, as latency.svg and latency.png.
     #[arg(long, value_name = "FOLDER")]
     pub plot: Option<PathBuf>,
     /// Network profile of the drawn latency.

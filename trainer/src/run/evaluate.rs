@@ -23,11 +23,11 @@ pub struct Evaluation {
     pub accuracy: f64,
     /// Mean cross-entropy.
     pub loss: f64,
-    /// What reached each activation site and polynomial kernel.
+    /// Inputs of each activation site and polynomial kernel.
     pub sites: BTreeMap<String, Site>,
 }
 
-/// What reached a site.
+/// Inputs of a site, in two numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Site {
     /// Largest magnitude of an input; infinite (`null` in JSON) if one is beyond single precision
@@ -46,7 +46,7 @@ impl Evaluation {
 }
 
 impl Run {
-    /// Accuracy, loss, and what reached each activation.
+    /// Measures accuracy and loss on a set, and what reaches each activation.
     pub fn evaluate(&self, set: &DeviceSet) -> Evaluation {
         let mut loss = 0.0;
         let mut right = 0;
