@@ -11,8 +11,8 @@
 use nix::sys::resource::{UsageWho, getrusage};
 use pi_core::fp;
 use pi_ir::{
-    Answer, Circuit, Conv, Layer, LayerWeights, Padding, Plan, Range, Shape, Step, TensorId, Term,
-    Upload, Weights,
+    Circuit, Conv, Layer, LayerWeights, OutputPacking, Padding, Plan, Range, Shape, Step, TensorId,
+    Term, Upload, Weights,
 };
 use pi_protocol::layout::{Packing, RING_DEGREE, conv_output, layout_for};
 use pi_protocol::linear::{
@@ -141,7 +141,7 @@ impl Configuration {
             _ => 1,
         };
         let answers = self.consumers.iter().enumerate();
-        let answers = answers.map(|(layer, &(_, _, merge))| Answer {
+        let answers = answers.map(|(layer, &(_, _, merge))| OutputPacking {
             layer: layer as u32,
             term: 0,
             upload: 0,

@@ -544,7 +544,7 @@ mod tests {
                     blocks: 1,
                 },
             }],
-            answers: vec![Answer {
+            answers: vec![OutputPacking {
                 layer: 0,
                 term: 0,
                 upload: 0,

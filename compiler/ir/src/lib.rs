@@ -43,7 +43,7 @@ pub use circuit::{
     Activation, Circuit, Conv, Kind, Layer, PostTruncation, Range, Step, SumPool, TensorId, Term,
 };
 pub use graph::{ActivationKind, Graph, Node, NodeId, Op};
-pub use plan::{Answer, Layout, Plan, Upload};
+pub use plan::{Layout, OutputPacking, Plan, Upload};
 pub use shape::{Padding, Shape};
 pub use trace::{LayerTrace, Trace};
 pub use weights::{LayerWeights, Polynomial, Weights};

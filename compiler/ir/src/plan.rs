@@ -36,7 +36,7 @@ pub struct Plan {
     pub uploads: Vec<Upload>,
     /// One entry per convolution term, in circuit order.
     #[serde(deserialize_with = "wire::limited::<_, _, { limits::PLAN }>")]
-    pub answers: Vec<Answer>,
+    pub answers: Vec<OutputPacking>,
 }
 
 /// One tensor in one layout.
@@ -73,7 +73,7 @@ pub struct Layout {
 
 /// How the answer to one convolution term is packed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Answer {
+pub struct OutputPacking {
     /// Layer of the circuit.
     pub layer: u32,
     /// Term of the layer.

@@ -7,7 +7,7 @@
 //! choice for each tensor is the best plan for all. Equal shapes are searched once.
 
 use crate::fault::{Fault, Refused};
-use pi_ir::{Answer, Circuit, Conv, Layout, Plan, Shape, TensorId, Term, Upload};
+use pi_ir::{Circuit, Conv, Layout, OutputPacking, Plan, Shape, TensorId, Term, Upload};
 use pi_protocol::layout::{self, MAX_MERGED_GROUP, RING_DEGREE, Sketch, conv_output};
 use pi_protocol::linear::{self, LinearCost, Operations, Rates};
 use rayon::prelude::*;
@@ -101,7 +101,7 @@ pub fn select(circuit: &Circuit, bundles: u32, link: &Link) -> Result<Plan, Refu
             .or_default()
             .push(convs.len());
         convs.push(conv);
-        answers.push(Answer {
+        answers.push(OutputPacking {
             layer,
             term,
             upload: 0,

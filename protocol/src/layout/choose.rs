@@ -6,7 +6,7 @@ use super::{
     conv_output, conv_terms,
 };
 use crate::linear::{Operations, Rates};
-use pi_ir::{Answer, Circuit, Conv, Layout, Padding, Plan, Shape, TensorId, Upload};
+use pi_ir::{Circuit, Conv, Layout, OutputPacking, Padding, Plan, Shape, TensorId, Upload};
 use std::collections::BTreeMap;
 
 /// The tightest layout of a tensor of `shape` for all `consumers`, in the standard ring and for one
@@ -253,7 +253,7 @@ impl Sketch {
     }
 }
 
-const UNMERGED: Answer = Answer {
+const UNMERGED: OutputPacking = OutputPacking {
     layer: 0,
     term: 0,
     upload: 0,
@@ -261,15 +261,19 @@ const UNMERGED: Answer = Answer {
     output_blocks: 1,
 };
 
-fn answer(merge: u32, output_blocks: u32) -> Answer {
-    Answer {
+fn answer(merge: u32, output_blocks: u32) -> OutputPacking {
+    OutputPacking {
         merge,
         output_blocks,
         ..UNMERGED
     }
 }
 
-fn consumer<'a>(conv: &'a Conv, answer: &'a Answer, output: Option<Shape>) -> Option<Consumer<'a>> {
+fn consumer<'a>(
+    conv: &'a Conv,
+    answer: &'a OutputPacking,
+    output: Option<Shape>,
+) -> Option<Consumer<'a>> {
     Some(Consumer {
         index: 0,
         conv,
@@ -313,7 +317,7 @@ pub(crate) fn plan_in(ring_degree: u32, circuit: &Circuit, bundles: u32) -> Resu
         uploads: Vec::new(),
         answers: terms
             .iter()
-            .map(|(layer, term, _)| Answer {
+            .map(|(layer, term, _)| OutputPacking {
                 layer: *layer,
                 term: *term,
                 upload: 0,

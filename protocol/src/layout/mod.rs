@@ -41,7 +41,7 @@ pub use answer::{AnswerMap, Placement, Tap, Useful};
 pub use choose::{Sketch, default_plan, layout_for};
 pub use upload::{ClassCounts, Slot, UploadMap};
 
-use pi_ir::{Answer, Circuit, Conv, Plan, Shape, TensorId, Term};
+use pi_ir::{Circuit, Conv, OutputPacking, Plan, Shape, TensorId, Term};
 
 /// Ciphertexts that all uploads, or all answers, of a plan may have: `2^14`, about 1.2 GB of
 /// upload. A ResNet-18 has a few hundred; a plan with more is refused before anything is allocated
@@ -239,7 +239,7 @@ pub fn verify_plan(circuit: &Circuit, plan: &Plan) -> Vec<String> {
 pub(crate) struct Consumer<'a> {
     pub(crate) index: usize,
     pub(crate) conv: &'a Conv,
-    pub(crate) answer: &'a Answer,
+    pub(crate) answer: &'a OutputPacking,
     pub(crate) output: Shape,
 }
 
@@ -281,7 +281,12 @@ fn check_globals(plan: &Plan) -> Vec<String> {
 }
 
 /// Checks what one answer says by itself, and gives the shape of its convolution's output.
-fn consumer(tensors: &[Shape], plan: &Plan, conv: &Conv, answer: &Answer) -> Result<Shape, String> {
+fn consumer(
+    tensors: &[Shape],
+    plan: &Plan,
+    conv: &Conv,
+    answer: &OutputPacking,
+) -> Result<Shape, String> {
     let upload = plan
         .uploads
         .get(answer.upload as usize)

@@ -300,7 +300,7 @@ fn plan_of(
         }],
         answers: conv_terms(circuit)
             .iter()
-            .map(|(layer, term, _)| Answer {
+            .map(|(layer, term, _)| OutputPacking {
                 layer: *layer,
                 term: *term,
                 upload: 0,

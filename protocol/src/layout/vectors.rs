@@ -77,7 +77,7 @@ fn packing(case: &Value) -> Packing {
         answers: answers
             .iter()
             .enumerate()
-            .map(|(term, a)| Answer {
+            .map(|(term, a)| OutputPacking {
                 layer: 0,
                 term: term as u32,
                 upload: 0,
