@@ -11,10 +11,10 @@
 //! of a ciphertext with the kernel of one output channel is useful at multiples of `G` only; the
 //! coefficient at `u * G` reads position `u + k * row_stride + l` for each tap `(k, l)` and each
 //! channel of the group that the convolution has. If a read expects an element, the coefficient is
-//! [`Slot::Free`] where the tensor's element occurs first and [`Slot::Repeat`] afterwards (halos,
-//! further uploads); if it expects padding, [`Slot::Zero`]; two reads must not expect different
+//! [`CoefficientRole::Free`] where the tensor's element occurs first and [`CoefficientRole::Repeat`] afterwards (halos,
+//! further uploads); if it expects padding, [`CoefficientRole::Zero`]; two reads must not expect different
 //! things (this is what makes a shared padding column legal, and nothing else does); a coefficient
-//! that no useful output reads is [`Slot::Unused`]: tails, gaps, channels that a group lacks,
+//! that no useful output reads is [`CoefficientRole::Unused`]: tails, gaps, channels that a group lacks,
 //! phases of space-to-depth that no tap touches.
 //!
 //! *Stacks.* If tiles have more rows than the outputs of one bundle, the virtual maps of all
@@ -39,7 +39,7 @@ mod vectors;
 
 pub use answer::{AnswerMap, Placement, Tap, Useful};
 pub use choose::{Sketch, default_plan, layout_for};
-pub use upload::{ClassCounts, Slot, UploadMap};
+pub use upload::{ClassCounts, CoefficientRole, UploadMap};
 
 use pi_ir::{Circuit, Conv, OutputPacking, Plan, Shape, TensorId, Term};
 

@@ -115,12 +115,14 @@ fn fill(
     let map = &packing.uploads()[upload];
     (0..map.ciphertexts())
         .map(|index| {
-            map.slots(index)
+            map.roles(index)
                 .into_iter()
-                .map(|slot| match slot {
-                    Slot::Free(element) | Slot::Repeat(element) => tensor[element as usize],
-                    Slot::Zero => 0,
-                    Slot::Unused => junk.next_u64() % P,
+                .map(|role| match role {
+                    CoefficientRole::Free(element) | CoefficientRole::Repeat(element) => {
+                        tensor[element as usize]
+                    }
+                    CoefficientRole::Zero => 0,
+                    CoefficientRole::Unused => junk.next_u64() % P,
                 })
                 .collect()
         })
@@ -180,9 +182,9 @@ fn answer_of(
                         sum = add(sum, mul(input[j], sign * w));
                     }
                 }
-                let slot = &mut result[u.element as usize];
-                assert!(slot.is_none(), "output {} occurs twice", u.element);
-                *slot = Some(sum);
+                let found = &mut result[u.element as usize];
+                assert!(found.is_none(), "output {} occurs twice", u.element);
+                *found = Some(sum);
             }
         }
     }
@@ -256,21 +258,21 @@ fn check_classes(packing: &Packing) {
         let mut total = ClassCounts::default();
         for index in 0..upload.ciphertexts() {
             let mut counts = ClassCounts::default();
-            for slot in upload.slots(index) {
-                match slot {
-                    Slot::Free(e) => {
+            for role in upload.roles(index) {
+                match role {
+                    CoefficientRole::Free(e) => {
                         assert!(!std::mem::replace(
                             &mut seen[upload.tensor().0 as usize][e as usize],
                             true
                         ));
                         counts.free += 1;
                     }
-                    Slot::Repeat(e) => {
+                    CoefficientRole::Repeat(e) => {
                         assert!(seen[upload.tensor().0 as usize][e as usize]);
                         counts.forced += 1;
                     }
-                    Slot::Zero => counts.forced += 1,
-                    Slot::Unused => counts.unused += 1,
+                    CoefficientRole::Zero => counts.forced += 1,
+                    CoefficientRole::Unused => counts.unused += 1,
                 }
             }
             assert_eq!(counts, upload.counts(index));
@@ -473,13 +475,13 @@ fn stacked_bundles_share_rows_of_zeros() {
     check(&circuit, &plan, 12);
     let packing = Packing::in_any_ring(&circuit, &plan).unwrap();
     assert_eq!(packing.uploads()[0].tiles(), (2, 1));
-    let slots = packing.uploads()[0].slots(0);
+    let roles = packing.uploads()[0].roles(0);
     // The second bundle's first element is four rows below the first bundle's, the zeros between
     // them are one row.
-    let at = |row: usize, column: usize| slots[(row * 4 + column) * 2];
-    assert_eq!(at(1, 1), Slot::Free(0));
-    assert_eq!(at(4, 1), Slot::Zero);
-    assert_eq!(at(5, 1), Slot::Free(18));
+    let at = |row: usize, column: usize| roles[(row * 4 + column) * 2];
+    assert_eq!(at(1, 1), CoefficientRole::Free(0));
+    assert_eq!(at(4, 1), CoefficientRole::Zero);
+    assert_eq!(at(5, 1), CoefficientRole::Free(18));
 }
 
 #[test]
@@ -557,10 +559,10 @@ fn two_bundles_lie_side_by_side() {
     let plan = plan_of(128, 2, &circuit, layout, 1, 1);
     check(&circuit, &plan, 5);
     let packing = Packing::in_any_ring(&circuit, &plan).unwrap();
-    let slots = packing.uploads()[0].slots(0);
+    let roles = packing.uploads()[0].roles(0);
     // Element 0 of channel 0 at virtual (1, 1): flat 1 * 4 + 1; the second bundle one block later.
-    assert_eq!(slots[(4 + 1) * 2], Slot::Free(0));
-    assert_eq!(slots[(21 + 4 + 1) * 2], Slot::Free(18));
+    assert_eq!(roles[(4 + 1) * 2], CoefficientRole::Free(0));
+    assert_eq!(roles[(21 + 4 + 1) * 2], CoefficientRole::Free(18));
 }
 
 #[test]
@@ -573,13 +575,13 @@ fn absent_channels_and_phases_are_unused() {
     let layout = layout_in(64, 1, shape, &[&c], 16, (2, 2)).unwrap();
     let plan = plan_of(64, 1, &circuit, layout, 4, 1);
     check(&circuit, &plan, 6);
-    let slots = Packing::in_any_ring(&circuit, &plan).unwrap().uploads()[0].slots(0);
-    for (at, slot) in slots.iter().enumerate() {
+    let roles = Packing::in_any_ring(&circuit, &plan).unwrap().uploads()[0].roles(0);
+    for (at, role) in roles.iter().enumerate() {
         let used = [0, 4, 8].contains(&(at % 16));
         assert_eq!(
-            matches!(slot, Slot::Free(_)),
+            matches!(role, CoefficientRole::Free(_)),
             used,
-            "coefficient {at}: {slot:?}"
+            "coefficient {at}: {role:?}"
         );
     }
 }

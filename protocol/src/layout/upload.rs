@@ -6,9 +6,9 @@ use super::{
 use pi_ir::{Layout, Plan, Shape, TensorId, Upload};
 use std::collections::BTreeMap;
 
-/// What a coefficient of an uploaded ciphertext holds. Elements are numbered `[bundle][c][y][x]`.
+/// The role of a coefficient of an uploaded ciphertext. Elements are numbered `[bundle][c][y][x]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Slot {
+pub enum CoefficientRole {
     /// No useful output reads it: encrypts a random number that both parties forget.
     Unused,
     /// Padding, or the exact zero between output blocks.
@@ -20,21 +20,21 @@ pub enum Slot {
     Repeat(u32),
 }
 
-impl Slot {
+impl CoefficientRole {
     /// Whether the encrypted value is prescribed, so that the correction is taken modulo `Q`.
     pub fn is_forced(self) -> bool {
-        matches!(self, Slot::Zero | Slot::Repeat(_))
+        matches!(self, CoefficientRole::Zero | CoefficientRole::Repeat(_))
     }
 }
 
 /// How many coefficients of a ciphertext are in each class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClassCounts {
-    /// [`Slot::Free`].
+    /// [`CoefficientRole::Free`].
     pub free: usize,
-    /// [`Slot::Zero`] and [`Slot::Repeat`].
+    /// [`CoefficientRole::Zero`] and [`CoefficientRole::Repeat`].
     pub forced: usize,
-    /// [`Slot::Unused`].
+    /// [`CoefficientRole::Unused`].
     pub unused: usize,
 }
 
@@ -63,10 +63,10 @@ pub struct UploadMap {
 /// Classes of one tile; elements are numbered `[y][x]`, or `[bundle][y][x]` in a stack.
 #[derive(Clone, Debug)]
 struct Plane {
-    slots: Vec<Slot>,
-    /// Per phase: free and forced slots.
+    roles: Vec<CoefficientRole>,
+    /// Per phase: free and forced roles.
     counts: Vec<(usize, usize)>,
-    /// Whether any slot is a repeat.
+    /// Whether any role is a repeat.
     repeats: bool,
 }
 
@@ -159,7 +159,7 @@ impl UploadMap {
     ///
     /// # Panics
     /// If `index >= ciphertexts()`.
-    pub fn slots(&self, index: usize) -> Vec<Slot> {
+    pub fn roles(&self, index: usize) -> Vec<CoefficientRole> {
         assert!(
             index < self.ciphertexts(),
             "ciphertext {index} of {}",
@@ -169,24 +169,24 @@ impl UploadMap {
         let (size, phases) = (self.layout.group as usize, self.phases());
         let channels = self.channels(group);
         let map_len = self.shape.h * self.shape.w;
-        let mut out = vec![Slot::Unused; self.ring_degree];
+        let mut out = vec![CoefficientRole::Unused; self.ring_degree];
         for block in 0..self.layout.blocks as usize {
             let Some((tile, bundle)) = self.tile_and_bundle(row, block) else {
                 break;
             };
             let first = bundle as u32 * self.shape.len() as u32;
             let base = block * self.layout.block as usize;
-            for (flat, classes) in self.planes[tile].slots.chunks_exact(phases).enumerate() {
+            for (flat, classes) in self.planes[tile].roles.chunks_exact(phases).enumerate() {
                 let at = (base + flat) * size;
-                for (channel, slot) in channels.clone().zip(&mut out[at..at + size]) {
+                for (channel, role) in channels.clone().zip(&mut out[at..at + size]) {
                     let offset = first + (channel / phases) as u32 * map_len;
                     let place = |element: u32| {
                         let (bundle, element) = (element / map_len, element % map_len);
                         offset + bundle * self.shape.len() as u32 + element
                     };
-                    *slot = match classes[channel % phases] {
-                        Slot::Free(element) => Slot::Free(place(element)),
-                        Slot::Repeat(element) => Slot::Repeat(place(element)),
+                    *role = match classes[channel % phases] {
+                        CoefficientRole::Free(element) => CoefficientRole::Free(place(element)),
+                        CoefficientRole::Repeat(element) => CoefficientRole::Repeat(place(element)),
                         other => other,
                     };
                 }
@@ -373,32 +373,32 @@ impl Plane {
     fn new(contents: Vec<Content>, phases: usize, seen: &mut [bool]) -> Plane {
         let mut counts = vec![(0, 0); phases];
         let mut repeats = false;
-        let slots = contents
+        let roles = contents
             .into_iter()
             .enumerate()
             .map(|(index, content)| {
                 let (free, forced) = &mut counts[index % phases];
                 match content {
-                    Content::Nothing => Slot::Unused,
+                    Content::Nothing => CoefficientRole::Unused,
                     Content::Zero => {
                         *forced += 1;
-                        Slot::Zero
+                        CoefficientRole::Zero
                     }
                     Content::Element(element) => {
                         if std::mem::replace(&mut seen[element as usize], true) {
                             *forced += 1;
                             repeats = true;
-                            Slot::Repeat(element)
+                            CoefficientRole::Repeat(element)
                         } else {
                             *free += 1;
-                            Slot::Free(element)
+                            CoefficientRole::Free(element)
                         }
                     }
                 }
             })
             .collect();
         Plane {
-            slots,
+            roles,
             counts,
             repeats,
         }
@@ -730,9 +730,9 @@ impl TileReads<'_> {
 }
 
 fn expect(contents: &mut [Content], index: usize, content: Content) -> Result<(), String> {
-    let slot = &mut contents[index];
-    match *slot {
-        Content::Nothing => *slot = content,
+    let entry = &mut contents[index];
+    match *entry {
+        Content::Nothing => *entry = content,
         found if found == content => {}
         found => {
             return Err(format!(

@@ -103,13 +103,13 @@ fn classes_equal_the_vectors() {
         assert_eq!(upload.ciphertexts(), want.len(), "{}", case["name"]);
         for (index, want) in want.iter().enumerate() {
             let got: Vec<i64> = upload
-                .slots(index)
+                .roles(index)
                 .into_iter()
-                .map(|slot| match slot {
-                    Slot::Unused => -1,
-                    Slot::Zero => -2,
-                    Slot::Free(e) => 2 * i64::from(e),
-                    Slot::Repeat(e) => 2 * i64::from(e) + 1,
+                .map(|role| match role {
+                    CoefficientRole::Unused => -1,
+                    CoefficientRole::Zero => -2,
+                    CoefficientRole::Free(e) => 2 * i64::from(e),
+                    CoefficientRole::Repeat(e) => 2 * i64::from(e) + 1,
                 })
                 .collect();
             assert_eq!(got, numbers(want), "{}, ciphertext {index}", case["name"]);

@@ -3,9 +3,9 @@
 
 use super::*;
 use crate::layout::tests::{circuit_of, conv, plain_conv};
-use crate::layout::{Packing, Slot, choose, default_plan};
-use pi_core::fp;
+use crate::layout::{CoefficientRole, Packing, choose, default_plan};
 use pi_ir::{Circuit, Conv, LayerWeights, Padding, Plan, Shape, Term, Weights};
+use pi_core::fp;
 use pi_rlwe::answer::attack;
 use pi_rlwe::{
     CiphertextModulus, CoefficientClass, GaloisKeys, N, Packed, Params, PlainPoly, Product,
@@ -263,9 +263,9 @@ fn tiles_with_halos_within_and_across_ciphertexts() {
     );
     assert!(
         upload
-            .slots(0)
+            .roles(0)
             .iter()
-            .any(|slot| matches!(slot, Slot::Repeat(_)))
+            .any(|role| matches!(role, CoefficientRole::Repeat(_)))
     );
     check(&circuit, &plan, 0, 7);
 }
@@ -482,7 +482,7 @@ fn uncorrected_unused_coefficient_would_give_a_weight_away() {
     let plan = explicit(&circuit, 1, 1, (6, 6), 0, 1);
     let packing = Packing::new(&circuit, &plan).unwrap();
     let (map, answer) = (&packing.uploads()[0], &packing.answers()[0]);
-    let slots = map.slots(0);
+    let roles = map.roles(0);
     let rng = &mut ChaCha20Rng::seed_from_u64(17);
     let mut weights: Vec<i64> = (0..9)
         .map(|_| i64::from(rng.next_u32() % 255) - 127)
@@ -490,7 +490,10 @@ fn uncorrected_unused_coefficient_would_give_a_weight_away() {
     let taps = answer.taps(map, 0);
     // The first unused coefficient, and a coefficient of the product that reads it by the kernel's
     // last tap.
-    let unused = slots.iter().position(|slot| *slot == Slot::Unused).unwrap();
+    let unused = roles
+        .iter()
+        .position(|role| *role == CoefficientRole::Unused)
+        .unwrap();
     let tap = taps
         .iter()
         .rfind(|tap| tap.shift as usize <= unused)
@@ -512,19 +515,19 @@ fn uncorrected_unused_coefficient_would_give_a_weight_away() {
     });
     let kernel = PlainPoly::new(params, CONV, 0, terms);
     let layout = UploadLayout::new(
-        slots
+        roles
             .iter()
-            .map(|slot| match slot {
-                Slot::Unused => CoefficientClass::Unused,
-                Slot::Free(_) => CoefficientClass::Free,
+            .map(|role| match role {
+                CoefficientRole::Unused => CoefficientClass::Unused,
+                CoefficientRole::Free(_) => CoefficientClass::Free,
                 _ => CoefficientClass::Forced,
             })
             .collect(),
     );
     // Where the correction of the unused coefficient is in the message.
-    let bit: usize = slots[..unused]
+    let bit: usize = roles[..unused]
         .iter()
-        .map(|slot| if slot.is_forced() { 138 } else { 78 })
+        .map(|role| if role.is_forced() { 138 } else { 78 })
         .sum();
 
     let candidates = |corrected: bool, rng: &mut ChaCha20Rng| {

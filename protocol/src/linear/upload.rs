@@ -2,7 +2,7 @@
 //! the plan's order.
 
 use super::Forks;
-use crate::layout::{Packing, Slot, UploadMap};
+use crate::layout::{CoefficientRole, Packing, UploadMap};
 use pi_core::fp;
 use pi_rlwe::upload::upload_bytes;
 use pi_rlwe::{
@@ -55,13 +55,13 @@ fn ciphertext_seed(public_seed: &[u8; 32], upload: usize, index: usize) -> Seed 
     *hasher.finalize().as_bytes()
 }
 
-fn upload_layout(slots: &[Slot]) -> UploadLayout {
-    let class = |slot: &Slot| match slot {
-        Slot::Free(_) => CoefficientClass::Free,
-        Slot::Zero | Slot::Repeat(_) => CoefficientClass::Forced,
-        Slot::Unused => CoefficientClass::Unused,
+fn upload_layout(roles: &[CoefficientRole]) -> UploadLayout {
+    let class = |role: &CoefficientRole| match role {
+        CoefficientRole::Free(_) => CoefficientClass::Free,
+        CoefficientRole::Zero | CoefficientRole::Repeat(_) => CoefficientClass::Forced,
+        CoefficientRole::Unused => CoefficientClass::Unused,
     };
-    UploadLayout::new(slots.iter().map(class).collect())
+    UploadLayout::new(roles.iter().map(class).collect())
 }
 
 fn assert_degree(packing: &Packing) {
@@ -87,7 +87,7 @@ pub struct Uploads<'a> {
 /// One ciphertext on its way.
 struct Draft {
     index: usize,
-    slots: Vec<Slot>,
+    roles: Vec<CoefficientRole>,
     repeats: bool,
     sent: Upload,
 }
@@ -142,18 +142,20 @@ impl<'a> Uploads<'a> {
         let drafts: Vec<Draft> = (0..map.ciphertexts())
             .into_par_iter()
             .map(|index| {
-                let slots = map.slots(index);
-                debug_assert_eq!(slots.len(), N);
-                let repeats = slots.iter().any(|slot| matches!(slot, Slot::Repeat(_)));
+                let roles = map.roles(index);
+                debug_assert_eq!(roles.len(), N);
+                let repeats = roles
+                    .iter()
+                    .any(|role| matches!(role, CoefficientRole::Repeat(_)));
                 let sent = if repeats {
                     self.encrypt(index, &UploadLayout::all_free(), &[], "mask")
                 } else {
-                    let layout = upload_layout(&slots);
+                    let layout = upload_layout(&roles);
                     self.encrypt(index, &layout, &vec![0; layout.forced_count()], "upload")
                 };
                 Draft {
                     index,
-                    slots,
+                    roles,
                     repeats,
                     sent,
                 }
@@ -163,8 +165,8 @@ impl<'a> Uploads<'a> {
             .as_mut()
             .expect("an uploaded tensor has a mask");
         for draft in &drafts {
-            for (slot, r) in draft.slots.iter().zip(draft.sent.mask.iter()) {
-                if let Slot::Free(element) = slot {
+            for (role, r) in draft.roles.iter().zip(draft.sent.mask.iter()) {
+                if let CoefficientRole::Free(element) = role {
                     mask[*element as usize] = *r;
                 }
             }
@@ -186,13 +188,13 @@ impl<'a> Uploads<'a> {
         let mask = self.masks[map.tensor().0 as usize]
             .as_ref()
             .expect("an uploaded tensor has a mask");
-        let forced = draft.slots.iter().filter_map(|slot| match slot {
-            Slot::Zero => Some(0),
-            Slot::Repeat(element) => Some(mask[*element as usize]),
-            Slot::Free(_) | Slot::Unused => None,
+        let forced = draft.roles.iter().filter_map(|role| match role {
+            CoefficientRole::Zero => Some(0),
+            CoefficientRole::Repeat(element) => Some(mask[*element as usize]),
+            CoefficientRole::Free(_) | CoefficientRole::Unused => None,
         });
         let forced: Zeroizing<Vec<u64>> = Zeroizing::new(forced.collect());
-        let layout = upload_layout(&draft.slots);
+        let layout = upload_layout(&draft.roles);
         self.encrypt(draft.index, &layout, &forced, "upload").bytes
     }
 
@@ -283,7 +285,7 @@ pub fn receive_upload(
     parts
         .into_par_iter()
         .map(|(index, bytes)| {
-            let layout = upload_layout(&map.slots(index));
+            let layout = upload_layout(&map.roles(index));
             let seed = ciphertext_seed(public_seed, upload, index);
             expand_upload(params, CONV, &seed, &layout, bytes)
         })
