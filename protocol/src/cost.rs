@@ -7,7 +7,7 @@
 use crate::Error;
 use crate::linear;
 use crate::nonlinear::{quadratic, relu};
-use crate::session::{Network, TREE_DEPTH, infer_bytes, offline_traffic, setup_traffic};
+use crate::session::{IndexedCircuit, TREE_DEPTH, infer_bytes, offline_traffic, setup_traffic};
 use pi_core::fp::ELEMENT_BYTES;
 use pi_ir::{Circuit, Kind, Plan, Step};
 use std::ops::AddAssign;
@@ -97,12 +97,12 @@ pub fn circuit<'p>(
     circuit: &Circuit,
     plans: impl IntoIterator<Item = &'p Plan>,
 ) -> Result<Cost, Error> {
-    Ok(of(&Network::new(circuit, plans)?))
+    Ok(of(&IndexedCircuit::new(circuit, plans)?))
 }
 
-pub(crate) fn of(network: &Network) -> Cost {
-    let (request, output) = infer_bytes(network);
-    let per_layer = layers(network);
+pub(crate) fn of(indexed: &IndexedCircuit) -> Cost {
+    let (request, output) = infer_bytes(indexed);
+    let per_layer = layers(indexed);
     let mut online = Traffic {
         up: request as u64,
         down: output as u64,
@@ -115,11 +115,11 @@ pub(crate) fn of(network: &Network) -> Cost {
     }
     Cost {
         setup: setup_traffic(),
-        offline: offline_traffic(network, &network.plans[0]),
-        batches: (network.plans[1..].iter())
+        offline: offline_traffic(indexed, &indexed.plans[0]),
+        batches: (indexed.plans[1..].iter())
             .map(|planned| BatchCost {
                 bundles: planned.bundles(),
-                offline: offline_traffic(network, planned),
+                offline: offline_traffic(indexed, planned),
             })
             .collect(),
         online,
@@ -127,15 +127,15 @@ pub(crate) fn of(network: &Network) -> Cost {
     }
 }
 
-fn layers(network: &Network) -> Vec<LayerCost> {
-    let answers = linear::cost(network.single()).answer_bytes;
-    let mut layers = Vec::with_capacity(network.layers.len());
-    for (l, (layer, index)) in network.indexed().enumerate() {
+fn layers(indexed: &IndexedCircuit) -> Vec<LayerCost> {
+    let answers = linear::cost(indexed.single()).answer_bytes;
+    let mut layers = Vec::with_capacity(indexed.layers.len());
+    for (l, (layer, index)) in indexed.layers_with_index().enumerate() {
         let count = |wanted: Kind| match &layer.step {
             Step::Activate(activation) => activation.kinds.iter().filter(|&&k| k == wanted).count(),
             Step::Output { .. } => 0,
         };
-        let maps = network.single().answers().iter().zip(&answers);
+        let maps = indexed.single().answers().iter().zip(&answers);
         let answers = maps.filter(|(map, _)| map.layer() as usize == l);
         let mut offline = Traffic {
             up: (quadratic::correction_bytes(index.slots) + ELEMENT_BYTES * index.identity.len())
@@ -156,7 +156,7 @@ fn layers(network: &Network) -> Vec<LayerCost> {
             identities: index.identity.len(),
             sign_bits: index.width.map_or(0, |width| width.bits()),
             offline,
-            online: crate::session::layer_traffic(network, layer, index),
+            online: crate::session::layer_traffic(indexed, layer, index),
         });
     }
     layers

@@ -93,8 +93,8 @@ impl ClientBundle {
 
     /// Bytes of the stored form of a bundle of this model.
     pub fn encoded_len(model: &ClientModel) -> usize {
-        let network = model.network();
-        let layers = network.indexed().map(|(layer, index)| {
+        let indexed = model.indexed();
+        let layers = indexed.layers_with_index().map(|(layer, index)| {
             let n = index.relu.len();
             let relu = index.width.map_or(0, |width| {
                 width.label_bytes(n) + width.table_bytes(n) + ELEMENT_BYTES * n
@@ -102,7 +102,7 @@ impl ClientBundle {
             let elements = layer.shape.len() + index.quadratic.len() + index.online();
             relu + ELEMENT_BYTES * elements
         });
-        FRAME_BYTES + ELEMENT_BYTES * network.circuit.input.len() + layers.sum::<usize>()
+        FRAME_BYTES + ELEMENT_BYTES * indexed.circuit.input.len() + layers.sum::<usize>()
     }
 
     /// The form to be stored: secret.
@@ -139,9 +139,9 @@ impl ClientBundle {
     pub fn decode(bytes: &[u8], model: &ClientModel) -> Result<Self, Error> {
         let (header, mut reader) = open(bytes, CLIENT_TAG)?;
         model.check_header(&header)?;
-        let network = model.network();
-        let input_mask = elements(&mut reader, network.circuit.input.len())?;
-        let layers = network.indexed().map(|(layer, index)| {
+        let indexed = model.indexed();
+        let input_mask = elements(&mut reader, indexed.circuit.input.len())?;
+        let layers = indexed.layers_with_index().map(|(layer, index)| {
             Ok(ClientLayer {
                 c: elements(&mut reader, layer.shape.len())?,
                 relu: client_relu(&mut reader, index)?,
@@ -186,7 +186,7 @@ impl ServerBundle {
 
     /// Bytes of the stored form of a bundle of this model.
     pub fn encoded_len(model: &ServerModel) -> usize {
-        let layers = model.network().indexed().map(|(layer, index)| {
+        let layers = model.indexed().layers_with_index().map(|(layer, index)| {
             let elements = layer.shape.len() + 2 * index.quadratic.len() + index.identity.len();
             gadget_bytes(index) + ELEMENT_BYTES * elements
         });
@@ -228,7 +228,7 @@ impl ServerBundle {
         model.check_header(&header)?;
         let label_seed = Zeroizing::new(reader.array()?);
         let delta = Delta::from_block(Block::from_bytes(reader.array()?));
-        let layers = model.network().indexed().map(|(layer, index)| {
+        let layers = model.indexed().layers_with_index().map(|(layer, index)| {
             Ok(ServerLayer {
                 offset: elements(&mut reader, layer.shape.len())?,
                 gadget: match index.width {

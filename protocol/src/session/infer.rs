@@ -15,7 +15,7 @@
 use super::bundle::{ClientBundle, ClientLayer, ServerBundle, ServerLayer};
 use super::convolve::Convolution;
 use super::model::{
-    ClientModel, LayerIndex, Network, ServerModel, activation, add_scaled, sum_windows,
+    ClientModel, IndexedCircuit, LayerIndex, ServerModel, activation, add_scaled, sum_windows,
 };
 use super::prepare::{label_stream, polynomial, tweaks};
 use crate::channel::{Channel, receive_exactly};
@@ -61,18 +61,22 @@ fn online_bytes(index: &LayerIndex) -> (usize, usize) {
 }
 
 /// Bytes of the first message and of the last.
-pub(crate) fn infer_bytes(network: &Network) -> (usize, usize) {
+pub(crate) fn infer_bytes(indexed: &IndexedCircuit) -> (usize, usize) {
     (
-        ID_BYTES + ELEMENT_BYTES * network.circuit.input.len(),
-        ELEMENT_BYTES * network.logits(),
+        ID_BYTES + ELEMENT_BYTES * indexed.circuit.input.len(),
+        ELEMENT_BYTES * indexed.logits(),
     )
 }
 
 /// What a layer sends online.
-pub(crate) fn layer_traffic(network: &Network, layer: &Layer, index: &LayerIndex) -> Traffic {
+pub(crate) fn layer_traffic(
+    indexed: &IndexedCircuit,
+    layer: &Layer,
+    index: &LayerIndex,
+) -> Traffic {
     let (down, up) = match activation(layer) {
         Some(_) => online_bytes(index),
-        None => (infer_bytes(network).1, 0),
+        None => (infer_bytes(indexed).1, 0),
     };
     Traffic {
         up: up as u64,
@@ -84,7 +88,7 @@ pub(crate) fn layer_traffic(network: &Network, layer: &Layer, index: &LayerIndex
 impl OnlineRequest {
     /// The length of the message for this model.
     pub fn encoded_len(model: &ServerModel) -> usize {
-        infer_bytes(model.network()).0
+        infer_bytes(model.indexed()).0
     }
 
     /// Reads the message.
@@ -97,7 +101,7 @@ impl OnlineRequest {
         let mut reader = Reader::message(what, bytes);
         Ok(OnlineRequest {
             id: BundleId(reader.array()?),
-            input: fp::decode(what, reader.rest(), model.network().circuit.input.len())?,
+            input: fp::decode(what, reader.rest(), model.indexed().circuit.input.len())?,
         })
     }
 
@@ -130,10 +134,10 @@ pub async fn client_infer(
     input: &[i64],
     trace: bool,
 ) -> Result<Inference, Error> {
-    let network = model.network();
+    let indexed = model.indexed();
     let header = *bundle.header();
     model.check_header(&header)?;
-    let expected = network.circuit.input.len();
+    let expected = indexed.circuit.input.len();
     if input.len() != expected {
         let got = input.len();
         return Err(Error::misuse(format!(
@@ -141,15 +145,15 @@ pub async fn client_infer(
         )));
     }
     let id = header.id();
-    let mut message = Vec::with_capacity(infer_bytes(network).0);
+    let mut message = Vec::with_capacity(infer_bytes(indexed).0);
     message.extend_from_slice(&id.0);
     let masked = input.iter().zip(bundle.input_mask.iter());
     let masked: Vec<u64> = masked.map(|(&x, &r)| fp::sub(fp::from_i64(x), r)).collect();
     message.extend_from_slice(fp::encode(&masked));
     // All that depends on nothing to come, before the first byte: the caller may be marking the
     // bundle spent meanwhile.
-    let tweaks = tweaks(network, &id);
-    let parts = network.indexed().zip(&bundle.layers);
+    let tweaks = tweaks(indexed, &id);
+    let parts = indexed.layers_with_index().zip(&bundle.layers);
     let known: Vec<Known> = parts
         .map(|((layer, index), own)| Known::new(layer, index, &own.c))
         .collect();
@@ -158,7 +162,7 @@ pub async fn client_infer(
     let mut traced = Vec::new();
     let mut logits = Vec::new();
     let parts = bundle.layers.into_iter().zip(known).zip(&tweaks);
-    for ((layer, index), ((own, known), tweaks)) in network.indexed().zip(parts) {
+    for ((layer, index), ((own, known), tweaks)) in indexed.layers_with_index().zip(parts) {
         let mut shares = LayerTrace {
             before_truncation: if trace { own.c.to_vec() } else { Vec::new() },
             before_post_truncation: Vec::new(),
@@ -177,8 +181,8 @@ pub async fn client_infer(
             }
             None => {
                 let what = "share of the output";
-                let message = receive_exactly(channel, what, infer_bytes(network).1).await?;
-                let d = fp::decode(what, &message, network.logits())?;
+                let message = receive_exactly(channel, what, infer_bytes(indexed).1).await?;
+                let d = fp::decode(what, &message, indexed.logits())?;
                 let sum = own
                     .c
                     .iter()
@@ -276,7 +280,7 @@ pub async fn server_infer(
     bundle: ServerBundle,
     request: OnlineRequest,
 ) -> Result<(), Error> {
-    let network = model.network();
+    let indexed = model.indexed();
     let header = *bundle.header();
     if request.id != header.id() {
         return Err(Error::PeerIncompatible {
@@ -285,10 +289,11 @@ pub async fn server_infer(
     }
     model.check_header(&header)?;
     // x - r of every tensor so far.
-    let mut tensors: Vec<Elements> = Vec::with_capacity(network.layers.len());
+    let mut tensors: Vec<Elements> = Vec::with_capacity(indexed.layers.len());
     tensors.push(Zeroizing::new(request.input));
     let mut scratch = ConvScratch::default();
-    for (l, ((layer, index), mut own)) in network.indexed().zip(bundle.layers).enumerate() {
+    for (l, ((layer, index), mut own)) in indexed.layers_with_index().zip(bundle.layers).enumerate()
+    {
         let offset = std::mem::take(&mut own.offset);
         let mut tensor = sum(model, l, layer, &tensors, offset, &mut scratch);
         let Some(activation) = activation(layer) else {
@@ -422,8 +427,8 @@ fn sum(
     offset: Elements,
     scratch: &mut ConvScratch,
 ) -> Elements {
-    let network = model.network();
-    let shape = network.sum_shape(layer);
+    let indexed = model.indexed();
+    let shape = indexed.sum_shape(layer);
     let (mut sum, offset) = match &layer.pool {
         None => (offset, None),
         Some(_) => (Zeroizing::new(vec![0; shape.len()]), Some(offset)),
@@ -441,7 +446,7 @@ fn sum(
                 let x = &tensors[input.0 as usize];
                 match pool {
                     Some(pool) => {
-                        let from = network.circuit.tensor_shape(*input);
+                        let from = indexed.circuit.tensor_shape(*input);
                         add_scaled(&mut sum, &sum_windows(x, from, pool, shape), *shift);
                     }
                     None => add_scaled(&mut sum, x, *shift),
@@ -453,7 +458,7 @@ fn sum(
         None => sum,
         Some(offset) => {
             let sum = std::mem::take(&mut *sum);
-            let mut pooled = Zeroizing::new(network.pool(layer, sum));
+            let mut pooled = Zeroizing::new(indexed.pool(layer, sum));
             add_scaled(&mut pooled, &offset, 0);
             pooled
         }

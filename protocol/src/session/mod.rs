@@ -58,6 +58,6 @@ pub use prepare::{ClientBatch, ServerBatch, client_prepare, server_prepare};
 pub use setup::{ClientSetup, ServerSetup, client_setup, server_setup};
 
 pub(crate) use infer::{infer_bytes, layer_traffic};
-pub(crate) use model::{Network, TREE_DEPTH};
+pub(crate) use model::{IndexedCircuit, TREE_DEPTH};
 pub(crate) use prepare::offline_traffic;
 pub(crate) use setup::setup_traffic;

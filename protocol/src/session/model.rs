@@ -23,7 +23,7 @@ pub(crate) const TREE_DEPTH: TreeDepth = match TreeDepth::new(4) {
 };
 
 /// A circuit and its plans, checked and indexed: what both parties derive from the artifact.
-pub(crate) struct Network {
+pub(crate) struct IndexedCircuit {
     pub(crate) circuit: Circuit,
     /// For one bundle, then for batches.
     pub(crate) plans: Vec<Planned>,
@@ -95,7 +95,7 @@ impl Planned {
     }
 }
 
-impl Network {
+impl IndexedCircuit {
     /// Checks and indexes.
     ///
     /// # Errors
@@ -128,7 +128,7 @@ impl Network {
         if !faults.is_empty() {
             return Err(Error::misuse(faults.join("; ")));
         }
-        Ok(Network {
+        Ok(IndexedCircuit {
             slots: layers.iter().map(|layer| layer.slots).sum(),
             relus: layers.iter().map(|layer| layer.relu.len()).sum(),
             circuit: circuit.clone(),
@@ -179,7 +179,7 @@ impl Network {
     }
 
     /// Layers with their indices.
-    pub(crate) fn indexed(&self) -> impl Iterator<Item = (&Layer, &LayerIndex)> {
+    pub(crate) fn layers_with_index(&self) -> impl Iterator<Item = (&Layer, &LayerIndex)> {
         self.circuit.layers.iter().zip(&self.layers)
     }
 
@@ -309,13 +309,13 @@ pub(crate) fn sum_windows(x: &[u64], from: Shape, pool: &SumPool, to: Shape) -> 
 struct Common {
     artifact: Artifact,
     digest: [u8; 32],
-    network: Network,
+    indexed: IndexedCircuit,
 }
 
 impl Common {
     fn new(artifact: Artifact) -> Result<Self, Error> {
         Ok(Common {
-            network: Network::new(&artifact.circuit, artifact.plans())?,
+            indexed: IndexedCircuit::new(&artifact.circuit, artifact.plans())?,
             digest: artifact.digest(),
             artifact,
         })
@@ -337,7 +337,7 @@ impl Common {
 
     /// Ensures that a bundle was prepared for this model, in a batch of any of its plans.
     fn check_header(&self, header: &BundleHeader) -> Result<(), Error> {
-        let planned = self.network.plans.iter();
+        let planned = self.indexed.plans.iter();
         match header.model == self.digest && planned.map(|p| p.digest).any(|d| d == header.plan) {
             true => Ok(()),
             false => Err(Error::misuse("the bundle was prepared for another model")),
@@ -382,17 +382,17 @@ impl ClientModel {
 
     /// What bundles and answers of the model cost.
     pub fn cost(&self) -> cost::Cost {
-        cost::of(&self.0.network)
+        cost::of(&self.0.indexed)
     }
 
     /// `count` bundles as batches for which the model has plans, the largest first: the sizes, in
     /// the order in which both parties prepare them.
     pub fn batches(&self, count: usize) -> Vec<usize> {
-        self.0.network.batches(count)
+        self.0.indexed.batches(count)
     }
 
-    pub(crate) fn network(&self) -> &Network {
-        &self.0.network
+    pub(crate) fn indexed(&self) -> &IndexedCircuit {
+        &self.0.indexed
     }
 
     pub(crate) fn header(
@@ -424,7 +424,7 @@ impl ServerModel {
         let weights = weights.weights;
         // A batch transforms a kernel once for many ciphertexts, so what is kept serves bundles
         // alone.
-        let plans = &common.network.plans;
+        let plans = &common.indexed.plans;
         let alone = Kernels::prepare(&params, &plans[0].packing, &weights, KERNEL_CACHE_BYTES);
         let mut kernels = vec![alone.map_err(Error::misuse)?];
         for plan in &plans[1..] {
@@ -432,7 +432,7 @@ impl ServerModel {
         }
         Ok(ServerModel {
             kernels,
-            convolutions: convolve::prepare(&common.network.circuit, &weights),
+            convolutions: convolve::prepare(&common.indexed.circuit, &weights),
             common,
             weights,
         })
@@ -450,17 +450,17 @@ impl ServerModel {
 
     /// What bundles and answers of the model cost.
     pub fn cost(&self) -> cost::Cost {
-        cost::of(&self.common.network)
+        cost::of(&self.common.indexed)
     }
 
     /// `count` bundles as batches for which the model has plans, the largest first: the sizes, in
     /// the order in which both parties prepare them.
     pub fn batches(&self, count: usize) -> Vec<usize> {
-        self.common.network.batches(count)
+        self.common.indexed.batches(count)
     }
 
-    pub(crate) fn network(&self) -> &Network {
-        &self.common.network
+    pub(crate) fn indexed(&self) -> &IndexedCircuit {
+        &self.common.indexed
     }
 
     pub(crate) fn weights(&self) -> &Weights {
@@ -469,8 +469,8 @@ impl ServerModel {
 
     /// The plan for so many bundles, and the kernels placed for it.
     pub(crate) fn planned(&self, bundles: usize) -> Result<(&Planned, &Kernels), Error> {
-        let place = self.network().place(bundles)?;
-        Ok((&self.network().plans[place], &self.kernels[place]))
+        let place = self.indexed().place(bundles)?;
+        Ok((&self.indexed().plans[place], &self.kernels[place]))
     }
 
     /// A layer's convolutions, as they are computed online.

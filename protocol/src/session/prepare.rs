@@ -27,7 +27,7 @@
 //! both.
 
 use super::bundle::{ClientBundle, ClientLayer, ServerBundle, ServerLayer};
-use super::model::{ClientModel, Network, Planned, ServerModel, TREE_DEPTH, activation};
+use super::model::{ClientModel, IndexedCircuit, Planned, ServerModel, TREE_DEPTH, activation};
 use super::setup::{ClientSetup, ServerSetup};
 use crate::channel::{Channel, receive_exactly};
 use crate::cost::Traffic;
@@ -58,13 +58,13 @@ struct Lengths {
 }
 
 impl Lengths {
-    fn new(network: &Network, bundles: usize) -> Self {
-        let with_relus = |bytes: usize| if network.relus > 0 { bytes } else { 0 };
+    fn new(indexed: &IndexedCircuit, bundles: usize) -> Self {
+        let with_relus = |bytes: usize| if indexed.relus > 0 { bytes } else { 0 };
         let relu_layers = || {
-            let layers = network.layers.iter();
+            let layers = indexed.layers.iter();
             layers.filter_map(|layer| Some((layer.width?, layer.relu.len())))
         };
-        let identity: usize = network.layers.iter().map(|l| l.identity.len()).sum();
+        let identity: usize = indexed.layers.iter().map(|l| l.identity.len()).sum();
         let extension = TREE_DEPTH.setup_bytes();
         Lengths {
             client_head: DIGEST_BYTES + bundles * with_relus(BASE_CORRECTION_BYTES),
@@ -78,26 +78,26 @@ impl Lengths {
                 + relu_layers()
                     .map(|(width, n)| relu::choice_bytes(TREE_DEPTH, width, n))
                     .sum::<usize>()
-                + quadratic::offline_upload_bytes(network.slots)
-                + quadratic::correction_bytes(network.slots)
+                + quadratic::offline_upload_bytes(indexed.slots)
+                + quadratic::correction_bytes(indexed.slots)
                 + ELEMENT_BYTES * identity,
-            garbled: garbled_bytes(network) + quadratic::offline_answer_bytes(network.slots),
+            garbled: garbled_bytes(indexed) + quadratic::offline_answer_bytes(indexed.slots),
         }
     }
 }
 
 /// Bytes of tables and `e` of a bundle.
-fn garbled_bytes(network: &Network) -> usize {
-    let layers = network.layers.iter();
+fn garbled_bytes(indexed: &IndexedCircuit) -> usize {
+    let layers = indexed.layers.iter();
     layers
         .filter_map(|layer| Some(relu::garbled_bytes(layer.width?, layer.relu.len())))
         .sum()
 }
 
 /// What a batch sends.
-pub(crate) fn offline_traffic(network: &Network, planned: &Planned) -> Traffic {
+pub(crate) fn offline_traffic(indexed: &IndexedCircuit, planned: &Planned) -> Traffic {
     let bundles = planned.bundles();
-    let lengths = Lengths::new(network, bundles);
+    let lengths = Lengths::new(indexed, bundles);
     let packing = &planned.packing;
     let uploads: usize = packing.uploads().iter().map(uploads_bytes).sum();
     let answers: usize = packing.answers().iter().map(answers_bytes).sum();
@@ -191,11 +191,11 @@ fn part(all: &[u64], bundle: usize, bundles: usize) -> &[u64] {
 }
 
 /// The tweaks of every layer with ReLUs; the nonce is public, made of both parties' nonces.
-pub(crate) fn tweaks(network: &Network, id: &BundleId) -> Vec<Option<TweakRange>> {
+pub(crate) fn tweaks(indexed: &IndexedCircuit, id: &BundleId) -> Vec<Option<TweakRange>> {
     let seed = public_seed("garbling nonce", &id.0, 0);
     let nonce = seed.first_chunk().expect("32 bytes hold 16");
     let mut counter = TweakCounter::new(Block::from_bytes(*nonce));
-    let ranges = network.layers.iter().map(|layer| {
+    let ranges = indexed.layers.iter().map(|layer| {
         let width = layer.width?;
         Some(counter.take(layer.relu.len(), width.bits()))
     });
@@ -209,7 +209,7 @@ pub(crate) fn label_stream(label_seed: &[u8; 32], layer: usize) -> Prg {
 
 /// A batch at the client, after its linear layers: bundles come out of it one by one.
 pub struct ClientBatch<'a> {
-    network: &'a Network,
+    indexed: &'a IndexedCircuit,
     setup: &'a ClientSetup,
     lengths: Lengths,
     params: Params,
@@ -269,9 +269,9 @@ impl<'a> ClientBatch<'a> {
         bundles: usize,
         rng: &mut impl CryptoRng,
     ) -> Result<Self, Error> {
-        let network = model.network();
-        let planned = network.planned(bundles)?;
-        let lengths = Lengths::new(network, bundles);
+        let indexed = model.indexed();
+        let planned = indexed.planned(bundles)?;
+        let lengths = Lengths::new(indexed, bundles);
         let params = Params::standard();
         let headers: Vec<BundleHeader> = headers(inputs, bundles)
             .map(|inputs| model.header(planned, setup.id(), &inputs))
@@ -284,7 +284,7 @@ impl<'a> ClientBatch<'a> {
         for header in headers {
             let bundle = header.id();
             let secrets = Secrets::draw(Role::Client, &bundle.0, rng);
-            if network.relus > 0 {
+            if indexed.relus > 0 {
                 let rng = &mut secrets.rng("reverse offset", 0);
                 let master = setup.reverse();
                 let (begun, correction) = master.begin(&pi_ot::BundleId(bundle.0), TREE_DEPTH, rng);
@@ -292,7 +292,7 @@ impl<'a> ClientBatch<'a> {
                 pending.push(begun);
             }
             exchanges.push(ClientExchange {
-                tweaks: tweaks(network, &bundle),
+                tweaks: tweaks(indexed, &bundle),
                 header,
                 secrets,
                 transfers: None,
@@ -308,8 +308,8 @@ impl<'a> ClientBatch<'a> {
                 channel.send(message).await?;
             }
             // A tensor that no convolution reads has a mask all the same, drawn here.
-            let masks = uploads.into_masks().into_iter().take(network.layers.len());
-            let shapes = network.tensors().iter().enumerate();
+            let masks = uploads.into_masks().into_iter().take(indexed.layers.len());
+            let shapes = indexed.tensors().iter().enumerate();
             let masks = masks.zip(shapes).map(|(mask, (tensor, shape))| {
                 mask.unwrap_or_else(|| {
                     let rng = &mut secrets.rng("mask", tensor as u64);
@@ -324,7 +324,7 @@ impl<'a> ClientBatch<'a> {
         let mut reader = Reader::message(what, &message);
         reader.take(DIGEST_BYTES)?;
         for (exchange, pending) in exchanges.iter_mut().zip(pending) {
-            let transfers = ClientTransfers::new(network, setup, exchange, pending, &mut reader)?;
+            let transfers = ClientTransfers::new(indexed, setup, exchange, pending, &mut reader)?;
             exchange.transfers = Some(transfers);
         }
         reader.end()?;
@@ -337,7 +337,7 @@ impl<'a> ClientBatch<'a> {
             answers[index] = linear::finish_answer(&params, packing, secret, index, &message)?;
         }
         Ok(ClientBatch {
-            network,
+            indexed,
             setup,
             lengths,
             params,
@@ -370,7 +370,7 @@ impl<'a> ClientBatch<'a> {
 
     /// Message 3 of a bundle.
     fn choose(&mut self, bundle: usize) -> Result<(Chosen, Vec<u8>), Error> {
-        let (network, count) = (self.network, self.bundles.len());
+        let (indexed, count) = (self.indexed, self.bundles.len());
         let masks: Vec<&[u64]> = (self.masks.iter())
             .map(|mask| part(mask, bundle, count))
             .collect();
@@ -385,11 +385,11 @@ impl<'a> ClientBatch<'a> {
         if let Some(transfers) = &transfers {
             message.extend_from_slice(&transfers.forward_setup);
         }
-        let mut ole_inputs = Zeroizing::new(Vec::with_capacity(network.slots));
+        let mut ole_inputs = Zeroizing::new(Vec::with_capacity(indexed.slots));
         let mut identity = Vec::new();
-        let mut layers = Vec::with_capacity(network.layers.len());
-        for (l, (layer, index)) in network.indexed().enumerate() {
-            let c = Zeroizing::new(network.sum(layer, &masks, &mut convolution));
+        let mut layers = Vec::with_capacity(indexed.layers.len());
+        for (l, (layer, index)) in indexed.layers_with_index().enumerate() {
+            let c = Zeroizing::new(indexed.sum(layer, &masks, &mut convolution));
             let Some(activation) = activation(layer) else {
                 layers.push(ChosenLayer {
                     c,
@@ -439,7 +439,7 @@ impl<'a> ClientBatch<'a> {
     fn finish(&self, bundle: usize, chosen: Chosen, message: &[u8]) -> Result<ClientBundle, Error> {
         let mut reader = Reader::message("garbled circuits", message);
         let mut layers = Vec::with_capacity(chosen.layers.len());
-        for (layer, index) in chosen.layers.into_iter().zip(&self.network.layers) {
+        for (layer, index) in chosen.layers.into_iter().zip(&self.indexed.layers) {
             let relu: Option<ClientRelu> = match (layer.offered, index.width) {
                 (Some((c, offered)), Some(width)) => {
                     Some(offered.settle(width, &c, &mut reader)?)
@@ -456,12 +456,12 @@ impl<'a> ClientBatch<'a> {
         let u = quadratic::client_receive(
             &self.params,
             self.setup.secret(),
-            self.network.slots,
-            reader.take(quadratic::offline_answer_bytes(self.network.slots))?,
+            self.indexed.slots,
+            reader.take(quadratic::offline_answer_bytes(self.indexed.slots))?,
         )?;
         reader.end()?;
         let mut u = u.iter();
-        for ((layer, index), own) in self.network.indexed().zip(&mut layers) {
+        for ((layer, index), own) in self.indexed.layers_with_index().zip(&mut layers) {
             own.u = sums_of_slots(layer, &index.quadratic, &mut u);
         }
         let input_mask = part(&self.masks[0], bundle, self.bundles.len());
@@ -482,7 +482,7 @@ impl std::fmt::Debug for ClientBatch<'_> {
 impl ClientTransfers {
     /// Reads a bundle's part of the server's first message.
     fn new(
-        network: &Network,
+        indexed: &IndexedCircuit,
         setup: &ClientSetup,
         exchange: &ClientExchange,
         pending: PendingSender,
@@ -492,7 +492,7 @@ impl ClientTransfers {
         let correction = reader.take(BASE_CORRECTION_BYTES)?;
         let (forward, forward_setup) = setup.forward().accept(&bundle, TREE_DEPTH, correction)?;
         let mut reverse = pending.finish(reader.take(TREE_DEPTH.setup_bytes())?)?;
-        let q = network.layers.iter().map(|layer| {
+        let q = indexed.layers.iter().map(|layer| {
             let n = layer.relu.len();
             let correction = reader.take(reverse.correction_bytes(n))?;
             Ok(reverse.extend(n, correction)?)
@@ -535,7 +535,7 @@ fn sums_of_slots<'s>(
 
 /// The coefficients of an element, if it is a polynomial.
 pub(crate) fn polynomial(model: &ServerModel, layer: usize, element: u32) -> Option<&Polynomial> {
-    let circuit = &model.network().circuit;
+    let circuit = &model.indexed().circuit;
     let shape = circuit.layers[layer].shape;
     let kinds = &activation(&circuit.layers[layer])?.kinds;
     let channel = element as usize / (shape.h as usize * shape.w as usize);
@@ -588,9 +588,9 @@ impl<'a> ServerBatch<'a> {
         bundles: usize,
         rng: &mut impl CryptoRng,
     ) -> Result<Self, Error> {
-        let network = model.network();
+        let indexed = model.indexed();
         let (planned, kernels) = model.planned(bundles)?;
-        let lengths = Lengths::new(network, bundles);
+        let lengths = Lengths::new(indexed, bundles);
         let params = Params::standard();
         let headers: Vec<BundleHeader> = headers(inputs, bundles)
             .map(|inputs| model.header(planned, setup.id(), &inputs))
@@ -607,10 +607,10 @@ impl<'a> ServerBatch<'a> {
         for header in headers {
             let secrets = Secrets::draw(Role::Server, &header.id().0, rng);
             exchanges.push(ServerExchange {
-                transfers: match network.relus {
+                transfers: match indexed.relus {
                     0 => None,
                     _ => Some(ServerTransfers::new(
-                        network,
+                        indexed,
                         setup,
                         &header.id(),
                         &secrets,
@@ -618,7 +618,7 @@ impl<'a> ServerBatch<'a> {
                         &mut head,
                     )?),
                 },
-                tweaks: tweaks(network, &header.id()),
+                tweaks: tweaks(indexed, &header.id()),
                 header,
                 secrets,
             });
@@ -665,40 +665,40 @@ impl<'a> ServerBatch<'a> {
 
     /// Bias less `s`, by layer, after the layer's pool.
     fn offsets(&self, bundle: usize) -> Vec<Elements> {
-        let (network, count) = (self.model.network(), self.bundles.len());
-        let mut sums: Vec<Elements> = (network.circuit.layers.iter())
+        let (indexed, count) = (self.model.indexed(), self.bundles.len());
+        let mut sums: Vec<Elements> = (indexed.circuit.layers.iter())
             .zip(&self.model.weights().layers)
             .map(|(layer, weights)| {
-                let shape = network.sum_shape(layer);
+                let shape = indexed.sum_shape(layer);
                 let area = shape.h as usize * shape.w as usize;
                 let bias = weights.bias.iter().map(|&bias| fp::from_i64(bias));
                 Zeroizing::new(bias.flat_map(|b| std::iter::repeat_n(b, area)).collect())
             })
             .collect();
-        for (answer, s) in network.single().answers().iter().zip(&self.shares) {
+        for (answer, s) in indexed.single().answers().iter().zip(&self.shares) {
             let sum = &mut sums[answer.layer() as usize];
             for (sum, &s) in sum.iter_mut().zip(part(s, bundle, count)) {
                 *sum = fp::sub(*sum, s);
             }
         }
-        let layers = network.circuit.layers.iter().zip(sums);
+        let layers = indexed.circuit.layers.iter().zip(sums);
         let pooled = layers
-            .map(|(layer, mut sum)| Zeroizing::new(network.pool(layer, std::mem::take(&mut *sum))));
+            .map(|(layer, mut sum)| Zeroizing::new(indexed.pool(layer, std::mem::take(&mut *sum))));
         pooled.collect()
     }
 
     /// Reads message 3 of a bundle, and makes message 4.
     fn garble(&mut self, bundle: usize, message: &[u8]) -> Result<(ServerBundle, Vec<u8>), Error> {
-        let network = self.model.network();
+        let indexed = self.model.indexed();
         let offsets = self.offsets(bundle);
         let exchange = &mut self.bundles[bundle];
         let mut reader = Reader::message("choices", message);
         let mut reply = memory::zeroed(self.lengths.garbled);
         // The OLE answers are appended.
-        reply.truncate(garbled_bytes(network));
+        reply.truncate(garbled_bytes(indexed));
         let mut parts = &mut reply[..];
         let label_seed = exchange.secrets.seed("server labels", 0);
-        let mut gadgets = Vec::with_capacity(network.layers.len());
+        let mut gadgets = Vec::with_capacity(indexed.layers.len());
         // Without ReLUs nothing is garbled, and the offset serves nowhere.
         let mut delta = Delta::from_block(Block::ZERO);
         if let Some(transfers) = exchange.transfers.take() {
@@ -706,7 +706,7 @@ impl<'a> ServerBatch<'a> {
                 .forward
                 .finish(reader.take(TREE_DEPTH.setup_bytes())?)?;
             delta = forward.delta().clone();
-            for (l, (index, (t, b))) in network.layers.iter().zip(&transfers.reverse).enumerate() {
+            for (l, (index, (t, b))) in indexed.layers.iter().zip(&transfers.reverse).enumerate() {
                 let (Some(width), Some(tweaks)) = (index.width, &exchange.tweaks[l]) else {
                     gadgets.push(None);
                     continue;
@@ -722,13 +722,13 @@ impl<'a> ServerBatch<'a> {
                 gadgets.push(Some(gadget));
             }
         }
-        gadgets.resize_with(network.layers.len(), || None);
+        gadgets.resize_with(indexed.layers.len(), || None);
         let exchange = &self.bundles[bundle];
         let (d0, ole) = self.answer_ole(exchange, &mut reader, &mut reply)?;
         let mut v = ole.iter();
-        let mut layers = Vec::with_capacity(network.layers.len());
+        let mut layers = Vec::with_capacity(indexed.layers.len());
         let parts = offsets.into_iter().zip(d0).zip(gadgets);
-        for ((layer, index), ((offset, d0), gadget)) in network.indexed().zip(parts) {
+        for ((layer, index), ((offset, d0), gadget)) in indexed.layers_with_index().zip(parts) {
             let count = index.identity.len();
             let identity = reader.take(ELEMENT_BYTES * count)?;
             layers.push(ServerLayer {
@@ -757,10 +757,10 @@ impl<'a> ServerBatch<'a> {
         reader: &mut Reader<'_>,
         reply: &mut Vec<u8>,
     ) -> Result<(Vec<Elements>, Elements), Error> {
-        let network = self.model.network();
-        let mut factors = Zeroizing::new(Vec::with_capacity(network.slots));
-        let mut d0 = Vec::with_capacity(network.layers.len());
-        for (l, index) in network.layers.iter().enumerate() {
+        let indexed = self.model.indexed();
+        let mut factors = Zeroizing::new(Vec::with_capacity(indexed.slots));
+        let mut d0 = Vec::with_capacity(indexed.layers.len());
+        for (l, index) in indexed.layers.iter().enumerate() {
             let rng = &mut exchange.secrets.rng("openings", l as u64);
             let layer = Zeroizing::new(fp::uniform_vec(index.quadratic.len(), rng));
             for (&element, &d0) in index.quadratic.iter().zip(layer.iter()) {
@@ -770,9 +770,9 @@ impl<'a> ServerBatch<'a> {
             d0.push(layer);
         }
         let id = exchange.header.id().0;
-        let uploads = reader.take(quadratic::offline_upload_bytes(network.slots))?;
-        let uploads = quadratic::receive_uploads(&self.params, &id, network.slots, uploads)?;
-        let corrections = reader.take(quadratic::correction_bytes(network.slots))?;
+        let uploads = reader.take(quadratic::offline_upload_bytes(indexed.slots))?;
+        let uploads = quadratic::receive_uploads(&self.params, &id, indexed.slots, uploads)?;
+        let corrections = reader.take(quadratic::correction_bytes(indexed.slots))?;
         let (params, key) = (&self.params, self.setup.public_key());
         let mut ole = ServerOle::answer(params, uploads, key, factors, &exchange.secrets, reply);
         ole.correct(corrections)?;
@@ -816,7 +816,7 @@ async fn answer_uploads(
 impl ServerTransfers {
     /// Reads a bundle's part of the client's first message, and appends that of the server's.
     fn new(
-        network: &Network,
+        indexed: &IndexedCircuit,
         setup: &ServerSetup,
         id: &BundleId,
         secrets: &Secrets,
@@ -831,7 +831,7 @@ impl ServerTransfers {
         let (forward, correction) = setup.forward().begin(&bundle, TREE_DEPTH, rng);
         reply.extend_from_slice(&correction);
         reply.extend_from_slice(&receiver_setup);
-        let layers = network.layers.iter().enumerate();
+        let layers = indexed.layers.iter().enumerate();
         let reverse = layers.map(|(l, layer)| {
             let rng = &mut secrets.rng("reverse choices", l as u64);
             let b = Bits::random(layer.relu.len(), rng);

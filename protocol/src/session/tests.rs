@@ -306,7 +306,7 @@ fn a_batch_that_breaks_keeps_the_bundles_before() {
     let (circuit, weights) = edge_circuit();
     let models = Models::with_batches(circuit, weights, &[3]);
     let input = edge_input();
-    let packing = models.client.network().planned(3).unwrap();
+    let packing = models.client.indexed().planned(3).unwrap();
     let before = 1 + packing.packing.uploads().len() as u64;
     let mut ends = memory();
     ends.0.tamper(before + 1, Tamper::Drop);
@@ -594,7 +594,7 @@ fn elements_beyond_one_ciphertext_and_one_task_come_out_right() {
         polynomial.a += channel as i64;
     }
     let models = Models::new(circuit, weights);
-    assert!(models.client.network().slots > 8192);
+    assert!(models.client.indexed().slots > 8192);
     let input: Vec<i64> = (0..shape.len() as i64)
         .map(|i| i * 7919 % 8161 - 4080)
         .collect();
