@@ -14,7 +14,7 @@ use pi_ir::{
     Circuit, Conv, Layer, LayerWeights, OutputPacking, Padding, Plan, Range, Shape, Step, TensorId,
     Term, Upload, Weights,
 };
-use pi_protocol::layout::{Packing, RING_DEGREE, conv_output, layout_for};
+use pi_protocol::layout::{Packing, RING_DEGREE, TensorUse, conv_output};
 use pi_protocol::linear::{
     Kernels, client_finish, client_upload, cost, server_answer, server_receive,
 };
@@ -132,8 +132,9 @@ impl Configuration {
 
     fn plan(&self, circuit: &Circuit) -> Plan {
         let convs: Vec<&Conv> = convs(circuit).collect();
-        let mut layout = layout_for(self.input(), &convs, self.group, self.tile)
-            .expect("the tile fits a ciphertext");
+        let tightest = TensorUse::new(1, self.input(), &convs).tightest(self.group, self.tile);
+        let tightest = tightest.expect("the tile fits a ciphertext");
+        let mut layout = tightest.upload().layout().clone();
         let output = conv_output(self.input(), convs[0]).expect("the kernel fits the tensor");
         let tiles = output.h.div_ceil(layout.tile.0) * output.w.div_ceil(layout.tile.1);
         layout.blocks = match self.output_blocks {

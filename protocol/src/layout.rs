@@ -1,5 +1,5 @@
-//! Where every element of a tensor sits in its ciphertexts, what each coefficient is, and which
-//! coefficients of an answer are useful: pure index arithmetic on public data, for both parties.
+//! The place of every tensor element in its ciphertexts, the role of every coefficient, and the
+//! useful coefficients of every answer: pure index arithmetic on public data, for both parties.
 //!
 //! [`Packing::new`] checks a [`Plan`] against its circuit and derives everything from the two;
 //! [`verify_plan`] lists what is wrong instead. `pi_ir::plan` defines the layout itself
@@ -7,38 +7,50 @@
 //! Cheetah (Huang et al., USENIX Security 2022), interleaved so that results merge by automorphisms
 //! (Chen, Dai, Kim, Song, 2021).
 //!
-//! *Classes.* A coefficient is what the useful outputs of all its consumers read there. The product
-//! of a ciphertext with the kernel of one output channel is useful at multiples of `G` only; the
-//! coefficient at `u * G` reads position `u + k * row_stride + l` for each tap `(k, l)` and each
-//! channel of the group that the convolution has. If a read expects an element, the coefficient is
-//! [`CoefficientRole::Free`] where the tensor's element occurs first and [`CoefficientRole::Repeat`] afterwards (halos,
-//! further uploads); if it expects padding, [`CoefficientRole::Zero`]; two reads must not expect different
-//! things (this is what makes a shared padding column legal, and nothing else does); a coefficient
-//! that no useful output reads is [`CoefficientRole::Unused`]: tails, gaps, channels that a group lacks,
-//! phases of space-to-depth that no tap touches.
+//! # Roles
+//! The role of a coefficient follows from what the useful outputs of all its consumers read there.
+//! The product of a ciphertext with the kernel of one output channel is useful at multiples of `G`
+//! only; the coefficient at `u * G` reads position `u + k * row_stride + l` for each tap `(k, l)`
+//! and each channel of the group that the convolution has. Each such read expects either an element
+//! of the tensor or padding:
 //!
-//! *Stacks.* If tiles have more rows than the outputs of one bundle, the virtual maps of all
-//! bundles lie one below the other, and the rows of zeros between two of them serve both; tiles cut
-//! the stack, and each has a block of its own. Rows of outputs between two maps are not useful.
+//! - an element makes the coefficient [`Free`](CoefficientRole::Free) where it occurs first, and
+//!   [`Repeat`](CoefficientRole::Repeat) afterwards (in halos, and in further uploads);
+//! - padding makes it [`Zero`](CoefficientRole::Zero);
+//! - a coefficient that no useful output reads is [`Unused`](CoefficientRole::Unused): tails, gaps,
+//!   channels that a group lacks, phases of space-to-depth that no tap touches.
 //!
-//! *What the other party learns:* nothing, all of this is a function of the public circuit and
-//! plan. In particular no class and no position depends on a weight: a tap counts as read whatever
-//! its weight is.
+//! Two reads must not expect different things. This is what makes a shared padding column legal,
+//! and nothing else does.
 //!
-//! *Hostile plans.* Nothing here panics, indexes out of range or allocates beyond
-//! [`MAX_CIPHERTEXTS`], whatever the circuit and the plan say.
+//! # Stacks
+//! If tiles have more rows than the outputs of one bundle, the virtual maps of all bundles lie one
+//! below the other, and the rows of zeros between two of them serve both. Tiles cut the stack, and
+//! each has a block of its own. Rows of outputs between two maps are not useful.
+//!
+//! # What the other party learns
+//! Nothing: all of this is a function of the public circuit and plan. In particular, no role and no
+//! position depends on a weight: a tap counts as read whatever its weight is.
+//!
+//! # Hostile plans
+//! Nothing here panics, indexes out of range or allocates beyond [`MAX_CIPHERTEXTS`], whatever the
+//! circuit and the plan say.
 
 mod answer;
-pub(crate) mod choose;
+mod default_plan;
+mod sketch;
 mod upload;
 
 #[cfg(test)]
-pub(crate) mod tests;
+pub(crate) mod oracle;
+#[cfg(test)]
+mod tests;
 #[cfg(test)]
 mod vectors;
 
 pub use answer::{AnswerMap, Placement, Tap, Useful};
-pub use choose::{Sketch, default_plan, layout_for};
+pub use default_plan::default_plan;
+pub use sketch::{Sketch, TensorUse};
 pub use upload::{ClassCounts, CoefficientRole, UploadMap};
 
 use pi_ir::{Circuit, Conv, OutputPacking, Plan, Shape, TensorId, Term};
@@ -64,7 +76,7 @@ const TILE_STEPS: u64 = 16;
 /// group of `G` takes `log2 G` Galois keys of 565 KB, once per client; larger groups occur in dense
 /// layers only, which have few outputs to merge.
 pub const MAX_MERGED_GROUP: u32 = 256;
-/// The ring degree of the standard parameter set.
+/// Ring degree of the standard parameter set.
 pub const RING_DEGREE: u32 = 8192;
 
 /// A plan that fits its circuit, with everything derived from the two.

@@ -8,7 +8,7 @@
 
 use crate::fault::{Fault, Refused};
 use pi_ir::{Circuit, Conv, Layout, OutputPacking, Plan, Shape, TensorId, Term, Upload};
-use pi_protocol::layout::{self, MAX_MERGED_GROUP, RING_DEGREE, Sketch, conv_output};
+use pi_protocol::layout::{self, MAX_MERGED_GROUP, RING_DEGREE, Sketch, TensorUse, conv_output};
 use pi_protocol::linear::{self, LinearCost, Operations, Rates};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
@@ -253,6 +253,7 @@ impl Problem {
     /// The best two choices, the better one first.
     fn search(&self, link: &Link) -> Vec<Choice> {
         let consumers: Vec<&Conv> = self.consumers.iter().collect();
+        let tensor_use = self.tensor_use(&consumers);
         let outputs: Option<Vec<Shape>> = consumers
             .iter()
             .map(|conv| conv_output(self.shape, conv))
@@ -270,7 +271,7 @@ impl Problem {
             .collect();
         let stack = match self.bundles {
             1 => None,
-            bundles => Sketch::stack_rows(bundles, self.shape, &consumers),
+            _ => tensor_use.stack_rows(),
         };
         let stacked: Vec<u32> = cuts(stack.unwrap_or(0))
             .into_iter()
@@ -279,10 +280,7 @@ impl Problem {
         let sketches: Vec<Sketch> = sizes
             .into_par_iter()
             .flat_map_iter(|(group, columns)| {
-                let tightest = |rows: u32| {
-                    let tile = (rows, columns);
-                    Sketch::tightest(self.bundles, self.shape, &consumers, group, tile)
-                };
+                let tightest = |rows: u32| tensor_use.tightest(group, (rows, columns));
                 let alone = cuts(height).into_iter().filter_map(tightest).take(CUTS);
                 let stacked = stacked.iter().copied().filter_map(tightest).take(STACKS);
                 alone.chain(stacked).collect::<Vec<_>>()
@@ -305,6 +303,10 @@ impl Problem {
             best.truncate(2);
         }
         best.into_iter().map(|(_, choice)| choice).collect()
+    }
+
+    fn tensor_use<'a>(&self, consumers: &'a [&'a Conv]) -> TensorUse<'a> {
+        TensorUse::new(self.bundles, self.shape, consumers)
     }
 
     /// A sketch with as many blocks as fit, and its layout with one block and each number of output
@@ -342,7 +344,7 @@ impl Problem {
         if several {
             push(&sketch, layout, 1);
             if fit > 1
-                && let Some(sketch) = Sketch::new(self.bundles, self.shape, consumers, &single, 1)
+                && let Some(sketch) = self.tensor_use(consumers).sketch(&single, 1)
             {
                 numbers.for_each(|n| push(&sketch, &single, n));
             }
@@ -363,7 +365,7 @@ impl Problem {
             layout,
             output_blocks,
         } = candidate;
-        let sketch = Sketch::new(self.bundles, self.shape, consumers, &layout, output_blocks)?;
+        let sketch = self.tensor_use(consumers).sketch(&layout, output_blocks)?;
         self.merged(consumers, &sketch, output_blocks, link)
     }
 

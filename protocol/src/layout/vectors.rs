@@ -1,6 +1,6 @@
 //! The index maps against `vectors/packing.json`, which another program derived by brute force.
 
-use super::tests::{circuit_of, conv};
+use super::oracle::{circuit_of, conv};
 use super::*;
 use pi_ir::{Layout, P, Padding, Upload};
 use serde_json::Value;
@@ -160,7 +160,7 @@ fn kernels_give_the_results_of_the_vectors() {
             .enumerate()
         {
             let weights = numbers(&answer["weights"]);
-            let got = super::tests::products(&packing, index, &tensor, &weights, 1);
+            let got = super::oracle::products(&packing, index, &tensor, &weights, 1);
             assert_eq!(got, field(&answer["result"]), "{}", case["name"]);
         }
     }

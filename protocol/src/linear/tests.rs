@@ -2,10 +2,10 @@
 //! for.
 
 use super::*;
-use crate::layout::tests::{circuit_of, conv, plain_conv};
-use crate::layout::{CoefficientRole, Packing, choose, default_plan};
-use pi_ir::{Circuit, Conv, LayerWeights, Padding, Plan, Shape, Term, Weights};
+use crate::layout::oracle::{circuit_of, conv, plain_conv};
+use crate::layout::{CoefficientRole, Packing, TensorUse, default_plan};
 use pi_core::fp;
+use pi_ir::{Circuit, Conv, LayerWeights, Padding, Plan, Shape, Term, Weights};
 use pi_rlwe::answer::attack;
 use pi_rlwe::{
     CiphertextModulus, CoefficientClass, GaloisKeys, N, Packed, Params, PlainPoly, Product,
@@ -239,9 +239,11 @@ fn explicit(
     let Term::Conv(conv) = &circuit.layers[0].terms[0] else {
         panic!("the circuit has one convolution")
     };
-    let layout = choose::layout_in(N as u32, bundles, circuit.input, &[conv], group, tile).unwrap();
+    let consumers = [conv];
+    let tensor_use = TensorUse::new(bundles, circuit.input, &consumers);
+    let sketch = tensor_use.tightest(group, tile).unwrap();
     let mut plan = default_plan(circuit, bundles).unwrap();
-    plan.uploads[0].layout = layout;
+    plan.uploads[0].layout = sketch.upload().layout().clone();
     plan.answers[0].merge = merge;
     plan.answers[0].output_blocks = output_blocks;
     plan
