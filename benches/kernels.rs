@@ -20,7 +20,7 @@ use pi_ot::{BundleId, Direction, MasterReceiver, MasterSetup, SessionId, TreeDep
 use pi_ot::{CotReceiver, CotSender};
 use pi_protocol::layout::{Packing, conv_output};
 use pi_protocol::linear::{
-    Kernels, Rates, client_finish, client_upload, cost, max_gap, server_answer, server_receive,
+    Answers, Kernels, Rates, Uploads, cost, finish_answer, max_gap, receive_upload, rows_of,
 };
 use pi_ring::conv::{ConvScratch, ConvShape, Padding, PreparedConv};
 use pi_ring::ntt::{RLWE_MODULI, RLWE_PRIMES};
@@ -352,22 +352,25 @@ impl Linear {
 
     fn upload(&self, rng: &mut ChaCha20Rng) -> Vec<u8> {
         let Keys { params, secret, .. } = &self.keys;
-        client_upload(params, &self.packing, secret, &SEED, rng).message
+        let mut uploads = Uploads::new(params, &self.packing, secret, &SEED, rng);
+        uploads
+            .next_message()
+            .expect("a convolution reads an upload")
     }
 
     fn answer(&self, message: &[u8], rng: &mut ChaCha20Rng) -> Vec<u8> {
         let keys = &self.keys;
-        let received = server_receive(&keys.params, &self.packing, &SEED, message);
-        let (answer, _) = server_answer(
+        let received = receive_upload(&keys.params, &self.packing, &SEED, 0, message);
+        let rows = rows_of(&self.packing.uploads()[0], received.expect("honest bytes"));
+        let mut answers = Answers::new(
             &keys.params,
             &self.packing,
             &self.kernels,
-            received.expect("honest bytes"),
             &keys.public,
             &keys.galois,
             rng,
         );
-        answer
+        answers.make(0, &rows).0
     }
 }
 
@@ -398,7 +401,7 @@ fn linear_layers(criterion: &mut Criterion) {
                 let message = linear.upload(rng);
                 let answer = linear.answer(&message, rng);
                 let Keys { params, secret, .. } = &linear.keys;
-                b.iter(|| client_finish(params, &linear.packing, secret, &answer));
+                b.iter(|| finish_answer(params, &linear.packing, secret, 0, &answer));
             });
         }
         group.finish();

@@ -20,8 +20,8 @@ use pi_ir::interpret::{Interpreter, quantise_image};
 use pi_ir::{Graph, Step};
 use pi_protocol::channel::memory;
 use pi_protocol::session::{
-    ClientModel, ClientSetup, HeaderInputs, Inference, ServerModel, ServerSetup, client_infer,
-    client_prepare, client_setup, server_infer, server_prepare, server_setup,
+    ClientBatch, ClientModel, ClientSetup, HeaderInputs, Inference, ServerBatch, ServerModel,
+    ServerSetup, client_infer, client_setup, server_infer, server_setup,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
@@ -140,24 +140,24 @@ impl Pair {
         let (mut near, mut far) = memory();
         let (client_bundle, server_bundle) = both(
             || {
-                block_on(client_prepare(
-                    &mut near,
-                    client,
-                    client_setup,
-                    &inputs,
-                    client_rng,
-                ))
+                block_on(async {
+                    let near = &mut near;
+                    let started =
+                        ClientBatch::start(near, client, client_setup, &inputs, 1, client_rng);
+                    started.await?.next_bundle(near).await
+                })
                 .unwrap()
+                .expect("a batch of one")
             },
             || {
-                block_on(server_prepare(
-                    &mut far,
-                    server,
-                    server_setup,
-                    &inputs,
-                    server_rng,
-                ))
+                block_on(async {
+                    let far = &mut far;
+                    let started =
+                        ServerBatch::start(far, server, server_setup, &inputs, 1, server_rng);
+                    started.await?.next_bundle(far).await
+                })
                 .unwrap()
+                .expect("a batch of one")
             },
         );
         let (inference, ()) = both(

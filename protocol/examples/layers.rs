@@ -16,7 +16,7 @@ use pi_ir::{
 };
 use pi_protocol::layout::{Packing, RING_DEGREE, TensorUse, conv_output};
 use pi_protocol::linear::{
-    Kernels, client_finish, client_upload, cost, server_answer, server_receive,
+    Answers, Kernels, Uploads, cost, finish_answer, receive_upload, rows_of,
 };
 use pi_ring::conv::{self, ConvShape, conv2d_fp_scalar};
 use pi_rlwe::{
@@ -276,22 +276,32 @@ fn measure(
     });
     for run in 0..runs {
         let seed = [run as u8; 32];
-        let sent = timed(&mut least.upload, || {
-            client_upload(params, &packing, &parties.secret, &seed, rng)
+        // One tensor, read with one stride: one upload, and an answer for each convolution.
+        let (sent, masks) = timed(&mut least.upload, || {
+            let mut uploads = Uploads::new(params, &packing, &parties.secret, &seed, rng);
+            let sent = uploads.next_message().expect("there is an upload");
+            (sent, uploads.into_masks())
         });
         let received = timed(&mut least.receive, || {
-            server_receive(params, &packing, &seed, &sent.message).expect("honest bytes")
+            receive_upload(params, &packing, &seed, 0, &sent).expect("honest bytes")
         });
         let (public, keys) = (&parties.public, &parties.keys);
-        let (message, server) = timed(&mut least.answer, || {
-            server_answer(params, &packing, &kernels, received, public, keys, rng)
+        let (messages, server): (Vec<_>, Vec<_>) = timed(&mut least.answer, || {
+            let rows = rows_of(&packing.uploads()[0], received);
+            let mut answers = Answers::new(params, &packing, &kernels, public, keys, rng);
+            let count = packing.answers().len();
+            (0..count).map(|answer| answers.make(answer, &rows)).unzip()
         });
-        let client = timed(&mut least.client, || {
-            client_finish(params, &packing, &parties.secret, &message).expect("honest bytes")
+        let client: Vec<_> = timed(&mut least.client, || {
+            let (secret, messages) = (&parties.secret, messages.iter().enumerate());
+            messages
+                .map(|(answer, message)| finish_answer(params, &packing, secret, answer, message))
+                .collect::<Result<_, _>>()
+                .expect("honest bytes")
         });
         finish_apart(parties, &packing, &mut least.finish);
         if run == 0 {
-            let mask = sent.masks[0].as_ref().expect("the tensor is uploaded");
+            let mask = masks[0].as_ref().expect("the tensor is uploaded");
             for (a, conv) in convs(&circuit).enumerate() {
                 let kernel = &weights.layers[a].kernels[0];
                 configuration.check(conv, kernel, mask, &client[a], &server[a]);

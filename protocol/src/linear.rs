@@ -39,18 +39,17 @@
 
 mod answer;
 mod cost;
+mod job;
+mod kernels;
 mod upload;
 
 #[cfg(test)]
 mod tests;
 
-pub use answer::{
-    Answers, Kernels, answers_bytes, client_finish, finish_answer, max_gap, rows_of, server_answer,
-};
+pub use answer::{Answers, answers_bytes, finish_answer, max_gap, rows_of};
 pub use cost::{LinearCost, Operations, Rates, cost};
-pub use upload::{
-    ClientUpload, Uploaded, Uploads, client_upload, receive_upload, server_receive, uploads_bytes,
-};
+pub use kernels::Kernels;
+pub use upload::{Uploads, receive_upload, uploads_bytes};
 
 use rand_chacha::ChaCha20Rng;
 use rand_core::{CryptoRng, SeedableRng};

@@ -11,7 +11,8 @@ use std::ops::{Add, AddAssign};
 pub struct Operations {
     /// Ciphertexts that the client uploads and the server expands.
     pub inputs: u64,
-    /// Those of them that repeat elements: the client makes them twice, see `client_upload`.
+    /// Those of them that repeat elements: the client makes them twice, see
+    /// [`Uploads`](super::Uploads::next_message).
     pub repeated_inputs: u64,
     /// Kernel polynomials to place and transform; once for all rows, so for all bundles.
     pub kernels: u64,

@@ -1,20 +1,15 @@
-//! The real scheme at its real size against the plain convolution, and what its protections are
-//! for.
+//! The real scheme at its real size against the plain convolution.
+
+mod corrections;
 
 use super::*;
 use crate::layout::oracle::{circuit_of, conv, plain_conv};
 use crate::layout::{CoefficientRole, Packing, TensorUse, default_plan};
 use pi_core::fp;
 use pi_ir::{Circuit, Conv, LayerWeights, Padding, Plan, Shape, Term, Weights};
-use pi_rlwe::answer::attack;
-use pi_rlwe::{
-    CiphertextModulus, CoefficientClass, GaloisKeys, N, Packed, Params, PlainPoly, Product,
-    PublicKey, SecretKey, UploadLayout, expand_upload, finish, upload,
-};
+use pi_rlwe::{GaloisKeys, N, Params, PublicKey, SecretKey};
 use rand_core::RngCore;
 use std::sync::OnceLock;
-
-const CONV: CiphertextModulus = CiphertextModulus::Conv;
 
 struct Keys {
     params: Params,
@@ -71,6 +66,52 @@ fn random_weights(circuit: &Circuit, rng: &mut impl RngCore) -> Weights {
     }
 }
 
+/// All uploads of a packing.
+struct ClientUpload {
+    /// `r` by tensor; `None` where no convolution reads the tensor.
+    masks: Vec<Option<Zeroizing<Vec<u64>>>>,
+    messages: Vec<Vec<u8>>,
+}
+
+fn client_upload(packing: &Packing, public_seed: &[u8; 32], rng: &mut ChaCha20Rng) -> ClientUpload {
+    let keys = keys();
+    let mut uploads = Uploads::new(&keys.params, packing, &keys.secret, public_seed, rng);
+    let messages = std::iter::from_fn(|| uploads.next_message()).collect();
+    ClientUpload {
+        masks: uploads.into_masks(),
+        messages,
+    }
+}
+
+/// Reads and answers upload by upload: the messages and `s`, by answer.
+fn server_answer(
+    packing: &Packing,
+    kernels: &Kernels,
+    public_seed: &[u8; 32],
+    messages: &[Vec<u8>],
+    rng: &mut ChaCha20Rng,
+) -> (Vec<Vec<u8>>, Vec<Zeroizing<Vec<u64>>>) {
+    let keys = keys();
+    let rows = messages.iter().enumerate().map(|(upload, message)| {
+        let ciphertexts = receive_upload(&keys.params, packing, public_seed, upload, message);
+        rows_of(&packing.uploads()[upload], ciphertexts.unwrap())
+    });
+    let rows: Vec<_> = rows.collect();
+    let (public, galois) = (&keys.public, &keys.galois);
+    let mut answers = Answers::new(&keys.params, packing, kernels, public, galois, rng);
+    let maps = packing.answers().iter().enumerate();
+    maps.map(|(index, map)| answers.make(index, &rows[map.upload()]))
+        .unzip()
+}
+
+/// `W r + s` by answer.
+fn client_finish(packing: &Packing, messages: &[Vec<u8>]) -> Vec<Zeroizing<Vec<u64>>> {
+    let Keys { params, secret, .. } = keys();
+    let each = messages.iter().enumerate();
+    each.map(|(answer, message)| finish_answer(params, packing, secret, answer, message).unwrap())
+        .collect()
+}
+
 /// Runs both parties and checks every output, the lengths and the costs.
 fn check(circuit: &Circuit, plan: &Plan, cache_bytes: usize, seed: u64) {
     let keys = keys();
@@ -80,23 +121,16 @@ fn check(circuit: &Circuit, plan: &Plan, cache_bytes: usize, seed: u64) {
     assert!(max_gap(&packing) <= keys.galois.max_gap());
 
     let public_seed = [seed as u8; 32];
-    let sent = client_upload(&keys.params, &packing, &keys.secret, &public_seed, &mut rng);
-    let uploaded = server_receive(&keys.params, &packing, &public_seed, &sent.message).unwrap();
+    let sent = client_upload(&packing, &public_seed, &mut rng);
     let kernels = Kernels::prepare(&keys.params, &packing, &weights, cache_bytes).unwrap();
-    let (message, server) = server_answer(
-        &keys.params,
-        &packing,
-        &kernels,
-        uploaded,
-        &keys.public,
-        &keys.galois,
-        &mut rng,
-    );
-    let client = client_finish(&keys.params, &packing, &keys.secret, &message).unwrap();
+    let (messages, server) =
+        server_answer(&packing, &kernels, &public_seed, &sent.messages, &mut rng);
+    let client = client_finish(&packing, &messages);
 
     let cost = cost(&packing);
-    assert_eq!(cost.upload_bytes.iter().sum::<usize>(), sent.message.len());
-    assert_eq!(cost.answer_bytes.iter().sum::<usize>(), message.len());
+    let lengths = |messages: &[Vec<u8>]| messages.iter().map(Vec::len).collect::<Vec<_>>();
+    assert_eq!(cost.upload_bytes, lengths(&sent.messages));
+    assert_eq!(cost.answer_bytes, lengths(&messages));
 
     let mut kernel = 0;
     for (a, answer) in packing.answers().iter().enumerate() {
@@ -215,9 +249,8 @@ fn element_that_nothing_reads_has_a_mask_all_the_same() {
     );
     let packing = Packing::new(&circuit, &default_plan(&circuit, 1).unwrap()).unwrap();
     assert_eq!(packing.uploads()[0].total_counts().free, 18);
-    let keys = keys();
     let rng = &mut ChaCha20Rng::seed_from_u64(6);
-    let sent = client_upload(&keys.params, &packing, &keys.secret, &[6; 32], rng);
+    let sent = client_upload(&packing, &[6; 32], rng);
     let mask = sent.masks[0].as_ref().unwrap();
     assert_eq!(mask.len(), 50);
     // All different, none zero: 50 draws of 60 bits.
@@ -334,15 +367,15 @@ fn wrong_messages_are_refused_without_panic() {
         conv(0, 2, (3, 3), (1, 1), Padding::same(1)),
     );
     let packing = Packing::new(&circuit, &default_plan(&circuit, 1).unwrap()).unwrap();
+    assert_eq!((packing.uploads().len(), packing.answers().len()), (1, 1));
     let rng = &mut ChaCha20Rng::seed_from_u64(11);
-    let sent = client_upload(&keys.params, &packing, &keys.secret, &[11; 32], rng);
-    let receive =
-        |message: &[u8]| server_receive(&keys.params, &packing, &[11; 32], message).map(|_| ());
-    assert!(receive(&sent.message).is_ok());
-    assert!(receive(&sent.message[1..]).is_err());
+    let message = client_upload(&packing, &[11; 32], rng).messages.concat();
+    let receive = |message: &[u8]| receive_upload(&keys.params, &packing, &[11; 32], 0, message);
+    assert!(receive(&message).is_ok());
+    assert!(receive(&message[1..]).is_err());
     assert!(receive(&[]).is_err());
-    assert!(receive(&vec![0xff; sent.message.len()]).is_err());
-    assert!(client_finish(&keys.params, &packing, &keys.secret, &[0; 7]).is_err());
+    assert!(receive(&vec![0xff; message.len()]).is_err());
+    assert!(finish_answer(&keys.params, &packing, &keys.secret, 0, &[0; 7]).is_err());
 }
 
 #[test]
@@ -377,26 +410,16 @@ fn server_randomness_alone_decides_the_answer_whatever_the_threads() {
     let rng = &mut ChaCha20Rng::seed_from_u64(13);
     let weights = random_weights(&circuit, rng);
     let kernels = Kernels::prepare(&keys.params, &packing, &weights, 0).unwrap();
-    let sent = client_upload(&keys.params, &packing, &keys.secret, &[13; 32], rng);
+    let sent = client_upload(&packing, &[13; 32], rng);
     let answer = |threads: usize, seed: u64| {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()
             .unwrap();
-        pool.install(|| {
-            let uploaded =
-                server_receive(&keys.params, &packing, &[13; 32], &sent.message).unwrap();
-            let rng = &mut ChaCha20Rng::seed_from_u64(seed);
-            server_answer(
-                &keys.params,
-                &packing,
-                &kernels,
-                uploaded,
-                &keys.public,
-                &keys.galois,
-                rng,
-            )
-        })
+        let rng = &mut ChaCha20Rng::seed_from_u64(seed);
+        let (mut messages, shares) =
+            pool.install(|| server_answer(&packing, &kernels, &[13; 32], &sent.messages, rng));
+        (messages.remove(0), shares)
     };
     let (message, shares) = answer(1, 14);
     assert_eq!((&message, &shares), (&answer(3, 14).0, &answer(2, 14).1));
@@ -417,173 +440,4 @@ fn server_randomness_alone_decides_the_answer_whatever_the_threads() {
         message[8 * useful..size],
         message[size + 8 * useful..2 * size]
     );
-}
-
-/// The phase of every coefficient of an encryption, against the mask: in units of the answer's
-/// modulus a plaintext step is `2^10`, and the flood is left out.
-#[test]
-fn corrections_cover_every_coefficient() {
-    let keys = keys();
-    let circuit = single(
-        Shape::new(3, 5, 5),
-        conv(0, 4, (3, 3), (1, 1), Padding::same(1)),
-    );
-    let packing = Packing::new(&circuit, &default_plan(&circuit, 1).unwrap()).unwrap();
-    let map = &packing.uploads()[0];
-    assert!(map.counts(0).unused > 0 && map.counts(0).forced > 0 && map.counts(0).free > 0);
-    let rng = &mut ChaCha20Rng::seed_from_u64(16);
-    let sent = client_upload(&keys.params, &packing, &keys.secret, &[16; 32], rng);
-    let uploaded = server_receive(&keys.params, &packing, &[16; 32], &sent.message).unwrap();
-    let one = PlainPoly::new(&keys.params, CONV, 0, [(0, 1)]);
-    let product = Product::new(&keys.params, &[(&uploaded.ciphertexts[0][0], &one)]);
-    let all: Vec<u32> = (0..N as u32).collect();
-    let answer = attack::finish_without_flood(
-        &keys.params,
-        Packed::single(&keys.params, 1, product),
-        &keys.public,
-        &all,
-        &vec![0; N],
-        rng,
-    );
-    for (at, phase) in attack::phase(&keys.params, &keys.secret, &answer, &all)
-        .iter()
-        .enumerate()
-    {
-        // Distance to the nearest plaintext: rounding of the answer only (32 and ten deviations of
-        // 21.3).
-        let rest = phase_fraction(*phase);
-        assert!(rest.abs() < 0.26, "coefficient {at}: {rest}");
-    }
-}
-
-/// Distance of a phase modulo `2^70` from the nearest plaintext, in plaintext steps `2^70 / p`.
-fn phase_fraction(phase: u128) -> f64 {
-    // phase p mod 2^70, in two halves to stay within 128 bits.
-    let modulus = 1u128 << 70;
-    let p = u128::from(fp::P);
-    let product =
-        ((phase >> 35) * p % modulus * (1 << 35) + (phase & ((1 << 35) - 1)) * p) % modulus;
-    let fraction = product as f64 / modulus as f64;
-    if fraction > 0.5 {
-        fraction - 1.0
-    } else {
-        fraction
-    }
-}
-
-/// An uncorrected coefficient gives a weight away after sixty answers that send a first half which
-/// reads it; the protocol corrects the coefficient, and sends no such first half either.
-#[test]
-fn uncorrected_unused_coefficient_would_give_a_weight_away() {
-    let keys = keys();
-    let (params, secret) = (&keys.params, &keys.secret);
-    let circuit = single(
-        Shape::new(1, 6, 6),
-        conv(0, 1, (3, 3), (1, 1), Padding::same(1)),
-    );
-    let plan = explicit(&circuit, 1, 1, (6, 6), 0, 1);
-    let packing = Packing::new(&circuit, &plan).unwrap();
-    let (map, answer) = (&packing.uploads()[0], &packing.answers()[0]);
-    let roles = map.roles(0);
-    let rng = &mut ChaCha20Rng::seed_from_u64(17);
-    let mut weights: Vec<i64> = (0..9)
-        .map(|_| i64::from(rng.next_u32() % 255) - 127)
-        .collect();
-    let taps = answer.taps(map, 0);
-    // The first unused coefficient, and a coefficient of the product that reads it by the kernel's
-    // last tap.
-    let unused = roles
-        .iter()
-        .position(|role| *role == CoefficientRole::Unused)
-        .unwrap();
-    let tap = taps
-        .iter()
-        .rfind(|tap| tap.shift as usize <= unused)
-        .unwrap();
-    let reader = unused - tap.shift as usize;
-    weights[tap.weight as usize] = -83;
-    assert!(
-        answer
-            .useful(map, 0)
-            .iter()
-            .all(|useful| useful.coefficient as usize != reader)
-    );
-
-    let terms = answer.kernel(map, &taps, 0, 0).map(|p| {
-        (
-            p.coefficient as usize + if p.negative { N } else { 0 },
-            weights[p.weight as usize],
-        )
-    });
-    let kernel = PlainPoly::new(params, CONV, 0, terms);
-    let layout = UploadLayout::new(
-        roles
-            .iter()
-            .map(|role| match role {
-                CoefficientRole::Unused => CoefficientClass::Unused,
-                CoefficientRole::Free(_) => CoefficientClass::Free,
-                _ => CoefficientClass::Forced,
-            })
-            .collect(),
-    );
-    // Where the correction of the unused coefficient is in the message.
-    let bit: usize = roles[..unused]
-        .iter()
-        .map(|role| if role.is_forced() { 138 } else { 78 })
-        .sum();
-
-    let candidates = |corrected: bool, rng: &mut ChaCha20Rng| {
-        let mut left: Vec<i64> = (-127..=127).collect();
-        for round in 0..60u8 {
-            let seed = [round; 32];
-            let zeros = vec![0; layout.forced_count()];
-            let mut sent = upload(params, CONV, secret, &seed, &layout, &zeros, rng);
-            // The client knows how far the seed's phase is from a plaintext: minus the correction.
-            let correction = read_bits(&sent.bytes, bit, 78) as i128 - (1 << 77);
-            let distance = -(correction as f64) * (fp::P as f64 / 2f64.powi(138));
-            if !corrected {
-                write_bits(&mut sent.bytes, bit, 78, 1 << 77);
-            }
-            let ciphertext = expand_upload(params, CONV, &seed, &layout, &sent.bytes).unwrap();
-            let packed = Packed::single(params, 1, Product::new(params, &[(&ciphertext, &kernel)]));
-            let mask = fp::uniform(rng);
-            let useful = [reader as u32];
-            let answered = finish(params, packed, &keys.public, &useful, &[mask], rng);
-            let rest = phase_fraction(attack::phase(params, secret, &answered, &useful)[0]);
-            // Mask and plaintext fall away modulo a step; what is left is the flood, within a
-            // quarter.
-            left.retain(|w| within_flood(rest - *w as f64 * distance));
-        }
-        left
-    };
-    assert_eq!(candidates(false, rng), [-83], "the attack finds the weight");
-    assert_eq!(
-        candidates(true, rng),
-        [0],
-        "corrected, the phase shows the flood alone"
-    );
-}
-
-/// The flood is within a quarter of a step; rounding adds 0.03 and a deviation of 0.02. A wrong
-/// weight passes three times in four, sixty times in a row with probability 2^-26.
-fn within_flood(steps: f64) -> bool {
-    (steps - steps.round()).abs() < 0.25 + 0.12
-}
-
-fn read_bits(bytes: &[u8], at: usize, bits: usize) -> u128 {
-    (0..bits).fold(0, |x, i| {
-        x | u128::from(bytes[(at + i) / 8] >> ((at + i) % 8) & 1) << i
-    })
-}
-
-fn write_bits(bytes: &mut [u8], at: usize, bits: usize, value: u128) {
-    for i in 0..bits {
-        let byte = &mut bytes[(at + i) / 8];
-        let mask = 1 << ((at + i) % 8);
-        *byte = if value >> i & 1 == 1 {
-            *byte | mask
-        } else {
-            *byte & !mask
-        };
-    }
 }

@@ -15,28 +15,6 @@ use zeroize::Zeroizing;
 
 const CONV: CiphertextModulus = CiphertextModulus::Conv;
 
-/// What [`client_upload`] gives the client.
-pub struct ClientUpload {
-    /// `r` by tensor, `[bundle][c][y][x]`, erased on drop; `None` where no convolution reads the
-    /// tensor.
-    pub masks: Vec<Option<Zeroizing<Vec<u64>>>>,
-    /// The message to the server, of [`uploads_bytes`].
-    pub message: Vec<u8>,
-}
-
-impl std::fmt::Debug for ClientUpload {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ClientUpload(.., {} bytes)", self.message.len())
-    }
-}
-
-/// The server's ciphertexts of all uploads of a plan.
-#[derive(Debug)]
-pub struct Uploaded {
-    /// By upload.
-    pub(super) ciphertexts: Vec<Vec<Ciphertext>>,
-}
-
 /// Bytes of upload `map`: 78 bits a coefficient, 138 where the value is forced, each ciphertext
 /// rounded up to bytes.
 pub fn uploads_bytes(map: &UploadMap) -> usize {
@@ -227,28 +205,6 @@ impl<'a> Uploads<'a> {
     }
 }
 
-/// All uploads of a plan at once; see [`Uploads`].
-///
-/// # Panics
-/// If the packing is not for the standard ring.
-pub fn client_upload(
-    params: &Params,
-    packing: &Packing,
-    secret: &SecretKey,
-    public_seed: &[u8; 32],
-    rng: &mut impl CryptoRng,
-) -> ClientUpload {
-    let mut uploads = Uploads::new(params, packing, secret, public_seed, rng);
-    let mut message = Vec::with_capacity(packing.uploads().iter().map(uploads_bytes).sum());
-    while let Some(part) = uploads.next_message() {
-        message.extend_from_slice(&part);
-    }
-    ClientUpload {
-        masks: uploads.into_masks(),
-        message,
-    }
-}
-
 /// The ciphertexts of one upload's message.
 ///
 /// # Errors
@@ -290,37 +246,4 @@ pub fn receive_upload(
             expand_upload(params, CONV, &seed, &layout, bytes)
         })
         .collect()
-}
-
-/// The ciphertexts of all uploads of a plan, from their messages one after the other; see
-/// [`receive_upload`].
-///
-/// # Errors
-/// If the message has not exactly the plan's length or a correction is out of range.
-/// # Panics
-/// If the packing is not for the standard ring.
-pub fn server_receive(
-    params: &Params,
-    packing: &Packing,
-    public_seed: &[u8; 32],
-    message: &[u8],
-) -> Result<Uploaded, Error> {
-    let expected = packing.uploads().iter().map(uploads_bytes).sum();
-    if message.len() != expected {
-        return Err(Error::Length {
-            what: "uploads",
-            expected,
-            got: message.len(),
-        });
-    }
-    let mut rest = message;
-    let each = packing.uploads().iter().enumerate();
-    let ciphertexts = each.map(|(upload, map)| {
-        let (part, after) = rest.split_at(uploads_bytes(map));
-        rest = after;
-        receive_upload(params, packing, public_seed, upload, part)
-    });
-    Ok(Uploaded {
-        ciphertexts: ciphertexts.collect::<Result<_, _>>()?,
-    })
 }
