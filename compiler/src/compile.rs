@@ -9,7 +9,7 @@ use crate::pass::quantise::{Identity, Precision, Scales, quantise, scales};
 use crate::pass::select::{Link, select};
 use crate::pass::{fold, range};
 use crate::{emit, import};
-use pi_ir::{Circuit, Graph, Plan, Weights, limits};
+use pi_ir::{Circuit, Graph, Plan, Verified, Weights, limits};
 
 /// What the compiler may choose, and how.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,7 +49,7 @@ pub struct Compiled {
     /// The scales chosen.
     pub scales: Scales,
     /// The public circuit.
-    pub circuit: Circuit,
+    pub circuit: Verified<Circuit>,
     /// The server's integers.
     pub weights: Weights,
     /// The packing of a bundle alone.
@@ -101,7 +101,7 @@ pub fn compile(
         &calibration.pixels,
         &options.precision,
     )?;
-    let failure_log2 = emit::check(&circuit, &weights, options.failure_limit)?;
+    let (circuit, failure_log2) = emit::check(circuit, &weights, options.failure_limit)?;
     let plan = select(&circuit, 1, &options.link)?;
     let mut sizes = options.batches.clone();
     sizes.sort_unstable();

@@ -51,6 +51,14 @@ impl Refused {
     }
 }
 
+/// The verifier's faults, place by place.
+impl From<Vec<pi_ir::verify::Fault>> for Refused {
+    fn from(faults: Vec<pi_ir::verify::Fault>) -> Self {
+        let faults = faults.into_iter();
+        Refused(faults.map(|f| Fault::new(f.place, f.problem)).collect())
+    }
+}
+
 /// One line per fault.
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -106,7 +106,8 @@ fn errors(seed: u64, options: &GraphOptions) -> Option<(f64, f64)> {
             return None;
         }
     };
-    assert_eq!(verify::circuit(&coarse.circuit), [], "seed {seed}");
+    let faults = verify::weights(&coarse.circuit, &coarse.weights);
+    assert_eq!(faults, [], "seed {seed}");
     let faults = layout::verify_plan(&coarse.circuit, &coarse.plan);
     assert_eq!(faults, Vec::<String>::new(), "seed {seed}");
     let fine = compile(&graph, &images, &fine()).unwrap();
@@ -166,7 +167,7 @@ fn resnet20_with_mixed_activations_compiles_and_tracks_the_float_graph() {
     let graph = resnet20(32, 10, policy, 7);
     let images = images(&graph, 6, 7);
     let compiled = compile(&graph, &images, &Options::default()).unwrap();
-    assert_eq!(verify::circuit(&compiled.circuit), []);
+    assert_eq!(verify::weights(&compiled.circuit, &compiled.weights), []);
     let kinds = |wanted: Kind| {
         let layers = compiled.circuit.layers.iter();
         let kinds = layers.flat_map(|layer| match &layer.step {

@@ -9,7 +9,7 @@ use crate::linear;
 use crate::nonlinear::{quadratic, relu};
 use crate::session::{IndexedCircuit, TREE_DEPTH, infer_bytes, offline_traffic, setup_traffic};
 use pi_core::fp::ELEMENT_BYTES;
-use pi_ir::{Circuit, Kind, Plan, Step};
+use pi_ir::{Circuit, Kind, Plan, Step, Verified};
 use std::ops::AddAssign;
 
 /// Payload bytes in both directions, and one-way messages.
@@ -92,9 +92,9 @@ impl Cost {
 /// The cost of a circuit with plans, the first of them for one bundle.
 ///
 /// # Errors
-/// [`Error::ApiMisuse`] with all faults if circuit or plans are not sound.
+/// [`Error::ApiMisuse`] with all faults if the plans are not sound.
 pub fn circuit<'p>(
-    circuit: &Circuit,
+    circuit: &Verified<Circuit>,
     plans: impl IntoIterator<Item = &'p Plan>,
 ) -> Result<Cost, Error> {
     Ok(of(&IndexedCircuit::new(circuit, plans)?))

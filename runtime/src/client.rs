@@ -16,7 +16,7 @@ use crate::store::{
 use crate::stream::{MessageStream, Refusal, StreamError, Traffic, describe};
 use crate::team::Teams;
 use crate::transport::{self, ClientEndpoint, Trust};
-use pi_ir::{Artifact, Circuit, Step, Trace, limits};
+use pi_ir::{Artifact, Circuit, Step, Trace, Verified, limits};
 use pi_protocol::header::{HeaderInputs, PROTOCOL_VERSION};
 use pi_protocol::session::{self, ClientBatch, ClientBundle, ClientModel, ClientSetup};
 use rand_core::{OsRng, TryRngCore};
@@ -183,7 +183,7 @@ impl Client {
     ///
     /// # Errors
     /// Those of the store; [`Error::Artifact`] when it is not kept.
-    pub fn circuit(&self, model: &ModelDigest) -> Result<Circuit, Error> {
+    pub fn circuit(&self, model: &ModelDigest) -> Result<Verified<Circuit>, Error> {
         Ok(self.kept_artifact(model)?.circuit)
     }
 

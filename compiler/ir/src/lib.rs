@@ -46,6 +46,7 @@ pub use graph::{ActivationKind, Graph, Node, NodeId, Op};
 pub use plan::{Layout, OutputPacking, Plan, Upload};
 pub use shape::{Padding, Shape};
 pub use trace::{LayerTrace, Trace};
+pub use verify::Verified;
 pub use weights::{LayerWeights, Polynomial, Weights};
 
 /// The plaintext field of the protocol, `F_p` with `p = 2^60 - 2^18 + 1`: every value of a circuit

@@ -11,6 +11,7 @@ use crate::circuit::{
 use crate::interpret::convolve::{Windows, convolve, sum_windows};
 use crate::interpret::quantise_image;
 use crate::shape::Shape;
+use crate::verify::Verified;
 use crate::weights::{LayerWeights, Polynomial, Weights};
 
 /// All integers from `low` to `high`.
@@ -53,8 +54,8 @@ pub enum Error {
         /// Name of the layer.
         layer: String,
     },
-    /// The circuit or its weights are malformed.
-    #[error("{0}; verify circuit and weights first")]
+    /// The weights do not fit the circuit.
+    #[error("{0}; verify the weights first")]
     Malformed(String),
 }
 
@@ -63,7 +64,7 @@ pub enum Error {
 ///
 /// # Errors
 /// If the parts do not fit together, or a layer has no range below `2^62`.
-pub fn analyse(circuit: &Circuit, weights: &Weights) -> Result<Vec<LayerRange>, Error> {
+pub fn analyse(circuit: &Verified<Circuit>, weights: &Weights) -> Result<Vec<LayerRange>, Error> {
     let faults = crate::verify::weights(circuit, weights);
     if !faults.is_empty() {
         return Err(Error::Malformed(crate::verify::list(&faults)));

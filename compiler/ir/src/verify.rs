@@ -3,6 +3,9 @@
 //! What passes here can be evaluated, compiled or run without further checks: identifiers point
 //! backwards, shapes agree, windows fit, lists have their lengths, bounds leave the field room, and
 //! nothing is larger than [`crate::limits`] allow.
+//!
+//! A circuit that passed is a [`Verified`] one. Code that relies on these properties asks for
+//! `&Verified<Circuit>`, so that a circuit is checked once, where it enters the program.
 
 mod circuit;
 mod graph;
@@ -14,8 +17,37 @@ pub use weights::weights;
 
 use crate::limits;
 use crate::shape::Shape;
+use serde::Serialize;
 use std::collections::HashSet;
 use std::fmt;
+use std::ops::Deref;
+
+/// A value in which the verifier found no fault. Only the functions of this module make one, and it
+/// cannot be changed: take the value out, change that, and verify it again.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Verified<T>(T);
+
+impl<T> Verified<T> {
+    /// The value, no longer known to be free of faults once it is changed.
+    pub fn into_inner(self) -> T {
+        self.0
+    }
+
+    /// Tests of encodings need values that no verifier would pass.
+    #[cfg(test)]
+    pub(crate) fn unchecked(value: T) -> Self {
+        Verified(value)
+    }
+}
+
+impl<T> Deref for Verified<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,7 +215,7 @@ layer "dense" 2x1x1 bound 40 proved
     #[test]
     fn sound_examples_have_no_fault() {
         let circuit = parse_circuit(CIRCUIT).unwrap();
-        assert_eq!(super::circuit(&circuit), []);
+        let circuit = super::circuit(circuit).unwrap();
         assert_eq!(super::weights(&circuit, &weights()), []);
     }
 
@@ -332,14 +364,13 @@ layer "dense" 2x1x1 bound 40 proved
         for (from, to, place, problem) in cases {
             assert!(CIRCUIT.contains(from), "{from}");
             let circuit = parse_circuit(&CIRCUIT.replacen(from, to, 1)).unwrap();
-            let faults = super::circuit(&circuit);
+            let faults = super::circuit(circuit).unwrap_err();
             assert!(
                 faults
                     .iter()
                     .any(|f| f.place.contains(place) && f.problem.contains(problem)),
                 "{from} -> {to}: {faults:?}"
             );
-            assert!(!super::weights(&circuit, &weights()).is_empty());
         }
     }
 
@@ -349,16 +380,16 @@ layer "dense" 2x1x1 bound 40 proved
             .replace("mean 0.5", "mean nan")
             .replace("relu*16", "relu*15")
             .replace("bits 9", "bits 0");
-        let faults = super::circuit(&parse_circuit(&text).unwrap());
+        let faults = super::circuit(parse_circuit(&text).unwrap()).unwrap_err();
         assert_eq!(faults.len(), 3, "{faults:?}");
         let mut empty = parse_circuit(CIRCUIT).unwrap();
         empty.layers.clear();
-        assert_eq!(super::circuit(&empty).len(), 2);
+        assert_eq!(super::circuit(empty).unwrap_err().len(), 2);
     }
 
     #[test]
     fn each_fault_of_weights_is_found_and_hides_the_values() {
-        let circuit = parse_circuit(CIRCUIT).unwrap();
+        let circuit = super::circuit(parse_circuit(CIRCUIT).unwrap()).unwrap();
         let faults = |change: fn(&mut Weights)| {
             let mut weights = weights();
             change(&mut weights);

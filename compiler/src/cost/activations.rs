@@ -12,6 +12,7 @@ use pi_ir::costs::{Costs, ElementCosts, LayerCosts, Profile, Seconds, Traffic, V
 use pi_ir::count::{layer_activations, layer_multiply_adds};
 use pi_ir::{
     Activation, ActivationKind, Circuit, Graph, Kind, Layer, Op, PostTruncation, Range, Step,
+    Verified, verify,
 };
 use pi_protocol::cost::{self, Cost, LayerCost};
 use pi_protocol::layout::Packing;
@@ -50,7 +51,7 @@ const KINDS: [(&str, Kind); 4] = [
 pub fn costs(graph: &Graph, compiled: &Compiled, calibration: &str) -> Result<Costs, Refused> {
     let refuse = |why: String| Refused::one("", why);
     let circuit = &compiled.circuit;
-    let measure = |circuit: &Circuit| {
+    let measure = |circuit: &Verified<Circuit>| {
         cost::circuit(circuit, [&compiled.plan]).map_err(|e| refuse(e.to_string()))
     };
     let whole = measure(circuit)?;
@@ -58,7 +59,10 @@ pub fn costs(graph: &Graph, compiled: &Compiled, calibration: &str) -> Result<Co
     let linear = PerLayer::new(circuit, compiled, &packing);
     let sites = sites(graph, circuit)?;
     let variants = (KINDS.iter())
-        .map(|&(name, kind)| Ok((name, measure(&uniform(circuit, kind))?)))
+        .map(|&(name, kind)| {
+            let variant = verify::circuit(uniform(circuit, kind)).map_err(Refused::from)?;
+            Ok((name, measure(&variant)?))
+        })
         .collect::<Result<Vec<_>, Refused>>()?;
     // What layers share grows with elements of quadratic kinds only: their OLE ciphertexts.
     let each = |variant: &Cost| {

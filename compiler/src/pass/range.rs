@@ -9,7 +9,7 @@ use crate::fault::Refused;
 use crate::pass::quantise::{POLYNOMIAL_BOUND_BITS, Precision, WIDEST};
 use pi_ir::interpret::{Interpreter, quantise_image};
 use pi_ir::range::{LayerRange, analyse, bound_bits};
-use pi_ir::{Circuit, Layer, PostTruncation, Range, Step, Weights};
+use pi_ir::{Circuit, Layer, PostTruncation, Range, Step, Weights, verify};
 use rayon::prelude::*;
 
 /// Largest `log2 B` accepted for the sake of a proof: 2^20 elements then fail with probability
@@ -35,8 +35,11 @@ pub fn bound(
     // settles at least one layer.
     let mut refused = vec![false; circuit.layers.len()];
     loop {
-        let Ok(ranges) = analyse(circuit, weights) else {
-            // Some value has no bound below 2^62: without proofs, all layers keep what was seen.
+        // Interval analysis relies on a verified circuit, and this one changes from round to round.
+        let verified = verify::circuit(circuit.clone()).ok();
+        let Some(ranges) = verified.and_then(|circuit| analyse(&circuit, weights).ok()) else {
+            // Some value has no bound below 2^62, or the bounds seen are too wide for a circuit:
+            // without proofs, all layers keep what was seen, and [`crate::emit`] has the last word.
             for (layer, seen) in circuit.layers.iter_mut().zip(&seen) {
                 calibrate(layer, seen, precision);
             }

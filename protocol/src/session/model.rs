@@ -10,8 +10,8 @@ use crate::{Error, cost};
 use pi_core::fp;
 use pi_garble::SignWidth;
 use pi_ir::{
-    Activation, Artifact, Circuit, Conv, Kind, Layer, Plan, Shape, Step, SumPool, Term, Weights,
-    WeightsFile,
+    Activation, Artifact, Circuit, Conv, Kind, Layer, Plan, Shape, Step, SumPool, Term, Verified,
+    Weights, WeightsFile,
 };
 use pi_ot::TreeDepth;
 use pi_rlwe::Params;
@@ -24,7 +24,7 @@ pub(crate) const TREE_DEPTH: TreeDepth = match TreeDepth::new(4) {
 
 /// A circuit and its plans, checked and indexed: what both parties derive from the artifact.
 pub(crate) struct IndexedCircuit {
-    pub(crate) circuit: Circuit,
+    pub(crate) circuit: Verified<Circuit>,
     /// For one bundle, then for batches.
     pub(crate) plans: Vec<Planned>,
     /// One entry per layer.
@@ -99,16 +99,11 @@ impl IndexedCircuit {
     /// Checks and indexes.
     ///
     /// # Errors
-    /// All faults of circuit and plans.
+    /// All faults of the plans.
     pub(crate) fn new<'p>(
-        circuit: &Circuit,
+        circuit: &Verified<Circuit>,
         plans: impl IntoIterator<Item = &'p Plan>,
     ) -> Result<Self, Error> {
-        let faults = pi_ir::verify::circuit(circuit);
-        if !faults.is_empty() {
-            let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
-            return Err(Error::misuse(format!("circuit: {}", faults.join("; "))));
-        }
         let plans = plans.into_iter().map(|plan| Planned::new(circuit, plan));
         let plans: Vec<Planned> = plans.collect::<Result<_, Error>>()?;
         let mut faults = Vec::new();
@@ -365,7 +360,7 @@ impl ClientModel {
     /// The model of an artifact.
     ///
     /// # Errors
-    /// [`Error::ApiMisuse`] with all faults if circuit or plan are not sound.
+    /// [`Error::ApiMisuse`] with all faults if a plan is not sound.
     pub fn new(artifact: Artifact) -> Result<Self, Error> {
         Common::new(artifact).map(ClientModel)
     }
@@ -413,8 +408,8 @@ impl ServerModel {
     /// The model of an artifact and its weights.
     ///
     /// # Errors
-    /// [`Error::ApiMisuse`] with all faults if circuit or plan are not sound, or the weights are
-    /// not the artifact's.
+    /// [`Error::ApiMisuse`] with all faults if a plan is not sound, or the weights are not the
+    /// artifact's.
     pub fn new(artifact: Artifact, weights: WeightsFile) -> Result<Self, Error> {
         artifact
             .check_weights(&weights)

@@ -9,8 +9,8 @@ use futures_executor::block_on;
 use futures_util::future::join;
 use pi_ir::{
     Activation, Artifact, Circuit, Conv, Kind, Layer, LayerWeights, Padding, Polynomial,
-    PostTruncation, Range, Shape, Step, SumPool, TensorId, Term, Weights, WeightsFile, interpret,
-    random,
+    PostTruncation, Range, Shape, Step, SumPool, TensorId, Term, Verified, Weights, WeightsFile,
+    interpret, random, verify,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
@@ -91,11 +91,11 @@ struct Models {
 }
 
 impl Models {
-    fn new(circuit: Circuit, weights: Weights) -> Self {
+    fn new(circuit: Verified<Circuit>, weights: Weights) -> Self {
         Models::with_batches(circuit, weights, &[])
     }
 
-    fn with_batches(circuit: Circuit, weights: Weights, batches: &[u32]) -> Self {
+    fn with_batches(circuit: Verified<Circuit>, weights: Weights, batches: &[u32]) -> Self {
         let plan = default_plan(&circuit, 1).unwrap();
         let batches = batches.iter().map(|&n| default_plan(&circuit, n).unwrap());
         let batches = batches.collect();
@@ -423,7 +423,7 @@ const TRUNCATE: u8 = 4;
 const BOUND_BITS: u8 = 12;
 
 /// One layer with a channel of each kind, on the numbers themselves.
-fn edge_circuit() -> (Circuit, Weights) {
+fn edge_circuit() -> (Verified<Circuit>, Weights) {
     let calibrated = Range::Calibrated { max_seen: 1 };
     let of_channel = [Kind::Relu, Kind::Identity, Kind::Square, Kind::Polynomial];
     let area = EDGE_SHAPE.len() / 4;
@@ -473,7 +473,7 @@ fn edge_circuit() -> (Circuit, Weights) {
             identity_weights(4, Vec::new()),
         ],
     };
-    (circuit, weights)
+    (verify::circuit(circuit).unwrap(), weights)
 }
 
 /// Zero, single units, the last value of a step, and the largest magnitudes that the bound allows,
@@ -579,7 +579,8 @@ fn costs_are_those_of_the_specification() {
 /// More elements than a ciphertext has slots, and than a task of the garbler has instances.
 #[test]
 fn elements_beyond_one_ciphertext_and_one_task_come_out_right() {
-    let (mut circuit, mut weights) = edge_circuit();
+    let (circuit, mut weights) = edge_circuit();
+    let mut circuit = circuit.into_inner();
     let shape = Shape::new(4, 40, 70);
     circuit.input = shape;
     let area = shape.len() / 4;
@@ -593,7 +594,7 @@ fn elements_beyond_one_ciphertext_and_one_task_come_out_right() {
     for (channel, polynomial) in weights.layers[0].polynomials.iter_mut().enumerate() {
         polynomial.a += channel as i64;
     }
-    let models = Models::new(circuit, weights);
+    let models = Models::new(verify::circuit(circuit).unwrap(), weights);
     assert!(models.client.indexed().slots > 8192);
     let input: Vec<i64> = (0..shape.len() as i64)
         .map(|i| i * 7919 % 8161 - 4080)
@@ -674,7 +675,7 @@ fn residuals_pools_and_identity_layers_cost_no_message() {
     let weights = Weights {
         layers: vec![identity_weights(2, Vec::new()), none(), none()],
     };
-    let models = Models::new(circuit, weights);
+    let models = Models::new(verify::circuit(circuit).unwrap(), weights);
     let input: Vec<i64> = (0..shape.len() as i64).map(|x| 37 * x - 800).collect();
     models.check(&input, 300);
     assert_eq!(models.client.cost().online_round_trips(), 1);
@@ -979,7 +980,9 @@ fn unsound_models_are_refused() {
     refused(|a| a.plan.bundles = 2);
     refused(|a| a.batches = vec![a.plan.clone()]);
     refused(|a| a.plan.answers.clear());
-    refused(|a| a.circuit.layers[0].bound_bits = 90);
+    let mut unsound = good.circuit.clone().into_inner();
+    unsound.layers[0].bound_bits = 90;
+    assert!(verify::circuit(unsound).is_err());
     let mut other = file;
     other.weights.layers[0].bias[0] += 1;
     let error = ServerModel::new(good, other).unwrap_err();

@@ -277,7 +277,7 @@ fn status(client: &Client, state: &Path, json: bool) -> anyhow::Result<()> {
         let spent = count(BundleState::Spent, true) + count(BundleState::Spent, false);
         let name = client
             .circuit(&record.model)
-            .map_or_else(|_| "not fetched".into(), |circuit| circuit.name);
+            .map_or_else(|_| "not fetched".into(), |circuit| circuit.name.clone());
         text.push_str(&format!(
             "server     {}\n  fingerprint {server}\n  model       {name} ({})\n  bundles     {ready} ready, {spent} spent",
             record.addresses.join(", "),

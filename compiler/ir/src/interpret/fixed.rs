@@ -172,7 +172,8 @@ struct Kernel {
 }
 
 impl<'a> Interpreter<'a> {
-    /// Prepares an evaluation; the circuit should be a verified one.
+    /// Prepares an evaluation. The circuit need not be verified (the compiler evaluates circuits
+    /// whose bounds are still open), so everything an evaluation relies on is checked here.
     ///
     /// # Errors
     /// If circuit and weights do not fit together.

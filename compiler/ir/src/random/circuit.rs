@@ -7,6 +7,7 @@ use crate::circuit::*;
 use crate::range::{self, Interval};
 use crate::shape::{Padding, Shape};
 use crate::trace::{LayerTrace, Trace};
+use crate::verify::{self, Verified};
 use crate::weights::{LayerWeights, Polynomial, Weights};
 
 /// What random circuits look like.
@@ -41,13 +42,14 @@ impl Default for Options {
 }
 
 /// A legal circuit with its weights; the same for the same seed and options.
-pub fn circuit(seed: u64, options: &Options) -> (Circuit, Weights) {
+pub fn circuit(seed: u64, options: &Options) -> (Verified<Circuit>, Weights) {
     let mut maker = Maker::new(seed, options);
     for index in 0..maker.draw.size(1, options.layers) {
         maker.hidden_layer(index);
     }
     maker.output_layer();
-    (maker.circuit, maker.weights)
+    let circuit = verify::circuit(maker.circuit).expect("every draw keeps to the rules");
+    (circuit, maker.weights)
 }
 
 /// Weights as a file, with a salt drawn from the seed.
@@ -556,7 +558,7 @@ mod tests {
     use crate::artifact::Artifact;
     use crate::interpret::{self, Interpreter};
     use crate::plan::Plan;
-    use crate::{text, verify};
+    use crate::text;
     use std::collections::BTreeSet;
 
     const CASES: u64 = 400;
@@ -718,7 +720,7 @@ mod tests {
         for seed in 0..CASES {
             let (circuit, weights) = circuit(seed, &Options::default());
             let parsed = text::parse_circuit(&text::print_circuit(&circuit));
-            assert_eq!(parsed.as_ref(), Ok(&circuit), "seed {seed}");
+            assert_eq!(parsed.as_ref(), Ok(&*circuit), "seed {seed}");
             let file = weights_file(seed, weights);
             assert_eq!(
                 crate::WeightsFile::decode(&file.encode()).as_ref(),
@@ -767,7 +769,7 @@ mod tests {
                 accepted += 1;
                 let circuit = &artifact.circuit;
                 let text = text::print_circuit(circuit);
-                assert_eq!(text::parse_circuit(&text).as_ref(), Ok(circuit));
+                assert_eq!(text::parse_circuit(&text).as_ref(), Ok(&**circuit));
                 let sound = verify::weights(circuit, &weights).is_empty();
                 let interpreter = Interpreter::new(circuit, &weights);
                 assert!(!sound || interpreter.is_ok(), "seed {seed}");

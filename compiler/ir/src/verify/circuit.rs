@@ -1,6 +1,6 @@
 //! Faults of a circuit.
 
-use super::{Fault, Faults, within_limits};
+use super::{Fault, Faults, Verified, within_limits};
 use crate::circuit::{Activation, Circuit, Conv, Kind, Layer, Range, Step, SumPool, Term};
 use crate::limits;
 use crate::shape::Shape;
@@ -14,8 +14,19 @@ const SIGN_BITS: u8 = 32;
 /// Largest magnitude of the quantised image.
 const INPUT_BITS: u8 = 30;
 
-/// Every fault of a circuit; empty if it can be run.
-pub fn circuit(circuit: &Circuit) -> Vec<Fault> {
+/// Verifies a circuit, which can then be run.
+///
+/// # Errors
+/// Every fault of the circuit.
+pub fn circuit(circuit: Circuit) -> Result<Verified<Circuit>, Vec<Fault>> {
+    let faults = faults(&circuit);
+    match faults.is_empty() {
+        true => Ok(Verified(circuit)),
+        false => Err(faults),
+    }
+}
+
+fn faults(circuit: &Circuit) -> Vec<Fault> {
     let mut check = Check {
         circuit,
         faults: Faults::default(),

@@ -1,15 +1,11 @@
 //! Faults of the server's weights for a circuit.
 
-use super::{Fault, Faults};
+use super::{Fault, Faults, Verified};
 use crate::circuit::{Circuit, Kind, Layer, Step, Term};
 use crate::weights::{LayerWeights, Weights};
 
-/// Every fault of the weights for this circuit; of the circuit itself, if it has any.
-pub fn weights(circuit: &Circuit, weights: &Weights) -> Vec<Fault> {
-    let faults = super::circuit(circuit);
-    if !faults.is_empty() {
-        return faults;
-    }
+/// Every fault of the weights for this circuit; empty if they fit it.
+pub fn weights(circuit: &Verified<Circuit>, weights: &Weights) -> Vec<Fault> {
     let mut faults = Faults::default();
     faults.length(
         "weights",

@@ -1,0 +1,350 @@
+use super::frame::DIGEST;
+use super::*;
+use crate::circuit::*;
+use crate::graph::*;
+use crate::plan::*;
+use crate::shape::*;
+use crate::weights::*;
+
+fn artifact() -> Artifact {
+    let circuit = Circuit {
+        name: "tiny".into(),
+        input: Shape::new(1, 3, 3),
+        input_frac_bits: 6,
+        mean: vec![0.5],
+        std: vec![0.25],
+        classes: vec!["no".into(), "yes".into()],
+        layers: vec![
+            Layer {
+                name: "conv".into(),
+                terms: vec![Term::Conv(Conv {
+                    input: TensorId(0),
+                    out_channels: 1,
+                    kernel: (2, 2),
+                    stride: (1, 1),
+                    padding: Padding {
+                        top: 0,
+                        left: 0,
+                        bottom: 1,
+                        right: 1,
+                    },
+                    weight_bits: 8,
+                })],
+                pool: None,
+                shape: Shape::new(1, 3, 3),
+                bound_bits: 20,
+                range: Range::Proved,
+                step: Step::Activate(Activation {
+                    truncate: 7,
+                    frac_bits: 6,
+                    kinds: [
+                        Kind::Relu,
+                        Kind::Identity,
+                        Kind::Square,
+                        Kind::Polynomial,
+                        Kind::Relu,
+                        Kind::Relu,
+                        Kind::Identity,
+                        Kind::Identity,
+                        Kind::Square,
+                    ]
+                    .to_vec(),
+                    square: Some(PostTruncation {
+                        truncate: 6,
+                        bound_bits: 28,
+                        range: Range::Proved,
+                    }),
+                    polynomial: Some(PostTruncation {
+                        truncate: 9,
+                        bound_bits: 30,
+                        range: Range::Calibrated { max_seen: 77_777 },
+                    }),
+                }),
+            },
+            Layer {
+                name: "dense".into(),
+                terms: vec![Term::Conv(Conv {
+                    input: TensorId(1),
+                    out_channels: 2,
+                    kernel: (3, 3),
+                    stride: (1, 1),
+                    padding: Padding::default(),
+                    weight_bits: 9,
+                })],
+                pool: None,
+                shape: Shape::new(2, 1, 1),
+                bound_bits: 40,
+                range: Range::Proved,
+                step: Step::Output { frac_bits: 12 },
+            },
+        ],
+    };
+    let plan = Plan {
+        ring_degree: 8192,
+        bundles: 1,
+        uploads: vec![Upload {
+            tensor: TensorId(0),
+            layout: Layout {
+                group: 1,
+                stride: (1, 1),
+                padding: Padding::default(),
+                window: (2, 2),
+                tile: (3, 3),
+                row_stride: 4,
+                block: 16,
+                blocks: 1,
+            },
+        }],
+        answers: vec![OutputPacking {
+            layer: 0,
+            term: 0,
+            upload: 0,
+            merge: 0,
+            output_blocks: 1,
+        }],
+    };
+    Artifact {
+        failure_log2: failure_log2(&circuit).total,
+        circuit: verify::circuit(circuit).unwrap(),
+        batches: vec![Plan {
+            bundles: 4,
+            ..plan.clone()
+        }],
+        plan,
+        weights_digest: weights().digest(),
+        accuracy: Some(Accuracy {
+            images: 10_000,
+            float_correct: 7_777,
+            fixed_correct: 7_770,
+        }),
+        note: "for tests".into(),
+    }
+}
+
+fn weights() -> WeightsFile {
+    WeightsFile {
+        salt: [7; 32],
+        weights: Weights {
+            layers: vec![
+                LayerWeights {
+                    kernels: vec![vec![1, -128, 127, 0]],
+                    bias: vec![-300],
+                    polynomials: vec![Polynomial { a: 1, b: -2, k: 3 }],
+                },
+                LayerWeights {
+                    kernels: vec![(0..18).map(|i| 128 - 17 * i).collect()],
+                    bias: vec![0, 1 << 40],
+                    polynomials: vec![],
+                },
+            ],
+        },
+    }
+}
+
+fn graph() -> GraphFile {
+    let node = |name: &str, op, inputs: &[u32]| Node {
+        name: name.into(),
+        op,
+        inputs: inputs.iter().map(|&i| NodeId(i)).collect(),
+    };
+    GraphFile {
+        graph: Graph {
+            name: "tiny".into(),
+            mean: vec![0.5],
+            std: vec![0.25],
+            classes: vec![],
+            nodes: vec![
+                node(
+                    "input",
+                    Op::Input {
+                        shape: Shape::new(1, 2, 1),
+                    },
+                    &[],
+                ),
+                node(
+                    "act",
+                    Op::Activation {
+                        kinds: vec![ActivationKind::Polynomial, ActivationKind::Relu],
+                        coefficients: vec![[0.25, -0.5, 1.5]],
+                    },
+                    &[0],
+                ),
+                node("flat", Op::Flatten, &[1]),
+                node(
+                    "fc",
+                    Op::Dense {
+                        weight: vec![1.0, -2.0],
+                        bias: vec![f32::MIN_POSITIVE],
+                        out: 1,
+                    },
+                    &[2],
+                ),
+            ],
+        },
+    }
+}
+
+/// Every prefix, and every byte changed, through the whole decoder: first as it is (the digest
+/// catches it), then with the digest made right (the body's decoder must catch what is wrong).
+fn damage<F>(value: &F, whole: fn(&[u8]) -> Result<F, Error>)
+where
+    F: File + PartialEq + std::fmt::Debug,
+{
+    let good = encode(value);
+    assert_eq!(&whole(&good).unwrap(), value);
+    for n in 0..good.len() {
+        assert!(decode::<F>(&good[..n]).is_err(), "prefix of {n} bytes");
+    }
+    let mut longer = good.clone();
+    longer.push(0);
+    assert!(matches!(decode::<F>(&longer), Err(Error::Length { .. })));
+    for at in 0..good.len() {
+        for flip in [1, 2, 4, 16, 64, 128, 255] {
+            let mut bytes = good.clone();
+            bytes[at] ^= flip;
+            assert!(decode::<F>(&bytes).is_err(), "byte {at} xor {flip}");
+            let end = bytes.len() - DIGEST;
+            let digest = blake3::hash(&bytes[..end]);
+            bytes[end..].copy_from_slice(digest.as_bytes());
+            if let Ok(other) = decode::<F>(&bytes) {
+                assert_eq!(frame::framed::<F>(&other), bytes, "byte {at} xor {flip}");
+            }
+        }
+    }
+}
+
+#[test]
+fn damaged_files_are_refused_without_panic() {
+    damage(&artifact(), Artifact::decode);
+    damage(&weights(), WeightsFile::decode);
+    damage(&graph(), GraphFile::decode);
+}
+
+#[test]
+fn a_declared_length_reserves_no_memory() {
+    // A list of 2^60 classes, kernels or layers in a body of a few bytes.
+    let mut body = vec![0; 8];
+    body.splice(0..0, [0xff; 8]);
+    let mut bytes = [
+        &GraphFile::MAGIC[..],
+        &1u32.to_le_bytes(),
+        &(body.len() as u64).to_le_bytes(),
+        &body,
+    ]
+    .concat();
+    let digest = blake3::hash(&bytes);
+    bytes.extend_from_slice(digest.as_bytes());
+    assert!(matches!(
+        GraphFile::decode(&bytes),
+        Err(Error::Malformed { .. })
+    ));
+}
+
+#[test]
+fn each_kind_of_file_refuses_the_others() {
+    let error = Artifact::decode(&weights().encode()).unwrap_err();
+    assert!(matches!(error, Error::Magic { .. }), "{error}");
+    let error = WeightsFile::decode(&graph().encode()).unwrap_err();
+    assert!(error.to_string().contains("PI-GRAPH"), "{error}");
+    let mut newer = artifact().encode();
+    newer[8] = 9;
+    assert!(matches!(
+        Artifact::decode(&newer),
+        Err(Error::Version { found: 9, .. })
+    ));
+}
+
+#[test]
+fn decoding_verifies_the_circuit_and_its_failure_probability() {
+    let good = artifact();
+    assert_eq!(Artifact::decode(&good.encode()).unwrap(), good);
+    assert_eq!(GraphFile::decode(&graph().encode()).unwrap(), graph());
+    let mut claims = good.clone();
+    claims.failure_log2 -= 1.0;
+    let error = Artifact::decode(&claims.encode()).unwrap_err();
+    assert!(error.to_string().contains("failure_log2"), "{error}");
+    let mut faulty = good;
+    let mut circuit = faulty.circuit.into_inner();
+    circuit.layers[0].bound_bits = 60;
+    faulty.circuit = Verified::unchecked(circuit);
+    let error = Artifact::decode(&faulty.encode()).unwrap_err();
+    assert!(error.to_string().contains("layer 0 (conv)"), "{error}");
+    let mut faulty = artifact();
+    faulty.plan.bundles = 2;
+    let error = Artifact::decode(&faulty.encode()).unwrap_err();
+    assert!(error.to_string().contains("for 2 bundles"), "{error}");
+    let mut faulty = artifact();
+    faulty.batches[0].bundles = 1;
+    let error = Artifact::decode(&faulty.encode()).unwrap_err();
+    assert!(error.to_string().contains("growing numbers"), "{error}");
+    let mut faulty = graph();
+    faulty.graph.std.clear();
+    assert!(matches!(
+        GraphFile::decode(&faulty.encode()),
+        Err(Error::Faults { .. })
+    ));
+}
+
+#[test]
+fn digest_is_the_end_of_the_file_and_names_the_weights() {
+    let (artifact, weights) = (artifact(), weights());
+    assert!(artifact.encode().ends_with(&artifact.digest()));
+    assert!(weights.encode().ends_with(&weights.digest()));
+    artifact.check_weights(&weights).unwrap();
+    let mut other = weights;
+    other.salt[0] ^= 1;
+    assert!(matches!(
+        artifact.check_weights(&other),
+        Err(Error::WeightsMismatch { .. })
+    ));
+}
+
+#[test]
+fn kinds_take_two_bits_and_small_weights_one_byte() {
+    let mut large = artifact();
+    let before = large.encode().len();
+    let mut circuit = large.circuit.into_inner();
+    let Step::Activate(activation) = &mut circuit.layers[0].step else {
+        panic!("the first layer activates");
+    };
+    activation.kinds = vec![Kind::Square; 9 + 40_000];
+    large.circuit = Verified::unchecked(circuit);
+    // The circuit has a fault now, but its encoding is what it is.
+    // The count grows from one byte to three, the packed length from one to two.
+    assert_eq!(large.encode().len(), before + 10_000 + 2 + 1);
+
+    let mut wide = weights();
+    let before = wide.encode().len();
+    wide.weights.layers[0].kernels[0][0] = 128;
+    assert_eq!(wide.encode().len(), before + 4);
+}
+
+/// Written down once: a change here is a change of the format and needs a new version.
+#[test]
+fn golden_bytes() {
+    let weights = concat!(
+        "50492d5745494748",
+        "01000000",
+        "5f00000000000000",
+        "0707070707070707070707070707070707070707070707070707070707070707",
+        "02",
+        "01010401807f0001d70401020306",
+        "01022480006f005e004d003c002b001a000900f8ffe7ffd6ffc5ffb4ffa3ff92ff81ff70ff5fff020080808080804000",
+        "b796eee9c322701fef6aeb37d7da54d00718c61a834386114063fa32b6f08765",
+    );
+    assert_eq!(hex(&self::weights().encode()), weights);
+    let digest = |bytes: &[u8]| hex(bytes.last_chunk::<32>().unwrap());
+    // A number given here, because the last bits of a logarithm may differ between platforms.
+    let artifact = Artifact {
+        failure_log2: -31.5,
+        ..artifact()
+    };
+    assert_eq!(
+        digest(&artifact.encode()),
+        "c46dd7bddb93c609616053f3a5816ed194a64d668ebb75490d6ef7f9e4b19ec2"
+    );
+    assert_eq!(
+        digest(&graph().encode()),
+        "57ba0dc92fe8a4040bc97546223076a13e5a4b4f0d14682207fc15a6e63da8fd"
+    );
+}
