@@ -40,6 +40,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
+    pi_core::Backend::chosen()?;
     let plan = arguments.options.plan(arguments.relus);
     let machine = Machine::here();
     let rates = Rates::here()?;

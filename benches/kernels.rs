@@ -71,6 +71,10 @@ impl Measurement for CpuTime {
 }
 
 fn main() {
+    if let Err(error) = pi_core::Backend::chosen() {
+        eprintln!("error: {error}");
+        std::process::exit(1);
+    }
     if std::env::var_os("RAYON_NUM_THREADS").is_none() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1);
         pool.build_global().expect("no pool was made before");

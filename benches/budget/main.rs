@@ -61,6 +61,7 @@ struct Measured {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
+    pi_core::Backend::chosen()?;
     let options = &arguments.options;
     let machine = Machine::here();
     let rates = Rates::here()?;

@@ -1,5 +1,6 @@
 //! Which machine, for the figures.
 
+use pi_core::Backend;
 use serde::Serialize;
 
 /// What a figure depends on.
@@ -15,7 +16,7 @@ pub(crate) struct Machine {
     pub(crate) system: String,
     /// Main memory, bytes.
     pub(crate) memory: u64,
-    /// Whether the portable kernels were forced.
+    /// True if the portable kernels run.
     pub(crate) forced_scalar: bool,
     /// Processes ready to run in the last minute when the benchmark started; above 0.5, times are
     /// not to be trusted.
@@ -50,7 +51,7 @@ impl Machine {
                 read("/proc/sys/kernel/osrelease").trim()
             ),
             memory: memory * 1024,
-            forced_scalar: std::env::var_os("PI_FORCE_SCALAR").is_some(),
+            forced_scalar: Backend::get() == Backend::Scalar,
             load: load
                 .split(' ')
                 .next()

@@ -367,6 +367,27 @@ fn an_interrupt_ends_a_server_in_order() {
     assert!(server.child.wait().unwrap().success());
 }
 
+#[test]
+fn a_back_end_that_cannot_run_is_explained() {
+    let state = tempfile::tempdir().unwrap();
+    let cases = [
+        ("nonsense", "no back end has this name"),
+        #[cfg(target_arch = "x86_64")]
+        ("neon", "this processor has no NEON"),
+    ];
+    for (value, reason) in cases {
+        let mut served = server(state.path(), state.path(), "127.0.0.1:0");
+        let mut asked = client(state.path());
+        asked.args(["infer", "absent.png"]);
+        let mut shown = Command::new(env!("CARGO_BIN_EXE_pi-demo"));
+        for program in [&mut served, &mut asked, &mut shown] {
+            let text = complaint(program.env("PI_BACKEND", value));
+            says(&text, &["error:", "PI_BACKEND", value, reason, "scalar"]);
+            assert_eq!(text.lines().count(), 1, "{text}");
+        }
+    }
+}
+
 /// What the two programs are made of: no training framework, no ONNX parser.
 #[test]
 fn the_programs_link_neither_burn_nor_onnx() {

@@ -23,9 +23,9 @@ pub fn fold(streams: &mut [u8], columns: &mut [u8], stride: usize, used: usize) 
         stride << (columns.len() / stride),
         "a stream for every set of columns"
     );
-    match Backend::detected() {
+    match Backend::get() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `detected` found the features that the function enables.
+        // SAFETY: the back end is supported, and its features include those that the function enables.
         Backend::Avx512 => unsafe { avx512::fold(streams, columns, stride, used) },
         _ => fold_portable(streams, columns, stride, used),
     }
@@ -63,9 +63,9 @@ fn fold_once(streams: &mut [u8], count: usize, column: &mut [u8], stride: usize)
 /// If the lengths differ.
 pub fn add_masked(column: &mut [u8], other: &[u8], bit: u8) {
     assert_eq!(column.len(), other.len(), "columns of one length");
-    match Backend::detected() {
+    match Backend::get() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `detected` found the features that the function enables.
+        // SAFETY: the back end is supported, and its features include those that the function enables.
         Backend::Avx512 => unsafe { avx512::add_masked(column, other, bit) },
         _ => add_masked_portable(column, other, bit),
     }

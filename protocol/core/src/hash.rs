@@ -233,28 +233,28 @@ const TASK: usize = 64 * LANES;
 /// Replaces `x[i]` and `y[i]` by their hashes under `keys[i]`.
 #[inline]
 pub fn hash_pairs(keys: &[Block; LANES], x: &mut [Block; LANES], y: &mut [Block; LANES]) {
-    match Backend::detected() {
+    match Backend::get() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `detected` found the features that the function enables.
+        // SAFETY: the back end is supported, and its features include those that the function enables.
         Backend::Avx512 => unsafe { avx512::hash_pairs(keys, x, y) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Backend::AesNi => unsafe { aes_ni::hash_pairs(keys, x, y) },
-        Backend::Scalar => scalar::hash_pairs(keys, x, y),
+        Backend::Avx2 => unsafe { aes_ni::hash_pairs(keys, x, y) },
+        _ => scalar::hash_pairs(keys, x, y),
     }
 }
 
 /// Replaces `x[i]` by its hash under `keys[i]`.
 #[inline]
 pub fn hash_lanes(keys: &[Block; LANES], x: &mut [Block; LANES]) {
-    match Backend::detected() {
+    match Backend::get() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `detected` found the features that the function enables.
+        // SAFETY: the back end is supported, and its features include those that the function enables.
         Backend::Avx512 => unsafe { avx512::hash_lanes(keys, x) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Backend::AesNi => unsafe { aes_ni::hash_lanes(keys, x) },
-        Backend::Scalar => scalar::hash_lanes(keys, x),
+        Backend::Avx2 => unsafe { aes_ni::hash_lanes(keys, x) },
+        _ => scalar::hash_lanes(keys, x),
     }
 }
 
@@ -335,10 +335,10 @@ mod tests {
         ];
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         {
-            if Backend::AesNi.is_supported() {
+            if Backend::Avx2.is_supported() {
                 // SAFETY: the features were just found.
                 backends.push((
-                    "aes-ni",
+                    "avx2",
                     |k, x, y| unsafe { aes_ni::hash_pairs(k, x, y) },
                     |k, x| unsafe { aes_ni::hash_lanes(k, x) },
                 ));

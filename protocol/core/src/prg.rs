@@ -61,7 +61,7 @@ impl Cipher {
 impl Prg {
     /// Returns the stream of a seed, at its beginning.
     pub fn new(seed: &[u8; SEED_BYTES]) -> Self {
-        Prg::with_backend(seed, Backend::detected())
+        Prg::with_backend(seed, Backend::get())
     }
 
     /// `backend` must be supported.

@@ -26,15 +26,13 @@ pub fn transpose(columns: &[u8], stride: usize, rows: &mut [Block]) {
         "128 columns of {} bits",
         rows.len()
     );
-    match Backend::detected() {
+    match Backend::get() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `detected` found the features that the function enables.
+        // SAFETY: the back end is supported, and its features include those that the function enables.
         Backend::Avx512 => unsafe { avx512::transpose(columns, stride, rows) },
         #[cfg(target_arch = "x86_64")]
-        Backend::AesNi if is_x86_feature_detected!("avx2") => {
-            // SAFETY: the feature was just found.
-            unsafe { transpose_avx2(columns, stride, rows) }
-        }
+        // SAFETY: as above.
+        Backend::Avx2 => unsafe { transpose_avx2(columns, stride, rows) },
         _ => transpose_tiles(columns, stride, rows),
     }
 }
@@ -108,7 +106,7 @@ mod tests {
         let mut others: Vec<(&str, Transpose)> = vec![("detected", transpose)];
         #[cfg(target_arch = "x86_64")]
         {
-            if !cfg!(miri) && is_x86_feature_detected!("avx2") {
+            if Backend::Avx2.is_supported() {
                 // SAFETY: the feature was just found.
                 others.push(("avx2", |c, s, r| unsafe { transpose_avx2(c, s, r) }));
             }

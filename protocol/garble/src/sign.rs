@@ -145,9 +145,9 @@ pub fn garble_sign_into(
             for (group, (((keep, client), server), tables)) in groups.enumerate() {
                 let first = task * TASK + group * LANES;
                 let delta = delta.block();
-                match Backend::detected() {
+                match Backend::get() {
                     #[cfg(target_arch = "x86_64")]
-                    // SAFETY: `detected` found the features that the function enables.
+                    // SAFETY: the back end is supported, and its features include those that the function enables.
                     Backend::Avx512 => unsafe {
                         avx512::garble_group(
                             width, tweaks, first, delta, client, server, tables, keep,
@@ -262,9 +262,9 @@ pub fn evaluate_sign_message(
                 .zip(tables.chunks(width.table_bytes(LANES)));
             for (group, (((keep, client), server), tables)) in groups.enumerate() {
                 let first = task * TASK + group * LANES;
-                match Backend::detected() {
+                match Backend::get() {
                     #[cfg(target_arch = "x86_64")]
-                    // SAFETY: `detected` found the features that the function enables.
+                    // SAFETY: the back end is supported, and its features include those that the function enables.
                     Backend::Avx512 => unsafe {
                         avx512::evaluate_group(width, tweaks, first, client, server, tables, keep)
                     },

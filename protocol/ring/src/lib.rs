@@ -12,8 +12,8 @@
 //! - [`slots`]: SIMD slots of `F_p[X] / (X^n + 1)`;
 //! - [`conv`]: convolutions over `F_p` in the clear, the hot loop of the online phase.
 //!
-//! `PI_FORCE_SCALAR=1` in the environment selects the scalar implementations everywhere; they are
-//! the definition and the vector ones are tested to equal them bit for bit.
+//! Which instructions the kernels use is [`pi_core::Backend`]'s choice. The scalar implementations
+//! are the definition, and the vector ones are tested to equal them bit for bit.
 
 pub mod conv;
 pub mod dot;
@@ -30,10 +30,8 @@ pub use modulus46::Modulus46;
 pub use ntt::Ntt;
 pub use poly::{Domain, RnsPoly};
 
-/// Whether `PI_FORCE_SCALAR` asks for the scalar implementations; read once per process.
+/// Returns true if the scalar implementations are to run: the back end of this process is
+/// [`Backend::Scalar`](pi_core::Backend::Scalar).
 pub fn force_scalar() -> bool {
-    static FORCED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-    *FORCED.get_or_init(|| {
-        std::env::var_os("PI_FORCE_SCALAR").is_some_and(|v| v != "0" && !v.is_empty())
-    })
+    pi_core::Backend::get() == pi_core::Backend::Scalar
 }

@@ -109,6 +109,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
+    pi_core::Backend::chosen()?;
     let state = state_directory(arguments.state, "PI_CLIENT_STATE", "client")?;
     let patience = Patience {
         connect: arguments.connect_timeout,

@@ -66,6 +66,7 @@ pub fn main() -> ExitCode {
 
 /// Returns whether private and exact logits are equal.
 fn run(arguments: Arguments) -> anyhow::Result<bool> {
+    pi_core::Backend::chosen()?;
     let model = match arguments.model {
         Some(directory) => directory,
         None => bundled_model()?,

@@ -75,6 +75,7 @@ pub fn serve_child(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
+    pi_core::Backend::chosen()?;
     let listen = listen_address(&arguments.listen)?;
     let options = ServerOptions {
         model: arguments.model,
