@@ -27,7 +27,8 @@ use pi_ring::ntt::{RLWE_MODULI, RLWE_PRIMES};
 use pi_ring::poly::Automorphism;
 use pi_rlwe::{
     CiphertextModulus, GaloisKeys, N, Packed, Params, PlainPoly, Product, PublicKey, SecretKey,
-    UploadLayout, decrypt, expand_upload, finish, ole_receive, ole_respond, pack, upload,
+    SeededLayout, decrypt, encrypt_seeded, expand_seeded, mask_and_flood, ole_receive, ole_respond,
+    pack,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -144,12 +145,12 @@ fn ciphertexts(criterion: &mut Criterion) {
     const GAP: usize = 64;
     let mut group = criterion.benchmark_group("ciphertext");
     let modulus = CiphertextModulus::Conv;
-    let layout = UploadLayout::all_free();
+    let layout = SeededLayout::all_free();
     let rng = &mut ChaCha20Rng::seed_from_u64(2);
     let keys = LazyCell::new(|| Keys::new(GAP));
     let sent = LazyCell::new(|| {
         let rng = &mut ChaCha20Rng::seed_from_u64(3);
-        upload(
+        encrypt_seeded(
             &keys.params,
             modulus,
             &keys.secret,
@@ -160,7 +161,7 @@ fn ciphertexts(criterion: &mut Criterion) {
         )
     });
     let inputs = LazyCell::new(|| {
-        let one = expand_upload(&keys.params, modulus, &[2; 32], &layout, &sent.bytes);
+        let one = expand_seeded(&keys.params, modulus, &[2; 32], &layout, &sent.bytes);
         vec![one.expect("honest bytes"); 16]
     });
     let terms: Vec<(usize, i64)> = (0..576)
@@ -172,7 +173,7 @@ fn ciphertexts(criterion: &mut Criterion) {
 
     group.bench_function("upload", |b| {
         b.iter(|| {
-            upload(
+            encrypt_seeded(
                 &keys.params,
                 modulus,
                 &keys.secret,
@@ -184,7 +185,7 @@ fn ciphertexts(criterion: &mut Criterion) {
         });
     });
     group.bench_function("expand upload", |b| {
-        b.iter(|| expand_upload(&keys.params, modulus, &[2; 32], &layout, &sent.bytes));
+        b.iter(|| expand_seeded(&keys.params, modulus, &[2; 32], &layout, &sent.bytes));
     });
     group.bench_function("kernel of 576 terms", |b| {
         let mut kernel = PlainPoly::new(&keys.params, modulus, 6, terms.clone());
@@ -210,13 +211,13 @@ fn ciphertexts(criterion: &mut Criterion) {
         let rng = &mut ChaCha20Rng::seed_from_u64(4);
         b.iter_batched(
             packed,
-            |packed| finish(&keys.params, packed, &keys.public, &useful, &mask, rng),
+            |packed| mask_and_flood(&keys.params, packed, &keys.public, &useful, &mask, rng),
             criterion::BatchSize::SmallInput,
         );
     });
     group.bench_function("decrypt, all coefficients", |b| {
         let rng = &mut ChaCha20Rng::seed_from_u64(5);
-        let answer = finish(&keys.params, packed(), &keys.public, &useful, &mask, rng);
+        let answer = mask_and_flood(&keys.params, packed(), &keys.public, &useful, &mask, rng);
         b.iter(|| decrypt(&keys.params, &keys.secret, &answer, &useful));
     });
     group.finish();
@@ -226,13 +227,13 @@ fn oles(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("OLE of 8192 elements");
     group.throughput(Throughput::Elements(N as u64));
     let modulus = CiphertextModulus::Ole;
-    let layout = UploadLayout::all_free();
+    let layout = SeededLayout::all_free();
     let keys = LazyCell::new(|| Keys::new(2));
     let rng = &mut ChaCha20Rng::seed_from_u64(6);
     let (y, v) = (fp::uniform_vec(N, rng), fp::uniform_vec(N, rng));
     let input = LazyCell::new(|| {
         let rng = &mut ChaCha20Rng::seed_from_u64(7);
-        let sent = upload(
+        let sent = encrypt_seeded(
             &keys.params,
             modulus,
             &keys.secret,
@@ -241,12 +242,12 @@ fn oles(criterion: &mut Criterion) {
             &[],
             rng,
         );
-        expand_upload(&keys.params, modulus, &[2; 32], &layout, &sent.bytes).expect("honest bytes")
+        expand_seeded(&keys.params, modulus, &[2; 32], &layout, &sent.bytes).expect("honest bytes")
     });
     group.bench_function("upload", |b| {
         let rng = &mut ChaCha20Rng::seed_from_u64(8);
         b.iter(|| {
-            upload(
+            encrypt_seeded(
                 &keys.params,
                 modulus,
                 &keys.secret,

@@ -11,8 +11,8 @@ use pi_core::fp;
 use pi_rlwe::attack::phase;
 use pi_rlwe::noise::{flood_log2, noise_bits};
 use pi_rlwe::{
-    Answer, Ciphertext, CiphertextModulus, N, Packed, Params, PlainPoly, Product, PublicKey,
-    SecretKey, UploadLayout, decrypt, expand_upload, finish, upload,
+    Ciphertext, CiphertextModulus, MaskedCiphertext, N, Packed, Params, PlainPoly, Product,
+    PublicKey, SecretKey, SeededLayout, decrypt, encrypt_seeded, expand_seeded, mask_and_flood,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -42,9 +42,9 @@ impl Parties {
     fn uploaded(&mut self) -> (Vec<u64>, Ciphertext) {
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
-        let layout = UploadLayout::all_free();
+        let layout = SeededLayout::all_free();
         let conv = CiphertextModulus::Conv;
-        let sent = upload(
+        let sent = encrypt_seeded(
             &self.params,
             conv,
             &self.secret,
@@ -53,7 +53,7 @@ impl Parties {
             &[],
             &mut self.rng,
         );
-        let ciphertext = expand_upload(&self.params, conv, &seed, &layout, &sent.bytes).unwrap();
+        let ciphertext = expand_seeded(&self.params, conv, &seed, &layout, &sent.bytes).unwrap();
         (sent.mask.to_vec(), ciphertext)
     }
 
@@ -76,8 +76,8 @@ impl Parties {
         fp::uniform_vec(N, &mut self.rng)
     }
 
-    fn finish(&mut self, packed: Packed, mask: &[u64]) -> Answer {
-        finish(
+    fn finish(&mut self, packed: Packed, mask: &[u64]) -> MaskedCiphertext {
+        mask_and_flood(
             &self.params,
             packed,
             &self.public,
@@ -178,7 +178,7 @@ fn noise_shows_the_size_of_the_weights_before_the_flood() {
 
 /// Standard deviation of what the client sees below the plaintext, in units of the answer's
 /// modulus.
-fn width(p: &Parties, answer: &Answer) -> f64 {
+fn width(p: &Parties, answer: &MaskedCiphertext) -> f64 {
     let plaintexts = decrypt(&p.params, &p.secret, answer, &all());
     let phases = phase(&p.params, &p.secret, answer, &all());
     let squares: f64 = phases

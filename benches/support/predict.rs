@@ -17,8 +17,8 @@ use pi_protocol::cost::{self, Traffic};
 use pi_protocol::linear;
 use pi_ring::conv::{ConvScratch, ConvShape, Padding, PreparedConv};
 use pi_rlwe::{
-    CiphertextModulus, N, Packed, Params, PlainPoly, Product, PublicKey, SecretKey, UploadLayout,
-    decrypt, expand_upload, finish, upload,
+    CiphertextModulus, N, Packed, Params, PlainPoly, Product, PublicKey, SecretKey, SeededLayout,
+    decrypt, encrypt_seeded, expand_seeded, mask_and_flood,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -248,18 +248,18 @@ fn ciphertexts() -> (f64, f64) {
     let rng = &mut ChaCha20Rng::seed_from_u64(4);
     let secret = SecretKey::generate(&params, rng);
     let public = PublicKey::generate(&params, &secret, &[1; 32], rng);
-    let (modulus, layout, seed) = (CiphertextModulus::Conv, UploadLayout::all_free(), [2; 32]);
-    let sent = upload(&params, modulus, &secret, &seed, &layout, &[], rng);
+    let (modulus, layout, seed) = (CiphertextModulus::Conv, SeededLayout::all_free(), [2; 32]);
+    let sent = encrypt_seeded(&params, modulus, &secret, &seed, &layout, &[], rng);
     let upload_s = least(|| {
-        upload(&params, modulus, &secret, &seed, &layout, &[], rng);
+        encrypt_seeded(&params, modulus, &secret, &seed, &layout, &[], rng);
     });
-    let input = expand_upload(&params, modulus, &seed, &layout, &sent.bytes).expect("honest bytes");
+    let input = expand_seeded(&params, modulus, &seed, &layout, &sent.bytes).expect("honest bytes");
     let kernel = PlainPoly::new(&params, modulus, 0, vec![(0, 1)]);
     let product = Product::new(&params, &[(&input, &kernel)]);
     let useful: Vec<u32> = (0..N as u32).collect();
     let mask = fp::uniform_vec(N, rng);
     let packed = Packed::single(&params, 1, product);
-    let answer = finish(&params, packed, &public, &useful, &mask, rng);
+    let answer = mask_and_flood(&params, packed, &public, &useful, &mask, rng);
     let decrypt_s = least(|| {
         decrypt(&params, &secret, &answer, &useful);
     });

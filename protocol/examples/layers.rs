@@ -21,7 +21,7 @@ use pi_protocol::linear::{
 use pi_ring::conv::{self, ConvShape, conv2d_fp_scalar};
 use pi_rlwe::{
     CiphertextModulus, GaloisKeys, Packed, Params, PlainPoly, Product, PublicKey, SecretKey,
-    UploadLayout, expand_upload, finish, upload,
+    SeededLayout, encrypt_seeded, expand_seeded, mask_and_flood,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -316,11 +316,11 @@ fn finish_apart(parties: &Parties, packing: &Packing, least: &mut f64) {
     /// Ciphertexts in memory at a time.
     const TOGETHER: usize = 16;
     let (params, modulus) = (&parties.params, CiphertextModulus::Conv);
-    let (seed, layout) = ([9; 32], UploadLayout::all_free());
+    let (seed, layout) = ([9; 32], SeededLayout::all_free());
     let rng = &mut ChaCha20Rng::seed_from_u64(8);
-    let sent = upload(params, modulus, &parties.secret, &seed, &layout, &[], rng);
+    let sent = encrypt_seeded(params, modulus, &parties.secret, &seed, &layout, &[], rng);
     let ciphertext =
-        expand_upload(params, modulus, &seed, &layout, &sent.bytes).expect("honest bytes");
+        expand_seeded(params, modulus, &seed, &layout, &sent.bytes).expect("honest bytes");
     let one = PlainPoly::new(params, modulus, 0, [(0, 1)]);
     let product = Product::new(params, &[(&ciphertext, &one)]);
     let mut jobs = Vec::new();
@@ -345,7 +345,7 @@ fn finish_apart(parties: &Parties, packing: &Packing, least: &mut f64) {
             pairs
                 .map(|(packed, (_, useful, rng))| {
                     let mask = fp::uniform_vec(useful.len(), rng);
-                    finish(params, packed, &parties.public, useful, &mask, rng).encode()
+                    mask_and_flood(params, packed, &parties.public, useful, &mask, rng).encode()
                 })
                 .collect::<Vec<_>>()
         });

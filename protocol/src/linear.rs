@@ -17,14 +17,14 @@
 //! correction of a seed-chosen encryption is independent of the `r` that decryption defines. Forced
 //! coefficients: an ordinary encryption of 0 or of an `r` that the server does not know. Unused
 //! coefficients are corrected like free ones and their `r` forgotten. All of this is simulated by
-//! uniform corrections in the widths of the public classes (`pi_rlwe::upload` has the argument), so
+//! uniform corrections in the widths of the public classes (`pi_rlwe::seeded` has the argument), so
 //! the server learns nothing of `r`.
 //!
 //! *The client* sees, for each output ciphertext, the second half and the first half at useful
 //! coefficients. The second half carries a fresh encryption of zero and is pseudorandom; each first
 //! half sent decrypts to `W r + s` plus a flood of public width, and `s` is uniform. A simulator
 //! that is given `W r + s` encrypts it, floods it, and errs by the statistical distance that
-//! `pi_rlwe::answer` computes. That distance is computed from the *noise* of what a useful
+//! `pi_rlwe::masked` computes. That distance is computed from the *noise* of what a useful
 //! coefficient reads, which is why no coefficient may be left uncorrected: its phase would be of
 //! the size of `Q / p`, neither mask nor flood hides a product with it, and some sixty answers give
 //! the weight exactly (a test does it). First halves of other coefficients are neither computed nor

@@ -7,7 +7,8 @@ use pi_ring::conv::{ConvScratch, ConvShape, Padding, PreparedConv};
 use pi_ring::ntt::RLWE_PRIMES;
 use pi_rlwe::{
     CiphertextModulus, GaloisKeys, N, Packed, Params, PlainPoly, Product, PublicKey, SecretKey,
-    UploadLayout, decrypt, expand_upload, finish, ole_receive, ole_respond, pack, upload,
+    SeededLayout, decrypt, encrypt_seeded, expand_seeded, mask_and_flood, ole_receive, ole_respond,
+    pack,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
@@ -48,15 +49,15 @@ fn run() {
         ntt.inverse_unscaled(&mut x)
     });
 
-    let layout = UploadLayout::all_free();
+    let layout = SeededLayout::all_free();
     let mut ciphertexts = Vec::new();
     for modulus in [CiphertextModulus::Conv, CiphertextModulus::Ole] {
         time(&format!("upload {modulus:?}"), 63, 1.0, || {
-            upload(&params, modulus, &secret, &[2; 32], &layout, &[], rng)
+            encrypt_seeded(&params, modulus, &secret, &[2; 32], &layout, &[], rng)
         });
-        let sent = upload(&params, modulus, &secret, &[2; 32], &layout, &[], rng);
+        let sent = encrypt_seeded(&params, modulus, &secret, &[2; 32], &layout, &[], rng);
         let expand = || {
-            expand_upload(&params, modulus, &[2; 32], &layout, &sent.bytes).expect("honest bytes")
+            expand_seeded(&params, modulus, &[2; 32], &layout, &sent.bytes).expect("honest bytes")
         };
         time(&format!("expand upload {modulus:?}"), 63, 1.0, expand);
         ciphertexts.push(expand());
@@ -107,9 +108,9 @@ fn run() {
     let packed = || Packed::single(&params, 1, product.clone());
     time("single product to coefficients", 124, 1.0, packed);
     time("the same and finish, all coefficients", 124, 1.0, || {
-        finish(&params, packed(), &public, &useful, &mask, rng)
+        mask_and_flood(&params, packed(), &public, &useful, &mask, rng)
     });
-    let answer = finish(&params, packed(), &public, &useful, &mask, rng);
+    let answer = mask_and_flood(&params, packed(), &public, &useful, &mask, rng);
     time("encode answer", 124, 1.0, || answer.encode());
     time("decrypt, all coefficients", 124, 1.0, || {
         decrypt(&params, &secret, &answer, &useful)

@@ -1,29 +1,29 @@
 //! BFV over residue number systems: what the homomorphic linear layers and the oblivious linear
 //! evaluations stand on.
 //!
-//! For the protocol crate: seeded uploads of random masks, products with secret kernels, packing,
-//! and answers that reveal their plaintext and nothing else. Synchronous, messages in and out as
-//! bytes, randomness as an argument. Items are independent of each other: callers spread them over
-//! rayon; only [`pack()`] and [`pack_rows`] do so themselves.
+//! For the protocol crate: seeded encryptions of random masks, products with secret kernels,
+//! packing, and masked ciphertexts that reveal their plaintext and nothing else. Synchronous,
+//! messages in and out as bytes, randomness as an argument. Items are independent of each other:
+//! callers spread them over rayon; only [`pack()`] and [`pack_rows`] do so themselves.
 //!
 //! # The flow
 //! Once per client: [`SecretKey::generate`], [`PublicKey`] and [`GaloisKeys`] go to the server
 //! (`encode`, `decode`). For each ciphertext of a bundle:
-//! 1. client: [`upload()`] gives the mask `r` and the bytes of `Enc(r)`; server: [`expand_upload`]
-//!    gives a [`Ciphertext`];
+//! 1. client: [`encrypt_seeded`] gives the mask `r` and the bytes of `Enc(r)`, the *upload*; server:
+//!    [`expand_seeded`] gives a [`Ciphertext`];
 //! 2. server: [`Product::new`] multiplies ciphertexts by [`PlainPoly`] kernels and sums; [`pack()`]
 //!    merges `2^levels` products;
-//! 3. server: [`finish`] re-randomises, masks, floods and switches down: an [`Answer`], whose bytes
-//!    go to the client;
+//! 3. server: [`mask_and_flood`] re-randomises, masks, floods and switches down: a
+//!    [`MaskedCiphertext`], whose bytes go to the client, the *answer*;
 //! 4. client: [`decrypt`] gives `W r + s` at the useful coefficients.
 //!
-//! For OLEs: [`upload()`] at [`CiphertextModulus::Ole`], [`ole_slots`], [`ole_respond`],
+//! For OLEs: [`encrypt_seeded`] at [`CiphertextModulus::Ole`], [`ole_slots`], [`ole_respond`],
 //! [`ole_receive`].
 //!
 //! # What is assumed, and what each party learns
 //! Both parties are semi-honest; the client's keys and errors are honestly made. The server learns
-//! nothing of `r` ([`mod@upload`] has the argument), the client nothing but `W r + s` modulo `p`
-//! ([`answer`] has the argument and the distances). Whatever the bytes of a peer are, decoding
+//! nothing of `r` ([`seeded`] has the argument), the client nothing but `W r + s` modulo `p`
+//! ([`masked`] has the argument and the distances). Whatever the bytes of a peer are, decoding
 //! gives an error or a well-formed object; it does not panic.
 //!
 //! # Timing
@@ -32,28 +32,30 @@
 //! with probability below 2^-24, independently of the value that is returned.
 #![forbid(unsafe_code)]
 
-pub mod answer;
 mod bits;
 mod error;
 pub mod keys;
+pub mod masked;
 pub mod noise;
 pub mod ole;
 pub mod pack;
 pub mod params;
 pub mod plain;
 mod sample;
-pub mod upload;
+pub mod seeded;
 pub mod xof;
 
-#[cfg(feature = "attack")]
-pub use answer::attack;
-pub use answer::{Answer, decrypt, finish};
 pub use error::Error;
 pub use keys::{GaloisKeys, PublicKey, SecretKey};
+#[cfg(feature = "attack")]
+pub use masked::attack;
+pub use masked::{MaskedCiphertext, decrypt, mask_and_flood};
 pub use ole::{ole_receive, ole_respond, ole_slots};
 pub use pack::{Packed, pack, pack_rows};
 pub use params::{CiphertextModulus, N, Params};
 pub use plain::{CiphertextRow, PlainPoly, Product, Workspace};
 pub use sample::ERROR_BOUND;
-pub use upload::{Ciphertext, CoefficientClass, Upload, UploadLayout, expand_upload, upload};
+pub use seeded::{
+    Ciphertext, CoefficientClass, SeededEncryption, SeededLayout, encrypt_seeded, expand_seeded,
+};
 pub use xof::Seed;

@@ -14,7 +14,8 @@
 
 use crate::params::{CiphertextModulus, N, Params};
 use crate::{
-    Answer, Ciphertext, Packed, PlainPoly, Product, PublicKey, SecretKey, decrypt, finish,
+    Ciphertext, MaskedCiphertext, Packed, PlainPoly, Product, PublicKey, SecretKey, decrypt,
+    mask_and_flood,
 };
 use pi_core::fp;
 use rand_core::CryptoRng;
@@ -43,7 +44,7 @@ pub fn ole_respond(
     v: &[u64],
     public_key: &PublicKey,
     rng: &mut impl CryptoRng,
-) -> Answer {
+) -> MaskedCiphertext {
     assert_eq!(
         upload.modulus(),
         CiphertextModulus::Ole,
@@ -66,7 +67,7 @@ pub fn ole_respond(
     let mut mask = Zeroizing::new(v.iter().map(|&v| fp::neg(v)).collect::<Vec<_>>());
     params.slots.encode(&mut mask);
     let all: Vec<u32> = (0..N as u32).collect();
-    finish(
+    mask_and_flood(
         params,
         Packed::single(params, 1, product),
         public_key,
@@ -80,7 +81,11 @@ pub fn ole_respond(
 ///
 /// # Panics
 /// If the answer has not [`N`] useful coefficients.
-pub fn ole_receive(params: &Params, secret: &SecretKey, answer: &Answer) -> Zeroizing<Vec<u64>> {
+pub fn ole_receive(
+    params: &Params,
+    secret: &SecretKey,
+    answer: &MaskedCiphertext,
+) -> Zeroizing<Vec<u64>> {
     let all: Vec<u32> = (0..N as u32).collect();
     let mut coefficients = decrypt(params, secret, answer, &all);
     let slots = ole_slots(params, &coefficients);

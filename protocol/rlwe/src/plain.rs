@@ -1,7 +1,7 @@
 //! Plaintext kernels and their products with ciphertexts.
 
 use crate::params::{CiphertextModulus, KEY_LIMBS, N, Params};
-use crate::upload::Ciphertext;
+use crate::seeded::Ciphertext;
 use pi_core::fp;
 use pi_ring::dot::{InterleavedRow, MAX_TERMS, Term, dot_matrix, dot_pair};
 use pi_ring::{Domain, RnsPoly, kernels};

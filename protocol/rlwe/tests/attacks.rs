@@ -5,12 +5,12 @@
 
 use pi_core::fp;
 use pi_rlwe::attack::{
-    finish_with_flood_bits, finish_without_flood, finish_without_rerandomisation, phase,
+    mask_and_flood_with_bits, mask_and_flood_without_rerandomisation, mask_without_flood, phase,
     second_half, second_half_of,
 };
 use pi_rlwe::{
-    Answer, Ciphertext, CiphertextModulus, N, Packed, Params, PlainPoly, Product, PublicKey,
-    SecretKey, UploadLayout, expand_upload, finish, upload,
+    Ciphertext, CiphertextModulus, MaskedCiphertext, N, Packed, Params, PlainPoly, Product,
+    PublicKey, SecretKey, SeededLayout, encrypt_seeded, expand_seeded, mask_and_flood,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -43,8 +43,8 @@ impl Setup {
     fn uploaded(&mut self) -> Ciphertext {
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
-        let layout = UploadLayout::all_free();
-        let sent = upload(
+        let layout = SeededLayout::all_free();
+        let sent = encrypt_seeded(
             &self.params,
             CONV,
             &self.secret,
@@ -53,7 +53,7 @@ impl Setup {
             &[],
             &mut self.rng,
         );
-        expand_upload(&self.params, CONV, &seed, &layout, &sent.bytes).unwrap()
+        expand_seeded(&self.params, CONV, &seed, &layout, &sent.bytes).unwrap()
     }
 
     fn times(&self, ciphertext: &Ciphertext, weight: i64) -> Packed {
@@ -70,7 +70,7 @@ impl Setup {
     }
 
     /// The weights in -127..=127 whose product with the client's own second half is the answer's.
-    fn weights_that_explain(&self, ciphertext: &Ciphertext, answer: &Answer) -> Vec<i64> {
+    fn weights_that_explain(&self, ciphertext: &Ciphertext, answer: &MaskedCiphertext) -> Vec<i64> {
         let explains = |&w: &i64| {
             second_half_of(&self.params, &self.times(ciphertext, w))[..8]
                 == second_half(answer)[..8]
@@ -84,7 +84,7 @@ fn without_the_encryption_of_zero_the_second_half_shows_the_weight() {
     let mut s = Setup::new(1);
     let (ciphertext, weight) = (s.uploaded(), -93);
     let mask = s.mask();
-    let bare = finish_without_rerandomisation(
+    let bare = mask_and_flood_without_rerandomisation(
         &s.params,
         s.times(&ciphertext, weight),
         &s.useful,
@@ -92,7 +92,7 @@ fn without_the_encryption_of_zero_the_second_half_shows_the_weight() {
         &mut s.rng,
     );
     assert_eq!(s.weights_that_explain(&ciphertext, &bare), [weight]);
-    let proper = finish(
+    let proper = mask_and_flood(
         &s.params,
         s.times(&ciphertext, weight),
         &s.public,
@@ -109,7 +109,7 @@ fn two_answers_never_share_a_second_half() {
     let ciphertext = s.uploaded();
     let mask = s.mask();
     let mut answer = || {
-        finish(
+        mask_and_flood(
             &s.params,
             s.times(&ciphertext, 5),
             &s.public,
@@ -129,7 +129,7 @@ fn two_answers_never_share_a_second_half() {
 
 /// The spread of the phase around the plaintexts, in units of the answer modulus: the client's view
 /// of flood and noise.
-fn spread(s: &Setup, answer: &Answer) -> f64 {
+fn spread(s: &Setup, answer: &MaskedCiphertext) -> f64 {
     let phases = phase(&s.params, &s.secret, answer, &s.useful);
     let step = (1u128 << 70) as f64 / fp::P as f64;
     let residual = phases.iter().map(|&x| {
@@ -150,7 +150,7 @@ fn the_flood_is_there_and_has_its_public_width() {
     let mut s = Setup::new(3);
     let ciphertext = s.uploaded();
     let mask = s.mask();
-    let flooded = finish(
+    let flooded = mask_and_flood(
         &s.params,
         s.times(&ciphertext, 1),
         &s.public,
@@ -161,7 +161,7 @@ fn the_flood_is_there_and_has_its_public_width() {
     // Four uniforms on +-64 have deviation 74; rounding adds 21 and 18.
     let deviation = spread(&s, &flooded);
     assert!((72.0..86.0).contains(&deviation), "{deviation}");
-    let heavy = finish(
+    let heavy = mask_and_flood(
         &s.params,
         s.times(&ciphertext, 127),
         &s.public,
@@ -173,7 +173,7 @@ fn the_flood_is_there_and_has_its_public_width() {
         (spread(&s, &heavy) - deviation).abs() < 3.0,
         "the width does not depend on the weight"
     );
-    let bare = finish_without_flood(
+    let bare = mask_without_flood(
         &s.params,
         s.times(&ciphertext, 1),
         &s.public,
@@ -186,7 +186,7 @@ fn the_flood_is_there_and_has_its_public_width() {
         "without a flood only rounding is left"
     );
     // A flood made to fit a noise bound shows the bound: each bit of it halves the width.
-    let narrow = finish_with_flood_bits(
+    let narrow = mask_and_flood_with_bits(
         &s.params,
         s.times(&ciphertext, 1),
         &s.public,
@@ -195,7 +195,7 @@ fn the_flood_is_there_and_has_its_public_width() {
         73,
         &mut s.rng,
     );
-    let narrower = finish_with_flood_bits(
+    let narrower = mask_and_flood_with_bits(
         &s.params,
         s.times(&ciphertext, 1),
         &s.public,

@@ -3,9 +3,9 @@
 use pi_core::fp;
 use pi_rlwe::noise::{budget_log2, conv_noise, noise_bits, ole_noise};
 use pi_rlwe::{
-    Answer, Ciphertext, CiphertextModulus, CoefficientClass, Error, GaloisKeys, N, Packed, Params,
-    PlainPoly, Product, PublicKey, SecretKey, UploadLayout, decrypt, expand_upload, finish,
-    ole_receive, ole_respond, ole_slots, pack, upload,
+    Ciphertext, CiphertextModulus, CoefficientClass, Error, GaloisKeys, MaskedCiphertext, N,
+    Packed, Params, PlainPoly, Product, PublicKey, SecretKey, SeededLayout, decrypt,
+    encrypt_seeded, expand_seeded, mask_and_flood, ole_receive, ole_respond, ole_slots, pack,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -37,8 +37,8 @@ impl Parties {
     fn uploaded(&mut self, modulus: CiphertextModulus) -> (Vec<u64>, Ciphertext) {
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
-        let layout = UploadLayout::all_free();
-        let sent = upload(
+        let layout = SeededLayout::all_free();
+        let sent = encrypt_seeded(
             &self.params,
             modulus,
             &self.secret,
@@ -49,7 +49,7 @@ impl Parties {
         );
         (
             sent.mask.to_vec(),
-            expand_upload(&self.params, modulus, &seed, &layout, &sent.bytes).unwrap(),
+            expand_seeded(&self.params, modulus, &seed, &layout, &sent.bytes).unwrap(),
         )
     }
 
@@ -93,11 +93,11 @@ fn an_upload_encrypts_its_mask_whatever_the_classes() {
                 _ => CoefficientClass::Free,
             })
             .collect();
-        let layout = UploadLayout::new(classes);
+        let layout = SeededLayout::new(classes);
         let mut forced = fp::uniform_vec(layout.forced_count(), &mut p.rng);
         (forced[0], forced[1], forced[2]) = (0, fp::P - 1, 1);
         let seed = [9; 32];
-        let sent = upload(
+        let sent = encrypt_seeded(
             &p.params, modulus, &p.secret, &seed, &layout, &forced, &mut p.rng,
         );
         assert_eq!(sent.bytes.len(), layout.bytes(modulus));
@@ -109,7 +109,7 @@ fn an_upload_encrypts_its_mask_whatever_the_classes() {
                 assert_eq!(sent.mask[j], forced[j.div_ceil(5)]);
             }
         }
-        let ciphertext = expand_upload(&p.params, modulus, &seed, &layout, &sent.bytes).unwrap();
+        let ciphertext = expand_seeded(&p.params, modulus, &seed, &layout, &sent.bytes).unwrap();
         let one = PlainPoly::new(&p.params, modulus, 0, [(0, 1)]);
         let packed = Packed::single(
             &p.params,
@@ -139,9 +139,9 @@ fn malformed_uploads_are_refused() {
     for modulus in MODULI {
         let mut classes = vec![CoefficientClass::Free; N];
         classes[0] = CoefficientClass::Forced;
-        let layout = UploadLayout::new(classes);
+        let layout = SeededLayout::new(classes);
         let seed = [2; 32];
-        let sent = upload(
+        let sent = encrypt_seeded(
             &p.params,
             modulus,
             &p.secret,
@@ -150,7 +150,7 @@ fn malformed_uploads_are_refused() {
             &[0],
             &mut p.rng,
         );
-        let expand = |bytes: &[u8]| expand_upload(&p.params, modulus, &seed, &layout, bytes);
+        let expand = |bytes: &[u8]| expand_seeded(&p.params, modulus, &seed, &layout, bytes);
         for length in [0, 1, sent.bytes.len() - 1] {
             assert!(matches!(
                 expand(&sent.bytes[..length]),
@@ -195,10 +195,10 @@ fn answers_decrypt_to_product_plus_mask_and_survive_the_wire() {
         let useful: Vec<u32> = multiples(8).into_iter().filter(|j| j % 3 != 1).collect();
         let mask = fp::uniform_vec(useful.len(), &mut p.rng);
         let packed = Packed::single(&p.params, 8, product);
-        let answer = finish(&p.params, packed, &p.public, &useful, &mask, &mut p.rng);
+        let answer = mask_and_flood(&p.params, packed, &p.public, &useful, &mask, &mut p.rng);
         let bytes = answer.encode();
-        assert_eq!(bytes.len(), Answer::bytes(useful.len()));
-        let received = Answer::decode(useful.len(), &bytes).unwrap();
+        assert_eq!(bytes.len(), MaskedCiphertext::bytes(useful.len()));
+        let received = MaskedCiphertext::decode(useful.len(), &bytes).unwrap();
         assert_eq!(received, answer);
         let values = decrypt(&p.params, &p.secret, &received, &useful);
         for ((&j, &mask), &value) in useful.iter().zip(&mask).zip(values.iter()) {
@@ -209,11 +209,11 @@ fn answers_decrypt_to_product_plus_mask_and_survive_the_wire() {
             assert_eq!(value, fp::add(expected, mask), "{modulus:?} {j}");
         }
         assert!(matches!(
-            Answer::decode(useful.len(), &bytes[1..]),
+            MaskedCiphertext::decode(useful.len(), &bytes[1..]),
             Err(Error::Length { .. })
         ));
         assert!(matches!(
-            Answer::decode(useful.len() + 1, &bytes),
+            MaskedCiphertext::decode(useful.len() + 1, &bytes),
             Err(Error::Length { .. })
         ));
     }
@@ -273,7 +273,7 @@ fn packing_places_each_product_and_keeps_its_noise_bound() {
         );
         assert!(bound.worst_log2 + 20.0 < budget_log2(&p.params, CiphertextModulus::Conv));
         let mask = fp::uniform_vec(useful.len(), &mut p.rng);
-        let answer = finish(&p.params, packed, &p.public, &useful, &mask, &mut p.rng);
+        let answer = mask_and_flood(&p.params, packed, &p.public, &useful, &mask, &mut p.rng);
         let values = decrypt(&p.params, &p.secret, &answer, &useful);
         for i in 0..useful.len() {
             assert_eq!(
@@ -309,9 +309,9 @@ fn one_upload_under_the_same_randomness_gives_the_recorded_bytes() {
     let mut p = Parties::new(7);
     let mut classes = vec![CoefficientClass::Free; N];
     classes[5] = CoefficientClass::Forced;
-    let layout = UploadLayout::new(classes);
+    let layout = SeededLayout::new(classes);
     for (modulus, expected) in MODULI.into_iter().zip(UPLOAD_DIGESTS) {
-        let sent = upload(
+        let sent = encrypt_seeded(
             &p.params,
             modulus,
             &p.secret,

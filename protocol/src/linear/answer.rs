@@ -6,8 +6,8 @@ use super::kernels::Kernels;
 use crate::layout::{AnswerMap, Packing, UploadMap, Useful};
 use pi_core::fp;
 use pi_rlwe::{
-    Answer, Ciphertext, CiphertextRow, Error, GaloisKeys, N, Packed, Params, PublicKey, SecretKey,
-    decrypt, finish,
+    Ciphertext, CiphertextRow, Error, GaloisKeys, MaskedCiphertext, N, Packed, Params, PublicKey,
+    SecretKey, decrypt, mask_and_flood,
 };
 use rand_core::CryptoRng;
 use rayon::prelude::*;
@@ -26,7 +26,7 @@ pub fn max_gap(packing: &Packing) -> usize {
 /// Bytes of one answer: 71,680 a ciphertext and 8 a useful coefficient.
 pub fn answers_bytes(answer: &AnswerMap) -> usize {
     (0..answer.ciphertexts())
-        .map(|index| Answer::bytes(answer.useful_count(index)))
+        .map(|index| MaskedCiphertext::bytes(answer.useful_count(index)))
         .sum()
 }
 
@@ -136,7 +136,7 @@ impl<'a> Answers<'a> {
         let mask = Zeroizing::new(fp::uniform_vec(useful.len(), rng));
         let coefficients = coefficients(&useful);
         let (params, key) = (self.params, self.public_key);
-        let bytes = finish(params, packed, key, &coefficients, &mask, rng).encode();
+        let bytes = mask_and_flood(params, packed, key, &coefficients, &mask, rng).encode();
         Finished {
             index,
             bytes,
@@ -190,7 +190,7 @@ pub fn finish_answer(
     let mut rest = message;
     let parts: Vec<(usize, &[u8])> = (0..map.ciphertexts())
         .map(|index| {
-            let (part, after) = rest.split_at(Answer::bytes(map.useful_count(index)));
+            let (part, after) = rest.split_at(MaskedCiphertext::bytes(map.useful_count(index)));
             rest = after;
             (index, part)
         })
@@ -199,7 +199,7 @@ pub fn finish_answer(
         .into_par_iter()
         .map(|(index, bytes)| {
             let useful = map.useful(&packing.uploads()[map.upload()], index);
-            let decoded = Answer::decode(useful.len(), bytes)?;
+            let decoded = MaskedCiphertext::decode(useful.len(), bytes)?;
             let values = decrypt(params, secret, &decoded, &coefficients(&useful));
             Ok((useful, values))
         })

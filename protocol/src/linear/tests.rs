@@ -434,7 +434,7 @@ fn server_randomness_alone_decides_the_answer_whatever_the_threads() {
     // Output ciphertexts have second halves of their own: equal bytes would be one re-randomisation
     // used twice.
     let useful = packing.answers()[0].useful_count(0);
-    let size = pi_rlwe::Answer::bytes(useful);
+    let size = pi_rlwe::MaskedCiphertext::bytes(useful);
     assert!(packing.answers()[0].ciphertexts() > 1);
     assert_ne!(
         message[8 * useful..size],

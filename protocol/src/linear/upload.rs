@@ -4,10 +4,10 @@
 use super::Forks;
 use crate::layout::{CoefficientRole, Packing, UploadMap};
 use pi_core::fp;
-use pi_rlwe::upload::upload_bytes;
+use pi_rlwe::seeded::seeded_bytes;
 use pi_rlwe::{
-    Ciphertext, CiphertextModulus, CoefficientClass, Error, N, Params, SecretKey, Seed, Upload,
-    UploadLayout, expand_upload, upload,
+    Ciphertext, CiphertextModulus, CoefficientClass, Error, N, Params, SecretKey, Seed,
+    SeededEncryption, SeededLayout, encrypt_seeded, expand_seeded,
 };
 use rand_core::CryptoRng;
 use rayon::prelude::*;
@@ -19,7 +19,7 @@ const CONV: CiphertextModulus = CiphertextModulus::Conv;
 /// rounded up to bytes.
 pub fn uploads_bytes(map: &UploadMap) -> usize {
     (0..map.ciphertexts())
-        .map(|index| upload_bytes(CONV, map.counts(index).forced))
+        .map(|index| seeded_bytes(CONV, map.counts(index).forced))
         .sum()
 }
 
@@ -33,13 +33,13 @@ fn ciphertext_seed(public_seed: &[u8; 32], upload: usize, index: usize) -> Seed 
     *hasher.finalize().as_bytes()
 }
 
-fn upload_layout(roles: &[CoefficientRole]) -> UploadLayout {
+fn upload_layout(roles: &[CoefficientRole]) -> SeededLayout {
     let class = |role: &CoefficientRole| match role {
         CoefficientRole::Free(_) => CoefficientClass::Free,
         CoefficientRole::Zero | CoefficientRole::Repeat(_) => CoefficientClass::Forced,
         CoefficientRole::Unused => CoefficientClass::Unused,
     };
-    UploadLayout::new(roles.iter().map(class).collect())
+    SeededLayout::new(roles.iter().map(class).collect())
 }
 
 fn assert_degree(packing: &Packing) {
@@ -67,7 +67,7 @@ struct Draft {
     index: usize,
     roles: Vec<CoefficientRole>,
     repeats: bool,
-    sent: Upload,
+    sent: SeededEncryption,
 }
 
 impl<'a> Uploads<'a> {
@@ -126,7 +126,7 @@ impl<'a> Uploads<'a> {
                     .iter()
                     .any(|role| matches!(role, CoefficientRole::Repeat(_)));
                 let sent = if repeats {
-                    self.encrypt(index, &UploadLayout::all_free(), &[], "mask")
+                    self.encrypt(index, &SeededLayout::all_free(), &[], "mask")
                 } else {
                     let layout = upload_layout(&roles);
                     self.encrypt(index, &layout, &vec![0; layout.forced_count()], "upload")
@@ -180,11 +180,11 @@ impl<'a> Uploads<'a> {
     fn encrypt(
         &self,
         index: usize,
-        layout: &UploadLayout,
+        layout: &SeededLayout,
         forced: &[u64],
         purpose: &str,
-    ) -> Upload {
-        upload(
+    ) -> SeededEncryption {
+        encrypt_seeded(
             self.params,
             CONV,
             self.secret,
@@ -233,7 +233,7 @@ pub fn receive_upload(
     let mut rest = message;
     let parts: Vec<(usize, &[u8])> = (0..map.ciphertexts())
         .map(|index| {
-            let (part, after) = rest.split_at(upload_bytes(CONV, map.counts(index).forced));
+            let (part, after) = rest.split_at(seeded_bytes(CONV, map.counts(index).forced));
             rest = after;
             (index, part)
         })
@@ -243,7 +243,7 @@ pub fn receive_upload(
         .map(|(index, bytes)| {
             let layout = upload_layout(&map.roles(index));
             let seed = ciphertext_seed(public_seed, upload, index);
-            expand_upload(params, CONV, &seed, &layout, bytes)
+            expand_seeded(params, CONV, &seed, &layout, bytes)
         })
         .collect()
 }

@@ -19,7 +19,7 @@
 //!
 //! # What each party sees
 //! The server: encryptions of uniform `a`, and `x - a`. The client: `u`, masked by the server's
-//! uniform `v` (and a flood in every coefficient, see `pi_rlwe::answer`), and openings masked by
+//! uniform `v` (and a flood in every coefficient, see `pi_rlwe::masked`), and openings masked by
 //! `d0`. The factor `a` of a polynomial is the same in all bundles, so what an answer leaks of it
 //! statistically adds up like that of weights.
 //!
@@ -30,19 +30,19 @@ use crate::Error;
 use crate::secrets::{Secrets, public_seed};
 use pi_core::fp::{self, ELEMENT_BYTES, Elements};
 use pi_ir::{Kind, Polynomial};
-use pi_rlwe::upload::upload_bytes;
+use pi_rlwe::seeded::seeded_bytes;
 use pi_rlwe::{
-    Answer, Ciphertext, CiphertextModulus, N, Params, PublicKey, SecretKey, UploadLayout,
-    expand_upload, ole_receive, ole_respond, ole_slots, upload,
+    Ciphertext, CiphertextModulus, MaskedCiphertext, N, Params, PublicKey, SecretKey, SeededLayout,
+    encrypt_seeded, expand_seeded, ole_receive, ole_respond, ole_slots,
 };
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
 /// Bytes of an OLE ciphertext, client to server.
-const UPLOAD_BYTES: usize = upload_bytes(CiphertextModulus::Ole, 0);
+const UPLOAD_BYTES: usize = seeded_bytes(CiphertextModulus::Ole, 0);
 
 /// Bytes of an OLE answer, server to client.
-const ANSWER_BYTES: usize = Answer::bytes(N);
+const ANSWER_BYTES: usize = MaskedCiphertext::bytes(N);
 
 /// Slots that an element of this kind takes.
 pub(crate) const fn slots(kind: Kind) -> usize {
@@ -83,7 +83,7 @@ pub(crate) fn client_offer(
     secrets: &Secrets,
     message: &mut Vec<u8>,
 ) {
-    let layout = UploadLayout::all_free();
+    let layout = SeededLayout::all_free();
     let parts: Vec<_> = x
         .par_chunks(N)
         .enumerate()
@@ -91,7 +91,7 @@ pub(crate) fn client_offer(
             let rng = &mut secrets.rng("OLE errors", i as u64);
             let seed = public_seed("OLE", bundle, i as u64);
             let ole = CiphertextModulus::Ole;
-            let done = upload(params, ole, secret, &seed, &layout, &[], rng);
+            let done = encrypt_seeded(params, ole, secret, &seed, &layout, &[], rng);
             let a = ole_slots(params, &done.mask);
             let difference = x.iter().zip(a.iter()).map(|(&x, &a)| fp::sub(x, a));
             (done.bytes, difference.collect::<Vec<u64>>())
@@ -115,7 +115,13 @@ pub(crate) fn client_receive(
     Error::check_length("OLE answers", offline_answer_bytes(slots), answers.len())?;
     let parts: Vec<Elements> = answers
         .par_chunks_exact(ANSWER_BYTES)
-        .map(|bytes| Ok(ole_receive(params, secret, &Answer::decode(N, bytes)?)))
+        .map(|bytes| {
+            Ok(ole_receive(
+                params,
+                secret,
+                &MaskedCiphertext::decode(N, bytes)?,
+            ))
+        })
         .collect::<Result<_, Error>>()?;
     let mut u = Zeroizing::new(Vec::with_capacity(parts.len() * N));
     parts.iter().for_each(|part| u.extend_from_slice(part));
@@ -131,14 +137,14 @@ pub(crate) fn receive_uploads(
     bytes: &[u8],
 ) -> Result<Vec<Ciphertext>, Error> {
     Error::check_length("OLE uploads", offline_upload_bytes(slots), bytes.len())?;
-    let layout = UploadLayout::all_free();
+    let layout = SeededLayout::all_free();
     bytes
         .par_chunks_exact(UPLOAD_BYTES)
         .enumerate()
         .map(|(i, bytes)| {
             let seed = public_seed("OLE", bundle, i as u64);
             let ole = CiphertextModulus::Ole;
-            Ok(expand_upload(params, ole, &seed, &layout, bytes)?)
+            Ok(expand_seeded(params, ole, &seed, &layout, bytes)?)
         })
         .collect()
 }

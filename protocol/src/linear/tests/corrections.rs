@@ -2,10 +2,10 @@
 //! uncorrected coefficient would give away.
 
 use super::*;
-use pi_rlwe::answer::attack;
+use pi_rlwe::masked::attack;
 use pi_rlwe::{
-    CiphertextModulus, CoefficientClass, Packed, PlainPoly, Product, UploadLayout, expand_upload,
-    finish, upload,
+    CiphertextModulus, CoefficientClass, Packed, PlainPoly, Product, SeededLayout, encrypt_seeded,
+    expand_seeded, mask_and_flood,
 };
 
 const CONV: CiphertextModulus = CiphertextModulus::Conv;
@@ -29,7 +29,7 @@ fn corrections_cover_every_coefficient() {
     let one = PlainPoly::new(&keys.params, CONV, 0, [(0, 1)]);
     let product = Product::new(&keys.params, &[(&uploaded[0], &one)]);
     let all: Vec<u32> = (0..N as u32).collect();
-    let answer = attack::finish_without_flood(
+    let answer = attack::mask_without_flood(
         &keys.params,
         Packed::single(&keys.params, 1, product),
         &keys.public,
@@ -108,7 +108,7 @@ fn uncorrected_unused_coefficient_would_give_a_weight_away() {
         )
     });
     let kernel = PlainPoly::new(params, CONV, 0, terms);
-    let layout = UploadLayout::new(
+    let layout = SeededLayout::new(
         roles
             .iter()
             .map(|role| match role {
@@ -129,18 +129,18 @@ fn uncorrected_unused_coefficient_would_give_a_weight_away() {
         for round in 0..60u8 {
             let seed = [round; 32];
             let zeros = vec![0; layout.forced_count()];
-            let mut sent = upload(params, CONV, secret, &seed, &layout, &zeros, rng);
+            let mut sent = encrypt_seeded(params, CONV, secret, &seed, &layout, &zeros, rng);
             // The client knows how far the seed's phase is from a plaintext: minus the correction.
             let correction = read_bits(&sent.bytes, bit, 78) as i128 - (1 << 77);
             let distance = -(correction as f64) * (fp::P as f64 / 2f64.powi(138));
             if !corrected {
                 write_bits(&mut sent.bytes, bit, 78, 1 << 77);
             }
-            let ciphertext = expand_upload(params, CONV, &seed, &layout, &sent.bytes).unwrap();
+            let ciphertext = expand_seeded(params, CONV, &seed, &layout, &sent.bytes).unwrap();
             let packed = Packed::single(params, 1, Product::new(params, &[(&ciphertext, &kernel)]));
             let mask = fp::uniform(rng);
             let useful = [reader as u32];
-            let answered = finish(params, packed, &keys.public, &useful, &[mask], rng);
+            let answered = mask_and_flood(params, packed, &keys.public, &useful, &[mask], rng);
             let rest = phase_fraction(attack::phase(params, secret, &answered, &useful)[0]);
             // Mask and plaintext fall away modulo a step; what is left is the flood, within a
             // quarter.

@@ -1,4 +1,4 @@
-//! Uploads: encryptions of masks that a public seed chooses.
+//! Seeded encryption: the client's uploads, encryptions of masks that a public seed chooses.
 //!
 //! Both parties expand `(c0', c1)` from a public seed. The client decrypts that random pair, which
 //! *defines* the mask `r`, and sends only the correction of `c0'` to an exact encryption of `r`:
@@ -46,14 +46,14 @@ pub enum CoefficientClass {
     Unused,
 }
 
-/// The classes of all coefficients of an upload.
+/// The classes of all coefficients of a seeded encryption.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UploadLayout {
+pub struct SeededLayout {
     classes: Vec<CoefficientClass>,
     forced: usize,
 }
 
-impl UploadLayout {
+impl SeededLayout {
     /// The layout of these classes, coefficient by coefficient.
     ///
     /// # Panics
@@ -85,36 +85,36 @@ impl UploadLayout {
         self.forced
     }
 
-    /// The length of the upload: `ceil((free_bits (N - forced) + forced_bits forced) / 8)`.
+    /// Bytes of the upload: `ceil((free_bits (N - forced) + forced_bits forced) / 8)`.
     pub fn bytes(&self, modulus: CiphertextModulus) -> usize {
-        upload_bytes(modulus, self.forced)
+        seeded_bytes(modulus, self.forced)
     }
 
     fn bits(&self, modulus: CiphertextModulus) -> usize {
-        upload_bits(modulus, self.forced)
+        seeded_bits(modulus, self.forced)
     }
 }
 
-/// The bytes of an upload with so many forced coefficients.
-pub const fn upload_bytes(modulus: CiphertextModulus, forced: usize) -> usize {
-    upload_bits(modulus, forced).div_ceil(8)
+/// Bytes of an upload with so many forced coefficients.
+pub const fn seeded_bytes(modulus: CiphertextModulus, forced: usize) -> usize {
+    seeded_bits(modulus, forced).div_ceil(8)
 }
 
-const fn upload_bits(modulus: CiphertextModulus, forced: usize) -> usize {
+const fn seeded_bits(modulus: CiphertextModulus, forced: usize) -> usize {
     (N - forced) * modulus.free_bits() as usize + forced * modulus.forced_bits() as usize
 }
 
-/// What [`upload()`] gives the client.
-pub struct Upload {
+/// The client's result of [`encrypt_seeded`].
+pub struct SeededEncryption {
     /// `r`, [`N`] field elements, erased on drop.
     pub mask: Zeroizing<Vec<u64>>,
     /// The message to the server.
     pub bytes: Vec<u8>,
 }
 
-impl std::fmt::Debug for Upload {
+impl std::fmt::Debug for SeededEncryption {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Upload(.., {} bytes)", self.bytes.len())
+        write!(f, "SeededEncryption(.., {} bytes)", self.bytes.len())
     }
 }
 
@@ -125,15 +125,15 @@ impl std::fmt::Debug for Upload {
 ///
 /// # Panics
 /// If `forced` has not one field element for each forced coefficient.
-pub fn upload(
+pub fn encrypt_seeded(
     params: &Params,
     modulus: CiphertextModulus,
     secret: &SecretKey,
     seed: &Seed,
-    layout: &UploadLayout,
+    layout: &SeededLayout,
     forced: &[u64],
     rng: &mut impl CryptoRng,
-) -> Upload {
+) -> SeededEncryption {
     assert_eq!(forced.len(), layout.forced, "forced masks");
     assert!(
         forced.iter().all(|&r| r < fp::P),
@@ -141,24 +141,24 @@ pub fn upload(
     );
     match modulus {
         CiphertextModulus::Conv => {
-            upload_over::<3>(params, modulus, secret, seed, layout, forced, rng)
+            encrypt_over::<3>(params, modulus, secret, seed, layout, forced, rng)
         }
         CiphertextModulus::Ole => {
-            upload_over::<4>(params, modulus, secret, seed, layout, forced, rng)
+            encrypt_over::<4>(params, modulus, secret, seed, layout, forced, rng)
         }
     }
 }
 
-/// [`upload()`] over `L` primes.
-fn upload_over<const L: usize>(
+/// [`encrypt_seeded`] over `L` primes.
+fn encrypt_over<const L: usize>(
     params: &Params,
     modulus: CiphertextModulus,
     secret: &SecretKey,
     seed: &Seed,
-    layout: &UploadLayout,
+    layout: &SeededLayout,
     forced: &[u64],
     rng: &mut impl CryptoRng,
-) -> Upload {
+) -> SeededEncryption {
     let moduli: [_; L] = *params.moduli.first_chunk().expect("L is at most four");
     let basis = params.basis(modulus);
     let [mut phase, mut product] = expand_seed(params, modulus, seed);
@@ -206,7 +206,7 @@ fn upload_over<const L: usize>(
         }
     }
     phase.zeroize();
-    Upload {
+    SeededEncryption {
         mask,
         bytes: writer.finish(),
     }
@@ -235,12 +235,12 @@ impl std::fmt::Debug for Ciphertext {
 /// The server's half: the encryption that a seed and a client's message make.
 ///
 /// # Errors
-/// If the length is not [`UploadLayout::bytes`] or a correction is out of range.
-pub fn expand_upload(
+/// If the length is not [`SeededLayout::bytes`] or a correction is out of range.
+pub fn expand_seeded(
     params: &Params,
     modulus: CiphertextModulus,
     seed: &Seed,
-    layout: &UploadLayout,
+    layout: &SeededLayout,
     bytes: &[u8],
 ) -> Result<Ciphertext, Error> {
     let [mut c0, c1] = expand_seed(params, modulus, seed);
@@ -259,7 +259,7 @@ pub fn expand_upload(
 fn add_corrections<const L: usize>(
     params: &Params,
     modulus: CiphertextModulus,
-    layout: &UploadLayout,
+    layout: &SeededLayout,
     bytes: &[u8],
     c0: &mut RnsPoly,
 ) -> Result<(), Error> {

@@ -1,10 +1,10 @@
-//! Answers: what the server returns, and why it tells the client nothing but the plaintext.
+//! Masked ciphertexts: the server's answers, and why they tell the client nothing but the plaintext.
 //!
 //! # Order
-//! [`finish`] takes a packed ciphertext and, in this order: adds a fresh public-key encryption of
-//! zero; adds the mask, scaled, and the flood, at every coefficient whose first half is sent;
-//! switches to the modulus `2^70`; drops six low bits of the first half. No key switch follows.
-//! Coefficients of the first half that are not sent are not computed either.
+//! [`mask_and_flood`] takes a packed ciphertext and, in this order: adds a fresh public-key
+//! encryption of zero; adds the mask, scaled, and the flood, at every coefficient whose first half
+//! is sent; switches to the modulus `2^70`; drops six low bits of the first half. No key switch
+//! follows. Coefficients of the first half that are not sent are not computed either.
 //!
 //! # Why the second half must be re-randomised
 //! Before the encryption of zero the second half is `w c1` for a `c1` that the client knows from
@@ -53,7 +53,7 @@ use crate::bits::{BitReader, BitWriter};
 use crate::pack::fold;
 use crate::params::{ANSWER_BITS, ANSWER_DROPPED_BITS, CiphertextModulus, N, Params};
 use crate::sample;
-use crate::upload::reduce_wide_enough;
+use crate::seeded::reduce_wide_enough;
 use crate::xof::Stream;
 use crate::{Error, Packed, PublicKey, SecretKey};
 use pi_core::fp;
@@ -62,9 +62,9 @@ use pi_ring::{Domain, RnsPoly, kernels, rns};
 use rand_core::CryptoRng;
 use zeroize::{Zeroize, Zeroizing};
 
-/// A finished answer.
+/// A masked and flooded ciphertext at the modulus of answers.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct MaskedCiphertext {
     /// The upper 64 bits of the first half at the useful coefficients.
     c0: Vec<u64>,
     /// The second half, 70 bits each.
@@ -73,8 +73,8 @@ pub struct Answer {
 
 const C1_BYTES: usize = N * ANSWER_BITS as usize / 8;
 
-impl Answer {
-    /// The bytes of an answer: `8 useful + 71,680`.
+impl MaskedCiphertext {
+    /// The length of [`MaskedCiphertext::encode`]: `8 useful + 71,680` bytes.
     pub const fn bytes(useful: usize) -> usize {
         8 * useful + C1_BYTES
     }
@@ -89,10 +89,10 @@ impl Answer {
         writer.finish()
     }
 
-    /// The answer of these bytes, with so many useful coefficients.
+    /// The ciphertext of these bytes, with so many useful coefficients.
     ///
     /// # Errors
-    /// If the length is not [`Answer::bytes`].
+    /// If the length is not [`MaskedCiphertext::bytes`].
     /// # Panics
     /// If `useful` exceeds [`N`].
     pub fn decode(useful: usize, bytes: &[u8]) -> Result<Self, Error> {
@@ -109,13 +109,13 @@ impl Answer {
     }
 }
 
-impl std::fmt::Debug for Answer {
+impl std::fmt::Debug for MaskedCiphertext {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Answer({} useful coefficients)", self.c0.len())
+        write!(f, "MaskedCiphertext({} useful coefficients)", self.c0.len())
     }
 }
 
-/// The answer with plaintext `packed + mask` at the useful coefficients, and nothing else in it;
+/// The ciphertext with plaintext `packed + mask` at the useful coefficients, and nothing else in it;
 /// see the module's documentation.
 ///
 /// `useful` are the coefficients whose first half is sent, increasing, multiples of the gap; `mask`
@@ -123,18 +123,18 @@ impl std::fmt::Debug for Answer {
 /// fresh for every answer. The packed ciphertext is used up: answering an upload twice leaks.
 ///
 /// # Cost
-/// [`Answer::bytes`] on the wire; about 0.5 ms of one core.
+/// [`MaskedCiphertext::bytes`] on the wire; about 0.5 ms of one core.
 /// # Panics
 /// If `useful` is not increasing and below [`N`], contains a coefficient off the gap, or `mask` is
 /// not as long or contains something that is no field element.
-pub fn finish(
+pub fn mask_and_flood(
     params: &Params,
     packed: Packed,
     public_key: &PublicKey,
     useful: &[u32],
     mask: &[u64],
     rng: &mut impl CryptoRng,
-) -> Answer {
+) -> MaskedCiphertext {
     assemble(
         params,
         packed,
@@ -146,7 +146,7 @@ pub fn finish(
     )
 }
 
-/// [`finish`], with the protections as arguments. `flood` gives the flood plus four quarters.
+/// [`mask_and_flood`], with the protections as arguments. `flood` gives the flood plus four quarters.
 fn assemble(
     params: &Params,
     mut packed: Packed,
@@ -155,7 +155,7 @@ fn assemble(
     mask: &[u64],
     flood: impl Fn(&mut Stream, &sample::Flood) -> u128,
     rng: &mut impl CryptoRng,
-) -> Answer {
+) -> MaskedCiphertext {
     let gap = packed.gap;
     assert!(
         useful.is_sorted_by(|a, b| a < b),
@@ -183,7 +183,7 @@ fn assemble(
     }
 }
 
-/// The last steps of [`finish`], over `L` primes.
+/// The last steps of [`mask_and_flood`], over `L` primes.
 fn mask_flood_switch<const L: usize>(
     params: &Params,
     packed: &Packed,
@@ -191,7 +191,7 @@ fn mask_flood_switch<const L: usize>(
     mask: &[u64],
     flood: impl Fn(&mut Stream, &sample::Flood) -> u128,
     stream: &mut Stream,
-) -> Answer {
+) -> MaskedCiphertext {
     let moduli: [_; L] = *params.moduli.first_chunk().expect("L is at most four");
     let basis = params.basis(packed.modulus);
     let width = params.bounds(packed.modulus).flood;
@@ -213,7 +213,7 @@ fn mask_flood_switch<const L: usize>(
             ((switched + (1 << (ANSWER_DROPPED_BITS - 1))) >> ANSWER_DROPPED_BITS) as u64
         })
         .collect();
-    Answer {
+    MaskedCiphertext {
         c0,
         c1: switch_all::<L>(basis, &packed.c1),
     }
@@ -282,7 +282,7 @@ fn add_encryption_of_zero(
 pub fn decrypt(
     params: &Params,
     secret: &SecretKey,
-    answer: &Answer,
+    answer: &MaskedCiphertext,
     useful: &[u32],
 ) -> Zeroizing<Vec<u64>> {
     assert_eq!(useful.len(), answer.c0.len(), "useful coefficients");
@@ -299,7 +299,7 @@ pub fn decrypt(
 fn answer_phase(
     params: &Params,
     secret: &SecretKey,
-    answer: &Answer,
+    answer: &MaskedCiphertext,
     useful: &[u32],
 ) -> Zeroizing<Vec<u128>> {
     const HALF: u128 = 1 << (ANSWER_BITS - 1);
@@ -332,20 +332,20 @@ fn answer_phase(
     Zeroizing::new(phase)
 }
 
-/// Answers that leave out a protection: for tests that show what the protection is for, and for
+/// Masked ciphertexts that lack a protection: for tests that show what the protection is for, and for
 /// nothing else.
 #[cfg(feature = "attack")]
 pub mod attack {
     use super::*;
 
-    /// [`finish`] without the encryption of zero: the second half shows the kernel.
-    pub fn finish_without_rerandomisation(
+    /// [`mask_and_flood`] without the encryption of zero: the second half shows the kernel.
+    pub fn mask_and_flood_without_rerandomisation(
         params: &Params,
         packed: Packed,
         useful: &[u32],
         mask: &[u64],
         rng: &mut impl CryptoRng,
-    ) -> Answer {
+    ) -> MaskedCiphertext {
         assemble(
             params,
             packed,
@@ -357,15 +357,15 @@ pub mod attack {
         )
     }
 
-    /// [`finish`] without the flood: the low part of the phase shows the noise.
-    pub fn finish_without_flood(
+    /// [`mask_and_flood`] without the flood: the low part of the phase shows the noise.
+    pub fn mask_without_flood(
         params: &Params,
         packed: Packed,
         public_key: &PublicKey,
         useful: &[u32],
         mask: &[u64],
         rng: &mut impl CryptoRng,
-    ) -> Answer {
+    ) -> MaskedCiphertext {
         assemble(
             params,
             packed,
@@ -377,12 +377,12 @@ pub mod attack {
         )
     }
 
-    /// [`finish`] with a flood that is a sum of four uniforms of `bits` bits each, as if derived
-    /// from a noise bound.
+    /// [`mask_and_flood`] with a flood that is a sum of four uniforms of `bits` bits each, as if
+    /// derived from a noise bound.
     ///
     /// # Panics
     /// If `bits` exceeds those of the real flood's quarter.
-    pub fn finish_with_flood_bits(
+    pub fn mask_and_flood_with_bits(
         params: &Params,
         packed: Packed,
         public_key: &PublicKey,
@@ -390,7 +390,7 @@ pub mod attack {
         mask: &[u64],
         bits: u32,
         rng: &mut impl CryptoRng,
-    ) -> Answer {
+    ) -> MaskedCiphertext {
         let short = |stream: &mut Stream, flood: &sample::Flood| {
             assert!(1 << bits <= flood.quarter, "{bits} bits of flood");
             let draw = |stream: &mut Stream| {
@@ -408,7 +408,7 @@ pub mod attack {
     pub fn phase(
         params: &Params,
         secret: &SecretKey,
-        answer: &Answer,
+        answer: &MaskedCiphertext,
         useful: &[u32],
     ) -> Vec<u128> {
         answer_phase(params, secret, answer, useful)
@@ -418,7 +418,7 @@ pub mod attack {
     }
 
     /// The second half of an answer, 70 bits each.
-    pub fn second_half(answer: &Answer) -> &[u128] {
+    pub fn second_half(answer: &MaskedCiphertext) -> &[u128] {
         &answer.c1
     }
 
