@@ -5,9 +5,10 @@
 //! [`crate::linear::cost`].
 
 use crate::Error;
+use crate::indexed_circuit::IndexedCircuit;
 use crate::linear;
 use crate::nonlinear::{quadratic, relu};
-use crate::session::{IndexedCircuit, TREE_DEPTH, infer_bytes, offline_traffic, setup_traffic};
+use crate::session::{TREE_DEPTH, infer_bytes, offline_traffic, setup_traffic};
 use pi_core::fp::ELEMENT_BYTES;
 use pi_ir::{Circuit, Kind, Plan, Step, Verified};
 use std::ops::AddAssign;

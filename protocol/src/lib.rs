@@ -14,6 +14,7 @@ pub mod channel;
 pub mod cost;
 mod error;
 pub mod header;
+mod indexed_circuit;
 pub mod layout;
 pub mod linear;
 mod nonlinear;

@@ -44,6 +44,7 @@
 mod bundle;
 mod convolve;
 mod infer;
+mod material;
 mod model;
 mod prepare;
 mod setup;
@@ -58,6 +59,6 @@ pub use prepare::{ClientBatch, ServerBatch, client_prepare, server_prepare};
 pub use setup::{ClientSetup, ServerSetup, client_setup, server_setup};
 
 pub(crate) use infer::{infer_bytes, layer_traffic};
-pub(crate) use model::{IndexedCircuit, TREE_DEPTH};
+pub(crate) use material::TREE_DEPTH;
 pub(crate) use prepare::offline_traffic;
 pub(crate) use setup::setup_traffic;

@@ -9,9 +9,10 @@
 //! element, 8 for an input. Server: 16 bytes and a bit a ReLU, 16 a square or polynomial, 8 an
 //! identity element, 8 more for every element.
 
-use super::model::{ClientModel, LayerIndex, ServerModel};
+use super::model::{ClientModel, ServerModel};
 use crate::Error;
 use crate::header::{BundleHeader, BundleId};
+use crate::indexed_circuit::LayerIndex;
 use crate::nonlinear::relu::ClientRelu;
 use crate::wire::Reader;
 use pi_core::fp::{self, ELEMENT_BYTES, Elements};
@@ -138,7 +139,7 @@ impl ClientBundle {
     /// model.
     pub fn decode(bytes: &[u8], model: &ClientModel) -> Result<Self, Error> {
         let (header, mut reader) = open(bytes, CLIENT_TAG)?;
-        model.check_header(&header)?;
+        model.public().check_header(&header)?;
         let indexed = model.indexed();
         let input_mask = elements(&mut reader, indexed.circuit.input.len())?;
         let layers = indexed.layers_with_index().map(|(layer, index)| {
@@ -225,7 +226,7 @@ impl ServerBundle {
     /// model.
     pub fn decode(bytes: &[u8], model: &ServerModel) -> Result<Self, Error> {
         let (header, mut reader) = open(bytes, SERVER_TAG)?;
-        model.check_header(&header)?;
+        model.public().check_header(&header)?;
         let label_seed = Zeroizing::new(reader.array()?);
         let delta = Delta::from_block(Block::from_bytes(reader.array()?));
         let layers = model.indexed().layers_with_index().map(|(layer, index)| {

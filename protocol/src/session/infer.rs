@@ -14,13 +14,12 @@
 
 use super::bundle::{ClientBundle, ClientLayer, ServerBundle, ServerLayer};
 use super::convolve::Convolution;
-use super::model::{
-    ClientModel, IndexedCircuit, LayerIndex, ServerModel, activation, add_scaled, sum_windows,
-};
-use super::prepare::{label_stream, polynomial, tweaks};
+use super::material::{label_stream, polynomial, tweaks};
+use super::model::{ClientModel, ServerModel};
 use crate::channel::{Channel, receive_exactly};
 use crate::cost::Traffic;
 use crate::header::BundleId;
+use crate::indexed_circuit::{IndexedCircuit, LayerIndex, activation, add_scaled, sum_windows};
 use crate::nonlinear::{gather, quadratic, relu};
 use crate::wire::Reader;
 use crate::{Error, share};
@@ -136,7 +135,7 @@ pub async fn client_infer(
 ) -> Result<Inference, Error> {
     let indexed = model.indexed();
     let header = *bundle.header();
-    model.check_header(&header)?;
+    model.public().check_header(&header)?;
     let expected = indexed.circuit.input.len();
     if input.len() != expected {
         let got = input.len();
@@ -287,7 +286,7 @@ pub async fn server_infer(
             what: "the request names another bundle".into(),
         });
     }
-    model.check_header(&header)?;
+    model.public().check_header(&header)?;
     // x - r of every tensor so far.
     let mut tensors: Vec<Elements> = Vec::with_capacity(indexed.layers.len());
     tensors.push(Zeroizing::new(request.input));

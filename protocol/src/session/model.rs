@@ -1,322 +1,31 @@
-//! A model as one party holds it, checked, with everything that follows from public data.
+//! A model as one party holds it.
 
 use super::convolve::{self, Convolution};
-use super::setup::MAX_GAP;
 use crate::header::{BundleHeader, HeaderInputs};
-use crate::layout::Packing;
-use crate::linear::{self, Kernels};
-use crate::nonlinear::quadratic;
+use crate::indexed_circuit::{IndexedCircuit, Planned};
+use crate::linear::Kernels;
 use crate::{Error, cost};
-use pi_core::fp;
-use pi_garble::SignWidth;
-use pi_ir::{
-    Activation, Artifact, Circuit, Conv, Kind, Layer, Plan, Shape, Step, SumPool, Term, Verified,
-    Weights, WeightsFile,
-};
-use pi_ot::TreeDepth;
+use pi_ir::{Artifact, Weights, WeightsFile};
 use pi_rlwe::Params;
 
-/// Depth of the trees of all OT extensions; part of the protocol.
-pub(crate) const TREE_DEPTH: TreeDepth = match TreeDepth::new(4) {
-    Ok(depth) => depth,
-    Err(_) => unreachable!(),
-};
-
-/// A circuit and its plans, checked and indexed: what both parties derive from the artifact.
-pub(crate) struct IndexedCircuit {
-    pub(crate) circuit: Verified<Circuit>,
-    /// For one bundle, then for batches.
-    pub(crate) plans: Vec<Planned>,
-    /// One entry per layer.
-    pub(crate) layers: Vec<LayerIndex>,
-    /// OLE slots of a bundle.
-    pub(crate) slots: usize,
-    /// ReLUs of a bundle.
-    pub(crate) relus: usize,
-}
-
-/// A plan, with everything derived from it.
-pub(crate) struct Planned {
-    pub(crate) packing: Packing,
-    pub(crate) digest: [u8; 32],
-}
-
-/// The elements of a layer, kind by kind; all empty at the output.
-#[derive(Default)]
-pub(crate) struct LayerIndex {
-    /// ReLU elements.
-    pub(crate) relu: Vec<u32>,
-    /// Width of their sign circuit; there if there are any.
-    pub(crate) width: Option<SignWidth>,
-    /// Squares and polynomials, in the order of elements.
-    pub(crate) quadratic: Vec<u32>,
-    /// Identity elements.
-    pub(crate) identity: Vec<u32>,
-    /// OLE slots of the layer.
-    pub(crate) slots: usize,
-}
-
-impl Planned {
-    fn new(circuit: &Circuit, plan: &Plan) -> Result<Self, Error> {
-        let bundles = plan.bundles;
-        let packing = Packing::new(circuit, plan).map_err(|faults| {
-            Error::misuse(format!("plan for {bundles} bundles: {}", faults.join("; ")))
-        })?;
-        let gap = linear::max_gap(&packing);
-        if gap > MAX_GAP {
-            return Err(Error::misuse(format!(
-                "plan for {bundles} bundles: merges groups of {gap} channels, keys reach {MAX_GAP}"
-            )));
-        }
-        let bytes = postcard::to_stdvec(plan)
-            .map_err(|error| Error::misuse(format!("plan for {bundles} bundles: {error}")))?;
-        let mut hash = blake3::Hasher::new_derive_key("pianissimo 1 plan");
-        hash.update(&bytes);
-        Ok(Planned {
-            packing,
-            digest: hash.finalize().into(),
-        })
-    }
-
-    /// Bundles of a batch.
-    pub(crate) fn bundles(&self) -> usize {
-        self.packing.bundles()
-    }
-
-    /// The answers that read an upload, in order.
-    pub(crate) fn readers(&self, upload: usize) -> impl Iterator<Item = usize> + '_ {
-        let answers = self.packing.answers().iter().enumerate();
-        answers.filter_map(move |(index, answer)| (answer.upload() == upload).then_some(index))
-    }
-
-    /// The order in which answers travel: upload by upload.
-    pub(crate) fn order(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.packing.uploads().len()).flat_map(|upload| self.readers(upload))
-    }
-}
-
-impl IndexedCircuit {
-    /// Checks and indexes.
-    ///
-    /// # Errors
-    /// All faults of the plans.
-    pub(crate) fn new<'p>(
-        circuit: &Verified<Circuit>,
-        plans: impl IntoIterator<Item = &'p Plan>,
-    ) -> Result<Self, Error> {
-        let plans = plans.into_iter().map(|plan| Planned::new(circuit, plan));
-        let plans: Vec<Planned> = plans.collect::<Result<_, Error>>()?;
-        let mut faults = Vec::new();
-        if plans.first().is_none_or(|plan| plan.bundles() != 1) {
-            faults.push("the first plan is not for one bundle".to_owned());
-        }
-        if !plans.is_sorted_by(|a, b| a.bundles() < b.bundles()) {
-            faults.push("the plans are not for growing numbers of bundles".to_owned());
-        }
-        let mut layers = Vec::with_capacity(circuit.layers.len());
-        for layer in &circuit.layers {
-            match LayerIndex::new(layer) {
-                Ok(index) => layers.push(index),
-                Err(fault) => faults.push(format!("layer {}: {fault}", layer.name)),
-            }
-        }
-        if !faults.is_empty() {
-            return Err(Error::misuse(faults.join("; ")));
-        }
-        Ok(IndexedCircuit {
-            slots: layers.iter().map(|layer| layer.slots).sum(),
-            relus: layers.iter().map(|layer| layer.relu.len()).sum(),
-            circuit: circuit.clone(),
-            plans,
-            layers,
-        })
-    }
-
-    /// The packing of a bundle alone; what does not depend on the number of bundles is the same in
-    /// all.
-    pub(crate) fn single(&self) -> &Packing {
-        &self.plans[0].packing
-    }
-
-    /// The plan for so many bundles.
-    pub(crate) fn planned(&self, bundles: usize) -> Result<&Planned, Error> {
-        Ok(&self.plans[self.place(bundles)?])
-    }
-
-    /// Where the plan for so many bundles is.
-    fn place(&self, bundles: usize) -> Result<usize, Error> {
-        let mut plans = self.plans.iter();
-        let found = plans.position(|plan| plan.bundles() == bundles);
-        found.ok_or_else(|| Error::misuse(format!("no plan for a batch of {bundles} bundles")))
-    }
-
-    /// `count` bundles as batches: the largest first.
-    pub(crate) fn batches(&self, count: usize) -> Vec<usize> {
-        let mut left = count;
-        let mut batches = Vec::new();
-        for plan in self.plans.iter().rev() {
-            let bundles = plan.bundles();
-            batches.extend(std::iter::repeat_n(bundles, left / bundles));
-            left %= bundles;
-        }
-        batches
-    }
-
-    /// Shapes of all tensors: the input, then each layer's result but the last.
-    pub(crate) fn tensors(&self) -> &[Shape] {
-        &self.single().tensors()[..self.circuit.layers.len()]
-    }
-
-    /// Number of logits.
-    pub(crate) fn logits(&self) -> usize {
-        let last = self.circuit.layers.last();
-        last.map_or(0, |layer| layer.shape.len())
-    }
-
-    /// Layers with their indices.
-    pub(crate) fn layers_with_index(&self) -> impl Iterator<Item = (&Layer, &LayerIndex)> {
-        self.circuit.layers.iter().zip(&self.layers)
-    }
-
-    /// The sum of a layer on one party's shares: `pool(sum of conv(W, t) + sum of 2^shift
-    /// pool(t))`.
-    ///
-    /// `conv` gives the party's share of a convolution, by its number among the layer's
-    /// convolutions.
-    pub(crate) fn sum(
-        &self,
-        layer: &Layer,
-        tensors: &[impl AsRef<[u64]>],
-        mut conv: impl FnMut(usize, &Conv) -> Vec<u64>,
-    ) -> Vec<u64> {
-        let shape = self.sum_shape(layer);
-        let mut sum = vec![0; shape.len()];
-        let mut convs = 0;
-        for term in &layer.terms {
-            match term {
-                Term::Conv(term) => {
-                    add_scaled(&mut sum, &conv(convs, term), 0);
-                    convs += 1;
-                }
-                Term::Residual { input, pool, shift } => {
-                    let x = tensors[input.0 as usize].as_ref();
-                    match pool {
-                        Some(pool) => {
-                            let from = self.circuit.tensor_shape(*input);
-                            add_scaled(&mut sum, &sum_windows(x, from, pool, shape), *shift);
-                        }
-                        None => add_scaled(&mut sum, x, *shift),
-                    }
-                }
-            }
-        }
-        self.pool(layer, sum)
-    }
-
-    /// The layer's own pool of a sum of its terms.
-    pub(crate) fn pool(&self, layer: &Layer, sum: Vec<u64>) -> Vec<u64> {
-        match &layer.pool {
-            Some(pool) => sum_windows(&sum, self.sum_shape(layer), pool, layer.shape),
-            None => sum,
-        }
-    }
-
-    /// Shape of the sum of a layer's terms.
-    pub(crate) fn sum_shape(&self, layer: &Layer) -> Shape {
-        let shape = layer.sum_shape(&self.circuit);
-        shape.expect("every layer of a verified circuit has a first term that fits")
-    }
-}
-
-impl LayerIndex {
-    fn new(layer: &Layer) -> Result<Self, String> {
-        let mut index = LayerIndex::default();
-        let Some(activation) = activation(layer) else {
-            return Ok(index);
-        };
-        for (element, &kind) in activation.kinds.iter().enumerate() {
-            let element = element as u32;
-            index.slots += quadratic::slots(kind);
-            match kind {
-                Kind::Relu => index.relu.push(element),
-                Kind::Identity => index.identity.push(element),
-                Kind::Square | Kind::Polynomial => index.quadratic.push(element),
-            }
-        }
-        if !index.relu.is_empty() {
-            let bits = u32::from(layer.sign_bits().unwrap_or(0));
-            index.width = Some(SignWidth::new(bits).map_err(|error| error.to_string())?);
-        }
-        Ok(index)
-    }
-
-    /// Elements that take part in the online messages.
-    pub(crate) fn online(&self) -> usize {
-        self.relu.len() + self.quadratic.len()
-    }
-}
-
-/// The activation of a layer that is not the output.
-pub(crate) fn activation(layer: &Layer) -> Option<&Activation> {
-    match &layer.step {
-        Step::Activate(activation) => Some(activation),
-        Step::Output { .. } => None,
-    }
-}
-
-/// Adds `2^shift values` to `sum`.
-pub(crate) fn add_scaled(sum: &mut [u64], values: &[u64], shift: u8) {
-    debug_assert_eq!(sum.len(), values.len());
-    if shift == 0 {
-        for (sum, &value) in sum.iter_mut().zip(values) {
-            *sum = fp::add(*sum, value);
-        }
-        return;
-    }
-    let factor = fp::reduce_u64(1 << shift);
-    for (sum, &value) in sum.iter_mut().zip(values) {
-        *sum = fp::add(*sum, fp::mul(value, factor));
-    }
-}
-
-/// The window sums of a map of shape `from`; `to` is the shape of the result.
-pub(crate) fn sum_windows(x: &[u64], from: Shape, pool: &SumPool, to: Shape) -> Vec<u64> {
-    let (width, area) = (from.w as usize, from.h as usize * from.w as usize);
-    let mut out = Vec::with_capacity(to.len());
-    for plane in x.chunks_exact(area) {
-        for i in 0..to.h as usize {
-            for j in 0..to.w as usize {
-                let corner = i * pool.stride.0 as usize * width + j * pool.stride.1 as usize;
-                let mut sum = 0;
-                for k in 0..pool.kernel.0 as usize {
-                    for &value in &plane[corner + k * width..][..pool.kernel.1 as usize] {
-                        sum = fp::add(sum, value);
-                    }
-                }
-                out.push(sum);
-            }
-        }
-    }
-    out
-}
-
-/// What both models hold.
-struct Common {
+/// The public part of a model, the same at both parties.
+pub(crate) struct PublicModel {
     artifact: Artifact,
     digest: [u8; 32],
-    indexed: IndexedCircuit,
+    pub(crate) indexed: IndexedCircuit,
 }
 
-impl Common {
+impl PublicModel {
     fn new(artifact: Artifact) -> Result<Self, Error> {
-        Ok(Common {
+        Ok(PublicModel {
             indexed: IndexedCircuit::new(&artifact.circuit, artifact.plans())?,
             digest: artifact.digest(),
             artifact,
         })
     }
 
-    fn header(
+    /// The header of a bundle that is prepared by this plan.
+    pub(crate) fn header(
         &self,
         planned: &Planned,
         client_key: [u8; 32],
@@ -331,7 +40,7 @@ impl Common {
     }
 
     /// Ensures that a bundle was prepared for this model, in a batch of any of its plans.
-    fn check_header(&self, header: &BundleHeader) -> Result<(), Error> {
+    pub(crate) fn check_header(&self, header: &BundleHeader) -> Result<(), Error> {
         let planned = self.indexed.plans.iter();
         match header.model == self.digest && planned.map(|p| p.digest).any(|d| d == header.plan) {
             true => Ok(()),
@@ -341,11 +50,11 @@ impl Common {
 }
 
 /// A model at the client: the public artifact.
-pub struct ClientModel(Common);
+pub struct ClientModel(PublicModel);
 
 /// A model at the server: artifact and weights.
 pub struct ServerModel {
-    common: Common,
+    public: PublicModel,
     weights: Weights,
     /// By plan.
     kernels: Vec<Kernels>,
@@ -362,7 +71,7 @@ impl ClientModel {
     /// # Errors
     /// [`Error::ApiMisuse`] with all faults if a plan is not sound.
     pub fn new(artifact: Artifact) -> Result<Self, Error> {
-        Common::new(artifact).map(ClientModel)
+        PublicModel::new(artifact).map(ClientModel)
     }
 
     /// The artifact.
@@ -390,17 +99,8 @@ impl ClientModel {
         &self.0.indexed
     }
 
-    pub(crate) fn header(
-        &self,
-        planned: &Planned,
-        client_key: [u8; 32],
-        inputs: &HeaderInputs,
-    ) -> BundleHeader {
-        self.0.header(planned, client_key, inputs)
-    }
-
-    pub(crate) fn check_header(&self, header: &BundleHeader) -> Result<(), Error> {
-        self.0.check_header(header)
+    pub(crate) fn public(&self) -> &PublicModel {
+        &self.0
     }
 }
 
@@ -414,12 +114,12 @@ impl ServerModel {
         artifact
             .check_weights(&weights)
             .map_err(|error| Error::misuse(error.to_string()))?;
-        let common = Common::new(artifact)?;
+        let public = PublicModel::new(artifact)?;
         let params = Params::standard();
         let weights = weights.weights;
         // A batch transforms a kernel once for many ciphertexts, so what is kept serves bundles
         // alone.
-        let plans = &common.indexed.plans;
+        let plans = &public.indexed.plans;
         let alone = Kernels::prepare(&params, &plans[0].packing, &weights, KERNEL_CACHE_BYTES);
         let mut kernels = vec![alone.map_err(Error::misuse)?];
         for plan in &plans[1..] {
@@ -427,45 +127,44 @@ impl ServerModel {
         }
         Ok(ServerModel {
             kernels,
-            convolutions: convolve::prepare(&common.indexed.circuit, &weights),
-            common,
+            convolutions: convolve::prepare(&public.indexed.circuit, &weights),
+            public,
             weights,
         })
     }
 
     /// The artifact.
     pub fn artifact(&self) -> &Artifact {
-        &self.common.artifact
+        &self.public.artifact
     }
 
     /// The model digest, which binds the weights.
     pub fn digest(&self) -> [u8; 32] {
-        self.common.digest
+        self.public.digest
     }
 
     /// What bundles and answers of the model cost.
     pub fn cost(&self) -> cost::Cost {
-        cost::of(&self.common.indexed)
+        cost::of(&self.public.indexed)
     }
 
     /// `count` bundles as batches for which the model has plans, the largest first: the sizes, in
     /// the order in which both parties prepare them.
     pub fn batches(&self, count: usize) -> Vec<usize> {
-        self.common.indexed.batches(count)
+        self.public.indexed.batches(count)
     }
 
     pub(crate) fn indexed(&self) -> &IndexedCircuit {
-        &self.common.indexed
+        &self.public.indexed
     }
 
     pub(crate) fn weights(&self) -> &Weights {
         &self.weights
     }
 
-    /// The plan for so many bundles, and the kernels placed for it.
-    pub(crate) fn planned(&self, bundles: usize) -> Result<(&Planned, &Kernels), Error> {
-        let place = self.indexed().place(bundles)?;
-        Ok((&self.indexed().plans[place], &self.kernels[place]))
+    /// The kernels placed for the plan for so many bundles.
+    pub(crate) fn kernels(&self, bundles: usize) -> Result<&Kernels, Error> {
+        Ok(&self.kernels[self.indexed().place(bundles)?])
     }
 
     /// A layer's convolutions, as they are computed online.
@@ -473,17 +172,8 @@ impl ServerModel {
         &self.convolutions[layer]
     }
 
-    pub(crate) fn header(
-        &self,
-        planned: &Planned,
-        client_key: [u8; 32],
-        inputs: &HeaderInputs,
-    ) -> BundleHeader {
-        self.common.header(planned, client_key, inputs)
-    }
-
-    pub(crate) fn check_header(&self, header: &BundleHeader) -> Result<(), Error> {
-        self.common.check_header(header)
+    pub(crate) fn public(&self) -> &PublicModel {
+        &self.public
     }
 }
 
@@ -495,6 +185,6 @@ impl std::fmt::Debug for ClientModel {
 
 impl std::fmt::Debug for ServerModel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ServerModel({})", self.common.artifact.circuit.name)
+        write!(f, "ServerModel({})", self.public.artifact.circuit.name)
     }
 }

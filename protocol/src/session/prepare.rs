@@ -27,21 +27,23 @@
 //! both.
 
 use super::bundle::{ClientBundle, ClientLayer, ServerBundle, ServerLayer};
-use super::model::{ClientModel, IndexedCircuit, Planned, ServerModel, TREE_DEPTH, activation};
+use super::material::{TREE_DEPTH, label_stream, polynomial, tweaks};
+use super::model::{ClientModel, ServerModel};
 use super::setup::{ClientSetup, ServerSetup};
 use crate::channel::{Channel, receive_exactly};
 use crate::cost::Traffic;
 use crate::header::{BundleHeader, BundleId, HeaderInputs};
+use crate::indexed_circuit::{IndexedCircuit, Planned, activation};
 use crate::linear::{self, Answers, Kernels, Uploads, answers_bytes, uploads_bytes};
 use crate::nonlinear::gather;
 use crate::nonlinear::quadratic::{self, ServerOle};
 use crate::nonlinear::relu::{self, ClientRelu, Offered, ServerChoices};
-use crate::secrets::{Role, Secrets, derive, public_seed};
+use crate::secrets::{Role, Secrets, public_seed};
 use crate::wire::Reader;
 use crate::{Error, share};
 use pi_core::fp::{self, ELEMENT_BYTES, Elements};
-use pi_core::{Bits, Block, Delta, Labels, Prg, TweakCounter, TweakRange, memory};
-use pi_ir::{Kind, Layer, Polynomial};
+use pi_core::{Bits, Block, Delta, Labels, TweakRange, memory};
+use pi_ir::Layer;
 use pi_ot::{BASE_CORRECTION_BYTES, CotReceiver, CotSender, ExtensionReceiver, PendingSender};
 use pi_rlwe::Params;
 use rand_core::CryptoRng;
@@ -190,23 +192,6 @@ fn part(all: &[u64], bundle: usize, bundles: usize) -> &[u64] {
     &all[bundle * length..][..length]
 }
 
-/// The tweaks of every layer with ReLUs; the nonce is public, made of both parties' nonces.
-pub(crate) fn tweaks(indexed: &IndexedCircuit, id: &BundleId) -> Vec<Option<TweakRange>> {
-    let seed = public_seed("garbling nonce", &id.0, 0);
-    let nonce = seed.first_chunk().expect("32 bytes hold 16");
-    let mut counter = TweakCounter::new(Block::from_bytes(*nonce));
-    let ranges = indexed.layers.iter().map(|layer| {
-        let width = layer.width?;
-        Some(counter.take(layer.relu.len(), width.bits()))
-    });
-    ranges.collect()
-}
-
-/// The stream whose blocks are the zero labels of the server's inputs in one layer.
-pub(crate) fn label_stream(label_seed: &[u8; 32], layer: usize) -> Prg {
-    Prg::new(&derive(label_seed, "server labels", layer as u64))
-}
-
 /// A batch at the client, after its linear layers: bundles come out of it one by one.
 pub struct ClientBatch<'a> {
     indexed: &'a IndexedCircuit,
@@ -274,7 +259,7 @@ impl<'a> ClientBatch<'a> {
         let lengths = Lengths::new(indexed, bundles);
         let params = Params::standard();
         let headers: Vec<BundleHeader> = headers(inputs, bundles)
-            .map(|inputs| model.header(planned, setup.id(), &inputs))
+            .map(|inputs| model.public().header(planned, setup.id(), &inputs))
             .collect();
         let id = batch_id(headers.iter().map(BundleHeader::id));
 
@@ -533,16 +518,6 @@ fn sums_of_slots<'s>(
     Zeroizing::new(sums.collect())
 }
 
-/// The coefficients of an element, if it is a polynomial.
-pub(crate) fn polynomial(model: &ServerModel, layer: usize, element: u32) -> Option<&Polynomial> {
-    let circuit = &model.indexed().circuit;
-    let shape = circuit.layers[layer].shape;
-    let kinds = &activation(&circuit.layers[layer])?.kinds;
-    let channel = element as usize / (shape.h as usize * shape.w as usize);
-    (kinds[element as usize] == Kind::Polynomial)
-        .then(|| &model.weights().layers[layer].polynomials[channel])
-}
-
 /// A batch at the server, after its linear layers: bundles come out of it one by one.
 pub struct ServerBatch<'a> {
     model: &'a ServerModel,
@@ -589,11 +564,11 @@ impl<'a> ServerBatch<'a> {
         rng: &mut impl CryptoRng,
     ) -> Result<Self, Error> {
         let indexed = model.indexed();
-        let (planned, kernels) = model.planned(bundles)?;
+        let (planned, kernels) = (indexed.planned(bundles)?, model.kernels(bundles)?);
         let lengths = Lengths::new(indexed, bundles);
         let params = Params::standard();
         let headers: Vec<BundleHeader> = headers(inputs, bundles)
-            .map(|inputs| model.header(planned, setup.id(), &inputs))
+            .map(|inputs| model.public().header(planned, setup.id(), &inputs))
             .collect();
         let id = batch_id(headers.iter().map(BundleHeader::id));
 

@@ -29,7 +29,7 @@ use zeroize::Zeroizing;
 
 /// The largest gap that a client's Galois keys reach: all that a plan may ask for, so that one
 /// setup serves every model.
-pub(crate) const MAX_GAP: usize = MAX_MERGED_GROUP as usize;
+const MAX_GAP: usize = MAX_MERGED_GROUP as usize;
 
 /// What a client keeps of its setup with one server.
 pub struct ClientSetup {
