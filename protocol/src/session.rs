@@ -2,10 +2,9 @@
 //!
 //! For the runtime. Three exchanges over a [`Channel`](crate::Channel), each with a client's and a
 //! server's function that stand beside each other: [`client_setup`] and [`server_setup`] once per
-//! client key, [`ClientBatch`] and [`ServerBatch`] once per batch of bundles ([`client_prepare`]
-//! and [`server_prepare`] for one), [`client_infer`] and [`server_infer`] once per input. The
-//! functions are asynchronous at messages only; between two messages they compute, on the threads
-//! of the current rayon pool, and block meanwhile.
+//! client key, [`ClientBatch`] and [`ServerBatch`] once per batch of bundles, [`client_infer`] and
+//! [`server_infer`] once per input. The functions are asynchronous at messages only; between two
+//! messages they compute, on the threads of the current rayon pool, and block meanwhile.
 //!
 //! The message flow is the table in `docs/protocol.md`; the parts of a message follow each other
 //! without framing, since both parties know every length from circuit and plan.
@@ -55,7 +54,7 @@ pub use crate::header::{BundleHeader, BundleId, HeaderInputs, PROTOCOL_VERSION};
 pub use bundle::{ClientBundle, ServerBundle};
 pub use infer::{Inference, OnlineRequest, client_infer, server_infer};
 pub use model::{ClientModel, ServerModel};
-pub use prepare::{ClientBatch, ServerBatch, client_prepare, server_prepare};
+pub use prepare::{ClientBatch, ServerBatch};
 pub use setup::{ClientSetup, ServerSetup, client_setup, server_setup};
 
 pub(crate) use infer::{infer_bytes, layer_traffic};

@@ -45,6 +45,20 @@ pub(crate) const fn online_down_bytes(width: SignWidth, n: usize) -> usize {
     width.label_bytes(n) + ELEMENT_BYTES * n
 }
 
+/// The ReLUs of a layer as both parties know them: the width of their sign circuits, and the tweaks
+/// of their hashes.
+#[derive(Clone, Copy)]
+pub(crate) struct ReluLayer<'a> {
+    pub(crate) width: SignWidth,
+    pub(crate) tweaks: &'a TweakRange,
+}
+
+/// The client's half of the reverse OT of a layer: the bundle's offset, and a block for each ReLU.
+pub(crate) struct ReverseOffer<'a> {
+    pub(crate) delta: &'a Delta,
+    pub(crate) q: &'a [Block],
+}
+
 /// The client between offline messages 3 and 4.
 pub(crate) struct Offered {
     labels: Labels,
@@ -60,19 +74,17 @@ pub(crate) struct ClientRelu {
 }
 
 impl Offered {
-    /// The client chooses its labels by the bits of `c`, and offers `c` to the reverse OT with
-    /// blocks `q`; appends its part of message 3.
+    /// The client chooses its labels by the bits of `c`, and offers `c` to the reverse OT; appends
+    /// its part of message 3.
     pub(crate) fn new(
-        width: SignWidth,
-        tweaks: &TweakRange,
+        layer: ReluLayer<'_>,
         c: &[u64],
         forward: &mut impl CotReceiver,
-        reverse_delta: &Delta,
-        q: &[Block],
+        reverse: ReverseOffer<'_>,
         message: &mut Vec<u8>,
     ) -> Result<Self, Error> {
-        let (labels, correction) = forward.extend(&Bits::of_values(c, width.bits()));
-        let (tau, u) = reverse::offer(tweaks, reverse_delta, q, c)?;
+        let (labels, correction) = forward.extend(&Bits::of_values(c, layer.width.bits()));
+        let (tau, u) = reverse::offer(layer.tweaks, reverse.delta, reverse.q, c)?;
         message.extend_from_slice(&correction);
         message.extend_from_slice(fp::encode(&tau));
         Ok(Offered { labels, u })
@@ -101,11 +113,11 @@ impl ClientRelu {
     /// The client's share of `max(c + d, 0)` from its part of an online message.
     pub(crate) fn evaluate(
         self,
-        width: SignWidth,
-        tweaks: &TweakRange,
+        layer: ReluLayer<'_>,
         c: &[u64],
         message: &mut Reader<'_>,
     ) -> Result<Elements, Error> {
+        let ReluLayer { width, tweaks } = layer;
         let labels = message.take(width.label_bytes(c.len()))?;
         let rows = message.take(ELEMENT_BYTES * c.len())?;
         let rows = fp::decode("rows", rows, c.len())?;
@@ -128,24 +140,26 @@ const PART: usize = 512;
 // Parts of blocks of whole tiles, whatever the width.
 const _: () = assert!(PART.is_multiple_of(ROWS_PER_TILE));
 
-/// The server garbles a layer: reads its part of message 3, and writes that of message 4,
-/// [`garbled_bytes`] long.
+/// The server garbles a layer: reads its part of message 3, of [`choice_bytes`], and writes that of
+/// message 4, of [`garbled_bytes`].
 ///
 /// `server_zero` begins with the zero labels of the server's inputs. Neither they nor the client's
 /// are ever all in memory.
 pub(crate) fn garble(
-    width: SignWidth,
-    tweaks: &TweakRange,
+    layer: ReluLayer<'_>,
     forward: &mut impl CotSender,
     server_zero: &Prg,
     choices: ServerChoices<'_>,
-    received: &mut Reader<'_>,
+    received: &[u8],
     message: &mut [u8],
 ) -> Result<ServerGadget, Error> {
+    let ReluLayer { width, tweaks } = layer;
     let n = choices.b.len();
     let m = width.bits() as usize;
+    let mut received = Reader::message("choices", received);
     let correction = received.take(forward.correction_bytes(n * m))?;
     let tau = received.take(reverse::TAU_BYTES * n)?;
+    received.end()?;
     let tau = fp::decode("tau", tau, n)?;
 
     let (tables, corrected) = message.split_at_mut(width.table_bytes(n));

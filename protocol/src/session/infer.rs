@@ -20,7 +20,8 @@ use crate::channel::{Channel, receive_exactly};
 use crate::cost::Traffic;
 use crate::header::BundleId;
 use crate::indexed_circuit::{IndexedCircuit, LayerIndex, activation, add_scaled, sum_windows};
-use crate::nonlinear::{gather, quadratic, relu};
+use crate::nonlinear::relu::{self, ReluLayer};
+use crate::nonlinear::{gather, quadratic};
 use crate::wire::Reader;
 use crate::{Error, share};
 use pi_core::fp::{self, ELEMENT_BYTES, Elements};
@@ -234,7 +235,8 @@ fn evaluate(
     let mut reader = Reader::message("online message", message);
     let mut results = Zeroizing::new(Vec::with_capacity(index.online()));
     if let (Some(width), Some(tweaks), Some(relu)) = (index.width, tweaks, own.relu) {
-        results.extend_from_slice(&relu.evaluate(width, tweaks, &known.relu, &mut reader)?);
+        let layer = ReluLayer { width, tweaks };
+        results.extend_from_slice(&relu.evaluate(layer, &known.relu, &mut reader)?);
     }
     let count = index.quadratic.len();
     let opened = fp::decode("openings", reader.take(ELEMENT_BYTES * count)?, count)?;

@@ -1,0 +1,175 @@
+//! Message 3: what the client chooses and offers for one bundle, once the linear answers are final.
+//!
+//! | part | content |
+//! | --- | --- |
+//! | forward set-up | once, if there are ReLUs |
+//! | per layer with ReLUs | choices by the bits of `c'`, then `tau` |
+//! | OLE uploads | ciphertexts of random `a` for all squares and polynomials |
+//! | OLE corrections | `x - a`, one a slot |
+//! | per layer | `c' - r` of identity elements |
+
+use super::{ClientBatch, part};
+use crate::indexed_circuit::{IndexedCircuit, activation};
+use crate::nonlinear::relu::{self, Offered, ReluLayer, ReverseOffer};
+use crate::nonlinear::{gather, quadratic};
+use crate::session::material::TREE_DEPTH;
+use crate::wire::Reader;
+use crate::{Error, share};
+use pi_core::fp::{self, ELEMENT_BYTES, Elements};
+use pi_core::memory;
+use pi_ir::Layer;
+use zeroize::Zeroizing;
+
+/// Bytes of the message.
+pub(super) fn message_bytes(indexed: &IndexedCircuit) -> usize {
+    let identity: usize = indexed.layers.iter().map(|l| l.identity.len()).sum();
+    let relus = indexed.layers.iter().filter_map(|layer| {
+        let width = layer.width?;
+        Some(relu::choice_bytes(TREE_DEPTH, width, layer.relu.len()))
+    });
+    forward_setup_bytes(indexed)
+        + relus.sum::<usize>()
+        + quadratic::offline_upload_bytes(indexed.slots)
+        + quadratic::correction_bytes(indexed.slots)
+        + ELEMENT_BYTES * identity
+}
+
+fn forward_setup_bytes(indexed: &IndexedCircuit) -> usize {
+    match indexed.relus {
+        0 => 0,
+        _ => TREE_DEPTH.setup_bytes(),
+    }
+}
+
+/// What the client keeps of a bundle between messages 3 and 4, by layer.
+pub(super) struct Chosen {
+    pub(super) layers: Vec<ChosenLayer>,
+}
+
+pub(super) struct ChosenLayer {
+    pub(super) c: Elements,
+    /// Truncated shares of the ReLUs, and what message 4 completes.
+    pub(super) offered: Option<(Elements, Offered)>,
+    pub(super) next: Elements,
+}
+
+impl ClientBatch<'_> {
+    /// The client makes message 3 of a bundle.
+    pub(super) fn choose(&mut self, bundle: usize) -> Result<(Chosen, Vec<u8>), Error> {
+        let (indexed, count) = (self.batch.indexed, self.bundles.len());
+        let masks: Vec<&[u64]> = (self.masks.iter())
+            .map(|mask| part(mask, bundle, count))
+            .collect();
+        let mut answers = self.answers.iter();
+        let mut convolution = |_, _: &_| {
+            let answer = answers.next().expect("one answer for each convolution");
+            part(answer, bundle, count).to_vec()
+        };
+        let exchange = &mut self.bundles[bundle];
+        let mut transfers = exchange.transfers.take();
+        let mut message = memory::with_capacity(message_bytes(indexed));
+        if let Some(transfers) = &transfers {
+            message.extend_from_slice(&transfers.forward_setup);
+        }
+        let mut ole_inputs = Zeroizing::new(Vec::with_capacity(indexed.slots));
+        let mut identity = Vec::new();
+        let mut layers = Vec::with_capacity(indexed.layers.len());
+        for (l, (layer, index)) in indexed.layers_with_index().enumerate() {
+            let c = Zeroizing::new(indexed.sum(layer, &masks, &mut convolution));
+            let Some(activation) = activation(layer) else {
+                layers.push(ChosenLayer {
+                    c,
+                    offered: None,
+                    next: Elements::default(),
+                });
+                continue;
+            };
+            let truncated = truncated(layer, &c);
+            let offered = match (index.width, &exchange.tweaks[l], &mut transfers) {
+                (Some(width), Some(tweaks), Some(transfers)) => {
+                    let c = gather(&truncated, &index.relu);
+                    let layer = ReluLayer { width, tweaks };
+                    let reverse = ReverseOffer {
+                        delta: &transfers.reverse_delta,
+                        q: &transfers.q[l],
+                    };
+                    let forward = &mut transfers.forward;
+                    let offered = Offered::new(layer, &c, forward, reverse, &mut message)?;
+                    Some((c, offered))
+                }
+                _ => None,
+            };
+            for &element in &index.quadratic {
+                let element = element as usize;
+                let kind = activation.kinds[element];
+                quadratic::client_inputs(kind, truncated[element], &mut ole_inputs);
+            }
+            let mask = masks[l + 1];
+            for &element in &index.identity {
+                let element = element as usize;
+                identity.push(fp::sub(truncated[element], mask[element]));
+            }
+            let mut next = gather(mask, &index.relu);
+            next.extend_from_slice(&gather(mask, &index.quadratic));
+            layers.push(ChosenLayer { c, offered, next });
+        }
+        quadratic::client_offer(
+            &self.batch.params,
+            self.setup.secret(),
+            &exchange.header.id().0,
+            &ole_inputs,
+            &exchange.secrets,
+            &mut message,
+        );
+        message.extend_from_slice(fp::encode(&identity));
+        Ok((Chosen { layers }, message))
+    }
+}
+
+/// The client's truncated shares of a layer.
+fn truncated(layer: &Layer, c: &[u64]) -> Elements {
+    let (f, bound) = (layer.truncate(), layer.bound_bits);
+    Zeroizing::new(
+        c.iter()
+            .map(|&c| share::truncate_client(c, f, bound))
+            .collect(),
+    )
+}
+
+/// Message 3 as the server reads it, part by part.
+pub(super) struct Choices<'m> {
+    pub(super) forward_setup: &'m [u8],
+    /// By layer; empty without ReLUs.
+    pub(super) relus: Vec<&'m [u8]>,
+    pub(super) ole_uploads: &'m [u8],
+    pub(super) ole_corrections: &'m [u8],
+    /// By layer; empty without identity elements.
+    pub(super) identity: Vec<&'m [u8]>,
+}
+
+impl<'m> Choices<'m> {
+    /// The server's half: the parts of a message of [`message_bytes`].
+    pub(super) fn read(indexed: &IndexedCircuit, message: &'m [u8]) -> Result<Self, Error> {
+        let mut reader = Reader::message("choices", message);
+        let forward_setup = reader.take(forward_setup_bytes(indexed))?;
+        let relus = indexed.layers.iter().map(|layer| {
+            let n = layer.relu.len();
+            let bytes = (layer.width).map_or(0, |width| relu::choice_bytes(TREE_DEPTH, width, n));
+            reader.take(bytes)
+        });
+        let relus = relus.collect::<Result<_, Error>>()?;
+        let ole_uploads = reader.take(quadratic::offline_upload_bytes(indexed.slots))?;
+        let ole_corrections = reader.take(quadratic::correction_bytes(indexed.slots))?;
+        let identity = indexed.layers.iter();
+        let identity = identity.map(|layer| reader.take(ELEMENT_BYTES * layer.identity.len()));
+        let identity = identity.collect::<Result<_, Error>>()?;
+        reader.end()?;
+        Ok(Choices {
+            forward_setup,
+            relus,
+            ole_uploads,
+            ole_corrections,
+            identity,
+        })
+    }
+}
