@@ -66,7 +66,7 @@ impl Counter {
     }
 }
 
-/// What is done to one message on its way.
+/// A change that the line makes to one message on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tamper {
     /// The last byte is missing.
@@ -119,12 +119,12 @@ pub fn memory() -> (MemoryChannel, MemoryChannel) {
 }
 
 impl MemoryChannel {
-    /// What this end has sent so far.
+    /// Count of the messages that this end has sent so far.
     pub fn sent(&self) -> Count {
         self.sent.read()
     }
 
-    /// What the other end has sent so far.
+    /// Count of the messages that the other end has sent so far.
     pub fn received(&self) -> Count {
         self.received.read()
     }

@@ -1,5 +1,5 @@
-//! What a circuit costs on the wire: exact payload bytes, summed from the formulas beside the
-//! gadgets.
+//! Costs of a circuit on the wire: exact payload bytes, summed from the formulas that stand beside
+//! the gadgets.
 //!
 //! Tests hold these equal to what a channel counts. Processor time of the linear layers is
 //! [`crate::linear::cost`].
@@ -37,7 +37,7 @@ impl AddAssign for Traffic {
 pub struct LayerCost {
     /// Name of the layer.
     pub name: String,
-    /// Elements of each kind; none at the output.
+    /// ReLUs; the output layer has no elements of any kind.
     pub relus: usize,
     /// Squares.
     pub squares: usize,
@@ -47,14 +47,14 @@ pub struct LayerCost {
     pub identities: usize,
     /// Width of the sign circuit, 0 without ReLUs.
     pub sign_bits: u32,
-    /// Offline, without what layers share: digests, set-up of OTs, OLE ciphertexts, uploads.
-    /// Answers count here.
+    /// Offline traffic of this layer alone, its answers included. Digests, set-up of OTs, OLE
+    /// ciphertexts and uploads are shared by several layers and count with none.
     pub offline: Traffic,
-    /// Online; messages are those that the layer needs. The request counts with no layer.
+    /// Online traffic, with the messages that the layer needs. The request counts with no layer.
     pub online: Traffic,
 }
 
-/// What a circuit costs, by phase.
+/// Bytes and messages of a circuit, by phase.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cost {
     /// Once per client key.
@@ -69,12 +69,12 @@ pub struct Cost {
     pub per_layer: Vec<LayerCost>,
 }
 
-/// What a batch costs.
+/// Bytes and messages of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchCost {
     /// Bundles of the batch.
     pub bundles: usize,
-    /// All of its messages.
+    /// Traffic of the whole batch.
     pub offline: Traffic,
 }
 

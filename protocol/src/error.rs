@@ -1,37 +1,37 @@
-//! What can go wrong, and whose fault it is.
+//! Everything that can go wrong, and whose fault it is.
 
-/// Why a session ended without its result.
+/// Reason why a session ended without its result.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The peer's bytes break the protocol.
     #[error("the peer misbehaved: {what}")]
     PeerMisbehaved {
-        /// What was expected and what came.
+        /// Expected and received bytes, in words.
         what: String,
     },
     /// The peer is honest, but the two cannot work together.
     #[error("the peer is incompatible: {what}")]
     PeerIncompatible {
-        /// What differs.
+        /// The difference, in words.
         what: String,
     },
     /// Our own caller passed something that cannot be used.
     #[error("api misuse: {what}")]
     ApiMisuse {
-        /// What was passed.
+        /// The argument that was passed, in words.
         what: String,
     },
     /// Bytes that we stored ourselves are not what we stored.
     #[error("stored bytes are damaged: {what}")]
     Stored {
-        /// What was to be read.
+        /// The thing that was to be read, in words.
         what: String,
     },
     /// The line dropped.
     #[error("the line to the peer is gone: {what}")]
     Channel {
-        /// What was being done.
+        /// The operation that failed, in words.
         what: String,
     },
 }

@@ -12,7 +12,8 @@ pub const PROTOCOL_VERSION: u32 = 2;
 /// Name of the parameter set, in every header.
 pub const PARAMETER_SET: &str = "p60-n8192-q46x4";
 
-/// What the two parties know of each other and of this exchange before a bundle is prepared.
+/// The part of a header that the two parties know before a bundle is prepared: who they are, and
+/// which exchange this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeaderInputs {
     /// Authenticated identity of the server (fingerprint of its certificate).
@@ -21,9 +22,9 @@ pub struct HeaderInputs {
     pub client_peer: [u8; 32],
     /// The server's random half of the session's nonce.
     pub server_nonce: [u8; 32],
-    /// The client's random half.
+    /// The client's random half of it.
     pub client_nonce: [u8; 32],
-    /// Counts the bundles of the session; never repeats in one session.
+    /// Number of the bundle in the session; never repeats in one session.
     pub index: u64,
 }
 
@@ -36,7 +37,7 @@ pub struct BundleHeader {
     pub plan: [u8; 32],
     /// Identity of the client's keys at this server.
     pub client_key: [u8; 32],
-    /// Peers, nonces, index.
+    /// Peers, nonces and index of the exchange.
     pub inputs: HeaderInputs,
 }
 

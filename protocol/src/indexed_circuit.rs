@@ -168,7 +168,8 @@ impl Planned {
             Error::misuse(format!("plan for {bundles} bundles: {}", faults.join("; ")))
         })?;
         let gap = linear::max_gap(&packing);
-        // One set-up of keys serves every model: they reach the largest group that a plan may merge.
+        // One set-up of keys serves every model: they reach the largest group that a plan may
+        // merge.
         let reach = MAX_MERGED_GROUP as usize;
         if gap > reach {
             return Err(Error::misuse(format!(

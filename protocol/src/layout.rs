@@ -232,7 +232,7 @@ impl Packing {
         &self.answers
     }
 
-    /// Whether a convolution reads the tensor, so that the linear phase defines its mask.
+    /// Returns true if a convolution reads the tensor, so that the linear phase defines its mask.
     pub fn is_uploaded(&self, tensor: TensorId) -> bool {
         self.uploads.iter().any(|upload| upload.tensor() == tensor)
     }
@@ -255,7 +255,7 @@ pub(crate) struct Consumer<'a> {
     pub(crate) output: Shape,
 }
 
-/// All convolution terms of a circuit: layer, term, convolution.
+/// Lists the convolution terms of a circuit: layer, term, convolution.
 fn conv_terms(circuit: &Circuit) -> Vec<(u32, u32, &Conv)> {
     let mut out = Vec::new();
     for (l, layer) in circuit.layers.iter().enumerate() {

@@ -1,10 +1,10 @@
 //! The linear layers, offline: from encryptions of the client's masks to shares of `W r`.
 //!
-//! For the session. [`Uploads`] draws a mask `r` for every tensor that a convolution reads and
-//! encrypts it in the layouts of the plan; [`Answers`] multiplies by the kernels, merges, and
-//! returns `Enc(W r + s)` for fresh `s`; [`finish_answer`] decrypts. Uploads and answers are
-//! messages of their own, so that neither party holds all of a batch at a time. Online the server
-//! adds `W (x - r) - s` in the clear and nobody sends anything.
+//! The session calls these. [`Uploads`] draws a mask `r` for every tensor that a convolution reads
+//! and encrypts it in the layouts of the plan; [`receive_upload`] expands what arrives; [`Answers`]
+//! multiplies by the kernels, merges, and returns `Enc(W r + s)` for fresh `s`; [`finish_answer`]
+//! decrypts. Uploads and answers are messages of their own, so that neither party holds all of a
+//! batch at a time. Online the server adds `W (x - r) - s` in the clear and nobody sends anything.
 //!
 //! Coefficient packing follows Cheetah (Huang et al., USENIX Security 2022), with channels
 //! interleaved and results merged by automorphisms (Chen, Dai, Kim, Song 2021); [`crate::layout`]
@@ -13,29 +13,30 @@
 //! # What is assumed, and what each party learns
 //! Both parties follow the protocol; the packing is a function of public data.
 //!
-//! *The server* sees one upload for each ciphertext, from seeds used once. Free coefficients: the
-//! correction of a seed-chosen encryption is independent of the `r` that decryption defines. Forced
-//! coefficients: an ordinary encryption of 0 or of an `r` that the server does not know. Unused
-//! coefficients are corrected like free ones and their `r` forgotten. All of this is simulated by
-//! uniform corrections in the widths of the public classes (`pi_rlwe::seeded` has the argument), so
-//! the server learns nothing of `r`.
+//! *The server* sees one upload for each ciphertext, from seeds used once. At free coefficients,
+//! the correction of a seed-chosen encryption is independent of the `r` that decryption defines.
+//! Forced coefficients are an ordinary encryption of 0 or of an `r` that the server does not know.
+//! Unused coefficients are corrected like free ones and their `r` is forgotten. All of this is
+//! simulated by uniform corrections in the widths of the public classes (`pi_rlwe::seeded` has the
+//! argument), so the server learns nothing of `r`.
 //!
-//! *The client* sees, for each output ciphertext, the second half and the first half at useful
-//! coefficients. The second half carries a fresh encryption of zero and is pseudorandom; each first
-//! half sent decrypts to `W r + s` plus a flood of public width, and `s` is uniform. A simulator
-//! that is given `W r + s` encrypts it, floods it, and errs by the statistical distance that
-//! `pi_rlwe::masked` computes. That distance is computed from the *noise* of what a useful
-//! coefficient reads, which is why no coefficient may be left uncorrected: its phase would be of
-//! the size of `Q / p`, neither mask nor flood hides a product with it, and some sixty answers give
-//! the weight exactly (a test does it). First halves of other coefficients are neither computed nor
-//! sent.
+//! *The client* sees, for each output ciphertext, the whole second half, and the first half at
+//! useful coefficients only. The second half carries a fresh encryption of zero and is
+//! pseudorandom; each first half sent decrypts to `W r + s` plus a flood of public width, and `s`
+//! is uniform. A simulator that is given `W r + s` encrypts it, floods it, and errs by the
+//! statistical distance that `pi_rlwe::masked` computes. That distance is computed from the *noise*
+//! of what a useful coefficient reads, which is why no coefficient may be left uncorrected: its
+//! phase would be of the size of `Q / p`, neither mask nor flood hides a product with it, and some
+//! sixty answers give the weight exactly (a test does it). First halves of other coefficients are
+//! neither computed nor sent.
 //!
 //! *Weights:* no position, length, class or skipped step depends on a weight; a zero weight is
 //! multiplied like any other. Against a client that makes its keys or uploads dishonestly, weights
 //! are not protected.
 //!
-//! *Once:* `public_seed` serves one upload, an upload one answer, a generator seed one call. A
-//! broken exchange discards the bundle.
+//! *Used once:* a `public_seed` serves one exchange, an upload is answered once by each
+//! convolution that reads it, and the seed of a generator serves one call. A broken exchange
+//! discards the bundle.
 
 mod answer;
 mod cost;

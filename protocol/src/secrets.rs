@@ -1,19 +1,19 @@
-//! Where a bundle's randomness comes from.
+//! The source of a bundle's randomness.
 //!
 //! Each party draws one 32-byte seed when an exchange starts, and derives everything secret in the
-//! bundle from it: no stream is shared with another bundle, even if a generator should repeat,
-//! because the bundle's identity enters every derivation; and none depends on what the peer sends,
-//! because that identity is fixed before the first message. Labels name protocol, bundle, role,
-//! purpose and index (of layer, tensor or ciphertext).
+//! bundle from it. No stream is shared with another bundle, even if a generator should repeat,
+//! because the bundle's identity enters every derivation; and no stream depends on what the peer
+//! sends, because that identity is fixed before the first message. The labels of a derivation name
+//! protocol, bundle, role, purpose and index (of layer, tensor or ciphertext).
 //!
 //! Public seeds, from which both parties expand ciphertexts, come from the bundle's identity alone.
-//! Errors never come from them.
+//! The errors of an encryption never come from a public seed.
 
 use rand_chacha::ChaCha20Rng;
 use rand_core::{CryptoRng, SeedableRng};
 use zeroize::{Zeroize, Zeroizing};
 
-/// Whose secrets.
+/// The party whose secrets they are.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     Client = 0,

@@ -1,12 +1,16 @@
 //! Sessions: keys once, bundles ahead of time, answers from bundles.
 //!
-//! For the runtime. Three exchanges over a [`Channel`](crate::Channel), each with a client's and a
-//! server's function that stand beside each other: [`client_setup`] and [`server_setup`] once per
-//! client key, [`ClientBatch`] and [`ServerBatch`] once per batch of bundles, [`client_infer`] and
-//! [`server_infer`] once per input. The functions are asynchronous at messages only; between two
-//! messages they compute, on the threads of the current rayon pool, and block meanwhile.
+//! The runtime calls these. There are three exchanges over a [`Channel`](crate::Channel), and the
+//! client's and the server's half of each stand beside each other:
 //!
-//! The message flow is the table in `docs/protocol.md`; the parts of a message follow each other
+//! - [`client_setup`] and [`server_setup`], once per client key;
+//! - [`ClientBatch`] and [`ServerBatch`], once per batch of bundles;
+//! - [`client_infer`] and [`server_infer`], once per input.
+//!
+//! The functions await nothing but messages. Between two messages they compute on the threads of
+//! the current rayon pool, and block meanwhile.
+//!
+//! The message flow is the table in `docs/protocol.md`. The parts of a message follow each other
 //! without framing, since both parties know every length from circuit and plan.
 //!
 //! # What is assumed, and what each party learns
@@ -14,31 +18,39 @@
 //! server that does not can make answers wrong; neither can make the other panic, hang or reserve
 //! memory without bound.
 //!
-//! *The server sees*, in order: encryptions of masks ([`crate::linear`]) and of OLE inputs, which
-//! are pseudorandom; OT messages, pseudorandom under streams that it lacks; `tau`, masked by a pad
-//! of which it knows the other half; `x - a`, masked by the uniform `a`; `c' - r` of identity
-//! elements, `x - r_0`, and `y_c - r` of all others, each masked by its tensor's `r`, which masks
-//! nothing else. `r` and `a` are what a public seed decrypts to under the client's secret key,
-//! hence pseudorandom to the server. All of it can be simulated from nothing but the circuit.
+//! *The server sees*, in this order:
+//! - encryptions of masks ([`crate::linear`]) and of OLE inputs, which are pseudorandom;
+//! - OT messages, pseudorandom under streams that it lacks;
+//! - `tau`, masked by a pad of which it knows the other half;
+//! - `x - a`, masked by the uniform `a`;
+//! - `c' - r` of identity elements, `x - r_0`, and `y_c - r` of all other elements, each masked by
+//!   its tensor's `r`, which masks nothing else.
 //!
-//! *The client sees* answers that hold `W r + s` for uniform `s`; OLE answers masked by uniform
-//! `v`; OT messages; garbled circuits without output decoding, and later one label a wire; openings
-//! masked by `d0`; rows that are uniform, or equal to its own output share; last the server's share
-//! of the logits. All but the last can be simulated from the circuit alone, up to the statistical
-//! distance of the floods, and the last is the output minus the client's own share. Tables are sent
-//! before the garbler's input exists: the argument for the garbling is adaptive, with AES as an
-//! ideal cipher.
+//! Both `r` and `a` are what a public seed decrypts to under the client's secret key, hence
+//! pseudorandom to the server. All of it can be simulated from nothing but the circuit.
 //!
-//! *Truncated shares* are not uniform in `F_p`; every message that carries one is masked as above.
-//! A truncation that wraps loses the element, with the probability that the artifact states.
+//! *The client sees*:
+//! - answers that hold `W r + s` for uniform `s`, and OLE answers masked by uniform `v`;
+//! - OT messages;
+//! - garbled circuits without output decoding, and later one label for each wire;
+//! - openings masked by `d0`, and rows that are uniform or equal to its own output share;
+//! - last, the server's share of the logits.
 //!
-//! # Once
-//! A bundle is moved into the function that spends it. Any error while one is prepared discards it
-//! on both sides: there is nothing to keep, and the next exchange has another index, hence another
-//! identity, other seeds, other offsets. Answering an upload twice would leak bits of `W r`. The
-//! order of messages makes `c' - r` (message 3) leave the client only when the linear answers of
-//! the bundle are final. The runtime marks a bundle spent, durably, before it calls a function that
-//! spends it.
+//! All but the last can be simulated from the circuit alone, up to the statistical distance of the
+//! floods, and the last is the output minus the client's own share. Tables are sent before the
+//! garbler's input exists, so the argument for the garbling is adaptive, with AES as an ideal
+//! cipher.
+//!
+//! *Truncated shares* are not uniform in `F_p`, so every message that carries one is masked as
+//! above. A truncation that wraps loses the element, with the probability that the artifact states.
+//!
+//! # Used once
+//! A bundle is moved into the function that spends it. Any error during preparation discards the
+//! bundle on both sides: there is nothing to keep, and the next exchange has another index, hence
+//! another identity, other seeds and other offsets. Answering an upload twice would leak bits of
+//! `W r`. The order of messages ensures that `c' - r` (message 3) leaves the client only when the
+//! linear answers of the bundle are final. The runtime marks a bundle spent, durably, before it
+//! calls a function that spends it.
 
 mod bundle;
 mod convolve;

@@ -7,9 +7,9 @@ use pi_ir::{Conv, Layout, Shape};
 /// A useful coefficient of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Useful {
-    /// Its place in the ciphertext.
+    /// Index of the coefficient in the ciphertext.
     pub coefficient: u32,
-    /// The output element it holds, numbered `[bundle][o][y][x]`.
+    /// Output element that it holds, numbered `[bundle][o][y][x]`.
     pub element: u32,
 }
 
@@ -27,7 +27,7 @@ pub struct Tap {
 pub struct Placement {
     /// Coefficient of the polynomial.
     pub coefficient: u32,
-    /// Whether the weight is subtracted there (`X^-t = -X^(N-t)`).
+    /// True if the weight is subtracted there (`X^-t = -X^(N-t)`).
     pub negative: bool,
     /// Place of the weight in `[out][in][kernel_h][kernel_w]`.
     pub weight: u32,
@@ -143,7 +143,7 @@ impl AnswerMap {
         self.output.len() * self.bundles
     }
 
-    /// Whether there is none (never so in a verified packing).
+    /// Returns true if the answer holds no number, which no verified packing has.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -195,7 +195,7 @@ impl AnswerMap {
         (self.output_blocks as usize) << self.merge
     }
 
-    /// How many useful coefficients ciphertext `index` has, without listing them.
+    /// Counts the useful coefficients of ciphertext `index` without listing them.
     pub fn useful_count(&self, index: usize) -> usize {
         let (_, per_channel) = self.rows[index / self.chunks];
         per_channel

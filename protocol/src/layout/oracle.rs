@@ -103,7 +103,7 @@ pub(crate) fn plain_conv(x: &[u64], shape: Shape, conv: &Conv, weights: &[i64]) 
     result
 }
 
-/// What an upload's ciphertexts encrypt: the tensor's elements where they belong, junk where
+/// The plaintexts of an upload's ciphertexts: the tensor's elements where they belong, junk where
 /// unused.
 fn fill(
     packing: &Packing,

@@ -26,7 +26,7 @@ impl<'a> TensorUse<'a> {
         }
     }
 
-    /// The same in another ring.
+    /// Changes the ring, for tests in small ones.
     pub(crate) fn in_ring(self, ring_degree: u32) -> Self {
         TensorUse {
             ring_degree,

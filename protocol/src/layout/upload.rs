@@ -26,13 +26,14 @@ pub enum CoefficientRole {
 }
 
 impl CoefficientRole {
-    /// Whether the encrypted value is prescribed, so that the correction is taken modulo `Q`.
+    /// Returns true if the encrypted value is prescribed, so that the correction is taken modulo
+    /// `Q`.
     pub fn is_forced(self) -> bool {
         matches!(self, CoefficientRole::Zero | CoefficientRole::Repeat(_))
     }
 }
 
-/// How many coefficients of a ciphertext are in each class.
+/// Numbers of coefficients of a ciphertext that are free, forced and unused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClassCounts {
     /// [`CoefficientRole::Free`].
@@ -60,18 +61,18 @@ pub struct UploadMap {
     /// `None` if each bundle has tiles of its own, else virtual rows from one bundle's map to the
     /// next one's.
     pitch: Option<u32>,
-    /// Per tile, the classes of one channel per phase: `[flat][phase]`. Classes do not depend on
-    /// the channel, beyond its being there.
+    /// Per tile, the roles of one channel per phase: `[flat][phase]`. Roles do not depend on the
+    /// channel, beyond its being there.
     planes: Vec<Plane>,
 }
 
-/// Classes of one tile; elements are numbered `[y][x]`, or `[bundle][y][x]` in a stack.
+/// Roles in one tile; elements are numbered `[y][x]`, or `[bundle][y][x]` in a stack.
 #[derive(Clone, Debug)]
 struct Plane {
     roles: Vec<CoefficientRole>,
     /// Per phase: free and forced roles.
     counts: Vec<(usize, usize)>,
-    /// Whether any role is a repeat.
+    /// True if any role is a repeat.
     repeats: bool,
 }
 
@@ -81,12 +82,12 @@ impl UploadMap {
         self.tensor
     }
 
-    /// Its shape.
+    /// Shape of the tensor.
     pub fn shape(&self) -> Shape {
         self.shape
     }
 
-    /// The layout it has.
+    /// Layout of the tensor in its ciphertexts.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
@@ -160,7 +161,7 @@ impl UploadMap {
         (group * size).min(end)..((group + 1) * size).min(end)
     }
 
-    /// The class of each of the `N` coefficients of ciphertext `index`.
+    /// The role of each of the `N` coefficients of ciphertext `index`.
     ///
     /// # Panics
     /// If `index >= ciphertexts()`.
@@ -200,14 +201,14 @@ impl UploadMap {
         out
     }
 
-    /// Whether tiles of row `row` repeat elements of earlier ones.
+    /// Returns true if tiles of row `row` repeat elements of earlier ones.
     pub(crate) fn repeats(&self, row: usize) -> bool {
         (0..self.layout.blocks as usize)
             .map_while(|block| self.tile_and_bundle(row, block))
             .any(|(tile, _)| self.planes[tile].repeats)
     }
 
-    /// How many coefficients of ciphertext `index` are in each class, without listing them.
+    /// Counts the roles in ciphertext `index` without listing them.
     pub fn counts(&self, index: usize) -> ClassCounts {
         let (row, group) = (index / self.groups, index % self.groups);
         let (mut free, mut forced) = (0, 0);
@@ -246,7 +247,7 @@ impl UploadMap {
     }
 }
 
-/// How many numbers of `range` are `phase` modulo `phases`.
+/// Counts the numbers of `range` that are `phase` modulo `phases`.
 fn count_congruent(range: std::ops::Range<usize>, phase: usize, phases: usize) -> usize {
     let below = |end: usize| (end + phases - 1 - phase) / phases;
     below(range.end) - below(range.start)

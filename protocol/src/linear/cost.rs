@@ -1,5 +1,5 @@
-//! What the linear layers of a plan cost: bytes and operations exactly, processor time by a model
-//! of measured rates.
+//! Costs of the linear layers of a plan: bytes and operations exactly, processor time by a model of
+//! measured rates.
 
 use super::{answers_bytes, uploads_bytes};
 use crate::layout::{AnswerMap, Packing, UploadMap};
@@ -11,12 +11,12 @@ use std::ops::{Add, AddAssign};
 pub struct Operations {
     /// Ciphertexts that the client uploads and the server expands.
     pub inputs: u64,
-    /// Those of them that repeat elements: the client makes them twice, see
+    /// Uploaded ciphertexts that repeat elements, which the client makes twice; see
     /// [`Uploads`](super::Uploads::next_message).
     pub repeated_inputs: u64,
     /// Kernel polynomials to place and transform; once for all rows, so for all bundles.
     pub kernels: u64,
-    /// Weights placed in them.
+    /// Weights placed in kernel polynomials.
     pub kernel_terms: u64,
     /// Products of a ciphertext and a kernel polynomial.
     pub products: u64,
@@ -28,12 +28,12 @@ pub struct Operations {
     pub switched_coefficients: u64,
     /// Ciphertexts that the server answers and the client decrypts.
     pub outputs: u64,
-    /// Numbers that they hold.
+    /// Numbers that these ciphertexts hold.
     pub useful: u64,
 }
 
 impl Operations {
-    /// Those of one upload: what does not depend on who reads it.
+    /// Counts the operations of one upload that do not depend on who reads it.
     pub fn of_upload(upload: &UploadMap) -> Operations {
         let repeats = (0..upload.rows()).filter(|&row| upload.repeats(row));
         Operations {
@@ -43,7 +43,7 @@ impl Operations {
         }
     }
 
-    /// Those of one answer; `upload` is the map that it reads.
+    /// Counts the operations of one answer; `upload` is the map that it reads.
     pub fn of_answer(upload: &UploadMap, answer: &AnswerMap) -> Operations {
         let (rows, groups, outputs) = (answer.rows().len(), upload.groups(), answer.ciphertexts());
         let places = 1usize << answer.merge();
@@ -126,7 +126,7 @@ pub struct Rates {
     pub expand: f64,
     /// Place and transform a kernel polynomial.
     pub kernel: f64,
-    /// One weight of it.
+    /// Place one weight of a kernel polynomial.
     pub kernel_term: f64,
     /// Multiply a ciphertext by a kernel and add.
     pub product: f64,
@@ -134,7 +134,7 @@ pub struct Rates {
     pub sum: f64,
     /// Automorphism with key switch.
     pub key_switch: f64,
-    /// One coefficient of a first half in it.
+    /// One coefficient of a first half in a key switch.
     pub switched_coefficient: f64,
     /// Encryption of zero, flood, switch of modulus, encoding.
     pub finish: f64,
@@ -142,7 +142,7 @@ pub struct Rates {
     pub finish_value: f64,
     /// Client: decrypt one ciphertext.
     pub decrypt: f64,
-    /// One number of it.
+    /// Client: one number of a decrypted ciphertext.
     pub decrypt_value: f64,
 }
 
@@ -183,17 +183,17 @@ pub struct LinearCost {
 }
 
 impl LinearCost {
-    /// All operations.
+    /// Sum of the operations of all uploads and answers.
     pub fn operations(&self) -> Operations {
         self.uploads.iter().chain(&self.answers).copied().sum()
     }
 
-    /// All bytes up.
+    /// Bytes of all uploads together.
     pub fn bytes_up(&self) -> usize {
         self.upload_bytes.iter().sum()
     }
 
-    /// All bytes down.
+    /// Bytes of all answers together.
     pub fn bytes_down(&self) -> usize {
         self.answer_bytes.iter().sum()
     }

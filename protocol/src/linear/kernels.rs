@@ -20,7 +20,7 @@ pub(super) struct AnswerKernels {
     weights: Arc<Zeroizing<Vec<i16>>>,
     /// By group of input channels.
     taps: Vec<Vec<Tap>>,
-    /// All transformed kernels, `[chunk][place][group]`, where memory was granted.
+    /// Transformed kernels, `[chunk][place][group]`, where memory was granted.
     cached: Option<Vec<PlainPoly>>,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct OutputPlace {
 }
 
 impl OutputPlace {
-    /// Its number among all places of the answer.
+    /// Number of this place among all places of the answer.
     pub(super) fn index(self, answer: &AnswerMap) -> usize {
         (self.chunk << answer.merge()) + self.place
     }
@@ -116,7 +116,7 @@ impl Kernels {
         Ok(Kernels { answers })
     }
 
-    /// The same weights, placed for another plan of the same circuit, without a cache.
+    /// Places the same weights for another plan of the same circuit, without a cache.
     ///
     /// # Panics
     /// If the packing has another number of answers.
@@ -166,7 +166,8 @@ impl AnswerKernels {
         self.cached.as_deref()
     }
 
-    /// How far from the output a tap reads, where all kernel polynomials stay within that.
+    /// The farthest distance from the output at which a tap reads, if all kernel polynomials stay
+    /// within it.
     pub(super) fn reach(&self, answer: &AnswerMap) -> Option<usize> {
         let shifts = self.taps.iter().flatten().map(|tap| tap.shift as usize);
         (answer.output_blocks() == 1).then(|| shifts.max().map_or(1, |most| most + 1))

@@ -66,7 +66,7 @@ fn random_weights(circuit: &Circuit, rng: &mut impl RngCore) -> Weights {
     }
 }
 
-/// All uploads of a packing.
+/// The client's uploads of a packing.
 struct ClientUpload {
     /// `r` by tensor; `None` where no convolution reads the tensor.
     masks: Vec<Option<Zeroizing<Vec<u64>>>>,

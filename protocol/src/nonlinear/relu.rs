@@ -1,7 +1,7 @@
 //! ReLU: a garbled sign, and a gadget that turns its one label into shares of `max(x, 0)`.
 //!
-//! The garbled part and the gadget are `pi-garble`'s, the oblivious transfers `pi-ot`'s; here they
-//! become the messages of a layer. With `n` ReLUs of `m` bits:
+//! The garbled circuit and the gadget come from `pi-garble`, the oblivious transfers from `pi-ot`;
+//! here they become the messages of a layer. With `n` ReLUs of `m` bits:
 //!
 //! | message | bytes | content |
 //! | --- | --- | --- |
@@ -12,11 +12,11 @@
 //! | online, up | `8 n` | `y_c - r` |
 //!
 //! # What each party sees
-//! The server: `c'` under the streams of the OT extension, and under a pad of the reverse OT of
-//! which it knows the other half only. The client: tables whose output is never decoded, one label
-//! of each wire, rows that are uniform given what it cannot hash, or equal to its own output share.
-//! The circuit's input from the server is the *negative integer* `d_hat`, reduced modulo `2^m`, not
-//! its representative in `F_p`.
+//! The server sees `c'` under the streams of the OT extension, and under a pad of the reverse OT of
+//! which it knows only the other half. The client sees tables whose output is never decoded, one
+//! label of each wire, and rows that are uniform given what it cannot hash, or equal to its own
+//! output share. The bool circuit's input from the server is the *negative integer* `d_hat`,
+//! reduced modulo `2^m`, not its representative in `F_p`.
 
 use crate::Error;
 use crate::share;
@@ -65,10 +65,10 @@ pub(crate) struct Offered {
     u: Elements,
 }
 
-/// What the client keeps of a layer's ReLUs; used up by [`ClientRelu::evaluate`].
+/// The client's prepared ReLUs of a layer; used up by [`ClientRelu::evaluate`].
 pub(crate) struct ClientRelu {
     pub(crate) labels: Labels,
-    /// As they came over the line: useless without labels.
+    /// Tables as they came over the line: useless without labels.
     pub(crate) tables: Vec<u8>,
     pub(crate) u: Elements,
 }

@@ -1,8 +1,8 @@
-//! Bundles: what one inference uses up, and their stored form.
+//! Bundles: the material that one inference uses up, and its stored form.
 //!
 //! A bundle is neither cloned nor used by reference: the functions that spend one take it by value.
-//! Stored, it is arrays one after the other, whose lengths follow from the model, between a header
-//! and a checksum. The checksum finds damage, not tampering: a store is trusted.
+//! The stored form is a header, arrays one after the other whose lengths follow from the model, and
+//! a checksum. The checksum finds damage, not tampering: a store is trusted.
 //!
 //! # Cost
 //! Client: `16 m + 32 (m - 1) + 16` bytes a ReLU, 16 a square or polynomial, 8 more for every
@@ -20,7 +20,7 @@ use pi_core::{BLOCK_BYTES, Block, Delta, SecretBytes, memory};
 use pi_garble::ServerGadget;
 use zeroize::Zeroizing;
 
-/// What the client prepared for one inference.
+/// The client's material for one inference.
 ///
 /// It cannot be copied:
 /// ```compile_fail,E0277
@@ -38,7 +38,7 @@ pub struct ClientBundle {
 pub(crate) struct ClientLayer {
     /// Shares of the sum, before the truncation; of the logits at the output.
     pub(crate) c: Elements,
-    /// There if the layer has ReLUs.
+    /// The layer's ReLUs, if it has any.
     pub(crate) relu: Option<ClientRelu>,
     /// Sum of the OLE shares, by square or polynomial.
     pub(crate) u: Elements,
@@ -46,7 +46,7 @@ pub(crate) struct ClientLayer {
     pub(crate) next: Elements,
 }
 
-/// What the server prepared for one inference.
+/// The server's material for one inference.
 ///
 /// It cannot be copied:
 /// ```compile_fail,E0277
@@ -65,7 +65,7 @@ pub struct ServerBundle {
 pub(crate) struct ServerLayer {
     /// Bias less `s`, after the layer's pool.
     pub(crate) offset: Elements,
-    /// There if the layer has ReLUs.
+    /// The gadgets of the layer's ReLUs, if it has any.
     pub(crate) gadget: Option<ServerGadget>,
     /// `d0` by square or polynomial.
     pub(crate) d0: Elements,

@@ -8,9 +8,9 @@
 //! | | client to server | `y_c - r` of the ReLUs, then of squares and polynomials |
 //! | last | server to client | its share of the logits |
 //!
-//! Everything else is local: the server computes `W (x - r)` in the clear, both add residuals and
-//! pool on their shares, and identity elements were settled offline. The client's shares of all
-//! sums were known offline, so that it computes nothing linear.
+//! Everything else is local: the server computes `W (x - r)` in the clear, both parties add
+//! residuals and pool on their shares, and identity elements were settled offline. The client knew
+//! its shares of all sums offline, so it computes nothing linear now.
 
 use super::bundle::{ClientBundle, ClientLayer, ServerBundle, ServerLayer};
 use super::convolve::Convolution;
@@ -31,7 +31,7 @@ use pi_ring::conv::ConvScratch;
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
-/// What the client learns.
+/// The client's result.
 #[derive(Debug)]
 pub struct Inference {
     /// The output layer's sums, at its scale.
@@ -68,7 +68,7 @@ pub(crate) fn infer_bytes(indexed: &IndexedCircuit) -> (usize, usize) {
     )
 }
 
-/// What a layer sends online.
+/// Online traffic of a layer.
 pub(crate) fn layer_traffic(
     indexed: &IndexedCircuit,
     layer: &Layer,
@@ -333,7 +333,8 @@ pub async fn server_infer(
 /// Elements that a task renews.
 const ELEMENTS: usize = 8192;
 
-/// In place: the share of the next tensor at identities, the truncated share and its correction.
+/// Replaces the layer's sum at identity elements by the share of the next tensor: the truncated
+/// share and its correction.
 fn renew(tensor: &mut [u64], layer: &Layer, identity: &[u32], corrections: &[u64]) {
     let (f, bound) = (layer.truncate(), layer.bound_bits);
     let chunks = tensor.par_chunks_mut(ELEMENTS).enumerate();
@@ -351,7 +352,7 @@ fn renew(tensor: &mut [u64], layer: &Layer, identity: &[u32], corrections: &[u64
     });
 }
 
-/// What the server opens a layer with.
+/// The server's means to open a layer.
 struct Opening<'a> {
     model: &'a ServerModel,
     layer: usize,

@@ -84,7 +84,7 @@ impl ClientModel {
         self.0.digest
     }
 
-    /// What bundles and answers of the model cost.
+    /// Costs of the model's set-up, bundles and answers.
     pub fn cost(&self) -> cost::Cost {
         cost::of(&self.0.indexed)
     }
@@ -143,7 +143,7 @@ impl ServerModel {
         self.public.digest
     }
 
-    /// What bundles and answers of the model cost.
+    /// Costs of the model's set-up, bundles and answers.
     pub fn cost(&self) -> cost::Cost {
         cost::of(&self.public.indexed)
     }

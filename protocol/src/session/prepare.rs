@@ -1,30 +1,31 @@
-//! A batch of bundles.
+//! Preparation of a batch of bundles: four messages, each in a file with both of its halves.
 //!
-//! | | messages | content |
-//! | --- | --- | --- |
-//! | 1 | client to server | digest of the headers; per bundle the base-OT correction of the reverse offset |
-//! | | then per upload | encrypted masks of all bundles |
-//! | 2 | server to client | digest of the headers; per bundle the base-OT correction of `delta`, set-up and random choices of the reverse extension |
-//! | | then per answer | encrypted `W r + s` of all bundles |
-//! | 3 | per bundle, client to server | set-up of the forward extension; per layer with ReLUs: choices by the bits of `c'`, `tau`; OLE uploads and `x - a`; `c' - r` of identity elements |
-//! | 4 | then server to client | per layer with ReLUs: tables and `e`; OLE answers |
+//! | | messages | content | file |
+//! | --- | --- | --- | --- |
+//! | 1 | client to server | digest of the headers; per bundle the base-OT correction of the reverse offset | `transfers` |
+//! | | then per upload | encrypted masks of all bundles | `linear` |
+//! | 2 | server to client | digest of the headers; per bundle the base-OT correction of `delta`, set-up and random choices of the reverse extension | `transfers` |
+//! | | then per answer | encrypted `W r + s` of all bundles | `linear` |
+//! | 3 | per bundle, client to server | set-up of the forward extension; per layer with ReLUs: choices by the bits of `c'`, `tau`; OLE uploads and `x - a`; `c' - r` of identity elements | `choices` |
+//! | 4 | then server to client | per layer with ReLUs: tables and `e`; OLE answers | `tables` |
 //!
-//! Bundles of a batch share the ciphertexts of 1 and 2, and nothing else: headers, offsets, nonces
-//! and seeds are each bundle's own, and 3 and 4 are one exchange a bundle. Parts that a circuit
-//! does not need are left out, messages never: message 4 of a circuit without ReLUs, squares and
-//! polynomials is empty. The digests are compared before anything else is computed. Why each
-//! message can be simulated is said in [`super`], in [`crate::linear`], and beside the gadgets.
+//! The bundles of a batch share the ciphertexts of messages 1 and 2, and nothing else: headers,
+//! offsets, nonces and seeds are each bundle's own, and messages 3 and 4 are an exchange of each
+//! bundle by itself. Parts that a circuit does not need are left out, but messages never are:
+//! message 4 of a circuit without ReLUs, squares and polynomials is empty. The digests are compared
+//! before anything else is computed. The argument that each message can be simulated is in
+//! [`super`], in [`crate::linear`], and beside the gadgets.
 //!
 //! # A batch that breaks
 //! Uploads and answers are over before the first message 3, and no message of a batch is ever made
 //! twice: an exchange that breaks is followed by one with other indices, hence other seeds and
-//! masks. So the bundles that were complete before stay usable; the others are discarded on both
+//! masks. So the bundles that were complete before stay usable. The others are discarded on both
 //! sides, and nothing of them was used.
 //!
 //! # Who waits for whom
-//! The client sends all uploads before it reads; the server reads all of them, computing meanwhile,
-//! before it sends. After that the two take turns. So no line, however small its buffers, can block
-//! both.
+//! The client sends all uploads before it reads anything; the server reads all of them, computing
+//! meanwhile, before it sends anything. After that the two take turns. So no line, however small
+//! its buffers, can block both.
 
 mod choices;
 mod linear;
@@ -52,7 +53,7 @@ use rand_core::CryptoRng;
 
 const DIGEST_BYTES: usize = 32;
 
-/// What a batch sends.
+/// Traffic of a batch.
 pub(crate) fn offline_traffic(indexed: &IndexedCircuit, planned: &Planned) -> Traffic {
     let bundles = planned.bundles();
     let packing = &planned.packing;
@@ -79,7 +80,7 @@ fn server_head_bytes(indexed: &IndexedCircuit, bundles: usize) -> usize {
     DIGEST_BYTES + bundles * transfers::server_bytes(indexed)
 }
 
-/// What both parties know of a batch before its first message.
+/// A batch as both parties know it before its first message.
 struct Batch<'a> {
     indexed: &'a IndexedCircuit,
     planned: &'a Planned,
@@ -160,7 +161,7 @@ pub struct ClientBatch<'a> {
     answers: Vec<Elements>,
 }
 
-/// What the client keeps for one bundle of a batch.
+/// The client's state of one bundle of a batch.
 struct ClientExchange {
     header: BundleHeader,
     tweaks: Vec<Option<TweakRange>>,
@@ -265,7 +266,7 @@ pub struct ServerBatch<'a> {
     shares: Vec<Elements>,
 }
 
-/// What the server keeps for one bundle of a batch.
+/// The server's state of one bundle of a batch.
 struct ServerExchange {
     header: BundleHeader,
     tweaks: Vec<Option<TweakRange>>,

@@ -31,7 +31,7 @@ use zeroize::Zeroizing;
 /// setup serves every model.
 const MAX_GAP: usize = MAX_MERGED_GROUP as usize;
 
-/// What a client keeps of its setup with one server.
+/// A client's setup with one server.
 pub struct ClientSetup {
     id: [u8; 32],
     key_seed: Zeroizing<[u8; 32]>,
@@ -40,7 +40,7 @@ pub struct ClientSetup {
     reverse: MasterSender,
 }
 
-/// What a server keeps of a client's setup.
+/// A server's setup with one client.
 pub struct ServerSetup {
     id: [u8; 32],
     a_seed: [u8; 32],
@@ -63,7 +63,7 @@ fn message_bytes() -> [usize; 3] {
     ]
 }
 
-/// What a setup sends.
+/// Traffic of a setup.
 pub(crate) fn setup_traffic() -> Traffic {
     let [first, second, third] = message_bytes().map(|bytes| bytes as u64);
     Traffic {

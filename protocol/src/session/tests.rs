@@ -1,5 +1,5 @@
-//! Two honest parties against the interpreter, and one honest party against a lying line; here, what
-//! all of these tests share.
+//! Two honest parties against the interpreter, and one honest party against a lying line; here,
+//! what all of these tests share.
 
 mod batches;
 mod circuits;
@@ -38,7 +38,7 @@ fn inputs(index: u64) -> HeaderInputs {
     }
 }
 
-/// How an exchange ended for both parties, and what crossed the line.
+/// The end of an exchange for both parties, and the traffic that crossed the line.
 struct Outcome<A, B> {
     client: A,
     server: B,

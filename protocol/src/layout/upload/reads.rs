@@ -51,7 +51,7 @@ impl Taps {
     }
 }
 
-/// What the useful outputs expect at a position.
+/// The content that the useful outputs expect at a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Content {
     Nothing,
@@ -71,8 +71,8 @@ pub(super) struct TileReads<'a> {
 }
 
 impl TileReads<'_> {
-    /// `[flat][phase]`: what the consumers expect. Where a ciphertext has one block, the table
-    /// spans all of it: output blocks read zeros outside the block.
+    /// The contents that the consumers expect, `[flat][phase]`. Where a ciphertext has one block,
+    /// the table spans all of it: output blocks read zeros outside the block.
     pub(super) fn contents(
         &self,
         consumers: &[Consumer<'_>],
@@ -141,7 +141,8 @@ impl TileReads<'_> {
         Ok(contents)
     }
 
-    /// What `bundle` of the stack expects at a padded row and column counted from the tile's first.
+    /// The content that `bundle` of the stack expects at a padded row and column counted from the
+    /// tile's first.
     fn content(&self, bundle: u32, row_in_tile: u32, column: u32) -> Content {
         let layout = self.layout;
         let above = bundle * self.pitch.unwrap_or(0);

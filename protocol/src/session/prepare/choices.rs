@@ -41,7 +41,7 @@ fn forward_setup_bytes(indexed: &IndexedCircuit) -> usize {
     }
 }
 
-/// What the client keeps of a bundle between messages 3 and 4, by layer.
+/// The client's state of a bundle between messages 3 and 4, by layer.
 pub(super) struct Chosen {
     pub(super) layers: Vec<ChosenLayer>,
 }

@@ -61,7 +61,7 @@ fn bundles_of_a_batch_share_no_secret() {
     }
 }
 
-/// What was complete before a batch broke is good; the rest is nowhere.
+/// Bundles that were complete before a batch broke are good; the others do not exist.
 #[test]
 fn a_batch_that_breaks_keeps_the_bundles_before() {
     let (circuit, weights) = edge_circuit();

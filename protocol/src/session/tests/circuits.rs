@@ -1,4 +1,5 @@
-//! Circuits of all kinds against the interpreter, bit for bit, and costs against the channel's count.
+//! Circuits of all kinds against the interpreter, bit for bit, and costs against the channel's
+//! count.
 
 use super::*;
 
