@@ -4,7 +4,7 @@
 //! so two bundles share no stream, and a bundle of another model, client, server or protocol
 //! version fits nowhere.
 
-use std::fmt;
+pub use pi_ot::BundleId;
 
 /// Version of the messages and of all key derivations.
 pub const PROTOCOL_VERSION: u32 = 2;
@@ -39,24 +39,6 @@ pub struct BundleHeader {
     pub client_key: [u8; 32],
     /// Peers, nonces and index of the exchange.
     pub inputs: HeaderInputs,
-}
-
-/// The hash of a bundle's header.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct BundleId(pub [u8; 32]);
-
-impl fmt::Debug for BundleId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "BundleId({self})")
-    }
-}
-
-impl fmt::Display for BundleId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0[..8]
-            .iter()
-            .try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
 }
 
 impl HeaderInputs {

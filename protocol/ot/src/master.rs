@@ -33,8 +33,22 @@ const COLUMN_BYTES: usize = BASE_OTS / 8;
 pub struct SessionId(pub [u8; 32]);
 
 /// Identifies a bundle: the hash of its header, both nonces in it. Never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BundleId(pub [u8; 32]);
+
+impl fmt::Debug for BundleId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BundleId({self})")
+    }
+}
+
+impl fmt::Display for BundleId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..8]
+            .iter()
+            .try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
 
 /// Who is the sender of the correlated OTs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -60,8 +60,7 @@ pub(super) fn begin(
     message: &mut Vec<u8>,
 ) -> PendingSender {
     let rng = &mut secrets.rng("reverse offset", 0);
-    let bundle = pi_ot::BundleId(id.0);
-    let (begun, correction) = setup.reverse().begin(&bundle, TREE_DEPTH, rng);
+    let (begun, correction) = setup.reverse().begin(id, TREE_DEPTH, rng);
     message.extend_from_slice(&correction);
     begun
 }
@@ -77,12 +76,10 @@ impl ServerTransfers {
         reader: &mut Reader<'_>,
         reply: &mut Vec<u8>,
     ) -> Result<Self, Error> {
-        let bundle = pi_ot::BundleId(id.0);
         let correction = reader.take(BASE_CORRECTION_BYTES)?;
-        let (mut receiver, receiver_setup) =
-            setup.reverse().accept(&bundle, TREE_DEPTH, correction)?;
+        let (mut receiver, receiver_setup) = setup.reverse().accept(id, TREE_DEPTH, correction)?;
         let rng = &mut secrets.rng("delta", 0);
-        let (forward, correction) = setup.forward().begin(&bundle, TREE_DEPTH, rng);
+        let (forward, correction) = setup.forward().begin(id, TREE_DEPTH, rng);
         reply.extend_from_slice(&correction);
         reply.extend_from_slice(&receiver_setup);
         let layers = indexed.layers.iter().enumerate();
@@ -107,9 +104,8 @@ impl ClientTransfers {
         pending: PendingSender,
         reader: &mut Reader<'_>,
     ) -> Result<Self, Error> {
-        let bundle = pi_ot::BundleId(id.0);
         let correction = reader.take(BASE_CORRECTION_BYTES)?;
-        let (forward, forward_setup) = setup.forward().accept(&bundle, TREE_DEPTH, correction)?;
+        let (forward, forward_setup) = setup.forward().accept(id, TREE_DEPTH, correction)?;
         let mut reverse = pending.finish(reader.take(TREE_DEPTH.setup_bytes())?)?;
         let q = indexed.layers.iter().map(|layer| {
             let n = layer.relu.len();
