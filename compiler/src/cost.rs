@@ -9,13 +9,3 @@ pub mod activations;
 pub mod evaluate;
 pub mod latency;
 pub mod report;
-
-use pi_ir::costs::Traffic;
-
-fn traffic(counted: pi_protocol::cost::Traffic) -> Traffic {
-    Traffic {
-        bytes_up: counted.up,
-        bytes_down: counted.down,
-        messages: counted.messages,
-    }
-}

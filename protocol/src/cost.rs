@@ -10,27 +10,8 @@ use crate::linear;
 use crate::nonlinear::{quadratic, relu};
 use crate::session::{TREE_DEPTH, infer_bytes, offline_traffic, setup_traffic};
 use pi_core::fp::ELEMENT_BYTES;
+pub use pi_ir::costs::Traffic;
 use pi_ir::{Circuit, Kind, Plan, Step, Verified};
-use std::ops::AddAssign;
-
-/// Payload bytes in both directions, and one-way messages.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Client to server.
-    pub up: u64,
-    /// Server to client.
-    pub down: u64,
-    /// Messages, both directions together.
-    pub messages: u32,
-}
-
-impl AddAssign for Traffic {
-    fn add_assign(&mut self, other: Traffic) {
-        self.up += other.up;
-        self.down += other.down;
-        self.messages += other.messages;
-    }
-}
 
 /// One layer's elements and bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -105,8 +86,8 @@ pub(crate) fn of(indexed: &IndexedCircuit) -> Cost {
     let (request, output) = infer_bytes(indexed);
     let per_layer = layers(indexed);
     let mut online = Traffic {
-        up: request as u64,
-        down: output as u64,
+        bytes_up: request as u64,
+        bytes_down: output as u64,
         messages: 2,
     };
     // The output's own message is in the totals already.
@@ -139,15 +120,16 @@ fn layers(indexed: &IndexedCircuit) -> Vec<LayerCost> {
         let maps = indexed.single().answers().iter().zip(&answers);
         let answers = maps.filter(|(map, _)| map.layer() as usize == l);
         let mut offline = Traffic {
-            up: (quadratic::correction_bytes(index.slots) + ELEMENT_BYTES * index.identity.len())
-                as u64,
-            down: answers.map(|(_, &bytes)| bytes as u64).sum(),
+            bytes_up: (quadratic::correction_bytes(index.slots)
+                + ELEMENT_BYTES * index.identity.len()) as u64,
+            bytes_down: answers.map(|(_, &bytes)| bytes as u64).sum(),
             messages: 0,
         };
         let n = index.relu.len();
         if let Some(width) = index.width {
-            offline.up += relu::choice_bytes(TREE_DEPTH, width, n) as u64;
-            offline.down += (TREE_DEPTH.correction_bytes(n) + relu::garbled_bytes(width, n)) as u64;
+            offline.bytes_up += relu::choice_bytes(TREE_DEPTH, width, n) as u64;
+            offline.bytes_down +=
+                (TREE_DEPTH.correction_bytes(n) + relu::garbled_bytes(width, n)) as u64;
         }
         layers.push(LayerCost {
             name: layer.name.clone(),

@@ -129,12 +129,12 @@ async fn bytes_and_messages_are_those_of_the_cost_formulas() {
     let cost = public.cost();
     // Beside the protocol's messages: the request, and offline the server's confirmation of 32
     // bytes.
-    assert_eq!(online.traffic.bytes_sent - cost.online.up, 1);
-    assert_eq!(online.traffic.bytes_received, cost.online.down);
+    assert_eq!(online.traffic.bytes_sent - cost.online.bytes_up, 1);
+    assert_eq!(online.traffic.bytes_received, cost.online.bytes_down);
     let messages = online.traffic.messages_sent + online.traffic.messages_received;
     assert_eq!(messages, u64::from(cost.online.messages) + 1);
-    assert!(offline.traffic.bytes_sent - cost.offline.up <= 8);
-    assert_eq!(offline.traffic.bytes_received, cost.offline.down + 32);
+    assert!(offline.traffic.bytes_sent - cost.offline.bytes_up <= 8);
+    assert_eq!(offline.traffic.bytes_received, cost.offline.bytes_down + 32);
     let messages = offline.traffic.messages_sent + offline.traffic.messages_received;
     assert_eq!(messages, u64::from(cost.offline.messages) + 2);
     connection.close().await;

@@ -39,6 +39,7 @@
 use crate::count::Activations;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 
 /// Version of the file's form. A reader refuses every other number.
 pub const VERSION: u32 = 1;
@@ -98,6 +99,14 @@ pub struct Traffic {
     pub bytes_down: u64,
     /// Both directions together.
     pub messages: u32,
+}
+
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, other: Traffic) {
+        self.bytes_up += other.bytes_up;
+        self.bytes_down += other.bytes_down;
+        self.messages += other.messages;
+    }
 }
 
 /// Predicted seconds.

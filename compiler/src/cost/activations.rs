@@ -6,7 +6,6 @@
 
 use crate::compile::Compiled;
 use crate::cost::latency::{HOP_S, Line, MARKS_S, Machine, Work};
-use crate::cost::traffic;
 use crate::fault::Refused;
 use pi_ir::costs::{Costs, ElementCosts, LayerCosts, Profile, Seconds, Traffic, VERSION};
 use pi_ir::count::{layer_activations, layer_multiply_adds};
@@ -93,7 +92,7 @@ pub fn costs(graph: &Graph, compiled: &Compiled, calibration: &str) -> Result<Co
         layers.push(layer_costs(index, layer, own, &linear, site, element));
         work += &linear.work(index, own);
     }
-    let (offline, online) = (traffic(whole.offline), traffic(whole.online));
+    let (offline, online) = (whole.offline, whole.online);
     let round_trips = whole.online_round_trips();
     let mut predicted = predict(
         (&offline, Cost::offline_round_trips(1)),
@@ -110,7 +109,7 @@ pub fn costs(graph: &Graph, compiled: &Compiled, calibration: &str) -> Result<Co
         profiles: LINES.map(|(name, line)| profile(name, &line)).into(),
         kinds: layers.iter().map(|layer| layer.kinds).sum(),
         multiply_adds: linear.multiply_adds.iter().sum(),
-        setup: traffic(whole.setup),
+        setup: whole.setup,
         offline,
         online,
         round_trips,
@@ -128,7 +127,7 @@ fn layer_costs(
     site: Option<String>,
     element: BTreeMap<String, ElementCosts>,
 ) -> LayerCosts {
-    let (offline, online) = (linear.offline(index, own), traffic(own.online));
+    let (offline, online) = (linear.offline(index, own), own.online);
     let round_trips = online.messages / 2;
     let work = linear.work(index, own);
     LayerCosts {
@@ -199,7 +198,7 @@ impl PerLayer {
 
     /// A layer's traffic with its uploads.
     fn offline(&self, index: usize, own: &LayerCost) -> Traffic {
-        let mut traffic = traffic(own.offline);
+        let mut traffic = own.offline;
         traffic.bytes_up += self.upload_bytes[index];
         traffic
     }
@@ -212,11 +211,11 @@ fn shared(linear: &PerLayer, cost: &Cost) -> (f64, f64) {
         .per_layer
         .iter()
         .fold((uploads, 0), |(up, down), layer| {
-            (up + layer.offline.up, down + layer.offline.down)
+            (up + layer.offline.bytes_up, down + layer.offline.bytes_down)
         });
     (
-        cost.offline.up as f64 - up as f64,
-        cost.offline.down as f64 - down as f64,
+        cost.offline.bytes_up as f64 - up as f64,
+        cost.offline.bytes_down as f64 - down as f64,
     )
 }
 
@@ -248,9 +247,9 @@ fn uniform(circuit: &Circuit, kind: Kind) -> Circuit {
 fn element(costs: &LayerCost, answer_bytes: u64, extra: [f64; 2], count: f64) -> ElementCosts {
     // The layer without linear work: what is left is proportional to its elements.
     let mut alone = costs.clone();
-    alone.offline.down -= answer_bytes;
+    alone.offline.bytes_down -= answer_bytes;
     let work = Work::of_activation(&alone);
-    let (offline, online) = (traffic(alone.offline), traffic(alone.online));
+    let (offline, online) = (alone.offline, alone.online);
     let mut predicted = predict((&offline, 0), (&online, 0), &work);
     for (name, line) in LINES {
         let seconds = predicted.entry(name.into()).or_default();

@@ -1,6 +1,5 @@
 //! The per-layer table of a compiled network.
 
-use crate::cost::traffic;
 use crate::fault::Refused;
 use crate::pass::select::{Alternative, Link, alternatives, conv_terms};
 use pi_ir::costs::Traffic;
@@ -159,9 +158,9 @@ impl Report {
             name: circuit.name.clone(),
             kinds: rows.iter().map(|row| row.kinds).sum(),
             layers: rows,
-            setup: traffic(cost.setup),
-            offline: traffic(cost.offline),
-            online: traffic(cost.online),
+            setup: cost.setup,
+            offline: cost.offline,
+            online: cost.online,
             round_trips: cost.online_round_trips(),
             packing: packed(artifact, &linear, link),
             bundles: artifact.plan.bundles,
@@ -288,8 +287,8 @@ fn row(layer: &Layer, failure_log2: f64, cost: &cost::LayerCost) -> Row {
             .map(|post| (post.bound_bits, range(post.range)))
             .collect(),
         failure_log2,
-        offline: traffic(cost.offline),
-        online: traffic(cost.online),
+        offline: cost.offline,
+        online: cost.online,
     }
 }
 

@@ -79,8 +79,8 @@ pub(crate) fn layer_traffic(
         None => (infer_bytes(indexed).1, 0),
     };
     Traffic {
-        up: up as u64,
-        down: down as u64,
+        bytes_up: up as u64,
+        bytes_down: down as u64,
         messages: u32::from(down > 0) + u32::from(up > 0),
     }
 }

@@ -60,10 +60,10 @@ pub(crate) fn offline_traffic(indexed: &IndexedCircuit, planned: &Planned) -> Tr
     let uploads: usize = packing.uploads().iter().map(uploads_bytes).sum();
     let answers: usize = packing.answers().iter().map(answers_bytes).sum();
     Traffic {
-        up: (client_head_bytes(indexed, bundles)
+        bytes_up: (client_head_bytes(indexed, bundles)
             + uploads
             + bundles * choices::message_bytes(indexed)) as u64,
-        down: (server_head_bytes(indexed, bundles)
+        bytes_down: (server_head_bytes(indexed, bundles)
             + answers
             + bundles * tables::message_bytes(indexed)) as u64,
         messages: (2 + packing.uploads().len() + packing.answers().len() + 2 * bundles) as u32,

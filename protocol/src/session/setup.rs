@@ -67,8 +67,8 @@ fn message_bytes() -> [usize; 3] {
 pub(crate) fn setup_traffic() -> Traffic {
     let [first, second, third] = message_bytes().map(|bytes| bytes as u64);
     Traffic {
-        up: first + third,
-        down: second,
+        bytes_up: first + third,
+        bytes_down: second,
         messages: 3,
     }
 }

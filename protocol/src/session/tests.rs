@@ -61,8 +61,8 @@ fn both<A, B>(
         client,
         server,
         traffic: Traffic {
-            up: up.bytes,
-            down: down.bytes,
+            bytes_up: up.bytes,
+            bytes_down: down.bytes,
             messages: (up.messages + down.messages) as u32,
         },
     }

@@ -75,7 +75,7 @@ fn costs_are_those_of_the_specification() {
     let (opened_slots, identity) = (8 * (12 + 24), 8 * 12);
     let garbled = 12 * 32 * 8 + 2;
     let offline = Traffic {
-        up: digest
+        bytes_up: digest
             + base_correction
             + sum(&linear.upload_bytes)
             + ole.0
@@ -84,7 +84,7 @@ fn costs_are_those_of_the_specification() {
             + tau
             + opened_slots
             + identity,
-        down: digest
+        bytes_down: digest
             + base_correction
             + trees
             + reverse
@@ -96,23 +96,26 @@ fn costs_are_those_of_the_specification() {
     };
     assert_eq!(cost.offline, offline);
     let hidden = Traffic {
-        up: 8 * 36,
-        down: 12 * (16 * 9 + 8) + 8 * 24,
+        bytes_up: 8 * 36,
+        bytes_down: 12 * (16 * 9 + 8) + 8 * 24,
         messages: 2,
     };
     assert_eq!(cost.per_layer[0].online, hidden);
     let mut online = hidden;
     online += Traffic {
-        up: 32 + 8 * 48,
-        down: 8 * 48,
+        bytes_up: 32 + 8 * 48,
+        bytes_down: 8 * 48,
         messages: 2,
     };
     assert_eq!(cost.online, online);
     assert_eq!(cost.online_round_trips(), 2);
     let layer = &cost.per_layer[0];
-    assert_eq!(layer.offline.up, forward + tau + opened_slots + identity);
+    assert_eq!(
+        layer.offline.bytes_up,
+        forward + tau + opened_slots + identity
+    );
     let answers = linear.answer_bytes[0] as u64;
-    assert_eq!(layer.offline.down, answers + reverse + garbled);
+    assert_eq!(layer.offline.bytes_down, answers + reverse + garbled);
     assert_eq!((layer.relus, layer.squares, layer.sign_bits), (12, 12, 9));
     assert_eq!((layer.polynomials, layer.identities), (12, 12));
 }

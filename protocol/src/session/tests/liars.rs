@@ -191,7 +191,7 @@ fn headers_that_differ_are_refused_before_anything_is_answered() {
         Err(Error::PeerIncompatible { .. })
     ));
     assert!(matches!(outcome.client, Err(Error::Channel { .. })));
-    assert_eq!(outcome.traffic.down, 0);
+    assert_eq!(outcome.traffic.bytes_down, 0);
     // So is another key of the same client.
     let other = exchange_setup(memory(), 2).server.unwrap();
     assert_ne!(other.id(), server.id());

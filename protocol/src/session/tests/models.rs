@@ -46,7 +46,7 @@ fn bundles_of_another_model_or_exchange_are_refused() {
         Err(Error::PeerIncompatible { .. })
     ));
     assert!(matches!(outcome.client, Err(Error::Channel { .. })));
-    assert_eq!(outcome.traffic.down, 0);
+    assert_eq!(outcome.traffic.bytes_down, 0);
 
     let (client, _) = models.bundles(802);
     let outcome = both(
