@@ -1,22 +1,14 @@
-//! Prints the least time of each transform of length 8192 over the first prime.
+//! Prints the least time of the transforms of length 8192 over the first prime, on the back end that
+//! `PI_BACKEND` chooses.
 //!
-//! `cargo run --release -p pi-ring --example transforms`
+//! `PI_BACKEND=avx2 cargo run --release -p pi-ring --example transforms`
 
-use pi_ring::Ntt;
-use pi_ring::ntt::{RLWE_PRIMES, ScalarNtt, TfheNtt};
+use pi_core::Backend;
+use pi_ring::ntt::RLWE_PRIMES;
 use std::time::Instant;
 
 fn main() {
-    let prime = &RLWE_PRIMES[0];
-    let n = 8192;
-    time("scalar", &ScalarNtt::new(prime, n));
-    if let Some(ntt) = TfheNtt::new(prime, n) {
-        time("tfhe-ntt", &ntt);
-    }
-    time("chosen", &*prime.transform(n));
-}
-
-fn time(name: &str, ntt: &dyn Ntt) {
+    let ntt = RLWE_PRIMES[0].transform(8192);
     let mut x: Vec<u64> = (0..ntt.length() as u64).collect();
     let mut least = |f: &dyn Fn(&mut [u64])| {
         (0..3000)
@@ -31,5 +23,6 @@ fn time(name: &str, ntt: &dyn Ntt) {
         least(&|x| ntt.forward(x)),
         least(&|x| ntt.inverse_unscaled(x)),
     );
+    let name = Backend::get().name();
     println!("{name:10} forward {forward:6.1} us, inverse {inverse:6.1} us");
 }

@@ -6,7 +6,7 @@
 //! # Back ends
 //! [`PreparedConv::new`] chooses once, by the machine and the public bound on the weights:
 //! - `vnni`: weights of up to seven bits and a sign; needs AVX-512F, BW and VNNI;
-//! - `limbs`: any weights, in `f64`; has its own back ends, of which one runs anywhere.
+//! - `limbs`: any weights, in `f64`; its product has back ends of its own.
 //!
 //! # Timing
 //! Weights are secret: no branch and no skipped work depends on inputs or weights, not even which
@@ -19,7 +19,7 @@ mod vnni;
 
 pub use scalar::conv2d_fp_scalar;
 
-use pi_core::fp;
+use pi_core::{Backend, fp};
 use zeroize::Zeroizing;
 
 /// A convolution over `F_p` whose weights were packed once; see [`PreparedConv::add_to`].
@@ -33,6 +33,7 @@ enum Kernel {
     Words {
         weights: Zeroizing<Vec<i16>>,
         row_sum_bound: u64,
+        multiply: limbs::Multiply,
     },
     #[cfg(target_arch = "x86_64")]
     Bytes(vnni::Packed),
@@ -55,19 +56,28 @@ impl PreparedConv {
         shape.check_weights(weights);
         assert!(weight_bits <= 15, "weights of {weight_bits} bits");
         debug_assert!(weights.iter().all(|w| w.unsigned_abs() < 1 << weight_bits));
-        #[cfg(target_arch = "x86_64")]
-        if !crate::force_scalar() && vnni::fits(&shape, weight_bits) {
-            let kernel = Kernel::Bytes(vnni::Packed::new(weights, &shape));
-            return Self { shape, kernel };
-        }
-        Self::words(weights, shape, weight_bits)
+        Self::on(Backend::get(), weights, shape, weight_bits)
     }
 
-    fn words(weights: &[i16], shape: ConvShape, weight_bits: u8) -> Self {
+    /// [`PreparedConv::new`] on a back end that the machine supports, checked before.
+    fn on(backend: Backend, weights: &[i16], shape: ConvShape, weight_bits: u8) -> Self {
+        match backend {
+            #[cfg(target_arch = "x86_64")]
+            Backend::Avx512 if vnni::is_exact(&shape, weight_bits) => {
+                // SAFETY: the machine supports AVX-512.
+                let kernel = Kernel::Bytes(unsafe { vnni::Packed::new(weights, &shape) });
+                Self { shape, kernel }
+            }
+            _ => Self::words(backend, weights, shape, weight_bits),
+        }
+    }
+
+    fn words(backend: Backend, weights: &[i16], shape: ConvShape, weight_bits: u8) -> Self {
         let row_sum_bound = (shape.taps() as u64) << weight_bits;
         let kernel = Kernel::Words {
             weights: Zeroizing::new(weights.to_vec()),
             row_sum_bound,
+            multiply: limbs::multiply_on(backend),
         };
         Self { shape, kernel }
     }
@@ -92,8 +102,10 @@ impl PreparedConv {
             Kernel::Words {
                 weights,
                 row_sum_bound,
+                multiply,
             } => {
-                let product = limbs::conv2d(input, weights, &self.shape, *row_sum_bound);
+                let (shape, bound) = (&self.shape, *row_sum_bound);
+                let product = limbs::conv2d(input, weights, shape, bound, *multiply);
                 for (sum, product) in sum.iter_mut().zip(product) {
                     *sum = fp::add(*sum, product);
                 }
@@ -268,10 +280,12 @@ mod tests {
             *e = fp::add(*e, s);
         }
         let mut scratch = ConvScratch::default();
-        for prepared in [
-            PreparedConv::new(&weights, shape, weight_bits),
-            PreparedConv::words(&weights, shape, weight_bits),
-        ] {
+        for prepared in crate::supported_backends().flat_map(|backend| {
+            [
+                PreparedConv::on(backend, &weights, shape, weight_bits),
+                PreparedConv::words(backend, &weights, shape, weight_bits),
+            ]
+        }) {
             // Twice, so that what the first use left in the scratch is no part of the result.
             for _ in 0..2 {
                 let mut sum = start.clone();
@@ -330,9 +344,12 @@ mod tests {
         for shape in shapes().into_iter().chain(shapes().into_iter().rev()) {
             let input = fp::uniform_vec(shape.input_len(), &mut rng);
             let weights: Vec<i16> = (0..shape.weights_len()).map(|i| (i % 100) as i16).collect();
-            let mut sum = vec![0; shape.output_len()];
-            PreparedConv::new(&weights, shape, 7).add_to(&input, &mut scratch, &mut sum);
-            assert_eq!(sum, conv2d_fp_scalar(&input, &weights, &shape), "{shape:?}");
+            for backend in crate::supported_backends() {
+                let mut sum = vec![0; shape.output_len()];
+                let prepared = PreparedConv::on(backend, &weights, shape, 7);
+                prepared.add_to(&input, &mut scratch, &mut sum);
+                assert_eq!(sum, conv2d_fp_scalar(&input, &weights, &shape), "{shape:?}");
+            }
         }
     }
 }

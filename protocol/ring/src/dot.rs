@@ -13,6 +13,8 @@ mod ifma;
 mod scalar;
 
 use crate::Modulus46;
+use pi_core::Backend;
+use std::ops::Range;
 
 /// Two vectors that are multiplied by the same third.
 #[derive(Clone, Copy)]
@@ -36,6 +38,17 @@ pub const MAX_TERMS: usize = 1024;
 /// # Panics
 /// If the lengths or the number of terms break the preconditions.
 pub fn dot_pair(m: &Modulus46, terms: &[Term<'_>], accumulate: bool, out: [&mut [u64]; 2]) {
+    dot_pair_on(Backend::get(), m, terms, accumulate, out);
+}
+
+/// [`dot_pair`] on a back end that the machine supports.
+fn dot_pair_on(
+    backend: Backend,
+    m: &Modulus46,
+    terms: &[Term<'_>],
+    accumulate: bool,
+    out: [&mut [u64]; 2],
+) {
     let n = out[0].len();
     assert!(terms.len() <= MAX_TERMS, "{} terms", terms.len());
     assert!(out[1].len() == n);
@@ -44,17 +57,14 @@ pub fn dot_pair(m: &Modulus46, terms: &[Term<'_>], accumulate: bool, out: [&mut 
             .iter()
             .all(|t| t.halves[0].len() == n && t.halves[1].len() == n && t.factor.len() == n)
     );
-    #[cfg(target_arch = "x86_64")]
-    if n.is_multiple_of(32)
-        && !crate::force_scalar()
-        && is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512ifma")
-    {
-        // SAFETY: the features are present, and every vector has length n, a multiple of 32.
-        unsafe { ifma::dot_pair(m, terms, accumulate, out) };
-        return;
+    match backend {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the machine supports AVX-512, and every vector has length n, a multiple of 32.
+        Backend::Avx512 if n.is_multiple_of(32) => unsafe {
+            ifma::dot_pair(m, terms, accumulate, out)
+        },
+        _ => scalar::dot_pair(m, terms, accumulate, out),
     }
-    scalar::dot_pair(m, terms, accumulate, out);
 }
 
 /// A row of pairs of vectors as [`dot_matrix`] reads them: word `(8 v + i) mod n` of half `h` of
@@ -106,14 +116,14 @@ impl InterleavedRow {
 }
 
 /// Sums of products for several rows and several outputs at once: `out[row][output][h]` becomes the
-/// sum over `t` of half `h` of pair `first + t` of the row times `factors[output][t]`.
+/// sum over `t` of half `h` of pair `terms.start + t` of the row times `factors[output][t]`.
 ///
 /// A matrix product for each coefficient: two or three rows by two outputs, or one by four, with
 /// all sums in registers. Eight coefficients of a few rows fit the first-level cache, and serve all
 /// outputs from there.
 ///
 /// # Shapes
-/// `factors`: `outputs * terms`, output after output; `out`: `rows * outputs`, row after row.
+/// `factors`: `outputs * terms.len()`, output after output; `out`: `rows * outputs`, row after row.
 /// # Preconditions
 /// As for [`dot_pair`]; lengths are multiples of eight.
 /// # Postconditions
@@ -122,32 +132,40 @@ impl InterleavedRow {
 /// If the shapes or the number of terms break the preconditions.
 pub fn dot_matrix(
     m: &Modulus46,
-    first: usize,
-    terms: usize,
+    terms: Range<usize>,
     rows: &[&InterleavedRow],
     factors: &[&[u64]],
     out: &mut [[&mut [u64]; 2]],
 ) {
-    assert!((1..=MAX_TERMS).contains(&terms), "{terms} terms");
-    let outputs = factors.len() / terms;
-    assert!(factors.len() == outputs * terms && out.len() == rows.len() * outputs);
+    dot_matrix_on(Backend::get(), m, terms, rows, factors, out);
+}
+
+/// [`dot_matrix`] on a back end that the machine supports.
+fn dot_matrix_on(
+    backend: Backend,
+    m: &Modulus46,
+    terms: Range<usize>,
+    rows: &[&InterleavedRow],
+    factors: &[&[u64]],
+    out: &mut [[&mut [u64]; 2]],
+) {
+    let count = terms.len();
+    assert!((1..=MAX_TERMS).contains(&count), "{count} terms");
+    let outputs = factors.len() / count;
+    assert!(factors.len() == outputs * count && out.len() == rows.len() * outputs);
     let n = factors.first().map_or(0, |factor| factor.len());
     assert!(n.is_multiple_of(8) && factors.iter().all(|x| x.len() == n));
     assert!(
         rows.iter()
-            .all(|row| row.length() == n && first + terms <= row.terms)
+            .all(|row| row.length() == n && terms.end <= row.terms)
     );
     assert!(out.iter().flatten().all(|x| x.len() == n));
-    #[cfg(target_arch = "x86_64")]
-    if !crate::force_scalar()
-        && is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512ifma")
-    {
-        // SAFETY: the features are present, and the shapes were just checked.
-        unsafe { ifma::dot_matrix(m, first, terms, n, rows, factors, out) };
-        return;
+    match backend {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the machine supports AVX-512, and the shapes were just checked.
+        Backend::Avx512 => unsafe { ifma::dot_matrix(m, terms, rows, factors, out) },
+        _ => scalar::dot_matrix(m, terms, rows, factors, out),
     }
-    scalar::dot_matrix(m, first, terms, rows, factors, out);
 }
 
 #[cfg(test)]
@@ -188,7 +206,8 @@ mod tests {
             let interleaved: Vec<_> = halves.chunks(terms).map(InterleavedRow::new).collect();
             let interleaved: Vec<_> = interleaved.iter().collect();
             // All terms but the first, then all.
-            for (first, scalar) in [(1, false), (1, true), (0, true), (0, false)] {
+            let backends = crate::supported_backends();
+            for (first, backend) in backends.flat_map(|backend| [(1, backend), (0, backend)]) {
                 let count = terms - first;
                 if count == 0 {
                     continue;
@@ -198,11 +217,7 @@ mod tests {
                     .flat_map(|f| &f[first..])
                     .copied()
                     .collect();
-                if scalar {
-                    scalar::dot_matrix(&m, first, count, &interleaved, &factors, &mut out);
-                } else {
-                    dot_matrix(&m, first, count, &interleaved, &factors, &mut out);
-                }
+                dot_matrix_on(backend, &m, first..terms, &interleaved, &factors, &mut out);
                 for (at, out) in out.iter().enumerate() {
                     let (row, output) = (at / outputs, at % outputs);
                     let sum: Vec<Term<'_>> = (0..count)
@@ -216,7 +231,7 @@ mod tests {
                     scalar::dot_pair(&m, &sum, false, [c0, c1]);
                     assert!(
                         out[0] == expected[0] && out[1] == expected[1],
-                        "{rows} {outputs} {first} {scalar}"
+                        "{rows} {outputs} {first} {backend:?}"
                     );
                 }
             }
@@ -270,17 +285,13 @@ mod tests {
                                 .collect()
                         })
                         .collect();
-                    for scalar in [true, false] {
+                    for backend in crate::supported_backends() {
                         let [mut x, mut y] = start.clone();
-                        if scalar {
-                            scalar::dot_pair(&m, &terms, accumulate, [&mut x, &mut y]);
-                        } else {
-                            dot_pair(&m, &terms, accumulate, [&mut x, &mut y]);
-                        }
+                        dot_pair_on(backend, &m, &terms, accumulate, [&mut x, &mut y]);
                         assert_eq!(
                             [x, y],
                             [expected[0].clone(), expected[1].clone()],
-                            "{count} terms, scalar {scalar}"
+                            "{count} terms, {backend:?}"
                         );
                     }
                 }

@@ -2,8 +2,8 @@
 //! 2^46.
 //!
 //! # Back ends
-//! Each is a table of functions on slices, chosen once:
-//! - `scalar`: the definition;
+//! Each is a table of functions on slices:
+//! - `scalar`: the definition, and what AVX2 runs as well;
 //! - `avx512`: the same bodies compiled again for AVX-512F, VL and DQ, or, where the compiler does
 //!   not find the instructions (52-bit multiplication, gathers), written with them; needs IFMA too.
 
@@ -12,7 +12,7 @@ mod avx512;
 mod scalar;
 
 use crate::Modulus46;
-use std::sync::LazyLock;
+use pi_core::Backend;
 
 /// The kernels of one back end. The functions of the module document each, and check its lengths.
 struct Kernels {
@@ -30,33 +30,22 @@ struct Kernels {
     gather: fn(&[u32], &[u64], &mut [u64]),
 }
 
-static SCALAR: Kernels = Kernels {
-    add_assign: scalar::add_assign,
-    sub_assign: scalar::sub_assign,
-    butterfly: scalar::butterfly,
-    lift_centred: scalar::lift_centred,
-    add_small_assign: scalar::add_small_assign,
-    sum_adjacent: scalar::sum_adjacent,
-    mul_assign: scalar::mul_assign,
-    scale_assign: scalar::scale_assign,
-    scale_small: scalar::scale_small,
-    add_divided: scalar::add_divided,
-    gather_signed: scalar::gather_signed,
-    gather: scalar::gather,
-};
-
-/// The kernels that this process runs.
-fn chosen() -> &'static Kernels {
-    static CHOSEN: LazyLock<&Kernels> = LazyLock::new(|| {
-        #[cfg(target_arch = "x86_64")]
-        if !crate::force_scalar()
-            && let Some(kernels) = avx512::kernels()
-        {
-            return kernels;
+impl Kernels {
+    /// The kernels of a back end that the machine supports.
+    #[inline]
+    fn on(backend: Backend) -> &'static Kernels {
+        match backend {
+            #[cfg(target_arch = "x86_64")]
+            Backend::Avx512 => &avx512::KERNELS,
+            _ => &scalar::KERNELS,
         }
-        &SCALAR
-    });
-    *CHOSEN
+    }
+
+    /// The kernels that this process runs.
+    #[inline]
+    fn get() -> &'static Kernels {
+        Self::on(Backend::get())
+    }
 }
 
 /// `x += y`, element by element.
@@ -65,7 +54,7 @@ fn chosen() -> &'static Kernels {
 /// If the lengths differ.
 pub fn add_assign(m: &Modulus46, x: &mut [u64], y: &[u64]) {
     assert_eq!(x.len(), y.len());
-    (chosen().add_assign)(m, x, y);
+    (Kernels::get().add_assign)(m, x, y);
 }
 
 /// `x -= y`, element by element.
@@ -74,7 +63,7 @@ pub fn add_assign(m: &Modulus46, x: &mut [u64], y: &[u64]) {
 /// If the lengths differ.
 pub(crate) fn sub_assign(m: &Modulus46, x: &mut [u64], y: &[u64]) {
     assert_eq!(x.len(), y.len());
-    (chosen().sub_assign)(m, x, y);
+    (Kernels::get().sub_assign)(m, x, y);
 }
 
 /// Sets `x` to `x + X^t y` and `difference` to `x - X^t y`, all coefficients modulo `X^n + 1`,
@@ -84,7 +73,7 @@ pub(crate) fn sub_assign(m: &Modulus46, x: &mut [u64], y: &[u64]) {
 /// If the lengths differ or `t` exceeds them.
 pub fn butterfly(m: &Modulus46, t: usize, x: &mut [u64], y: &[u64], difference: &mut [u64]) {
     assert!(x.len() == y.len() && difference.len() == y.len());
-    (chosen().butterfly)(m, t, x, y, difference);
+    (Kernels::get().butterfly)(m, t, x, y, difference);
 }
 
 /// Writes to `out` the residues modulo `to` of the centred representatives of `x` modulo `from`.
@@ -93,7 +82,7 @@ pub fn butterfly(m: &Modulus46, t: usize, x: &mut [u64], y: &[u64], difference: 
 /// If the lengths differ.
 pub fn lift_centred(from: &Modulus46, to: &Modulus46, x: &[u64], out: &mut [u64]) {
     assert_eq!(x.len(), out.len());
-    (chosen().lift_centred)(from, to, x, out);
+    (Kernels::get().lift_centred)(from, to, x, out);
 }
 
 /// Adds small signed integers, `|e| < q`, to residues.
@@ -102,7 +91,7 @@ pub fn lift_centred(from: &Modulus46, to: &Modulus46, x: &[u64], out: &mut [u64]
 /// If the lengths differ.
 pub fn add_small_assign(m: &Modulus46, x: &mut [u64], e: &[i64]) {
     assert_eq!(x.len(), e.len());
-    (chosen().add_small_assign)(m, x, e);
+    (Kernels::get().add_small_assign)(m, x, e);
 }
 
 /// Writes to each entry of `out` the sum of `x.len() / out.len()` adjacent residues.
@@ -110,7 +99,7 @@ pub fn add_small_assign(m: &Modulus46, x: &mut [u64], e: &[i64]) {
 /// # Preconditions
 /// At most 2^16 residues a sum.
 pub fn sum_adjacent(m: &Modulus46, x: &[u64], out: &mut [u64]) {
-    (chosen().sum_adjacent)(m, x, out);
+    (Kernels::get().sum_adjacent)(m, x, out);
 }
 
 /// Writes `x y` to `x`, element by element.
@@ -119,7 +108,7 @@ pub fn sum_adjacent(m: &Modulus46, x: &[u64], out: &mut [u64]) {
 /// If the lengths differ.
 pub fn mul_assign(m: &Modulus46, x: &mut [u64], y: &[u64]) {
     assert_eq!(x.len(), y.len());
-    (chosen().mul_assign)(m, x, y);
+    (Kernels::get().mul_assign)(m, x, y);
 }
 
 /// Writes `x w` to `x` for a constant `w`.
@@ -127,7 +116,7 @@ pub fn mul_assign(m: &Modulus46, x: &mut [u64], y: &[u64]) {
 /// # Preconditions
 /// Entries and `w` in `0..q`.
 pub fn scale_assign(m: &Modulus46, x: &mut [u64], w: u64) {
-    (chosen().scale_assign)(m, x, w);
+    (Kernels::get().scale_assign)(m, x, w);
 }
 
 /// Writes `x w` to `out` for small signed `x` and a constant `w`.
@@ -138,7 +127,7 @@ pub fn scale_assign(m: &Modulus46, x: &mut [u64], w: u64) {
 /// If the lengths differ.
 pub fn scale_small(m: &Modulus46, x: &[i32], w: u64, out: &mut [u64]) {
     assert_eq!(x.len(), out.len());
-    (chosen().scale_small)(m, x, w, out);
+    (Kernels::get().scale_small)(m, x, w, out);
 }
 
 /// Adds `(x - [r]_s) / s` modulo `q` to `out`: `x` has residues modulo `q`, `r` the same integer's
@@ -156,7 +145,7 @@ pub fn add_divided(
     out: &mut [u64],
 ) {
     assert!(x.len() == out.len() && r.len() == out.len());
-    (chosen().add_divided)(m, s, inverse, x, r, out);
+    (Kernels::get().add_divided)(m, s, inverse, x, r, out);
 }
 
 /// Writes `±x[source]` to each entry of `out`: the low 31 bits of an entry of `sources` are the
@@ -166,7 +155,7 @@ pub fn add_divided(
 /// If an index is out of range or `sources` and `out` differ in length.
 pub(crate) fn gather_signed(m: &Modulus46, sources: &[u32], x: &[u64], out: &mut [u64]) {
     assert_eq!(sources.len(), out.len());
-    (chosen().gather_signed)(m, sources, x, out);
+    (Kernels::get().gather_signed)(m, sources, x, out);
 }
 
 /// Writes `x[source]` to each entry of `out`.
@@ -175,7 +164,7 @@ pub(crate) fn gather_signed(m: &Modulus46, sources: &[u32], x: &[u64], out: &mut
 /// If an index is out of range or `sources` and `out` differ in length.
 pub(crate) fn gather(sources: &[u32], x: &[u64], out: &mut [u64]) {
     assert_eq!(sources.len(), out.len());
-    (chosen().gather)(sources, x, out);
+    (Kernels::get().gather)(sources, x, out);
 }
 
 #[cfg(test)]
@@ -195,22 +184,10 @@ mod tests {
         v
     }
 
-    /// The kernels of every back end that this machine can run.
-    fn backends() -> Vec<&'static Kernels> {
-        vec![
-            Some(&SCALAR),
-            #[cfg(target_arch = "x86_64")]
-            avx512::kernels(),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
-    }
-
     #[test]
     fn every_kernel_does_what_it_says() {
-        for kernels in backends() {
-            check(kernels);
+        for backend in crate::supported_backends() {
+            check(Kernels::on(backend));
         }
     }
 

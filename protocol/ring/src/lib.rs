@@ -12,8 +12,10 @@
 //! - [`slots`]: SIMD slots of `F_p[X] / (X^n + 1)`;
 //! - [`conv`]: convolutions over `F_p` in the clear, the hot loop of the online phase.
 //!
-//! Which instructions the kernels use is [`pi_core::Backend`]'s choice. The scalar implementations
-//! are the definition, and the vector ones are tested to equal them bit for bit.
+//! [`pi_core::Backend`] decides which instructions the kernels use. Each family of kernels has one
+//! file a back end, and says in its header which features that file needs and where it falls back
+//! to a lower one. The scalar implementations are the definition, and the vector ones are tested to
+//! equal them bit for bit.
 
 pub mod conv;
 pub mod dot;
@@ -30,8 +32,9 @@ pub use modulus46::Modulus46;
 pub use ntt::Ntt;
 pub use poly::{Domain, RnsPoly};
 
-/// Returns true if the scalar implementations are to run: the back end of this process is
-/// [`Backend::Scalar`](pi_core::Backend::Scalar).
-pub fn force_scalar() -> bool {
-    pi_core::Backend::get() == pi_core::Backend::Scalar
+/// The back ends that this machine can run: what every test of a kernel runs over.
+#[cfg(test)]
+fn supported_backends() -> impl Iterator<Item = pi_core::Backend> {
+    let all = pi_core::Backend::all().into_iter();
+    all.filter(|backend| backend.is_supported())
 }

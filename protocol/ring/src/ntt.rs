@@ -12,20 +12,24 @@
 //!
 //! # Back ends
 //! [`NttPrime::transform`] chooses once, when the transform is made:
-//! - `scalar`: the definition, [`ScalarNtt`];
-//! - `tfhe`: the `tfhe-ntt` crate, [`TfheNtt`], any of our primes;
-//! - `ifma`: our own for primes just below 2^46; needs AVX-512F and IFMA.
+//! - `scalar`: the definition;
+//! - `tfhe`: the `tfhe-ntt` crate, any of our primes, from AVX2 on; it detects its instructions
+//!   itself, so that `PI_BACKEND=avx2` does not keep it from AVX-512;
+//! - `ifma`: our own for primes just below 2^46; needs AVX-512F and IFMA. Other primes and lengths
+//!   below 64 fall back to `tfhe`, and lengths below 32 to `scalar`.
 
 #[cfg(target_arch = "x86_64")]
 mod ifma;
 mod scalar;
 mod tfhe;
 
-pub use scalar::ScalarNtt;
-pub use tfhe::TfheNtt;
+#[cfg(target_arch = "x86_64")]
+use ifma::IfmaNtt;
+pub(crate) use scalar::ScalarNtt;
+use tfhe::TfheNtt;
 
 use crate::{Modulus, Modulus46};
-use pi_core::fp;
+use pi_core::{Backend, fp};
 use std::sync::Arc;
 
 /// The longest transform whose points are fixed, `n = 8192`.
@@ -128,22 +132,27 @@ pub const PLAINTEXT_PRIME: NttPrime = NttPrime {
 };
 
 impl NttPrime {
-    /// The transform of length `n` over this prime: the fastest back end this machine has, unless
-    /// [`crate::force_scalar`].
+    /// The transform of length `n` over this prime, on the back end of the process.
     ///
     /// # Panics
     /// If `n` is not a power of two in `1..=8192`.
     pub fn transform(&self, n: usize) -> Arc<dyn Ntt> {
-        if !crate::force_scalar() {
+        self.transform_on(Backend::get(), n)
+    }
+
+    /// [`NttPrime::transform`] on a back end that the machine supports.
+    fn transform_on(&self, backend: Backend, n: usize) -> Arc<dyn Ntt> {
+        let scalar = || -> Arc<dyn Ntt> { Arc::new(ScalarNtt::new(self, n)) };
+        let tfhe = || -> Option<Arc<dyn Ntt>> { Some(Arc::new(TfheNtt::new(self, n)?)) };
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: only asked for where the back end is AVX-512, which the machine supports.
+        let ifma = || -> Option<Arc<dyn Ntt>> { Some(Arc::new(unsafe { IfmaNtt::new(self, n) }?)) };
+        match backend {
             #[cfg(target_arch = "x86_64")]
-            if let Some(vector) = ifma::IfmaNtt::new(self, n) {
-                return Arc::new(vector);
-            }
-            if let Some(vector) = TfheNtt::new(self, n) {
-                return Arc::new(vector);
-            }
+            Backend::Avx512 => ifma().or_else(tfhe).unwrap_or_else(scalar),
+            Backend::Avx2 => tfhe().unwrap_or_else(scalar),
+            _ => scalar(),
         }
-        Arc::new(ScalarNtt::new(self, n))
     }
 
     /// The root of order `2 n`.
@@ -178,16 +187,9 @@ mod tests {
         primes
     }
 
-    fn backends(prime: &NttPrime, n: usize) -> Vec<Box<dyn Ntt>> {
-        let mut all: Vec<Box<dyn Ntt>> = vec![Box::new(ScalarNtt::new(prime, n))];
-        #[cfg(target_arch = "x86_64")]
-        if let Some(vector) = ifma::IfmaNtt::new(prime, n) {
-            all.push(Box::new(vector));
-        }
-        if let Some(vector) = TfheNtt::new(prime, n) {
-            all.push(Box::new(vector));
-        }
-        all
+    fn backends(prime: &NttPrime, n: usize) -> Vec<Arc<dyn Ntt>> {
+        let supported = crate::supported_backends();
+        supported.map(|b| prime.transform_on(b, n)).collect()
     }
 
     fn random(m: Modulus, n: usize, seed: u64) -> Vec<u64> {

@@ -5,6 +5,7 @@ use crate::seeded::Ciphertext;
 use pi_core::fp;
 use pi_ring::dot::{InterleavedRow, MAX_TERMS, Term, dot_matrix, dot_pair};
 use pi_ring::{Domain, RnsPoly, kernels};
+use std::ops::Range;
 use zeroize::Zeroize;
 
 /// A kernel polynomial in values, premultiplied by `2^-levels` for the packing that follows it.
@@ -283,7 +284,7 @@ impl Product {
                     }
                 }
                 let factors: Vec<&[u64]> = values.chunks_exact(STRIDE).map(|x| &x[..N]).collect();
-                multiply_limb(params, limb, first, at_once, rows, &factors, sums);
+                multiply_limb(params, limb, first..first + at_once, rows, &factors, sums);
             };
             if first == 0 {
                 (0..CONV_LIMBS).for_each(|limb| add(limb, &mut sums));
@@ -331,7 +332,7 @@ impl Product {
                     .flat_map(|kernels| &kernels[first..first + at_once])
                     .map(|kernel| kernel.values.limb(limb))
                     .collect();
-                multiply_limb(params, limb, first, at_once, rows, &factors, sums);
+                multiply_limb(params, limb, first..first + at_once, rows, &factors, sums);
             };
             if first == 0 {
                 (0..CONV_LIMBS).for_each(|limb| multiply(limb, &mut sums));
@@ -419,12 +420,11 @@ fn unspecified_sums(rows: usize, outputs: usize, levels: u32) -> Vec<Vec<Product
         .collect()
 }
 
-/// Sets one limb of `sums`, `[output][row]`, to those over `terms` ciphertexts of each row.
+/// Sets one limb of `sums`, `[output][row]`, to those over some ciphertexts of each row.
 fn multiply_limb(
     params: &Params,
     limb: usize,
-    first: usize,
-    terms: usize,
+    terms: Range<usize>,
     rows: &[&CiphertextRow],
     factors: &[&[u64]],
     sums: &mut [Vec<Product>],
@@ -441,7 +441,7 @@ fn multiply_limb(
     }
     let rows: Vec<_> = rows.iter().map(|row| &row.limbs[limb]).collect();
     let m = &params.moduli[limb];
-    dot_matrix(m, first, terms, &rows, factors, &mut out);
+    dot_matrix(m, terms, &rows, factors, &mut out);
 }
 
 fn add_sums(params: &Params, sums: &mut [Vec<Product>], more: &[Vec<Product>]) {

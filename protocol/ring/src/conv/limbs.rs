@@ -5,7 +5,7 @@
 //! it is a matrix product of `f64`, weights times gathered inputs.
 //!
 //! # Back ends
-//! Of that product, chosen once:
+//! Of that product:
 //! - portable, in this file;
 //! - `avx2`: needs AVX2 and FMA;
 //! - `avx512`: needs AVX-512F.
@@ -16,9 +16,8 @@ mod avx2;
 mod avx512;
 
 use super::{ConvShape, conv2d_fp_scalar};
-use pi_core::fp;
+use pi_core::{Backend, fp};
 use rayon::prelude::*;
-use std::sync::LazyLock;
 
 /// The convolution of `input` (`C H W`) with `weights` (`O C kh kw`) modulo `p`, as `O H' W'`, with a
 /// public bound on the sum of absolute weights of each output channel.
@@ -33,12 +32,13 @@ pub(super) fn conv2d(
     weights: &[i16],
     shape: &ConvShape,
     row_sum_bound: u64,
+    multiply: Multiply,
 ) -> Vec<u64> {
     // limb + log2 sum |w| <= 53, so that every partial sum is an integer that f64 represents.
     if row_sum_bound <= 1 << (53 - 30) {
-        conv2d_limbs::<2, 30>(input, weights, shape)
+        conv2d_limbs::<2, 30>(input, weights, shape, multiply)
     } else if row_sum_bound <= 1 << (53 - 20) {
-        conv2d_limbs::<3, 20>(input, weights, shape)
+        conv2d_limbs::<3, 20>(input, weights, shape, multiply)
     } else {
         conv2d_fp_scalar(input, weights, shape)
     }
@@ -63,10 +63,10 @@ fn conv2d_limbs<const L: usize, const B: u32>(
     input: &[u64],
     weights: &[i16],
     shape: &ConvShape,
+    multiply: Multiply,
 ) -> Vec<u64> {
     let positions = shape.out_height() * shape.out_width();
     let taps = shape.taps();
-    let multiply = chosen();
     let inputs = Inputs::new::<L, B>(input, shape);
     let tiles = (positions * L).div_ceil(COLUMNS);
     // Tile-major sums: tile, channel, column. Values are exact integers.
@@ -165,20 +165,17 @@ impl Inputs {
 }
 
 /// A back end: adds to `sums` the product of `weights`, row by row, and `gathered`.
-type Multiply = fn(weights: &[i16], gathered: &[Columns], sums: &mut [Columns]);
+pub(super) type Multiply = fn(weights: &[i16], gathered: &[Columns], sums: &mut [Columns]);
 
-/// The product that this process runs.
-fn chosen() -> Multiply {
-    static CHOSEN: LazyLock<Multiply> = LazyLock::new(|| {
+/// The product on a back end that the machine supports.
+pub(super) fn multiply_on(backend: Backend) -> Multiply {
+    match backend {
         #[cfg(target_arch = "x86_64")]
-        if !crate::force_scalar()
-            && let Some(multiply) = avx512::multiply().or_else(avx2::multiply)
-        {
-            return multiply;
-        }
-        multiply_portable
-    });
-    *CHOSEN
+        Backend::Avx512 => avx512::MULTIPLY,
+        #[cfg(target_arch = "x86_64")]
+        Backend::Avx2 => avx2::MULTIPLY,
+        _ => multiply_portable,
+    }
 }
 
 /// The product for any target; the same as with fused multiplication, as all values are exact.
@@ -286,24 +283,20 @@ mod tests {
     }
 
     /// With the least bound that holds.
-    fn conv2d_bounded(input: &[u64], weights: &[i16], shape: &ConvShape) -> Vec<u64> {
+    fn conv2d_bounded(
+        input: &[u64],
+        weights: &[i16],
+        shape: &ConvShape,
+        multiply: Multiply,
+    ) -> Vec<u64> {
         let row_sum = |row: &[i16]| row.iter().map(|w| w.unsigned_abs() as u64).sum::<u64>();
         let bound = weights.chunks(shape.taps()).map(row_sum).max();
-        conv2d(input, weights, shape, bound.unwrap_or(0))
+        conv2d(input, weights, shape, bound.unwrap_or(0), multiply)
     }
 
     /// The products of all back ends that this machine can run.
-    fn backends() -> Vec<Multiply> {
-        vec![
-            Some(multiply_portable as Multiply),
-            #[cfg(target_arch = "x86_64")]
-            avx2::multiply(),
-            #[cfg(target_arch = "x86_64")]
-            avx512::multiply(),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
+    fn backends() -> impl Iterator<Item = Multiply> {
+        crate::supported_backends().map(multiply_on)
     }
 
     fn check(weight: impl Fn(u64) -> i16, seed: u64) {
@@ -316,16 +309,12 @@ mod tests {
                 .collect();
             let expected = conv2d_fp_scalar(&input, &weights, &shape);
             assert_eq!(expected.len(), shape.output_len());
-            assert_eq!(
-                conv2d_bounded(&input, &weights, &shape),
-                expected,
-                "{shape:?}"
-            );
-            assert_eq!(
-                conv2d_limbs::<3, 20>(&input, &weights, &shape),
-                expected,
-                "{shape:?}"
-            );
+            for multiply in backends() {
+                let found = conv2d_bounded(&input, &weights, &shape, multiply);
+                assert_eq!(found, expected, "{shape:?}");
+                let found = conv2d_limbs::<3, 20>(&input, &weights, &shape, multiply);
+                assert_eq!(found, expected, "{shape:?}");
+            }
         }
     }
 
@@ -347,8 +336,12 @@ mod tests {
         let weights = vec![i16::MIN; shape.weights_len()];
         let input = vec![fp::P - 1; shape.input_len()];
         // -(-2^15) * 1024 = 2^25 > 2^23, so that two limbs would overflow.
-        assert_eq!(conv2d_bounded(&input, &weights, &shape), vec![1 << 25; 2]);
-        assert_eq!(conv2d(&input, &weights, &shape, u64::MAX), vec![1 << 25; 2]);
+        for multiply in backends() {
+            let found = conv2d_bounded(&input, &weights, &shape, multiply);
+            assert_eq!(found, vec![1 << 25; 2]);
+            let found = conv2d(&input, &weights, &shape, u64::MAX, multiply);
+            assert_eq!(found, vec![1 << 25; 2]);
+        }
     }
 
     #[test]
@@ -382,9 +375,9 @@ mod tests {
             channels_out: 1,
             ..shapes()[3]
         };
-        assert_eq!(
-            conv2d_bounded(&[5, 7, fp::P - 1], &[2, -3, 4], &shape),
-            vec![fp::P - 15]
-        );
+        for multiply in backends() {
+            let found = conv2d_bounded(&[5, 7, fp::P - 1], &[2, -3, 4], &shape, multiply);
+            assert_eq!(found, vec![fp::P - 15]);
+        }
     }
 }

@@ -98,20 +98,20 @@ impl Drop for Worker {
     }
 }
 
-/// Whether the processor has the instructions and no sum can overflow.
-pub(super) fn fits(shape: &ConvShape, weight_bits: u8) -> bool {
+/// True if weights of so many bits fit and no sum can overflow.
+pub(super) fn is_exact(shape: &ConvShape, weight_bits: u8) -> bool {
     // |sum| <= taps * 255 * 127 < 2^31.
-    let exact = weight_bits <= 7 && shape.taps() <= (i32::MAX / (255 * 127)) as usize;
-    exact
-        && is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vnni")
+    weight_bits <= 7 && shape.taps() <= (i32::MAX / (255 * 127)) as usize
 }
 
 impl Packed {
+    /// Packs the weights.
+    ///
+    /// # Safety
+    /// AVX-512F, BW and VNNI are present.
     /// # Preconditions
-    /// [`fits`], with weights below its bound.
-    pub(super) fn new(weights: &[i16], shape: &ConvShape) -> Self {
+    /// The weights have the shape and the bits for which [`is_exact`] holds.
+    pub(super) unsafe fn new(weights: &[i16], shape: &ConvShape) -> Self {
         let (taps, groups) = (shape.taps(), shape.taps().div_ceil(TAPS));
         let blocks = shape.channels_out.div_ceil(ROWS);
         let mut packed = Zeroizing::new(vec![[[0; TAPS]; ROWS]; blocks * groups]);
@@ -195,7 +195,7 @@ impl Packed {
                 }
                 let (tile, first) = (task / parts, task % parts * part);
                 let blocks = first..self.blocks.min(first + part);
-                // SAFETY: `fits` found the instructions, `copied` has `copied_len` elements,
+                // SAFETY: `new` was promised the instructions, `copied` has `copied_len` elements,
                 // and no other task has this tile and these blocks, so that no other writes
                 // their outputs.
                 unsafe { self.task(copied, tile, blocks, worker, &output) };

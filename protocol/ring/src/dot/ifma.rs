@@ -3,6 +3,7 @@
 use super::{InterleavedRow, Term};
 use crate::Modulus46;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Vectors of eight coefficients that are summed side by side: enough to hide the latency of
 /// the multiplier, few enough for the sixteen sums to stay in registers.
@@ -52,21 +53,21 @@ impl Reduction {
 /// See [`super::dot_matrix`].
 ///
 /// # Safety
-/// AVX-512F and IFMA are present; the factors, outputs and rows have length `n`, a multiple of
-/// eight, the rows at least `first + terms` pairs, and the slices the shapes of
+/// AVX-512F and IFMA are present; the factors, outputs and rows have one length, a multiple of
+/// eight, the rows at least `terms.end` pairs, and the slices the shapes of
 /// [`super::dot_matrix`].
 #[target_feature(enable = "avx512f,avx512ifma")]
 pub(super) unsafe fn dot_matrix(
     m: &Modulus46,
-    first: usize,
-    terms: usize,
-    n: usize,
+    terms: Range<usize>,
     rows: &[&InterleavedRow],
     factors: &[&[u64]],
     out: &mut [[&mut [u64]; 2]],
 ) {
     let reduction = Reduction::new(m);
+    let (first, terms) = (terms.start, terms.len());
     let outputs = factors.len() / terms;
+    let n = factors.first().map_or(0, |factor| factor.len());
     for at in (0..n).step_by(8) {
         let mut row = 0;
         while row < rows.len() {

@@ -2,6 +2,7 @@
 
 use super::{InterleavedRow, Term};
 use crate::Modulus46;
+use std::ops::Range;
 
 /// See [`super::dot_pair`].
 pub(super) fn dot_pair(m: &Modulus46, terms: &[Term<'_>], accumulate: bool, out: [&mut [u64]; 2]) {
@@ -20,21 +21,20 @@ pub(super) fn dot_pair(m: &Modulus46, terms: &[Term<'_>], accumulate: bool, out:
 /// See [`super::dot_matrix`].
 pub(super) fn dot_matrix(
     m: &Modulus46,
-    first: usize,
-    terms: usize,
+    terms: Range<usize>,
     rows: &[&InterleavedRow],
     factors: &[&[u64]],
     out: &mut [[&mut [u64]; 2]],
 ) {
-    let outputs = factors.len() / terms;
+    let outputs = factors.len() / terms.len();
     for (at, out) in out.iter_mut().enumerate() {
         let (row, factors) = (
             rows[at / outputs],
-            &factors[at % outputs * terms..][..terms],
+            &factors[at % outputs * terms.len()..][..terms.len()],
         );
         for (h, out) in out.iter_mut().enumerate() {
             for (i, out) in out.iter_mut().enumerate() {
-                let words = &row.words[16 * (i / 8 * row.terms + first) + 8 * h + i % 8..];
+                let words = &row.words[16 * (i / 8 * row.terms + terms.start) + 8 * h + i % 8..];
                 // Bounds as in `dot_pair`.
                 let sum = factors.iter().enumerate().fold(0, |sum, (t, factor)| {
                     sum + words[16 * t] as u128 * factor[i] as u128

@@ -6,24 +6,16 @@ use super::{Kernels, scalar};
 use crate::Modulus46;
 use std::arch::x86_64::*;
 
-/// The kernels, if the machine has their instructions.
-pub(super) fn kernels() -> Option<&'static Kernels> {
-    let present = is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512ifma");
-    present.then_some(&KERNELS)
-}
-
-/// An entry of the table, which [`kernels`] alone hands out.
+/// An entry of the table.
 macro_rules! entry {
     ($name:ident($($arg:ident),*)) => {
-        // SAFETY: `kernels` found the features that any function of this file needs.
+        // SAFETY: the table is used where the back end is AVX-512 and the machine supports that;
+        // its features are all that a function of this file enables.
         |$($arg),*| unsafe { $name($($arg),*) }
     };
 }
 
-static KERNELS: Kernels = Kernels {
+pub(super) static KERNELS: Kernels = Kernels {
     add_assign: entry!(add_assign(m, x, y)),
     sub_assign: entry!(sub_assign(m, x, y)),
     butterfly: entry!(butterfly(m, t, x, y, difference)),

@@ -1,7 +1,23 @@
 //! The definition of each kernel. `inline(always)`, so that other back ends can compile the same
 //! bodies for their instructions.
 
+use super::Kernels;
 use crate::Modulus46;
+
+pub(super) static KERNELS: Kernels = Kernels {
+    add_assign,
+    sub_assign,
+    butterfly,
+    lift_centred,
+    add_small_assign,
+    sum_adjacent,
+    mul_assign,
+    scale_assign,
+    scale_small,
+    add_divided,
+    gather_signed,
+    gather,
+};
 
 /// See [`super::add_assign`].
 #[inline(always)]

@@ -61,8 +61,8 @@ impl Twiddles {
     }
 }
 
-/// The transform; exists only where the instructions do.
-pub(crate) struct IfmaNtt {
+/// The transform of one length over one prime; exists only where the instructions do.
+pub(super) struct IfmaNtt {
     modulus: Modulus46,
     n: usize,
     forward: Twiddles,
@@ -70,13 +70,14 @@ pub(crate) struct IfmaNtt {
 }
 
 impl IfmaNtt {
-    /// The transform of length `n`, or `None` if the machine lacks the instructions, the prime is
-    /// not within 2^20 below 2^46, or the length is below 64.
-    pub(crate) fn new(prime: &NttPrime, n: usize) -> Option<Self> {
+    /// The transform of length `n`, or `None` if the prime is not within 2^20 below 2^46 or the
+    /// length is below 64.
+    ///
+    /// # Safety
+    /// AVX-512F and IFMA are present.
+    pub(super) unsafe fn new(prime: &NttPrime, n: usize) -> Option<Self> {
         let m = Modulus46::new(prime.modulus.value())?;
-        let detected =
-            is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512ifma");
-        (detected && n >= 64).then(|| {
+        (n >= 64).then(|| {
             let root = prime.root(n);
             Self {
                 modulus: m,
@@ -99,7 +100,7 @@ impl Ntt for IfmaNtt {
 
     fn forward(&self, x: &mut [u64]) {
         assert_eq!(x.len(), self.n);
-        // SAFETY: the instructions were detected when this value was made, and the length was just
+        // SAFETY: whoever made this value promised the instructions, and the length was just
         // checked.
         unsafe { forward(&self.modulus, &self.forward, None, x) }
     }

@@ -5,7 +5,7 @@ use super::{Ntt, NttPrime, reverse_bits};
 use crate::Modulus;
 
 /// The scalar transform of one length over one prime.
-pub struct ScalarNtt {
+pub(crate) struct ScalarNtt {
     modulus: Modulus,
     /// `psi^rev(i)` and its Shoup companion.
     forward: Vec<(u64, u64)>,
@@ -18,7 +18,7 @@ impl ScalarNtt {
     ///
     /// # Panics
     /// If `n` is not a power of two in `1..=8192`.
-    pub fn new(prime: &NttPrime, n: usize) -> Self {
+    pub(crate) fn new(prime: &NttPrime, n: usize) -> Self {
         let m = prime.modulus;
         let table = |root: u64| {
             let mut table = vec![(0, 0); n];

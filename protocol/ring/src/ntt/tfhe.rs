@@ -6,7 +6,7 @@ use super::{Ntt, NttPrime};
 use crate::Modulus;
 
 /// The transform of the crate, of one length over one prime.
-pub struct TfheNtt {
+pub(super) struct TfheNtt {
     modulus: Modulus,
     plan: tfhe_ntt::prime64::Plan,
 }
@@ -14,7 +14,7 @@ pub struct TfheNtt {
 impl TfheNtt {
     /// The transform of length `n`, or `None` when the crate does not serve that length or chose
     /// other points than ours.
-    pub fn new(prime: &NttPrime, n: usize) -> Option<Self> {
+    pub(super) fn new(prime: &NttPrime, n: usize) -> Option<Self> {
         if n < 32 {
             return None;
         }

@@ -6,15 +6,13 @@ use std::arch::x86_64::*;
 /// Vectors of a row of a tile.
 const VECTORS: usize = COLUMNS / 8;
 
-/// The product, if the machine has the instructions.
-pub(super) fn multiply() -> Option<Multiply> {
-    // SAFETY: AVX-512F is present wherever this is handed out.
-    is_x86_feature_detected!("avx512f")
-        .then_some(|weights, gathered, sums| unsafe { product(weights, gathered, sums) })
-}
+pub(super) const MULTIPLY: Multiply = |weights, gathered, sums| {
+    // SAFETY: used where the back end is AVX-512 and the machine supports that.
+    unsafe { multiply(weights, gathered, sums) }
+};
 
 #[target_feature(enable = "avx512f")]
-fn product(weights: &[i16], gathered: &[Columns], sums: &mut [Columns]) {
+fn multiply(weights: &[i16], gathered: &[Columns], sums: &mut [Columns]) {
     multiply_blocks(weights, gathered, sums, |block, gathered, total| {
         // SAFETY: eight columns from 8 v on lie inside the 32 of a row.
         let load = |row: &Columns, v: usize| unsafe { _mm512_loadu_pd(row.as_ptr().add(8 * v)) };
