@@ -25,7 +25,7 @@ pub fn fold(streams: &mut [u8], columns: &mut [u8], stride: usize, used: usize) 
     );
     match Backend::get() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the back end is supported, and its features include those that the function enables.
+        // SAFETY: a chosen back end is supported, so the features of its level are present.
         Backend::Avx512 => unsafe { avx512::fold(streams, columns, stride, used) },
         _ => fold_portable(streams, columns, stride, used),
     }
@@ -65,7 +65,7 @@ pub fn add_masked(column: &mut [u8], other: &[u8], bit: u8) {
     assert_eq!(column.len(), other.len(), "columns of one length");
     match Backend::get() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the back end is supported, and its features include those that the function enables.
+        // SAFETY: a chosen back end is supported, so the features of its level are present.
         Backend::Avx512 => unsafe { avx512::add_masked(column, other, bit) },
         _ => add_masked_portable(column, other, bit),
     }

@@ -235,7 +235,7 @@ const TASK: usize = 64 * LANES;
 pub fn hash_pairs(keys: &[Block; LANES], x: &mut [Block; LANES], y: &mut [Block; LANES]) {
     match Backend::get() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the back end is supported, and its features include those that the function enables.
+        // SAFETY: a chosen back end is supported, so the features of its level are present.
         Backend::Avx512 => unsafe { avx512::hash_pairs(keys, x, y) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
@@ -249,7 +249,7 @@ pub fn hash_pairs(keys: &[Block; LANES], x: &mut [Block; LANES], y: &mut [Block;
 pub fn hash_lanes(keys: &[Block; LANES], x: &mut [Block; LANES]) {
     match Backend::get() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the back end is supported, and its features include those that the function enables.
+        // SAFETY: a chosen back end is supported, so the features of its level are present.
         Backend::Avx512 => unsafe { avx512::hash_lanes(keys, x) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.

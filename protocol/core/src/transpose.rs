@@ -28,7 +28,7 @@ pub fn transpose(columns: &[u8], stride: usize, rows: &mut [Block]) {
     );
     match Backend::get() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the back end is supported, and its features include those that the function enables.
+        // SAFETY: a chosen back end is supported, so the features of its level are present.
         Backend::Avx512 => unsafe { avx512::transpose(columns, stride, rows) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.

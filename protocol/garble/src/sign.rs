@@ -147,7 +147,7 @@ pub fn garble_sign_into(
                 let delta = delta.block();
                 match Backend::get() {
                     #[cfg(target_arch = "x86_64")]
-                    // SAFETY: the back end is supported, and its features include those that the function enables.
+                    // SAFETY: a chosen back end is supported, so the features of its level are present.
                     Backend::Avx512 => unsafe {
                         avx512::garble_group(
                             width, tweaks, first, delta, client, server, tables, keep,
@@ -264,7 +264,7 @@ pub fn evaluate_sign_message(
                 let first = task * TASK + group * LANES;
                 match Backend::get() {
                     #[cfg(target_arch = "x86_64")]
-                    // SAFETY: the back end is supported, and its features include those that the function enables.
+                    // SAFETY: a chosen back end is supported, so the features of its level are present.
                     Backend::Avx512 => unsafe {
                         avx512::evaluate_group(width, tweaks, first, client, server, tables, keep)
                     },

@@ -7,7 +7,7 @@
 //! server chooses by the colours of its output labels ([`reverse`]).
 //!
 //! # Layers
-//! 1. 128 base OTs per direction on Ristretto ([`base`]), once per client.
+//! 1. 128 base OTs per direction on Ristretto ([`chou_orlandi`]), once per client.
 //! 2. A session-long master extension ([`MasterSender`], [`MasterReceiver`]), which can be stored.
 //!    From it every bundle derives 128 OTs with a fresh offset, by one message of 2 KiB. It keeps
 //!    no counter: the bundle's identifier keys everything, so two bundles never share a stream.
@@ -25,29 +25,29 @@
 //! # Costs
 //! | message | from | bytes |
 //! | --- | --- | --- |
-//! | [`MasterSetup::start`] | COT sender | [`base::OPENING_BYTES`] = 32, once |
-//! | [`MasterReceiver::respond`] | COT receiver | [`base::RESPONSE_BYTES`] = 4,096, once |
+//! | [`MasterSetup::start`] | COT sender | [`chou_orlandi::OPENING_BYTES`] = 32, once |
+//! | [`MasterReceiver::respond`] | COT receiver | [`chou_orlandi::RESPONSE_BYTES`] = 4,096, once |
 //! | [`MasterSender::begin`] | COT sender | [`BASE_CORRECTION_BYTES`] = 2,048 per bundle |
 //! | [`MasterReceiver::accept`] | COT receiver | [`TreeDepth::setup_bytes`]: 6,144 per bundle at depth 4 |
 //! | [`CotReceiver::extend`] | COT receiver | [`TreeDepth::correction_bytes`]: `16 / k` per OT at depth `k`, 4 at depth 4 |
 
 #![forbid(unsafe_code)]
 
-pub mod base;
-mod extension;
+pub mod chou_orlandi;
+mod ggm;
 pub mod ideal;
-mod master;
+mod iknp;
 pub mod reverse;
-mod tree;
+mod softspoken;
 
-pub use extension::{ExtensionReceiver, ExtensionSender, PendingSender};
-pub use master::{
+pub use ggm::TreeDepth;
+pub use iknp::{
     BASE_CORRECTION_BYTES, BundleId, Direction, MasterReceiver, MasterSender, MasterSetup,
     SessionId,
 };
 use pi_core::{Bits, Block, Delta, Error, Labels, ROWS_PER_TILE};
 use rayon::prelude::*;
-pub use tree::TreeDepth;
+pub use softspoken::{ExtensionReceiver, ExtensionSender, PendingSender};
 
 /// Number of base OTs: the bits of an offset.
 pub const BASE_OTS: usize = 128;

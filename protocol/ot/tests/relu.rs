@@ -10,7 +10,7 @@ use pi_garble::{
 };
 use pi_ot::{
     BASE_CORRECTION_BYTES, BundleId, CotReceiver, CotSender, Direction, MasterReceiver,
-    MasterSetup, SessionId, TreeDepth, base, reverse,
+    MasterSetup, SessionId, TreeDepth, chou_orlandi, reverse,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -42,7 +42,7 @@ fn relu(depth: TreeDepth, m: u32, count: usize) {
         MasterReceiver::respond(session, Direction::Forward, &opening, &mut client_rng).unwrap();
     assert_eq!(
         (opening.len(), response.len()),
-        (base::OPENING_BYTES, base::RESPONSE_BYTES)
+        (chou_orlandi::OPENING_BYTES, chou_orlandi::RESPONSE_BYTES)
     );
     let server_forward = server_setup.finish(&response).unwrap();
 

@@ -21,7 +21,7 @@ use crate::header::HeaderInputs;
 use crate::layout::MAX_MERGED_GROUP;
 use crate::secrets::public_seed;
 use crate::wire::Reader;
-use pi_ot::{Direction, MasterReceiver, MasterSender, MasterSetup, SessionId, base};
+use pi_ot::{Direction, MasterReceiver, MasterSender, MasterSetup, SessionId, chou_orlandi};
 use pi_rlwe::{GaloisKeys, Params, PublicKey, SecretKey};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{CryptoRng, SeedableRng};
@@ -57,9 +57,9 @@ fn key_bytes() -> usize {
 /// Bytes of the three messages.
 fn message_bytes() -> [usize; 3] {
     [
-        key_bytes() + base::OPENING_BYTES,
-        base::RESPONSE_BYTES + base::OPENING_BYTES,
-        base::RESPONSE_BYTES,
+        key_bytes() + chou_orlandi::OPENING_BYTES,
+        chou_orlandi::RESPONSE_BYTES + chou_orlandi::OPENING_BYTES,
+        chou_orlandi::RESPONSE_BYTES,
     ]
 }
 
@@ -104,8 +104,8 @@ pub async fn client_setup(
     let message = receive_exactly(channel, what, message_bytes()[1]).await?;
     transcript.add(&message);
     let mut reader = Reader::message(what, &message);
-    let reverse = reverse.finish(reader.take(base::RESPONSE_BYTES)?)?;
-    let opening = reader.take(base::OPENING_BYTES)?;
+    let reverse = reverse.finish(reader.take(chou_orlandi::RESPONSE_BYTES)?)?;
+    let opening = reader.take(chou_orlandi::OPENING_BYTES)?;
     let forward = MasterReceiver::respond(SessionId(session), Direction::Forward, opening, rng);
     let (forward, response) = forward?;
     transcript.add(&response);
@@ -137,7 +137,7 @@ pub async fn server_setup(
     let mut reader = Reader::message(what, &message);
     let a_seed = public_seed("keys", &session, 0);
     let (public_key, galois_keys) = decode_keys(&params, &a_seed, reader.take(key_bytes())?)?;
-    let opening = reader.take(base::OPENING_BYTES)?;
+    let opening = reader.take(chou_orlandi::OPENING_BYTES)?;
     let reverse = MasterReceiver::respond(SessionId(session), Direction::Reverse, opening, rng);
     let (reverse, mut message) = reverse?;
     let (forward, opening) = MasterSetup::start(SessionId(session), Direction::Forward, rng);

@@ -18,7 +18,7 @@ use subtle::{Choice, ConditionallySelectable};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::BASE_OTS;
-use crate::master::{Direction, SessionId};
+use crate::iknp::{Direction, SessionId};
 
 /// Size of the sender's message: one point.
 pub const OPENING_BYTES: usize = POINT_BYTES;

@@ -13,7 +13,7 @@ use subtle::{Choice, ConditionallySelectable};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::BASE_OTS;
-use crate::base::Seeds;
+use crate::chou_orlandi::Seeds;
 
 type Node = [u8; SEED_BYTES];
 
@@ -175,7 +175,7 @@ fn add(sum: &mut Node, node: &Node) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::SeedPairs;
+    use crate::chou_orlandi::SeedPairs;
     use rand_chacha::ChaCha20Rng;
     use rand_core::{RngCore, SeedableRng};
 

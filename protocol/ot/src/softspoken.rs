@@ -25,8 +25,8 @@ use pi_core::{
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
-use crate::base::{SeedPairs, Seeds};
-use crate::tree::{self, TreeDepth};
+use crate::chou_orlandi::{SeedPairs, Seeds};
+use crate::ggm::{self, TreeDepth};
 use crate::{BASE_OTS, CotReceiver, CotSender, check_parts};
 
 /// OTs per parallel task: 64 blocks of each stream, what the widest AES back end takes at a time,
@@ -69,7 +69,7 @@ impl PendingSender {
             let (corrections, behind) = rest.split_at(TreeDepth::tree_setup_bytes(range.len()));
             rest = behind;
             Tree::new(
-                &tree::puncture(&self.seeds[range.clone()], &alpha[range], corrections),
+                &ggm::puncture(&self.seeds[range.clone()], &alpha[range], corrections),
                 1,
             )
         });
@@ -195,7 +195,7 @@ impl ExtensionReceiver {
         let mut setup = Vec::with_capacity(depth.setup_bytes());
         let trees = depth
             .ranges()
-            .map(|range| Tree::new(&tree::grow(&pairs[range], &mut setup), 0))
+            .map(|range| Tree::new(&ggm::grow(&pairs[range], &mut setup), 0))
             .collect();
         (
             ExtensionReceiver {
@@ -350,7 +350,7 @@ impl fmt::Debug for ExtensionReceiver {
 mod tests {
     use super::*;
     use crate::ideal::ideal_cot;
-    use crate::master::tests::masters;
+    use crate::iknp::tests::masters;
     use crate::{BundleId, Direction, MasterReceiver, MasterSender};
     use rand_chacha::ChaCha20Rng;
     use rand_core::SeedableRng;

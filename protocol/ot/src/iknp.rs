@@ -19,9 +19,9 @@ use rand_core::CryptoRng;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::BASE_OTS;
-use crate::base::{self, BaseSender, Context, SeedPairs, Seeds};
-use crate::extension::{ExtensionReceiver, PendingSender};
-use crate::tree::TreeDepth;
+use crate::chou_orlandi::{self, BaseSender, Context, SeedPairs, Seeds};
+use crate::ggm::TreeDepth;
+use crate::softspoken::{ExtensionReceiver, PendingSender};
 
 /// Size of the base-OT correction, COT sender to COT receiver: 128 columns of 128 bits.
 pub const BASE_CORRECTION_BYTES: usize = BASE_OTS * COLUMN_BYTES;
@@ -66,7 +66,8 @@ pub struct MasterSetup {
 }
 
 impl MasterSetup {
-    /// Starts the base OTs; returns the message to the COT receiver, [`base::OPENING_BYTES`] long.
+    /// Starts the base OTs; returns the message to the COT receiver,
+    /// [`chou_orlandi::OPENING_BYTES`] long.
     pub fn start(
         session: SessionId,
         direction: Direction,
@@ -79,7 +80,7 @@ impl MasterSetup {
     /// Returns the COT sender's master, from the receiver's answer.
     ///
     /// # Errors
-    /// [`Error::PeerLength`] unless the answer is [`base::RESPONSE_BYTES`] long,
+    /// [`Error::PeerLength`] unless the answer is [`chou_orlandi::RESPONSE_BYTES`] long,
     /// [`Error::PeerValue`] if it holds an invalid point.
     pub fn finish(self, response: &[u8]) -> Result<MasterSender, Error> {
         Ok(MasterSender {
@@ -163,7 +164,7 @@ impl MasterSender {
 
 impl MasterReceiver {
     /// Draws the master's offset; returns the COT receiver's master and the answer,
-    /// [`base::RESPONSE_BYTES`] long.
+    /// [`chou_orlandi::RESPONSE_BYTES`] long.
     ///
     /// # Errors
     /// [`Error::PeerLength`] or [`Error::PeerValue`] unless `opening` is one valid point.
@@ -175,7 +176,7 @@ impl MasterReceiver {
     ) -> Result<(MasterReceiver, Vec<u8>), Error> {
         let offset = Block::random(rng);
         let (seeds, response) =
-            base::receive(Context { session, direction }, offset, opening, rng)?;
+            chou_orlandi::receive(Context { session, direction }, offset, opening, rng)?;
         Ok((
             MasterReceiver {
                 direction,
