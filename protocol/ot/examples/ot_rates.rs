@@ -111,8 +111,8 @@ fn relus(count: usize, runs: usize) {
         let (labels, correction) = forward_receiver.extend(&choices);
         lap("forward receiver");
         let (tau, mut u) =
-            reverse::offer(&tweaks, reverse_sender.delta(), &q, &c).expect("shapes fit");
-        lap("offer");
+            reverse::sender_message(&tweaks, reverse_sender.delta(), &q, &c).expect("shapes fit");
+        lap("sender message");
         let mut tables = memory::zeroed(width.table_bytes(count));
         let mut keep_zero = vec![Block::ZERO; count];
         let delta = &forward_sender.delta().clone();
@@ -141,14 +141,14 @@ fn relus(count: usize, runs: usize) {
             )
             .expect("honest bytes");
         lap("sender, garble");
-        let mut v = reverse::take(&tweaks, &t, &b, &tau).expect("shapes fit");
+        let mut v = reverse::receiver_share(&tweaks, &t, &b, &tau).expect("shapes fit");
         let colours = ServerGadget::colours(&keep_zero);
-        let e = reverse::choose(&mut v, &b, &colours).expect("shapes fit");
-        lap("take, choose");
+        let e = reverse::derandomize(&mut v, &b, &colours).expect("shapes fit");
+        lap("receiver share");
         let gadget = ServerGadget::new(&tweaks, delta, &keep_zero, &v).expect("shapes fit");
         lap("gadget");
-        reverse::settle(&mut u, &c, &e).expect("shapes fit");
-        lap("settle");
+        reverse::apply_derandomization(&mut u, &c, &e).expect("shapes fit");
+        lap("derandomization");
         let mut server_labels = memory::zeroed(width.label_bytes(count));
         active_labels_of_stream(width, delta, &server_zero, &d, &mut server_labels)
             .expect("shapes fit");

@@ -5,11 +5,15 @@
 //! random bits `b`, drawn before the colours exist. Blocks are hashed with the tweaks of the layer
 //! in a class of their own:
 //!
-//! 1. client: `u = -H(q)`, and it sends `tau = H(q) - H(q xor delta') + c` ([`offer`]);
-//! 2. server: `v = H(t) + b tau` ([`take`]), so that `u + v = b c`;
-//! 3. server: once it knows its colours, it sends `e = colour xor b`, and `v` becomes `-v` where `e
-//!    = 1` ([`choose`]);
-//! 4. client: `u` becomes `c - u` where `e = 1` ([`settle`]), so that `u + v = colour * c`.
+//! 1. client: `u = -H(q)`, and it sends `tau = H(q) - H(q xor delta') + c` ([`sender_message`]);
+//! 2. server: `v = H(t) + b tau` ([`receiver_share`]), so that `u + v = b c`;
+//! 3. server: once it knows its colours, it sends `e = colour xor b`, and `v` becomes `-v` where
+//!    `e = 1` ([`derandomize`]);
+//! 4. client: `u` becomes `c - u` where `e = 1` ([`apply_derandomization`]), so that
+//!    `u + v = colour * c`.
+//!
+//! The last two steps turn the random choices of a precomputed OT into the wanted ones, as Beaver
+//! does ("Precomputing oblivious transfer", CRYPTO 1995).
 //!
 //! Semi-honest. The server does not learn `c`: of the two pads in `tau` it knows one. The client
 //! does not learn `colour`: `b` is uniform and hidden by the OT.
@@ -35,7 +39,7 @@ pub const fn choice_bytes(count: usize) -> usize {
 ///
 /// # Errors
 /// [`Error::CallerLength`] unless there is one block per element and instance.
-pub fn offer(
+pub fn sender_message(
     tweaks: &TweakRange,
     delta: &Delta,
     q: &[Block],
@@ -58,7 +62,12 @@ pub fn offer(
 ///
 /// # Errors
 /// [`Error::CallerLength`] unless there is one block, one bit and one `tau` per ReLU.
-pub fn take(tweaks: &TweakRange, t: &[Block], b: &Bits, tau: &[u64]) -> Result<Elements, Error> {
+pub fn receiver_share(
+    tweaks: &TweakRange,
+    t: &[Block],
+    b: &Bits,
+    tau: &[u64],
+) -> Result<Elements, Error> {
     Error::check_argument("bits of the reverse OT", t.len(), b.len())?;
     Error::check_argument("corrections of the reverse OT", t.len(), tau.len())?;
     let mut v = hash_to_field(tweaks, TweakClass::ReverseCot, t)?;
@@ -72,7 +81,7 @@ pub fn take(tweaks: &TweakRange, t: &[Block], b: &Bits, tau: &[u64]) -> Result<E
 ///
 /// # Errors
 /// [`Error::CallerLength`] unless there is one `v`, one bit and one colour per ReLU.
-pub fn choose(v: &mut [u64], b: &Bits, colours: &Bits) -> Result<Bits, Error> {
+pub fn derandomize(v: &mut [u64], b: &Bits, colours: &Bits) -> Result<Bits, Error> {
     Error::check_argument("halves of the reverse OT", colours.len(), v.len())?;
     let e = colours.xor(b)?;
     for (v, e) in v.iter_mut().zip(e.iter()) {
@@ -85,7 +94,7 @@ pub fn choose(v: &mut [u64], b: &Bits, colours: &Bits) -> Result<Bits, Error> {
 ///
 /// # Errors
 /// [`Error::CallerLength`] unless there is one `u`, one `c` and one bit per ReLU.
-pub fn settle(u: &mut [u64], c: &[u64], e: &Bits) -> Result<(), Error> {
+pub fn apply_derandomization(u: &mut [u64], c: &[u64], e: &Bits) -> Result<(), Error> {
     Error::check_argument("elements", u.len(), c.len())?;
     Error::check_argument("corrected choices", u.len(), e.len())?;
     for ((u, &c), e) in u.iter_mut().zip(c).zip(e.iter()) {
@@ -122,10 +131,10 @@ mod tests {
 
             let (t, message) = receiver.extend(&b);
             let q = sender.extend(count, &message).unwrap();
-            let (tau, mut u) = offer(&tweaks, sender.delta(), &q, &c).unwrap();
+            let (tau, mut u) = sender_message(&tweaks, sender.delta(), &q, &c).unwrap();
             let tau_message = fp::encode(&tau);
             assert_eq!(tau_message.len(), count * TAU_BYTES);
-            let mut v = take(
+            let mut v = receiver_share(
                 &tweaks,
                 &t,
                 &b,
@@ -135,9 +144,10 @@ mod tests {
             for j in 0..count {
                 assert_eq!(fp::add(u[j], v[j]), c[j] * b.bit(j) as u64);
             }
-            let e = choose(&mut v, &b, &colours).unwrap();
+            let e = derandomize(&mut v, &b, &colours).unwrap();
             assert_eq!(e.as_bytes().len(), choice_bytes(count));
-            settle(&mut u, &c, &Bits::decode("e", e.as_bytes(), count).unwrap()).unwrap();
+            apply_derandomization(&mut u, &c, &Bits::decode("e", e.as_bytes(), count).unwrap())
+                .unwrap();
             for j in 0..count {
                 assert_eq!(
                     fp::add(u[j], v[j]),
@@ -157,8 +167,12 @@ mod tests {
         let mut counter = TweakCounter::new(Block::random(&mut rng));
         let delta = Delta::random(&mut rng);
         let q = [Block::random(&mut rng)];
-        let first = offer(&counter.take(1, 1), &delta, &q, &[7]).unwrap().0;
-        let second = offer(&counter.take(1, 1), &delta, &q, &[7]).unwrap().0;
+        let first = sender_message(&counter.take(1, 1), &delta, &q, &[7])
+            .unwrap()
+            .0;
+        let second = sender_message(&counter.take(1, 1), &delta, &q, &[7])
+            .unwrap()
+            .0;
         assert_ne!(first, second);
     }
 
@@ -171,12 +185,12 @@ mod tests {
             Bits::of_values(&[1], 2),
         );
         let one = Bits::of_values(&[1], 1);
-        assert!(offer(&tweaks, &delta, &blocks, &[1]).is_err());
-        assert!(take(&tweaks, &blocks, &bits, &[1]).is_err());
-        assert!(take(&tweaks, &blocks, &one, &[1, 2]).is_err());
-        assert!(choose(&mut [1, 2], &bits, &one).is_err());
-        assert!(choose(&mut [1], &bits, &bits).is_err());
-        assert!(settle(&mut [1, 2], &[1], &bits).is_err());
-        assert!(settle(&mut [1, 2], &[1, 2], &one).is_err());
+        assert!(sender_message(&tweaks, &delta, &blocks, &[1]).is_err());
+        assert!(receiver_share(&tweaks, &blocks, &bits, &[1]).is_err());
+        assert!(receiver_share(&tweaks, &blocks, &one, &[1, 2]).is_err());
+        assert!(derandomize(&mut [1, 2], &bits, &one).is_err());
+        assert!(derandomize(&mut [1], &bits, &bits).is_err());
+        assert!(apply_derandomization(&mut [1, 2], &[1], &bits).is_err());
+        assert!(apply_derandomization(&mut [1, 2], &[1, 2], &one).is_err());
     }
 }

@@ -81,7 +81,8 @@ fn relu(depth: TreeDepth, m: u32, count: usize) {
     // (3) client: forward extension with the bits of c, tau.
     let mut reverse_sender = pending.finish(&reverse_message).unwrap();
     let q = reverse_sender.extend(count, &reverse_correction).unwrap();
-    let (tau, mut u) = reverse::offer(&client_tweaks, reverse_sender.delta(), &q, &c).unwrap();
+    let (tau, mut u) =
+        reverse::sender_message(&client_tweaks, reverse_sender.delta(), &q, &c).unwrap();
     let (mut forward_receiver, forward_message) =
         client_forward.accept(&id, depth, &message).unwrap();
     let (client_labels, forward_correction) = forward_receiver.extend(&Bits::of_values(&c, m));
@@ -104,11 +105,12 @@ fn relu(depth: TreeDepth, m: u32, count: usize) {
     )
     .unwrap();
     let tau = fp::decode("tau", tau, count).unwrap();
-    let mut v = reverse::take(&server_tweaks, &reverse_blocks, &choices, &tau).unwrap();
-    let e = reverse::choose(&mut v, &choices, &ServerGadget::colours(&keep_zero)).unwrap();
+    let mut v = reverse::receiver_share(&server_tweaks, &reverse_blocks, &choices, &tau).unwrap();
+    let e = reverse::derandomize(&mut v, &choices, &ServerGadget::colours(&keep_zero)).unwrap();
     let gadget = ServerGadget::new(&server_tweaks, delta, &keep_zero, &v).unwrap();
     sent += tables.len() + e.as_bytes().len();
-    reverse::settle(&mut u, &c, &Bits::decode("e", e.as_bytes(), count).unwrap()).unwrap();
+    reverse::apply_derandomization(&mut u, &c, &Bits::decode("e", e.as_bytes(), count).unwrap())
+        .unwrap();
 
     let offline = 2 * (BASE_CORRECTION_BYTES + depth.setup_bytes())
         + depth.correction_bytes(count)

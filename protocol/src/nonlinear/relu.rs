@@ -84,7 +84,7 @@ impl Offered {
         message: &mut Vec<u8>,
     ) -> Result<Self, Error> {
         let (labels, correction) = forward.extend(&Bits::of_values(c, layer.width.bits()));
-        let (tau, u) = reverse::offer(layer.tweaks, reverse.delta, reverse.q, c)?;
+        let (tau, u) = reverse::sender_message(layer.tweaks, reverse.delta, reverse.q, c)?;
         message.extend_from_slice(&correction);
         message.extend_from_slice(fp::encode(&tau));
         Ok(Offered { labels, u })
@@ -100,7 +100,7 @@ impl Offered {
         let tables = memory::copied(message.take(width.table_bytes(c.len()))?);
         let e = message.take(reverse::choice_bytes(c.len()))?;
         let e = Bits::decode("corrected choices", e, c.len())?;
-        reverse::settle(&mut self.u, c, &e)?;
+        reverse::apply_derandomization(&mut self.u, c, &e)?;
         Ok(ClientRelu {
             labels: self.labels,
             tables,
@@ -182,9 +182,9 @@ pub(crate) fn garble(
     tweaks.check_instances(n)?;
     forward.extend_parts(n * m, PART * m, correction, parts, room, garble_part)?;
 
-    let mut v = reverse::take(tweaks, choices.t, choices.b, &tau)?;
+    let mut v = reverse::receiver_share(tweaks, choices.t, choices.b, &tau)?;
     let colours = ServerGadget::colours(&keep_zero);
-    let e = reverse::choose(&mut v, choices.b, &colours)?;
+    let e = reverse::derandomize(&mut v, choices.b, &colours)?;
     corrected.copy_from_slice(e.as_bytes());
     Ok(ServerGadget::new(tweaks, &delta, &keep_zero, &v)?)
 }
