@@ -4,7 +4,7 @@ use crate::control::{
     Hello, MOST_BUNDLES, MOST_PROBES, Prepare, REPLY_LIMIT, Request, Stored, Welcome, software,
 };
 use crate::error::Error;
-use crate::fault;
+use crate::failpoint;
 use crate::fingerprint::{Fingerprint, short};
 use crate::identity::{self, Identity};
 use crate::party::{compute, protocol_error, random};
@@ -14,7 +14,7 @@ use crate::store::{
     unix_milliseconds,
 };
 use crate::stream::{MessageStream, Refusal, StreamError, Traffic, describe};
-use crate::team::Teams;
+use crate::pinned_pool::PinnedPools;
 use crate::transport::{self, ClientEndpoint, Trust};
 use pi_ir::{Artifact, Circuit, Step, Trace, Verified, limits};
 use pi_protocol::header::{HeaderInputs, PROTOCOL_VERSION};
@@ -32,7 +32,7 @@ pub struct Client {
     store: Arc<Store>,
     identity: Identity,
     patience: Patience,
-    teams: Teams,
+    pools: PinnedPools,
 }
 
 /// How long to wait for a server.
@@ -112,13 +112,13 @@ impl Client {
             store,
             identity,
             patience,
-            teams: Teams::new(true),
+            pools: PinnedPools::new(true),
         })
     }
 
     /// Lets the system move computing threads between processors, which others keep busy too.
     pub fn unbound(mut self) -> Client {
-        self.teams = Teams::new(false);
+        self.pools = PinnedPools::new(false);
         self
     }
 
@@ -534,14 +534,14 @@ impl Connection<'_> {
         bundle: ClientBundle,
     ) -> Result<(), Error> {
         let id = bundle.id().0;
-        fault::point("client-prepare-before-stored");
+        failpoint::reach("client-prepare-before-stored");
         self.await_stored(stream, id).await?;
-        fault::point("client-prepare-before-store");
+        failpoint::reach("client-prepare-before-store");
         block_in_place(|| {
             let (store, model) = (&self.client.store, &self.welcome.model);
             store.put_bundle(self.server, model, &id, &bundle.encode())
         })?;
-        fault::point("client-prepare-after-store");
+        failpoint::reach("client-prepare-after-store");
         self.probes.push(BundleEntry {
             peer: self.server,
             id,
@@ -620,7 +620,7 @@ impl Connection<'_> {
         // for.
         self.loaded = None;
         self.loaded = Some(block_in_place(|| {
-            self.client.teams.ready();
+            self.client.pools.ready();
             self.read_bundle(model, id, None)
         })?);
         Ok(())
@@ -696,7 +696,7 @@ impl Connection<'_> {
         let mut stream = MessageStream::new(outgoing, incoming, self.client.patience.silence);
         let mut spending = Spending::new(&mut stream, mark, Some(Request::Infer));
         let session = session::client_infer(&mut spending, model, bundle, input, trace);
-        let inference = self.client.teams.compute(session);
+        let inference = self.client.pools.compute(session);
         let online = Spent {
             wall: started.elapsed(),
             traffic: spending.traffic(),

@@ -9,14 +9,14 @@ use crate::control::{
     Hello, MOST_BUNDLES, MOST_PROBES, Prepare, REQUEST_LIMIT, Request, Stored, Welcome, software,
 };
 use crate::error::Error;
-use crate::fault;
+use crate::failpoint;
 use crate::fingerprint::{Fingerprint, short};
 use crate::identity::Identity;
 use crate::party::{compute, protocol_error, random};
 use crate::spending::{Mark, Spending};
 use crate::store::{BundleId, BundleState, ModelDigest, Reading, Store, StoreError};
 use crate::stream::{MessageStream, Refusal, StreamError, describe};
-use crate::team::Teams;
+use crate::pinned_pool::PinnedPools;
 use crate::transport;
 use pi_ir::{Artifact, WeightsFile, artifact};
 use pi_protocol::Channel;
@@ -77,7 +77,7 @@ struct Shared {
     /// Offline exchanges that compute; more wait their turn.
     turns: Semaphore,
     /// Threads of the inferences under way.
-    teams: Teams,
+    pools: PinnedPools,
     /// Kibibytes that bundles read ahead may take, of all clients together.
     ahead: Arc<Semaphore>,
     /// The connection of each client that is connected.
@@ -124,7 +124,7 @@ impl Server {
                 max_bundles: options.max_bundles,
                 sessions: Semaphore::new(SESSIONS),
                 turns: Semaphore::new(cores.div_ceil(2)),
-                teams: Teams::new(options.bound),
+                pools: PinnedPools::new(options.bound),
                 ahead: Arc::new(Semaphore::new(AHEAD_BYTES / 1024)),
                 connections: Mutex::default(),
             }),
@@ -548,12 +548,12 @@ impl Connection {
                 let bundle = bundle.map_err(|e| protocol_error("client", stream, e))?;
                 let Some(bundle) = bundle else { break };
                 let stored = Stored { id: bundle.id().0 };
-                fault::point("server-prepare-before-store");
+                failpoint::reach("server-prepare-before-store");
                 block_in_place(|| {
                     let (store, model) = (&shared.store, &shared.digest);
                     store.put_bundle(self.client, model, &stored.id, &bundle.encode())
                 })?;
-                fault::point("server-prepare-after-store");
+                failpoint::reach("server-prepare-after-store");
                 stream.send_control(&stored).await.map_err(from_client)?;
             }
         }
@@ -577,7 +577,7 @@ impl Connection {
         };
         let mut spending = Spending::new(stream, mark, None);
         let session = session::server_infer(&mut spending, model, bundle, request);
-        let answered = self.shared.teams.compute(session);
+        let answered = self.shared.pools.compute(session);
         spending.end().await?;
         // The answer is on its way, or never will be: what is left of the bundle goes in either
         // case.

@@ -6,7 +6,7 @@
 
 use crate::control::Request;
 use crate::error::Error;
-use crate::fault;
+use crate::failpoint;
 use crate::fingerprint::Fingerprint;
 use crate::store::{BundleId, Store, StoreError};
 use crate::stream::{MessageStream, Traffic};
@@ -28,9 +28,9 @@ impl Mark {
     ) -> Mark {
         let (store, id) = (store.clone(), *id);
         Mark(spawn_blocking(move || {
-            fault::point(faults[0]);
+            failpoint::reach(faults[0]);
             store.spend(peer, &id)?;
-            fault::point(faults[1]);
+            failpoint::reach(faults[1]);
             Ok(())
         }))
     }

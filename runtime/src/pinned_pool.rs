@@ -1,13 +1,13 @@
-//! Threads that an inference computes on, each kept on a processor of its own.
+//! Thread pools that inferences compute on, each thread pinned to a processor of its own.
 //!
 //! Online, a layer computes for about a millisecond, then its threads sleep until the peer has
-//! answered. A system that wakes two of them within microseconds often puts both on one processor
-//! and moves neither before its next tick: half of the layers then take twice as long. So the
-//! threads of a team are bound to processors, one to each; the first of them to be free runs the
-//! session itself and takes part in the work. Measured on two cores with both parties on them
-//! (ResNet-18, 15,000 ReLUs): 41 ms online unbound, 31 ms bound.
+//! answered. A scheduler that wakes two of them within microseconds often puts both on one
+//! processor and moves neither before its next tick; half of the layers then take twice as long.
+//! So each thread of a pool is bound to a processor. The first thread to be free runs the session
+//! itself and takes part in the work. Measured on two cores with both parties on them (ResNet-18,
+//! 15,000 ReLUs): 41 ms online unbound, 31 ms bound.
 //!
-//! A session holds its team while it waits for its peer, so every inference under way has its own.
+//! A session holds its pool while it waits for its peer, so every inference under way has its own.
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -18,29 +18,30 @@ use std::sync::Mutex;
 use tokio::runtime::Handle;
 use tokio::task::block_in_place;
 
-/// Most threads of a team: a layer has work for tens of microseconds for each of so many.
+/// Upper limit on the threads of a pool: with 16, each still has tens of microseconds of work in a
+/// layer.
 const MOST_THREADS: usize = 16;
-/// Teams kept for the next inference.
+/// Idle pools kept for the next inference.
 const MOST_IDLE: usize = 8;
 
-/// Teams for the inferences of a process.
-pub(crate) struct Teams {
+/// The pools for the inferences of a process.
+pub(crate) struct PinnedPools {
     bound: bool,
     idle: Mutex<Vec<ThreadPool>>,
 }
 
-impl Teams {
-    /// No team yet; with `bound`, their threads stay on their processors where the system allows
-    /// it.
-    pub(crate) fn new(bound: bool) -> Teams {
-        Teams {
+impl PinnedPools {
+    /// Starts without a pool. With `bound`, the threads of the pools made later stay on their
+    /// processors where the system allows it.
+    pub(crate) fn new(bound: bool) -> PinnedPools {
+        PinnedPools {
             bound,
             idle: Mutex::default(),
         }
     }
 
-    /// Runs a session on a team; the reactor goes on elsewhere. Without threads to be had, it runs
-    /// on this one.
+    /// Runs a session on a pool of its own while the reactor goes on elsewhere. Falls back to the
+    /// current thread if no pool can be built.
     pub(crate) fn compute<F>(&self, session: F) -> F::Output
     where
         F: Future + Send,
@@ -48,37 +49,35 @@ impl Teams {
     {
         let reactor = Handle::current();
         block_in_place(|| match self.take() {
-            Some(team) => {
-                let result = team.install(|| reactor.block_on(session));
-                self.give_back(team);
+            Some(pool) => {
+                let result = pool.install(|| reactor.block_on(session));
+                self.give_back(pool);
                 result
             }
             None => reactor.block_on(session),
         })
     }
 
-    /// Makes a team ahead, so that the next inference need not.
+    /// Builds a pool ahead of time, so that the next inference need not.
     pub(crate) fn ready(&self) {
-        if let Some(team) = self.take() {
-            self.give_back(team);
+        if let Some(pool) = self.take() {
+            self.give_back(pool);
         }
     }
 
     fn take(&self) -> Option<ThreadPool> {
         let idle = self.idle.lock().expect("no holder panics").pop();
         idle.or_else(|| {
-            let team = self.build();
-            team.inspect_err(
-                |error| tracing::warn!(%error, "no threads for an inference of its own"),
-            )
-            .ok()
+            let pool = self.build();
+            pool.inspect_err(|error| tracing::warn!(%error, "no thread pool for an inference"))
+                .ok()
         })
     }
 
-    fn give_back(&self, team: ThreadPool) {
+    fn give_back(&self, pool: ThreadPool) {
         let mut idle = self.idle.lock().expect("no holder panics");
         if idle.len() < MOST_IDLE {
-            idle.push(team);
+            idle.push(pool);
         }
     }
 
@@ -88,7 +87,7 @@ impl Teams {
             true => processors(),
             false => Vec::new(),
         };
-        // Teams of one machine begin anywhere, so that they do not all share the first processors.
+        // The pools of a machine start at random processors, or all would share the first ones.
         let first = OsRng.try_next_u32().unwrap_or(0) as usize;
         ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -102,9 +101,10 @@ impl Teams {
     }
 }
 
-/// The processors that this process may use, if it may use all of each: under a quota, which counts
-/// time on any processor, there may be many more of them than the quota allows, and other processes
-/// bound to the same few.
+/// The processors that this process may use, or none if it runs under a quota.
+///
+/// A quota counts time on any processor: there may be many more processors than the quota allows
+/// to use, and other processes may be bound to the same few.
 fn processors() -> Vec<usize> {
     let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else {
         return Vec::new();
@@ -117,7 +117,7 @@ fn processors() -> Vec<usize> {
     }
 }
 
-/// Binds this thread; where that is forbidden, it is slower, not wrong.
+/// Binds the current thread. Where the system forbids that, computing is slower, not wrong.
 fn bind(processor: usize) {
     let mut set = CpuSet::new();
     let bound = set
@@ -139,11 +139,11 @@ mod tests {
     }
 
     #[test]
-    fn threads_of_a_team_are_bound_to_different_processors() {
-        let teams = Teams::new(true);
+    fn threads_of_a_pool_are_bound_to_different_processors() {
+        let pools = PinnedPools::new(true);
         let processors = processors();
-        let team = teams.take().unwrap();
-        let sets = team.broadcast(|_| {
+        let pool = pools.take().unwrap();
+        let sets = pool.broadcast(|_| {
             let set = sched_getaffinity(Pid::from_raw(0)).unwrap();
             let mine = (0..CpuSet::count()).filter(|&p| set.is_set(p).unwrap());
             mine.collect::<Vec<_>>()
@@ -159,26 +159,26 @@ mod tests {
     }
 
     #[test]
-    fn unbound_teams_keep_the_processors_of_the_process() {
+    fn unbound_pools_keep_the_processors_of_the_process() {
         let here = sched_getaffinity(Pid::from_raw(0)).unwrap();
-        let team = Teams::new(false).take().unwrap();
-        for set in team.broadcast(|_| sched_getaffinity(Pid::from_raw(0)).unwrap()) {
+        let pool = PinnedPools::new(false).take().unwrap();
+        for set in pool.broadcast(|_| sched_getaffinity(Pid::from_raw(0)).unwrap()) {
             assert_eq!(set, here);
         }
     }
 
     #[test]
-    fn sessions_at_once_have_teams_of_their_own() {
-        let teams = Teams::new(true);
-        let (one, other) = (teams.take().unwrap(), teams.take().unwrap());
-        // A session that waits inside its team keeps no other from running.
+    fn sessions_at_once_have_pools_of_their_own() {
+        let pools = PinnedPools::new(true);
+        let (one, other) = (pools.take().unwrap(), pools.take().unwrap());
+        // A session that waits inside its pool keeps no other from running.
         let answer = one.install(|| other.install(|| 5));
         assert_eq!(answer, 5);
-        teams.give_back(one);
-        teams.give_back(other);
-        assert_eq!(teams.idle.lock().unwrap().len(), 2);
-        let result = on_reactor(|| teams.compute(async { rayon::current_thread_index() }));
-        assert!(result.is_some(), "the session runs on a thread of the team");
-        assert_eq!(teams.idle.lock().unwrap().len(), 2);
+        pools.give_back(one);
+        pools.give_back(other);
+        assert_eq!(pools.idle.lock().unwrap().len(), 2);
+        let result = on_reactor(|| pools.compute(async { rayon::current_thread_index() }));
+        assert!(result.is_some(), "the session runs on a thread of the pool");
+        assert_eq!(pools.idle.lock().unwrap().len(), 2);
     }
 }

@@ -1,19 +1,20 @@
-//! Places where a test can end the process, as `kill -9` would.
+//! Named places where a test can end the process, as `kill -9` would.
 //!
-//! A build with debug assertions aborts at the place that `PI_FAULT` names (`NAME`, or `NAME:N` for
-//! the `N`-th pass); any other build compiles to nothing.
+//! In a build with debug assertions, the process aborts at the failpoint that `PI_FAULT` names
+//! (`NAME`, or `NAME:N` for the `N`-th time it is reached). In any other build a failpoint compiles
+//! to nothing.
 
-/// Ends the process here if the test asked for it.
+/// Aborts the process here if `PI_FAULT` asks for it.
 #[inline]
-pub(crate) fn point(name: &str) {
+pub(crate) fn reach(name: &str) {
     #[cfg(debug_assertions)]
-    armed(name);
+    abort_if_armed(name);
     #[cfg(not(debug_assertions))]
     let _ = name;
 }
 
 #[cfg(debug_assertions)]
-fn armed(name: &str) {
+fn abort_if_armed(name: &str) {
     use std::sync::atomic::{AtomicU64, Ordering};
     static PASSES: AtomicU64 = AtomicU64::new(0);
     let Ok(wanted) = std::env::var("PI_FAULT") else {
@@ -23,7 +24,7 @@ fn armed(name: &str) {
     if place == name {
         let now = PASSES.fetch_add(1, Ordering::SeqCst) + 1;
         if pass.parse() == Ok(now) {
-            eprintln!("fault point {name}");
+            eprintln!("failpoint {name} reached");
             std::process::abort();
         }
     }
