@@ -64,9 +64,9 @@ pub struct Spent {
     pub traffic: Traffic,
 }
 
-/// The answer to an image.
+/// The outcome of one inference.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct Prediction {
     /// Logits as integers at scale `2^output_frac_bits`.
     pub logits: Vec<i64>,
     /// Binary digits of a logit behind the point.
@@ -79,7 +79,7 @@ pub struct Answer {
     pub online: Spent,
 }
 
-impl Answer {
+impl Prediction {
     /// Index of the largest logit.
     pub fn class(&self) -> usize {
         let mut best = 0;
@@ -659,7 +659,7 @@ impl Connection<'_> {
         id: &BundleId,
         input: &[i64],
         trace: bool,
-    ) -> Result<Answer, Error> {
+    ) -> Result<Prediction, Error> {
         let started = Instant::now();
         if let Some(probe) = self.probes.iter().position(|entry| entry.id == *id) {
             self.probes.remove(probe);
@@ -704,7 +704,7 @@ impl Connection<'_> {
         spending.end().await?;
         self.erase(id).await;
         let inference = inference.map_err(|e| protocol_error("server", &mut stream, e))?;
-        Ok(Answer {
+        Ok(Prediction {
             logits: inference.logits,
             output_frac_bits: output_frac_bits(&model.artifact().circuit),
             trace: inference.trace,

@@ -1,7 +1,7 @@
 //! `pi-client`: prepares bundles with a server and classifies images.
 
 use super::{megabytes, report, runtime, seconds, start_logging, state_directory};
-use crate::client::{Answer, Client, Connection, Patience, Spent, TrustOptions, class_name};
+use crate::client::{Prediction, Client, Connection, Patience, Spent, TrustOptions, class_name};
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, hex, short};
 use crate::image_file;
@@ -227,7 +227,7 @@ async fn infer(
     Ok(())
 }
 
-fn answer_json(circuit: &Circuit, answer: &Answer) -> serde_json::Value {
+fn answer_json(circuit: &Circuit, answer: &Prediction) -> serde_json::Value {
     json!({
         "class": class_name(circuit, answer.class()),
         "class_index": answer.class(),
@@ -244,7 +244,7 @@ fn answer_json(circuit: &Circuit, answer: &Answer) -> serde_json::Value {
 }
 
 /// The answer, the three best logits behind it, and what it took.
-fn answer_text(circuit: &Circuit, answer: &Answer) -> String {
+fn answer_text(circuit: &Circuit, answer: &Prediction) -> String {
     let mut order: Vec<usize> = (0..answer.logits.len()).collect();
     order.sort_by_key(|&class| std::cmp::Reverse(answer.logits[class]));
     let mut text = format!("{}\n", class_name(circuit, answer.class()));

@@ -6,7 +6,7 @@
 
 use super::client::{line, messages, spinner};
 use super::{megabytes, report, runtime};
-use crate::client::{Answer, Client, Patience, Spent, TrustOptions, class_name};
+use crate::client::{Prediction, Client, Patience, Spent, TrustOptions, class_name};
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
 use crate::{draw, image_file, usage};
@@ -127,7 +127,7 @@ struct Played {
     keys: Phase,
     offline: Phase,
     online: Phase,
-    answer: Answer,
+    answer: Prediction,
 }
 
 async fn play(model: &Path, input: &[i64]) -> anyhow::Result<Played> {
@@ -293,7 +293,7 @@ impl Drop for ServerProcess {
 fn in_the_clear(
     model: &Path,
     input: &[i64],
-    answer: &Answer,
+    answer: &Prediction,
 ) -> anyhow::Result<(Vec<i64>, Vec<i64>)> {
     let artifact = read_artifact(model)?;
     let bytes = std::fs::read(model.join(artifact::WEIGHTS_NAME))?;
@@ -364,7 +364,7 @@ fn activations(circuit: &Circuit) -> String {
     format!("{} layers, {}", circuit.layers.len(), parts.join(", "))
 }
 
-fn print_answer(circuit: &Circuit, answer: &Answer, plain: &[i64], exact: &[i64]) {
+fn print_answer(circuit: &Circuit, answer: &Prediction, plain: &[i64], exact: &[i64]) {
     let unit = f64::from(answer.output_frac_bits).exp2();
     println!();
     println!("answer     {}", class_name(circuit, answer.class()));
