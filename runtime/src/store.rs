@@ -1,8 +1,9 @@
 //! What a party keeps between runs: setups, artifacts and bundle halves, for one process at a time.
 //!
-//! A bundle half may be used once. [`Store::take`] records that it is spent, durably, *before* it
-//! hands the content out, so a crash at any moment loses at most the bundle in hand and never lets
-//! one be used twice. The record of a spent bundle stays for good; its content is erased.
+//! A bundle half may be used once. [`Store::spend`] records durably that it is spent, and nothing
+//! that follows from its content leaves the process before that. So a crash at any moment loses at
+//! most the bundle in hand, and no bundle is ever used twice. The record of a spent bundle stays for
+//! good; its content is erased.
 //!
 //! # Layout
 //! `store.redb` is the database: one row per setup, artifact, peer and bundle. The content of a
@@ -12,18 +13,28 @@
 //! encrypted: who reads the files as their owner reads the secrets. Copies and snapshots of a store
 //! are outside the guarantee of single use.
 
+mod content;
+mod error;
+mod rows;
+
+pub use content::{Erasure, Reading};
+pub use error::StoreError;
+
 use crate::files;
 use crate::fingerprint::{Fingerprint, hex, short};
-use pi_core::SecretBytes;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use error::{Failure, database_error, file_error};
+use redb::{Database, ReadableDatabase, ReadableTable};
+use rows::{
+    ARTIFACTS, BUNDLES, BundleRow, Content, FORMAT, META, PEERS, SETUPS, bundle_key, decode,
+    encode, entry,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use zeroize::Zeroizing;
 
-/// Content hash of a compiled network; what bundles are bound to.
+/// Content hash of a compiled network, to which bundles are bound.
 pub type ModelDigest = [u8; 32];
 
 /// Name of a bundle, the same on both sides.
@@ -35,12 +46,12 @@ pub struct Store {
     directory: PathBuf,
 }
 
-/// What a store says about a bundle.
+/// State of a bundle in a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BundleState {
-    /// It can be taken.
+    /// The bundle can be used.
     Ready,
-    /// It was taken or given up.
+    /// The bundle was used or given up.
     Spent,
 }
 
@@ -49,117 +60,40 @@ pub enum BundleState {
 pub struct BundleEntry {
     /// The party that holds the other half.
     pub peer: Fingerprint,
-    /// Its name.
+    /// Name of the bundle.
     pub id: BundleId,
-    /// The model it was made for.
+    /// The model for which it was made.
     pub model: ModelDigest,
-    /// Whether it can be taken.
+    /// Ready or spent.
     pub state: BundleState,
-    /// When it was stored, in milliseconds since 1970.
+    /// Time at which it was stored, in milliseconds since 1970.
     pub stored_at: u64,
 }
 
-/// What the client remembers of a server.
+/// A client's record of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerRecord {
-    /// The addresses it was reached at, as the user wrote them, the latest first.
+    /// The addresses at which it was reached, as the user wrote them, the latest first.
     pub addresses: Vec<String>,
-    /// The model it last served.
+    /// The model that it last served.
     pub model: ModelDigest,
-    /// When bundles were last prepared with it, in milliseconds since 1970.
+    /// Time at which bundles were last prepared with it, in milliseconds since 1970.
     pub prepared_at: u64,
 }
 
 impl PeerRecord {
-    /// The address it was last reached at.
+    /// The address at which it was last reached.
     pub fn address(&self) -> &str {
         self.addresses.first().map_or("", String::as_str)
     }
 }
 
-/// Why the store refuses.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Another process has it open.
-    #[error("the store in {0} is in use by another process")]
-    Locked(PathBuf),
-    /// Nothing more can be written.
-    #[error("cannot write to {path}: the disk or quota is full ({error})")]
-    DiskFull {
-        /// The directory.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// The system refuses to read or write.
-    #[error("cannot read or write {path}: {error}")]
-    File {
-        /// The file or directory.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// The content is not what was written.
-    #[error("the store in {path} is damaged: {reason}")]
-    Damaged {
-        /// The directory.
-        path: PathBuf,
-        /// What was found.
-        reason: String,
-    },
-    /// Written by another version of this program.
-    #[error("the store in {path} has format {found}, this program reads format {FORMAT}")]
-    Format {
-        /// The directory.
-        path: PathBuf,
-        /// The format found.
-        found: u64,
-    },
-    /// The bundle was used or given up before.
-    #[error("bundle {} is spent", short(.0))]
-    Spent(BundleId),
-    /// No such bundle is stored for this peer.
-    #[error("bundle {} is not known", short(.0))]
-    Unknown(BundleId),
-    /// A bundle of that name is or was stored for this peer.
-    #[error("bundle {} is stored already", short(.0))]
-    Exists(BundleId),
-}
-
-/// Format of the rows and files; another number is refused.
-const FORMAT: u64 = 1;
-
-/// `"format"` to [`FORMAT`].
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-/// Peer to setup; secret.
-const SETUPS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("setups");
-/// Model digest to artifact.
-const ARTIFACTS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("artifacts");
-/// Peer to [`PeerRecord`].
-const PEERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("peers");
-/// Peer and bundle id to [`BundleRow`].
-const BUNDLES: TableDefinition<'_, &[u8; 64], &[u8]> = TableDefinition::new("bundles");
-
-#[derive(Serialize, Deserialize)]
-struct BundleRow {
-    model: ModelDigest,
-    stored_at: u64,
-    content: Option<Content>,
-}
-
-/// Where a bundle that is not spent has its content; a row without it is a spent bundle's.
-#[derive(Serialize, Deserialize)]
-struct Content {
-    length: u64,
-    digest: [u8; 32],
-}
-
 impl Store {
-    /// Opens the store in a state directory, or makes one.
+    /// Opens the store in a state directory, or makes a new one.
     ///
     /// # Errors
-    /// [`StoreError::Locked`] when another process has it open; errors of the file system and of
-    /// the content.
+    /// [`StoreError::Locked`] if another process has it open; errors of the file system and of the
+    /// content.
     pub fn open(state: &Path) -> Result<Store, StoreError> {
         let at = |path: &Path| {
             let path = path.to_owned();
@@ -180,7 +114,7 @@ impl Store {
         Ok(store)
     }
 
-    /// The directory it lies in.
+    /// The state directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -188,7 +122,7 @@ impl Store {
     /// The setup with a peer.
     ///
     /// # Errors
-    /// Those of the file system and of the content, as for every method here.
+    /// Errors of the file system and of the content, as for every method here.
     pub fn setup(&self, peer: Fingerprint) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
         self.read(|transaction| {
             let table = transaction.open_table(SETUPS)?;
@@ -237,7 +171,7 @@ impl Store {
         })
     }
 
-    /// All peers that a record was kept of.
+    /// All peers of which a record was kept.
     ///
     /// # Errors
     /// As [`Store::setup`].
@@ -283,7 +217,7 @@ impl Store {
         })
     }
 
-    /// The bundles that can be taken with this peer for this model, oldest first.
+    /// The bundles with this peer that are ready for this model, oldest first.
     ///
     /// # Errors
     /// As [`Store::setup`].
@@ -298,7 +232,7 @@ impl Store {
         Ok(ready.iter().map(|entry| entry.id).collect())
     }
 
-    /// What is known of one bundle.
+    /// The entry of one bundle, if the store knows it.
     ///
     /// # Errors
     /// As [`Store::setup`].
@@ -317,10 +251,10 @@ impl Store {
         })
     }
 
-    /// Keeps a bundle half: on return it is durable.
+    /// Keeps a bundle half, durably on return.
     ///
     /// # Errors
-    /// [`StoreError::Exists`] when the name was ever used with this peer; else as [`Store::setup`].
+    /// [`StoreError::Exists`] if the name was ever used with this peer; else as [`Store::setup`].
     pub fn put_bundle(
         &self,
         peer: Fingerprint,
@@ -351,36 +285,32 @@ impl Store {
         })
     }
 
-    /// Marks a bundle as spent, durably, and then returns its content: [`Store::content`] and
-    /// [`Store::spend`] in one.
-    ///
-    /// The content's file is still there when this returns: [`Store::erasure`] removes it, outside
-    /// the time that the other party waits for, and the next [`Store::open`] does if the process
-    /// ends before.
-    ///
-    /// # Errors
-    /// [`StoreError::Spent`] and [`StoreError::Unknown`] refuse; [`StoreError::Damaged`] when the
-    /// content is not what was stored, and the bundle is spent then too.
-    pub fn take(&self, peer: Fingerprint, id: &BundleId) -> Result<SecretBytes, StoreError> {
-        let content = self.mark_spent(peer, id)?;
-        self.reading(peer, id, content).run()
-    }
-
     /// Marks a bundle as spent, durably on return. Of all calls for a bundle one succeeds.
     ///
     /// # Errors
-    /// [`StoreError::Spent`] and [`StoreError::Unknown`] refuse.
+    /// [`StoreError::Spent`] and [`StoreError::Unknown`]; else as [`Store::setup`].
     pub fn spend(&self, peer: Fingerprint, id: &BundleId) -> Result<(), StoreError> {
-        self.mark_spent(peer, id).map(drop)
+        // The one transition from ready to spent.
+        let key = bundle_key(peer, id);
+        self.write(|transaction| {
+            let mut table = transaction.open_table(BUNDLES)?;
+            let mut row: BundleRow = match table.get(&key)? {
+                Some(bytes) => decode(bytes.value())?,
+                None => return Err(StoreError::Unknown(*id).into()),
+            };
+            row.content.take().ok_or(StoreError::Spent(*id))?;
+            table.insert(&key, encode(&row).as_slice())?;
+            Ok(())
+        })
     }
 
-    /// The content of a bundle that is not spent, to be read before or after that changes.
+    /// The content of a bundle that is not spent, to be read before or after it is.
     ///
     /// Reading ahead only saves time: nothing that follows from the content may leave the process
     /// before [`Store::spend`] has succeeded for the bundle.
     ///
     /// # Errors
-    /// [`StoreError::Spent`] and [`StoreError::Unknown`] refuse.
+    /// [`StoreError::Spent`] and [`StoreError::Unknown`]; else as [`Store::setup`].
     pub fn content(&self, peer: Fingerprint, id: &BundleId) -> Result<Reading, StoreError> {
         let row: Option<BundleRow> = self.read(|transaction| {
             let table = transaction.open_table(BUNDLES)?;
@@ -389,36 +319,29 @@ impl Store {
         })?;
         let row = row.ok_or(StoreError::Unknown(*id))?;
         let content = row.content.ok_or(StoreError::Spent(*id))?;
-        Ok(self.reading(peer, id, content))
+        let path = self.content_path(peer, id);
+        Ok(Reading::new(&self.directory, path, content))
     }
 
-    fn reading(&self, peer: Fingerprint, id: &BundleId, content: Content) -> Reading {
-        Reading {
-            directory: self.directory.clone(),
-            path: self.content_path(peer, id),
-            content,
-        }
-    }
-
-    /// Erases the content of a bundle that was taken.
+    /// Erases the content of a spent bundle.
     ///
     /// # Errors
     /// As [`Store::setup`].
     ///
     /// # Panics
-    /// If the bundle is not spent: its owner would lose it.
+    /// If the bundle is not spent, since its owner would lose it.
     pub fn erase(&self, peer: Fingerprint, id: &BundleId) -> Result<(), StoreError> {
         self.erasure(peer, id)?.run()
     }
 
-    /// The erasure of the content of a bundle that was taken, to be run when nobody waits, with the
-    /// store open or not.
+    /// The erasure of the content of a spent bundle, to be run when nobody waits, with the store
+    /// open or not. If the process ends before, the next [`Store::open`] erases the content.
     ///
     /// # Errors
     /// As [`Store::setup`].
     ///
     /// # Panics
-    /// If the bundle is not spent: its owner would lose it.
+    /// If the bundle is not spent, since its owner would lose it.
     pub fn erasure(&self, peer: Fingerprint, id: &BundleId) -> Result<Erasure, StoreError> {
         let state = self.bundle(peer, id)?.map(|entry| entry.state);
         assert_eq!(
@@ -426,22 +349,22 @@ impl Store {
             Some(BundleState::Spent),
             "only spent bundles are erased"
         );
-        Ok(Erasure(self.content_path(peer, id)))
+        Ok(Erasure::new(self.content_path(peer, id)))
     }
 
     /// Gives a bundle up: spent without use, and erased.
     ///
     /// # Errors
-    /// As [`Store::take`].
+    /// As [`Store::spend`].
     pub fn discard(&self, peer: Fingerprint, id: &BundleId) -> Result<(), StoreError> {
-        self.mark_spent(peer, id)?;
+        self.spend(peer, id)?;
         self.erase(peer, id)
     }
 
-    /// Gives up all bundles with a peer that can be taken and are not in `keep`; returns how many.
+    /// Gives up all bundles with a peer that are ready and not in `keep`, and returns their number.
     ///
     /// # Errors
-    /// As [`Store::take`].
+    /// As [`Store::spend`].
     pub fn discard_others(
         &self,
         peer: Fingerprint,
@@ -468,21 +391,6 @@ impl Store {
         })
     }
 
-    /// The one transition from ready to spent; durable on return.
-    fn mark_spent(&self, peer: Fingerprint, id: &BundleId) -> Result<Content, StoreError> {
-        let key = bundle_key(peer, id);
-        self.write(|transaction| {
-            let mut table = transaction.open_table(BUNDLES)?;
-            let mut row: BundleRow = match table.get(&key)? {
-                Some(bytes) => decode(bytes.value())?,
-                None => return Err(StoreError::Unknown(*id).into()),
-            };
-            let content = row.content.take().ok_or(StoreError::Spent(*id))?;
-            table.insert(&key, encode(&row).as_slice())?;
-            Ok(content)
-        })
-    }
-
     fn check_format(&self) -> Result<(), StoreError> {
         let found = self.write(|transaction| {
             // Opening makes the tables of a new store, so that later readers find them.
@@ -506,7 +414,7 @@ impl Store {
         Ok(())
     }
 
-    /// Erases every file in `bundles/` that no bundle which can be taken owns.
+    /// Erases every file in `bundles/` that belongs to no ready bundle.
     fn erase_leftovers(&self) -> Result<(), StoreError> {
         let owned: HashSet<PathBuf> = self
             .bundles()?
@@ -535,7 +443,7 @@ impl Store {
         body: impl FnOnce(&redb::ReadTransaction) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
         let run = || -> Result<T, Failure> { body(&self.database.begin_read()?) };
-        run().map_err(|failure| self.explain(failure))
+        run().map_err(|failure| failure.explain(&self.directory))
     }
 
     /// Runs one transaction; its changes are durable on return, or it had none.
@@ -552,173 +460,11 @@ impl Store {
             transaction.commit()?;
             Ok(result)
         };
-        run().map_err(|failure| self.explain(failure))
-    }
-
-    fn explain(&self, failure: Failure) -> StoreError {
-        match failure {
-            Failure::Store(error) => error,
-            Failure::Database(error) => database_error(&self.directory, *error),
-            Failure::Row(error) => StoreError::Damaged {
-                path: self.directory.clone(),
-                reason: format!("a row cannot be read: {error}"),
-            },
-        }
+        run().map_err(|failure| failure.explain(&self.directory))
     }
 }
 
-/// A content that is to be read; see [`Store::content`].
-pub struct Reading {
-    directory: PathBuf,
-    path: PathBuf,
-    content: Content,
-}
-
-impl Reading {
-    /// Bytes of the content.
-    pub fn length(&self) -> u64 {
-        self.content.length
-    }
-
-    /// Reads and verifies it.
-    ///
-    /// # Errors
-    /// [`StoreError::Damaged`] when it is not what was stored; those of the file system.
-    pub fn run(self) -> Result<SecretBytes, StoreError> {
-        let path = self.path;
-        let failed = |e| file_error(path.clone(), e);
-        let file = std::fs::File::open(&path).map_err(failed)?;
-        let found = file.metadata().map_err(failed)?.len();
-        let expected = self.content.length;
-        // The length first: it decides what memory is reserved.
-        let bytes = match usize::try_from(expected) {
-            Ok(expected) if found == self.content.length => {
-                SecretBytes::read(file, expected).map_err(failed)?
-            }
-            _ => SecretBytes::with_capacity(0),
-        };
-        if bytes.len() as u64 != expected || blake3::hash(&bytes).as_bytes() != &self.content.digest
-        {
-            return Err(StoreError::Damaged {
-                path: self.directory,
-                reason: format!(
-                    "{} is not what was stored ({found} bytes, {expected} expected)",
-                    path.display(),
-                ),
-            });
-        }
-        Ok(bytes)
-    }
-}
-
-/// A content that is to be erased; see [`Store::erasure`].
-pub struct Erasure(PathBuf);
-
-impl Erasure {
-    /// Erases it; it may be gone already.
-    ///
-    /// # Errors
-    /// Those of the file system.
-    pub fn run(self) -> Result<(), StoreError> {
-        files::erase(&self.0).map_err(|e| file_error(self.0, e))
-    }
-}
-
-/// What can go wrong inside a transaction.
-enum Failure {
-    Store(StoreError),
-    Database(Box<redb::Error>),
-    Row(postcard::Error),
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Failure {
-        Failure::Store(error)
-    }
-}
-
-macro_rules! failure_from_database {
-    ($($error:ty),*) => {$(
-        impl From<$error> for Failure {
-            fn from(error: $error) -> Failure {
-                Failure::Database(Box::new(error.into()))
-            }
-        }
-    )*};
-}
-failure_from_database!(
-    redb::Error,
-    redb::StorageError,
-    redb::TableError,
-    redb::TransactionError,
-    redb::CommitError
-);
-
-impl From<postcard::Error> for Failure {
-    fn from(error: postcard::Error) -> Failure {
-        Failure::Row(error)
-    }
-}
-
-fn database_error(directory: &Path, error: redb::Error) -> StoreError {
-    let path = directory.to_owned();
-    match error {
-        redb::Error::DatabaseAlreadyOpen => StoreError::Locked(path),
-        redb::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
-            StoreError::Damaged {
-                path,
-                reason: error.to_string(),
-            }
-        }
-        redb::Error::Io(error) => file_error(path, error),
-        redb::Error::PreviousIo => StoreError::File {
-            path,
-            error: io::Error::other("an earlier write failed; start again when its cause is gone"),
-        },
-        error => StoreError::Damaged {
-            path,
-            reason: error.to_string(),
-        },
-    }
-}
-
-fn file_error(path: PathBuf, error: io::Error) -> StoreError {
-    if files::is_disk_full(&error) {
-        StoreError::DiskFull { path, error }
-    } else {
-        StoreError::File { path, error }
-    }
-}
-
-fn bundle_key(peer: Fingerprint, id: &BundleId) -> [u8; 64] {
-    let mut key = [0; 64];
-    key[..32].copy_from_slice(&peer.0);
-    key[32..].copy_from_slice(id);
-    key
-}
-
-fn entry(key: &[u8; 64], row: &BundleRow) -> BundleEntry {
-    let (peer, id) = key.split_at(32);
-    BundleEntry {
-        peer: Fingerprint(peer.try_into().expect("the first half of 64 bytes")),
-        id: id.try_into().expect("the second half of 64 bytes"),
-        model: row.model,
-        state: match row.content {
-            Some(_) => BundleState::Ready,
-            None => BundleState::Spent,
-        },
-        stored_at: row.stored_at,
-    }
-}
-
-fn encode<T: Serialize>(row: &T) -> Vec<u8> {
-    postcard::to_stdvec(row).expect("rows hold nothing that postcard cannot write")
-}
-
-fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, postcard::Error> {
-    postcard::from_bytes(bytes)
-}
-
+/// Milliseconds since 1970; 0 if the clock is before.
 /// Milliseconds since 1970; 0 when the clock is before.
 pub(crate) fn unix_milliseconds() -> u64 {
     SystemTime::now()

@@ -1,7 +1,8 @@
 //! A bundle is used once, whatever happens; a store belongs to one process at a time.
 
+use pi_core::SecretBytes;
 use pi_runtime::fingerprint::Fingerprint;
-use pi_runtime::store::{BundleState, PeerRecord, Store, StoreError};
+use pi_runtime::store::{BundleId, BundleState, PeerRecord, Store, StoreError};
 use std::collections::HashSet;
 use std::path::Path;
 
@@ -11,6 +12,13 @@ const MODEL: [u8; 32] = [7; 32];
 
 fn id(n: u8) -> [u8; 32] {
     [n; 32]
+}
+
+/// Marks a bundle as spent and returns its content, in the order in which the parties do it.
+fn take(store: &Store, peer: Fingerprint, id: &BundleId) -> Result<SecretBytes, StoreError> {
+    let reading = store.content(peer, id)?;
+    store.spend(peer, id)?;
+    reading.run()
 }
 
 fn contents(state: &Path) -> usize {
@@ -26,9 +34,9 @@ fn a_bundle_is_taken_once_and_stays_spent_after_reopening() {
 
     let store = Store::open(state.path()).unwrap();
     assert_eq!(store.ready(PEER, &MODEL).unwrap(), [id(3)]);
-    assert_eq!(store.take(PEER, &id(3)).unwrap().as_slice(), b"secret");
+    assert_eq!(take(&store, PEER, &id(3)).unwrap().as_slice(), b"secret");
     assert!(matches!(
-        store.take(PEER, &id(3)),
+        take(&store, PEER, &id(3)),
         Err(StoreError::Spent(_))
     ));
     drop(store);
@@ -37,7 +45,7 @@ fn a_bundle_is_taken_once_and_stays_spent_after_reopening() {
     let store = Store::open(state.path()).unwrap();
     assert_eq!(contents(state.path()), 0);
     assert!(matches!(
-        store.take(PEER, &id(3)),
+        take(&store, PEER, &id(3)),
         Err(StoreError::Spent(_))
     ));
     let entry = store.bundle(PEER, &id(3)).unwrap().unwrap();
@@ -52,7 +60,7 @@ fn a_name_is_never_stored_twice() {
     store.put_bundle(PEER, &MODEL, &id(1), b"first").unwrap();
     let again = store.put_bundle(PEER, &MODEL, &id(1), b"second");
     assert!(matches!(again, Err(StoreError::Exists(_))));
-    assert_eq!(store.take(PEER, &id(1)).unwrap().as_slice(), b"first");
+    assert_eq!(take(&store, PEER, &id(1)).unwrap().as_slice(), b"first");
     store.erase(PEER, &id(1)).unwrap();
     let again = store.put_bundle(PEER, &MODEL, &id(1), b"third");
     assert!(matches!(again, Err(StoreError::Exists(_))));
@@ -65,16 +73,16 @@ fn bundles_of_another_peer_or_model_are_unknown() {
     let store = Store::open(state.path()).unwrap();
     store.put_bundle(PEER, &MODEL, &id(1), b"x").unwrap();
     assert!(matches!(
-        store.take(OTHER, &id(1)),
+        take(&store, OTHER, &id(1)),
         Err(StoreError::Unknown(_))
     ));
     assert!(matches!(
-        store.take(PEER, &id(2)),
+        take(&store, PEER, &id(2)),
         Err(StoreError::Unknown(_))
     ));
     assert!(store.ready(PEER, &[8; 32]).unwrap().is_empty());
     assert!(store.ready(OTHER, &MODEL).unwrap().is_empty());
-    store.take(PEER, &id(1)).unwrap();
+    take(&store, PEER, &id(1)).unwrap();
 }
 
 #[test]
@@ -89,7 +97,7 @@ fn one_taker_wins_among_many_threads() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for n in 0..8 {
-                    match store.take(PEER, &id(n)) {
+                    match take(&store, PEER, &id(n)) {
                         Ok(_) => {
                             taken.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
                         }
@@ -116,7 +124,7 @@ fn orphans_are_given_up_and_the_others_kept() {
     assert_eq!(store.ready(PEER, &MODEL).unwrap(), [id(1), id(3)]);
     assert_eq!(store.ready(OTHER, &MODEL).unwrap(), [id(9)]);
     assert!(matches!(
-        store.take(PEER, &id(0)),
+        take(&store, PEER, &id(0)),
         Err(StoreError::Spent(_))
     ));
     assert_eq!(contents(state.path()), 3);
@@ -148,11 +156,11 @@ fn content_that_changed_on_disk_is_refused_and_the_bundle_spent() {
     let mut files = std::fs::read_dir(state.path().join("bundles")).unwrap();
     std::fs::write(files.next().unwrap().unwrap().path(), b"c0ntent").unwrap();
     assert!(matches!(
-        store.take(PEER, &id(1)),
+        take(&store, PEER, &id(1)),
         Err(StoreError::Damaged { .. })
     ));
     assert!(matches!(
-        store.take(PEER, &id(1)),
+        take(&store, PEER, &id(1)),
         Err(StoreError::Spent(_))
     ));
 }

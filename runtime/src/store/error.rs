@@ -1,0 +1,137 @@
+//! Errors of the store.
+
+use super::BundleId;
+use super::rows::FORMAT;
+use crate::files;
+use crate::fingerprint::short;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// An error of the store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has it open.
+    #[error("the store in {0} is in use by another process")]
+    Locked(PathBuf),
+    /// Nothing more can be written.
+    #[error("cannot write to {path}: the disk or quota is full ({error})")]
+    DiskFull {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The system refuses to read or write.
+    #[error("cannot read or write {path}: {error}")]
+    File {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The content is not what was written.
+    #[error("the store in {path} is damaged: {reason}")]
+    Damaged {
+        /// The directory.
+        path: PathBuf,
+        /// What was found.
+        reason: String,
+    },
+    /// Written by another version of this program.
+    #[error("the store in {path} has format {found}, this program reads format {FORMAT}")]
+    Format {
+        /// The directory.
+        path: PathBuf,
+        /// The format found.
+        found: u64,
+    },
+    /// The bundle was used or given up before.
+    #[error("bundle {} is spent", short(.0))]
+    Spent(BundleId),
+    /// No such bundle is stored for this peer.
+    #[error("bundle {} is not known", short(.0))]
+    Unknown(BundleId),
+    /// A bundle of that name is or was stored for this peer.
+    #[error("bundle {} is stored already", short(.0))]
+    Exists(BundleId),
+}
+
+/// An error inside a transaction.
+pub(super) enum Failure {
+    Store(StoreError),
+    Database(Box<redb::Error>),
+    Row(postcard::Error),
+}
+
+impl Failure {
+    /// The error as the store in this directory reports it.
+    pub(super) fn explain(self, directory: &Path) -> StoreError {
+        match self {
+            Failure::Store(error) => error,
+            Failure::Database(error) => database_error(directory, *error),
+            Failure::Row(error) => StoreError::Damaged {
+                path: directory.to_owned(),
+                reason: format!("a row cannot be read: {error}"),
+            },
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Failure {
+        Failure::Store(error)
+    }
+}
+
+macro_rules! failure_from_database {
+    ($($error:ty),*) => {$(
+        impl From<$error> for Failure {
+            fn from(error: $error) -> Failure {
+                Failure::Database(Box::new(error.into()))
+            }
+        }
+    )*};
+}
+failure_from_database!(
+    redb::Error,
+    redb::StorageError,
+    redb::TableError,
+    redb::TransactionError,
+    redb::CommitError
+);
+
+impl From<postcard::Error> for Failure {
+    fn from(error: postcard::Error) -> Failure {
+        Failure::Row(error)
+    }
+}
+
+pub(super) fn database_error(directory: &Path, error: redb::Error) -> StoreError {
+    let path = directory.to_owned();
+    match error {
+        redb::Error::DatabaseAlreadyOpen => StoreError::Locked(path),
+        redb::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
+            StoreError::Damaged {
+                path,
+                reason: error.to_string(),
+            }
+        }
+        redb::Error::Io(error) => file_error(path, error),
+        redb::Error::PreviousIo => StoreError::File {
+            path,
+            error: io::Error::other("an earlier write failed; start again when its cause is gone"),
+        },
+        error => StoreError::Damaged {
+            path,
+            reason: error.to_string(),
+        },
+    }
+}
+
+pub(super) fn file_error(path: PathBuf, error: io::Error) -> StoreError {
+    if files::is_disk_full(&error) {
+        StoreError::DiskFull { path, error }
+    } else {
+        StoreError::File { path, error }
+    }
+}

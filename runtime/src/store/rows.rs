@@ -1,0 +1,64 @@
+//! The tables of the database and the encoding of their rows.
+
+use super::{BundleEntry, BundleId, BundleState, ModelDigest};
+use crate::fingerprint::Fingerprint;
+use redb::TableDefinition;
+use serde::{Deserialize, Serialize};
+
+/// Format of the rows and files; a store with another number is refused.
+pub(super) const FORMAT: u64 = 1;
+
+/// From `"format"` to [`FORMAT`].
+pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+/// From peer to setup; secret.
+pub(super) const SETUPS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("setups");
+/// From model digest to artifact.
+pub(super) const ARTIFACTS: TableDefinition<'_, &[u8; 32], &[u8]> =
+    TableDefinition::new("artifacts");
+/// From peer to [`PeerRecord`](super::PeerRecord).
+pub(super) const PEERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("peers");
+/// From peer and bundle id to [`BundleRow`].
+pub(super) const BUNDLES: TableDefinition<'_, &[u8; 64], &[u8]> = TableDefinition::new("bundles");
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct BundleRow {
+    pub(super) model: ModelDigest,
+    pub(super) stored_at: u64,
+    pub(super) content: Option<Content>,
+}
+
+/// Length and digest of the content of a bundle that is not spent; the row of a spent one has none.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Content {
+    pub(super) length: u64,
+    pub(super) digest: [u8; 32],
+}
+
+pub(super) fn bundle_key(peer: Fingerprint, id: &BundleId) -> [u8; 64] {
+    let mut key = [0; 64];
+    key[..32].copy_from_slice(&peer.0);
+    key[32..].copy_from_slice(id);
+    key
+}
+
+pub(super) fn entry(key: &[u8; 64], row: &BundleRow) -> BundleEntry {
+    let (peer, id) = key.split_at(32);
+    BundleEntry {
+        peer: Fingerprint(peer.try_into().expect("the first half of 64 bytes")),
+        id: id.try_into().expect("the second half of 64 bytes"),
+        model: row.model,
+        state: match row.content {
+            Some(_) => BundleState::Ready,
+            None => BundleState::Spent,
+        },
+        stored_at: row.stored_at,
+    }
+}
+
+pub(super) fn encode<T: Serialize>(row: &T) -> Vec<u8> {
+    postcard::to_stdvec(row).expect("rows hold nothing that postcard cannot write")
+}
+
+pub(super) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, postcard::Error> {
+    postcard::from_bytes(bytes)
+}
