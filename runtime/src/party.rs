@@ -1,19 +1,23 @@
-//! What client and server do alike to run a protocol session over a stream.
+//! The parts that client and server have in common: running a session over a stream, the headers
+//! of a connection's bundles, and reading a bundle half from the store.
 
 use crate::error::Error;
+use crate::fingerprint::{Fingerprint, short};
+use crate::store::{BundleId, Reading, Store, StoreError};
 use crate::stream::MessageStream;
+use pi_protocol::header::HeaderInputs;
 use rand_core::{OsRng, RngCore, TryRngCore};
 use std::future::Future;
 use tokio::runtime::Handle;
 use tokio::task::block_in_place;
 
-/// Runs a session: between two messages it computes for milliseconds to seconds, so the thread is
+/// Runs a session. It computes for milliseconds to seconds between two messages, so this thread is
 /// given up to it and the reactor goes on elsewhere.
 pub(crate) fn compute<F: Future>(session: F) -> F::Output {
     block_in_place(|| Handle::current().block_on(session))
 }
 
-/// Why a session with this peer ended.
+/// The error of a session with this peer, as the process reports it.
 pub(crate) fn protocol_error(
     peer: &'static str,
     stream: &mut MessageStream,
@@ -36,4 +40,49 @@ pub(crate) fn random() -> [u8; 32] {
     let mut bytes = [0; 32];
     OsRng.unwrap_err().fill_bytes(&mut bytes);
     bytes
+}
+
+/// The two parties of a connection and the nonces that they exchanged at its start.
+#[derive(Clone, Copy)]
+pub(crate) struct Greeting {
+    pub(crate) server: Fingerprint,
+    pub(crate) client: Fingerprint,
+    pub(crate) server_nonce: [u8; 32],
+    pub(crate) client_nonce: [u8; 32],
+}
+
+impl Greeting {
+    /// Inputs to the header of the connection's bundle with this index, or of its setup.
+    pub(crate) fn header_inputs(&self, index: u64) -> HeaderInputs {
+        HeaderInputs {
+            server_peer: self.server.0,
+            client_peer: self.client.0,
+            server_nonce: self.server_nonce,
+            client_nonce: self.client_nonce,
+            index,
+        }
+    }
+}
+
+/// Reads a bundle half and checks that it has the name under which it was stored; `decode` returns
+/// the half with its name.
+pub(crate) fn read_bundle<B>(
+    store: &Store,
+    id: &BundleId,
+    reading: Reading,
+    decode: impl FnOnce(&[u8]) -> Result<(BundleId, B), pi_protocol::Error>,
+) -> Result<B, Error> {
+    let damaged = |reason: String| damaged(store, format!("bundle {}: {reason}", short(id)));
+    let decoded = decode(&reading.run()?);
+    let (name, bundle) = decoded.map_err(|e| damaged(e.to_string()))?;
+    match name == *id {
+        true => Ok(bundle),
+        false => Err(damaged("it has another name".into())),
+    }
+}
+
+/// The error of a store whose content is not what was written.
+pub(crate) fn damaged(store: &Store, reason: String) -> Error {
+    let path = store.directory().to_owned();
+    StoreError::Damaged { path, reason }.into()
 }

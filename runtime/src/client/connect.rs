@@ -1,0 +1,249 @@
+//! Connecting: whom to trust, the handshake, and the greeting.
+
+use super::connection::{Connection, connection_lost, open_stream};
+use super::{Client, TrustOptions, from_server};
+use crate::control::{Hello, MOST_PROBES, REPLY_LIMIT, Request, Welcome, software};
+use crate::error::Error;
+use crate::fingerprint::Fingerprint;
+use crate::identity;
+use crate::party::{Greeting, random};
+use crate::store::{BundleEntry, BundleState};
+use crate::stream::{Refusal, StreamError, describe};
+use crate::transport::{self, ClientEndpoint, Trust};
+use pi_protocol::header::PROTOCOL_VERSION;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+impl Client {
+    /// Connects to a server and greets it.
+    ///
+    /// The server must be the one pinned by `trust.fingerprint`, by a certificate authority, or by
+    /// what is remembered of this address. Whoever answers is trusted only if the address is
+    /// unknown and the user asked for that.
+    ///
+    /// # Errors
+    /// [`Error`] says whether nobody answered, the wrong server did, or one that speaks another
+    /// version.
+    pub async fn connect(
+        &self,
+        address: &str,
+        trust: &TrustOptions,
+    ) -> Result<Connection<'_>, Error> {
+        let trust = self.decide_trust(address, trust)?;
+        let host = host_of(address)?;
+        let addresses = tokio::net::lookup_host(address)
+            .await
+            .map_err(|error| Error::Address {
+                address: address.into(),
+                reason: error.to_string(),
+            })?;
+        let mut result = Err(Error::Address {
+            address: address.into(),
+            reason: "the name has no address".into(),
+        });
+        for to in addresses {
+            result = self.connect_to(to, &host, trust.clone()).await;
+            // Another address of the same name is worth a try only if this one is dead.
+            let dead = matches!(
+                result,
+                Err(Error::Unreachable { .. } | Error::NobodyListens(_))
+            );
+            if !dead {
+                break;
+            }
+        }
+        let (endpoint, quic) = result?;
+        let server = transport::peer_fingerprint(&quic)
+            .ok_or_else(|| Error::Internal("a connection without a server certificate".into()))?;
+        self.greet(address, endpoint, quic, server).await
+    }
+
+    fn decide_trust(&self, address: &str, options: &TrustOptions) -> Result<Trust, Error> {
+        if let Some(fingerprint) = options.fingerprint {
+            return Ok(Trust::Pinned(fingerprint));
+        }
+        if let Some(path) = &options.authorities {
+            return Ok(Trust::Authorities(identity::read_certificates(path)?));
+        }
+        match self.server(Some(address)) {
+            Ok((fingerprint, _)) => Ok(Trust::Pinned(fingerprint)),
+            Err(Error::NotPrepared(_)) if options.first_use => Ok(Trust::FirstUse),
+            Err(Error::NotPrepared(_)) => Err(Error::NoTrust(address.into())),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn connect_to(
+        &self,
+        server: SocketAddr,
+        host: &str,
+        trust: Trust,
+    ) -> Result<(ClientEndpoint, quinn::Connection), Error> {
+        let pinned = match &trust {
+            Trust::Pinned(fingerprint) => Some(*fingerprint),
+            _ => None,
+        };
+        let client = transport::client_endpoint(&self.identity, trust, server)?;
+        let connecting = client
+            .endpoint
+            .connect(server, host)
+            .map_err(|e| Error::Address {
+                address: server.to_string(),
+                reason: e.to_string(),
+            })?;
+        let waited = self.patience.connect;
+        let connected = tokio::select! {
+            result = tokio::time::timeout(waited, connecting) => result,
+            () = refused(server) => return Err(Error::NobodyListens(server)),
+        };
+        match connected {
+            Ok(Ok(quic)) => Ok((client, quic)),
+            Ok(Err(error)) => Err(connect_error(server, waited, error, pinned, &client)),
+            Err(_) => Err(Error::Unreachable { server, waited }),
+        }
+    }
+
+    async fn greet(
+        &self,
+        address: &str,
+        endpoint: ClientEndpoint,
+        quic: quinn::Connection,
+        server: Fingerprint,
+    ) -> Result<Connection<'_>, Error> {
+        let mut probes = self.bundles(server)?;
+        probes.retain(|entry| entry.state == BundleState::Ready);
+        probes.truncate(MOST_PROBES);
+        let nonce = random();
+        let welcome = self.exchange_greetings(&quic, nonce, &probes).await?;
+        let greeting = Greeting {
+            server,
+            client: self.fingerprint(),
+            server_nonce: welcome.nonce,
+            client_nonce: nonce,
+        };
+        Ok(Connection {
+            client: self,
+            address: address.into(),
+            endpoint,
+            quic,
+            greeting,
+            next_index: 0,
+            welcome,
+            probes,
+            loaded: None,
+            erasing: None,
+        })
+    }
+
+    async fn exchange_greetings(
+        &self,
+        quic: &quinn::Connection,
+        nonce: [u8; 32],
+        probes: &[BundleEntry],
+    ) -> Result<Welcome, Error> {
+        let hello = Request::Hello(Hello {
+            protocol: PROTOCOL_VERSION,
+            software: software(),
+            nonce,
+            probes: probes.iter().map(|entry| entry.id).collect(),
+        });
+        let mut stream = open_stream(quic, self.patience.silence, &hello).await?;
+        let reply = stream.receive_control(REPLY_LIMIT).await;
+        let welcome: Welcome = reply.map_err(|error| match error {
+            StreamError::Refused(Refusal::Incompatible) => {
+                Error::Version("the server speaks another protocol version".into())
+            }
+            error => from_server(error),
+        })?;
+        if welcome.protocol != PROTOCOL_VERSION {
+            return Err(Error::Version(format!(
+                "the server speaks protocol {}, this client {}",
+                welcome.protocol, PROTOCOL_VERSION
+            )));
+        }
+        if welcome.held.len() != probes.len() {
+            let what = format!("{} answers to {} probes", welcome.held.len(), probes.len());
+            return Err(Error::PeerMisbehaved {
+                peer: "server",
+                what,
+            });
+        }
+        Ok(welcome)
+    }
+}
+
+/// Ends when the other machine reports that its port is closed, else never.
+///
+/// QUIC ignores such reports because anyone can forge them; before a connection stands, they only
+/// spare the user the wait.
+async fn refused(server: SocketAddr) {
+    let probe = async {
+        let socket = tokio::net::UdpSocket::bind(transport::unspecified(server)).await?;
+        socket.connect(server).await?;
+        // No QUIC packet is empty: a server drops it.
+        socket.send(&[]).await?;
+        socket.recv(&mut [0; 1]).await
+    };
+    match probe.await {
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}
+        _ => std::future::pending().await,
+    }
+}
+
+/// The host of `HOST:PORT`, without the brackets of an IPv6 address.
+fn host_of(address: &str) -> Result<String, Error> {
+    let bad = |reason: &str| Error::Address {
+        address: address.into(),
+        reason: reason.into(),
+    };
+    let (host, port) = address
+        .rsplit_once(':')
+        .ok_or_else(|| bad("the port is missing"))?;
+    port.parse::<u16>()
+        .map_err(|_| bad("the port is no number from 0 to 65535"))?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    if host.is_empty() {
+        return Err(bad("the host is missing"));
+    }
+    Ok(host.into())
+}
+
+/// What a failed handshake means to the user.
+fn connect_error(
+    server: SocketAddr,
+    waited: Duration,
+    error: quinn::ConnectionError,
+    pinned: Option<Fingerprint>,
+    client: &ClientEndpoint,
+) -> Error {
+    use quinn::ConnectionError;
+    // Alerts of RFC 8446: 120 is no_application_protocol, 70 protocol_version.
+    const NO_APPLICATION_PROTOCOL: u64 = 0x100 + 120;
+    match (&error, pinned, client.presented()) {
+        (_, Some(expected), Some(presented)) if expected != presented => Error::WrongFingerprint {
+            server,
+            expected,
+            presented,
+        },
+        (ConnectionError::TimedOut, _, _) => Error::Unreachable { server, waited },
+        (ConnectionError::VersionMismatch, _, _) => Error::Version("other QUIC versions".into()),
+        (ConnectionError::ConnectionClosed(close), _, _) => match u64::from(close.error_code) {
+            // CONNECTION_REFUSED of RFC 9000.
+            2 => Error::ServerFull(server),
+            NO_APPLICATION_PROTOCOL => {
+                Error::Version("the server offers no protocol that this client speaks".into())
+            }
+            _ => Error::Lost(describe(&error)),
+        },
+        (ConnectionError::TransportError(reason), _, Some(_)) => Error::Certificate {
+            server,
+            reason: reason.reason.clone(),
+        },
+        (ConnectionError::TransportError(reason), _, None)
+            if u64::from(reason.code) == NO_APPLICATION_PROTOCOL =>
+        {
+            Error::Version("the server offers no protocol that this client speaks".into())
+        }
+        _ => connection_lost(&error),
+    }
+}

@@ -1,0 +1,190 @@
+//! The online phase: a bundle is chosen, marked as spent, used for one input, and erased.
+
+use super::connection::connection_lost;
+use super::{Connection, Spent, output_frac_bits};
+use crate::control::Request;
+use crate::error::Error;
+use crate::party::{self, protocol_error};
+use crate::spending::{Mark, Spending};
+use crate::store::{BundleId, Reading};
+use crate::stream::MessageStream;
+use pi_ir::Trace;
+use pi_protocol::session::{self, ClientBundle, ClientModel};
+use std::time::Instant;
+use tokio::task::{block_in_place, spawn_blocking};
+
+/// The outcome of one inference.
+#[derive(Clone, Debug)]
+pub struct Prediction {
+    /// Logits as integers at scale `2^output_frac_bits`.
+    pub logits: Vec<i64>,
+    /// Fractional bits of a logit.
+    pub output_frac_bits: u8,
+    /// The client's shares, if they were asked for.
+    pub trace: Option<Trace>,
+    /// The bundle spent.
+    pub bundle: BundleId,
+    /// Cost of the online phase.
+    pub online: Spent,
+}
+
+impl Prediction {
+    /// Index of the largest logit, the first of several equal ones.
+    pub fn class(&self) -> usize {
+        let mut best = 0;
+        for (index, logit) in self.logits.iter().enumerate() {
+            if *logit > self.logits[best] {
+                best = index;
+            }
+        }
+        best
+    }
+}
+
+impl Connection<'_> {
+    /// The bundle to use next, which both parties hold for the model served, and the number of
+    /// bundles that had to be given up.
+    ///
+    /// # Errors
+    /// [`Error::NotPrepared`], [`Error::NoBundle`], [`Error::ModelChanged`] or [`Error::NotHeld`].
+    pub fn next_bundle(&mut self) -> Result<(BundleId, usize), Error> {
+        let useless = self.give_up_unheld()?;
+        let served = self.welcome.model;
+        let next = self.probes.iter().find(|entry| entry.model == served);
+        match (next, useless, self.probes.first()) {
+            (Some(entry), _, _) => Ok((entry.id, useless)),
+            (None, 1.., _) => Err(Error::NotHeld(useless)),
+            (None, 0, Some(other)) => Err(Error::ModelChanged {
+                stale: self.probes.len(),
+                prepared: other.model,
+                served,
+            }),
+            (None, 0, None) => Err(self.client.no_bundle(&self.address, self.server())?),
+        }
+    }
+
+    /// Reads a bundle ahead, so that [`Connection::infer`] with it starts at once. Reading does not
+    /// spend it.
+    ///
+    /// # Errors
+    /// Errors of the store; the bundle stays as it is.
+    pub async fn load(&mut self, model: &ClientModel, id: &BundleId) -> Result<(), Error> {
+        // Erasing keeps the disk busy, and the next mark would wait for it.
+        self.erased().await;
+        // What was read before goes first: two bundles at once may be more than there is memory
+        // for.
+        self.loaded = None;
+        self.loaded = Some(block_in_place(|| {
+            self.client.pools.ready();
+            self.read_bundle(model, id, None)
+        })?);
+        Ok(())
+    }
+
+    fn read_bundle(
+        &self,
+        model: &ClientModel,
+        id: &BundleId,
+        reading: Option<Reading>,
+    ) -> Result<ClientBundle, Error> {
+        let store = &self.client.store;
+        let reading = match reading {
+            Some(reading) => reading,
+            None => store.content(self.server(), id)?,
+        };
+        party::read_bundle(store, id, reading, |bytes| {
+            let bundle = ClientBundle::decode(bytes, model)?;
+            Ok((bundle.id().0, bundle))
+        })
+    }
+
+    /// Spends a bundle on one input: the quantised pixels, in the order of the model's input.
+    ///
+    /// The remains of the bundle are erased in the background, at the latest when the connection is
+    /// closed or the store opened again.
+    ///
+    /// # Errors
+    /// The bundle is spent once this was called, whatever the outcome.
+    pub async fn infer(
+        &mut self,
+        model: &ClientModel,
+        id: &BundleId,
+        input: &[i64],
+        trace: bool,
+    ) -> Result<Prediction, Error> {
+        let started = Instant::now();
+        if let Some(probe) = self.probes.iter().position(|entry| entry.id == *id) {
+            self.probes.remove(probe);
+            self.welcome.held.remove(probe);
+        }
+        let loaded = self.loaded.take().filter(|bundle| bundle.id().0 == *id);
+        let reading = match loaded {
+            Some(_) => None,
+            None => Some(self.client.store.content(self.server(), id)?),
+        };
+        let failpoints = ["client-infer-before-spend", "client-infer-after-spend"];
+        let mark = Mark::start(&self.client.store, self.server(), id, failpoints);
+        let bundle = match loaded {
+            Some(bundle) => Ok(bundle),
+            None => block_in_place(|| self.read_bundle(model, id, reading)),
+        };
+        let bundle = match bundle {
+            Ok(bundle) => bundle,
+            Err(error) => {
+                mark.done().await?;
+                self.erase(id).await;
+                return Err(error);
+            }
+        };
+        let stream = self.quic.open_bi().await;
+        let (outgoing, incoming) = match stream {
+            Ok(halves) => halves,
+            Err(error) => {
+                mark.done().await?;
+                self.erase(id).await;
+                return Err(connection_lost(&error));
+            }
+        };
+        let mut stream = MessageStream::new(outgoing, incoming, self.client.patience.silence);
+        let mut spending = Spending::new(&mut stream, mark, Some(Request::Infer));
+        let session = session::client_infer(&mut spending, model, bundle, input, trace);
+        let inference = self.client.pools.compute(session);
+        let online = Spent {
+            wall: started.elapsed(),
+            traffic: spending.traffic(),
+        };
+        spending.end().await?;
+        self.erase(id).await;
+        let inference = inference.map_err(|e| protocol_error("server", &mut stream, e))?;
+        Ok(Prediction {
+            logits: inference.logits,
+            output_frac_bits: output_frac_bits(&model.artifact().circuit),
+            trace: inference.trace,
+            bundle: *id,
+            online,
+        })
+    }
+
+    /// Erases a spent bundle in the background.
+    async fn erase(&mut self, id: &BundleId) {
+        self.erased().await;
+        let complain = |error| tracing::warn!(%error, "a spent bundle is not erased yet");
+        match self.client.store.erasure(self.server(), id) {
+            Ok(erasure) => {
+                self.erasing = Some(spawn_blocking(move || {
+                    erasure.run().unwrap_or_else(complain);
+                }));
+            }
+            Err(error) => complain(error),
+        }
+    }
+
+    /// Waits until no erasure is under way.
+    pub(super) async fn erased(&mut self) {
+        if let Some(erasing) = self.erasing.take()
+            && let Err(error) = erasing.await
+        {
+            tracing::warn!(%error, "a spent bundle is not erased yet");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The offline phase: bundles are made, kept, and given up when the server lost its halves.
+
+use super::connection::await_stored;
+use super::{Connection, Spent};
+use crate::control::{MOST_BUNDLES, Prepare, Request};
+use crate::error::Error;
+use crate::failpoint;
+use crate::party::{compute, protocol_error};
+use crate::store::{BundleEntry, BundleState, PeerRecord, unix_milliseconds};
+use crate::stream::MessageStream;
+use pi_protocol::session::{ClientBatch, ClientBundle, ClientModel, ClientSetup};
+use rand_core::{OsRng, TryRngCore};
+use std::time::Instant;
+use tokio::task::block_in_place;
+
+impl Connection<'_> {
+    /// Runs the offline phase for `count` bundles and keeps them.
+    ///
+    /// Bundles are made in batches as large as the model has plans for. `progress` is called for
+    /// each bundle kept with its cost; the first of a batch includes the batch's linear layers.
+    ///
+    /// # Errors
+    /// Bundles kept before an error stay.
+    pub async fn prepare(
+        &mut self,
+        model: &ClientModel,
+        setup: &ClientSetup,
+        count: u32,
+        mut progress: impl FnMut(&Spent),
+    ) -> Result<Spent, Error> {
+        let started = Instant::now();
+        let useless = self.give_up_unheld()?;
+        if useless > 0 {
+            tracing::warn!("the server lost its halves of {useless} bundles; they were given up");
+        }
+        let mut held = self.client.bundles(self.server())?;
+        held.retain(|entry| entry.state == BundleState::Ready);
+        if held.len() + count as usize > MOST_BUNDLES {
+            return Err(Error::TooManyBundles {
+                most: MOST_BUNDLES,
+                held: held.len(),
+                asked: count as usize,
+            });
+        }
+        // Known from here on, so that a broken exchange does not lose the pin.
+        block_in_place(|| self.remember_server())?;
+        let request = Request::Prepare(Prepare {
+            count,
+            first_index: self.next_index,
+            held: held.iter().map(|entry| entry.id).collect(),
+        });
+        let mut stream = self.open(&request).await?;
+        let mut before = Spent::default();
+        for size in model.batches(count as usize) {
+            let inputs = self.greeting.header_inputs(self.next_index);
+            self.next_index += size as u64;
+            let rng = &mut OsRng.unwrap_err();
+            let batch = compute(ClientBatch::start(
+                &mut stream,
+                model,
+                setup,
+                &inputs,
+                size,
+                rng,
+            ));
+            let mut batch = batch.map_err(|e| protocol_error("server", &mut stream, e))?;
+            loop {
+                let bundle = compute(batch.next_bundle(&mut stream));
+                let bundle = bundle.map_err(|e| protocol_error("server", &mut stream, e))?;
+                let Some(bundle) = bundle else { break };
+                self.keep(&mut stream, bundle).await?;
+                let now = Spent {
+                    wall: started.elapsed(),
+                    traffic: stream.traffic(),
+                };
+                progress(&Spent {
+                    wall: now.wall - before.wall,
+                    traffic: now.traffic - before.traffic,
+                });
+                before = now;
+            }
+        }
+        Ok(before)
+    }
+
+    /// Stores a bundle once the server has stored its half, so that the other half of every bundle
+    /// kept here exists.
+    async fn keep(
+        &mut self,
+        stream: &mut MessageStream,
+        bundle: ClientBundle,
+    ) -> Result<(), Error> {
+        let id = bundle.id().0;
+        failpoint::reach("client-prepare-before-stored");
+        await_stored(stream, id).await?;
+        failpoint::reach("client-prepare-before-store");
+        block_in_place(|| {
+            let (store, model) = (&self.client.store, &self.welcome.model);
+            store.put_bundle(self.server(), model, &id, &bundle.encode())
+        })?;
+        failpoint::reach("client-prepare-after-store");
+        self.probes.push(BundleEntry {
+            peer: self.server(),
+            id,
+            model: self.welcome.model,
+            state: BundleState::Ready,
+            stored_at: unix_milliseconds(),
+        });
+        self.welcome.held.push(true);
+        Ok(())
+    }
+
+    fn remember_server(&self) -> Result<(), Error> {
+        /// Limit on the addresses remembered of one server.
+        const MOST_ADDRESSES: usize = 8;
+        let store = &self.client.store;
+        let mut peers = store.peers()?;
+        peers.retain(|(server, _)| *server == self.server());
+        let mut addresses = peers.pop().map_or_else(Vec::new, |(_, old)| old.addresses);
+        addresses.retain(|address| *address != self.address);
+        addresses.insert(0, self.address.clone());
+        addresses.truncate(MOST_ADDRESSES);
+        let record = PeerRecord {
+            addresses,
+            model: self.welcome.model,
+            prepared_at: unix_milliseconds(),
+        };
+        Ok(store.put_peer(self.server(), &record)?)
+    }
+
+    /// The bundle to use next, one that both parties hold for the model served; and how many had to
+    /// be given up.
+    /// Gives up the bundles for this model whose other halves the server does not hold: nobody can
+    /// use them any more.
+    pub(super) fn give_up_unheld(&mut self) -> Result<usize, Error> {
+        let mut useless = 0;
+        for index in (0..self.probes.len()).rev() {
+            let entry = self.probes[index];
+            if entry.model == self.welcome.model && !self.welcome.held[index] {
+                block_in_place(|| self.client.store.discard(self.server(), &entry.id))?;
+                self.probes.remove(index);
+                self.welcome.held.remove(index);
+                useless += 1;
+            }
+        }
+        Ok(useless)
+    }
+}

@@ -1,0 +1,243 @@
+//! A client's connection: its handshake, the requests on its streams, greeting and keys.
+
+use super::infer::Loaded;
+use super::{IDLE, Shared};
+use crate::control::{Hello, MOST_PROBES, REQUEST_LIMIT, Request, Stored, Welcome, software};
+use crate::error::Error;
+use crate::fingerprint::{Fingerprint, short};
+use crate::party::{Greeting, compute, damaged, protocol_error, random};
+use crate::store::{BundleId, BundleState};
+use crate::stream::{MessageStream, Refusal, StreamError, describe};
+use crate::transport;
+use pi_protocol::header::PROTOCOL_VERSION;
+use pi_protocol::session::{self, ServerSetup};
+use rand_core::{OsRng, TryRngCore};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+use tokio::sync::{OnceCell, watch};
+use tokio::task::{JoinSet, block_in_place};
+
+/// The connection of one client.
+pub(super) struct Connection {
+    pub(super) shared: Arc<Shared>,
+    pub(super) client: Fingerprint,
+    greeting: OnceCell<Greeting>,
+    /// Index of the next bundle in the headers of this connection.
+    pub(super) next_index: AtomicU64,
+    /// The bundle that will be asked for next, if it was read ahead. Reading it holds the lock, so
+    /// that an inference that needs it waits.
+    pub(super) loaded: Mutex<Option<Loaded>>,
+}
+
+/// Accepts a connection and serves its requests until either party ends it.
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    incoming: quinn::Incoming,
+    mut stop: watch::Receiver<bool>,
+) {
+    let from = incoming.remote_address();
+    let connecting = match incoming.accept() {
+        Ok(connecting) => connecting,
+        Err(error) => {
+            tracing::info!(%from, error = describe(&error), "no connection");
+            return;
+        }
+    };
+    let quic = match tokio::time::timeout(IDLE, connecting).await {
+        Ok(Ok(quic)) => quic,
+        Ok(Err(error)) => {
+            tracing::info!(%from, error = describe(&error), "no connection");
+            return;
+        }
+        Err(_) => {
+            tracing::info!(%from, "the handshake took too long");
+            return;
+        }
+    };
+    let Some(client) = transport::peer_fingerprint(&quic) else {
+        quic.close(Refusal::Misbehaved.code(), b"no client certificate");
+        return;
+    };
+    let name = short(&client.0);
+    tracing::info!(client = name, %from, "connected");
+    shared.supersede(client, &quic);
+    let connection = Arc::new(Connection {
+        shared,
+        client,
+        greeting: OnceCell::new(),
+        next_index: AtomicU64::new(0),
+        loaded: Mutex::default(),
+    });
+    let mut operations = JoinSet::new();
+    let closing = loop {
+        tokio::select! {
+            stream = quic.accept_bi() => match stream {
+                Ok((outgoing, incoming)) => {
+                    let patience = connection.shared.patience;
+                    let stream = MessageStream::new(outgoing, incoming, patience);
+                    operations.spawn(serve_operation(connection.clone(), stream));
+                }
+                Err(_) => break None,
+            },
+            Some(ended) = operations.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(client = name, %error, "an operation's task failed");
+                }
+            }
+            _ = tokio::time::sleep(IDLE), if operations.is_empty() => break Some(Refusal::Silent),
+            _ = stop.wait_for(|stop| *stop) => break Some(Refusal::ShuttingDown),
+        }
+    };
+    while operations.join_next().await.is_some() {}
+    connection.shared.forget(client, &quic);
+    if let Some(refusal) = closing {
+        quic.close(refusal.code(), b"");
+    }
+    tracing::info!(client = name, "disconnected");
+}
+
+async fn serve_operation(connection: Arc<Connection>, mut stream: MessageStream) {
+    let client = short(&connection.client.0);
+    let started = Instant::now();
+    let request = match stream.receive_control::<Request>(REQUEST_LIMIT).await {
+        Ok(request) => request,
+        Err(error) => {
+            tracing::warn!(client, %error, "no request");
+            stream.refuse(Error::from_stream("client", error).refusal());
+            return;
+        }
+    };
+    let operation = match &request {
+        Request::Hello(_) => "hello",
+        Request::Artifact => "artifact",
+        Request::Setup => "setup",
+        Request::Prepare(_) => "prepare",
+        Request::Infer => "infer",
+    };
+    let result = connection.answer(request, &mut stream).await;
+    let traffic = stream.traffic();
+    match result {
+        Ok(()) => {
+            if matches!(operation, "hello" | "prepare" | "infer") {
+                connection.read_ahead();
+            }
+            // A client that has what it wants may be gone before it says so.
+            let _ = stream.finish().await;
+            tracing::info!(
+                client,
+                operation,
+                bytes_in = traffic.bytes_received,
+                bytes_out = traffic.bytes_sent,
+                messages = traffic.messages_received + traffic.messages_sent,
+                milliseconds = started.elapsed().as_millis() as u64,
+                "done"
+            );
+        }
+        Err(error) => {
+            tracing::warn!(client, operation, %error, "failed");
+            stream.refuse(error.refusal());
+        }
+    }
+}
+
+impl Connection {
+    async fn answer(&self, request: Request, stream: &mut MessageStream) -> Result<(), Error> {
+        if let Request::Hello(hello) = request {
+            return self.hello(hello, stream).await;
+        }
+        let Some(greeting) = self.greeting.get().copied() else {
+            return Err(misbehaved("a request before the greeting"));
+        };
+        if request == Request::Artifact {
+            let artifact = self.shared.artifact.clone();
+            return stream.send_message(artifact).await.map_err(from_client);
+        }
+        let session = self.shared.sessions.acquire().await;
+        let _session = session.map_err(|e| Error::Internal(e.to_string()))?;
+        match request {
+            Request::Hello(_) | Request::Artifact => unreachable!("answered above"),
+            Request::Setup => self.setup(greeting, stream).await,
+            Request::Prepare(prepare) => self.prepare(greeting, prepare, stream).await,
+            Request::Infer => self.infer(stream).await,
+        }
+    }
+
+    async fn hello(&self, hello: Hello, stream: &mut MessageStream) -> Result<(), Error> {
+        if hello.protocol != PROTOCOL_VERSION {
+            return Err(Error::Version(format!(
+                "the client speaks protocol {}, this server {}",
+                hello.protocol, PROTOCOL_VERSION
+            )));
+        }
+        if hello.probes.len() > MOST_PROBES {
+            return Err(misbehaved("too many probes"));
+        }
+        let greeting = Greeting {
+            server: self.shared.fingerprint,
+            client: self.client,
+            server_nonce: random(),
+            client_nonce: hello.nonce,
+        };
+        if self.greeting.set(greeting).is_err() {
+            return Err(misbehaved("a second greeting"));
+        }
+        let welcome = block_in_place(|| {
+            Ok::<_, Error>(Welcome {
+                protocol: PROTOCOL_VERSION,
+                software: software(),
+                nonce: greeting.server_nonce,
+                model: self.shared.digest,
+                artifact_bytes: self.shared.artifact.len() as u64,
+                setup: self.setup_of_client()?.map(|setup| setup.id()),
+                held: self.held(&hello.probes)?,
+            })
+        })?;
+        stream.send_control(&welcome).await.map_err(from_client)
+    }
+
+    async fn setup(&self, greeting: Greeting, stream: &mut MessageStream) -> Result<(), Error> {
+        let inputs = greeting.header_inputs(0);
+        let rng = &mut OsRng.unwrap_err();
+        let setup = compute(session::server_setup(stream, &inputs, rng));
+        let setup = setup.map_err(|e| protocol_error("client", stream, e))?;
+        let stored = Stored { id: setup.id() };
+        block_in_place(|| self.shared.store.put_setup(self.client, &setup.encode()))?;
+        stream.send_control(&stored).await.map_err(from_client)
+    }
+
+    /// The server's half of the setup with this client, if there is one.
+    pub(super) fn setup_of_client(&self) -> Result<Option<ServerSetup>, Error> {
+        let Some(bytes) = self.shared.store.setup(self.client)? else {
+            return Ok(None);
+        };
+        let setup = ServerSetup::decode(&bytes);
+        setup.map(Some).map_err(|e| {
+            let reason = format!("setup of client {}: {e}", self.client);
+            damaged(&self.shared.store, reason)
+        })
+    }
+
+    /// Tells for each of these bundles whether it is ready for the model served.
+    fn held(&self, probes: &[BundleId]) -> Result<Vec<bool>, Error> {
+        let mut held = Vec::with_capacity(probes.len());
+        for id in probes {
+            let entry = self.shared.store.bundle(self.client, id)?;
+            held.push(entry.is_some_and(|entry| {
+                entry.state == BundleState::Ready && entry.model == self.shared.digest
+            }));
+        }
+        Ok(held)
+    }
+}
+
+pub(super) fn from_client(error: StreamError) -> Error {
+    Error::from_stream("client", error)
+}
+
+pub(super) fn misbehaved(what: &str) -> Error {
+    Error::PeerMisbehaved {
+        peer: "client",
+        what: what.into(),
+    }
+}

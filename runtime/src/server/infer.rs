@@ -1,0 +1,120 @@
+//! The online phase at the server, and reading ahead the bundle that it will need next.
+
+use super::connection::{Connection, from_client};
+use crate::error::Error;
+use crate::fingerprint::short;
+use crate::party::{self, protocol_error};
+use crate::spending::{Mark, Spending};
+use crate::store::{BundleId, Reading};
+use crate::stream::MessageStream;
+use pi_protocol::session::{self, OnlineRequest, ServerBundle};
+use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::{block_in_place, spawn_blocking};
+
+/// A bundle in memory, not spent yet: nothing that follows from it is sent before it is.
+pub(super) struct Loaded {
+    bundle: ServerBundle,
+    /// The bundle's part of [`super::AHEAD_BYTES`].
+    _memory: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    pub(super) async fn infer(&self, stream: &mut MessageStream) -> Result<(), Error> {
+        let model = &self.shared.model;
+        let limit = OnlineRequest::encoded_len(model);
+        let message = stream.receive_message(limit).await.map_err(from_client)?;
+        let request = OnlineRequest::decode(&message, model)
+            .map_err(|e| protocol_error("client", stream, e))?;
+        let id = request.bundle_id().0;
+        let (bundle, mark) = block_in_place(|| self.take_bundle(&id))?;
+        let bundle = match bundle {
+            Ok(bundle) => bundle,
+            Err(error) => {
+                mark.done().await?;
+                return Err(error);
+            }
+        };
+        let mut spending = Spending::new(stream, mark, None);
+        let session = session::server_infer(&mut spending, model, bundle, request);
+        let answered = self.shared.pools.compute(session);
+        spending.end().await?;
+        // The answer is on its way, or never will be: what is left of the bundle goes in either
+        // case.
+        if let Err(error) = block_in_place(|| self.shared.store.erase(self.client, &id)) {
+            tracing::warn!(bundle = short(&id), %error, "spent, but not erased yet");
+        }
+        answered.map_err(|e| protocol_error("client", stream, e))
+    }
+
+    /// Takes a bundle of this client and starts to mark it as spent.
+    ///
+    /// The outer error leaves the bundle as it is. If the inner result is an error, the bundle is
+    /// spent all the same, because its mark is under way.
+    fn take_bundle(&self, id: &BundleId) -> Result<(Result<ServerBundle, Error>, Mark), Error> {
+        let shared = &self.shared;
+        let entry = shared.store.bundle(self.client, id)?;
+        if let Some(entry) = entry
+            && entry.model != shared.digest
+        {
+            return Err(Error::ModelChanged {
+                stale: 1,
+                prepared: entry.model,
+                served: shared.digest,
+            });
+        }
+        let reading = shared.store.content(self.client, id)?;
+        let failpoints = ["server-infer-before-spend", "server-infer-after-spend"];
+        let mark = Mark::start(&shared.store, self.client, id, failpoints);
+        let loaded = self.loaded.lock().expect("no holder panics").take();
+        let bundle = match loaded {
+            Some(loaded) if loaded.bundle.id().0 == *id => Ok(loaded.bundle),
+            _ => self.read_bundle(id, reading),
+        };
+        Ok((bundle, mark))
+    }
+
+    fn read_bundle(&self, id: &BundleId, reading: Reading) -> Result<ServerBundle, Error> {
+        party::read_bundle(&self.shared.store, id, reading, |bytes| {
+            let bundle = ServerBundle::decode(bytes, &self.shared.model)?;
+            Ok((bundle.id().0, bundle))
+        })
+    }
+
+    /// Reads ahead, while nobody waits, the bundle that the client will use next, its oldest; see
+    /// [`super::AHEAD_BYTES`].
+    pub(super) fn read_ahead(self: Arc<Self>) {
+        spawn_blocking(move || {
+            if let Err(error) = self.load_next() {
+                // Whoever asks for the bundle gets the error.
+                tracing::debug!(client = short(&self.client.0), %error, "nothing read ahead");
+            }
+        });
+    }
+
+    fn load_next(&self) -> Result<(), Error> {
+        let mut loaded = self.loaded.lock().expect("no holder panics");
+        let shared = &self.shared;
+        let next = shared
+            .store
+            .ready(self.client, &shared.digest)?
+            .into_iter()
+            .next();
+        let current = loaded.as_ref().map(|loaded| loaded.bundle.id().0);
+        if next == current {
+            return Ok(());
+        }
+        *loaded = None;
+        let Some(id) = next else { return Ok(()) };
+        let reading = shared.store.content(self.client, &id)?;
+        let kibibytes = u32::try_from(reading.length().div_ceil(1024)).unwrap_or(u32::MAX);
+        let Ok(memory) = shared.ahead.clone().try_acquire_many_owned(kibibytes) else {
+            return Ok(());
+        };
+        *loaded = Some(Loaded {
+            bundle: self.read_bundle(&id, reading)?,
+            _memory: memory,
+        });
+        Ok(())
+    }
+}

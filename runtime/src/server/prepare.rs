@@ -1,0 +1,127 @@
+//! The offline phase at the server.
+
+use super::connection::{Connection, from_client, misbehaved};
+use crate::control::{MOST_BUNDLES, Prepare, Stored};
+use crate::error::Error;
+use crate::failpoint;
+use crate::fingerprint::short;
+use crate::party::{Greeting, compute, protocol_error};
+use crate::store::BundleId;
+use crate::stream::{MessageStream, Refusal};
+use pi_protocol::Channel;
+use pi_protocol::session::ServerBatch;
+use rand_core::{OsRng, TryRngCore};
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::task::block_in_place;
+
+impl Connection {
+    pub(super) async fn prepare(
+        &self,
+        greeting: Greeting,
+        prepare: Prepare,
+        stream: &mut MessageStream,
+    ) -> Result<(), Error> {
+        let count = u64::from(prepare.count);
+        if prepare.held.len() as u64 + count > MOST_BUNDLES as u64 {
+            return Err(misbehaved("more bundles than a client may hold"));
+        }
+        if prepare.held.len() as u64 + count > self.shared.max_bundles as u64 {
+            return Err(Error::Refused {
+                peer: "server",
+                refusal: Refusal::TooManyBundles,
+            });
+        }
+        // Indices of a connection only grow, so no two of its bundles have one header.
+        let claimed = self.next_index.compare_exchange(
+            prepare.first_index,
+            prepare.first_index.saturating_add(count),
+            Ordering::SeqCst,
+            Ordering::SeqCst,
+        );
+        if claimed.is_err() {
+            return Err(misbehaved("bundle indices that do not continue"));
+        }
+        let setup = block_in_place(|| {
+            self.give_up_orphans(prepare.held)?;
+            self.setup_of_client()
+        })?;
+        let setup = setup.ok_or(Error::Refused {
+            peer: "server",
+            refusal: Refusal::NoSetup,
+        })?;
+        let (shared, model) = (&self.shared, &self.shared.model);
+        let mut index = prepare.first_index;
+        for size in model.batches(count as usize) {
+            let inputs = greeting.header_inputs(index);
+            index += size as u64;
+            let rng = &mut OsRng.unwrap_err();
+            let mut channel = InTurn::new(stream, &shared.turns);
+            let exchange = ServerBatch::start(&mut channel, model, &setup, &inputs, size, rng);
+            let batch = compute(exchange);
+            drop(channel);
+            let mut batch = batch.map_err(|e| protocol_error("client", stream, e))?;
+            loop {
+                let mut channel = InTurn::new(stream, &shared.turns);
+                let bundle = compute(batch.next_bundle(&mut channel));
+                drop(channel);
+                let bundle = bundle.map_err(|e| protocol_error("client", stream, e))?;
+                let Some(bundle) = bundle else { break };
+                let stored = Stored { id: bundle.id().0 };
+                failpoint::reach("server-prepare-before-store");
+                block_in_place(|| {
+                    let (store, model) = (&shared.store, &shared.digest);
+                    store.put_bundle(self.client, model, &stored.id, &bundle.encode())
+                })?;
+                failpoint::reach("server-prepare-after-store");
+                stream.send_control(&stored).await.map_err(from_client)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up the halves whose other half the client does not have: they are of no use to anyone.
+    fn give_up_orphans(&self, held: Vec<BundleId>) -> Result<(), Error> {
+        let keep: HashSet<BundleId> = held.into_iter().collect();
+        let orphans = self.shared.store.discard_others(self.client, &keep)?;
+        if orphans > 0 {
+            tracing::info!(client = short(&self.client.0), orphans, "given up");
+        }
+        Ok(())
+    }
+}
+
+/// A stream whose session computes only while it holds one of a few permits. It waits for messages
+/// without one.
+struct InTurn<'a> {
+    stream: &'a mut MessageStream,
+    turns: &'a Semaphore,
+    permit: Option<SemaphorePermit<'a>>,
+}
+
+impl<'a> InTurn<'a> {
+    fn new(stream: &'a mut MessageStream, turns: &'a Semaphore) -> Self {
+        InTurn {
+            stream,
+            turns,
+            permit: None,
+        }
+    }
+}
+
+impl Channel for InTurn<'_> {
+    async fn send(&mut self, message: Vec<u8>) -> Result<(), pi_protocol::Error> {
+        self.permit = None;
+        self.stream.send(message).await?;
+        self.permit = self.turns.acquire().await.ok();
+        Ok(())
+    }
+
+    async fn receive(&mut self, limit: usize) -> Result<Vec<u8>, pi_protocol::Error> {
+        self.permit = None;
+        let message = self.stream.receive(limit).await?;
+        self.permit = self.turns.acquire().await.ok();
+        Ok(message)
+    }
+}
