@@ -1,7 +1,7 @@
 //! `pi-client`: prepares bundles with a server and classifies images.
 
 use super::{megabytes, report, runtime, seconds, start_logging, state_directory};
-use crate::client::{Prediction, Client, Connection, Patience, Spent, TrustOptions, class_name};
+use crate::client::{Client, Connection, Patience, Prediction, Spent, TrustOptions, class_name};
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, hex, short};
 use crate::image_file;

@@ -6,7 +6,7 @@
 
 use super::client::{line, messages, spinner};
 use super::{megabytes, report, runtime};
-use crate::client::{Prediction, Client, Patience, Spent, TrustOptions, class_name};
+use crate::client::{Client, Patience, Prediction, Spent, TrustOptions, class_name};
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
 use crate::{draw, image_file, usage};
