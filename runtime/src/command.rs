@@ -1,5 +1,6 @@
 //! The three programs, as functions, so that one program can start another's.
 
+pub mod child;
 pub mod client;
 pub mod demo;
 pub mod server;

@@ -1,9 +1,9 @@
 //! The server: answers several clients at once, each operation on its own stream and thread.
 //!
-//! The reactor only moves bytes. Whatever computes, or waits for the disk, runs on blocking threads;
-//! the offline phase additionally takes one of a few permits, so that preparing bundles does not
-//! starve an inference. An operation that fails (or panics) ends with its stream: other operations
-//! and clients do not notice.
+//! The reactor only moves bytes. Whatever computes, or waits for the disk, runs on blocking
+//! threads; the offline phase additionally takes one of a few permits, so that preparing bundles
+//! does not starve an inference. An operation that fails (or panics) ends with its stream: other
+//! operations and clients do not notice.
 //!
 //! - `connection`: a client's connection and the operations on it.
 //! - `prepare`: the offline phase.
@@ -85,7 +85,8 @@ struct Shared {
 const SESSIONS: usize = 256;
 /// Memory for bundles that are read before they are asked for; others are read when they are.
 const AHEAD_BYTES: usize = 128 << 20;
-/// Time after which a client that connects, or is connected and does nothing, makes room for others.
+/// Time after which a client that connects, or is connected and does nothing, makes room for
+/// others.
 const IDLE: Duration = Duration::from_secs(60);
 /// Time that operations under way have to end once the server was asked to stop.
 const GRACE: Duration = Duration::from_secs(30);

@@ -2,8 +2,8 @@
 //!
 //! A bundle half may be used once. [`Store::spend`] records durably that it is spent, and nothing
 //! that follows from its content leaves the process before that. So a crash at any moment loses at
-//! most the bundle in hand, and no bundle is ever used twice. The record of a spent bundle stays for
-//! good; its content is erased.
+//! most the bundle in hand, and no bundle is ever used twice. The record of a spent bundle stays
+//! for good; its content is erased.
 //!
 //! # Layout
 //! `store.redb` is the database: one row per setup, artifact, peer and bundle. The content of a

@@ -6,7 +6,8 @@
 
 mod common;
 
-use common::{Model, ServerOptions, ServerProcess, bundles, client, count, prepare};
+use common::{Model, ServerOptions, bundles, client, count, kill, prepare, start_server_with};
+use pi_runtime::command::child::ServerProcess;
 use pi_runtime::store::BundleState::{Ready, Spent};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -35,7 +36,7 @@ impl Site {
     }
 
     fn server(&self, listen: &str, fault: &str) -> ServerProcess {
-        ServerProcess::start_with(ServerOptions {
+        start_server_with(ServerOptions {
             model: self.model.path(),
             state: &self.server_state(),
             listen,
@@ -103,7 +104,7 @@ fn a_client_that_dies_while_it_prepares_keeps_what_was_prepared() {
         assert!(!site.prepare(&server, 3, fault), "{fault}");
         // The next offline phase tells the server what the client holds; orphans go.
         assert!(site.prepare(&server, 1, ""), "{fault}");
-        server.kill();
+        kill(server);
         let [at_client, at_server] = site.census();
         assert_eq!(at_client.0, kept + 1, "{fault}");
         assert_eq!(at_server.0, kept + 1, "{fault}");
@@ -117,15 +118,15 @@ fn a_server_that_dies_while_it_prepares_keeps_what_was_prepared() {
         "server-prepare-after-store:2",
     ] {
         let site = Site::new();
-        let server = site.server("127.0.0.1:0", fault);
+        let mut server = site.server("127.0.0.1:0", fault);
         let address = server.address.clone();
         assert!(!site.prepare(&server, 3, ""), "{fault}");
-        server.wait();
+        server.process.child.wait().unwrap();
         assert_eq!(site.census()[0], (1, 0), "{fault}");
         let server = site.server(&address, "");
         assert!(site.infer(""), "{fault}");
         assert!(site.prepare(&server, 1, ""), "{fault}");
-        server.kill();
+        kill(server);
         let [at_client, at_server] = site.census();
         assert_eq!(at_client, (1, 1), "{fault}");
         assert_eq!(at_server.0, 1, "{fault}");
@@ -143,7 +144,7 @@ fn a_client_that_dies_while_it_infers_spends_at_most_that_bundle() {
         assert!(site.prepare(&server, 2, ""));
         assert!(!site.infer(fault), "{fault}");
         assert!(site.infer(""), "{fault}");
-        server.kill();
+        kill(server);
         let [at_client, at_server] = site.census();
         assert_eq!(at_client, (1 - spent, 1 + spent), "{fault}");
         // The bundle that only the client spent is an orphan at the server.
@@ -158,16 +159,16 @@ fn a_server_that_dies_while_it_infers_spends_at_most_that_bundle() {
         ("server-infer-after-spend", (1, 1)),
     ] {
         let site = Site::new();
-        let server = site.server("127.0.0.1:0", fault);
+        let mut server = site.server("127.0.0.1:0", fault);
         let address = server.address.clone();
         assert!(site.prepare(&server, 2, ""));
         assert!(!site.infer(""), "{fault}");
-        server.wait();
+        server.process.child.wait().unwrap();
         assert_eq!(site.census(), [(1, 1), at_server], "{fault}");
         let server = site.server(&address, "");
         assert!(site.infer(""), "{fault}");
         assert!(!site.infer(""), "{fault}: no third bundle was there");
-        server.kill();
+        kill(server);
     }
 }
 
@@ -192,11 +193,11 @@ fn kills_at_random_times_lose_nothing_else() {
         std::thread::sleep(Duration::from_millis(delay));
         match round % 2 {
             0 => running.kill().unwrap(),
-            _ => server.child.kill().unwrap(),
+            _ => server.process.child.kill().unwrap(),
         }
         attempts += 1;
         answers += usize::from(running.wait().unwrap().success());
-        server.kill();
+        kill(server);
         let [at_client, at_server] = site.census();
         assert_eq!(
             at_client.0 + at_client.1,
@@ -216,7 +217,7 @@ fn kills_at_random_times_lose_nothing_else() {
     }
     // What is left works.
     let left = {
-        server.kill();
+        kill(server);
         let left = site.census()[0].0;
         server = site.server(&address, "");
         left
@@ -226,7 +227,7 @@ fn kills_at_random_times_lose_nothing_else() {
         assert!(site.infer(""));
     }
     assert!(!site.infer(""), "a bundle was there twice");
-    server.kill();
+    kill(server);
 }
 
 #[test]
@@ -248,10 +249,10 @@ fn kills_at_random_times_of_the_offline_phase_leave_no_half_alone() {
         std::thread::sleep(Duration::from_millis(delay));
         match round % 2 {
             0 => running.kill().unwrap(),
-            _ => server.child.kill().unwrap(),
+            _ => server.process.child.kill().unwrap(),
         }
         running.wait().unwrap();
-        server.kill();
+        kill(server);
         let [at_client, _] = site.census();
         assert!(at_client.0 >= before, "a bundle is lost");
         before = at_client.0;
@@ -259,7 +260,7 @@ fn kills_at_random_times_of_the_offline_phase_leave_no_half_alone() {
     }
     assert!(site.prepare(&server, 1, ""));
     assert!(site.infer(""));
-    server.kill();
+    kill(server);
     let [at_client, at_server] = site.census();
     assert_eq!(at_client, (before, 1));
     // Orphans of the broken exchanges are spent without use.

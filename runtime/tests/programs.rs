@@ -4,7 +4,9 @@
 mod common;
 
 use assert_cmd::Command;
-use common::{Model, ServerOptions, ServerProcess, client, complaint, prepare};
+use common::{
+    Model, ServerOptions, client, complaint, kill, prepare, start_server, start_server_with,
+};
 use pi_runtime::store::Store;
 use std::net::UdpSocket;
 
@@ -175,7 +177,7 @@ fn a_taken_port_is_explained() {
 #[test]
 fn a_wrong_fingerprint_is_shown_beside_the_right_one() {
     let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
-    let server = ServerProcess::start(model.path(), &states.path().join("server"));
+    let server = start_server(model.path(), &states.path().join("server"));
     let wrong = "00".repeat(32);
     let text = complaint(client(&states.path().join("client")).args([
         "prepare",
@@ -191,7 +193,7 @@ fn a_wrong_fingerprint_is_shown_beside_the_right_one() {
 #[test]
 fn a_full_disk_is_explained_and_costs_nothing_that_was_stored() {
     let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
-    let server = ServerProcess::start(model.path(), &states.path().join("server"));
+    let server = start_server(model.path(), &states.path().join("server"));
     let state = states.path().join("client");
     prepare(&state, &server, 1).assert().success();
     // A limit on the size of files stands in for a full disk: writing fails in the same place.
@@ -218,7 +220,7 @@ fn a_full_disk_is_explained_and_costs_nothing_that_was_stored() {
 #[test]
 fn bundles_run_out_with_an_explanation() {
     let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
-    let server = ServerProcess::start(model.path(), &states.path().join("server"));
+    let server = start_server(model.path(), &states.path().join("server"));
     let state = states.path().join("client");
     prepare(&state, &server, 1).assert().success();
     client(&state)
@@ -236,13 +238,13 @@ fn a_changed_model_is_explained_and_the_old_bundles_kept() {
     let states = tempfile::tempdir().unwrap();
     let server_state = states.path().join("server");
     let state = states.path().join("client");
-    let server = ServerProcess::start(model.path(), &server_state);
+    let server = start_server(model.path(), &server_state);
     let address = server.address.clone();
     prepare(&state, &server, 1).assert().success();
-    server.kill();
+    kill(server);
 
     let again = |model: &Model| {
-        ServerProcess::start_with(ServerOptions {
+        start_server_with(ServerOptions {
             model: model.path(),
             state: &server_state,
             listen: &address,
@@ -253,7 +255,7 @@ fn a_changed_model_is_explained_and_the_old_bundles_kept() {
     let server = again(&other);
     let text = complaint(client(&state).arg("infer").arg(&model.image));
     says(&text, &["model changed", "pi-client prepare"]);
-    server.kill();
+    kill(server);
     let _server = again(&model);
     client(&state)
         .arg("infer")
@@ -266,14 +268,14 @@ fn a_changed_model_is_explained_and_the_old_bundles_kept() {
 fn a_server_that_was_set_up_anew_is_not_taken_for_the_old_one() {
     let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
     let state = states.path().join("client");
-    let server = ServerProcess::start(model.path(), &states.path().join("server"));
+    let server = start_server(model.path(), &states.path().join("server"));
     let address = server.address.clone();
     client(&state)
         .args(["prepare", "--trust-first-use", "--server", &address])
         .assert()
         .success();
-    server.kill();
-    let _impostor = ServerProcess::start_with(ServerOptions {
+    kill(server);
+    let _impostor = start_server_with(ServerOptions {
         model: model.path(),
         state: &states.path().join("impostor"),
         listen: &address,
@@ -292,14 +294,14 @@ fn a_server_that_was_set_up_anew_is_not_taken_for_the_old_one() {
 fn a_server_that_lost_its_state_is_prepared_with_anew() {
     let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
     let (state, server_state) = (states.path().join("client"), states.path().join("server"));
-    let server = ServerProcess::start(model.path(), &server_state);
+    let server = start_server(model.path(), &server_state);
     let address = server.address.clone();
     prepare(&state, &server, 2).assert().success();
-    server.kill();
+    kill(server);
     // Its identity was backed up, its store was not.
     std::fs::remove_file(server_state.join("store.redb")).unwrap();
     std::fs::remove_dir_all(server_state.join("bundles")).unwrap();
-    let server = ServerProcess::start_with(ServerOptions {
+    let server = start_server_with(ServerOptions {
         model: model.path(),
         state: &server_state,
         listen: &address,
@@ -320,9 +322,9 @@ fn a_server_that_lost_its_state_is_prepared_with_anew() {
 fn a_server_that_is_gone_costs_no_bundle() {
     let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
     let state = states.path().join("client");
-    let server = ServerProcess::start(model.path(), &states.path().join("server"));
+    let server = start_server(model.path(), &states.path().join("server"));
     prepare(&state, &server, 1).assert().success();
-    server.kill();
+    kill(server);
     let text = complaint(
         client(&state)
             .args(["--connect-timeout", "2", "infer"])
@@ -338,7 +340,7 @@ fn a_server_that_is_gone_costs_no_bundle() {
 fn images_of_other_sizes_are_resized_and_said_so() {
     let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
     let state = states.path().join("client");
-    let server = ServerProcess::start(model.path(), &states.path().join("server"));
+    let server = start_server(model.path(), &states.path().join("server"));
     prepare(&state, &server, 1).assert().success();
     let large = states.path().join("large.png");
     image::RgbImage::from_fn(90, 60, |x, y| image::Rgb([x as u8, y as u8, 9]))
@@ -358,13 +360,13 @@ fn images_of_other_sizes_are_resized_and_said_so() {
 #[test]
 fn an_interrupt_ends_a_server_in_order() {
     let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
-    let mut server = ServerProcess::start(model.path(), &states.path().join("server"));
-    let id = server.child.id().to_string();
+    let mut server = start_server(model.path(), &states.path().join("server"));
+    let id = server.process.child.id().to_string();
     let killed = std::process::Command::new("kill")
         .args(["-INT", &id])
         .status();
     assert!(killed.unwrap().success());
-    assert!(server.child.wait().unwrap().success());
+    assert!(server.process.child.wait().unwrap().success());
 }
 
 #[test]

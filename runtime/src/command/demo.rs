@@ -4,24 +4,21 @@
 //! `pi-server`. The client runs here. After the measured part, this process also reads the weights,
 //! which a real client never has, to compute the answer in the clear and compare.
 
+use super::child::{AS_SERVER, ServerCommand, ServerProcess};
 use super::client::{line, messages, spinner};
 use super::{megabytes, report, runtime};
 use crate::client::{Client, Patience, Prediction, Spent, TrustOptions, class_name};
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
 use crate::{draw, image_file, usage};
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use clap::Parser;
 use image::DynamicImage;
 use pi_ir::interpret::{Interpreter, quantise_image};
 use pi_ir::{Artifact, Circuit, Kind, Step, WeightsFile, artifact};
 use serde_json::json;
-use std::ffi::OsString;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
-use std::sync::mpsc;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 /// Classifies an image privately, server and client on this machine, and compares with the
@@ -43,14 +40,11 @@ struct Arguments {
     drawing: Option<PathBuf>,
 }
 
-/// First argument of the process that plays the server.
-const CHILD: &str = "--as-server";
-
 /// Runs `pi-demo` with this process's arguments.
 pub fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
     let program = arguments.next();
-    if arguments.next().is_some_and(|first| first == CHILD) {
+    if arguments.next().is_some_and(|first| first == AS_SERVER) {
         return super::server::serve_child(program.into_iter().chain(arguments));
     }
     super::start_logging("warn");
@@ -132,7 +126,7 @@ struct Played {
 
 async fn play(model: &Path, input: &[i64]) -> anyhow::Result<Played> {
     let states = tempfile::tempdir().context("cannot make a temporary directory")?;
-    let mut server = ServerProcess::start(model, &states.path().join("server"))?;
+    let mut server = start_server(model, states.path())?;
     let patience = Patience {
         connect: Duration::from_secs(20),
         silence: Duration::from_secs(300),
@@ -197,96 +191,21 @@ impl Clock {
     }
 }
 
-/// This program, executed again as a server; it ends when this value is dropped.
-struct ServerProcess {
-    child: Child,
-    requests: Option<ChildStdin>,
-    lines: mpsc::Receiver<String>,
-    log: PathBuf,
-    address: String,
-    fingerprint: Fingerprint,
-}
-
 /// Longest wait for a line of the server process: loading a large model takes seconds.
 const SERVER_PATIENCE: Duration = Duration::from_secs(120);
 
-impl ServerProcess {
-    fn start(model: &Path, state: &Path) -> anyhow::Result<ServerProcess> {
-        let log = state.with_extension("log");
-        let errors = File::create(&log).context("cannot write the server's log")?;
-        let mut child = Command::new(std::env::current_exe()?)
-            .args([OsString::from(CHILD), "--model".into(), model.into()])
-            .args(["--listen", "127.0.0.1:0", "--state"])
-            .arg(state)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(errors)
-            .spawn()
-            .context("cannot start the server process")?;
-        let requests = child.stdin.take();
-        let output = child.stdout.take().context("the server has no output")?;
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        let mut server = ServerProcess {
-            child,
-            requests,
-            lines,
-            log,
-            address: String::new(),
-            fingerprint: Fingerprint([0; 32]),
-        };
-        server.fingerprint = server.line("fingerprint ")?.parse()?;
-        server.address = server.line("listening on ")?;
-        Ok(server)
-    }
-
-    fn user_seconds(&mut self) -> anyhow::Result<f64> {
-        let requests = self.requests.as_mut().context("the server was stopped")?;
-        writeln!(requests, "usage").context("the server process is gone")?;
-        Ok(self.line("usage ")?.parse()?)
-    }
-
-    /// The rest of the next line that starts like this.
-    fn line(&mut self, start: &str) -> anyhow::Result<String> {
-        loop {
-            match self.lines.recv_timeout(SERVER_PATIENCE) {
-                Ok(line) => {
-                    if let Some(rest) = line.strip_prefix(start) {
-                        return Ok(rest.to_owned());
-                    }
-                }
-                Err(_) => {
-                    let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-                    bail!(
-                        "the server process ended or hangs; its log:\n{}",
-                        log.trim_end()
-                    );
-                }
-            }
-        }
-    }
-
-    /// Closes the server's standard input, its sign to end, and waits for it.
-    fn stop(mut self) -> anyhow::Result<()> {
-        self.requests = None;
-        let status = self.child.wait()?;
-        ensure!(status.success(), "the server process ended with {status}");
-        Ok(())
-    }
-}
-
-impl Drop for ServerProcess {
-    fn drop(&mut self) {
-        // After `stop` there is nothing left to kill.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Starts this program again as a server.
+fn start_server(model: &Path, states: &Path) -> anyhow::Result<ServerProcess> {
+    let mut program = Command::new(std::env::current_exe()?);
+    program.arg(AS_SERVER);
+    ServerProcess::start(ServerCommand {
+        program,
+        model,
+        listen: "127.0.0.1:0",
+        state: &states.join("server"),
+        log: Some(states.join("server.log")),
+        patience: SERVER_PATIENCE,
+    })
 }
 
 /// Logits of the plain interpreter and of the exact one, given the client's shares.

@@ -6,12 +6,10 @@ use image::{DynamicImage, GrayImage, RgbImage};
 use pi_ir::interpret::{Interpreter, quantise_image};
 use pi_ir::{Artifact, Kind, Step, WeightsFile, artifact, random};
 use pi_protocol::layout::default_plan;
-use pi_runtime::fingerprint::Fingerprint;
+use pi_runtime::command::child::{ServerCommand, ServerProcess};
 use pi_runtime::store::{BundleState, Store};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
 use std::time::Duration;
 
 /// Bundles of the models' one batch.
@@ -100,13 +98,6 @@ fn image_of(artifact: &Artifact, pixels: &[u8]) -> DynamicImage {
     }
 }
 
-/// A `pi-server` process, killed when this is dropped.
-pub struct ServerProcess {
-    pub child: Child,
-    pub address: String,
-    pub fingerprint: Fingerprint,
-}
-
 pub struct ServerOptions<'a> {
     pub model: &'a Path,
     pub state: &'a Path,
@@ -115,58 +106,35 @@ pub struct ServerOptions<'a> {
     pub fault: &'a str,
 }
 
-impl ServerProcess {
-    pub fn start(model: &Path, state: &Path) -> ServerProcess {
-        ServerProcess::start_with(ServerOptions {
-            model,
-            state,
-            listen: "127.0.0.1:0",
-            more: &[],
-            fault: "",
-        })
-    }
-
-    pub fn start_with(options: ServerOptions<'_>) -> ServerProcess {
-        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_pi-server"))
-            .arg("--model")
-            .arg(options.model)
-            .args(["--listen", options.listen, "--state"])
-            .arg(options.state)
-            .args(options.more)
-            .env("PI_FAULT", options.fault)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut line = |start: &str| loop {
-            let line = lines.next().expect("the server ends early").unwrap();
-            if let Some(rest) = line.strip_prefix(start) {
-                break rest.to_owned();
-            }
-        };
-        ServerProcess {
-            fingerprint: line("fingerprint ").parse().unwrap(),
-            address: line("listening on "),
-            child,
-        }
-    }
-
-    /// As `kill -9`.
-    pub fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    pub fn wait(mut self) {
-        self.child.wait().unwrap();
-    }
+/// A `pi-server` process on a free port.
+pub fn start_server(model: &Path, state: &Path) -> ServerProcess {
+    start_server_with(ServerOptions {
+        model,
+        state,
+        listen: "127.0.0.1:0",
+        more: &[],
+        fault: "",
+    })
 }
 
-impl Drop for ServerProcess {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+pub fn start_server_with(options: ServerOptions<'_>) -> ServerProcess {
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_pi-server"));
+    program.args(options.more).env("PI_FAULT", options.fault);
+    ServerProcess::start(ServerCommand {
+        program,
+        model: options.model,
+        listen: options.listen,
+        state: options.state,
+        log: None,
+        patience: Duration::from_secs(120),
+    })
+    .unwrap()
+}
+
+/// As `kill -9`.
+pub fn kill(mut server: ServerProcess) {
+    server.process.child.kill().unwrap();
+    server.process.child.wait().unwrap();
 }
 
 /// `pi-client` with a state directory.
