@@ -18,13 +18,15 @@ use pi_compiler::images::Images;
 use pi_ir::artifact::{Artifact, GraphFile, WeightsFile};
 use pi_ir::interpret::{Interpreter, quantise_image};
 use pi_ir::{Graph, Step};
+use pi_protocol::Channel;
 use pi_protocol::channel::memory;
 use pi_protocol::session::{
-    ClientBatch, ClientModel, ClientSetup, HeaderInputs, Inference, ServerBatch, ServerModel,
-    ServerSetup, client_infer, client_setup, server_infer, server_setup,
+    ClientBatch, ClientModel, ClientSetup, HeaderInputs, Inference, OnlineRequest, ServerBatch,
+    ServerModel, ServerSetup, client_infer, client_setup, server_infer, server_setup,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 const RESULTS: &str = "docs/results/oracles.json";
@@ -66,8 +68,8 @@ impl Model {
         }
     }
 
-    /// Bounds are calibrated on photographs: a drawn image may leave them, and is then no test of
-    /// the protocol.
+    /// Tells whether an image stays within the circuit's bounds. They are calibrated on
+    /// photographs: a drawn image may leave them, and is then no test of the protocol.
     fn stays_in_bounds(&self, pixels: &[u8]) -> bool {
         let circuit = &self.artifact.circuit;
         let input = quantise_image(circuit, pixels).unwrap();
@@ -128,46 +130,31 @@ impl Pair {
     fn classify(&mut self, input: &[i64]) -> Inference {
         self.index += 1;
         let inputs = inputs(self.index);
-        let Pair {
-            client,
-            server,
-            client_setup,
-            server_setup,
-            rng,
-            ..
-        } = self;
-        let [client_rng, server_rng] = rng;
         let (mut near, mut far) = memory();
-        let (client_bundle, server_bundle) = both(
-            || {
-                block_on(async {
-                    let near = &mut near;
-                    let started =
-                        ClientBatch::start(near, client, client_setup, &inputs, 1, client_rng);
-                    started.await?.next_bundle(near).await
-                })
-                .unwrap()
-                .expect("a batch of one")
-            },
-            || {
-                block_on(async {
-                    let far = &mut far;
-                    let started =
-                        ServerBatch::start(far, server, server_setup, &inputs, 1, server_rng);
-                    started.await?.next_bundle(far).await
-                })
-                .unwrap()
-                .expect("a batch of one")
-            },
-        );
+        let [client_rng, server_rng] = &mut self.rng;
         let (inference, ()) = both(
-            || block_on(client_infer(&mut near, client, client_bundle, input, true)).unwrap(),
             || {
-                let limit = pi_protocol::session::OnlineRequest::encoded_len(server);
-                let message = block_on(pi_protocol::Channel::receive(&mut far, limit)).unwrap();
-                let request =
-                    pi_protocol::session::OnlineRequest::decode(&message, server).unwrap();
-                block_on(server_infer(&mut far, server, server_bundle, request)).unwrap();
+                block_on(async {
+                    let (channel, model, setup) = (&mut near, &self.client, &self.client_setup);
+                    let start = ClientBatch::start(channel, model, setup, &inputs, 1, client_rng);
+                    let mut batch = start.await.unwrap();
+                    let bundle = batch.next_bundle(channel).await.unwrap().unwrap();
+                    let infer = client_infer(channel, model, bundle, input, true);
+                    infer.await.unwrap()
+                })
+            },
+            || {
+                block_on(async {
+                    let (channel, model, setup) = (&mut far, &self.server, &self.server_setup);
+                    let start = ServerBatch::start(channel, model, setup, &inputs, 1, server_rng);
+                    let mut batch = start.await.unwrap();
+                    let bundle = batch.next_bundle(channel).await.unwrap().unwrap();
+                    let limit = OnlineRequest::encoded_len(model);
+                    let message = channel.receive(limit).await.unwrap();
+                    let request = OnlineRequest::decode(&message, model).unwrap();
+                    let infer = server_infer(channel, model, bundle, request);
+                    infer.await.unwrap();
+                })
             },
         );
         inference
@@ -195,7 +182,7 @@ fn quantile(sorted: &[i64], share: f64) -> i64 {
     sorted[((sorted.len() - 1) as f64 * share).round() as usize]
 }
 
-/// What both oracles say about some images.
+/// Verdict of both oracles on some images.
 struct Report {
     images: usize,
     scale: f64,
@@ -252,7 +239,7 @@ fn run(model: &Model, images: &Images) -> Report {
 }
 
 impl Report {
-    /// Answers may differ only at margins below `allowed`.
+    /// Checks that answers differ only at margins below `allowed`.
     fn check(&self, allowed: i64) {
         for &(index, margin) in &self.flips {
             assert!(
@@ -273,8 +260,8 @@ fn stated_quantile() -> i64 {
         .unwrap()
 }
 
-/// Fixed point costs at most 0.5 points of accuracy, and `slack` for a sample smaller than the
-/// whole batch.
+/// Checks that fixed point costs at most 0.5 points of accuracy, and `slack` for a sample smaller
+/// than the whole batch.
 fn check_accuracy(found: &Comparison, slack: f64) {
     assert_eq!(found.out_of_bound, 0, "a value left its bound");
     if found.labelled {
@@ -343,7 +330,10 @@ fn a_hundred_images_in_full_and_ten_thousand_through_the_interpreter() {
     let report = run(&model, &hundred);
     let units = |share: f64| quantile(&report.differences, share);
     let change = |share: f64| quantile(&report.margin_changes, share);
-    let text = serde_json::json!({
+    let flips: Vec<_> = (report.flips.iter())
+        .map(|(image, margin)| json!({ "image": image, "margin_units": margin }))
+        .collect();
+    let text = json!({
         "command": "cargo test --test oracles -- --ignored --nocapture",
         "images": all.source,
         "plain_interpreter": found,
@@ -351,10 +341,23 @@ fn a_hundred_images_in_full_and_ten_thousand_through_the_interpreter() {
             "images": report.images,
             "equal_to_exact_interpreter_bit_for_bit": report.images,
             "output_scale": report.scale,
-            "difference_to_plain_units": { "median": units(0.5), "p90": units(0.9), "p99": units(0.99), "max": units(1.0) },
-            "difference_to_plain_logits": { "median": units(0.5) as f64 / report.scale, "max": units(1.0) as f64 / report.scale },
-            "change_of_margins_units": { "median": change(0.5), "p90": change(0.9), "p99": change(0.99), "max": change(1.0) },
-            "answers_that_differ": report.flips.iter().map(|(image, margin)| serde_json::json!({ "image": image, "margin_units": margin })).collect::<Vec<_>>(),
+            "difference_to_plain_units": {
+                "median": units(0.5),
+                "p90": units(0.9),
+                "p99": units(0.99),
+                "max": units(1.0),
+            },
+            "difference_to_plain_logits": {
+                "median": units(0.5) as f64 / report.scale,
+                "max": units(1.0) as f64 / report.scale,
+            },
+            "change_of_margins_units": {
+                "median": change(0.5),
+                "p90": change(0.9),
+                "p99": change(0.99),
+                "max": change(1.0),
+            },
+            "answers_that_differ": flips,
         },
     });
     let text = serde_json::to_string_pretty(&text).unwrap() + "\n";
