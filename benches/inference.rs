@@ -1,6 +1,7 @@
 //! Private inference between two processes over QUIC, measured: see `benches/README.md`.
 //!
-//!     cargo bench --bench inference -- --network resnet18 --relus 15000 --rest identity --json figures.json
+//!     cargo bench --bench inference -- --network resnet18 --relus 15000 --rest identity \
+//!         --json figures.json
 
 mod support;
 
@@ -15,11 +16,11 @@ use support::options::Options;
 use support::predict::Rates;
 
 /// Prepares and spends bundles between a client and a server on this machine, checks the answers
-/// and writes what it took.
+/// and reports the cost.
 #[derive(Parser)]
 #[command(name = "cargo bench --bench inference --")]
 struct Arguments {
-    /// Positions that keep their ReLU: a number, or "all".
+    /// Number of positions that keep their ReLU, or "all".
     #[arg(long, value_name = "N|all")]
     relus: Budget,
     #[command(flatten)]
@@ -71,7 +72,9 @@ fn print(plan: &Plan, figures: &Figures) {
     );
     if let Some(shaped) = &figures.link {
         println!(
-            "line {} by {}: {:.0} Mbit/s, {} ms round trip; idle {:.1} Mbit/s, {:.3} ms (95 %: {:.3} ms); in use at most {:.2} ms late, {} of {} datagrams dropped, relay {:.2} CPU s",
+            "line {} by {}: {:.0} Mbit/s, {} ms round trip; idle {:.1} Mbit/s, {:.3} ms (95 %: \
+             {:.3} ms); in use at most {:.2} ms late, {} of {} datagrams dropped, \
+             relay {:.2} CPU s",
             shaped.link.name,
             shaped.shaper,
             shaped.link.bits_per_second / 1e6,
@@ -87,7 +90,8 @@ fn print(plan: &Plan, figures: &Figures) {
     }
     let line = |name: &str, phase: &Phase| {
         println!(
-            "{name:22} {:9.4} s wall  {:8.3} CPU s (client {:.3}, server {:.3})  {:9.3} MB up  {:9.3} MB down  {:.0} messages",
+            "{name:22} {:9.4} s wall  {:8.3} CPU s (client {:.3}, server {:.3})  {:9.3} MB up  \
+             {:9.3} MB down  {:.0} messages",
             phase.wall_s,
             phase.cpu_s,
             phase.client_cpu_s,

@@ -20,13 +20,13 @@ use support::network::Budget;
 use support::options::Options;
 use support::predict::{Predicted, Rates};
 
-/// Measures one network at many ReLU budgets, beside what the cost model predicts; draws both and
-/// writes a table.
+/// Measures one network at many ReLU budgets and compares with the predictions of the cost model,
+/// in a table and a chart.
 #[derive(Parser)]
 #[command(name = "cargo bench --bench budget --")]
 struct Arguments {
-    /// Positions that keep their ReLU, budgets separated by commas; more than the network has are
-    /// left out.
+    /// Budgets, separated by commas: numbers of positions that keep their ReLU. Budgets above what
+    /// the network has are left out.
     #[arg(
         long,
         value_name = "N,..",
@@ -34,7 +34,7 @@ struct Arguments {
         default_value = "0,1800,6000,12900,15000,25000,50000,100000,150000,all"
     )]
     budgets: Vec<Budget>,
-    /// Directory for the charts (SVG and PNG) and the table (Markdown); made if absent.
+    /// Directory for the charts (SVG and PNG) and the table (Markdown), made if absent.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -149,13 +149,16 @@ fn points(measured: &[Measured]) -> Vec<Point> {
 
 fn table(measured: &[Measured]) -> String {
     let mut table = String::from(
-        "| ReLUs | offline s (predicted) | CPU s client + server | MB up / down | online ms (predicted) | CPU s client + server | MB up / down | server, client MB |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n",
+        "| ReLUs | offline s (predicted) | CPU s client + server | MB up / down \
+         | online ms (predicted) | CPU s client + server | MB up / down | server, client MB |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for m in measured {
         let (offline, online) = (&m.figures.offline.per_bundle, &m.figures.online.median);
         writeln!(
             table,
-            "| {} | {:.2} ({:.2}) | {:.2} + {:.2} | {:.1} / {:.1} | {:.0} ({:.0}) | {:.3} + {:.3} | {:.2} / {:.2} | {:.0}, {:.0} |",
+            "| {} | {:.2} ({:.2}) | {:.2} + {:.2} | {:.1} / {:.1} \
+             | {:.0} ({:.0}) | {:.3} + {:.3} | {:.2} / {:.2} | {:.0}, {:.0} |",
             m.budget,
             offline.wall_s,
             m.predicted.offline_s,

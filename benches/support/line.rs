@@ -1,107 +1,10 @@
-//! The line between the parties: loopback as it is, or one of a given speed and delay.
+//! The line between the parties: loopback as it is, or a link of a given speed and delay.
 
+use super::link::{Link, Shaped, Shaper};
 use super::netem::Namespaces;
-use super::probe::Idle;
 use super::relay::Relay;
 use anyhow::Result;
-use clap::ValueEnum;
-use serde::Serialize;
 use std::ffi::OsString;
-
-/// A line between two parties.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(crate) struct Link {
-    /// Its name on the command line.
-    pub(crate) name: &'static str,
-    /// Each way, headers of IP and UDP included.
-    pub(crate) bits_per_second: f64,
-    /// Of an empty datagram on an idle line, there and back.
-    pub(crate) round_trip_s: f64,
-    /// What waits at most, each way.
-    pub(crate) queue_bytes: usize,
-}
-
-impl Link {
-    /// 1 Gbit/s, 0.5 ms there and back.
-    pub(crate) const LAN: Link = Link {
-        name: "lan",
-        bits_per_second: 1e9,
-        round_trip_s: 0.5e-3,
-        queue_bytes: 512 * 1024,
-    };
-    /// 100 Mbit/s, 40 ms there and back; the queue is about one product of bandwidth and delay.
-    pub(crate) const WAN: Link = Link {
-        name: "wan",
-        bits_per_second: 100e6,
-        round_trip_s: 40e-3,
-        queue_bytes: 512 * 1024,
-    };
-}
-
-/// A line by its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Net {
-    /// The machine's own.
-    Loopback,
-    /// 1 Gbit/s, 0.5 ms round trip.
-    Lan,
-    /// 100 Mbit/s, 40 ms round trip.
-    Wan,
-}
-
-impl Net {
-    /// What it asks for; none is loopback as it is.
-    pub(crate) fn link(self) -> Option<Link> {
-        match self {
-            Net::Loopback => None,
-            Net::Lan => Some(Link::LAN),
-            Net::Wan => Some(Link::WAN),
-        }
-    }
-}
-
-/// What shapes a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Shaper {
-    /// netem where it can be had, else the relay; which of them is printed, with the reason.
-    Auto,
-    /// `tc netem` between two network namespaces.
-    Netem,
-    /// A relay of datagrams in the measuring process.
-    Relay,
-}
-
-/// How a shaped line behaved.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Shaped {
-    /// What was asked for.
-    pub(crate) link: Link,
-    /// Who shaped it, netem or relay.
-    pub(crate) shaper: &'static str,
-    /// Measured before the parties used it.
-    pub(crate) idle: Idle,
-    /// Client to server, with the parties on it.
-    pub(crate) up: Direction,
-    /// Server to client.
-    pub(crate) down: Direction,
-    /// CPU of a relay's threads and the rest of the measuring process, user and system; no party's.
-    pub(crate) relay_cpu_s: f64,
-}
-
-/// What one direction carried.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub(crate) struct Direction {
-    /// Datagrams delivered.
-    pub(crate) datagrams: u64,
-    /// Their payload: what QUIC sent, with its own headers and repetitions.
-    pub(crate) bytes: u64,
-    /// Datagrams that found the queue full.
-    pub(crate) dropped: u64,
-    /// Mean time that a relay delivered a datagram after it was due.
-    pub(crate) mean_late_s: f64,
-    /// The worst.
-    pub(crate) most_late_s: f64,
-}
 
 /// A line that stands, until it is closed or dropped.
 pub(crate) enum Line {
@@ -114,7 +17,8 @@ pub(crate) enum Line {
 }
 
 impl Line {
-    /// Makes a line of a kind; for a relay, that follows when the server's address is known.
+    /// Makes a line. A relay is started later, by [`Line::lead_to`], when the server's address is
+    /// known.
     ///
     /// # Errors
     /// If netem was asked for and cannot be had.
@@ -137,7 +41,7 @@ impl Line {
         }
     }
 
-    /// Where the server listens.
+    /// Address at which the server listens.
     pub(crate) fn listen(&self) -> String {
         match self {
             Line::Netem(namespaces) => namespaces.listen(),
@@ -145,7 +49,7 @@ impl Line {
         }
     }
 
-    /// What goes before the server's program to start it at its end.
+    /// Command that starts the server's program at its end; empty if there is none.
     pub(crate) fn at_server(&self) -> Vec<OsString> {
         match self {
             Line::Netem(namespaces) => namespaces.at_server(),
@@ -153,7 +57,7 @@ impl Line {
         }
     }
 
-    /// What goes before the client's program to start it at its end.
+    /// Command that starts the client's program at its end; empty if there is none.
     pub(crate) fn at_client(&self) -> Vec<OsString> {
         match self {
             Line::Netem(namespaces) => namespaces.at_client(),
@@ -173,10 +77,10 @@ impl Line {
         Ok(relay.insert(started).address().to_string())
     }
 
-    /// Ends the line and tells how it behaved.
+    /// Ends the line and reports its behaviour, if it was shaped.
     ///
     /// # Errors
-    /// If a relay failed or netem does not tell.
+    /// If a relay failed or netem does not report it.
     pub(crate) fn close(self) -> Result<Option<Shaped>> {
         match self {
             Line::Relay(_, Some(relay)) => relay.stop().map(Some),

@@ -1,30 +1,30 @@
-//! Which machine, for the figures.
+//! The machine on which figures were measured.
 
 use pi_core::Backend;
 use serde::Serialize;
 
-/// What a figure depends on.
+/// The properties of a machine on which figures depend.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Machine {
-    /// The processor, as it calls itself.
+    /// Name of the processor, as it reports it.
     pub(crate) cpu: String,
-    /// Cores to run on.
+    /// Cores that this process may use.
     pub(crate) cores: usize,
-    /// Features that the kernels look for.
+    /// Features of the processor that the kernels look for.
     pub(crate) features: Vec<&'static str>,
     /// Operating system and its version.
     pub(crate) system: String,
-    /// Main memory, bytes.
+    /// Main memory, in bytes.
     pub(crate) memory: u64,
     /// True if the portable kernels run.
     pub(crate) forced_scalar: bool,
-    /// Processes ready to run in the last minute when the benchmark started; above 0.5, times are
-    /// not to be trusted.
+    /// Mean number of processes ready to run in the last minute before the benchmark. Above 0.5,
+    /// times are not to be trusted.
     pub(crate) load: f64,
 }
 
 impl Machine {
-    /// This machine, now; what the system does not tell is empty or 0.
+    /// This machine, now. Whatever the system does not report is empty or 0.
     pub(crate) fn here() -> Machine {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let field = |text: &str, name: &str| {

@@ -1,6 +1,9 @@
-//! What the benchmarks of whole inferences share.
+//! The parts that the benchmarks of whole inferences share.
 
-pub(crate) mod line;
+mod circuit;
+mod fixtures;
+mod line;
+mod link;
 pub(crate) mod machine;
 pub(crate) mod measure;
 mod netem;

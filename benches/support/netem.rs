@@ -2,7 +2,7 @@
 //! of virtual devices that `tc netem` shapes in both directions. It needs Linux, iproute2, the
 //! right to make namespaces, and a kernel with netem.
 
-use super::line::{Direction, Link, Shaped};
+use super::link::{Direction, Link, Shaped};
 use super::probe::{self, HEADER_BYTES, Idle};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
@@ -45,7 +45,7 @@ pub(crate) fn play_probe(echo: &str, burst: &str) -> Result<()> {
 /// One end: a namespace with one device in it.
 #[derive(Clone, Debug)]
 struct End {
-    /// Of the namespace, and of its device.
+    /// Name of the namespace, and of its device.
     name: String,
     address: &'static str,
 }
@@ -56,11 +56,11 @@ pub(crate) struct Namespaces {
     link: Link,
     server: End,
     client: End,
-    /// How it measured before the parties used it.
+    /// Measurements before the parties used the line.
     idle: Idle,
 }
 
-/// What `tc -s -j qdisc show` says of a device; other fields do not matter here.
+/// A queue of a device in the output of `tc -s -j qdisc show`; other fields do not matter here.
 #[derive(Deserialize)]
 struct Queue {
     kind: String,
@@ -73,8 +73,8 @@ impl Namespaces {
     /// Makes the line and measures it.
     ///
     /// # Errors
-    /// What the system does not permit or lack; nothing is left behind. A line that does not
-    /// measure as it was asked for.
+    /// If the system lacks or does not permit something, or the line does not measure as it was
+    /// asked for. Nothing is left behind.
     pub(crate) fn open(link: Link) -> Result<Namespaces> {
         let pid = std::process::id();
         let end = |side: char, address| End {
@@ -145,17 +145,17 @@ impl Namespaces {
         Ok(())
     }
 
-    /// Where the server listens.
+    /// Address at which the server listens.
     pub(crate) fn listen(&self) -> String {
         format!("{}:0", self.server.address)
     }
 
-    /// What goes before a program's name to run it at the server's end.
+    /// Command that runs a program at the server's end; the program's name follows.
     pub(crate) fn at_server(&self) -> Vec<OsString> {
         at(&self.server)
     }
 
-    /// What goes before a program's name to run it at the client's end.
+    /// Command that runs a program at the client's end; the program's name follows.
     pub(crate) fn at_client(&self) -> Vec<OsString> {
         at(&self.client)
     }
@@ -184,10 +184,10 @@ impl Namespaces {
         Ok(Running(child))
     }
 
-    /// How the line behaved, by what the queues of both ends counted.
+    /// Behaviour of the line, as the queues of both ends counted it.
     ///
     /// # Errors
-    /// If `tc` does not tell.
+    /// If `tc` does not report it.
     pub(crate) fn shaped(&self) -> Result<Shaped> {
         let count = |end: &End| {
             let name = &end.name;

@@ -29,19 +29,19 @@ pub(crate) enum Network {
     Lean9,
 }
 
-/// What positions without ReLU compute.
+/// Function of positions without ReLU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum RestKind {
-    /// Nothing.
+    /// The identity: values pass unchanged.
     Identity,
     /// `0.009 x^2 + 0.5 x + 0.47`.
     Poly,
 }
 
-/// How many positions keep their ReLU.
+/// Number of positions that keep their ReLU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Budget {
-    /// So many, drawn at random from all.
+    /// A number of positions, drawn at random from all.
     Relus(usize),
     /// Every position.
     All,
@@ -90,7 +90,7 @@ impl fmt::Display for RestKind {
     }
 }
 
-/// What is benchmarked.
+/// The network that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Subject {
     /// The architecture.
@@ -166,8 +166,8 @@ impl Subject {
         Ok(graph)
     }
 
-    /// The directory of the compiled model; compiled now unless it is kept from an earlier run of
-    /// this program.
+    /// The directory of the compiled model, which is compiled now unless an earlier run of this
+    /// program left it.
     ///
     /// # Errors
     /// If the compiler refuses the graph, or the directory cannot be written.

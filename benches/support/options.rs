@@ -1,39 +1,49 @@
 //! Options that the benchmarks of whole inferences share.
 
-use super::line::{Net, Shaper};
+use super::link::{Net, Shaper};
 use super::measure::Plan;
 use super::network::{Budget, Network, RestKind, Subject};
 use clap::Args;
 use std::path::PathBuf;
 
-/// What is measured, except for the budget.
+/// The choice of what is measured, except for the budget.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// The architecture, with random weights.
+    /// Architecture; the weights are random.
     #[arg(long, value_enum, default_value_t = Network::ResNet18)]
     pub(crate) network: Network,
-    /// What positions without ReLU compute.
+    /// Function of positions without ReLU.
     #[arg(long, value_enum, default_value_t = RestKind::Identity)]
     pub(crate) rest: RestKind,
-    /// The line between the parties.
+    /// Line between the parties.
     #[arg(long, value_enum, default_value_t = Net::Loopback)]
     pub(crate) net: Net,
-    /// What shapes the line.
+    /// Means of shaping the line.
     #[arg(long, value_enum, default_value_t = Shaper::Auto)]
     pub(crate) shaper: Shaper,
     /// Bundles prepared by one request.
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(
+        long,
+        value_name = "K",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=64)
+    )]
     pub(crate) bundles: u32,
-    /// Inferences timed; one more is made to be checked.
-    #[arg(long, value_name = "R", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    /// Inferences timed; one more is made and checked.
+    #[arg(
+        long,
+        value_name = "R",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u32).range(1..=1000)
+    )]
     pub(crate) runs: u32,
     /// Threads of each party [default: all cores].
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
-    /// Where to write all figures.
+    /// File for all figures, as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
-    /// Given by cargo.
+    /// Passed by cargo; without effect.
     #[arg(long, hide = true)]
     bench: bool,
 }

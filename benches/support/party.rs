@@ -1,32 +1,30 @@
-//! The two parties as processes of their own: this program, executed again, obeying lines on
+//! The two parties as processes of their own: this program, executed again, which obeys lines on
 //! standard input.
 
 use super::line::Line;
 use super::netem::{self, AS_ECHO, AS_PROBE};
 use super::network::read_model;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 use pi_compiler::images::draw;
 use pi_ir::interpret::{Interpreter, quantise_image};
 use pi_runtime::client::{Client, Patience, Spent, TrustOptions};
+use pi_runtime::command::child::{AS_SERVER, ChildProcess, ServerCommand, ServerProcess};
 use pi_runtime::command::server::serve_child;
 use pi_runtime::fingerprint::Fingerprint;
 use pi_runtime::usage;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
-use std::sync::mpsc;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-/// First arguments of the processes that play the parties.
-const AS_SERVER: &str = "--as-server";
+/// First argument of the process that plays the client.
 const AS_CLIENT: &str = "--as-client";
 
-/// Plays a party, or one end of a line that is measured, if this process was started as one; to be
-/// called first in `main`.
+/// Plays a party, or one end of a line that is measured, if this process was started as one. `main`
+/// calls this first.
 pub(crate) fn play_if_child() -> Option<ExitCode> {
     let mut arguments = std::env::args_os();
     let program = arguments.next();
@@ -57,26 +55,26 @@ pub(crate) fn play_if_child() -> Option<ExitCode> {
     })
 }
 
-/// What an operation took, as the client counts it.
+/// Cost of an operation, as the client counts it.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Operation {
     /// Seconds on the clock.
     pub(crate) wall_s: f64,
     /// User CPU seconds of the client.
     pub(crate) client_cpu_s: f64,
-    /// Client to server.
+    /// Payload from client to server.
     pub(crate) bytes_up: u64,
-    /// Server to client.
+    /// Payload from server to client.
     pub(crate) bytes_down: u64,
     /// One-way messages, both directions.
     pub(crate) messages: u64,
 }
 
-/// How the inferences compare with the interpreter.
+/// Comparison of the inferences with the interpreter.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Check {
-    /// Whether the private logits are the exact interpreter's, bit for bit, given the client's
-    /// shares.
+    /// True if the private logits are those of the exact interpreter with the client's shares, bit
+    /// for bit.
     pub(crate) exact: bool,
     /// Largest distance of a logit of any run from the plain interpreter's, in units of the last
     /// binary digit.
@@ -194,219 +192,83 @@ async fn obey(arguments: ClientArguments) -> Result<()> {
     Ok(())
 }
 
-/// A party's process; it ends when this value is dropped.
-struct Process {
-    name: &'static str,
-    child: Child,
-    requests: Option<ChildStdin>,
-    lines: mpsc::Receiver<String>,
-    log: PathBuf,
+/// Longest wait for one line: a batch of bundles of a large network takes minutes on a slow line.
+const PATIENCE: Duration = Duration::from_secs(1800);
+
+/// Where and how the processes of the parties run.
+pub(crate) struct Site<'a> {
+    /// Directory of the model.
+    pub(crate) model: &'a Path,
+    /// Directory for the states and logs of both parties.
+    pub(crate) states: &'a Path,
+    /// Threads of each party; none means all cores.
+    pub(crate) threads: Option<usize>,
 }
 
-/// Longest wait for one line: a batch of bundles of a large network takes minutes on a slow line.
-const SILENCE: Duration = Duration::from_secs(1800);
-
-impl Process {
-    fn start(
-        name: &'static str,
-        role: &str,
-        arguments: &[OsString],
-        at: &[OsString],
-        threads: Option<usize>,
-        log: PathBuf,
-    ) -> Result<Process> {
-        let errors = File::create(&log).context("cannot write a party's log")?;
-        // Where it runs, if not here, is said by a command that goes before.
-        let this = [std::env::current_exe()?.into()];
-        let mut words = at.iter().chain(&this);
+impl Site<'_> {
+    /// This program in a role; `at` is a command that goes before and says where it runs, if not
+    /// here.
+    fn program(&self, at: Vec<OsString>, role: &str) -> Result<Command> {
+        let mut words = at.into_iter().chain([std::env::current_exe()?.into()]);
         let mut command = Command::new(words.next().context("no program")?);
-        command.args(words);
-        if let Some(threads) = threads {
+        command.args(words).arg(role);
+        if let Some(threads) = self.threads {
             command
                 .env("RAYON_NUM_THREADS", threads.to_string())
                 .env("TOKIO_WORKER_THREADS", threads.to_string());
         }
-        let mut child = command
-            .arg(role)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(errors)
-            .spawn()
-            .with_context(|| format!("cannot start the {name}"))?;
-        let requests = child.stdin.take();
-        let output = child.stdout.take().context("a party has no output")?;
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        Ok(Process {
-            name,
-            child,
-            requests,
-            lines,
-            log,
-        })
+        Ok(command)
     }
 
-    /// The rest of the next line that starts like this.
-    fn line(&mut self, start: &str) -> Result<String> {
-        loop {
-            match self.lines.recv_timeout(SILENCE) {
-                Ok(line) => {
-                    if let Some(rest) = line.strip_prefix(start) {
-                        return Ok(rest.to_owned());
-                    }
-                }
-                Err(_) => {
-                    let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-                    bail!(
-                        "the {} ended or hangs; its log:\n{}",
-                        self.name,
-                        log.trim_end()
-                    );
-                }
-            }
-        }
-    }
-
-    fn request(&mut self, request: &str, start: &str) -> Result<String> {
-        let requests = self.requests.as_mut().context("the party was stopped")?;
-        // A party that is gone says why in its log, which `line` shows.
-        let _ = writeln!(requests, "{request}");
-        self.line(start)
-    }
-
-    /// Closes its standard input, its sign to end, and waits for it.
-    fn stop(mut self) -> Result<()> {
-        self.requests = None;
-        let status = self.child.wait()?;
-        ensure!(status.success(), "the {} ended with {status}", self.name);
-        Ok(())
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // After `stop` there is nothing left to kill.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The server's process.
-pub(crate) struct ServerProcess {
-    process: Process,
-    /// Where it listens.
-    pub(crate) address: String,
-    /// Its fingerprint.
-    pub(crate) fingerprint: String,
-}
-
-impl ServerProcess {
-    /// Starts a server for a model, on a free port, with its state in a directory.
+    /// Starts a server for the model at its end of a line, on a free port.
     ///
     /// # Errors
     /// If it does not come up; its log is in the error.
-    pub(crate) fn start(
-        model: &Path,
-        states: &Path,
-        line: &Line,
-        threads: Option<usize>,
-    ) -> Result<ServerProcess> {
-        let arguments = [
-            "--model".into(),
-            model.into(),
-            "--listen".into(),
-            line.listen().into(),
-            "--state".into(),
-            states.join("server").into(),
-        ];
-        let log = states.join("server.log");
-        let mut process = Process::start(
-            "server",
-            AS_SERVER,
-            &arguments,
-            &line.at_server(),
-            threads,
-            log,
-        )?;
-        let fingerprint = process.line("fingerprint ")?;
-        let address = process.line("listening on ")?;
-        Ok(ServerProcess {
-            process,
-            address,
-            fingerprint,
+    pub(crate) fn start_server(&self, line: &Line) -> Result<ServerProcess> {
+        ServerProcess::start(ServerCommand {
+            program: self.program(line.at_server(), AS_SERVER)?,
+            model: self.model,
+            listen: &line.listen(),
+            state: &self.states.join("server"),
+            log: Some(self.states.join("server.log")),
+            patience: PATIENCE,
         })
     }
 
-    /// User CPU seconds until now.
-    ///
-    /// # Errors
-    /// If the process is gone.
-    pub(crate) fn user_seconds(&mut self) -> Result<f64> {
-        Ok(self.process.request("usage", "usage ")?.parse()?)
-    }
-
-    /// Largest resident memory until now, bytes.
-    ///
-    /// # Errors
-    /// If the process is gone.
-    pub(crate) fn peak_bytes(&mut self) -> Result<u64> {
-        Ok(self.process.request("memory", "memory ")?.parse()?)
-    }
-
-    /// Ends it.
-    ///
-    /// # Errors
-    /// If it did not end well.
-    pub(crate) fn stop(self) -> Result<()> {
-        self.process.stop()
-    }
-}
-
-/// The client's process.
-pub(crate) struct ClientProcess(Process);
-
-impl ClientProcess {
-    /// Starts a client that connects to an address.
+    /// Starts a client at its end of a line, which connects to a server at an address.
     ///
     /// # Errors
     /// If it cannot be started; that it cannot connect shows with the first request.
-    pub(crate) fn start(
-        server: &ServerProcess,
-        address: &str,
-        model: &Path,
-        states: &Path,
+    pub(crate) fn start_client(
+        &self,
         line: &Line,
-        threads: Option<usize>,
+        server: Fingerprint,
+        address: &str,
     ) -> Result<ClientProcess> {
-        let arguments = [
-            "--server".into(),
-            address.into(),
-            "--fingerprint".into(),
-            (&server.fingerprint).into(),
-            "--state".into(),
-            states.join("client").into(),
-            "--model".into(),
-            model.into(),
-        ];
-        let log = states.join("client.log");
-        Process::start(
-            "client",
-            AS_CLIENT,
-            &arguments,
-            &line.at_client(),
-            threads,
-            log,
-        )
-        .map(ClientProcess)
+        let mut program = self.program(line.at_client(), AS_CLIENT)?;
+        program
+            .args(["--server", address, "--fingerprint", &server.to_string()])
+            .arg("--state")
+            .arg(self.states.join("client"))
+            .arg("--model")
+            .arg(self.model);
+        let log = Some(self.states.join("client.log"));
+        ChildProcess::start("client", program, log, PATIENCE).map(ClientProcess)
     }
+}
 
+/// Largest resident memory of a server until now, in bytes.
+///
+/// # Errors
+/// If the process is gone.
+pub(crate) fn server_peak_bytes(server: &mut ServerProcess) -> Result<u64> {
+    Ok(server.process.request("memory", "memory ")?.parse()?)
+}
+
+/// The client's process.
+pub(crate) struct ClientProcess(ChildProcess);
+
+impl ClientProcess {
     /// An operation: `model`, `setup`, `prepare K`, `infer SEED`, or `trace SEED`, which keeps the
     /// shares for `check`.
     ///
@@ -416,7 +278,7 @@ impl ClientProcess {
         Ok(serde_json::from_str(&self.0.request(request, "reply ")?)?)
     }
 
-    /// Largest resident memory until now, bytes.
+    /// Largest resident memory until now, in bytes.
     ///
     /// # Errors
     /// If the process is gone.
@@ -432,10 +294,10 @@ impl ClientProcess {
         Ok(serde_json::from_str(&self.0.request("check", "reply ")?)?)
     }
 
-    /// Ends it.
+    /// Ends the client.
     ///
     /// # Errors
-    /// If it did not end well.
+    /// If it does not end well.
     pub(crate) fn stop(self) -> Result<()> {
         self.0.stop()
     }

@@ -1,4 +1,4 @@
-//! How a line measures, from its two ends: round trips of single datagrams, and the rate of a
+//! Measurements of a line from its two ends: round trips of single datagrams, and the rate of a
 //! burst.
 
 use anyhow::{Context, Result};
@@ -6,24 +6,24 @@ use serde::{Deserialize, Serialize};
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-/// A line without the parties on it.
+/// Measurements of a line without the parties on it.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Idle {
     /// Round trip of a datagram of one byte: median, seconds.
     pub(crate) round_trip_s: f64,
-    /// The same, 95th percentile.
+    /// Round trip of a datagram of one byte: 95th percentile, seconds.
     pub(crate) round_trip_p95_s: f64,
-    /// Payload and headers of a burst, there and back.
+    /// Rate of a burst there and back, payload and headers.
     pub(crate) bits_per_second: f64,
 }
 
-/// As long as QUIC's datagrams.
+/// Payload of a datagram, as long as QUIC's.
 const PAYLOAD: usize = 1452;
-/// IPv4 and UDP.
+/// Headers of a datagram, IPv4 and UDP.
 pub(crate) const HEADER_BYTES: usize = 28;
 /// Round trips measured.
 const TRIPS: usize = 31;
-/// Longest wait for a datagram: one was lost then.
+/// Longest wait for a datagram, after which it counts as lost.
 const LOST: Duration = Duration::from_secs(2);
 
 /// Sends every datagram back, until none has come for a time.

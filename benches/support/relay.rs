@@ -6,10 +6,10 @@
 //! finds [`Link::queue_bytes`] waiting is dropped.
 //!
 //! A thread per direction reads and writes in batches (GRO and GSO where the system has them) and
-//! sleeps between; it belongs to the process that measures, so its CPU is no party's. What it
-//! cannot do is deliver while no core is free: how late it was is part of the figures.
+//! sleeps between. It belongs to the process that measures, so its CPU time is counted for neither
+//! party. It cannot deliver while no core is free, so its lateness is part of the figures.
 
-use super::line::{Direction, Link, Shaped};
+use super::link::{Direction, Link, Shaped};
 use super::probe::{self, HEADER_BYTES, Idle};
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -95,12 +95,12 @@ impl Relay {
         })
     }
 
-    /// Where the client finds the server.
+    /// Address at which the client finds the server.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Ends the relay; whatever is under way is lost.
+    /// Ends the relay and reports its behaviour; datagrams on their way are lost.
     ///
     /// # Errors
     /// If a socket failed meanwhile.
@@ -146,7 +146,7 @@ fn socket() -> Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Where a direction delivers: to the server, or to whoever was last heard from.
+/// Destination of a direction: the server, or whoever was last heard from.
 struct End {
     fixed: Option<SocketAddr>,
     client: Arc<Mutex<Option<SocketAddr>>>,
@@ -161,9 +161,9 @@ struct Datagram {
 /// One direction.
 struct Queue {
     link: Link,
-    /// From the end of the line to the other party.
+    /// Time from leaving the queue to arrival.
     delay: Duration,
-    /// When the line is idle again.
+    /// Time at which the line is idle again.
     free_at: Instant,
     waiting: VecDeque<Datagram>,
     count: Direction,
@@ -254,7 +254,7 @@ impl Queue {
         });
     }
 
-    /// Hands over what is due, runs of equal length as one.
+    /// Delivers the datagrams that are due, runs of equal length as one.
     fn deliver(&mut self, to: &UdpSocket, sender: &UdpSocketState, end: &End) -> Result<()> {
         let now = Instant::now();
         let known = *end.client.lock().expect("no holder panics");
@@ -307,7 +307,7 @@ impl Queue {
     }
 }
 
-/// An idle line of this kind, measured; a burst fills a quarter of a queue, so that nothing is
+/// Measures an idle line of this kind. The burst fills a quarter of the queue, so that nothing is
 /// dropped.
 fn measure_idle(link: Link, delay: Duration) -> Result<Idle> {
     let (near, far) = (socket()?, socket()?);

@@ -1,32 +1,53 @@
-//! Measures the homomorphic linear layers one by one: both parties' processor time by stage, bytes
-//! and counts.
-//!
-//! `cargo run --release -p pi-protocol --example layers -- [--threads T] [--runs R] [--only PART]
-//! [--cache MB] [--json FILE]`
+//! The homomorphic linear layers of ResNet-18 one by one: both parties' processor time by stage,
+//! bytes and counts.
 //!
 //! Weights are random and every result is compared with the plain convolution. Times are processor
-//! time of the whole process, the least of the runs. `finish` is measured apart, on as many
+//! times of the whole process, the least of the runs. `finish` is measured apart, on as many
 //! ciphertexts with the same gaps and useful coefficients; `server` is the answer less that.
 
-use nix::sys::resource::{UsageWho, getrusage};
+use super::clock::processor_time;
+use super::fixtures::{Client, on_threads};
+use super::linear::{Exchange, circuit_of, convolution, convolutions, random_weights};
 use pi_core::fp;
-use pi_ir::{
-    Circuit, Conv, Layer, LayerWeights, OutputPacking, Padding, Plan, Range, Shape, Step, TensorId,
-    Term, Upload, Weights,
-};
-use pi_protocol::layout::{Packing, RING_DEGREE, TensorUse, conv_output};
-use pi_protocol::linear::{
-    Answers, Kernels, Uploads, cost, finish_answer, receive_upload, rows_of,
-};
-use pi_ring::conv::{self, ConvShape, conv2d_fp_scalar};
-use pi_rlwe::{
-    CiphertextModulus, GaloisKeys, Packed, Params, PlainPoly, Product, PublicKey, SecretKey,
-    SeededLayout, encrypt_seeded, expand_seeded, mask_and_flood,
-};
+use pi_ir::{Circuit, Conv, OutputPacking, Plan, Shape, TensorId, Upload};
+use pi_protocol::layout::{AnswerMap, Packing, RING_DEGREE, TensorUse, conv_output};
+use pi_protocol::linear::cost;
+use pi_ring::conv::{ConvShape, Padding, conv2d_fp_scalar};
+use pi_rlwe::{CiphertextModulus, Packed, PlainPoly, Product, mask_and_flood};
 use rand_chacha::ChaCha20Rng;
-use rand_core::{RngCore, SeedableRng};
+use rand_core::SeedableRng;
 use rayon::prelude::*;
 use serde_json::json;
+use std::path::PathBuf;
+
+/// What is measured, and how often.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Threads of the process.
+    #[arg(long, value_name = "T", default_value_t = 1)]
+    threads: usize,
+    /// Runs of which the fastest counts, stage by stage.
+    #[arg(long, value_name = "R", default_value_t = 3)]
+    runs: u32,
+    /// Measures only layers whose names contain this.
+    #[arg(long, value_name = "PART", default_value = "")]
+    only: String,
+    /// Megabytes in which the server may keep transformed kernels.
+    #[arg(long, value_name = "MB", default_value_t = 0)]
+    cache: usize,
+    /// File for all figures.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Prints a line for each layer.
+pub(crate) fn table(options: &Options) {
+    let rows = on_threads(options.threads, || run(options));
+    if let Some(file) = &options.json {
+        let text = serde_json::to_string_pretty(&rows).expect("numbers and strings");
+        std::fs::write(file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    }
+}
 
 /// A square tensor, the convolutions that read it, and how they are packed.
 struct Configuration {
@@ -100,38 +121,13 @@ impl Configuration {
     }
 
     fn circuit(&self) -> Circuit {
-        let layer = |&(out_channels, kernel, merge): &(u32, u32, u32)| {
-            let conv = Conv {
-                input: TensorId(0),
-                out_channels,
-                kernel: (kernel, kernel),
-                stride: (self.stride, self.stride),
-                padding: Padding::same(kernel / 2),
-                weight_bits: 8,
-            };
-            Layer {
-                name: format!("{kernel}x{kernel}, {merge} levels"),
-                shape: conv_output(self.input(), &conv).expect("the kernel fits the tensor"),
-                terms: vec![Term::Conv(conv)],
-                pool: None,
-                bound_bits: 0,
-                range: Range::Proved,
-                step: Step::Output { frac_bits: 0 },
-            }
-        };
-        Circuit {
-            name: self.name.into(),
-            input: self.input(),
-            input_frac_bits: 0,
-            mean: Vec::new(),
-            std: Vec::new(),
-            classes: Vec::new(),
-            layers: self.consumers.iter().map(layer).collect(),
-        }
+        let consumers = self.consumers.iter();
+        let convs = consumers.map(|&(out, kernel, _)| convolution(out, kernel, self.stride));
+        circuit_of(self.name, self.input(), convs)
     }
 
     fn plan(&self, circuit: &Circuit) -> Plan {
-        let convs: Vec<&Conv> = convs(circuit).collect();
+        let convs: Vec<&Conv> = convolutions(circuit).collect();
         let tightest = TensorUse::new(1, self.input(), &convs).tightest(self.group, self.tile);
         let tightest = tightest.expect("the tile fits a ciphertext");
         let mut layout = tightest.upload().layout().clone();
@@ -160,22 +156,10 @@ impl Configuration {
         }
     }
 
-    fn weights(&self, circuit: &Circuit, rng: &mut impl RngCore) -> Weights {
-        let layer = |conv: &Conv| {
-            let count = conv.out_channels * self.channels * conv.kernel.0 * conv.kernel.1;
-            let kernel = (0..count).map(|_| (rng.next_u32() % 255) as i16 - 127);
-            LayerWeights {
-                kernels: vec![kernel.collect()],
-                bias: vec![0; conv.out_channels as usize],
-                polynomials: Vec::new(),
-            }
-        };
-        Weights {
-            layers: convs(circuit).map(layer).collect(),
-        }
-    }
-
-    /// Panics unless the shares add up to the convolution of the mask, bundle by bundle.
+    /// Checks that the shares add up to the convolution of the mask, bundle by bundle.
+    ///
+    /// # Panics
+    /// If they do not.
     fn check(&self, conv: &Conv, weights: &[i16], mask: &[u64], client: &[u64], server: &[u64]) {
         let pad = conv.padding.top as usize;
         let shape = ConvShape {
@@ -186,7 +170,7 @@ impl Configuration {
             kernel_height: conv.kernel.0 as usize,
             kernel_width: conv.kernel.1 as usize,
             stride: self.stride as usize,
-            padding: conv::Padding {
+            padding: Padding {
                 top: pad,
                 left: pad,
                 bottom: pad,
@@ -207,120 +191,61 @@ impl Configuration {
     }
 }
 
-fn convs(circuit: &Circuit) -> impl Iterator<Item = &Conv> {
-    let terms = circuit.layers.iter().flat_map(|layer| &layer.terms);
-    terms.filter_map(|term| match term {
-        Term::Conv(conv) => Some(conv),
-        Term::Residual { .. } => None,
-    })
-}
-
-/// Processor time of the process in seconds, user and system.
-fn cpu() -> f64 {
-    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("the kernel counts time");
-    [usage.user_time(), usage.system_time()]
-        .iter()
-        .map(|time| time.tv_sec() as f64 + time.tv_usec() as f64 * 1e-6)
-        .sum()
-}
-
 /// Runs `stage` and lowers `least` to its processor time.
 fn timed<T>(least: &mut f64, stage: impl FnOnce() -> T) -> T {
-    let start = cpu();
+    let start = processor_time();
     let result = stage();
-    *least = least.min(cpu() - start);
+    *least = least.min((processor_time() - start).as_secs_f64());
     result
-}
-
-struct Parties {
-    params: Params,
-    secret: SecretKey,
-    public: PublicKey,
-    keys: GaloisKeys,
 }
 
 /// Least processor seconds of each stage.
 struct Stages {
     upload: f64,
     receive: f64,
-    prepare: f64,
     answer: f64,
     finish: f64,
     client: f64,
 }
 
 /// Runs a configuration and checks its result.
-fn measure(
-    parties: &Parties,
-    configuration: &Configuration,
-    runs: u32,
-    cache_bytes: usize,
-) -> (Stages, Packing) {
-    let params = &parties.params;
+fn measure(configuration: &Configuration, options: &Options) -> (Stages, Packing) {
     let circuit = configuration.circuit();
-    let packing = Packing::new(&circuit, &configuration.plan(&circuit))
-        .unwrap_or_else(|faults| panic!("{}: {faults:?}", configuration.name));
+    let plan = configuration.plan(&circuit);
     let rng = &mut ChaCha20Rng::seed_from_u64(7);
-    let weights = configuration.weights(&circuit, rng);
+    let weights = random_weights(&circuit, rng);
+    let exchange = Exchange::new(&circuit, &plan, &weights, options.cache << 20);
     let mut least = Stages {
         upload: f64::INFINITY,
         receive: f64::INFINITY,
-        prepare: f64::INFINITY,
         answer: f64::INFINITY,
         finish: f64::INFINITY,
         client: f64::INFINITY,
     };
-    let kernels = timed(&mut least.prepare, || {
-        Kernels::prepare(params, &packing, &weights, cache_bytes)
-            .expect("the weights fit the circuit")
-    });
-    for run in 0..runs {
-        let seed = [run as u8; 32];
-        // One tensor, read with one stride: one upload, and an answer for each convolution.
-        let (sent, masks) = timed(&mut least.upload, || {
-            let mut uploads = Uploads::new(params, &packing, &parties.secret, &seed, rng);
-            let sent = uploads.next_message().expect("there is an upload");
-            (sent, uploads.into_masks())
-        });
-        let received = timed(&mut least.receive, || {
-            receive_upload(params, &packing, &seed, 0, &sent).expect("honest bytes")
-        });
-        let (public, keys) = (&parties.public, &parties.keys);
-        let (messages, server): (Vec<_>, Vec<_>) = timed(&mut least.answer, || {
-            let rows = rows_of(&packing.uploads()[0], received);
-            let mut answers = Answers::new(params, &packing, &kernels, public, keys, rng);
-            let count = packing.answers().len();
-            (0..count).map(|answer| answers.make(answer, &rows)).unzip()
-        });
-        let client: Vec<_> = timed(&mut least.client, || {
-            let (secret, messages) = (&parties.secret, messages.iter().enumerate());
-            messages
-                .map(|(answer, message)| finish_answer(params, &packing, secret, answer, message))
-                .collect::<Result<_, _>>()
-                .expect("honest bytes")
-        });
-        finish_apart(parties, &packing, &mut least.finish);
+    for run in 0..options.runs {
+        let (uploads, masks) = timed(&mut least.upload, || exchange.upload(rng));
+        let received = timed(&mut least.receive, || exchange.receive(&uploads));
+        let (answers, server) = timed(&mut least.answer, || exchange.answer(received, rng));
+        let client = timed(&mut least.client, || exchange.finish(&answers));
+        finish_apart(&exchange.client, &exchange.packing, &mut least.finish);
         if run == 0 {
             let mask = masks[0].as_ref().expect("the tensor is uploaded");
-            for (a, conv) in convs(&circuit).enumerate() {
+            for (a, conv) in convolutions(&circuit).enumerate() {
                 let kernel = &weights.layers[a].kernels[0];
                 configuration.check(conv, kernel, mask, &client[a], &server[a]);
             }
         }
     }
-    (least, packing)
+    (least, exchange.packing)
 }
 
 /// Finishes as many ciphertexts as the packing answers, at the same gaps.
-fn finish_apart(parties: &Parties, packing: &Packing, least: &mut f64) {
+fn finish_apart(client: &Client, packing: &Packing, least: &mut f64) {
     /// Ciphertexts in memory at a time.
     const TOGETHER: usize = 16;
-    let (params, modulus) = (&parties.params, CiphertextModulus::Conv);
-    let (seed, layout) = ([9; 32], SeededLayout::all_free());
+    let (params, modulus) = (&client.params, CiphertextModulus::Conv);
     let rng = &mut ChaCha20Rng::seed_from_u64(8);
-    let sent = encrypt_seeded(params, modulus, &parties.secret, &seed, &layout, &[], rng);
-    let ciphertext =
-        expand_seeded(params, modulus, &seed, &layout, &sent.bytes).expect("honest bytes");
+    let ciphertext = client.expand(modulus, &client.upload(modulus, rng));
     let one = PlainPoly::new(params, modulus, 0, [(0, 1)]);
     let product = Product::new(params, &[(&ciphertext, &one)]);
     let mut jobs = Vec::new();
@@ -345,7 +270,7 @@ fn finish_apart(parties: &Parties, packing: &Packing, least: &mut f64) {
             pairs
                 .map(|(packed, (_, useful, rng))| {
                     let mask = fp::uniform_vec(useful.len(), rng);
-                    mask_and_flood(params, packed, &parties.public, useful, &mask, rng).encode()
+                    mask_and_flood(params, packed, &client.public, useful, &mask, rng).encode()
                 })
                 .collect::<Vec<_>>()
         });
@@ -354,19 +279,11 @@ fn finish_apart(parties: &Parties, packing: &Packing, least: &mut f64) {
     *least = least.min(total);
 }
 
-fn run(runs: u32, cache_bytes: usize, only: &str) -> Vec<serde_json::Value> {
-    let params = Params::standard();
-    let rng = &mut ChaCha20Rng::seed_from_u64(1);
-    let secret = SecretKey::generate(&params, rng);
-    let parties = Parties {
-        public: PublicKey::generate(&params, &secret, &[1; 32], rng),
-        keys: GaloisKeys::generate(&params, &secret, &[1; 32], 256, rng),
-        params,
-        secret,
-    };
+fn run(options: &Options) -> Vec<serde_json::Value> {
     println!("processor milliseconds and megabytes are per bundle");
     println!(
-        "{:13} {:>3} {:>2} {:>4} {:>5} {:>6} {:>6} {:>5} {:>6} {:>6} {:>6} {:>7} {:>7} {:>8} {:>7} {:>7}",
+        "{:13} {:>3} {:>2} {:>4} {:>5} {:>6} {:>6} {:>5} {:>6} {:>6} {:>6} {:>7} {:>7} {:>8} \
+         {:>7} {:>7}",
         "layer",
         "G",
         "nb",
@@ -385,10 +302,12 @@ fn run(runs: u32, cache_bytes: usize, only: &str) -> Vec<serde_json::Value> {
         "client"
     );
     let configurations = CONFIGURATIONS.map(Configuration::from);
-    let chosen = configurations.iter().filter(|c| c.name.contains(only));
+    let chosen = configurations
+        .iter()
+        .filter(|c| c.name.contains(&options.only));
     chosen
         .map(|configuration| {
-            let (stages, packing) = measure(&parties, configuration, runs, cache_bytes);
+            let (stages, packing) = measure(configuration, options);
             report(configuration, &stages, &packing)
         })
         .collect()
@@ -398,9 +317,7 @@ fn run(runs: u32, cache_bytes: usize, only: &str) -> Vec<serde_json::Value> {
 fn report(configuration: &Configuration, stages: &Stages, packing: &Packing) -> serde_json::Value {
     let cost = cost(packing);
     let operations = cost.operations();
-    let products = |answer: &pi_protocol::layout::AnswerMap| {
-        (answer.rows().len() * answer.chunks()) << answer.merge()
-    };
+    let products = |answer: &AnswerMap| (answer.rows().len() * answer.chunks()) << answer.merge();
     let sums: usize = packing.answers().iter().map(products).sum();
     let bundles = f64::from(configuration.bundles);
     let up = cost.upload_bytes.iter().sum::<usize>();
@@ -411,7 +328,8 @@ fn report(configuration: &Configuration, stages: &Stages, packing: &Packing) -> 
     let ms = |seconds: f64| 1e3 * seconds / bundles;
     let mb = |bytes: usize| 1e-6 * bytes as f64 / bundles;
     println!(
-        "{:13} {:3} {:2} {:4} {:5} {:6} {:6} {:5} {:6} {:6.3} {:6.3} {:7.2} {:7.2} {:8.2} {:7.2} {:7.2}",
+        "{:13} {:3} {:2} {:4} {:5} {:6} {:6} {:5} {:6} {:6.3} {:6.3} {:7.2} {:7.2} {:8.2} \
+         {:7.2} {:7.2}",
         configuration.name,
         layout.group,
         configuration.output_blocks,
@@ -457,39 +375,10 @@ fn report(configuration: &Configuration, stages: &Stages, packing: &Packing) -> 
         "cpu_seconds": {
             "upload": stages.upload,
             "receive": stages.receive,
-            "prepare": stages.prepare,
             "answer": stages.answer,
             "finish": stages.finish,
             "server": server,
             "client_finish": stages.client,
         },
     })
-}
-
-fn main() {
-    let mut arguments = std::env::args().skip(1);
-    let (mut threads, mut runs, mut cache_bytes) = (1, 3, 0);
-    let (mut only, mut file) = (String::new(), None);
-    while let Some(argument) = arguments.next() {
-        let value = arguments
-            .next()
-            .unwrap_or_else(|| panic!("{argument} needs a value"));
-        match argument.as_str() {
-            "--threads" => threads = value.parse().expect("a number of threads"),
-            "--runs" => runs = value.parse().expect("a number of runs"),
-            "--cache" => cache_bytes = value.parse::<usize>().expect("megabytes") << 20,
-            "--only" => only = value,
-            "--json" => file = Some(value),
-            _ => panic!("unknown option {argument}"),
-        }
-    }
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .expect("a thread pool");
-    let rows = pool.install(|| run(runs, cache_bytes, &only));
-    if let Some(file) = file {
-        let text = serde_json::to_string_pretty(&rows).expect("numbers and strings");
-        std::fs::write(&file, text).unwrap_or_else(|e| panic!("{file}: {e}"));
-    }
 }

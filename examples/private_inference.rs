@@ -1,0 +1,87 @@
+//! Private inference in one process: a client and a server over a channel in memory.
+//!
+//!     cargo run --release --example private_inference
+//!
+//! The server has the bundled model; the client has an image of a ship. The client learns the
+//! logits and the public circuit but not the weights, and the server learns nothing of the image.
+
+use anyhow::{Context, Result};
+use pi_ir::interpret::{Interpreter, quantise_image};
+use pi_ir::{Artifact, WeightsFile};
+use pi_protocol::Channel;
+use pi_protocol::session::*;
+use pi_runtime::{draw, image_file};
+use rand_core::{OsRng, TryRngCore};
+
+async fn client(
+    channel: &mut impl Channel,
+    model: &ClientModel,
+    input: &[i64],
+) -> Result<Inference> {
+    let rng = &mut OsRng.unwrap_err();
+    // Once per client and server: homomorphic keys and base oblivious transfers.
+    let setup = client_setup(channel, &header(0), rng).await?;
+    // Offline, before the image exists: bundles in batches, here one bundle in a batch of one.
+    let mut batch = ClientBatch::start(channel, model, &setup, &header(1), 1, rng).await?;
+    let bundle = batch.next_bundle(channel).await?.context("no bundle")?;
+    // Online: the bundle is spent on the image. The trace keeps the client's shares for the check.
+    let trace = true;
+    Ok(client_infer(channel, model, bundle, input, trace).await?)
+}
+
+async fn server(channel: &mut impl Channel, model: &ServerModel) -> Result<()> {
+    let rng = &mut OsRng.unwrap_err();
+    let setup = server_setup(channel, &header(0), rng).await?;
+    let mut batch = ServerBatch::start(channel, model, &setup, &header(1), 1, rng).await?;
+    let bundle = batch.next_bundle(channel).await?.context("no bundle")?;
+    // The first message of the online phase names the bundle to be spent.
+    let message = channel.receive(OnlineRequest::encoded_len(model)).await?;
+    let request = OnlineRequest::decode(&message, model)?;
+    Ok(server_infer(channel, model, bundle, request).await?)
+}
+
+/// The names of both parties and their nonces, as two processes would agree on them; each index
+/// serves once.
+fn header(index: u64) -> HeaderInputs {
+    HeaderInputs {
+        server_peer: [1; 32],
+        client_peer: [2; 32],
+        server_nonce: [3; 32],
+        client_nonce: [4; 32],
+        index,
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/cifar10-small");
+    let artifact = Artifact::decode(&std::fs::read(format!("{model}/model.pia"))?)?;
+    let weights = WeightsFile::decode(&std::fs::read(format!("{model}/model.piw"))?)?;
+    let circuit = artifact.circuit.clone();
+    let image = image_file::to_shape(draw::freighter(256).into(), circuit.input)?;
+    let input = quantise_image(&circuit, &image.pixels)?;
+
+    let public = ClientModel::new(artifact.clone())?;
+    let private = ServerModel::new(artifact, weights.clone())?;
+    let (mut near, mut far) = pi_protocol::channel::memory();
+    let (inference, ()) = tokio::try_join!(
+        client(&mut near, &public, &input),
+        server(&mut far, &private)
+    )?;
+
+    // In the clear, with the weights and the client's shares, the same logits come out bit for bit.
+    let trace = inference.trace.context("no trace")?;
+    let exact = Interpreter::new(&circuit, &weights.weights)?.exact(&input, &trace)?;
+    assert_eq!(inference.logits, exact.logits);
+    let logits = inference.logits.iter().zip(&circuit.classes);
+    let (_, class) = logits
+        .max_by_key(|(logit, _)| **logit)
+        .context("no class")?;
+    println!("The private answer is {class:?}, bit for bit that of the exact interpreter.");
+    Ok(())
+}
+
+#[test]
+fn the_private_answer_is_the_exact_interpreters() -> Result<()> {
+    main()
+}
