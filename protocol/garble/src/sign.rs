@@ -777,33 +777,4 @@ mod tests {
         // them on average.
         assert!(changed >= tables.len() / 8, "{changed} of {}", tables.len());
     }
-
-    /// `cargo test --release -p pi-garble -- --ignored --nocapture throughput`
-    #[test]
-    #[ignore = "a measurement"]
-    fn throughput() {
-        let mut rng = ChaCha20Rng::seed_from_u64(36);
-        let width = SignWidth::new(16).unwrap();
-        let instances = 1 << 16;
-        let delta = Delta::random(&mut rng);
-        let tweaks = TweakCounter::new(Block::random(&mut rng)).take(instances, 16);
-        let mut prg = Prg::new(&[1; 32]);
-        let (client, server) = (prg.blocks(instances * 16), prg.blocks(instances * 16));
-        let mut tables = vec![1; width.table_bytes(instances)];
-        let ands = (instances * width.and_gates()) as f64;
-        for _ in 0..3 {
-            let start = std::time::Instant::now();
-            garble_sign(width, &tweaks, &delta, &client, &server, &mut tables).unwrap();
-            let garbled = start.elapsed().as_secs_f64();
-            let start = std::time::Instant::now();
-            evaluate_sign(width, &tweaks, &client, &server, &tables).unwrap();
-            let evaluated = start.elapsed().as_secs_f64();
-            println!(
-                "{} threads: garble {:.1} M AND/s, evaluate {:.1} M AND/s",
-                rayon::current_num_threads(),
-                ands / garbled / 1e6,
-                ands / evaluated / 1e6
-            );
-        }
-    }
 }

@@ -603,41 +603,4 @@ mod tests {
             "MasterSender(Forward) MasterReceiver(Forward)"
         );
     }
-
-    /// `cargo test --release -p pi-ot -- --ignored --nocapture throughput`
-    #[test]
-    #[ignore = "a measurement"]
-    fn throughput() {
-        let mut rng = ChaCha20Rng::seed_from_u64(38);
-        let start = std::time::Instant::now();
-        let masters = masters(Direction::Forward, &mut rng);
-        println!(
-            "base OTs, both parties: {:.1} ms",
-            start.elapsed().as_secs_f64() * 1e3
-        );
-        let choices = Bits::random(1 << 20, &mut rng);
-        for depth in [1, 2, 4, 8] {
-            let depth = TreeDepth::new(depth).unwrap();
-            let start = std::time::Instant::now();
-            let (mut sender, mut receiver) = bundle(&masters, depth.get() as u8, depth, &mut rng);
-            let setup = start.elapsed().as_secs_f64();
-            let start = std::time::Instant::now();
-            let (_, message) = receiver.extend(&choices);
-            let received = start.elapsed().as_secs_f64();
-            let start = std::time::Instant::now();
-            sender.extend(choices.len(), &message).unwrap();
-            let sent = start.elapsed().as_secs_f64();
-            let rate = |seconds: f64| choices.len() as f64 / seconds / 1e6;
-            println!(
-                "depth {}, {} threads: setup {:.2} ms, receiver {:.1} M OT/s, sender {:.1} M OT/s, {} bytes for {} OTs",
-                depth.get(),
-                rayon::current_num_threads(),
-                setup * 1e3,
-                rate(received),
-                rate(sent),
-                message.len(),
-                choices.len()
-            );
-        }
-    }
 }
