@@ -1,4 +1,4 @@
-//! What can go wrong for a user, in words, with what to do about it.
+//! Errors as a user reads them, each with its remedy.
 
 use crate::fingerprint::{Fingerprint, short};
 use crate::identity::IdentityError;
@@ -14,11 +14,11 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The server's name or address cannot be understood.
-    #[error("{address:?} is no address of a server: {reason}")]
+    #[error("{address:?} is not the address of a server: {reason}")]
     Address {
-        /// What the user wrote.
+        /// The address as the user wrote it.
         address: String,
-        /// What is wrong with it.
+        /// The mistake in it.
         reason: String,
     },
     /// No answer from the server.
@@ -26,18 +26,20 @@ pub enum Error {
     Unreachable {
         /// The address tried.
         server: SocketAddr,
-        /// How long.
+        /// Time waited.
         waited: Duration,
     },
     /// The connection broke while something was under way.
     #[error("lost the connection to the server: {0}")]
     Lost(String),
     /// The server refuses further clients.
-    #[error("the server at {0} serves as many clients as it allows")]
+    #[error("the server at {0} already serves as many clients as it allows")]
     ServerFull(SocketAddr),
     /// The server proved another certificate than the one pinned.
     #[error(
-        "the server at {server} shows the wrong fingerprint\n  expected  {expected}\n  presented {presented}"
+        "the server at {server} shows the wrong fingerprint\n  \
+         expected  {expected}\n  \
+         presented {presented}"
     )]
     WrongFingerprint {
         /// The address.
@@ -52,33 +54,34 @@ pub enum Error {
     Certificate {
         /// The address.
         server: SocketAddr,
-        /// What is wrong.
+        /// The fault found.
         reason: String,
     },
-    /// Nothing says which server is the right one.
-    #[error("nothing is known that {0} could prove itself with")]
+    /// Nothing says by what the server could prove that it is the right one.
+    #[error("the server {0} is not known yet, and nothing was given to check it against")]
     NoTrust(String),
     /// The other program speaks another version.
     #[error("client and server do not speak the same version: {0}")]
     Version(String),
     /// No server is named and several are remembered.
-    #[error("which server? several are known: {0}")]
+    #[error("several servers are known: {0}")]
     WhichServer(String),
     /// No server is named and none is remembered.
     #[error("no server is known yet")]
     NoServer,
-    /// The server's machine says that no program listens there.
+    /// The server's machine reports that no program listens there.
     #[error("no program listens at {0}")]
     NobodyListens(SocketAddr),
     /// No keys or bundles were made with this server.
-    #[error("nothing is prepared for the server {0}")]
+    #[error("nothing is prepared with the server {0}")]
     NotPrepared(String),
     /// All bundles are used.
-    #[error("no bundle left for the server {0}")]
+    #[error("no bundle left with the server {0}")]
     NoBundle(String),
     /// The server serves another model than the bundles were made for.
     #[error(
-        "the server's model changed: {stale} bundles were prepared for model {}, it serves {}",
+        "the server's model changed: {stale} bundles were prepared for model {}, \
+         the server now serves {}",
         short(prepared),
         short(served)
     )]
@@ -95,7 +98,8 @@ pub enum Error {
     NotHeld(usize),
     /// More bundles than a client may hold.
     #[error(
-        "at most {most} bundles may be held with one server: {held} are, {asked} more asked for"
+        "at most {most} bundles may be held with one server; \
+         {held} are held and {asked} more were asked for"
     )]
     TooManyBundles {
         /// The limit.
@@ -108,28 +112,28 @@ pub enum Error {
     /// The peer gave the operation up.
     #[error("the {peer} refused: {refusal}")]
     Refused {
-        /// Who.
+        /// The party that refused.
         peer: &'static str,
-        /// Why.
+        /// The reason that it gave.
         refusal: Refusal,
     },
     /// The peer sends nothing any more.
     #[error("the {peer} was silent for {waited:?}")]
     Silent {
-        /// Who.
+        /// The silent party.
         peer: &'static str,
-        /// How long.
+        /// Time waited.
         waited: Duration,
     },
     /// The peer's bytes break the protocol.
     #[error("the {peer} breaks the protocol: {what}")]
     PeerMisbehaved {
-        /// Who.
+        /// The party at fault.
         peer: &'static str,
-        /// How.
+        /// The rule broken.
         what: String,
     },
-    /// The peer is honest, but cannot be talked to.
+    /// The peer is honest, but the two programs cannot work together.
     #[error("client and server do not fit together: {0}")]
     PeerIncompatible(String),
     /// A file of a model directory is absent or broken.
@@ -137,26 +141,26 @@ pub enum Error {
     Model {
         /// The directory.
         directory: PathBuf,
-        /// What is wrong.
+        /// The fault found.
         reason: String,
     },
-    /// The artifact that the server sent is not one.
+    /// The file that the server sent is no sound artifact.
     #[error("the server's model cannot be used: {0}")]
     Artifact(String),
-    /// The image.
+    /// An error of the image file.
     #[error(transparent)]
     ImageFile(#[from] ImageFileError),
-    /// The store.
+    /// An error of the store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Certificate or key.
+    /// An error of certificate or key.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// The socket.
+    /// An error of the socket.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
     /// No place for the state is known.
-    #[error("no directory for the state: this account has no home directory")]
+    #[error("there is no place for the state: this account has no home directory")]
     NoStateDirectory,
     /// A fault of this program.
     #[error("internal error: {0}")]
@@ -164,17 +168,19 @@ pub enum Error {
 }
 
 impl Error {
-    /// What the user can do, if there is something.
+    /// Advice to the user, if there is any to give.
     pub fn remedy(&self) -> Option<&'static str> {
         Some(match self {
             Error::Address { .. } => {
                 "write HOST:PORT, for example 192.0.2.7:4433 or [2001:db8::7]:4433"
             }
             Error::Unreachable { .. } => {
-                "check that the server runs, that the address and port are right, and that no firewall stops UDP"
+                "check that the server runs, that address and port are right, and that no \
+                 firewall blocks UDP"
             }
             Error::Lost(_) | Error::Silent { .. } => {
-                "try again when the server is back; a bundle that was in use is lost, the others are kept"
+                "try again when the server is back; a bundle that was in use is lost, all others \
+                 are kept"
             }
             Error::ServerFull(_)
             | Error::Refused {
@@ -182,53 +188,61 @@ impl Error {
                 ..
             } => "try again later, or start the server with a larger --max-clients",
             Error::WrongFingerprint { .. } => {
-                "compare with the fingerprint that the server prints at its start; if the server was set up anew, prepare with the new --fingerprint; else someone else is answering"
+                "compare it with the fingerprint that the server prints when it starts; if the \
+                 server was set up anew, prepare with the new --fingerprint; otherwise someone \
+                 else is answering"
             }
             Error::Certificate { .. } => {
                 "check --ca, and that the certificate names the host of --server"
             }
             Error::NoTrust(_) => {
-                "give --fingerprint HEX as the server prints it, or --ca FILE; --trust-first-use believes whoever answers now and remembers it"
+                "give --fingerprint HEX as the server prints it, or --ca FILE; \
+                 --trust-first-use trusts whoever answers now and remembers the fingerprint"
             }
             Error::Version(_) | Error::PeerIncompatible(_) => {
                 "use the same release of pi-client and pi-server"
             }
             Error::NobodyListens(_) => {
-                "check that the server runs, and that the address and port are right"
+                "check that the server runs, and that address and port are right"
             }
             Error::NoServer => {
-                "make bundles first: pi-client prepare --server HOST:PORT --fingerprint HEX -n COUNT"
+                "prepare bundles first: \
+                 pi-client prepare --server HOST:PORT --fingerprint HEX -n COUNT"
             }
-            Error::WhichServer(_) => "name it with --server HOST:PORT",
+            Error::WhichServer(_) => "choose one with --server HOST:PORT",
             Error::NotPrepared(_) | Error::NoBundle(_) => {
-                "make bundles first: pi-client prepare --server HOST:PORT -n COUNT"
+                "prepare bundles first: pi-client prepare --server HOST:PORT -n COUNT"
             }
             Error::ModelChanged { .. } => {
-                "prepare bundles for the new model: pi-client prepare; the old ones work again if the server goes back to the old model"
+                "prepare bundles for the new model with pi-client prepare; the old ones are kept, \
+                 in case the server returns to the old model"
             }
             Error::NotHeld(_) => {
-                "the server's state was lost or replaced: prepare new bundles with pi-client prepare"
+                "the server's state was lost or replaced; prepare new bundles with \
+                 pi-client prepare"
             }
             Error::TooManyBundles { .. } => "ask for fewer",
             Error::Refused { refusal, .. } => match refusal {
                 Refusal::NoSetup | Refusal::UnknownBundle | Refusal::SpentBundle => {
-                    "the server's state was lost or replaced: run pi-client prepare"
+                    "the server's state was lost or replaced; run pi-client prepare"
                 }
                 Refusal::ModelChanged => {
-                    "the server changed its model just now: run pi-client prepare"
+                    "the server has just changed its model; run pi-client prepare"
                 }
                 Refusal::TooManyBundles => {
-                    "use some of the bundles first, or ask for fewer; pi-server --max-bundles sets the limit"
+                    "use some of the bundles first, or ask for fewer; the limit is set by \
+                     pi-server --max-bundles"
                 }
                 Refusal::ShuttingDown => "try again when the server is back",
                 Refusal::Storage => {
-                    "the server's disk is full or its store broken; its log says which"
+                    "the server's disk is full or its store is broken; its log says which"
                 }
                 Refusal::Incompatible => "use the same release of pi-client and pi-server",
                 _ => "the server's log says more",
             },
             Error::Model { .. } => {
-                "--model names a directory with model.pia and model.piw as pi-compile writes them together"
+                "--model names a directory with model.pia and model.piw as pi-compile writes \
+                 them, both from one run"
             }
             Error::ImageFile(ImageFileError::Format(_)) => "convert it to PNG or JPEG",
             Error::ImageFile(ImageFileError::Broken { .. }) => {
@@ -243,7 +257,8 @@ impl Error {
                 "make room; nothing that was stored before is lost"
             }
             Error::Store(StoreError::Damaged { .. }) => {
-                "move the directory away and prepare again; never put back an older copy, its bundles may be spent"
+                "move the directory away and prepare again; never restore an older copy, because \
+                 its bundles may be spent"
             }
             Error::Store(StoreError::Format { .. }) => {
                 "use the release that wrote it, or another --state"
@@ -252,20 +267,21 @@ impl Error {
                 "check the path and its permissions, or use another --state"
             }
             Error::Identity(IdentityError::Broken { .. }) => {
-                "restore the file, or move it away: a new identity is made, and clients see a new fingerprint"
+                "restore the file, or move it away: a new identity is then made, and peers see a \
+                 new fingerprint"
             }
             Error::Endpoint(EndpointError::AddressTaken(_)) => {
-                "choose another port with --listen, or end the program that uses it"
+                "choose another port with --listen, or end the program that uses this one"
             }
             Error::Endpoint(EndpointError::Socket { .. }) => {
                 "--listen must be an address of this machine"
             }
-            Error::NoStateDirectory => "name one with --state DIR",
+            Error::NoStateDirectory => "choose a directory with --state DIR",
             _ => return None,
         })
     }
 
-    /// An error of one stream.
+    /// The error of a stream with this peer.
     pub(crate) fn from_stream(peer: &'static str, error: StreamError) -> Error {
         match error {
             StreamError::Refused(refusal) => Error::Refused { peer, refusal },
@@ -279,7 +295,7 @@ impl Error {
         }
     }
 
-    /// What the other party is told of it.
+    /// The reason given to the other party.
     pub(crate) fn refusal(&self) -> Refusal {
         match self {
             Error::PeerMisbehaved { .. } => Refusal::Misbehaved,

@@ -27,7 +27,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 /// Settings of a server.
@@ -169,21 +169,7 @@ impl Server {
             tokio::select! {
                 incoming = self.endpoint.accept() => {
                     let Some(incoming) = incoming else { break };
-                    let Ok(slot) = slots.clone().try_acquire_owned() else {
-                        tracing::warn!(from = %incoming.remote_address(), "refused: all slots taken");
-                        incoming.refuse();
-                        continue;
-                    };
-                    // When slots get scarce, an address must first show that it receives at all.
-                    if 2 * slots.available_permits() < self.max_clients
-                        && incoming.may_retry()
-                        && !incoming.remote_address_validated()
-                    {
-                        if let Err(error) = incoming.retry() {
-                            error.into_incoming().refuse();
-                        }
-                        continue;
-                    }
+                    let Some((incoming, slot)) = self.admit(incoming, &slots) else { continue };
                     let (shared, stop) = (self.shared.clone(), stopping.clone());
                     connections.spawn(async move {
                         connection::serve(shared, incoming, stop).await;
@@ -206,6 +192,30 @@ impl Server {
         self.endpoint
             .close(Refusal::ShuttingDown.code(), b"shutting down");
         let _ = tokio::time::timeout(Duration::from_secs(2), self.endpoint.wait_idle()).await;
+    }
+
+    /// Takes a slot for a connection, or turns it away.
+    fn admit(
+        &self,
+        incoming: quinn::Incoming,
+        slots: &Arc<Semaphore>,
+    ) -> Option<(quinn::Incoming, OwnedSemaphorePermit)> {
+        let Ok(slot) = slots.clone().try_acquire_owned() else {
+            tracing::warn!(from = %incoming.remote_address(), "refused: all slots taken");
+            incoming.refuse();
+            return None;
+        };
+        // When slots get scarce, an address must first show that it receives at all.
+        if 2 * slots.available_permits() < self.max_clients
+            && incoming.may_retry()
+            && !incoming.remote_address_validated()
+        {
+            if let Err(error) = incoming.retry() {
+                error.into_incoming().refuse();
+            }
+            return None;
+        }
+        Some((incoming, slot))
     }
 }
 

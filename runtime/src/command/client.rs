@@ -2,6 +2,7 @@
 
 use super::{megabytes, report, runtime, seconds, start_logging, state_directory};
 use crate::client::{Client, Connection, Patience, Prediction, Spent, TrustOptions, class_name};
+use crate::control::MOST_BUNDLES;
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, hex, short};
 use crate::image_file;
@@ -19,57 +20,75 @@ use std::time::Duration;
 
 /// Classifies images with a server's model without showing them to the server.
 ///
-/// Secure against parties that follow the protocol (semi-honest); docs/threat-model.md says what
-/// that means.
+/// This is secure if both parties follow the protocol (semi-honest security); see
+/// docs/threat-model.md.
 #[derive(Parser)]
 #[command(name = "pi-client", version)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// Where keys and bundles are kept [default: the user's data directory, or PI_CLIENT_STATE].
+    /// Directory for keys and bundles [default: PI_CLIENT_STATE, or the user's data directory].
     #[arg(long, global = true, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// Seconds of silence of the server in the middle of an operation after which it is given up.
-    #[arg(long, global = true, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    /// Seconds to wait for a server that falls silent in the middle of an operation.
+    #[arg(
+        long,
+        global = true,
+        value_name = "SECONDS",
+        default_value = "300",
+        value_parser = seconds
+    )]
     timeout: Duration,
     /// Seconds to wait for a connection.
-    #[arg(long, global = true, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "SECONDS",
+        default_value = "10",
+        value_parser = seconds
+    )]
     connect_timeout: Duration,
-    /// Let the system move computing threads between processors, for a machine that other programs
-    /// keep busy too.
+    /// Let the system move computing threads between processors. Use this on a machine where other
+    /// programs are busy too.
     #[arg(long, global = true)]
     unbound: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Prepare bundles for future images: the slow part, done ahead.
+    /// Prepare bundles for future images. This is the slow part, done in advance.
     Prepare {
-        /// The server.
+        /// Address of the server; may be left out while only one is known.
         #[arg(long, value_name = "HOST:PORT")]
         server: Option<String>,
-        /// Bundles to make; each classifies one image.
-        #[arg(short = 'n', long = "count", value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=crate::control::MOST_BUNDLES as i64))]
+        /// Number of bundles; each classifies one image.
+        #[arg(
+            short = 'n',
+            long = "count",
+            value_name = "K",
+            default_value_t = 1,
+            value_parser = clap::value_parser!(u32).range(1..=MOST_BUNDLES as i64)
+        )]
         count: u32,
         #[command(flatten)]
         trust: TrustArguments,
     },
-    /// Classify an image (PNG or JPEG); spends one bundle.
+    /// Classify an image. This spends one bundle.
     Infer {
-        /// The image.
+        /// The image, a PNG or JPEG file.
         image: PathBuf,
-        /// The server; may be left out while only one is known.
+        /// Address of the server; may be left out while only one is known.
         #[arg(long, value_name = "HOST:PORT")]
         server: Option<String>,
-        /// Print one JSON object.
+        /// Print the answer as one JSON object.
         #[arg(long)]
         json: bool,
         #[command(flatten)]
         trust: TrustArguments,
     },
-    /// Show what is stored for which server; talks to nobody.
+    /// Show the bundles stored for each server, without connecting to any.
     Status {
-        /// Print one JSON object.
+        /// Print the status as one JSON object.
         #[arg(long)]
         json: bool,
     },
@@ -77,13 +96,13 @@ enum Command {
 
 #[derive(Args)]
 struct TrustArguments {
-    /// The server's fingerprint, as it prints it at its start.
+    /// The server's fingerprint, which it prints when it starts.
     #[arg(long, value_name = "HEX")]
     fingerprint: Option<Fingerprint>,
     /// PEM file of certificate authorities to check the server's certificate against.
     #[arg(long, value_name = "FILE", conflicts_with = "fingerprint")]
     ca: Option<PathBuf>,
-    /// Believe whoever answers, if this address is not known yet, and remember the fingerprint.
+    /// Trust whoever answers if this address is not known yet, and remember the fingerprint.
     #[arg(long, conflicts_with_all = ["fingerprint", "ca"])]
     trust_first_use: bool,
 }
@@ -197,7 +216,7 @@ async fn infer(
     json: bool,
     trust: &TrustOptions,
 ) -> anyhow::Result<()> {
-    // Everything that can fail without the server is tried before it is called.
+    // Whatever can fail without the server is tried before the server is called.
     let decoded = image_file::decode(image).map_err(Error::from)?;
     let (fingerprint, record) = client.server(server)?;
     let address = server.unwrap_or(record.address());
@@ -243,7 +262,7 @@ fn answer_json(circuit: &Circuit, answer: &Prediction) -> serde_json::Value {
     })
 }
 
-/// The answer, the three best logits behind it, and what it took.
+/// The answer as text: the class, the three largest logits, and the cost.
 fn answer_text(circuit: &Circuit, answer: &Prediction) -> String {
     let mut order: Vec<usize> = (0..answer.logits.len()).collect();
     order.sort_by_key(|&class| std::cmp::Reverse(answer.logits[class]));
@@ -280,7 +299,10 @@ fn status(client: &Client, state: &Path, json: bool) -> anyhow::Result<()> {
             .circuit(&record.model)
             .map_or_else(|_| "not fetched".into(), |circuit| circuit.name.clone());
         text.push_str(&format!(
-            "server     {}\n  fingerprint {server}\n  model       {name} ({})\n  bundles     {ready} ready, {spent} spent",
+            "server     {}\n  \
+             fingerprint {server}\n  \
+             model       {name} ({})\n  \
+             bundles     {ready} ready, {spent} spent",
             record.addresses.join(", "),
             short(&record.model)
         ));
@@ -331,7 +353,7 @@ pub(super) fn messages(spent: &Spent) -> u64 {
     spent.traffic.messages_sent + spent.traffic.messages_received
 }
 
-/// A sign of life on a terminal; nothing elsewhere.
+/// A spinner on a terminal; nothing elsewhere.
 pub(super) fn spinner(message: &'static str) -> ProgressBar {
     let spinner = ProgressBar::new_spinner().with_message(message);
     spinner.enable_steady_tick(Duration::from_millis(100));

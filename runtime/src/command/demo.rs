@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-/// Classifies an image privately, server and client on this machine, and compares with the
-/// computation in the clear.
+/// Classifies an image privately, with server and client on this machine, and compares the answer
+/// with the computation in the clear.
 #[derive(Parser)]
 #[command(name = "pi-demo", version)]
 struct Arguments {
@@ -32,10 +32,10 @@ struct Arguments {
     /// A PNG or JPEG image [default: a ship that the demo draws].
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// Write the figures as JSON.
+    /// File for the figures, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Where to save the drawing [default: pi-demo.png beside this program].
+    /// File for the drawing [default: pi-demo.png beside this program].
     #[arg(long, value_name = "FILE", conflicts_with = "image")]
     drawing: Option<PathBuf>,
 }
@@ -78,10 +78,10 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
 
     println!("Private inference between two processes, over QUIC on loopback.");
     println!(
-        "Threat model: both parties follow the protocol and try to learn what they can (semi-honest). The server"
-    );
-    println!(
-        "learns nothing of the image; the client learns the logits and the public circuit, not the weights."
+        "Threat model: both parties follow the protocol and try to learn what they can \
+         (semi-honest). The server\n\
+         learns nothing of the image; the client learns the logits and the public circuit, \
+         but not the weights."
     );
     println!();
     println!("image      {source}");
@@ -105,7 +105,7 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
     Ok(exact_match)
 }
 
-/// What one phase took, both parties together.
+/// Cost of one phase, of both parties together.
 #[derive(Clone, Copy)]
 struct Phase {
     spent: Spent,
@@ -113,7 +113,7 @@ struct Phase {
     server_cpu: f64,
 }
 
-/// What happened between the two processes.
+/// Record of the run between the two processes.
 struct Played {
     client: Fingerprint,
     server: Fingerprint,
@@ -167,7 +167,7 @@ async fn play(model: &Path, input: &[i64]) -> anyhow::Result<Played> {
     Ok(played)
 }
 
-/// User CPU time of both processes since the last look.
+/// User CPU time of both processes, phase by phase.
 struct Clock {
     client: f64,
     server: f64,
@@ -259,7 +259,7 @@ fn draw_image(path: Option<PathBuf>) -> anyhow::Result<(String, DynamicImage)> {
     Ok((source, drawing.into()))
 }
 
-/// How many elements of each kind a circuit has.
+/// Counts of a circuit's layers and of its elements of each kind, as text.
 fn activations(circuit: &Circuit) -> String {
     let mut counts = [0usize; 4];
     for layer in &circuit.layers {
@@ -302,7 +302,8 @@ fn print_answer(circuit: &Circuit, answer: &Prediction, plain: &[i64], exact: &[
         false => "DIFFERENT",
     };
     println!(
-        "           exact: the interpreter, given the client's shares; plain: the interpreter, rounding to nearest"
+        "           exact: the interpreter with the client's shares; \
+         plain: the interpreter, rounding to nearest"
     );
     println!("check      private and exact are {verdict}");
     println!(
@@ -343,14 +344,17 @@ fn print_views(run: &Played) {
         megabytes(online.bytes_sent)
     );
     println!(
-        "                masked values, uniform in F_p; neither pixels nor logits, in no form it can open"
+        "                masked values, uniform in F_p; neither pixels nor logits in any form \
+         that it can open"
     );
     println!(
-        "the client saw: the server {}, the public circuit, {} of masked answers, garbled tables and",
+        "the client saw: the server {}, the public circuit, {} of masked answers, garbled",
         short(&run.server.0),
         megabytes(run.offline.spent.traffic.bytes_received + online.bytes_received)
     );
-    println!("                labels, and the logits; no weight, in no form it can open");
+    println!(
+        "                tables and labels, and the logits; no weight in any form that it can open"
+    );
 }
 
 fn figures(circuit: &Circuit, run: &Played, plain: &[i64], exact: &[i64]) -> serde_json::Value {

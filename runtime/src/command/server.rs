@@ -13,11 +13,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Serves a compiled model: clients classify images without showing them, and without seeing the
+/// Serves a compiled model: clients classify images without showing them and without seeing the
 /// weights.
 ///
-/// Secure against parties that follow the protocol (semi-honest); docs/threat-model.md says what
-/// that means.
+/// This is secure if both parties follow the protocol (semi-honest security); see
+/// docs/threat-model.md.
 #[derive(Parser)]
 #[command(name = "pi-server", version)]
 struct Arguments {
@@ -27,20 +27,30 @@ struct Arguments {
     /// Address to listen at (UDP); port 0 chooses a free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4433")]
     listen: String,
-    /// Where keys and bundles are kept [default: the user's data directory, or PI_SERVER_STATE].
+    /// Directory for keys and bundles [default: PI_SERVER_STATE, or the user's data directory].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// Clients connected at once; more are refused.
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
+    /// Limit on the clients connected at once; further ones are refused.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 32,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
     max_clients: u16,
-    /// Unused bundles kept for one client; each takes disk space, here and there.
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..))]
+    /// Limit on the unused bundles kept for one client; each takes disk space on both sides.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1000,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
     max_bundles: u16,
-    /// Seconds of silence in the middle of an operation after which a client is given up.
+    /// Seconds to wait for a client that falls silent in the middle of an operation.
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     timeout: Duration,
-    /// Let the system move computing threads between processors, for a machine that other programs
-    /// keep busy too.
+    /// Let the system move computing threads between processors. Use this on a machine where other
+    /// programs are busy too.
     #[arg(long)]
     unbound: bool,
     /// PEM file with a certificate chain to use in place of the self-signed certificate.
@@ -63,9 +73,9 @@ pub fn main() -> ExitCode {
 
 /// Runs `pi-server` with these arguments as the child of another program.
 ///
-/// It answers the line `usage` on standard input with its user CPU seconds, `memory` with the bytes
-/// that were resident at most (0 where the system does not tell), and ends when standard input
-/// does, so that it never outlives its parent.
+/// It answers the line `usage` on standard input with its user CPU seconds, and `memory` with its
+/// largest resident memory in bytes (0 where the system does not report it). It ends when standard
+/// input does, so that it never outlives its parent.
 pub fn serve_child(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     start_logging("pi_runtime=info,warn");
     match serve(Arguments::parse_from(arguments), true) {
@@ -106,7 +116,7 @@ fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
         server.run(stopped).await;
         anyhow::Ok(())
     })?;
-    // Whatever still computes for a client that was cut off need not be waited for.
+    // A computation for a client that was cut off is not worth waiting for.
     runtime.shutdown_background();
     Ok(())
 }
@@ -128,7 +138,7 @@ async fn stop_on_signal(stop: watch::Sender<bool>) {
         // Without signals the process can still be killed, which is safe at any moment.
         return;
     }
-    eprintln!("ending when the operations under way are done; interrupt again to end at once");
+    eprintln!("ending once the operations under way are done; interrupt again to end at once");
     stop.send_replace(true);
     if interrupted().await.is_ok() {
         std::process::exit(130);
