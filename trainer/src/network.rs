@@ -1,24 +1,27 @@
-//! The trained networks: nodes in topological order ([`Network`]), the usual architectures
-//! ([`build`]), their tensors on the device ([`state`]) and what those are called ([`parameter`]),
-//! what stands at each activation ([`site_function`]), and the forward pass ([`forward`]).
+//! The trained networks: nodes in topological order ([`Network`]), the usual architectures by
+//! their configuration ([`NetworkConfig`]), their tensors on the device ([`state`]) and what those
+//! are called ([`parameter`]), what stands at each activation ([`site_function`]), and the forward
+//! pass ([`forward`]).
 
 use std::collections::BTreeMap;
 
 use pi_ir::graph::ActivationKind;
 
-pub mod build;
+mod build;
+mod config;
 pub mod forward;
+mod initialise;
 pub mod parameter;
 pub mod site_function;
 pub mod state;
 
-pub use build::{KernelRule, Kind, NetworkConfig, Stage, Stem};
+pub use config::{KernelRule, Kind, NetworkConfig, PolynomialKernel, Stage, Stem};
 pub use forward::{EXTENT_RATE, Mode, Pass, Request};
 pub use parameter::{Buffer, Parameter};
 pub use site_function::{DropIn, Replacement, SiteFunction, Substitute};
 pub use state::{Selection, State};
 
-/// One operation; shapes are `[c, h, w]`.
+/// An operation; shapes are `[c, h, w]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     /// The normalised image.
@@ -33,13 +36,13 @@ pub enum Op {
         stride: usize,
         /// Zeros on each side.
         padding: usize,
-        /// Whether it has a bias (only where no norm follows).
+        /// True if it has a bias (only where no norm follows).
         bias: bool,
     },
     /// The polynomial kernel of the convolution before it: `a (z + c)^2`, or the convolution
     /// itself.
     Kernel {
-        /// Whether `a` is a parameter, positive (R-PKN), or one (PKN).
+        /// True if `a` is a positive parameter (R-PKN), false if it is one (PKN).
         scaled: bool,
     },
     /// Batch norm.
@@ -66,7 +69,7 @@ pub enum Op {
 pub struct Node {
     /// Unique name; tensors are called `<name>.<what>`, see [`parameter`].
     pub name: String,
-    /// What it computes.
+    /// The operation.
     pub op: Op,
     /// Indices of earlier nodes.
     pub inputs: Vec<usize>,

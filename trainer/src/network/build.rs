@@ -5,117 +5,10 @@
 //! `lean9` follows the airbench networks. The same shapes as `pi_ir::builders`, so that a plan made
 //! for one of those holds for a trained one.
 
-use std::collections::BTreeSet;
-
 use anyhow::{Result, bail, ensure};
-use rand_core::RngCore;
-use serde::{Deserialize, Serialize};
 
-use super::{Buffer, Network, Node, Op, Parameter, Replacement};
-use crate::checkpoint::{Array, Arrays};
+use super::{KernelRule, Kind, Network, NetworkConfig, Node, Op, PolynomialKernel, Stage, Stem};
 use crate::pattern::fits;
-
-/// Which network.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NetworkConfig {
-    /// Its architecture.
-    #[serde(default)]
-    pub kind: Kind,
-    /// Factor of all channel counts (rounded, at least 1).
-    #[serde(default = "one")]
-    pub width: f32,
-    /// First convolution; of [`Kind::Residual`] only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stem: Option<Stem>,
-    /// Groups of basic blocks, in order; of [`Kind::Residual`] only.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub stages: Vec<Stage>,
-    /// What stands at activation sites from the start; ReLU where no entry fits, the last fitting
-    /// entry wins.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub activations: Vec<Replacement>,
-    /// Polynomial kernels; the last fitting entry wins.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub kernels: Vec<KernelRule>,
-}
-
-fn one() -> f32 {
-    1.0
-}
-
-/// An architecture.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// Free form: a stem and groups of basic blocks.
-    #[default]
-    Residual,
-    /// One basic block a stage, widths 64 to 512.
-    Resnet10,
-    /// Two basic blocks a stage: 557,056 activations at 32 pixels.
-    Resnet18,
-    /// 3, 4, 6 and 3 basic blocks.
-    Resnet34,
-    /// 3, 4, 6 and 3 bottleneck blocks, the stride at the 3x3 convolution.
-    Resnet50,
-    /// Three stages of three basic blocks, widths 16, 32, 64.
-    Resnet20,
-    /// Three stages of five basic blocks, widths 16, 32, 64: 303,104 activations at 32 pixels.
-    Resnet32,
-    /// Wide ResNet of depth 22 and width 8, pre-activation: 1,392,640 activations at 32 pixels.
-    #[serde(rename = "wrn22-8")]
-    Wrn22x8,
-    /// Nine layers without residuals: 81,560 activations at 32 pixels.
-    Lean9,
-}
-
-/// First convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Stem {
-    /// Output channels.
-    pub channels: usize,
-    /// Side of the (odd) kernel.
-    pub kernel: usize,
-    /// Stride.
-    pub stride: usize,
-}
-
-/// Group of basic blocks with one width.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Stage {
-    /// Output channels.
-    pub channels: usize,
-    /// Stride of the first block.
-    pub stride: usize,
-    /// Number of blocks.
-    pub blocks: usize,
-}
-
-/// Polynomial kernels for some convolutions.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct KernelRule {
-    /// Names of convolutions (`stage1.block1.a`), `*` for any characters.
-    pub convolutions: String,
-    /// What they compute.
-    pub by: PolynomialKernel,
-}
-
-/// What a convolution computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PolynomialKernel {
-    /// `w.x`.
-    Linear,
-    /// `(w.x + c)^2` (PolyKervNets, SaTML 2023), `c` per output channel, from 1.
-    Pkn,
-    /// `a (w.x + c)^2` (R-PKN, arXiv 2312.15229), `a > 0` and `c` per output channel, from 0.009
-    /// and 0.47.
-    RPkn,
-}
 
 /// Limits that no network for small images comes near; a file that asks for more is wrong, and
 /// shall not take all memory.
@@ -125,34 +18,6 @@ const MAX_KERNEL: usize = 63;
 const MAX_NODES: usize = 10_000;
 const MAX_ELEMENTS: usize = 1 << 28;
 const MAX_WEIGHTS: usize = 1 << 30;
-
-/// # Errors
-/// More weights, or more elements of all maps, than could be trained.
-fn check_size(nodes: &[Node]) -> Result<()> {
-    let elements: usize = nodes.iter().map(Node::elements).sum();
-    let weights = |node: &Node| match node.op {
-        Op::Conv { c_in, kernel, .. } => node.shape[0] * c_in * kernel * kernel,
-        Op::Dense { inputs } => node.shape[0] * inputs,
-        _ => 0,
-    };
-    let weights: usize = nodes.iter().map(weights).sum();
-    ensure!(
-        elements <= MAX_ELEMENTS && weights <= MAX_WEIGHTS,
-        "network: it has {weights} weights and {elements} elements of all maps for one image, at most {MAX_WEIGHTS} and {MAX_ELEMENTS} can be trained"
-    );
-    Ok(())
-}
-
-impl PolynomialKernel {
-    /// Its name in results.
-    pub fn name(self) -> &'static str {
-        match self {
-            PolynomialKernel::Linear => "linear",
-            PolynomialKernel::Pkn => "pkn",
-            PolynomialKernel::RPkn => "r-pkn",
-        }
-    }
-}
 
 #[derive(Clone, Copy)]
 enum Block {
@@ -174,7 +39,9 @@ impl Network {
                 && side.contains(&height)
                 && side.contains(&width)
                 && (1..=MAX_CHANNELS).contains(&classes),
-            "network: images of {channels}x{height}x{width} in {classes} classes: every number must be at least 1, and at most {MAX_SIDE}"
+            "network: images of {channels}x{height}x{width} in {classes} classes: every number \
+             must \
+             be at least 1, and at most {MAX_SIDE}"
         );
         ensure!(
             config.width > 0.0 && config.width <= 64.0,
@@ -216,7 +83,8 @@ impl Network {
             Kind::Residual => {
                 let Some(stem) = config.stem else {
                     bail!(
-                        "network.stem is missing: kind = \"residual\" needs it; or name another kind, resnet20 for one"
+                        "network.stem is missing: kind = \"residual\" needs it; or name another \
+                         kind, resnet20 for one"
                     );
                 };
                 nodes.residual(image, stem, &config.stages, Block::Basic)?
@@ -259,72 +127,12 @@ impl Network {
         for (rule, used) in config.kernels.iter().zip(&nodes.used) {
             ensure!(
                 *used,
-                "network.kernels: no convolution fits \"{}\"; they are called stem, stage1.block1.a and so on",
+                "network.kernels: no convolution fits \"{}\"; they are called stem, \
+                 stage1.block1.a and so on",
                 rule.convolutions
             );
         }
         Ok(Self { nodes: nodes.nodes })
-    }
-
-    /// Random weights (He et al., 2015), unit norms, the starting coefficients of polynomial
-    /// kernels; and running statistics of a unit normal. Convolutions inside polynomial kernels
-    /// begin at a tenth of that: `(z + c)^2` is nearly linear where `z` is small beside `2 c`, and
-    /// nothing that is 50 squares deep stays in range where it is not.
-    pub fn initialise(&self, rng: &mut impl RngCore) -> (Arrays, Arrays) {
-        let (mut parameters, mut buffers) = (Arrays::new(), Arrays::new());
-        let kernels = self
-            .nodes
-            .iter()
-            .filter(|n| matches!(n.op, Op::Kernel { .. }));
-        let squared: BTreeSet<usize> = kernels.flat_map(|n| n.inputs.iter().copied()).collect();
-        for (index, node) in self.nodes.iter().enumerate() {
-            let c = node.shape[0];
-            let mut put = |what: Parameter, array| {
-                parameters.insert(what.of(&node.name), array);
-            };
-            match node.op {
-                Op::Conv {
-                    c_in, kernel, bias, ..
-                } => {
-                    let gain = if squared.contains(&index) { 0.1 } else { 1.0 };
-                    let deviation = gain * (2.0 / (c_in * kernel * kernel) as f32).sqrt();
-                    put(
-                        Parameter::Weight,
-                        normal(&[c, c_in, kernel, kernel], deviation, rng),
-                    );
-                    if bias {
-                        put(Parameter::Bias, Array::filled(&[c], 0.0));
-                    }
-                }
-                Op::Kernel { scaled } => {
-                    put(
-                        Parameter::Shift,
-                        Array::filled(&[c], if scaled { 0.47 } else { 1.0 }),
-                    );
-                    if scaled {
-                        put(Parameter::LogScale, Array::filled(&[c], 0.009f32.ln()));
-                    }
-                }
-                Op::Norm => {
-                    put(Parameter::Gamma, Array::filled(&[c], 1.0));
-                    put(Parameter::Beta, Array::filled(&[c], 0.0));
-                    let moments = Array {
-                        shape: vec![2, c],
-                        values: [vec![0.0; c], vec![1.0; c]].concat(),
-                    };
-                    buffers.insert(Buffer::Moments.of(&node.name), moments);
-                }
-                Op::Dense { inputs } => {
-                    put(
-                        Parameter::Weight,
-                        normal(&[c, inputs], (1.0 / inputs as f32).sqrt(), rng),
-                    );
-                    put(Parameter::Bias, Array::filled(&[c], 0.0));
-                }
-                Op::Activation | Op::Input | Op::Add | Op::AvgPool { .. } => {}
-            }
-        }
-        (parameters, buffers)
     }
 }
 
@@ -363,7 +171,9 @@ impl Builder<'_> {
         let [c_in, h, w] = self.nodes[input].shape;
         ensure!(
             (1..=MAX_CHANNELS).contains(&channels) && stride > 0 && kernel <= MAX_KERNEL,
-            "network: {name} has {channels} channels, a kernel of {kernel} and stride {stride}: needed are 1 to {MAX_CHANNELS} channels, a kernel of at most {MAX_KERNEL} and a stride of at least 1"
+            "network: {name} has {channels} channels, a kernel of {kernel} and stride {stride}: \
+             needed are 1 to {MAX_CHANNELS} channels, a kernel of at most {MAX_KERNEL} and a \
+             stride of at least 1"
         );
         ensure!(
             self.nodes.len() < MAX_NODES,
@@ -541,29 +351,31 @@ impl Builder<'_> {
     }
 }
 
-/// Normal values of mean zero.
-fn normal(shape: &[usize], deviation: f32, rng: &mut impl RngCore) -> Array {
-    let unit = |rng: &mut dyn RngCore| (f64::from(rng.next_u32()) + 0.5) / 4_294_967_296.0;
-    let count: usize = shape.iter().product();
-    let values = (0..count)
-        .map(|_| {
-            // Box and Muller; the second of each pair is not used.
-            let (radius, angle) = (unit(rng), unit(rng));
-            let z = (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos();
-            z as f32 * deviation
-        })
-        .collect();
-    Array {
-        shape: shape.to_vec(),
-        values,
-    }
+/// Refuses a network that no machine would train.
+///
+/// # Errors
+/// More weights, or more elements of all maps, than could be trained.
+fn check_size(nodes: &[Node]) -> Result<()> {
+    let elements: usize = nodes.iter().map(Node::elements).sum();
+    let weights = |node: &Node| match node.op {
+        Op::Conv { c_in, kernel, .. } => node.shape[0] * c_in * kernel * kernel,
+        Op::Dense { inputs } => node.shape[0] * inputs,
+        _ => 0,
+    };
+    let weights: usize = nodes.iter().map(weights).sum();
+    ensure!(
+        elements <= MAX_ELEMENTS && weights <= MAX_WEIGHTS,
+        "network: it has {weights} weights and {elements} elements of all maps for one image, at \
+         most {MAX_WEIGHTS} and {MAX_ELEMENTS} can be trained"
+    );
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    pub(super) fn named(kind: Kind) -> NetworkConfig {
+    fn named(kind: Kind) -> NetworkConfig {
         NetworkConfig {
             kind,
             width: 1.0,

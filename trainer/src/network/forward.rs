@@ -18,7 +18,7 @@ pub const EXTENT_EPSILON: f32 = 1e-5;
 /// Weight of a batch in the min-max norms' smoothed extents.
 pub const EXTENT_RATE: f32 = 0.1;
 
-/// Which statistics normalise, and which leaves collect gradients.
+/// Kind of a forward pass: statistics that normalise, and leaves that collect gradients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Batch statistics; gradients of the parameters.
@@ -29,14 +29,14 @@ pub enum Mode {
     Score,
 }
 
-/// What a forward pass shall do.
+/// Task of a forward pass.
 #[derive(Clone, Copy)]
 pub struct Request<'a> {
     /// Statistics and gradients.
     pub mode: Mode,
     /// Penalty on the inputs of activations; its gradient alone (see [`kernels::masked`]).
     pub penalty: Penalty,
-    /// Whether the penalty's value is wanted too.
+    /// True if the penalty's value is wanted too.
     pub measure_penalty: bool,
     /// Nodes before this one are frozen: running statistics, no gradient.
     pub train_from: usize,
@@ -63,7 +63,7 @@ impl Request<'_> {
     }
 }
 
-/// What a forward pass leaves behind.
+/// Results of a forward pass.
 pub struct Pass {
     /// `[n, c, h, w]` of the last node computed: `[n, classes, 1, 1]` if that gives the logits.
     pub output: Tensor<4>,
@@ -153,11 +153,11 @@ impl Network {
     }
 }
 
-/// One pass under way.
+/// A pass under way.
 struct Walk<'a> {
     state: &'a State,
     request: Request<'a>,
-    /// Whether the node at hand uses running statistics and takes no gradient.
+    /// True if the node at hand uses running statistics and takes no gradient.
     frozen: bool,
     leaves: Tensors,
     statistics: Tensors,

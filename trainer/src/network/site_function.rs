@@ -1,4 +1,4 @@
-//! What stands at an activation site, and the polynomials that may take a ReLU's place.
+//! Functions at an activation site, and the polynomials that may take a ReLU's place.
 //!
 //! Every function but [`SiteFunction::MinMax`] with batch statistics is a polynomial or a ReLU per
 //! element once training is over: [`export`](crate::export) folds it.
@@ -6,7 +6,7 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-/// What an activation site computes.
+/// A function that an activation site computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SiteFunction {
@@ -30,23 +30,23 @@ pub enum SiteFunction {
     },
 }
 
-/// Puts something else at some activation sites.
+/// Another function for some activation sites.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Replacement {
     /// Names of sites (`stage1.block1.a.act`), `*` for any characters.
     pub sites: String,
-    /// What they become.
+    /// The function that takes their place.
     pub by: Substitute,
 }
 
-/// What a site becomes.
+/// A function that takes the place of what stands at a site.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Substitute {
     /// ReLU at every position.
     Relu,
-    /// Nothing at every position.
+    /// The identity at every position.
     Identity,
     /// `0.009 z^2 + 0.5 z + 0.47`, trained (React-PKN, arXiv 2312.15229).
     ReactPkn,
@@ -71,7 +71,7 @@ pub enum Substitute {
 }
 
 impl Substitute {
-    /// Its name in logs and results.
+    /// Name in logs and results.
     pub fn name(&self) -> &'static str {
         match self {
             Substitute::Relu => "relu",
@@ -96,7 +96,7 @@ impl Substitute {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DropIn {
-    /// Of what it is nearest.
+    /// Sense in which it is nearest to ReLU.
     pub by: Approximation,
     /// 2 or 4.
     pub degree: u8,
@@ -109,7 +109,7 @@ fn five() -> f32 {
     5.0
 }
 
-/// How a drop-in approximates.
+/// Way in which a drop-in approximates ReLU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Approximation {

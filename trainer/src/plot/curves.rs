@@ -11,7 +11,7 @@ use crate::log::{Epoch, Site};
 pub struct History {
     /// Name of the run.
     pub name: String,
-    /// Its epochs.
+    /// Epochs of the run.
     pub epochs: Vec<Epoch>,
 }
 
@@ -147,7 +147,7 @@ pub fn escape_over_depth(runs: &[History]) -> Option<Chart> {
     )
 }
 
-/// As [`escape_over_depth`], of the share out of the trained range.
+/// The share outside the trained range over depth, as [`escape_over_depth`] shows the values.
 pub fn outside_over_depth(runs: &[History]) -> Option<Chart> {
     over_depth(
         runs,
@@ -198,8 +198,7 @@ pub fn sort_by_depth(names: &mut [String]) {
     names.sort_by_cached_key(|name| depth(name, pre_activation));
 }
 
-/// What names are compared by: rank, text and number of each part of names like
-/// `stage12.block1.a.act`.
+/// Sorting key of names like `stage12.block1.a.act`: rank, text and number of each part.
 fn depth(name: &str, pre_activation: bool) -> Vec<(u8, String, u64)> {
     // The shortcut of a pre-activation block lies between the activation and the kernel of `a`, as
     // `b` < `k`.
@@ -225,7 +224,7 @@ fn depth(name: &str, pre_activation: bool) -> Vec<(u8, String, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::build::PolynomialKernel;
+    use crate::network::PolynomialKernel;
     use crate::network::{KernelRule, Kind, Network, NetworkConfig, Op, Stage, Stem};
 
     fn history(lines: &[&str]) -> History {
@@ -300,8 +299,10 @@ mod tests {
     #[test]
     fn the_escape_curve_shows_the_last_epoch_over_depth() {
         let run = history(&[
-            r#"{"epoch": 1, "sites": {"stem.act": {"largest": 2}, "stage1.block1.act": {"largest": 3}}}"#,
-            r#"{"epoch": 2, "sites": {"stem.act": {"largest": 4, "outside": 0.5}, "stage1.block1.act": {"largest": null}}}"#,
+            r#"{"epoch": 1, "sites":
+                {"stem.act": {"largest": 2}, "stage1.block1.act": {"largest": 3}}}"#,
+            r#"{"epoch": 2, "sites":
+                {"stem.act": {"largest": 4, "outside": 0.5}, "stage1.block1.act": {"largest": null}}}"#,
         ]);
         let chart = escape_over_depth(std::slice::from_ref(&run)).unwrap();
         let points = &chart.series[0].points;

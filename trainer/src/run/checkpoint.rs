@@ -10,6 +10,7 @@ use super::meta::Meta;
 use super::optimiser::{optimiser, subset};
 use super::teacher::TeacherRun;
 use crate::checkpoint::{Array, Arrays, Checkpoint};
+use crate::network::state::Stored;
 use crate::tensors::{Tensors, download_all, upload};
 
 impl Run {
@@ -65,11 +66,13 @@ impl Run {
         let masks = checkpoint.masks.remove("student").unwrap_or_default();
         run.state.restore(
             &run.network,
-            meta.functions.clone(),
-            meta.selection,
-            parameters,
-            statistics,
-            &masks,
+            Stored {
+                functions: meta.functions.clone(),
+                selection: meta.selection,
+                parameters,
+                buffers: statistics,
+                masks,
+            },
         )?;
         for (name, array) in checkpoint.take("ranges") {
             let channels = run

@@ -12,6 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{StageConfig, Teacher};
 use crate::loss::cross_entropy;
 use crate::method::STATISTICS_RATE;
+use crate::network::state::Stored;
 use crate::network::{Mode, Network, NetworkConfig, Request, State};
 use crate::optimise::{Optimiser, OptimiserConfig};
 use crate::random::RunStream;
@@ -123,11 +124,13 @@ impl TeacherRun {
         state
             .restore(
                 &network,
-                meta.functions.clone(),
-                None,
-                checkpoint.take("teacher.parameters"),
-                checkpoint.take("teacher.statistics"),
-                &masks,
+                Stored {
+                    functions: meta.functions.clone(),
+                    selection: None,
+                    parameters: checkpoint.take("teacher.parameters"),
+                    buffers: checkpoint.take("teacher.statistics"),
+                    masks,
+                },
             )
             .context("of the teacher")?;
         let stages = &run.config.stages;

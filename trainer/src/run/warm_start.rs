@@ -6,6 +6,7 @@ use super::Run;
 use crate::config::WarmStart;
 use crate::network::Parameter;
 use crate::network::parameter::node_of;
+use crate::network::state::Stored;
 
 impl Run {
     /// Copies what fits from another run: everything but the classifier, which may have other
@@ -41,11 +42,13 @@ impl Run {
             }
             return self.state.restore(
                 &self.network,
-                source.state.functions.clone(),
-                None,
-                taken,
-                buffers,
-                &masks,
+                Stored {
+                    functions: source.state.functions.clone(),
+                    selection: None,
+                    parameters: taken,
+                    buffers,
+                    masks,
+                },
             );
         }
         let sites: Vec<String> = self
