@@ -1,9 +1,9 @@
 //! Checkpoint files: everything a run needs to go on, and everything the export needs.
 //!
-//! Layout: the magic `PITRAIN2`, the length of a JSON header (u64, little endian), the header, the
-//! arrays it lists, each as little-endian f32 or bytes. The header has the CRC-32 of the arrays;
-//! files that were written before it was kept are read without. A file appears under its name only
-//! when it is complete.
+//! A file is: the magic `PITRAIN2`, the length of a JSON header (u64, little endian), the header,
+//! the arrays it lists, each as little-endian f32 or bytes. The header has the CRC-32 of the
+//! arrays; files that were written before it was kept are read without. A file appears under its
+//! name only when it is complete.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::atomic;
+use crate::container::{crc32, read_header, write_header};
 
 const MAGIC: &[u8; 8] = b"PITRAIN2";
 /// Far above what a header of a few hundred arrays takes.
@@ -57,7 +58,7 @@ struct Header {
     meta: serde_json::Value,
     arrays: Vec<Section>,
     masks: Vec<Section>,
-    /// Of all bytes after the header.
+    /// CRC-32 of all bytes after the header.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     crc32: Option<u32>,
 }
@@ -118,14 +119,12 @@ impl Checkpoint {
             meta: self.meta.clone(),
             arrays: arrays.collect(),
             masks: masks.collect(),
-            crc32: Some(crc32(&body)),
+            crc32: Some(crc32(&[&body])),
         };
-        let header = serde_json::to_vec(&header)?;
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&(header.len() as u64).to_le_bytes());
-        bytes.extend_from_slice(&header);
-        bytes.append(&mut body);
-        atomic::write(path, &bytes)
+        atomic::write_by(path, |file| {
+            write_header(file, MAGIC, &header)?;
+            file.write_all(&body)
+        })
     }
 
     /// Reads a file written by [`Self::save`].
@@ -144,21 +143,9 @@ impl Checkpoint {
             !bytes.starts_with(b"PITRAIN1"),
             "it is of version 1, which this pi-train does not read: train anew"
         );
-        let rest = bytes
-            .strip_prefix(MAGIC)
-            .context("it does not begin with PITRAIN2")?;
-        let (length, rest) = rest
-            .split_first_chunk::<8>()
-            .context("it ends before its header")?;
-        let length = u64::from_le_bytes(*length);
-        ensure!(
-            length <= MAX_HEADER && length <= rest.len() as u64,
-            "its header is cut short"
-        );
-        let (header, body) = rest.split_at(length as usize);
+        let (header, start): (Header, u64) = read_header(&mut &*bytes, MAGIC, MAX_HEADER)?;
+        let body = &bytes[start as usize..];
         let mut rest = body;
-        let header: Header =
-            serde_json::from_slice(header).context("its header is no JSON of ours")?;
         let mut take = |shape: &[usize], size: usize| -> Result<&[u8]> {
             let bytes = count(shape)?
                 .checked_mul(size)
@@ -188,10 +175,11 @@ impl Checkpoint {
         }
         ensure!(rest.is_empty(), "it has {} bytes too many", rest.len());
         if let Some(written) = header.crc32 {
-            let read = crc32(body);
+            let read = crc32(&[body]);
             ensure!(
                 read == written,
-                "its arrays are damaged: their CRC-32 is {read:08x}, was {written:08x} when they were written"
+                "its arrays are damaged: their CRC-32 is {read:08x}, was {written:08x} when they \
+                 were written"
             );
         }
         Ok(Self {
@@ -200,12 +188,6 @@ impl Checkpoint {
             masks,
         })
     }
-}
-
-fn crc32(bytes: &[u8]) -> u32 {
-    let mut crc = flate2::Crc::new();
-    crc.update(bytes);
-    crc.sum()
 }
 
 fn count(shape: &[usize]) -> Result<usize> {

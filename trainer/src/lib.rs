@@ -16,6 +16,7 @@ pub mod checkpoint;
 pub mod command;
 pub mod compare;
 pub mod config;
+mod container;
 pub mod costs;
 pub mod data;
 pub mod experiment;

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Dataset, Normalisation};
 
-/// What happens to training images. A key that a file lacks is that of [`Augmentation::default`],
-/// whatever else it sets.
+/// Random changes to training images. A key that a file lacks is that of
+/// [`Augmentation::default`], whatever else it sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Augmentation {
@@ -36,7 +36,7 @@ impl Default for Augmentation {
 }
 
 impl Augmentation {
-    /// Whether images of `[c, h, w]` can be augmented so.
+    /// Checks that images of `[c, h, w]` can be augmented so.
     ///
     /// # Errors
     /// A shift that is not below the side of the image.
@@ -91,7 +91,7 @@ impl Augmentation {
     }
 }
 
-/// What is drawn for one image.
+/// The random changes to one image.
 pub(super) struct Draw {
     /// Offset of the crop in the padded image, `0..=2 * shift`.
     down: usize,
@@ -156,7 +156,7 @@ pub(super) fn plain(set: &Dataset, indices: &[usize], tables: &[[f32; 256]]) -> 
     out
 }
 
-/// As [`plain`], augmented.
+/// The same images as [`plain`] gives, augmented.
 pub(super) fn augmented(
     set: &Dataset,
     indices: &[usize],
@@ -203,7 +203,7 @@ mod tests {
     const SIDE: usize = 32;
     const PLANE: usize = SIDE * SIDE;
 
-    /// One image whose red value tells the position and whose other planes are flat.
+    /// An image whose red value tells the position and whose other planes are flat.
     fn gradient() -> Dataset {
         let mut images = vec![7; 3 * PLANE];
         for y in 0..SIDE {

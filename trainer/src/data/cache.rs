@@ -5,15 +5,15 @@
 //! how; a cache made of others is made anew, a damaged one is an error.
 
 use std::fs;
-use std::io::{BufReader, Read, Write};
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use flate2::Crc;
 use serde::{Deserialize, Serialize};
 
 use super::{DataConfig, Dataset};
 use crate::atomic;
+use crate::container::{crc32, read_header, write_header};
 
 const MAGIC: &[u8; 8] = b"PICACHE1";
 /// Far above what a header takes, even one that names a thousand classes.
@@ -27,10 +27,10 @@ struct Header {
     crc: u32,
 }
 
-/// What a cache depends on: names, lengths and times of the files, and what becomes of their
-/// images.
+/// Key of a cache, which is made anew when the key changes: names, lengths and times of the files,
+/// and what becomes of their images.
 pub(super) fn key(paths: &[PathBuf], config: &DataConfig) -> Result<String> {
-    let mut listing = Crc::new();
+    let mut listing = String::new();
     let mut bytes = 0;
     for path in paths {
         let about =
@@ -38,20 +38,15 @@ pub(super) fn key(paths: &[PathBuf], config: &DataConfig) -> Result<String> {
         let since = |time: std::time::SystemTime| time.duration_since(std::time::UNIX_EPOCH).ok();
         let modified = about.modified().ok().and_then(since).unwrap_or_default();
         bytes += about.len();
-        let line = format!(
-            "{}\0{}\0{}\0",
-            path.display(),
-            about.len(),
-            modified.as_secs()
-        );
-        listing.update(line.as_bytes());
+        let (name, length, seconds) = (path.display(), about.len(), modified.as_secs());
+        listing += &format!("{name}\0{length}\0{seconds}\0");
     }
     let (side, channels) = (config.side(), config.colours());
     let split = (config.seed, config.test_share);
     Ok(format!(
         "{} files, {bytes} bytes, listing {:08x}, {channels} channels, {side} pixels, {split:?}",
         paths.len(),
-        listing.sum()
+        crc32(&[listing.as_bytes()])
     ))
 }
 
@@ -82,7 +77,7 @@ fn read(path: &Path, key: &str) -> Result<Option<Dataset>> {
     let file = fs::File::open(path)?;
     let length = file.metadata()?.len();
     let mut file = BufReader::new(file);
-    let (header, start): (Header, u64) = read_header(&mut file, MAGIC)?;
+    let (header, start): (Header, u64) = read_header(&mut file, MAGIC, MAX_HEADER)?;
     if header.key != key {
         return Ok(None);
     }
@@ -131,46 +126,12 @@ fn write(path: &Path, key: &str, set: &Dataset) -> Result<()> {
 }
 
 fn checksum(set: &Dataset) -> u32 {
-    let mut crc = Crc::new();
     let labels: Vec<u8> = set
         .labels
         .iter()
         .flat_map(|label| label.to_le_bytes())
         .collect();
-    crc.update(&labels);
-    crc.update(&set.images);
-    crc.sum()
-}
-
-/// Writes a magic, the length of a header and the header.
-pub(super) fn write_header(
-    file: &mut (impl Write + ?Sized),
-    magic: &[u8; 8],
-    header: &impl Serialize,
-) -> std::io::Result<()> {
-    let header = serde_json::to_vec(header)?;
-    file.write_all(magic)?;
-    file.write_all(&(header.len() as u64).to_le_bytes())?;
-    file.write_all(&header)
-}
-
-/// Reads what [`write_header`] wrote; also gives the number of bytes that were read.
-pub(super) fn read_header<T: for<'a> Deserialize<'a>>(
-    file: &mut impl Read,
-    magic: &[u8; 8],
-) -> Result<(T, u64)> {
-    let mut start = [0; 16];
-    file.read_exact(&mut start)
-        .context("it ends before its header")?;
-    let name = String::from_utf8_lossy(magic);
-    ensure!(&start[..8] == magic, "it does not begin with {name}");
-    let length = u64::from_le_bytes(start[8..].try_into().expect("8 of 16 bytes"));
-    ensure!(length <= MAX_HEADER, "its header has {length} bytes");
-    let mut header = vec![0; length as usize];
-    file.read_exact(&mut header)
-        .context("it ends in its header")?;
-    let header = serde_json::from_slice(&header).context("its header is no JSON of ours")?;
-    Ok((header, 16 + length))
+    crc32(&[&labels, &set.images])
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ const MAX_ARCHIVE: u64 = 256 << 20;
 /// CIFAR-10 in a folder.
 pub(super) struct Cifar10 {
     folder: PathBuf,
-    /// Whether there are JPEG archives only.
+    /// True if there are JPEG archives only.
     jpeg: bool,
 }
 
@@ -50,7 +50,8 @@ impl Cifar10 {
         // Not all need be there: the test batch alone is enough to evaluate a model.
         ensure!(
             records || archives,
-            "no CIFAR-10 in {}: expected data_batch_1.bin to data_batch_5.bin and test_batch.bin (of cifar-10-binary.tar.gz), \
+            "no CIFAR-10 in {}: expected data_batch_1.bin to data_batch_5.bin and test_batch.bin \
+             (of cifar-10-binary.tar.gz), \
              or cifar10_jpeg_data_batch_1.tar.xz and so on; data.path names the folder",
             folder.display()
         );
@@ -158,7 +159,8 @@ impl Cifar100 {
         for file in ["train.bin", "test.bin"] {
             ensure!(
                 folder.join(file).exists(),
-                "no {file} of CIFAR-100 in {}: unpack cifar-100-binary.tar.gz and name its folder by data.path",
+                "no {file} of CIFAR-100 in {}: unpack cifar-100-binary.tar.gz and name its folder \
+                 by data.path",
                 folder.display()
             );
         }

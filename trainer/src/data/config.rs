@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-/// Which images, and where they are.
+/// A data set: its kind, where its files are, and how many images of it are used for what.
 ///
 /// One table for all kinds; [`Self::check`] refuses a key that means nothing for the kind. `path`
 /// is the folder that holds the files of the set, or one file that `pi-train pack` wrote of it.
@@ -27,7 +27,7 @@ pub struct DataConfig {
     /// Training images used, the first ones (all if absent).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
-    /// What reports call the set, in place of its usual name.
+    /// Name of the set in reports, in place of its usual one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// Rows and columns of an image. MNIST and Fashion-MNIST: 32 (28 padded by 2 of background on
@@ -72,14 +72,14 @@ pub enum Kind {
     FashionMnist,
     /// Tiny-ImageNet-200: the JPEG tree, tar.xz parts of it, or flat records.
     TinyImagenet,
-    /// One folder of PNG or JPEG files a class.
+    /// A folder of PNG or JPEG files for each class.
     Folder,
     /// Shapes drawn by code.
     Procedural,
 }
 
 impl Kind {
-    /// Its name in an experiment file.
+    /// Name in an experiment file.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Cifar10 => "cifar10",
@@ -94,7 +94,7 @@ impl Kind {
 }
 
 impl DataConfig {
-    /// Whether all keys fit the kind.
+    /// Checks that all keys fit the kind.
     ///
     /// # Errors
     /// A missing path, a key that means nothing for the kind, a value out of range.

@@ -15,43 +15,43 @@ use super::Dataset;
 pub(super) enum Raw {
     /// Planes of bytes.
     Planes(Dataset),
-    /// JPEG or PNG files and what becomes of them.
+    /// JPEG or PNG files and the form they are decoded to.
     Files {
-        /// How they are decoded.
+        /// Size and channels they are decoded to.
         decoder: Decoder,
         /// The files.
         files: Vec<ImageFile>,
     },
 }
 
-/// One JPEG or PNG file in memory.
+/// A JPEG or PNG file in memory.
 pub(super) struct ImageFile {
-    /// Where it came from, for errors.
+    /// Name for errors: where the file came from.
     pub(super) name: String,
-    /// Its label.
+    /// Class of the image.
     pub(super) label: u16,
-    /// Its contents.
+    /// Contents of the file.
     pub(super) bytes: Vec<u8>,
 }
 
-/// What becomes of an image file: `channels` planes of `side` times `side` bytes.
+/// Form that image files are decoded to: `channels` planes of `side` times `side` bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Decoder {
     /// Rows and columns of the result.
     pub(super) side: usize,
     /// 3, or 1 for the luma (ITU-R BT.709 weights, on the coded values).
     pub(super) channels: usize,
-    /// How an image gets that size.
+    /// Way to that size.
     pub(super) fit: Fit,
 }
 
-/// How an image gets its size.
+/// Way of an image to its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Fit {
-    /// It must have it.
+    /// The file must have that size.
     Exact,
-    /// It must have twice the size; 2x2 pixels are averaged.
+    /// The file must have twice the size; 2x2 pixels are averaged.
     Halve,
     /// The largest centred square of it is resized by a triangle filter.
     Crop,
@@ -185,7 +185,7 @@ impl Decoder {
     }
 }
 
-/// Whether a JPEG file has its end marker (ITU-T T.81, annex B). The decoder would fill what is
+/// Checks that a JPEG file has its end marker (ITU-T T.81, annex B): the decoder would fill what is
 /// missing with grey.
 ///
 /// Segments are passed over by their lengths, as an image in the metadata has an end marker of its

@@ -5,6 +5,14 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use super::augment::{self, Augmentation, Draw};
 use super::{Dataset, Normalisation};
 
+/// Training and held-out images a run works on.
+pub struct Data {
+    /// Images to train on.
+    pub train: DeviceSet,
+    /// Images to make choices on.
+    pub holdout: DeviceSet,
+}
+
 /// A set whose normalised batches appear on a device.
 ///
 /// On a GPU the bytes of all images are uploaded once (1.2 GB for all of Tiny-ImageNet at 64x64)
@@ -57,7 +65,7 @@ impl DeviceSet {
         }
     }
 
-    /// As [`Self::new`], with tensor operations on every device.
+    /// Takes over a set as a GPU does, with tensor operations on every device.
     fn uploaded(set: Dataset, normalisation: Normalisation, device: &Device) -> Self {
         let channels = set.shape[0];
         let bytes = set.bytes();
@@ -85,7 +93,7 @@ impl DeviceSet {
         self.labels.len()
     }
 
-    /// Whether there is no image.
+    /// True if there is no image.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
     }
@@ -137,7 +145,7 @@ impl DeviceSet {
     /// `h + w` numbers an image, twice that with cutout. On two cores of an AMD EPYC, busy with
     /// compilations, in the test profile: 377,000 images of 3x32x32 a second and 88,000 of 3x64x64
     /// by the processor's loops, 30,000 and 3,800 by tensor operations on burn's `flex` (shift 4,
-    /// flip, cutout 8, batches of 512; `batches_a_second` below measures it).
+    /// flip, cutout 8, batches of 512; `benches/training.rs` measures the loops).
     pub fn batch(&self, indices: &[usize], augmentation: &Augmentation, seed: u64) -> Tensor<4> {
         match &self.pixels {
             Pixels::Host { set, tables } => {
@@ -324,38 +332,5 @@ mod tests {
     fn an_index_beyond_the_set_is_not_read() {
         let [_, device] = both([1, 8, 8], 9);
         device.plain(&[9]);
-    }
-
-    /// `cargo test --release -p pi-trainer --lib batches_a_second -- --ignored --nocapture`
-    #[test]
-    #[ignore = "a measurement"]
-    fn batches_a_second() {
-        for shape in [[3, 32, 32], [3, 64, 64]] {
-            let [host, device] = both(shape, 5000);
-            let indices: Vec<usize> = (0..512).map(|i| i * 7 % 5000).collect();
-            let augmentation = Augmentation {
-                cutout: 8,
-                ..Augmentation::default()
-            };
-            let speed = |set: &DeviceSet| {
-                let mut fastest = f64::MAX;
-                for seed in 0..10 {
-                    let start = std::time::Instant::now();
-                    let sum: f32 = set
-                        .batch(&indices, &augmentation, seed)
-                        .narrow(0, 0, 1)
-                        .sum()
-                        .into_scalar();
-                    assert!(sum.is_finite());
-                    fastest = fastest.min(start.elapsed().as_secs_f64());
-                }
-                512.0 / fastest
-            };
-            println!(
-                "{shape:?}: loops {:.0}, tensors {:.0} images/s",
-                speed(&host),
-                speed(&device)
-            );
-        }
     }
 }

@@ -24,9 +24,9 @@ pub(super) struct Folder {
 }
 
 enum Split {
-    /// By folders of these names.
+    /// Folders of these names hold the two parts.
     Folders { test: &'static str },
-    /// By chance.
+    /// Test images are drawn.
     Share { share: f64, seed: u64 },
 }
 
@@ -112,7 +112,8 @@ impl Folder {
                 let tests = (share * count as f64).ceil() as usize;
                 ensure!(
                     tests < count,
-                    "class {class} has {count} images, too few to train on with data.test_share = {share}"
+                    "class {class} has {count} images, too few to train on with \
+                     data.test_share = {share}"
                 );
                 let mut rng = ChaCha8Rng::seed_from_u64(seed);
                 rng.set_stream(stream);
@@ -193,7 +194,7 @@ impl Reader for Folder {
     }
 }
 
-/// One image file.
+/// Reads an image file.
 fn read(label: u16, path: &Path) -> Result<ImageFile> {
     let about = path
         .metadata()

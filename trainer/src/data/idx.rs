@@ -155,7 +155,8 @@ fn parse<'a>(bytes: &'a [u8], expected: &[usize]) -> Result<&'a [u8]> {
         .collect();
     ensure!(
         dimensions == expected,
-        "it says it has {dimensions:?} values, expected {expected:?}: it is not the file its name says"
+        "it says it has {dimensions:?} values, expected {expected:?}: it is not the file \
+         its name says"
     );
     let count: usize = expected.iter().product();
     ensure!(

@@ -19,7 +19,7 @@ pub struct Normalisation {
 }
 
 impl Normalisation {
-    /// That of the training images of CIFAR-10, JPEG quality 75, as libjpeg decodes them.
+    /// Normalisation of the training images of CIFAR-10, JPEG quality 75, as libjpeg decodes them.
     ///
     /// [`Self::measure`] gives means of 0.4923, 0.4813 and 0.4479 for what is trained on, and the
     /// same deviations: the decoder used here rounds chroma up, by a quarter of a level of 255 on
@@ -33,7 +33,7 @@ impl Normalisation {
         }
     }
 
-    /// That of all pixels of a set, rounded to four digits.
+    /// Normalisation by all pixels of a set, rounded to four digits.
     ///
     /// The sums are of integers, so the result depends neither on the order of the images nor on
     /// the machine.

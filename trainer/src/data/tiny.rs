@@ -100,7 +100,8 @@ impl TinyImagenet {
                     let (name, id) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
                     let label = labels.get(id).with_context(|| {
                         format!(
-                            "{}, line {}: expected a file and one of the ids of wnids.txt, got {text:?}",
+                            "{}, line {}: expected a file and one of the ids of wnids.txt, got \
+                             {text:?}",
                             path.display(),
                             line + 1
                         )
@@ -241,7 +242,7 @@ impl Reader for TinyImagenet {
     }
 }
 
-/// Which form is in the folder.
+/// Finds the form that is in the folder.
 fn find(folder: &Path, side: usize) -> Result<Form> {
     if folder.join("wnids.txt").exists() {
         return Ok(Form::Tree);
@@ -265,8 +266,9 @@ fn find(folder: &Path, side: usize) -> Result<Form> {
         }
     }
     bail!(
-        "no Tiny-ImageNet at {side}x{side} in {}: expected wnids.txt and the folders train and val, or \
-         tiny_imagenet_train_part1.tar.xz, tiny_imagenet_val.tar.xz and classes.tsv, or tiny_train_part1_{side}.bin and \
+        "no Tiny-ImageNet at {side}x{side} in {}: expected wnids.txt and the folders train and \
+         val, or tiny_imagenet_train_part1.tar.xz, tiny_imagenet_val.tar.xz and classes.tsv, or \
+         tiny_train_part1_{side}.bin and \
          tiny_val_{side}.bin; data.path names the folder",
         folder.display()
     )
@@ -315,7 +317,7 @@ fn listed_classes(folder: &Path) -> Result<(Vec<String>, Vec<String>)> {
     Ok((ids, names))
 }
 
-/// Of several synonyms, the first.
+/// The first of several synonyms.
 fn first_word(words: &str) -> String {
     words.split(',').next().unwrap_or(words).trim().to_owned()
 }

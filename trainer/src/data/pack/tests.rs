@@ -1,9 +1,13 @@
-use super::super::decode::tests::flat_jpeg;
+use std::path::PathBuf;
+
+use flate2::read::ZlibDecoder;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
-use super::super::files::tests::{error, shared};
 use super::*;
+use crate::data::Dataset;
+use crate::data::decode::tests::flat_jpeg;
+use crate::data::files::tests::{error, shared};
 
 /// A folder of two classes of images of `side` pixels.
 fn folder(side: usize) -> tempfile::TempDir {

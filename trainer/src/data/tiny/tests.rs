@@ -88,7 +88,7 @@ fn archives(folder: &Path) {
     fs::write(folder.join("classes.tsv"), table()).unwrap();
 }
 
-/// As `unpack.py` writes them: by class within each part.
+/// Writes files as `unpack.py` does: by class within each part.
 fn flat(folder: &Path, set: &Dataset, test: &Dataset, side: usize) {
     for (part, ranks) in [("train_part1", 0..2), ("train_part2", 2..3), ("val", 0..1)] {
         let from = if part == "val" { test } else { set };
