@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::flat::Vector;
 use super::{AVERAGE, Optimiser};
+use crate::tensors::Tensors;
 
 /// An average of the weights over the steps.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,5 +37,25 @@ impl Optimiser {
             Some(old) => old.clone().plus(x.clone().minus(old).scaled(weight)),
         };
         self.vectors.insert(AVERAGE.to_owned(), new);
+    }
+
+    /// Puts the averaged weights in the place of the parameters; returns whether there is an
+    /// average. Running statistics of norms are those of the weights before: measure them anew.
+    pub fn apply_average(&mut self, parameters: &mut Tensors) -> bool {
+        let Some(average) = self.vectors.remove(AVERAGE) else {
+            return false;
+        };
+        self.averaged = 0;
+        self.layout.scatter(&average, parameters);
+        true
+    }
+
+    /// The averaged weights, to be evaluated while the training goes on; none before the average
+    /// has begun.
+    pub fn averaged(&self) -> Option<Tensors> {
+        let mut parameters = Tensors::new();
+        self.layout
+            .scatter(self.vectors.get(AVERAGE)?, &mut parameters);
+        Some(parameters)
     }
 }

@@ -59,25 +59,25 @@ pub enum Rule {
         /// `mu`.
         #[serde(default = "momentum")]
         momentum: f32,
-        /// Looks ahead.
+        /// The step looks ahead by the momentum.
         #[serde(default = "yes")]
         nesterov: bool,
     },
     /// Adam; the decay is L2, or decoupled (AdamW).
     Adam {
-        /// Of the gradient and of its square.
+        /// Weights of the old averages of the gradient and of its square.
         #[serde(default = "betas")]
         betas: [f32; 2],
-        /// Added to the root.
+        /// Summand of the root, which keeps the step finite.
         #[serde(default = "epsilon")]
         epsilon: f32,
-        /// AdamW.
+        /// True for AdamW.
         #[serde(default)]
         decoupled: bool,
     },
     /// MoMo: momentum with a step from the model of the loss; the schedule's rate bounds it.
     Momo {
-        /// Of the averages.
+        /// Weight of the old averages.
         #[serde(default = "momentum")]
         momentum: f32,
         /// Lower bound `f*` of the loss.
@@ -86,10 +86,10 @@ pub enum Rule {
     },
     /// MoMo in Adam's metric.
     MomoAdam {
-        /// Of the averages and of the gradient's square.
+        /// Weights of the old averages, and of that of the gradient's square.
         #[serde(default = "betas")]
         betas: [f32; 2],
-        /// Added to the root.
+        /// Summand of the root, which keeps the step finite.
         #[serde(default = "epsilon")]
         epsilon: f32,
         /// Lower bound `f*` of the loss.
@@ -121,7 +121,7 @@ impl Default for Rule {
 }
 
 impl Rule {
-    /// Whether a step depends on the value of the loss.
+    /// True if a step depends on the value of the loss.
     pub fn models_the_loss(&self) -> bool {
         matches!(self, Rule::Momo { .. } | Rule::MomoAdam { .. })
     }

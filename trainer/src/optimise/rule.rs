@@ -22,7 +22,16 @@ impl Optimiser {
                 betas,
                 epsilon,
                 decoupled,
-            } => self.adam(x, g, rate, betas, epsilon, decoupled),
+            } => {
+                let (x, g) = match decoupled {
+                    true => (self.decayed(x, rate), g),
+                    false => {
+                        let g = self.decay.add_times(g, &x);
+                        (x, g)
+                    }
+                };
+                self.adam(x, g, rate, betas, epsilon)
+            }
             Rule::Momo { momentum, bound } => {
                 // The averages begin at their first values, so their weights sum to one.
                 let model = Model::of(g, &x, loss, bound, share);
@@ -60,26 +69,16 @@ impl Optimiser {
         x.minus(self.rates.times(direction, rate))
     }
 
-    fn adam(
-        &mut self,
-        x: Vector,
-        g: Vector,
-        rate: f32,
-        betas: [f32; 2],
-        epsilon: f32,
-        decoupled: bool,
-    ) -> Vector {
-        let (x, g) = match decoupled {
-            false => {
-                let g = self.decay.add_times(g, &x);
-                (x, g)
-            }
-            true if self.decay.is_zero() => (x, g),
-            true => {
-                let shrink = self.rates.times(self.decay.times(x.clone(), 1.0), rate);
-                (x.minus(shrink), g)
-            }
-        };
+    /// The parameters after a decay that is no part of the gradient (AdamW).
+    fn decayed(&self, x: Vector, rate: f32) -> Vector {
+        if self.decay.is_zero() {
+            return x;
+        }
+        let shrink = self.rates.times(self.decay.times(x.clone(), 1.0), rate);
+        x.minus(shrink)
+    }
+
+    fn adam(&mut self, x: Vector, g: Vector, rate: f32, betas: [f32; 2], epsilon: f32) -> Vector {
         let d = self.metric(g.clone(), betas[1], epsilon);
         let m = self.blend("momentum", g, betas[0]);
         let corrected = rate / self.weight(betas[0]) as f32;
@@ -185,7 +184,7 @@ struct Model {
 }
 
 impl Model {
-    /// That of one batch, scaled by `share` as its gradient is already.
+    /// The model of one batch, scaled by `share` as its gradient is already.
     fn of(gradient: Vector, x: &Vector, loss: &Tensor<1>, bound: f32, share: f32) -> Self {
         Self {
             inner: gradient.dot(x),
