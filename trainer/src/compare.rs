@@ -24,7 +24,7 @@ use crate::tensors::{Tensors, download, download_all};
 /// to 1e-2 and are seen as what they are.
 pub const TOLERANCE: f64 = 5e-3;
 
-/// What [`compare`] found.
+/// Findings of [`compare`].
 #[derive(Clone, Debug)]
 pub struct Comparison {
     /// Largest difference of a logit, relative to the largest logit.
@@ -96,7 +96,9 @@ impl Comparison {
         for (name, off) in &self.gradients {
             ensure!(
                 *off <= TOLERANCE,
-                "the gradient of {name} differs from the CPU's by {off:.1e} of its norm, more than {TOLERANCE:.0e}: this device does not compute what it should (or rounds its products; see the driver's settings)"
+                "the gradient of {name} differs from the CPU's by {off:.1e} of its norm, more than \
+                 {TOLERANCE:.0e}: this device does not compute what it should (or rounds its \
+                 products; see the driver's settings)"
             );
         }
         ensure!(

@@ -30,12 +30,13 @@ pub const TOLERANCE: f32 = 1e-3;
 /// The run's network as a float graph. Activation sites that are all identity vanish.
 ///
 /// # Errors
-/// A site whose function no polynomial replaces (the min-max norm of the batch at hand), a selection
-/// that has not ended, or a graph that `pi-ir` does not accept.
+/// A site whose function no polynomial replaces (the min-max norm of the batch at hand), a
+/// selection that has not ended, or a graph that `pi-ir` does not accept.
 pub fn graph(run: &Run) -> Result<Graph> {
     ensure!(
         run.state.selection.is_none(),
-        "a selection is under way: its factors are neither ReLUs nor polynomials yet; train the stage to its end"
+        "a selection is under way: its factors are neither ReLUs nor polynomials yet; train the \
+         stage to its end"
     );
     let mut emit = Emit {
         run,
@@ -259,7 +260,9 @@ impl<'a> Emit<'a> {
                 everywhere(node, (0..channels).map(fold).collect())
             }
             SiteFunction::MinMax { running: false } => bail!(
-                "{} is normalised by the extremes of the batch at hand (MM), which no graph can know beforehand: it is a yardstick; train with the approximate norm (AMM) to export",
+                "{} is normalised by the extremes of the batch at hand (MM), which no graph can \
+                 know beforehand: it is a yardstick; train with the approximate norm (AMM) to \
+                 export",
                 node.name
             ),
             SiteFunction::MinMax { running: true } => {

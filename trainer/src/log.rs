@@ -75,7 +75,7 @@ impl Log {
     }
 }
 
-/// What plots read of an epoch's line. Whatever a log lacks is absent or empty.
+/// The part of an epoch's line that plots read. Whatever a log lacks is absent or empty.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Epoch {
@@ -93,14 +93,14 @@ pub struct Epoch {
     pub gradient_norm: Option<[Option<f64>; 2]>,
     /// Positions that are ReLUs.
     pub relus: Option<usize>,
-    /// What reached each activation site.
+    /// Range of the values that reached each activation site.
     pub sites: BTreeMap<String, Site>,
     /// Largest input of each site, in logs that have no more.
     largest: BTreeMap<String, Option<f64>>,
 }
 
-/// What reached a site on the held-out images. JSON has no infinity: a value beyond all numbers is
-/// absent.
+/// Range of the values that reached a site on the held-out images. JSON has no infinity: a value
+/// beyond all numbers is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Site {
@@ -193,7 +193,8 @@ mod tests {
         fs::write(
             &path,
             "{\"epoch\": 1, \"loss\": null, \"largest\": {\"stem.act\": 4.5}}\n\
-             {\"epoch\": 2, \"sites\": {\"stem.act\": {\"largest\": null, \"outside\": 0.25}}, \"new\": []}\n\
+             {\"epoch\": 2, \"sites\": {\"stem.act\": \
+             {\"largest\": null, \"outside\": 0.25}}, \"new\": []}\n\
              {\"finished\": 2}\n",
         )
         .unwrap();

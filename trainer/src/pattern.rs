@@ -1,6 +1,6 @@
 //! Patterns of names of sites, convolutions and parameters.
 
-/// Whether `name` as a whole fits `pattern`, in which each `*` stands for any characters, none
+/// Tests that `name` as a whole fits `pattern`, in which each `*` stands for any characters, none
 /// included.
 pub fn fits(pattern: &str, name: &str) -> bool {
     let mut parts = pattern.split('*');

@@ -18,8 +18,8 @@ use crate::atomic;
 /// Width and height in pixels.
 const SIZE: (u32, u32) = (1200, 720);
 const INK: RGBColor = RGBColor(40, 40, 40);
-/// Told apart by people who confuse colours, too (Okabe and Ito, 2008), without the yellow, which
-/// is faint on white.
+/// Colours that people who confuse colours tell apart, too (Okabe and Ito, 2008), without the
+/// yellow, which is faint on white.
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -41,16 +41,16 @@ pub struct Chart {
     pub x: Axis,
     /// The vertical axis.
     pub y: Axis,
-    /// What is drawn, in order.
+    /// Lines and points, in the order they are drawn.
     pub series: Vec<Series>,
 }
 
 /// An axis.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Axis {
-    /// What it shows, with the unit.
+    /// Quantity that it shows, with the unit.
     pub label: String,
-    /// Whether it is logarithmic: values that are not above 0 are then left out.
+    /// True if it is logarithmic: values that are not above 0 are then left out.
     pub log: bool,
     /// Names of the places 0, 1, 2, ... in place of numbers.
     pub names: Vec<String>,
@@ -82,11 +82,11 @@ pub struct Series {
     /// Points; those that cannot be drawn (no number, or not above 0 on a logarithmic axis) break
     /// the line.
     pub points: Vec<(f64, f64)>,
-    /// How they are drawn.
+    /// Form of the points.
     pub style: Style,
 }
 
-/// How points are drawn.
+/// Form of points in a chart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
     /// A line.

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::result::Reported;
 
-/// One line of the table; what costs say is absent where there are none.
+/// A line of the table; what costs say is absent where there are none.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     /// Name of the result.
@@ -38,7 +38,7 @@ pub struct Row {
     pub seed: u64,
     /// Epochs.
     pub epochs: usize,
-    /// What computed.
+    /// Processor or GPU that trained.
     pub device: String,
     /// Seconds of training.
     pub wall_s: f64,
@@ -49,9 +49,9 @@ pub struct Row {
 pub struct Latency {
     /// The profile.
     pub profile: String,
-    /// To prepare one bundle.
+    /// Seconds to prepare a bundle.
     pub offline_s: f64,
-    /// Of one inference.
+    /// Seconds of an inference.
     pub online_s: f64,
 }
 

@@ -18,7 +18,7 @@ use crate::run::Run;
 /// End of the name of a file of costs.
 const COSTS_SUFFIX: &str = ".costs.json";
 
-/// What is reported of a run. Keys beyond these are kept as they are.
+/// Report of a run. Keys beyond these are kept as they are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunResult {
     /// Name of the model; that of the file if absent.
@@ -28,7 +28,7 @@ pub struct RunResult {
     pub dataset: String,
     /// The network: a name, or its part of the configuration.
     pub network: Value,
-    /// How its activations were made.
+    /// Method that made its activations.
     pub method: String,
     /// Positions that are ReLUs.
     pub relus: usize,
@@ -42,8 +42,8 @@ pub struct RunResult {
     pub test_accuracy: f64,
     /// Epochs of all stages.
     pub epochs: usize,
-    /// What trained it, several processors joined by commas; what evaluated it if that is not
-    /// known.
+    /// Processors or GPUs that trained it, joined by commas; the one that evaluated it if that is
+    /// not known.
     pub device: String,
     /// Seconds that the training took.
     pub wall_s: f64,
@@ -181,7 +181,7 @@ pub struct Reported {
     pub name: String,
     /// The result.
     pub result: RunResult,
-    /// What its network costs in the protocol.
+    /// Costs of its network in the protocol.
     pub costs: Option<Costs>,
 }
 
@@ -236,7 +236,8 @@ fn reported(path: &Path) -> Result<Reported> {
             // The compiler folds and removes positions, but it makes no ReLU and loses none.
             ensure!(
                 costs.kinds.relu == result.relus,
-                "{} is of a network with {} ReLUs, {} of one with {}: make the costs anew from its graph",
+                "{} is of a network with {} ReLUs, {} of one with {}: make the costs anew from its \
+                 graph",
                 beside.display(),
                 costs.kinds.relu,
                 path.display(),
@@ -274,8 +275,10 @@ pub(crate) mod tests {
 
     pub(crate) fn example() -> Value {
         json!({
-            "dataset": "CIFAR-10, JPEG quality 75", "network": { "kind": "resnet20", "width": 8 }, "method": "snl",
-            "relus": 600, "polynomial_positions": 20, "multiply_adds": 1000, "seed": 1, "test_accuracy": 0.9,
+            "dataset": "CIFAR-10, JPEG quality 75", "network": { "kind": "resnet20", "width": 8 },
+            "method": "snl",
+            "relus": 600, "polynomial_positions": 20, "multiply_adds": 1000, "seed": 1,
+            "test_accuracy": 0.9,
             "epochs": 3, "device": "CPU, burn flex", "wall_s": 5.0, "note": "kept"
         })
     }

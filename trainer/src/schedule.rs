@@ -12,35 +12,36 @@ pub struct Schedule {
     /// Epochs of warm-up, may be a fraction.
     #[serde(default)]
     pub warmup: f32,
-    /// What follows.
+    /// Course of the rate after the warm-up.
     #[serde(default)]
     pub shape: Shape,
 }
 
-/// How a rate falls.
+/// Course of a rate after its warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Shape {
-    /// Not at all.
+    /// The rate stays.
     #[default]
     Constant,
-    /// Linearly to zero over the last epochs.
+    /// The rate falls linearly to zero over the last epochs.
     Linear {
-        /// So many; may be a fraction.
+        /// Number of these epochs; may be a fraction.
         epochs: f32,
     },
-    /// Half a cosine over the whole stage, from the highest rate to `floor`.
+    /// The rate follows half a cosine over the whole stage, from the highest rate to `floor`.
     Cosine {
         /// Rate at the end.
         #[serde(default)]
         floor: f32,
     },
-    /// Linearly up until `peak` of the stage, then linearly down to zero; without other warm-up.
+    /// The rate rises linearly until `peak` of the stage, then falls linearly to zero; there is no
+    /// other warm-up.
     Triangular {
         /// Share of the stage.
         peak: f32,
     },
-    /// Times `factor` after every so many epochs.
+    /// The rate is multiplied by `factor` after every so many epochs.
     Step {
         /// Epochs between falls.
         every: usize,
@@ -110,7 +111,8 @@ impl Schedule {
             ),
             Shape::Triangular { peak } => ensure!(
                 peak > 0.0 && peak < 1.0 && self.warmup == 0.0,
-                "schedule: the triangle's peak must lie between 0 and 1, and its rise is the warm-up: no other"
+                "schedule: the triangle's peak must lie between 0 and 1, and its rise is the \
+                 warm-up: no other"
             ),
             Shape::Step { every, factor } => ensure!(
                 every > 0 && factor > 0.0 && factor.is_finite(),

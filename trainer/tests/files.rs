@@ -115,9 +115,10 @@ fn a_checkpoint_with_any_byte_of_its_description_changed_is_refused_or_runs() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.pit");
     let data = common::data(32, 10, 41);
-    let mut run = run(
-        "[[stage]]\nmethod = { quail = { norm = \"amm\", layer_epochs = 1, unfreeze_epochs = 1 } }\n[[stage]]\nmethod = { snl = { relus = 9 } }\nepochs = 2\nreplace = [{ sites = \"*\", by = \"relu\" }]",
-    );
+    let mut run = run("[[stage]]\n\
+         method = { quail = { norm = \"amm\", layer_epochs = 1, unfreeze_epochs = 1 } }\n\
+         [[stage]]\nmethod = { snl = { relus = 9 } }\nepochs = 2\n\
+         replace = [{ sites = \"*\", by = \"relu\" }]");
     for _ in 0..3 {
         run.epoch(&data, &indicatif::ProgressBar::hidden()).unwrap();
     }
@@ -154,7 +155,8 @@ fn what_a_damaged_checkpoint_lacks_is_said() {
     };
     let quail =
         "[[stage]]\nmethod = { quail = { norm = \"amm\", layer_epochs = 1, unfreeze_epochs = 1 } }";
-    let snl = "[[stage]]\nmethod = { snl = { relus = 9 } }\nepochs = 5\noptimiser = { rule = { adam = {} } }\nschedule = { rate = 1e-3 }";
+    let snl = "[[stage]]\nmethod = { snl = { relus = 9 } }\nepochs = 5\n\
+        optimiser = { rule = { adam = {} } }\nschedule = { rate = 1e-3 }";
     type Alter = fn(&mut Checkpoint);
     let cases: [(&str, Alter, &str); 8] = [
         (
@@ -223,7 +225,8 @@ fn what_a_damaged_checkpoint_within_a_first_epoch_lacks_is_said() {
     };
     let quail =
         "[[stage]]\nmethod = { quail = { norm = \"amm\", layer_epochs = 1, unfreeze_epochs = 1 } }";
-    let snl = "[[stage]]\nmethod = { snl = { relus = 9 } }\nepochs = 5\noptimiser = { rule = { adam = {} } }\nschedule = { rate = 1e-3 }";
+    let snl = "[[stage]]\nmethod = { snl = { relus = 9 } }\nepochs = 5\n\
+        optimiser = { rule = { adam = {} } }\nschedule = { rate = 1e-3 }";
     let cases = [
         (quail, "teacher", "lacks the teacher"),
         (quail, "optimiser", "lacks its optimiser"),
@@ -272,7 +275,9 @@ fn overrides_replace_keys_and_wrong_ones_are_refused() {
     assert!(refused("stage.0.epochs").contains("section.key=value"));
     assert!(refused("stage.2.epochs=1").contains("2 is none of its 2 entries"));
     assert!(refused("stage.0.batch=0").contains("stage 0: batch must be at least 1"));
-    assert!(refused("stage.1.method={ bcd = { relus = 1, block = 0, trials = 1, tolerance = 0.3, step_epochs = 1 } }").contains("block"));
+    let block = "stage.1.method={ bcd = { relus = 1, block = 0, trials = 1, tolerance = 0.3, \
+                 step_epochs = 1 } }";
+    assert!(refused(block).contains("block"));
     assert!(refused("stage.1.schedule.rate=0.0").contains("schedule.rate"));
     for (item, expected) in [
         ("stage.0.schedule.rate=nan", "schedule.rate is NaN"),
@@ -375,15 +380,18 @@ fn overrides_replace_keys_and_wrong_ones_are_refused() {
             "growth",
         ),
         (
-            "stage.1.method={ bcd = { relus = 1, block = 1, trials = 1, tolerance = inf, step_epochs = 1 } }",
+            "stage.1.method={ bcd = { relus = 1, block = 1, trials = 1, tolerance = inf, \
+             step_epochs = 1 } }",
             "bcd.tolerance is inf",
         ),
         (
-            "stage.0.replace=[{ sites = \"*\", by = { drop-in = { by = \"least-squares\", degree = 2, radius = inf } } }]",
+            "stage.0.replace=[{ sites = \"*\", by = { drop-in = { by = \"least-squares\", \
+             degree = 2, radius = inf } } }]",
             "radius is inf",
         ),
         (
-            "network.activations=[{ sites = \"*\", by = { drop-in = { by = \"least-squares\", degree = 2, radius = inf } } }]",
+            "network.activations=[{ sites = \"*\", by = { drop-in = { by = \"least-squares\", \
+             degree = 2, radius = inf } } }]",
             "radius is inf",
         ),
         (

@@ -18,7 +18,9 @@ const IMAGES: usize = 4;
 /// A stem and a block of three channels, with `r-pkn` kernels on request.
 fn network(kernels: &str) -> (NetworkConfig, Network) {
     let text = format!(
-        "stem = {{ channels = 3, kernel = 3, stride = 1 }}\nstages = [{{ channels = 4, stride = 2, blocks = 1 }}]\nkernels = {kernels}"
+        "stem = {{ channels = 3, kernel = 3, stride = 1 }}\n\
+         stages = [{{ channels = 4, stride = 2, blocks = 1 }}]\n\
+         kernels = {kernels}"
     );
     let config: NetworkConfig = toml::from_str(&text).unwrap();
     assert_eq!(

@@ -345,7 +345,9 @@ fn momo_with_rates_and_decays_of_their_own_minimises_its_model() {
         for (alpha, bound) in [(0.05, 0.0), (3.0, 0.0), (3.0, 2.0), (3.0, 9.0)] {
             let rule = if adam { "momo-adam" } else { "momo" };
             let text = format!(
-                "rule.{rule} = {{ bound = {bound:?} }}\nweight_decay = 0.3\nrates = [{{ parameters = \"*\", factor = 2.0 }}, {{ parameters = \"*.bias\", factor = 0.5 }}]"
+                "rule.{rule} = {{ bound = {bound:?} }}\nweight_decay = 0.3\n\
+                 rates = [{{ parameters = \"*\", factor = 2.0 }}, \
+                 {{ parameters = \"*.bias\", factor = 0.5 }}]"
             );
             let mut x = tensors(&split(&START));
             let (loss, g) = quadratic(&START, 0.0);
@@ -558,7 +560,9 @@ fn rates_fall_by_layer_and_by_name() {
         .map(|n| ((*n).to_owned(), tensor(&[1.0])))
         .collect();
     let g = x.clone();
-    let text = "rule.sgd = { momentum = 0.0 }\nlayer_decay = 0.5\nrates = [{ parameters = \"dense.*\", factor = 0.1 }, { parameters = \"*.bias\", factor = 0.0 }]";
+    let text = "rule.sgd = { momentum = 0.0 }\nlayer_decay = 0.5\n\
+        rates = [{ parameters = \"dense.*\", factor = 0.1 }, \
+        { parameters = \"*.bias\", factor = 0.0 }]";
     let depth = |name: &str| match name {
         "c1.weight" => 2,
         "c2.weight" => 1,

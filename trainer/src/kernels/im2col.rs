@@ -197,7 +197,7 @@ impl Geometry {
         });
     }
 
-    /// Whether outputs and inputs lie one to one, so that a tap is a shift of the whole plane.
+    /// True if outputs and inputs lie one to one, so that a tap is a shift of the whole plane.
     fn same_size(&self) -> bool {
         self.stride == 1 && self.w_out == self.w && self.h_out == self.h
     }
@@ -226,7 +226,7 @@ impl Geometry {
     }
 }
 
-/// One tap of a kernel over one image plane.
+/// A tap of the kernel over an image plane.
 struct Tap {
     /// Start of its row of patches for this image.
     patch: usize,

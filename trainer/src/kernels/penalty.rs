@@ -2,27 +2,27 @@
 
 use burn::tensor::Tensor;
 
-/// A penalty on the inputs of activations, which [`masked`] adds to the gradient.
+/// A penalty on the inputs of activations, which [`masked`](super::masked) adds to the gradient.
 ///
 /// Polynomials need it to stay stable, and the compiled network's fixed point to stay precise.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Penalty {
-    /// None.
+    /// No penalty.
     None,
     /// `weight` times the squared excess of `|z|` over `radius`, summed over positions, mean over
     /// the batch.
     Excess {
-        /// Where it begins.
+        /// Magnitude at which the penalty begins.
         radius: f32,
-        /// Its strength.
+        /// Strength of the penalty.
         weight: f32,
     },
     /// `weight` times the mean of `(z / radius)^exponent` over batch and positions (PILLAR, USENIX
     /// Security 2024).
     Power {
-        /// Where it becomes steep.
+        /// Magnitude at which the penalty becomes steep.
         radius: f32,
-        /// Its strength.
+        /// Strength of the penalty.
         weight: f32,
         /// An even exponent of at least 2.
         exponent: i32,
@@ -30,7 +30,9 @@ pub enum Penalty {
 }
 
 impl Penalty {
-    /// Its value on the inputs of one site, whose gradient [`masked`] adds; zero if there is none.
+    /// Value of the penalty on the inputs of one site; none if there is no penalty.
+    ///
+    /// [`masked`](super::masked) adds the gradient of this value.
     ///
     /// # Cost
     /// Passes over `z` of its own, so it is for those who need the loss as it is.
