@@ -120,6 +120,9 @@ async fn server_prepare(
     Ok(bundle)
 }
 
+/// The bundles of a batch that were complete, and the error that ended it.
+type Batch<B> = (Vec<B>, Option<Error>);
+
 struct Models {
     client: ClientModel,
     server: ServerModel,
@@ -172,7 +175,7 @@ impl Models {
         ends: (MemoryChannel, MemoryChannel),
         seed: u64,
         count: usize,
-    ) -> Outcome<(Vec<ClientBundle>, Option<Error>), (Vec<ServerBundle>, Option<Error>)> {
+    ) -> Outcome<Batch<ClientBundle>, Batch<ServerBundle>> {
         let (client, server) = setups();
         let header = inputs(seed);
         both(

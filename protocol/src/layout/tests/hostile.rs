@@ -24,7 +24,8 @@ fn faults_are_named() {
         verify_plan(&circuit, &plan),
         ["ring degree 256, expected 8192"]
     );
-    let cases: [(&str, fn(&mut Plan)); 19] = [
+    type Change = fn(&mut Plan);
+    let cases: [(&str, Change); 19] = [
         ("ring degree", |p| p.ring_degree = 255),
         ("bundles", |p| p.bundles = 0),
         ("answers for", |p| p.answers.clear()),
