@@ -1,8 +1,7 @@
 //! The two-party computation: shares, linear layers, activations and sessions over a channel.
 //!
 //! - [`session`]: what a runtime calls: setup, preparation of bundles, answers;
-//! - [`channel`]: the line it runs over, and an in-memory one that counts and lies; [`header`]: a
-//!   bundle's identity;
+//! - [`channel`]: the line it runs over, and an in-memory one; [`header`]: a bundle's identity;
 //! - [`linear`] on [`layout`]: the homomorphic linear layers, offline;
 //! - `nonlinear` on [`share`]: ReLU, squares and polynomials on additive shares;
 //! - [`cost`]: exact bytes of all of it.

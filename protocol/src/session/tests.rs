@@ -9,7 +9,7 @@ mod setups;
 mod streams;
 
 use super::*;
-use crate::channel::{MemoryChannel, Tamper, memory};
+use crate::channel::tampered::{Tamper, TamperedChannel, line};
 use crate::cost::Traffic;
 use crate::layout::default_plan;
 use crate::{Channel, Error};
@@ -48,9 +48,9 @@ struct Outcome<A, B> {
 /// Runs both halves of an exchange to their ends. Each owns its end of the line, so that who gives
 /// up closes it.
 fn both<A, B>(
-    ends: (MemoryChannel, MemoryChannel),
-    client: impl AsyncFnOnce(&mut MemoryChannel) -> A,
-    server: impl AsyncFnOnce(&mut MemoryChannel) -> B,
+    ends: (TamperedChannel, TamperedChannel),
+    client: impl AsyncFnOnce(&mut TamperedChannel) -> A,
+    server: impl AsyncFnOnce(&mut TamperedChannel) -> B,
 ) -> Outcome<A, B> {
     let (mut left, mut right) = ends;
     let ((client, up), (server, down)) = block_on(join(
@@ -70,7 +70,7 @@ fn both<A, B>(
 
 type Setups<C = ClientSetup, S = ServerSetup> = Outcome<Result<C, Error>, Result<S, Error>>;
 
-fn exchange_setup(ends: (MemoryChannel, MemoryChannel), seed: u64) -> Setups {
+fn exchange_setup(ends: (TamperedChannel, TamperedChannel), seed: u64) -> Setups {
     both(
         ends,
         async |ch| client_setup(ch, &inputs(0), &mut rng(seed)).await,
@@ -82,7 +82,7 @@ fn exchange_setup(ends: (MemoryChannel, MemoryChannel), seed: u64) -> Setups {
 fn setups() -> &'static (ClientSetup, ServerSetup) {
     static SETUPS: OnceLock<(ClientSetup, ServerSetup)> = OnceLock::new();
     SETUPS.get_or_init(|| {
-        let setups = exchange_setup(memory(), 1);
+        let setups = exchange_setup(line(), 1);
         let (client, server) = (setups.client.unwrap(), setups.server.unwrap());
         let (client, server) = (client.encode(), server.encode());
         (
@@ -157,7 +157,7 @@ impl Models {
 
     fn prepare(
         &self,
-        ends: (MemoryChannel, MemoryChannel),
+        ends: (TamperedChannel, TamperedChannel),
         seed: u64,
     ) -> Outcome<Result<ClientBundle, Error>, Result<ServerBundle, Error>> {
         let (client, server) = setups();
@@ -172,7 +172,7 @@ impl Models {
     /// A batch, as far as it comes: bundles that were complete before an error are kept.
     fn prepare_batch(
         &self,
-        ends: (MemoryChannel, MemoryChannel),
+        ends: (TamperedChannel, TamperedChannel),
         seed: u64,
         count: usize,
     ) -> Outcome<Batch<ClientBundle>, Batch<ServerBundle>> {
@@ -217,13 +217,13 @@ impl Models {
 
     /// An honest pair of bundles.
     fn bundles(&self, seed: u64) -> (ClientBundle, ServerBundle) {
-        let outcome = self.prepare(memory(), seed);
+        let outcome = self.prepare(line(), seed);
         (outcome.client.unwrap(), outcome.server.unwrap())
     }
 
     fn infer(
         &self,
-        ends: (MemoryChannel, MemoryChannel),
+        ends: (TamperedChannel, TamperedChannel),
         client: ClientBundle,
         server: ServerBundle,
         input: &[i64],
@@ -244,7 +244,7 @@ impl Models {
     /// with the formulas.
     fn check(&self, input: &[i64], seed: u64) -> interpret::Run {
         let cost = self.client.cost();
-        let prepared = self.prepare(memory(), seed);
+        let prepared = self.prepare(line(), seed);
         assert_eq!(prepared.traffic, cost.offline, "seed {seed}");
         let (client, server) = (prepared.client.unwrap(), prepared.server.unwrap());
         assert_eq!(client.id(), server.id());
@@ -268,7 +268,7 @@ impl Models {
         input: &[i64],
         seed: u64,
     ) -> interpret::Run {
-        let answered = self.infer(memory(), client, server, input);
+        let answered = self.infer(line(), client, server, input);
         assert_eq!(answered.traffic, self.client.cost().online, "seed {seed}");
         answered.server.unwrap();
         let inference = answered.client.unwrap();
@@ -390,8 +390,8 @@ fn edge_models() -> &'static Models {
 }
 
 /// Messages of an honest run, client's and server's.
-fn recorded(run: impl FnOnce((MemoryChannel, MemoryChannel))) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
-    let (mut left, mut right) = memory();
+fn recorded(run: impl FnOnce((TamperedChannel, TamperedChannel))) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+    let (mut left, mut right) = line();
     let (up, down) = (left.record(), right.record());
     run((left, right));
     (up.lock().unwrap().clone(), down.lock().unwrap().clone())

@@ -19,7 +19,7 @@ fn bundles_of_a_batch_are_spent_one_by_one_in_any_order() {
         for cost in models.client.cost().batches {
             // Headers of earlier batches of the seed are not used again.
             let first = 10 * seed + 5 * cost.bundles as u64;
-            let prepared = models.prepare_batch(memory(), first, cost.bundles);
+            let prepared = models.prepare_batch(line(), first, cost.bundles);
             assert_eq!(prepared.traffic, cost.offline, "seed {seed}");
             let (client, server) = (prepared.client, prepared.server);
             assert!(client.1.is_none() && server.1.is_none());
@@ -43,7 +43,7 @@ fn bundles_of_a_batch_are_spent_one_by_one_in_any_order() {
 fn bundles_of_a_batch_share_no_secret() {
     let (circuit, weights) = edge_circuit();
     let models = Models::with_batches(circuit, weights, &[3]);
-    let prepared = models.prepare_batch(memory(), 1100, 3);
+    let prepared = models.prepare_batch(line(), 1100, 3);
     let client = prepared.client.0;
     let server = prepared.server.0;
     for (i, j) in [(0, 1), (0, 2), (1, 2)] {
@@ -69,7 +69,7 @@ fn a_batch_that_breaks_keeps_the_bundles_before() {
     let input = edge_input();
     let packing = models.client.indexed().planned(3).unwrap();
     let before = 1 + packing.packing.uploads().len() as u64;
-    let mut ends = memory();
+    let mut ends = line();
     ends.0.tamper(before + 1, Tamper::Drop);
     let prepared = models.prepare_batch(ends, 1200, 3);
     let ((client, client_error), (server, server_error)) = (prepared.client, prepared.server);
@@ -84,7 +84,7 @@ fn a_batch_that_breaks_keeps_the_bundles_before() {
 fn batches_without_a_plan_are_refused() {
     let (circuit, weights) = edge_circuit();
     let models = Models::with_batches(circuit, weights, &[3]);
-    let prepared = models.prepare_batch(memory(), 1300, 2);
+    let prepared = models.prepare_batch(line(), 1300, 2);
     for error in [prepared.client.1, prepared.server.1] {
         assert!(matches!(error, Some(Error::ApiMisuse { .. })), "{error:?}");
     }
@@ -98,7 +98,7 @@ fn headers_name_the_plan() {
     let (circuit, weights) = edge_circuit();
     let models = Models::with_batches(circuit, weights, &[3]);
     let alone = models.bundles(1400).0;
-    let batch = models.prepare_batch(memory(), 1401, 3).client.0;
+    let batch = models.prepare_batch(line(), 1401, 3).client.0;
     assert_eq!(alone.header().model, batch[0].header().model);
     assert_ne!(alone.header().plan, batch[0].header().plan);
 }

@@ -3,8 +3,8 @@
 use super::*;
 
 /// Bends the `message`-th message of one side.
-fn bent(client_lies: bool, message: u64, tamper: Tamper) -> (MemoryChannel, MemoryChannel) {
-    let (mut left, mut right) = memory();
+fn bent(client_lies: bool, message: u64, tamper: Tamper) -> (TamperedChannel, TamperedChannel) {
+    let (mut left, mut right) = line();
     match client_lies {
         true => left.tamper(message, tamper),
         false => right.tamper(message, tamper),
@@ -128,8 +128,8 @@ fn lies_in_the_online_phase_are_blamed_on_the_peer() {
 }
 
 /// A peer that sends these messages, whatever it receives, and goes.
-fn replayed(messages: &[&Vec<u8>]) -> MemoryChannel {
-    let (mut liar, honest) = memory();
+fn replayed(messages: &[&Vec<u8>]) -> TamperedChannel {
+    let (mut liar, honest) = line();
     for message in messages {
         block_on(liar.send((*message).clone())).unwrap();
     }
@@ -182,7 +182,7 @@ fn headers_that_differ_are_refused_before_anything_is_answered() {
     let models = edge_models();
     let (client, server) = setups();
     let outcome = both(
-        memory(),
+        line(),
         async |ch| client_prepare(ch, &models.client, client, &inputs(700), &mut rng(1)).await,
         async |ch| server_prepare(ch, &models.server, server, &inputs(701), &mut rng(2)).await,
     );
@@ -193,10 +193,10 @@ fn headers_that_differ_are_refused_before_anything_is_answered() {
     assert!(matches!(outcome.client, Err(Error::Channel { .. })));
     assert_eq!(outcome.traffic.bytes_down, 0);
     // So is another key of the same client.
-    let other = exchange_setup(memory(), 2).server.unwrap();
+    let other = exchange_setup(line(), 2).server.unwrap();
     assert_ne!(other.id(), server.id());
     let outcome = both(
-        memory(),
+        line(),
         async |ch| client_prepare(ch, &models.client, client, &inputs(703), &mut rng(1)).await,
         async |ch| server_prepare(ch, &models.server, &other, &inputs(703), &mut rng(2)).await,
     );

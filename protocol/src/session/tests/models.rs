@@ -33,7 +33,7 @@ fn bundles_of_another_model_or_exchange_are_refused() {
     let (_, server) = models.bundles(801);
     let input = edge_input();
     let outcome = both(
-        memory(),
+        line(),
         async |ch| client_infer(ch, &models.client, client, &input, false).await,
         async |ch| {
             let message = ch.receive(1 << 20).await?;
@@ -50,7 +50,7 @@ fn bundles_of_another_model_or_exchange_are_refused() {
 
     let (client, _) = models.bundles(802);
     let outcome = both(
-        memory(),
+        line(),
         async |ch| client_infer(ch, &models.client, client, &input[1..], false).await,
         async |_| (),
     );
@@ -92,7 +92,7 @@ fn traces_are_made_on_request_only() {
     let answers = [false, true].map(|trace| {
         let (client, server) = models.bundles(920);
         let outcome = both(
-            memory(),
+            line(),
             async |ch| client_infer(ch, &models.client, client, &input, trace).await,
             async |ch| {
                 let message = ch.receive(1 << 20).await?;

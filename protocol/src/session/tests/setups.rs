@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn setup_costs_what_the_formula_says_and_survives_storage() {
-    let setups = exchange_setup(memory(), 1);
+    let setups = exchange_setup(line(), 1);
     assert_eq!(setups.traffic, setup_traffic());
     let (client, server) = (setups.client.unwrap(), setups.server.unwrap());
     assert_eq!(client.id(), server.id());
