@@ -28,8 +28,8 @@ pub enum Error {
         /// The thing that was to be read, in words.
         what: String,
     },
-    /// The line dropped.
-    #[error("the line to the peer is gone: {what}")]
+    /// The line to the peer dropped.
+    #[error("the connection to the peer is lost: {what}")]
     Channel {
         /// The operation that failed, in words.
         what: String,

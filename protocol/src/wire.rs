@@ -2,7 +2,7 @@
 
 use crate::Error;
 
-/// Who wrote the bytes, hence whose fault it is when they are too short.
+/// The writer of the bytes, whose fault it is when they are too short.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
     Peer,
@@ -39,7 +39,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn take(&mut self, count: usize) -> Result<&'a [u8], Error> {
         let Some((part, rest)) = self.rest.split_at_checked(count) else {
             return Err(self.error(format!(
-                "{}: a part of {count} bytes where {} are left",
+                "{}: expected {count} more bytes, {} are left",
                 self.what,
                 self.rest.len()
             )));
@@ -63,7 +63,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn end(self) -> Result<(), Error> {
         match self.rest.len() {
             0 => Ok(()),
-            left => Err(self.error(format!("{}: {left} bytes behind its end", self.what))),
+            left => Err(self.error(format!("{}: {left} bytes follow its end", self.what))),
         }
     }
 

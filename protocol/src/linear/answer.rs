@@ -13,34 +13,6 @@ use rand_core::CryptoRng;
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
-/// The gap that the client's Galois keys must reach for this packing: the largest group whose
-/// results are merged.
-pub fn max_gap(packing: &Packing) -> usize {
-    let gap = |answer: &AnswerMap| {
-        let group = packing.uploads()[answer.upload()].layout().group as usize;
-        if answer.merge() > 0 { group } else { 1 }
-    };
-    packing.answers().iter().map(gap).max().unwrap_or(1)
-}
-
-/// Bytes of one answer: 71,680 a ciphertext and 8 a useful coefficient.
-pub fn answers_bytes(answer: &AnswerMap) -> usize {
-    (0..answer.ciphertexts())
-        .map(|index| MaskedCiphertext::bytes(answer.useful_count(index)))
-        .sum()
-}
-
-/// The ciphertexts of an upload as the answers to it multiply them: row by row.
-///
-/// # Panics
-/// If there are not as many as the upload has.
-pub fn rows_of(upload: &UploadMap, ciphertexts: Vec<Ciphertext>) -> Vec<CiphertextRow> {
-    let count = upload.ciphertexts();
-    assert_eq!(ciphertexts.len(), count, "ciphertexts of another upload");
-    let rows = ciphertexts.par_chunks(upload.groups());
-    rows.map(CiphertextRow::new).collect()
-}
-
 /// The server's answers, made one after the other: `Enc(W r + s)` of a convolution, for fresh `s`.
 pub struct Answers<'a> {
     params: &'a Params,
@@ -55,8 +27,8 @@ pub struct Answers<'a> {
 }
 
 impl<'a> Answers<'a> {
-    /// Draws what all randomness of the answers comes from, `s` included: `rng` is seeded once for
-    /// an exchange, after it has started.
+    /// Draws the seed of all randomness of the answers, `s` included: `rng` is seeded once for an
+    /// exchange, after it has started.
     ///
     /// # Panics
     /// If the kernels are of another packing, or the Galois keys do not reach [`max_gap`].
@@ -97,6 +69,7 @@ impl<'a> Answers<'a> {
         answer: usize,
         inputs: &[CiphertextRow],
     ) -> (Vec<u8>, Zeroizing<Vec<u64>>) {
+        // Marked before anything is computed, so that not even a panic half way allows another.
         let made = std::mem::replace(&mut self.made[answer], true);
         assert!(!made, "answer {answer} was made before");
         let map = &self.packing.answers()[answer];
@@ -119,6 +92,7 @@ impl<'a> Answers<'a> {
                 job.run(|index, packed| self.finish(answer, index, packed))
             })
             .collect();
+        // Jobs cover chunks and rows; the message has row by row, and in a row chunk by chunk.
         let mut finished: Vec<Finished> = finished.into_iter().flatten().collect();
         finished.sort_unstable_by_key(|part| part.index);
         let mut share = Zeroizing::new(vec![0; map.len()]);
@@ -129,6 +103,8 @@ impl<'a> Answers<'a> {
         (parts.concat(), share)
     }
 
+    /// Masks and floods output ciphertext `index`. Its generator depends on answer and index alone,
+    /// so neither threads nor the order of answers show in the message.
     fn finish(&self, answer: usize, index: usize, packed: Packed) -> Finished {
         let map = &self.packing.answers()[answer];
         let useful = map.useful(&self.packing.uploads()[map.upload()], index);
@@ -143,24 +119,6 @@ impl<'a> Answers<'a> {
             useful,
             mask,
         }
-    }
-}
-
-/// One finished output ciphertext.
-struct Finished {
-    index: usize,
-    bytes: Vec<u8>,
-    useful: Vec<Useful>,
-    mask: Zeroizing<Vec<u64>>,
-}
-
-fn coefficients(useful: &[Useful]) -> Vec<u32> {
-    useful.iter().map(|u| u.coefficient).collect()
-}
-
-fn scatter(useful: &[Useful], values: &[u64], out: &mut [u64]) {
-    for (u, value) in useful.iter().zip(values) {
-        out[u.element as usize] = *value;
     }
 }
 
@@ -209,4 +167,50 @@ pub fn finish_answer(
         scatter(useful, values, &mut share);
     }
     Ok(share)
+}
+
+/// The gap that the client's Galois keys must reach for this packing: the largest group whose
+/// results are merged.
+pub fn max_gap(packing: &Packing) -> usize {
+    let gap = |answer: &AnswerMap| {
+        let group = packing.uploads()[answer.upload()].layout().group as usize;
+        if answer.merge() > 0 { group } else { 1 }
+    };
+    packing.answers().iter().map(gap).max().unwrap_or(1)
+}
+
+/// Bytes of one answer: 71,680 a ciphertext and 8 a useful coefficient.
+pub fn answers_bytes(answer: &AnswerMap) -> usize {
+    (0..answer.ciphertexts())
+        .map(|index| MaskedCiphertext::bytes(answer.useful_count(index)))
+        .sum()
+}
+
+/// The ciphertexts of an upload as the answers to it multiply them: row by row.
+///
+/// # Panics
+/// If there are not as many as the upload has.
+pub fn rows_of(upload: &UploadMap, ciphertexts: Vec<Ciphertext>) -> Vec<CiphertextRow> {
+    let count = upload.ciphertexts();
+    assert_eq!(ciphertexts.len(), count, "ciphertexts of another upload");
+    let rows = ciphertexts.par_chunks(upload.groups());
+    rows.map(CiphertextRow::new).collect()
+}
+
+/// One finished output ciphertext.
+struct Finished {
+    index: usize,
+    bytes: Vec<u8>,
+    useful: Vec<Useful>,
+    mask: Zeroizing<Vec<u64>>,
+}
+
+fn coefficients(useful: &[Useful]) -> Vec<u32> {
+    useful.iter().map(|u| u.coefficient).collect()
+}
+
+fn scatter(useful: &[Useful], values: &[u64], out: &mut [u64]) {
+    for (u, value) in useful.iter().zip(values) {
+        out[u.element as usize] = *value;
+    }
 }

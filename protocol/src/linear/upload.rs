@@ -15,37 +15,6 @@ use zeroize::Zeroizing;
 
 const CONV: CiphertextModulus = CiphertextModulus::Conv;
 
-/// Bytes of upload `map`: 78 bits a coefficient, 138 where the value is forced, each ciphertext
-/// rounded up to bytes.
-pub fn uploads_bytes(map: &UploadMap) -> usize {
-    (0..map.ciphertexts())
-        .map(|index| seeded_bytes(CONV, map.counts(index).forced))
-        .sum()
-}
-
-/// The seed of one ciphertext.
-fn ciphertext_seed(public_seed: &[u8; 32], upload: usize, index: usize) -> Seed {
-    let mut hasher = blake3::Hasher::new_derive_key("pianissimo linear upload ciphertext 1");
-    hasher
-        .update(public_seed)
-        .update(&(upload as u64).to_le_bytes())
-        .update(&(index as u64).to_le_bytes());
-    *hasher.finalize().as_bytes()
-}
-
-fn upload_layout(roles: &[CoefficientRole]) -> SeededLayout {
-    let class = |role: &CoefficientRole| match role {
-        CoefficientRole::Free(_) => CoefficientClass::Free,
-        CoefficientRole::Zero | CoefficientRole::Repeat(_) => CoefficientClass::Forced,
-        CoefficientRole::Unused => CoefficientClass::Unused,
-    };
-    SeededLayout::new(roles.iter().map(class).collect())
-}
-
-fn assert_degree(packing: &Packing) {
-    assert_eq!(packing.ring_degree(), N, "packing for another ring");
-}
-
 /// The client's uploads, made one after the other: the masks of all tensors that convolutions read,
 /// drawn and encrypted.
 ///
@@ -62,7 +31,7 @@ pub struct Uploads<'a> {
     masks: Vec<Option<Zeroizing<Vec<u64>>>>,
 }
 
-/// One ciphertext on its way.
+/// One ciphertext of the upload that is being made.
 struct Draft {
     index: usize,
     roles: Vec<CoefficientRole>,
@@ -71,7 +40,7 @@ struct Draft {
 }
 
 impl<'a> Uploads<'a> {
-    /// Draws what the uploads' errors and unread masks come from.
+    /// Draws the seed of the uploads' errors and of masks that nothing reads.
     ///
     /// `public_seed` is known to both parties, contains randomness of both, and never serves twice;
     /// the errors come from `rng` alone.
@@ -246,4 +215,35 @@ pub fn receive_upload(
             expand_seeded(params, CONV, &seed, &layout, bytes)
         })
         .collect()
+}
+
+/// Bytes of upload `map`: 78 bits a coefficient, 138 where the value is forced, each ciphertext
+/// rounded up to bytes.
+pub fn uploads_bytes(map: &UploadMap) -> usize {
+    (0..map.ciphertexts())
+        .map(|index| seeded_bytes(CONV, map.counts(index).forced))
+        .sum()
+}
+
+/// The public seed of one ciphertext.
+fn ciphertext_seed(public_seed: &[u8; 32], upload: usize, index: usize) -> Seed {
+    let mut hasher = blake3::Hasher::new_derive_key("pianissimo linear upload ciphertext 1");
+    hasher
+        .update(public_seed)
+        .update(&(upload as u64).to_le_bytes())
+        .update(&(index as u64).to_le_bytes());
+    *hasher.finalize().as_bytes()
+}
+
+fn upload_layout(roles: &[CoefficientRole]) -> SeededLayout {
+    let class = |role: &CoefficientRole| match role {
+        CoefficientRole::Free(_) => CoefficientClass::Free,
+        CoefficientRole::Zero | CoefficientRole::Repeat(_) => CoefficientClass::Forced,
+        CoefficientRole::Unused => CoefficientClass::Unused,
+    };
+    SeededLayout::new(roles.iter().map(class).collect())
+}
+
+fn assert_degree(packing: &Packing) {
+    assert_eq!(packing.ring_degree(), N, "packing for another ring");
 }

@@ -62,6 +62,7 @@ impl<'a> Builder<'a> {
         let groups = (u64::from(shape.c) * phases).div_ceil(u64::from(layout.group));
         let tile_count = u64::from(tiles.0) * u64::from(tiles.1);
         let rows = (tile_count * u64::from(copies)).div_ceil(u64::from(layout.blocks));
+        // Every bound is checked before anything of the size of the plan is allocated.
         self.ciphertexts = self.ciphertexts.saturating_add(rows.saturating_mul(groups));
         if self.ciphertexts > MAX_CIPHERTEXTS {
             return Err(vec![format!(
@@ -120,6 +121,7 @@ impl<'a> Builder<'a> {
 pub(super) struct Steps(u64);
 
 impl Steps {
+    /// Adds steps that are about to be taken.
     pub(super) fn charge(&mut self, steps: u64) -> Result<(), String> {
         self.0 = self.0.saturating_add(steps);
         if self.0 > MAX_STEPS {

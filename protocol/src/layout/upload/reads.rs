@@ -14,7 +14,7 @@ pub(crate) struct Taps {
 }
 
 impl Taps {
-    /// Along rows. The layout's padding must not be less than the convolution's.
+    /// Taps along rows. The layout's padding must not be less than the convolution's.
     pub(crate) fn vertical(layout: &Layout, conv: &Conv) -> Taps {
         Taps {
             offset: layout.padding.top - conv.padding.top,
@@ -23,7 +23,7 @@ impl Taps {
         }
     }
 
-    /// Along columns.
+    /// Taps along columns; the same holds for the padding.
     pub(crate) fn horizontal(layout: &Layout, conv: &Conv) -> Taps {
         Taps {
             offset: layout.padding.left - conv.padding.left,
@@ -44,6 +44,7 @@ impl Taps {
         for o in outputs {
             let start = o * self.stride + self.offset;
             let end = start + self.kernel;
+            // Neighbours overlap where the stride is less than the kernel; each row is listed once.
             out.extend(start.max(next)..end);
             next = end;
         }
@@ -149,6 +150,7 @@ impl TileReads<'_> {
         let first = i64::from(self.tile.0 * layout.tile.0) - i64::from(above);
         let y = first * i64::from(layout.stride.0) + i64::from(row_in_tile)
             - i64::from(layout.padding.top);
+        // Left of the map this wraps to a number that no width reaches.
         let x = (self.tile.1 * layout.tile.1 * layout.stride.1 + column)
             .wrapping_sub(layout.padding.left);
         match u32::try_from(y) {
@@ -181,6 +183,7 @@ impl TileReads<'_> {
     }
 }
 
+/// Notes what a read expects at a position, unless another read expects something else there.
 fn expect(contents: &mut [Content], index: usize, content: Content) -> Result<(), String> {
     let entry = &mut contents[index];
     match *entry {
@@ -203,7 +206,8 @@ pub(crate) fn output_columns(layout: &Layout, tile: u32, output: Shape) -> u32 {
         .min(layout.tile.1)
 }
 
-/// See [`UploadMap::output_rows`].
+/// The rows of outputs that tile row `tile` computes; see
+/// [`UploadMap::output_rows`](super::UploadMap::output_rows).
 pub(super) fn output_rows(
     layout: &Layout,
     pitch: Option<u32>,

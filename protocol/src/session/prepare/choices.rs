@@ -104,6 +104,7 @@ impl ClientBatch<'_> {
                 let kind = activation.kinds[element];
                 quadratic::client_inputs(kind, truncated[element], &mut ole_inputs);
             }
+            // Tensor 0 is the input, so the layer's result is tensor `l + 1`.
             let mask = masks[l + 1];
             for &element in &index.identity {
                 let element = element as usize;

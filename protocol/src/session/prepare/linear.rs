@@ -62,6 +62,7 @@ impl Batch<'_> {
         for (upload, map) in packing.uploads().iter().enumerate() {
             let message = receive_exactly(channel, "upload", uploads_bytes(map)).await?;
             let ciphertexts = linear::receive_upload(params, packing, &seed, upload, &message)?;
+            // Answers are made from the expanded form, which is five times as large.
             drop(message);
             let rows = linear::rows_of(map, ciphertexts);
             for answer in self.planned.readers(upload) {
