@@ -3,7 +3,7 @@
 //! - [`Block`], [`Bits`], [`Delta`]: wire labels and OT messages, choice bits, the free-XOR offset;
 //! - [`fp`]: the field `F_p`, `p = 2^60 - 2^18 + 1`, in which all shares live;
 //! - [`Prg`]: the pseudorandom generator, AES in counter mode;
-//! - [`hash`](mod@hash): MITCCR, the re-keyed hash of labels, and the tweaks of a bundle;
+//! - [`hash`]: MITCCR, the re-keyed hash of labels, and the tweaks of a bundle;
 //! - [`transpose`], [`columns`]: the matrices of bits in an OT extension;
 //! - [`memory`]: large buffers on large pages, and [`SecretBytes`], which erases itself;
 //! - [`Backend`]: the vector instructions that all of these use.

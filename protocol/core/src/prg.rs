@@ -171,10 +171,7 @@ mod tests {
 
     #[test]
     fn every_back_end_equals_the_definition() {
-        let mut seed = [0; SEED_BYTES];
-        for i in 0..SEED_BYTES {
-            seed[i] = (i * 7 + 3) as u8;
-        }
+        let mut seed: [u8; SEED_BYTES] = std::array::from_fn(|i| (i * 7 + 3) as u8);
         let near_overflow = u128::MAX << 64 | (u64::MAX - 20) as u128;
         for start in [5, u64::MAX as u128 - 9, near_overflow, u128::MAX - 33] {
             seed[BLOCK_BYTES..].copy_from_slice(&start.to_le_bytes());

@@ -32,6 +32,10 @@ pub(super) fn hash_lanes(keys: &[Block; LANES], x: &mut [Block; LANES]) {
 }
 
 /// Replaces every `s` in `data` by `AES(s) xor s` under the key of its lane.
+#[allow(
+    clippy::needless_range_loop,
+    reason = "data and keys share their indices"
+)]
 #[target_feature(enable = "aes,ssse3")]
 #[inline]
 fn encrypt<const D: usize>(mut keys: [__m128i; N], data: &mut [[__m128i; N]; D]) {

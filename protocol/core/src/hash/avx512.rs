@@ -43,6 +43,13 @@ pub(super) fn hash_lanes(keys: &[Block; LANES], x: &mut [Block; LANES]) {
 
 /// Encrypts `data[k][d]` under the keys `words[k]`, in word form: `K` times `D` times sixteen
 /// blocks.
+///
+/// # Safety
+/// The processor has AVX-512F, AVX-512BW and VAES.
+#[allow(
+    clippy::needless_range_loop,
+    reason = "data, keys and words share their indices"
+)]
 #[target_feature(enable = "avx512f,avx512bw,vaes")]
 #[inline]
 pub fn encrypt<const K: usize, const D: usize>(
@@ -106,7 +113,10 @@ fn transpose(x: [__m512i; 4]) -> [__m512i; 4] {
     ]
 }
 
-/// The orthomorphism of every block.
+/// Applies the orthomorphism to every block.
+///
+/// # Safety
+/// The processor has AVX-512F.
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub fn sigma(x: __m512i) -> __m512i {
@@ -115,14 +125,20 @@ pub fn sigma(x: __m512i) -> __m512i {
     _mm512_ternarylogic_epi64::<0x78>(_mm512_shuffle_epi32::<0x4e>(x), x, high)
 }
 
-/// The sum modulo 2 of two blocks for each lane.
+/// Adds, modulo 2, two blocks for each lane.
+///
+/// # Safety
+/// The processor has AVX-512F.
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub fn xor(x: Lanes, y: Lanes) -> Lanes {
     std::array::from_fn(|e| _mm512_xor_si512(x[e], y[e]))
 }
 
-/// The sum modulo 2 of three registers.
+/// Adds three registers modulo 2.
+///
+/// # Safety
+/// The processor has AVX-512F.
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub fn xor3(x: __m512i, y: __m512i, z: __m512i) -> __m512i {
@@ -142,9 +158,9 @@ fn load(x: &[Block; LANES]) -> Lanes {
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn store(x: &mut [Block; LANES], data: Lanes) {
-    for e in 0..N {
+    for (e, data) in data.into_iter().enumerate() {
         // SAFETY: register `e` writes blocks `4 e..4 e + 4` of sixteen borrowed mutably; any bits
         // are a valid block; the store has no alignment requirement.
-        unsafe { _mm512_storeu_si512(x.as_mut_ptr().add(e * WIDTH).cast(), data[e]) }
+        unsafe { _mm512_storeu_si512(x.as_mut_ptr().add(e * WIDTH).cast(), data) }
     }
 }
