@@ -5,7 +5,7 @@ use super::fixtures::{SIGN_BITS, SignCircuits, least, on_threads};
 use criterion::Throughput;
 use pi_core::hash::{hash_pairs_to_field, hash_to_field};
 use pi_core::{Block, Delta, Prg, TweakClass, TweakCounter, transpose};
-use pi_garble::{SignWidth, active_labels_of_stream};
+use pi_garble::{SignWidth, active_labels};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 use std::hint::black_box;
@@ -65,7 +65,7 @@ fn around(instances: usize) {
     let values: Vec<u64> = (0..instances).map(|_| rng.next_u64()).collect();
     let mut out = vec![1; width.label_bytes(instances)];
     let active = least(RUNS, || {
-        active_labels_of_stream(width, &delta, &stream, &values, &mut out).expect("shapes fit");
+        active_labels(width, &delta, &stream, &values, &mut out).expect("shapes fit");
     });
     let keep = &labels[..instances];
     let single = least(RUNS, || {

@@ -3,8 +3,7 @@
 use super::fixtures::{SIGN_BITS, extension, masters, on_threads};
 use pi_core::{Bits, Block, Prg, TweakCounter, fp, memory};
 use pi_garble::{
-    ServerGadget, SignWidth, active_labels_of_stream, client_output, evaluate_sign_message,
-    garble_sign_into,
+    InputLabels, ServerGadget, SignWidth, active_labels, client_output, evaluate_sign, garble_sign,
 };
 use pi_ot::{CotReceiver, CotSender, Direction, TreeDepth, reverse};
 use rand_chacha::ChaCha20Rng;
@@ -87,18 +86,18 @@ fn layer(count: usize, runs: usize) {
         let parts = tables.chunks_mut(width.table_bytes(PART));
         let parts = parts.zip(keep_zero.chunks_mut(PART)).collect();
         let room = || vec![Block::ZERO; PART * SIGN_BITS as usize];
-        let garble = |zeros: &mut Vec<Block>,
+        let garble = |room: &mut Vec<Block>,
                       i: usize,
                       (tables, keep): (&mut [u8], &mut [Block]),
-                      client_zero: &[Block]| {
+                      client: &[Block]| {
             let (tweaks, first) = (
                 tweaks.part(i * PART, keep.len()),
                 i * PART * SIGN_BITS as usize,
             );
-            let zeros = &mut zeros[..client_zero.len()];
-            server_zero.fill_at(first as u128, Block::bytes_mut(zeros));
-            garble_sign_into(width, &tweaks, delta, client_zero, zeros, tables, keep)
-                .expect("shapes fit");
+            let server = &mut room[..client.len()];
+            server_zero.fill_at(first as u128, Block::bytes_mut(server));
+            let zeros = InputLabels { client, server };
+            garble_sign(width, &tweaks, delta, zeros, tables, keep).expect("shapes fit");
         };
         forward_sender
             .extend_parts(
@@ -120,13 +119,12 @@ fn layer(count: usize, runs: usize) {
         reverse::apply_derandomization(&mut u, &c, &e).expect("shapes fit");
         lap("derandomization");
         let mut server_labels = memory::zeroed(width.label_bytes(count));
-        active_labels_of_stream(width, delta, &server_zero, &d, &mut server_labels)
-            .expect("shapes fit");
+        active_labels(width, delta, &server_zero, &d, &mut server_labels).expect("shapes fit");
         lap("active labels");
         let (rows, _shares) = gadget.open(&d).expect("shapes fit");
         lap("open");
-        let keep = evaluate_sign_message(width, &tweaks, &labels, &server_labels, &tables)
-            .expect("shapes fit");
+        let keep =
+            evaluate_sign(width, &tweaks, &labels, &server_labels, &tables).expect("shapes fit");
         lap("evaluate");
         client_output(&tweaks, &keep, &rows, &c, &u).expect("shapes fit");
         lap("output");

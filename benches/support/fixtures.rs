@@ -4,7 +4,7 @@
 //! Everything is drawn from seeds, and every call is one that the protocol makes.
 
 use pi_core::{Block, Delta, Labels, Prg, TweakCounter, TweakRange, fp};
-use pi_garble::{SignWidth, active_labels_of_stream, evaluate_sign_message, garble_sign_into};
+use pi_garble::{InputLabels, SignWidth, active_labels, evaluate_sign, garble_sign};
 use pi_ot::{
     BundleId, Direction, ExtensionReceiver, ExtensionSender, MasterReceiver, MasterSender,
     MasterSetup, SessionId, TreeDepth,
@@ -122,8 +122,7 @@ impl SignCircuits {
             stream.fill_at(0, Block::bytes_mut(&mut zero));
             let values: Vec<u64> = (0..instances).map(|_| rng.next_u64()).collect();
             let mut labels = vec![0; width.label_bytes(instances)];
-            active_labels_of_stream(width, &delta, &stream, &values, &mut labels)
-                .expect("shapes fit");
+            active_labels(width, &delta, &stream, &values, &mut labels).expect("shapes fit");
             (zero, labels)
         };
         let (client_zero, client_labels) = wires(3);
@@ -150,12 +149,15 @@ impl SignCircuits {
     }
 
     pub(crate) fn garble(&mut self) {
-        garble_sign_into(
+        let zeros = InputLabels {
+            client: &self.client_zero,
+            server: &self.server_zero,
+        };
+        garble_sign(
             self.width,
             &self.tweaks,
             &self.delta,
-            &self.client_zero,
-            &self.server_zero,
+            zeros,
             &mut self.tables,
             &mut self.keep_zero,
         )
@@ -164,8 +166,7 @@ impl SignCircuits {
 
     pub(crate) fn evaluate(&self) -> Labels {
         let (client, server) = (&self.client_labels, &self.server_labels);
-        evaluate_sign_message(self.width, &self.tweaks, client, server, &self.tables)
-            .expect("shapes fit")
+        evaluate_sign(self.width, &self.tweaks, client, server, &self.tables).expect("shapes fit")
     }
 }
 

@@ -203,7 +203,7 @@ pub fn client_share(hash: u64, row: u64, pick: u8, c: u64, u: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{SignWidth, active_labels, evaluate_sign, garble_sign};
+    use crate::{InputLabels, SignWidth, active_labels, evaluate_sign, garble_sign};
     use pi_core::fp::{P, add, sub};
     use pi_core::{Prg, TweakCounter};
     use rand_chacha::ChaCha20Rng;
@@ -303,39 +303,26 @@ mod tests {
 
         let delta = Delta::random(&mut rng);
         let tweaks = TweakCounter::new(Block::random(&mut rng)).take(count, m);
-        let mut prg = Prg::new(&[9; 32]);
-        let (client_zero, server_zero) = (
-            prg.blocks(count * m as usize),
-            prg.blocks(count * m as usize),
-        );
+        let (client_stream, server_stream) = (Prg::new(&[9; 32]), Prg::new(&[10; 32]));
+        let blocks = |stream: &Prg| stream.clone().blocks(count * m as usize);
         let mut tables = vec![0; width.table_bytes(count)];
-        let keep_zero = garble_sign(
-            width,
-            &tweaks,
-            &delta,
-            &client_zero,
-            &server_zero,
-            &mut tables,
-        )
-        .unwrap();
+        let mut keep_zero = vec![Block::ZERO; count];
+        let zeros = InputLabels {
+            client: &blocks(&client_stream),
+            server: &blocks(&server_stream),
+        };
+        garble_sign(width, &tweaks, &delta, zeros, &mut tables, &mut keep_zero).unwrap();
         let (u, v) = deal(&ServerGadget::colours(&keep_zero), &c, &mut rng);
         let gadget = ServerGadget::new(&tweaks, &delta, &keep_zero, &v).unwrap();
 
         let mut server_labels = vec![0; width.label_bytes(count)];
-        active_labels(width, &delta, &server_zero, &d_low, &mut server_labels).unwrap();
+        active_labels(width, &delta, &server_stream, &d_low, &mut server_labels).unwrap();
         let (rows, y_server) = gadget.open(&d_field).unwrap();
 
         let mut client_labels = vec![0; width.label_bytes(count)];
-        active_labels(width, &delta, &client_zero, &c, &mut client_labels).unwrap();
-        let read = |bytes| Block::decode("labels", bytes, count * m as usize).unwrap();
-        let keep = evaluate_sign(
-            width,
-            &tweaks,
-            &read(&client_labels),
-            &read(&server_labels),
-            &tables,
-        )
-        .unwrap();
+        active_labels(width, &delta, &client_stream, &c, &mut client_labels).unwrap();
+        let client_labels = Block::decode("labels", &client_labels, count * m as usize).unwrap();
+        let keep = evaluate_sign(width, &tweaks, &client_labels, &server_labels, &tables).unwrap();
         let rows = fp::decode("rows", fp::encode(&rows), count).unwrap();
         let y_client = client_output(&tweaks, &keep, &rows, &c, &u).unwrap();
         for j in 0..count {

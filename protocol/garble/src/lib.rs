@@ -8,7 +8,7 @@
 //! # Security
 //! Semi-honest garbler and evaluator. The hash is MITCCR (Guo, Katz, Wang, Weng, Yu, "Better
 //! concrete security for half-gates garbling", CRYPTO 2020): AES re-keyed at every use, see
-//! [`pi_core::hash`](mod@pi_core::hash). Tables are sent before the garbler's input exists, so the
+//! [`pi_core::hash`]. Tables are sent before the garbler's input exists, so the
 //! statement is about *adaptive* garbling, and its proof takes AES as an *ideal cipher*. The
 //! standard-model tweakable correlation robustness does not suffice.
 //!
@@ -20,7 +20,4 @@ pub mod gadget;
 mod sign;
 
 pub use gadget::{ServerGadget, client_output};
-pub use sign::{
-    SignWidth, active_labels, active_labels_of_stream, evaluate_sign, evaluate_sign_message,
-    garble_sign, garble_sign_into,
-};
+pub use sign::{InputLabels, SignWidth, active_labels, evaluate_sign, garble_sign};

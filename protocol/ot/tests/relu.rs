@@ -6,7 +6,7 @@
 use pi_core::fp::{self, P};
 use pi_core::{Bits, Block, Prg, TweakCounter};
 use pi_garble::{
-    ServerGadget, SignWidth, active_labels, client_output, evaluate_sign, garble_sign,
+    InputLabels, ServerGadget, SignWidth, active_labels, client_output, evaluate_sign, garble_sign,
 };
 use pi_ot::{
     BASE_CORRECTION_BYTES, BundleId, CotReceiver, CotSender, Direction, MasterReceiver,
@@ -92,16 +92,21 @@ fn relu(depth: TreeDepth, m: u32, count: usize) {
     // (4) server: tables and corrected choices.
     let mut forward_sender = forward_pending.finish(&forward_message).unwrap();
     let client_zero = forward_sender.extend(bits, &forward_correction).unwrap();
-    let server_zero = Prg::new(&[5; 32]).blocks(bits);
+    let server_stream = Prg::new(&[5; 32]);
     let delta = forward_sender.delta();
     let mut tables = vec![0; width.table_bytes(count)];
-    let keep_zero = garble_sign(
+    let mut keep_zero = vec![Block::ZERO; count];
+    let zeros = InputLabels {
+        client: &client_zero,
+        server: &server_stream.clone().blocks(bits),
+    };
+    garble_sign(
         width,
         &server_tweaks,
         delta,
-        &client_zero,
-        &server_zero,
+        zeros,
         &mut tables,
+        &mut keep_zero,
     )
     .unwrap();
     let tau = fp::decode("tau", tau, count).unwrap();
@@ -124,20 +129,12 @@ fn relu(depth: TreeDepth, m: u32, count: usize) {
     let low: Vec<u64> = d.iter().map(|&d| d as u64).collect();
     let d: Vec<u64> = d.iter().map(|&d| P - d.unsigned_abs()).collect();
     let mut labels = vec![0; width.label_bytes(count)];
-    active_labels(width, delta, &server_zero, &low, &mut labels).unwrap();
+    active_labels(width, delta, &server_stream, &low, &mut labels).unwrap();
     let (rows, y_server) = gadget.open(&d).unwrap();
     let rows = fp::encode(&rows);
     assert_eq!(labels.len() + rows.len(), count * (16 * m as usize + 8));
 
-    let server_labels = Block::decode("labels", &labels, bits).unwrap();
-    let keep = evaluate_sign(
-        width,
-        &client_tweaks,
-        &client_labels,
-        &server_labels,
-        &tables,
-    )
-    .unwrap();
+    let keep = evaluate_sign(width, &client_tweaks, &client_labels, &labels, &tables).unwrap();
     let rows = fp::decode("rows", rows, count).unwrap();
     let y_client = client_output(&client_tweaks, &keep, &rows, &c, &u).unwrap();
     for (j, &value) in values.iter().enumerate() {

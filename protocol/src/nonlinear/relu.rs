@@ -24,8 +24,7 @@ use crate::wire::Reader;
 use pi_core::fp::{self, ELEMENT_BYTES, Elements};
 use pi_core::{Bits, Block, Delta, Labels, Prg, ROWS_PER_TILE, TweakRange, memory};
 use pi_garble::{
-    ServerGadget, SignWidth, active_labels_of_stream, client_output, evaluate_sign_message,
-    garble_sign_into,
+    InputLabels, ServerGadget, SignWidth, active_labels, client_output, evaluate_sign, garble_sign,
 };
 use pi_ot::{CotReceiver, CotSender, TreeDepth, reverse};
 use zeroize::Zeroizing;
@@ -121,7 +120,7 @@ impl ClientRelu {
         let labels = message.take(width.label_bytes(c.len()))?;
         let rows = message.take(ELEMENT_BYTES * c.len())?;
         let rows = fp::decode("rows", rows, c.len())?;
-        let keep = evaluate_sign_message(width, tweaks, &self.labels, labels, &self.tables)?;
+        let keep = evaluate_sign(width, tweaks, &self.labels, labels, &self.tables)?;
         Ok(client_output(tweaks, &keep, &rows, c, &self.u)?)
     }
 }
@@ -168,15 +167,16 @@ pub(crate) fn garble(
     let parts = tables.chunks_mut(width.table_bytes(PART));
     let parts: Vec<_> = parts.zip(keep_zero.chunks_mut(PART)).collect();
     let room = || Zeroizing::new(vec![Block::ZERO; PART.min(n) * m]);
-    let garble_part = |zeros: &mut Labels,
+    let garble_part = |room: &mut Labels,
                        i: usize,
                        (tables, keep): (&mut [u8], &mut [Block]),
-                       client_zero: &[Block]| {
+                       client: &[Block]| {
         let first = i * PART;
-        let zeros = &mut zeros[..client_zero.len()];
-        server_zero.fill_at((first * m) as u128, Block::bytes_mut(zeros));
+        let server = &mut room[..client.len()];
+        server_zero.fill_at((first * m) as u128, Block::bytes_mut(server));
+        let zeros = InputLabels { client, server };
         let tweaks = tweaks.part(first, keep.len());
-        garble_sign_into(width, &tweaks, &delta, client_zero, zeros, tables, keep)
+        garble_sign(width, &tweaks, &delta, zeros, tables, keep)
             .expect("parts have the shapes of their layer");
     };
     tweaks.check_instances(n)?;
@@ -205,7 +205,7 @@ pub(crate) fn open(
 ) -> Result<Elements, Error> {
     let start = message.len();
     message.resize(start + width.label_bytes(d_hat.len()), 0);
-    active_labels_of_stream(width, delta, server_zero, d_hat, &mut message[start..])?;
+    active_labels(width, delta, server_zero, d_hat, &mut message[start..])?;
     let d: Elements = Zeroizing::new(d_hat.iter().map(|&d| share::to_field(d as i64)).collect());
     let (rows, y) = gadget.open(&d)?;
     message.extend_from_slice(fp::encode(&rows));

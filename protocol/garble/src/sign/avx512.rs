@@ -4,29 +4,26 @@
 //! Register `e` of a value holds its blocks for instances `4 e .. 4 e + 4`. A group of fewer than
 //! sixteen instances repeats its last one: the same work, written to the same place.
 
-use super::{SignWidth, TABLE_BYTES};
+use super::{Group, InputLabels, TABLE_BYTES};
 use pi_core::hash::LANES;
 use pi_core::hash::avx512::{Lanes, N, WIDTH, encrypt, sigma, xor, xor3};
 use pi_core::{BLOCK_BYTES, Block, TweakClass, TweakRange};
 use std::arch::x86_64::*;
 
-/// Garbles up to [`LANES`] instances: see [`super::garble_group`].
+/// Garbles up to [`LANES`] instances: see [`super::scalar::garble_group`].
 #[target_feature(enable = "avx512f,avx512bw,vaes")]
 pub(super) fn garble_group(
-    width: SignWidth,
-    tweaks: &TweakRange,
-    first: usize,
+    group: Group<'_>,
     delta: Block,
-    client: &[Block],
-    server: &[Block],
+    zeros: InputLabels<'_>,
     tables: &mut [u8],
     keep: &mut [Block],
 ) {
-    let (m, gates, count) = (width.0 as usize, width.and_gates(), keep.len());
-    let client = Columns::new(Block::encode(client), m, count);
-    let server = Columns::new(Block::encode(server), m, count);
+    let (m, gates, count) = (group.width.bits() as usize, group.gates(), keep.len());
+    let client = Columns::new(Block::encode(zeros.client), m, count);
+    let server = Columns::new(Block::encode(zeros.server), m, count);
     let mut tables = Tables::new(tables, gates, count);
-    let mut keys = Keys::new(tweaks, first, count);
+    let mut keys = Keys::new(group.tweaks, group.first, count);
     let delta = broadcast(delta);
     let sigma_delta = sigma(delta);
     let mut carry = [_mm512_setzero_si512(); N];
@@ -62,22 +59,20 @@ pub(super) fn garble_group(
     }
 }
 
-/// Evaluates up to [`LANES`] instances: see [`super::evaluate_group`].
+/// Evaluates up to [`LANES`] instances: see [`super::scalar::evaluate_group`].
 #[target_feature(enable = "avx512f,avx512bw,vaes")]
 pub(super) fn evaluate_group(
-    width: SignWidth,
-    tweaks: &TweakRange,
-    first: usize,
+    group: Group<'_>,
     client: &[Block],
     server: &[u8],
     tables: &[u8],
     keep: &mut [Block],
 ) {
-    let (m, gates, count) = (width.0 as usize, width.and_gates(), keep.len());
+    let (m, gates, count) = (group.width.bits() as usize, group.gates(), keep.len());
     let client = Columns::new(Block::encode(client), m, count);
     let server = Columns::new(server, m, count);
     let tables = Columns::new(tables, 2 * gates, count);
-    let mut keys = Keys::new(tweaks, first, count);
+    let mut keys = Keys::new(group.tweaks, group.first, count);
     let mut carry = [_mm512_setzero_si512(); N];
     for i in 0..gates {
         let a = xor(client.load(i), carry);
@@ -217,6 +212,10 @@ impl<'a> Columns<'a> {
     }
 
     /// Blocks `column` and `column + 1` of every instance.
+    #[allow(
+        clippy::needless_range_loop,
+        reason = "both results are filled register by register"
+    )]
     #[target_feature(enable = "avx512f")]
     #[inline]
     fn load_pairs(&self, column: usize) -> [Lanes; 2] {
