@@ -41,6 +41,7 @@ pub mod ole;
 pub mod pack;
 pub mod params;
 pub mod plain;
+pub mod product;
 mod sample;
 pub mod seeded;
 pub mod xof;
@@ -53,7 +54,8 @@ pub use masked::{MaskedCiphertext, decrypt, mask_and_flood};
 pub use ole::{ole_receive, ole_respond, ole_slots};
 pub use pack::{Packed, pack, pack_rows};
 pub use params::{CiphertextModulus, N, Params};
-pub use plain::{CiphertextRow, PlainPoly, Product, Workspace};
+pub use plain::PlainPoly;
+pub use product::{CiphertextRow, Product, Workspace};
 pub use sample::ERROR_BOUND;
 pub use seeded::{
     Ciphertext, CoefficientClass, SeededEncryption, SeededLayout, encrypt_seeded, expand_seeded,

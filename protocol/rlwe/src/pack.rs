@@ -16,7 +16,7 @@
 
 use crate::keys::{GaloisKey, GaloisKeys};
 use crate::params::{CiphertextModulus, DIGITS, KEY_LIMBS, MergeTables, N, Params};
-use crate::plain::Product;
+use crate::product::Product;
 use pi_ring::dot::{Term, dot_pair};
 use pi_ring::{Domain, RnsPoly, kernels};
 use rayon::prelude::*;
