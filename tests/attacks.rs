@@ -12,7 +12,8 @@ use pi_rlwe::attack::phase;
 use pi_rlwe::noise::{flood_log2, noise_bits};
 use pi_rlwe::{
     Ciphertext, CiphertextModulus, MaskedCiphertext, N, Packed, Params, PlainPoly, Product,
-    PublicKey, SecretKey, SeededLayout, decrypt, encrypt_seeded, expand_seeded, mask_and_flood,
+    PublicKey, SecretKey, Seeded, SeededLayout, decrypt, encrypt_seeded, expand_seeded,
+    mask_and_flood,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -46,14 +47,13 @@ impl Parties {
         let conv = CiphertextModulus::Conv;
         let sent = encrypt_seeded(
             &self.params,
-            conv,
             &self.secret,
-            &seed,
-            &layout,
+            &Seeded::new(conv, seed, &layout),
             &[],
             &mut self.rng,
         );
-        let ciphertext = expand_seeded(&self.params, conv, &seed, &layout, &sent.bytes).unwrap();
+        let ciphertext =
+            expand_seeded(&self.params, &Seeded::new(conv, seed, &layout), &sent.bytes).unwrap();
         (sent.mask.to_vec(), ciphertext)
     }
 

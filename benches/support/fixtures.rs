@@ -12,7 +12,7 @@ use pi_ot::{
 use pi_ring::conv::{ConvScratch, ConvShape, Padding, PreparedConv};
 use pi_rlwe::{
     Ciphertext, CiphertextModulus, MaskedCiphertext, N, Packed, Params, PublicKey, SecretKey,
-    SeededEncryption, SeededLayout, encrypt_seeded, expand_seeded, mask_and_flood,
+    Seeded, SeededEncryption, SeededLayout, encrypt_seeded, expand_seeded, mask_and_flood,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -65,14 +65,24 @@ impl Client {
     ) -> SeededEncryption {
         let layout = SeededLayout::all_free();
         let (params, secret) = (&self.params, &self.secret);
-        encrypt_seeded(params, modulus, secret, &UPLOAD_SEED, &layout, &[], rng)
+        encrypt_seeded(
+            params,
+            secret,
+            &Seeded::new(modulus, UPLOAD_SEED, &layout),
+            &[],
+            rng,
+        )
     }
 
     /// Expands an upload, as the server does.
     pub(crate) fn expand(&self, modulus: CiphertextModulus, sent: &SeededEncryption) -> Ciphertext {
         let layout = SeededLayout::all_free();
-        expand_seeded(&self.params, modulus, &UPLOAD_SEED, &layout, &sent.bytes)
-            .expect("honest bytes")
+        expand_seeded(
+            &self.params,
+            &Seeded::new(modulus, UPLOAD_SEED, &layout),
+            &sent.bytes,
+        )
+        .expect("honest bytes")
     }
 
     /// Masks and floods a product, as the server does, at all coefficients.

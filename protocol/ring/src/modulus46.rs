@@ -69,8 +69,8 @@ impl Deref for Modulus46 {
     }
 }
 
-/// True for odd primes below 2^48, by the strong test to the bases 2 to 17, which no composite below
-/// 341,550,071,728,321 passes (Jaeschke 1993).
+/// True for odd primes below 2^48, by the strong test to the bases 2 to 17, which no composite
+/// below 341,550,071,728,321 passes (Jaeschke 1993).
 const fn is_prime(q: u64) -> bool {
     const BASES: [u64; 7] = [2, 3, 5, 7, 11, 13, 17];
     let twos = (q - 1).trailing_zeros();

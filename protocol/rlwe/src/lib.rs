@@ -9,8 +9,8 @@
 //! # The flow
 //! Once per client: [`SecretKey::generate`], [`PublicKey`] and [`GaloisKeys`] go to the server
 //! (`encode`, `decode`). For each ciphertext of a bundle:
-//! 1. client: [`encrypt_seeded`] gives the mask `r` and the bytes of `Enc(r)`, the *upload*; server:
-//!    [`expand_seeded`] gives a [`Ciphertext`];
+//! 1. client: [`encrypt_seeded`] gives the mask `r` and the bytes of `Enc(r)`, the *upload*;
+//!    server: [`expand_seeded`] gives a [`Ciphertext`];
 //! 2. server: [`Product::new`] multiplies ciphertexts by [`PlainPoly`] kernels and sums; [`pack()`]
 //!    merges `2^levels` products;
 //! 3. server: [`mask_and_flood`] re-randomises, masks, floods and switches down: a
@@ -55,9 +55,10 @@ pub use ole::{ole_receive, ole_respond, ole_slots};
 pub use pack::{Packed, pack, pack_rows};
 pub use params::{CiphertextModulus, N, Params};
 pub use plain::PlainPoly;
-pub use product::{CiphertextRow, Product, Workspace};
+pub use product::{CiphertextRow, KernelMatrix, Product, Workspace};
 pub use sample::ERROR_BOUND;
 pub use seeded::{
-    Ciphertext, CoefficientClass, SeededEncryption, SeededLayout, encrypt_seeded, expand_seeded,
+    Ciphertext, CoefficientClass, Seeded, SeededEncryption, SeededLayout, encrypt_seeded,
+    expand_seeded,
 };
 pub use xof::Seed;

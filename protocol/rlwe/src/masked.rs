@@ -1,4 +1,5 @@
-//! Masked ciphertexts: the server's answers, and why they tell the client nothing but the plaintext.
+//! Masked ciphertexts: the server's answers, and why they tell the client nothing but the
+//! plaintext.
 //!
 //! # Order
 //! [`mask_and_flood`] takes a packed ciphertext and, in this order: adds a fresh public-key
@@ -115,8 +116,8 @@ impl std::fmt::Debug for MaskedCiphertext {
     }
 }
 
-/// The ciphertext with plaintext `packed + mask` at the useful coefficients, and nothing else in it;
-/// see the module's documentation.
+/// The ciphertext with plaintext `packed + mask` at the useful coefficients, and nothing else in
+/// it; see the module's documentation.
 ///
 /// `useful` are the coefficients whose first half is sent, increasing, multiples of the gap; `mask`
 /// has one fresh uniform field element for each of them. `rng` gives `u`, the errors and the flood,
@@ -135,25 +136,32 @@ pub fn mask_and_flood(
     mask: &[u64],
     rng: &mut impl CryptoRng,
 ) -> MaskedCiphertext {
-    assemble(
-        params,
-        packed,
-        Some(public_key),
-        useful,
-        mask,
-        |stream, flood| flood.sample_shifted(stream),
-        rng,
-    )
+    let protections = Protections {
+        public_key: Some(public_key),
+        flood: proper_flood,
+    };
+    assemble(params, packed, &protections, useful, mask, rng)
 }
 
-/// [`mask_and_flood`], with the protections as arguments. `flood` gives the flood plus four quarters.
+/// The protections of a masked ciphertext, of which tests leave out some.
+struct Protections<'a, F> {
+    /// The key for the fresh encryption of zero.
+    public_key: Option<&'a PublicKey>,
+    /// Draws the flood plus four quarters.
+    flood: F,
+}
+
+fn proper_flood(stream: &mut Stream, flood: &sample::Flood) -> u128 {
+    flood.sample_shifted(stream)
+}
+
+/// [`mask_and_flood`] with given protections.
 fn assemble(
     params: &Params,
     mut packed: Packed,
-    public_key: Option<&PublicKey>,
+    protections: &Protections<'_, impl Fn(&mut Stream, &sample::Flood) -> u128>,
     useful: &[u32],
     mask: &[u64],
-    flood: impl Fn(&mut Stream, &sample::Flood) -> u128,
     rng: &mut impl CryptoRng,
 ) -> MaskedCiphertext {
     let gap = packed.gap;
@@ -170,15 +178,15 @@ fn assemble(
     assert_eq!(mask.len(), useful.len(), "masks");
     assert!(mask.iter().all(|&m| m < fp::P), "mask is no field element");
     let stream = &mut Stream::secret(rng);
-    if let Some(public_key) = public_key {
+    if let Some(public_key) = protections.public_key {
         add_encryption_of_zero(params, public_key, &mut packed, stream);
     }
     match packed.modulus {
         CiphertextModulus::Conv => {
-            mask_flood_switch::<3>(params, &packed, useful, mask, flood, stream)
+            mask_flood_switch::<3>(params, &packed, useful, mask, &protections.flood, stream)
         }
         CiphertextModulus::Ole => {
-            mask_flood_switch::<4>(params, &packed, useful, mask, flood, stream)
+            mask_flood_switch::<4>(params, &packed, useful, mask, &protections.flood, stream)
         }
     }
 }
@@ -332,8 +340,8 @@ fn answer_phase(
     Zeroizing::new(phase)
 }
 
-/// Masked ciphertexts that lack a protection: for tests that show what the protection is for, and for
-/// nothing else.
+/// Masked ciphertexts that lack a protection: for tests that show what the protection is for, and
+/// for nothing else.
 #[cfg(feature = "attack")]
 pub mod attack {
     use super::*;
@@ -346,15 +354,11 @@ pub mod attack {
         mask: &[u64],
         rng: &mut impl CryptoRng,
     ) -> MaskedCiphertext {
-        assemble(
-            params,
-            packed,
-            None,
-            useful,
-            mask,
-            |stream, flood| flood.sample_shifted(stream),
-            rng,
-        )
+        let protections = Protections {
+            public_key: None,
+            flood: proper_flood,
+        };
+        assemble(params, packed, &protections, useful, mask, rng)
     }
 
     /// [`mask_and_flood`] without the flood: the low part of the phase shows the noise.
@@ -366,15 +370,11 @@ pub mod attack {
         mask: &[u64],
         rng: &mut impl CryptoRng,
     ) -> MaskedCiphertext {
-        assemble(
-            params,
-            packed,
-            Some(public_key),
-            useful,
-            mask,
-            |_, flood| 4 * flood.quarter,
-            rng,
-        )
+        let protections = Protections {
+            public_key: Some(public_key),
+            flood: |_: &mut Stream, flood: &sample::Flood| 4 * flood.quarter,
+        };
+        assemble(params, packed, &protections, useful, mask, rng)
     }
 
     /// [`mask_and_flood`] with a flood that is a sum of four uniforms of `bits` bits each, as if
@@ -382,6 +382,10 @@ pub mod attack {
     ///
     /// # Panics
     /// If `bits` exceeds those of the real flood's quarter.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "those of `mask_and_flood` and the width that it fixes"
+    )]
     pub fn mask_and_flood_with_bits(
         params: &Params,
         packed: Packed,
@@ -400,7 +404,11 @@ pub mod attack {
             let sum: u128 = (0..4).map(|_| draw(stream)).sum();
             4 * flood.quarter + sum - (2 << bits)
         };
-        assemble(params, packed, Some(public_key), useful, mask, short, rng)
+        let protections = Protections {
+            public_key: Some(public_key),
+            flood: short,
+        };
+        assemble(params, packed, &protections, useful, mask, rng)
     }
 
     /// The phase of an answer at its useful coefficients modulo `2^70`: what the client sees beyond

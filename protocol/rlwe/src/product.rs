@@ -70,6 +70,12 @@ impl Product {
     }
 }
 
+impl std::fmt::Debug for Product {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Product({:?}, {} levels)", self.modulus, self.levels)
+    }
+}
+
 /// Kernels that are multiplied as soon as they are made, and their memory, which later ones reuse:
 /// first touch of memory costs as much as the arithmetic. Erased on drop.
 #[derive(Default)]
@@ -103,17 +109,27 @@ const STRIDE: usize = N + 72;
 /// Ciphertexts of one sum that are multiplied before their kernels' memory is used again.
 const TERMS_AT_ONCE: usize = 128;
 
+/// A matrix of kernels that are made when they are multiplied.
+pub struct KernelMatrix<F> {
+    /// Kernels of each ciphertext: products of each row.
+    pub outputs: usize,
+    /// Levels of the packing that follows, of all kernels.
+    pub levels: u32,
+    /// If given, every exponent stands for some `X^-e`, `e < reach`: short kernels have shorter
+    /// transforms.
+    pub reach: Option<usize>,
+    /// `terms(output, i)` are the terms of the kernel between ciphertext `i` of every row and the
+    /// output, see [`PlainPoly::new`]; weights, and sums of those of the same exponent, are below
+    /// 2^31 in magnitude here.
+    pub terms: F,
+}
+
 impl Product {
     /// The sums of ciphertext times kernel, for each output and each row of ciphertexts:
     /// `[output][row]`.
     ///
-    /// Equal to [`Product::new`] for each, with kernels `terms(output, i)` for ciphertext `i` of
-    /// every row (see [`PlainPoly::new`]; weights, and sums of those of the same exponent, are
-    /// below 2^31 in magnitude here). One prime is done after another and every vector read once,
-    /// see [`dot_matrix`].
-    ///
-    /// With `reach`, every exponent stands for some `X^-e`, `e < reach`: short kernels have shorter
-    /// transforms.
+    /// Equal to [`Product::new`] for each. One prime is done after another and every vector read
+    /// once, see [`dot_matrix`].
     ///
     /// # Cost
     /// A transform for each kernel and prime, about 5 us a product, 64 KB of workspace a kernel (at
@@ -121,28 +137,32 @@ impl Product {
     /// # Panics
     /// If there is no row, rows differ in length, or an exponent is not below `2 N` or beyond the
     /// reach.
-    pub fn matrix<T: IntoIterator<Item = (usize, i32)>>(
+    pub fn matrix<T, F>(
         params: &Params,
         rows: &[&CiphertextRow],
-        outputs: usize,
-        levels: u32,
-        reach: Option<usize>,
-        terms: impl Fn(usize, usize) -> T,
+        matrix: &KernelMatrix<F>,
         workspace: &mut Workspace,
-    ) -> Vec<Vec<Self>> {
-        let count = check_rows(rows);
+    ) -> Vec<Vec<Self>>
+    where
+        T: IntoIterator<Item = (usize, i32)>,
+        F: Fn(usize, usize) -> T,
+    {
+        let KernelMatrix {
+            outputs,
+            levels,
+            reach,
+            ref terms,
+        } = *matrix;
         // A transform of the whole ring in X^-1 is one in X with its values reversed, and saves
         // nothing.
         let short = reach.map(usize::next_power_of_two).filter(|&s| s < N);
         let support = short.unwrap_or(N);
-        let mut sums = unspecified_sums(rows.len(), outputs, levels);
-        for first in (0..count).step_by(TERMS_AT_ONCE) {
-            let at_once = TERMS_AT_ONCE.min(count - first);
-            let polynomials = outputs * at_once;
+        sums_in_parts(params, rows, outputs, levels, |part, sums| {
+            let polynomials = outputs * part.len();
             let small = sized(&mut workspace.small, polynomials * support);
             small.fill(0);
             for (i, small) in small.chunks_exact_mut(support).enumerate() {
-                for (exponent, weight) in terms(i / at_once, first + i % at_once) {
+                for (exponent, weight) in terms(i / part.len(), part.start + i % part.len()) {
                     assert!(exponent < 2 * N, "exponent {exponent}");
                     let (at, weight) = if short.is_some() {
                         ((2 * N - exponent) % (2 * N), weight)
@@ -156,8 +176,7 @@ impl Product {
             }
             let coefficients = sized(&mut workspace.coefficients, support);
             let values = sized(&mut workspace.values, polynomials * STRIDE);
-            let mut add = |limb: usize, sums: &mut [Vec<Self>]| {
-                let m = &params.moduli[limb];
+            for (limb, m) in params.moduli[..CONV_LIMBS].iter().enumerate() {
                 let factor = m.mul(params.degree_inverse[limb], m.inv(m.pow(2, levels as u64)));
                 let ntt = &params.ntts()[limb];
                 let polynomials = small.chunks_exact(support);
@@ -172,17 +191,9 @@ impl Product {
                     }
                 }
                 let factors: Vec<&[u64]> = values.chunks_exact(STRIDE).map(|x| &x[..N]).collect();
-                multiply_limb(params, limb, first..first + at_once, rows, &factors, sums);
-            };
-            if first == 0 {
-                (0..CONV_LIMBS).for_each(|limb| add(limb, &mut sums));
-            } else {
-                let mut more = unspecified_sums(rows.len(), outputs, levels);
-                (0..CONV_LIMBS).for_each(|limb| add(limb, &mut more));
-                add_sums(params, &mut sums, &more);
+                multiply_limb(params, limb, part.clone(), rows, &factors, sums);
             }
-        }
-        sums
+        })
     }
 
     /// [`Product::matrix`] with kernels that were made before, all of the same levels:
@@ -197,7 +208,6 @@ impl Product {
         polynomials: &[&[PlainPoly]],
     ) -> Vec<Vec<Self>> {
         let count = check_rows(rows);
-        let outputs = polynomials.len();
         assert!(
             polynomials.iter().all(|kernels| kernels.len() == count),
             "kernels of an output"
@@ -211,27 +221,40 @@ impl Product {
                 .all(|kernel| (kernel.levels, kernel.modulus) == (levels, modulus)),
             "levels or moduli of kernels"
         );
-        let mut sums = unspecified_sums(rows.len(), outputs, levels);
-        for first in (0..count).step_by(TERMS_AT_ONCE) {
-            let at_once = TERMS_AT_ONCE.min(count - first);
-            let multiply = |limb: usize, sums: &mut [Vec<Self>]| {
+        sums_in_parts(params, rows, polynomials.len(), levels, |part, sums| {
+            for limb in 0..CONV_LIMBS {
                 let factors: Vec<&[u64]> = polynomials
                     .iter()
-                    .flat_map(|kernels| &kernels[first..first + at_once])
+                    .flat_map(|kernels| &kernels[part.clone()])
                     .map(|kernel| kernel.values.limb(limb))
                     .collect();
-                multiply_limb(params, limb, first..first + at_once, rows, &factors, sums);
-            };
-            if first == 0 {
-                (0..CONV_LIMBS).for_each(|limb| multiply(limb, &mut sums));
-            } else {
-                let mut more = unspecified_sums(rows.len(), outputs, levels);
-                (0..CONV_LIMBS).for_each(|limb| multiply(limb, &mut more));
-                add_sums(params, &mut sums, &more);
+                multiply_limb(params, limb, part.clone(), rows, &factors, sums);
             }
-        }
-        sums
+        })
     }
+}
+
+/// Sums over all ciphertexts of the rows, of which `set` sets the sums over some.
+fn sums_in_parts(
+    params: &Params,
+    rows: &[&CiphertextRow],
+    outputs: usize,
+    levels: u32,
+    mut set: impl FnMut(Range<usize>, &mut [Vec<Product>]),
+) -> Vec<Vec<Product>> {
+    let count = check_rows(rows);
+    let mut sums = unspecified_sums(rows.len(), outputs, levels);
+    for first in (0..count).step_by(TERMS_AT_ONCE) {
+        let part = first..count.min(first + TERMS_AT_ONCE);
+        if first == 0 {
+            set(part, &mut sums);
+        } else {
+            let mut more = unspecified_sums(rows.len(), outputs, levels);
+            set(part, &mut more);
+            add_sums(params, &mut sums, &more);
+        }
+    }
+    sums
 }
 
 const CONV_LIMBS: usize = CiphertextModulus::Conv.limbs();
@@ -341,12 +364,6 @@ fn add_sums(params: &Params, sums: &mut [Vec<Product>], more: &[Vec<Product>]) {
     }
 }
 
-impl std::fmt::Debug for Product {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Product({:?}, {} levels)", self.modulus, self.levels)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -416,7 +433,13 @@ mod tests {
             let packed: Vec<&CiphertextRow> = packed.iter().collect();
             let terms = |output: usize, i: usize| kernels[output][i].iter().copied();
             let workspace = &mut Workspace::default();
-            let fresh = Product::matrix(&params, &packed, outputs, levels, reach, terms, workspace);
+            let matrix = KernelMatrix {
+                outputs,
+                levels,
+                reach,
+                terms,
+            };
+            let fresh = Product::matrix(&params, &packed, &matrix, workspace);
             let borrowed: Vec<&[PlainPoly]> = polynomials.iter().map(|p| &p[..]).collect();
             let kept = Product::matrix_of(&params, &packed, &borrowed);
             for (output, polynomials) in polynomials.iter().enumerate() {
@@ -428,7 +451,8 @@ mod tests {
                         for (found, expected) in found.halves.iter().zip(&expected.halves) {
                             assert!(
                                 found.limbs().eq(expected.limbs()),
-                                "{rows} rows of {count}, {outputs} outputs, {levels} levels, reach {reach:?}"
+                                "{rows} rows of {count}, {outputs} outputs, {levels} levels, \
+                                 reach {reach:?}"
                             );
                         }
                     }

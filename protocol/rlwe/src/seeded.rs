@@ -104,6 +104,26 @@ const fn seeded_bits(modulus: CiphertextModulus, forced: usize) -> usize {
     (N - forced) * modulus.free_bits() as usize + forced * modulus.forced_bits() as usize
 }
 
+/// What both parties know of a seeded encryption before its bytes are sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Seeded<'a> {
+    modulus: CiphertextModulus,
+    seed: Seed,
+    layout: &'a SeededLayout,
+}
+
+impl<'a> Seeded<'a> {
+    /// Encryption at this modulus, of a mask that the seed chooses at the free coefficients of the
+    /// layout. The seed is public, and must never have served before.
+    pub fn new(modulus: CiphertextModulus, seed: Seed, layout: &'a SeededLayout) -> Self {
+        Self {
+            modulus,
+            seed,
+            layout,
+        }
+    }
+}
+
 /// The client's result of [`encrypt_seeded`].
 pub struct SeededEncryption {
     /// `r`, [`N`] field elements, erased on drop.
@@ -118,47 +138,45 @@ impl std::fmt::Debug for SeededEncryption {
     }
 }
 
-/// The client's half: the mask that `seed` chooses, and the correction that makes it an encryption.
+/// The client's half: the mask that the seed chooses, and the correction that makes it an
+/// encryption.
 ///
-/// `forced` has the prescribed masks of the forced coefficients, in order of coefficients. `seed`
-/// is public, and must never have served before; `rng` gives the errors.
+/// `forced` has the prescribed masks of the forced coefficients, in order of coefficients; `rng`
+/// gives the errors.
 ///
 /// # Panics
 /// If `forced` has not one field element for each forced coefficient.
 pub fn encrypt_seeded(
     params: &Params,
-    modulus: CiphertextModulus,
     secret: &SecretKey,
-    seed: &Seed,
-    layout: &SeededLayout,
+    public: &Seeded<'_>,
     forced: &[u64],
     rng: &mut impl CryptoRng,
 ) -> SeededEncryption {
-    assert_eq!(forced.len(), layout.forced, "forced masks");
+    assert_eq!(forced.len(), public.layout.forced, "forced masks");
     assert!(
         forced.iter().all(|&r| r < fp::P),
         "forced mask is no field element"
     );
-    match modulus {
-        CiphertextModulus::Conv => {
-            encrypt_over::<3>(params, modulus, secret, seed, layout, forced, rng)
-        }
-        CiphertextModulus::Ole => {
-            encrypt_over::<4>(params, modulus, secret, seed, layout, forced, rng)
-        }
+    match public.modulus {
+        CiphertextModulus::Conv => encrypt_over::<3>(params, secret, public, forced, rng),
+        CiphertextModulus::Ole => encrypt_over::<4>(params, secret, public, forced, rng),
     }
 }
 
 /// [`encrypt_seeded`] over `L` primes.
 fn encrypt_over<const L: usize>(
     params: &Params,
-    modulus: CiphertextModulus,
     secret: &SecretKey,
-    seed: &Seed,
-    layout: &SeededLayout,
+    public: &Seeded<'_>,
     forced: &[u64],
     rng: &mut impl CryptoRng,
 ) -> SeededEncryption {
+    let Seeded {
+        modulus,
+        ref seed,
+        layout,
+    } = *public;
     let moduli: [_; L] = *params.moduli.first_chunk().expect("L is at most four");
     let basis = params.basis(modulus);
     let [mut phase, mut product] = expand_seed(params, modulus, seed);
@@ -232,21 +250,20 @@ impl std::fmt::Debug for Ciphertext {
     }
 }
 
-/// The server's half: the encryption that a seed and a client's message make.
+/// The server's half: the encryption that the seed and the client's message make.
 ///
 /// # Errors
 /// If the length is not [`SeededLayout::bytes`] or a correction is out of range.
 pub fn expand_seeded(
     params: &Params,
-    modulus: CiphertextModulus,
-    seed: &Seed,
-    layout: &SeededLayout,
+    public: &Seeded<'_>,
     bytes: &[u8],
 ) -> Result<Ciphertext, Error> {
-    let [mut c0, c1] = expand_seed(params, modulus, seed);
+    let modulus = public.modulus;
+    let [mut c0, c1] = expand_seed(params, modulus, &public.seed);
     match modulus {
-        CiphertextModulus::Conv => add_corrections::<3>(params, modulus, layout, bytes, &mut c0)?,
-        CiphertextModulus::Ole => add_corrections::<4>(params, modulus, layout, bytes, &mut c0)?,
+        CiphertextModulus::Conv => add_corrections::<3>(params, public, bytes, &mut c0)?,
+        CiphertextModulus::Ole => add_corrections::<4>(params, public, bytes, &mut c0)?,
     }
     c0.forward(&params.ntts()[..modulus.limbs()]);
     Ok(Ciphertext {
@@ -258,11 +275,13 @@ pub fn expand_seeded(
 /// Adds the corrections of a message to `c0`, over `L` primes.
 fn add_corrections<const L: usize>(
     params: &Params,
-    modulus: CiphertextModulus,
-    layout: &SeededLayout,
+    public: &Seeded<'_>,
     bytes: &[u8],
     c0: &mut RnsPoly,
 ) -> Result<(), Error> {
+    let Seeded {
+        modulus, layout, ..
+    } = *public;
     let what = "upload";
     let mut reader = BitReader::new(what, bytes, layout.bits(modulus))?;
     let moduli: [_; L] = *params.moduli.first_chunk().expect("L is at most four");

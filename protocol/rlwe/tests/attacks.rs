@@ -10,7 +10,7 @@ use pi_rlwe::attack::{
 };
 use pi_rlwe::{
     Ciphertext, CiphertextModulus, MaskedCiphertext, N, Packed, Params, PlainPoly, Product,
-    PublicKey, SecretKey, SeededLayout, encrypt_seeded, expand_seeded, mask_and_flood,
+    PublicKey, SecretKey, Seeded, SeededLayout, encrypt_seeded, expand_seeded, mask_and_flood,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -46,14 +46,12 @@ impl Setup {
         let layout = SeededLayout::all_free();
         let sent = encrypt_seeded(
             &self.params,
-            CONV,
             &self.secret,
-            &seed,
-            &layout,
+            &Seeded::new(CONV, seed, &layout),
             &[],
             &mut self.rng,
         );
-        expand_seeded(&self.params, CONV, &seed, &layout, &sent.bytes).unwrap()
+        expand_seeded(&self.params, &Seeded::new(CONV, seed, &layout), &sent.bytes).unwrap()
     }
 
     fn times(&self, ciphertext: &Ciphertext, weight: i64) -> Packed {

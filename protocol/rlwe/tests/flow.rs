@@ -4,7 +4,7 @@ use pi_core::fp;
 use pi_rlwe::noise::{budget_log2, conv_noise, noise_bits, ole_noise};
 use pi_rlwe::{
     Ciphertext, CiphertextModulus, CoefficientClass, Error, GaloisKeys, MaskedCiphertext, N,
-    Packed, Params, PlainPoly, Product, PublicKey, SecretKey, SeededLayout, decrypt,
+    Packed, Params, PlainPoly, Product, PublicKey, SecretKey, Seeded, SeededLayout, decrypt,
     encrypt_seeded, expand_seeded, mask_and_flood, ole_receive, ole_respond, ole_slots, pack,
 };
 use rand_chacha::ChaCha20Rng;
@@ -40,16 +40,19 @@ impl Parties {
         let layout = SeededLayout::all_free();
         let sent = encrypt_seeded(
             &self.params,
-            modulus,
             &self.secret,
-            &seed,
-            &layout,
+            &Seeded::new(modulus, seed, &layout),
             &[],
             &mut self.rng,
         );
         (
             sent.mask.to_vec(),
-            expand_seeded(&self.params, modulus, &seed, &layout, &sent.bytes).unwrap(),
+            expand_seeded(
+                &self.params,
+                &Seeded::new(modulus, seed, &layout),
+                &sent.bytes,
+            )
+            .unwrap(),
         )
     }
 
@@ -98,7 +101,11 @@ fn an_upload_encrypts_its_mask_whatever_the_classes() {
         (forced[0], forced[1], forced[2]) = (0, fp::P - 1, 1);
         let seed = [9; 32];
         let sent = encrypt_seeded(
-            &p.params, modulus, &p.secret, &seed, &layout, &forced, &mut p.rng,
+            &p.params,
+            &p.secret,
+            &Seeded::new(modulus, seed, &layout),
+            &forced,
+            &mut p.rng,
         );
         assert_eq!(sent.bytes.len(), layout.bytes(modulus));
         let bits = (N - forced.len()) * modulus.free_bits() as usize
@@ -109,7 +116,8 @@ fn an_upload_encrypts_its_mask_whatever_the_classes() {
                 assert_eq!(sent.mask[j], forced[j.div_ceil(5)]);
             }
         }
-        let ciphertext = expand_seeded(&p.params, modulus, &seed, &layout, &sent.bytes).unwrap();
+        let ciphertext =
+            expand_seeded(&p.params, &Seeded::new(modulus, seed, &layout), &sent.bytes).unwrap();
         let one = PlainPoly::new(&p.params, modulus, 0, [(0, 1)]);
         let packed = Packed::single(
             &p.params,
@@ -143,14 +151,13 @@ fn malformed_uploads_are_refused() {
         let seed = [2; 32];
         let sent = encrypt_seeded(
             &p.params,
-            modulus,
             &p.secret,
-            &seed,
-            &layout,
+            &Seeded::new(modulus, seed, &layout),
             &[0],
             &mut p.rng,
         );
-        let expand = |bytes: &[u8]| expand_seeded(&p.params, modulus, &seed, &layout, bytes);
+        let expand =
+            |bytes: &[u8]| expand_seeded(&p.params, &Seeded::new(modulus, seed, &layout), bytes);
         for length in [0, 1, sent.bytes.len() - 1] {
             assert!(matches!(
                 expand(&sent.bytes[..length]),
@@ -313,10 +320,8 @@ fn one_upload_under_the_same_randomness_gives_the_recorded_bytes() {
     for (modulus, expected) in MODULI.into_iter().zip(UPLOAD_DIGESTS) {
         let sent = encrypt_seeded(
             &p.params,
-            modulus,
             &p.secret,
-            &[6; 32],
-            &layout,
+            &Seeded::new(modulus, [6; 32], &layout),
             &[77],
             &mut p.rng,
         );

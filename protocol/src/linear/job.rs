@@ -4,7 +4,8 @@
 use super::kernels::{AnswerKernels, OutputPlace};
 use crate::layout::{AnswerMap, UploadMap};
 use pi_rlwe::{
-    CiphertextRow, GaloisKeys, Packed, Params, PlainPoly, Product, Workspace, pack_rows,
+    CiphertextRow, GaloisKeys, KernelMatrix, Packed, Params, PlainPoly, Product, Workspace,
+    pack_rows,
 };
 use rayon::prelude::*;
 use std::ops::Range;
@@ -145,18 +146,12 @@ impl Job<'_> {
         let terms = |output: usize, group: usize| {
             (self.kernels).terms(answer, self.upload, outputs[output], group)
         };
-        let reach = self.kernels.reach(answer);
-        let levels = answer.merge();
-        self.scratch.with(|workspace| {
-            Product::matrix(
-                self.params,
-                &rows,
-                outputs.len(),
-                levels,
-                reach,
-                terms,
-                workspace,
-            )
-        })
+        let matrix = KernelMatrix {
+            outputs: outputs.len(),
+            levels: answer.merge(),
+            reach: self.kernels.reach(answer),
+            terms,
+        };
+        (self.scratch).with(|workspace| Product::matrix(self.params, &rows, &matrix, workspace))
     }
 }

@@ -6,7 +6,7 @@ use crate::layout::{CoefficientRole, Packing, UploadMap};
 use pi_core::fp;
 use pi_rlwe::seeded::seeded_bytes;
 use pi_rlwe::{
-    Ciphertext, CiphertextModulus, CoefficientClass, Error, N, Params, SecretKey, Seed,
+    Ciphertext, CiphertextModulus, CoefficientClass, Error, N, Params, SecretKey, Seed, Seeded,
     SeededEncryption, SeededLayout, encrypt_seeded, expand_seeded,
 };
 use rand_core::CryptoRng;
@@ -155,10 +155,12 @@ impl<'a> Uploads<'a> {
     ) -> SeededEncryption {
         encrypt_seeded(
             self.params,
-            CONV,
             self.secret,
-            &ciphertext_seed(&self.public_seed, self.made, index),
-            layout,
+            &Seeded::new(
+                CONV,
+                ciphertext_seed(&self.public_seed, self.made, index),
+                layout,
+            ),
             forced,
             &mut self.forks.task(purpose, self.made, index),
         )
@@ -212,7 +214,7 @@ pub fn receive_upload(
         .map(|(index, bytes)| {
             let layout = upload_layout(&map.roles(index));
             let seed = ciphertext_seed(public_seed, upload, index);
-            expand_seeded(params, CONV, &seed, &layout, bytes)
+            expand_seeded(params, &Seeded::new(CONV, seed, &layout), bytes)
         })
         .collect()
 }

@@ -32,8 +32,8 @@ use pi_core::fp::{self, ELEMENT_BYTES, Elements};
 use pi_ir::{Kind, Polynomial};
 use pi_rlwe::seeded::seeded_bytes;
 use pi_rlwe::{
-    Ciphertext, CiphertextModulus, MaskedCiphertext, N, Params, PublicKey, SecretKey, SeededLayout,
-    encrypt_seeded, expand_seeded, ole_receive, ole_respond, ole_slots,
+    Ciphertext, CiphertextModulus, MaskedCiphertext, N, Params, PublicKey, SecretKey, Seeded,
+    SeededLayout, encrypt_seeded, expand_seeded, ole_receive, ole_respond, ole_slots,
 };
 use rayon::prelude::*;
 use zeroize::Zeroizing;
@@ -91,7 +91,7 @@ pub(crate) fn client_offer(
             let rng = &mut secrets.rng("OLE errors", i as u64);
             let seed = public_seed("OLE", bundle, i as u64);
             let ole = CiphertextModulus::Ole;
-            let done = encrypt_seeded(params, ole, secret, &seed, &layout, &[], rng);
+            let done = encrypt_seeded(params, secret, &Seeded::new(ole, seed, &layout), &[], rng);
             let a = ole_slots(params, &done.mask);
             let difference = x.iter().zip(a.iter()).map(|(&x, &a)| fp::sub(x, a));
             (done.bytes, difference.collect::<Vec<u64>>())
@@ -144,7 +144,11 @@ pub(crate) fn receive_uploads(
         .map(|(i, bytes)| {
             let seed = public_seed("OLE", bundle, i as u64);
             let ole = CiphertextModulus::Ole;
-            Ok(expand_seeded(params, ole, &seed, &layout, bytes)?)
+            Ok(expand_seeded(
+                params,
+                &Seeded::new(ole, seed, &layout),
+                bytes,
+            )?)
         })
         .collect()
 }

@@ -19,8 +19,8 @@ use super::{ConvShape, conv2d_fp_scalar};
 use pi_core::{Backend, fp};
 use rayon::prelude::*;
 
-/// The convolution of `input` (`C H W`) with `weights` (`O C kh kw`) modulo `p`, as `O H' W'`, with a
-/// public bound on the sum of absolute weights of each output channel.
+/// The convolution of `input` (`C H W`) with `weights` (`O C kh kw`) modulo `p`, as `O H' W'`, with
+/// a public bound on the sum of absolute weights of each output channel.
 ///
 /// # Preconditions
 /// Lengths match the shape, and the bound holds; otherwise the result is wrong.

@@ -4,8 +4,8 @@ use super::ConvShape;
 use pi_core::fp;
 use rayon::prelude::*;
 
-/// The convolution of `input` (`C H W`) with `weights` (`O C kh kw`) modulo `p`, as `O H' W'`, tap by
-/// tap: the definition of [`super::PreparedConv`], public as the oracle of the layers above.
+/// The convolution of `input` (`C H W`) with `weights` (`O C kh kw`) modulo `p`, as `O H' W'`, tap
+/// by tap: the definition of [`super::PreparedConv`], public as the oracle of the layers above.
 ///
 /// # Panics
 /// If lengths do not match the shape, the kernel exceeds the padded input, or the stride is 0.

@@ -4,8 +4,8 @@
 use super::*;
 use pi_rlwe::masked::attack;
 use pi_rlwe::{
-    CiphertextModulus, CoefficientClass, Packed, PlainPoly, Product, SeededLayout, encrypt_seeded,
-    expand_seeded, mask_and_flood,
+    CiphertextModulus, CoefficientClass, Packed, PlainPoly, Product, Seeded, SeededLayout,
+    encrypt_seeded, expand_seeded, mask_and_flood,
 };
 
 const CONV: CiphertextModulus = CiphertextModulus::Conv;
@@ -129,14 +129,21 @@ fn uncorrected_unused_coefficient_would_give_a_weight_away() {
         for round in 0..60u8 {
             let seed = [round; 32];
             let zeros = vec![0; layout.forced_count()];
-            let mut sent = encrypt_seeded(params, CONV, secret, &seed, &layout, &zeros, rng);
+            let mut sent = encrypt_seeded(
+                params,
+                secret,
+                &Seeded::new(CONV, seed, &layout),
+                &zeros,
+                rng,
+            );
             // The client knows how far the seed's phase is from a plaintext: minus the correction.
             let correction = read_bits(&sent.bytes, bit, 78) as i128 - (1 << 77);
             let distance = -(correction as f64) * (fp::P as f64 / 2f64.powi(138));
             if !corrected {
                 write_bits(&mut sent.bytes, bit, 78, 1 << 77);
             }
-            let ciphertext = expand_seeded(params, CONV, &seed, &layout, &sent.bytes).unwrap();
+            let ciphertext =
+                expand_seeded(params, &Seeded::new(CONV, seed, &layout), &sent.bytes).unwrap();
             let packed = Packed::single(params, 1, Product::new(params, &[(&ciphertext, &kernel)]));
             let mask = fp::uniform(rng);
             let useful = [reader as u32];
