@@ -1,12 +1,13 @@
 //! The trained networks: nodes in topological order ([`Network`]), the usual architectures by
-//! their configuration ([`NetworkConfig`]), their tensors on the device ([`state`]) and what those
-//! are called ([`parameter`]), what stands at each activation ([`site_function`]), and the forward
-//! pass ([`forward`]).
+//! their configuration ([`NetworkConfig`]), the tensors on the device ([`state`]) and their names
+//! ([`parameter`]), the functions of activation sites ([`site_function`]) and the polynomials that
+//! start near ReLU ([`approximation`]), and the forward pass ([`forward`]).
 
 use std::collections::BTreeMap;
 
 use pi_ir::graph::ActivationKind;
 
+pub mod approximation;
 mod build;
 mod config;
 pub mod forward;
@@ -15,10 +16,11 @@ pub mod parameter;
 pub mod site_function;
 pub mod state;
 
+pub use approximation::DropIn;
 pub use config::{KernelRule, Kind, NetworkConfig, PolynomialKernel, Stage, Stem};
 pub use forward::{EXTENT_RATE, Mode, Pass, Request};
 pub use parameter::{Buffer, Parameter};
-pub use site_function::{DropIn, Replacement, SiteFunction, Substitute};
+pub use site_function::{Replacement, SiteFunction, Substitute};
 pub use state::{Selection, State};
 
 /// An operation; shapes are `[c, h, w]`.

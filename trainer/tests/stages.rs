@@ -10,7 +10,7 @@ use common::{POSITIONS, data, experiment, finish, images, run, saved};
 use indicatif::ProgressBar;
 use pi_trainer::checkpoint::{Array, Checkpoint};
 use pi_trainer::experiment as folder;
-use pi_trainer::network::site_function::relu_fit;
+use pi_trainer::network::approximation::relu_fit;
 use pi_trainer::network::{Mode, Request};
 use pi_trainer::run::{Diverged, Run};
 use pi_trainer::tensors::download;

@@ -7,7 +7,7 @@ use super::{Context, EVALUATION_BATCH};
 use crate::checkpoint::Array;
 use crate::data;
 use crate::kernels;
-use crate::network::site_function::relu_fit;
+use crate::network::approximation::relu_fit;
 use crate::network::{Mode, Op, Parameter, Request};
 use crate::random::EpochStream;
 use crate::tensors::{Tensors, download_all};

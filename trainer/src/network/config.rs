@@ -1,4 +1,4 @@
-//! What a configuration says of a network.
+//! The table `[network]` of an experiment file.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! Starting values.
+//! Starting values of parameters and running statistics.
 
 use std::collections::BTreeSet;
 

@@ -53,6 +53,7 @@ impl State {
         if uses {
             self.ensure_quadratic(site, c);
         } else if self.selection.is_none() {
+            // In a selection they stand ready for the positions that will lose their ReLU.
             self.remove(&Parameter::Poly.of(site));
         }
     }

@@ -9,8 +9,8 @@ use crate::network::{Buffer, Network, Parameter, Replacement, SiteFunction, Subs
 use crate::pattern::fits;
 
 impl State {
-    /// Puts another function at the sites that fit; [`Substitute::Fitted`] gets the quadratics of the
-    /// identity, to be set afterwards.
+    /// Puts another function at the sites that fit; [`Substitute::Fitted`] gets the quadratics of
+    /// the identity, to be set afterwards.
     ///
     /// # Errors
     /// A pattern that fits no site, or a drop-in that does not exist.

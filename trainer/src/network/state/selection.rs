@@ -25,7 +25,8 @@ pub enum Indicator {
     /// The weight is the factor (SNL, ICML 2022).
     Real,
     /// The factor is one above `width`, zero below `-width`, unchanged between; its gradient goes
-    /// straight through (AutoReP, ICCV 2023). Buffer `kept`: `[c, h, w]`, the factor of the last step.
+    /// straight through (AutoReP, ICCV 2023). Buffer `kept`: `[c, h, w]`, the factor of the last
+    /// step.
     Hysteresis {
         /// Half the width of the band in which nothing changes.
         width: f32,

@@ -41,7 +41,7 @@ impl State {
         for (site, shape) in network.sites() {
             let function = functions
                 .get(site)
-                .with_context(|| format!("the checkpoint says nothing of the activation {site}"))?;
+                .with_context(|| format!("the checkpoint does not say what stands at {site}"))?;
             self.set_function(site, shape[0], *function);
             if *function != SiteFunction::Masked {
                 continue;
@@ -88,7 +88,7 @@ impl State {
         for name in parameters.keys().chain(buffers.keys()) {
             ensure!(
                 self.parameters.contains_key(name) || self.buffers.contains_key(name),
-                "the checkpoint's arrays are not those of its network: it has no {name}"
+                "the checkpoint's arrays are not those of its network, which has no {name}"
             );
         }
         for (name, array) in parameters {
