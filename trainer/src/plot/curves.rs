@@ -302,7 +302,8 @@ mod tests {
             r#"{"epoch": 1, "sites":
                 {"stem.act": {"largest": 2}, "stage1.block1.act": {"largest": 3}}}"#,
             r#"{"epoch": 2, "sites":
-                {"stem.act": {"largest": 4, "outside": 0.5}, "stage1.block1.act": {"largest": null}}}"#,
+                {"stem.act": {"largest": 4, "outside": 0.5},
+                "stage1.block1.act": {"largest": null}}}"#,
         ]);
         let chart = escape_over_depth(std::slice::from_ref(&run)).unwrap();
         let points = &chart.series[0].points;
