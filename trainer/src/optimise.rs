@@ -5,7 +5,7 @@
 //! gradient norm, and averages of the weights (exponential; SWA, Izmailov et al., UAI 2018). On a
 //! GPU all parameters are one tensor, so that a step is a dozen operations whatever the number of
 //! layers. The host reads two numbers a step, the loss and the gradient's norm, and stops there if
-//! either is no number.
+//! either is not finite.
 
 mod average;
 mod config;
@@ -114,8 +114,8 @@ impl Optimiser {
         }
     }
 
-    /// Makes a step: `parameters` move against `gradients` (absent ones are zero) at `rate`; `epoch`,
-    /// counted from 0, says whether an average has begun.
+    /// Makes a step: `parameters` move against `gradients` (absent ones are zero) at `rate`;
+    /// `epoch`, counted from 0, says whether an average has begun.
     ///
     /// # Cost
     /// One transfer of two numbers to the host; two concatenations over all parameters and a dozen
@@ -139,11 +139,13 @@ impl Optimiser {
         }
         let g = self.layout.gather(gradients);
         let square = g.dot(&g);
+        // Both numbers in one transfer: on a GPU each one waits for all that is queued.
         let seen = download(Tensor::cat(vec![loss.clone(), square], 0));
         let report = StepReport {
             loss: seen[0],
             norm: seen[1].sqrt(),
         };
+        // Nothing has moved yet: whoever catches the error has the parameters before the step.
         if !report.loss.is_finite() {
             return Err(NotFinite::Loss(report.loss));
         }

@@ -111,7 +111,7 @@ impl RunResult {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the result {}", path.display()))?;
         let result: Self = serde_json::from_str(&text)
-            .with_context(|| format!("{} is no result of a run", path.display()))?;
+            .with_context(|| format!("{} is not the result of a run", path.display()))?;
         result
             .check()
             .with_context(|| format!("in {}", path.display()))?;

@@ -105,7 +105,7 @@ fn read(path: &Path, key: &str) -> Result<Option<Dataset>> {
             .map(|bytes| u16::from_le_bytes(*bytes))
             .collect(),
     };
-    ensure!(checksum(&set) == header.crc, "its checksum does not fit");
+    ensure!(checksum(&set) == header.crc, "its checksum does not match");
     Ok(Some(set))
 }
 

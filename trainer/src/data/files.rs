@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use flate2::read::GzDecoder;
 
-/// Most bytes of an image file. The largest JPEG of the sets read here has 30 KB; photographs in a folder have
-/// some MB.
+/// Most bytes of an image file. The largest JPEG of the sets read here has 30 KB; photographs in a
+/// folder have some MB.
 pub(super) const MAX_IMAGE: u64 = 64 << 20;
 
 /// The whole file.

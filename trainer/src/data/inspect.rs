@@ -1,4 +1,4 @@
-//! What a user wants to see of a data set: counts, statistics, and images as training sees them.
+//! A look at a data set before training: counts, statistics, and images as training sees them.
 
 use std::fmt;
 use std::path::Path;

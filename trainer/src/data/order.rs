@@ -1,4 +1,4 @@
-//! Orders of images.
+//! Orders of images: random, and dealt out by class.
 
 use std::collections::BTreeMap;
 

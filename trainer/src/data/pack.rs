@@ -103,7 +103,7 @@ impl Packed {
 pub fn pack(config: &DataConfig, quality: Option<u8>, path: &Path) -> Result<Packed> {
     ensure!(
         config.kind != Kind::Procedural,
-        "drawn images need no file: data.seed gives them anywhere"
+        "drawn images need no file: data.seed gives the same ones on any machine"
     );
     ensure!(
         quality.is_none_or(|quality| (1..=100).contains(&quality)),

@@ -282,22 +282,13 @@ mod tests {
                 })
                 .collect()
         };
-        for class in 0..10 {
+        for (class, name) in CLASSES.iter().enumerate() {
             let count = covered(class).iter().filter(|inside| **inside).count();
-            assert!(
-                (150..750).contains(&count),
-                "{}: {count} of 900",
-                CLASSES[class]
-            );
-            for other in 0..class {
+            assert!((150..750).contains(&count), "{name}: {count} of 900");
+            for (other, second) in CLASSES.iter().enumerate().take(class) {
                 let (a, b) = (covered(class), covered(other));
                 let differing = a.iter().zip(&b).filter(|(a, b)| a != b).count();
-                assert!(
-                    differing > 60,
-                    "{} and {}: {differing}",
-                    CLASSES[class],
-                    CLASSES[other]
-                );
+                assert!(differing > 60, "{name} and {second}: {differing}");
             }
         }
     }

@@ -1,4 +1,5 @@
-//! A data set at its source: images to train on, to make choices on, and to measure results on.
+//! A data set on the disk, from which come the images to train on, to make choices on, and to
+//! measure results on.
 
 use std::path::PathBuf;
 

@@ -43,6 +43,8 @@ impl<B: Adjoints, C: CheckpointStrategy> Operations for Autodiff<B, C> {
                 }
             }
         }
+        // Bound by computation, to burn: it keeps what the backward step reads and does not compute
+        // it again. So are all operations here.
         match Conv
             .prepare::<C>([x.node(), weight.node()])
             .compute_bound()

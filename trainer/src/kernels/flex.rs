@@ -40,6 +40,8 @@ impl Operations for Flex {
         let (means, variances): (Vec<f32>, Vec<f32>) = (0..c)
             .into_par_iter()
             .map(|channel| {
+                // A plane's sums keep their digits in single precision. Those of a batch, of 10^5
+                // values and more, do not, and the variance is a difference of two of them.
                 let (mut sum, mut squares) = (0.0f64, 0.0f64);
                 for image in 0..n {
                     let values = &x[(image * c + channel) * plane..][..plane];
@@ -159,6 +161,7 @@ impl Adjoints for Flex {
         );
         let (mean, inverse) = mean_and_inverse(floats(&moments));
         let (x, gamma) = (floats(&x), floats(&gamma));
+        // The gradient is read for the sums and then overwritten: one buffer less.
         let mut out = owned(grad);
         let grad = floats(&out);
         // By gamma: sum of grad * (x - mean) / std; by beta: sum of grad.

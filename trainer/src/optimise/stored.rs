@@ -53,7 +53,9 @@ impl Optimiser {
                         let parts = parts.entry(what.to_owned()).or_default();
                         parts.insert(part.to_owned(), array);
                     }
-                    _ => bail!("the optimiser's state has {name}, which this optimiser has not"),
+                    _ => bail!(
+                        "the optimiser's state has {name}, which this optimiser does not have"
+                    ),
                 },
             }
         }
