@@ -6,7 +6,7 @@ use criterion::{BatchSize, Throughput};
 use pi_core::fp;
 use pi_rlwe::{
     Ciphertext, CiphertextModulus, GaloisKeys, N, Packed, PlainPoly, Product, decrypt, ole_receive,
-    ole_respond, pack,
+    ole_respond, pack_rows,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
@@ -58,8 +58,7 @@ fn products(criterion: &mut Criterion, client: &Client) {
     for count in [144, 576, 2304] {
         let terms = terms(count);
         group.bench_function(format!("kernel of {count} terms"), |b| {
-            let mut kernel = PlainPoly::new(params, modulus, 6, terms.clone());
-            b.iter(|| kernel.set(params, 6, terms.iter().copied()));
+            b.iter(|| PlainPoly::new(params, modulus, 6, terms.iter().copied()));
         });
     }
     let inputs = LazyCell::new(|| vec![expanded(client, modulus); 16]);
@@ -92,7 +91,8 @@ fn packing(criterion: &mut Criterion, client: &Client) {
             let levels = gap.ilog2();
             let kernel = PlainPoly::new(params, modulus, levels, terms(576));
             let product = Product::new(params, &[(&input, &kernel)]);
-            b.iter(|| pack(params, &keys, gap, levels, |_| product.clone()));
+            let products = |places: &[usize]| vec![vec![product.clone()]; places.len()];
+            b.iter(|| pack_rows(params, &keys, gap, levels, 1, products));
         });
     }
     group.finish();

@@ -25,10 +25,13 @@ struct Kernels {
     mul_assign: fn(&Modulus46, &mut [u64], &[u64]),
     scale_assign: fn(&Modulus46, &mut [u64], u64),
     scale_small: fn(&Modulus46, &[i32], u64, &mut [u64]),
-    add_divided: fn(&Modulus46, &Modulus46, u64, &[u64], &[u64], &mut [u64]),
+    add_divided: AddDivided,
     gather_signed: fn(&Modulus46, &[u32], &[u64], &mut [u64]),
     gather: fn(&[u32], &[u64], &mut [u64]),
 }
+
+/// The parameters are those of [`add_divided`].
+type AddDivided = fn(&Modulus46, &Modulus46, u64, &[u64], &[u64], &mut [u64]);
 
 impl Kernels {
     /// The kernels of a back end that the machine supports.

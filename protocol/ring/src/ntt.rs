@@ -126,7 +126,7 @@ pub const RLWE_PRIMES: [NttPrime; 4] = [
 ];
 
 /// The plaintext prime with the root that orders its slots.
-pub const PLAINTEXT_PRIME: NttPrime = NttPrime {
+pub(crate) const PLAINTEXT_PRIME: NttPrime = NttPrime {
     modulus: Modulus::new(fp::P),
     root_16384: fp::ROOT_16384,
 };
@@ -241,13 +241,13 @@ mod tests {
             for ntt in backends(&prime, n) {
                 let mut values = a.clone();
                 ntt.forward(&mut values);
-                for i in 0..n {
+                for (i, &value) in values.iter().enumerate() {
                     let point = m.pow(psi, 2 * reverse_bits(i, n) as u64 + 1);
-                    let value = a
+                    let expected = a
                         .iter()
                         .rev()
                         .fold(0, |acc, &c| m.add(m.mul(acc, point), c));
-                    assert_eq!(values[i], value, "{i}");
+                    assert_eq!(value, expected, "{i}");
                 }
             }
         }

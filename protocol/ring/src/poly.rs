@@ -100,12 +100,6 @@ impl RnsPoly {
         self.data.chunks_exact_mut(self.n)
     }
 
-    /// Becomes the zero polynomial of the same shape, keeping its memory.
-    pub fn reset(&mut self, domain: Domain) {
-        self.domain = domain;
-        self.data.fill(0);
-    }
-
     /// Changes to values; `ntts` has a transform for each limb.
     ///
     /// # Panics

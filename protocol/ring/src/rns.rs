@@ -2,7 +2,7 @@
 //!
 //! With `Q` the product of the primes, `x` in `0..Q` is known by its residues `x_i`. Three ways
 //! lead back:
-//! - [`Basis::fraction`]: `x / Q` as a 128-bit binary fraction, for rounding `x` to a smaller
+//! - [`Basis::coarse_fraction`]: `x / Q` as a 128-bit binary fraction, for rounding `x` to a smaller
 //!   modulus;
 //! - [`Basis::compose`]: `x` itself, 192 bits, by Garner's mixed radix;
 //! - [`Basis::centred`]: `x` in `-Q/2..Q/2` when it is known to be small.
@@ -92,15 +92,6 @@ impl Basis {
         self.product
     }
 
-    /// The number of bits of `Q`.
-    pub fn bits(&self) -> u32 {
-        192 - match self.product {
-            [low, 0, 0] => 128 + low.leading_zeros(),
-            [_, middle, 0] => 64 + middle.leading_zeros(),
-            [_, _, high] => high.leading_zeros(),
-        }
-    }
-
     /// The constants of the first `L` primes of a basis that has at least as many.
     #[inline(always)]
     fn first<const L: usize>(&self) -> &[Constants; L] {
@@ -112,12 +103,12 @@ impl Basis {
 
     /// `x / Q` as a fraction of 2^128, at most 8 units too small (modulo 1).
     #[inline(always)]
-    pub fn fraction<const L: usize>(&self, x: [u64; L]) -> u128 {
+    fn fraction<const L: usize>(&self, x: [u64; L]) -> u128 {
         self.fraction_with(x, |v, low| (v as u128 * low as u128) >> 64)
     }
 
     /// `x / Q` as a fraction of 2^128, at most 2^48 units too small (modulo 1): cheaper than
-    /// [`Basis::fraction`].
+    /// the full one.
     #[inline(always)]
     pub fn coarse_fraction<const L: usize>(&self, x: [u64; L]) -> u128 {
         self.fraction_with(x, |_, _| 0)
@@ -263,10 +254,19 @@ mod tests {
         Basis::new(&MODULI[..L])
     }
 
+    /// The number of bits of `Q`.
+    fn bits(basis: &Basis) -> u32 {
+        192 - match basis.product() {
+            [low, 0, 0] => 128 + low.leading_zeros(),
+            [_, middle, 0] => 64 + middle.leading_zeros(),
+            [_, _, high] => high.leading_zeros(),
+        }
+    }
+
     fn compose_undoes_reduction_of<const L: usize>() {
         let mut rng = ChaCha20Rng::seed_from_u64(2);
         let basis = basis::<L>();
-        assert_eq!(basis.bits() as usize, 46 * L);
+        assert_eq!(bits(&basis) as usize, 46 * L);
         for _ in 0..100 {
             let residues: [u64; L] = std::array::from_fn(|i| MODULI[i].reduce_u64(rng.next_u64()));
             let x = basis.compose(residues);
@@ -324,7 +324,7 @@ mod tests {
         }
         // x = Q - 1 has the largest fraction below one.
         let f = basis.fraction::<L>(std::array::from_fn(|i| MODULI[i].value() - 1));
-        assert!(f > u128::MAX - (1u128 << 127 >> (basis.bits() - 2).min(100)));
+        assert!(f > u128::MAX - (1u128 << 127 >> (bits(&basis) - 2).min(100)));
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl std::fmt::Debug for PublicKey {
 }
 
 /// Keys for the automorphisms `X -> X^(N / m + 1)`, `m = 1, 2, 4, .. max_gap / 2`, which
-/// [`crate::pack()`] uses.
+/// [`crate::pack_rows`] uses.
 #[derive(Clone, PartialEq, Eq)]
 pub struct GaloisKeys {
     /// Entry `k` is for `m = 2^k`.
@@ -246,7 +246,7 @@ impl std::fmt::Debug for GaloisKeys {
 
 /// The Galois element `d = N / m + 1`: `X^d` fixes the even powers of `X^m` and negates the odd
 /// ones.
-pub fn galois_element(m: usize) -> usize {
+pub(crate) fn galois_element(m: usize) -> usize {
     N / m + 1
 }
 

@@ -4,15 +4,15 @@
 //! For the protocol crate: seeded encryptions of random masks, products with secret kernels,
 //! packing, and masked ciphertexts that reveal their plaintext and nothing else. Synchronous,
 //! messages in and out as bytes, randomness as an argument. Items are independent of each other:
-//! callers spread them over rayon; only [`pack()`] and [`pack_rows`] do so themselves.
+//! callers spread them over rayon; only [`pack_rows`] does so itself.
 //!
 //! # The flow
 //! Once per client: [`SecretKey::generate`], [`PublicKey`] and [`GaloisKeys`] go to the server
 //! (`encode`, `decode`). For each ciphertext of a bundle:
 //! 1. client: [`encrypt_seeded`] gives the mask `r` and the bytes of `Enc(r)`, the *upload*;
 //!    server: [`expand_seeded`] gives a [`Ciphertext`];
-//! 2. server: [`Product::new`] multiplies ciphertexts by [`PlainPoly`] kernels and sums; [`pack()`]
-//!    merges `2^levels` products;
+//! 2. server: [`Product::new`] multiplies ciphertexts by [`PlainPoly`] kernels and sums;
+//!    [`pack_rows`] merges `2^levels` products;
 //! 3. server: [`mask_and_flood`] re-randomises, masks, floods and switches down: a
 //!    [`MaskedCiphertext`], whose bytes go to the client, the *answer*;
 //! 4. client: [`decrypt`] gives `W r + s` at the useful coefficients.
@@ -52,11 +52,10 @@ pub use keys::{GaloisKeys, PublicKey, SecretKey};
 pub use masked::attack;
 pub use masked::{MaskedCiphertext, decrypt, mask_and_flood};
 pub use ole::{ole_receive, ole_respond, ole_slots};
-pub use pack::{Packed, pack, pack_rows};
+pub use pack::{Packed, pack_rows};
 pub use params::{CiphertextModulus, N, Params};
 pub use plain::PlainPoly;
 pub use product::{CiphertextRow, KernelMatrix, Product, Workspace};
-pub use sample::ERROR_BOUND;
 pub use seeded::{
     Ciphertext, CoefficientClass, Seeded, SeededEncryption, SeededLayout, encrypt_seeded,
     expand_seeded,

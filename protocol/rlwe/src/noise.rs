@@ -1,4 +1,5 @@
-//! Noise: bounds before the fact, and measurement for tests.
+//! Noise: bounds before the fact, and measurement. Nothing here runs in the protocol: it is the
+//! derivation on which the parameters rest, and what tests hold the ciphertexts to.
 //!
 //! All figures are in units of the ciphertext modulus, per coefficient. An upload's coefficient is
 //! `Q r / p` plus an error of at most 21 plus 1/2 of rounding. The premultiplication of kernels
@@ -15,7 +16,7 @@ use crate::params::{CiphertextModulus, N, Params};
 use crate::sample::ERROR_BOUND;
 use crate::{Packed, SecretKey};
 use pi_core::fp;
-use pi_ring::{Domain, RnsPoly, kernels};
+use pi_ring::{RnsPoly, kernels};
 
 /// A bound on the noise of answers of one kind, and its expected size.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -114,7 +115,6 @@ pub fn noise_bits(
         kernels::mul_assign(m, phase.limb_mut(i), secret.values.limb(i));
     }
     phase.inverse(&params.ntts()[..limbs]);
-    debug_assert_eq!(phase.domain(), Domain::Coefficients);
     let noise = useful.iter().zip(expected).map(|(&j, &expected)| {
         let j = j as usize;
         let exact = match packed.modulus {
@@ -138,4 +138,32 @@ pub fn noise_bits(
         .max()
         .unwrap_or(0)
         .leading_zeros()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rows of the table in [`crate::masked`].
+    #[test]
+    fn distances_are_those_of_the_documented_table() {
+        let params = Params::standard();
+        let conv = CiphertextModulus::Conv;
+        for (rms_log2, coefficients_log2, distance) in [
+            (11.1, 21, -53.6),
+            (13.3, 21, -51.4),
+            (13.8, 21, -50.9),
+            (14.3, 21, -50.4),
+            (15.1, 21, -49.6),
+            (15.5, 21, -49.2),
+        ] {
+            let noise = NoiseBound {
+                worst_log2: f64::INFINITY,
+                rms_log2,
+            };
+            let found = distance_log2(&params, conv, &noise, 2f64.powi(coefficients_log2));
+            // Both are rounded to one decimal.
+            assert!((found - distance).abs() < 0.1, "{found} {distance}");
+        }
+    }
 }

@@ -73,39 +73,21 @@ impl std::fmt::Debug for Packed {
     }
 }
 
-/// Merges the products `product(0)`, .. `product(2^levels - 1)`, whose useful coefficients are at
-/// the multiples of `gap`.
+/// Merges `2^levels` products of each of several rows, whose useful coefficients are at the multiples
+/// of `gap`; the rows have the same kernels.
 ///
-/// Useful coefficient `u gap` of product `o` becomes coefficient `u gap + o gap / 2^levels`.
-/// Products are made when the tree needs them, on the threads of the current rayon pool, so that
-/// few of them are in memory at a time.
+/// Useful coefficient `u gap` of product `o` becomes coefficient `u gap + o gap / 2^levels` of its
+/// row. Products are made when the tree needs them, on the threads of the current rayon pool, so
+/// that few of them are in memory at a time: `products(places)` gives those of at most `2^together`
+/// places, `[place][row]`.
 ///
 /// # Cost
-/// `2^levels - 1` key switches of about 0.3 ms of one core, and 0.05 ms a product.
+/// For each row `2^levels - 1` key switches of about 0.3 ms of one core, and 0.05 ms a product;
+/// `2^together` products of each row are in memory at a time, times the threads.
 /// # Panics
 /// If `gap` is not a power of two up to [`N`], `2^levels` exceeds it, the keys do not reach it, or
-/// a product's modulus is not [`CiphertextModulus::Conv`] or its levels differ.
-pub fn pack(
-    params: &Params,
-    keys: &GaloisKeys,
-    gap: usize,
-    levels: u32,
-    product: impl Fn(usize) -> Product + Sync,
-) -> Packed {
-    let pairs = |places: &[usize]| places.iter().map(|&o| vec![product(o)]).collect();
-    pack_rows(params, keys, gap, levels, 1, pairs)
-        .pop()
-        .expect("one row of products gives one ciphertext")
-}
-
-/// [`pack()`] for several rows of products, whose kernels are the same: `products(places)` gives
-/// those of at most `2^together` places, `[place][row]`.
-///
-/// # Cost
-/// That of [`pack()`] for each row; `2^together` products of each row are in memory at a time,
-/// times the threads.
-/// # Panics
-/// As [`pack()`], or if the products of some places have another shape.
+/// a product's modulus is not [`CiphertextModulus::Conv`], its levels differ, or the products of
+/// some places have another shape.
 pub fn pack_rows(
     params: &Params,
     keys: &GaloisKeys,

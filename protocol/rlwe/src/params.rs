@@ -29,13 +29,13 @@ use std::sync::{Arc, OnceLock};
 pub const N: usize = 8192;
 
 /// Bits of the modulus of what travels back to the client.
-pub const ANSWER_BITS: u32 = 70;
+pub(crate) const ANSWER_BITS: u32 = 70;
 
 /// Low bits of the first half of an answer that are not sent.
-pub const ANSWER_DROPPED_BITS: u32 = 6;
+pub(crate) const ANSWER_DROPPED_BITS: u32 = 6;
 
 /// Bits of a residue on the wire.
-pub const RESIDUE_BITS: u32 = 46;
+pub(crate) const RESIDUE_BITS: u32 = 46;
 
 /// Digits of a key switch: one for each prime of the convolution modulus.
 pub(crate) const DIGITS: usize = 3;
@@ -268,7 +268,9 @@ mod tests {
                 bound > 1 << (modulus.free_bits() - 2),
                 "{modulus:?}: a bit would be wasted"
             );
-            assert_eq!(params.basis(modulus).bits(), modulus.forced_bits());
+            // The product of the primes has three words, and so many bits.
+            let [_, _, high] = params.basis(modulus).product();
+            assert_eq!(192 - high.leading_zeros(), modulus.forced_bits());
         }
     }
 

@@ -32,29 +32,8 @@ impl PlainPoly {
         levels: u32,
         terms: impl IntoIterator<Item = (usize, i64)>,
     ) -> Self {
-        let values = RnsPoly::zero(N, modulus.limbs(), Domain::Coefficients);
-        let mut kernel = Self {
-            modulus,
-            levels,
-            values,
-        };
-        kernel.set(params, levels, terms);
-        kernel
-    }
-
-    /// Replaces the kernel, reusing its memory; see [`PlainPoly::new`].
-    ///
-    /// # Panics
-    /// If an exponent is not below `2 N`.
-    pub fn set(
-        &mut self,
-        params: &Params,
-        levels: u32,
-        terms: impl IntoIterator<Item = (usize, i64)>,
-    ) {
-        let limbs = self.modulus.limbs();
-        self.levels = levels;
-        self.values.reset(Domain::Coefficients);
+        let limbs = modulus.limbs();
+        let mut values = RnsPoly::zero(N, limbs, Domain::Coefficients);
         let factors: [_; KEY_LIMBS] = std::array::from_fn(|i| {
             let m = &params.moduli[i];
             let factor = m.mul(params.degree_inverse[i], m.inv(m.pow(2, levels as u64)));
@@ -67,12 +46,17 @@ impl PlainPoly {
             let at = exponent % N;
             let weight = if exponent >= N { -weight } else { weight };
             for (i, (m, factor, factor_shoup, offset)) in factors[..limbs].iter().enumerate() {
-                let x = &mut self.values.limb_mut(i)[at];
+                let x = &mut values.limb_mut(i)[at];
                 let weight = offset.wrapping_add(weight as u64);
                 *x = m.add(*x, m.mul_shoup(weight, *factor, *factor_shoup));
             }
         }
-        self.values.forward(&params.ntts()[..limbs]);
+        values.forward(&params.ntts()[..limbs]);
+        Self {
+            modulus,
+            levels,
+            values,
+        }
     }
 
     /// The polynomial with these field elements as coefficients, centred: a factor of an OLE.

@@ -32,19 +32,11 @@ impl Product {
             levels: first.levels,
             halves: [half(), half()],
         };
-        product.add(params, terms, false);
+        product.set(params, terms);
         product
     }
 
-    /// Adds ciphertext times kernel for each term.
-    ///
-    /// # Panics
-    /// If moduli or levels differ.
-    pub fn accumulate(&mut self, params: &Params, terms: &[(&Ciphertext, &PlainPoly)]) {
-        self.add(params, terms, true);
-    }
-
-    fn add(&mut self, params: &Params, terms: &[(&Ciphertext, &PlainPoly)], mut accumulate: bool) {
+    fn set(&mut self, params: &Params, terms: &[(&Ciphertext, &PlainPoly)]) {
         for (ciphertext, kernel) in terms {
             assert_eq!(
                 (ciphertext.modulus, kernel.modulus),
@@ -53,7 +45,8 @@ impl Product {
             );
             assert_eq!(kernel.levels, self.levels, "levels of a product");
         }
-        for terms in terms.chunks(MAX_TERMS) {
+        for (chunk, terms) in terms.chunks(MAX_TERMS).enumerate() {
+            let accumulate = chunk > 0;
             for (i, m) in params.moduli(self.modulus).iter().enumerate() {
                 let terms: Vec<_> = terms
                     .iter()
@@ -65,7 +58,6 @@ impl Product {
                 let [c0, c1] = &mut self.halves;
                 dot_pair(m, &terms, accumulate, [c0.limb_mut(i), c1.limb_mut(i)]);
             }
-            accumulate = true;
         }
     }
 }

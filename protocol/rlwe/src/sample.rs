@@ -4,7 +4,7 @@ use crate::xof::Stream;
 
 /// The parameter of the centred binomial distribution of errors: the difference of two sums of 21
 /// bits, standard deviation `sqrt(21 / 2) = 3.24`, at most 21 in magnitude.
-pub const ERROR_BOUND: u64 = 21;
+pub(crate) const ERROR_BOUND: u64 = 21;
 
 /// `n` uniform values of -1, 0, 1.
 ///

@@ -5,7 +5,7 @@ use pi_rlwe::noise::{budget_log2, conv_noise, noise_bits, ole_noise};
 use pi_rlwe::{
     Ciphertext, CiphertextModulus, CoefficientClass, Error, GaloisKeys, MaskedCiphertext, N,
     Packed, Params, PlainPoly, Product, PublicKey, SecretKey, Seeded, SeededLayout, decrypt,
-    encrypt_seeded, expand_seeded, mask_and_flood, ole_receive, ole_respond, ole_slots, pack,
+    encrypt_seeded, expand_seeded, mask_and_flood, ole_receive, ole_respond, ole_slots, pack_rows,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -196,8 +196,7 @@ fn answers_decrypt_to_product_plus_mask_and_survive_the_wire() {
             PlainPoly::new(&p.params, modulus, 0, w.clone()),
             PlainPoly::new(&p.params, modulus, 0, w2.clone()),
         );
-        let mut product = Product::new(&p.params, &[(&x, &k)]);
-        product.accumulate(&p.params, &[(&x2, &k2)]);
+        let product = Product::new(&p.params, &[(&x, &k), (&x2, &k2)]);
         // Not all multiples of the gap are useful.
         let useful: Vec<u32> = multiples(8).into_iter().filter(|j| j % 3 != 1).collect();
         let mask = fp::uniform_vec(useful.len(), &mut p.rng);
@@ -243,15 +242,17 @@ fn packing_places_each_product_and_keeps_its_noise_bound() {
     ] {
         let (r, x) = p.uploaded(CiphertextModulus::Conv);
         let kernels: Vec<_> = (0..1 << levels).map(|_| p.kernel(9)).collect();
-        let packed = pack(&p.params, &keys, gap, levels, |o| {
-            let kernel = PlainPoly::new(
-                &p.params,
-                CiphertextModulus::Conv,
-                levels,
-                kernels[o].clone(),
-            );
-            Product::new(&p.params, &[(&x, &kernel)])
-        });
+        let product = |&o: &usize| {
+            let terms = kernels[o].iter().copied();
+            let kernel = PlainPoly::new(&p.params, CiphertextModulus::Conv, levels, terms);
+            vec![Product::new(&p.params, &[(&x, &kernel)])]
+        };
+        let products = |places: &[usize]| places.iter().map(product).collect();
+        let mut rows = pack_rows(&p.params, &keys, gap, levels, 1, products);
+        let packed = rows
+            .pop()
+            .expect("one row of products gives one ciphertext");
+        assert!(rows.is_empty());
         let unit = gap >> levels;
         assert_eq!(packed.gap(), unit);
         let useful = multiples(unit);

@@ -354,6 +354,10 @@ unsafe fn gather(copied: &[u64], taps: &[u32], positions: &[u32], out: &mut [Inp
 }
 
 /// Interleaves what `load` returns for each tap.
+#[allow(
+    clippy::needless_range_loop,
+    reason = "one index runs over several arrays of registers"
+)]
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn interleave(taps: &[u32], out: &mut [Inputs], load: impl Fn(u32) -> __m512i) {
@@ -372,6 +376,10 @@ fn interleave(taps: &[u32], out: &mut [Inputs], load: impl Fn(u32) -> __m512i) {
 }
 
 /// Adds the products of a block's weights and the inputs.
+#[allow(
+    clippy::needless_range_loop,
+    reason = "one index runs over several arrays of registers"
+)]
 #[target_feature(enable = "avx512f,avx512vnni")]
 fn multiply(weights: &[Weights], inputs: &[Inputs], sums: &mut Sums) {
     // Loops instead of `array::from_fn`: a closure is not inlined into a function without these

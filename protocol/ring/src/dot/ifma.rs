@@ -192,6 +192,10 @@ impl Tile {
 /// # Safety
 /// AVX-512F and IFMA are present; every vector of `terms` has the length of both outputs, a
 /// multiple of 32.
+#[allow(
+    clippy::needless_range_loop,
+    reason = "one index runs over several arrays of registers"
+)]
 #[target_feature(enable = "avx512f,avx512ifma")]
 pub(super) unsafe fn dot_pair(
     m: &Modulus46,

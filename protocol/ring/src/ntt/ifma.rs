@@ -36,27 +36,23 @@ impl Twiddles {
                 (power, (((power as u128) << 52) / m.value() as u128) as u64);
             power = m.mul(power, root);
         }
-        let short = (0..n / 64)
-            .map(|block| {
-                let mut vectors = [[0; 8]; 14];
-                for lane in 0..8 {
-                    let at = 8 * block + lane;
-                    let indices = [
-                        n / 8 + at,
-                        n / 4 + 2 * at,
-                        n / 4 + 2 * at + 1,
-                        n / 2 + 4 * at,
-                        n / 2 + 4 * at + 1,
-                        n / 2 + 4 * at + 2,
-                        n / 2 + 4 * at + 3,
-                    ];
-                    for (i, index) in indices.into_iter().enumerate() {
-                        (vectors[2 * i][lane], vectors[2 * i + 1][lane]) = factors[index];
-                    }
-                }
-                vectors
+        let short = (0..n / 64).map(|block| {
+            let factor = |vector: usize, lane: usize| {
+                let at = 8 * block + lane;
+                factors[match vector {
+                    0 => n / 8 + at,
+                    1 | 2 => n / 4 + 2 * at + vector - 1,
+                    _ => n / 2 + 4 * at + vector - 3,
+                }]
+            };
+            std::array::from_fn(|i| {
+                std::array::from_fn(|lane| {
+                    let (factor, companion) = factor(i / 2, lane);
+                    if i % 2 == 0 { factor } else { companion }
+                })
             })
-            .collect();
+        });
+        let short = short.collect();
         Self { factors, short }
     }
 }

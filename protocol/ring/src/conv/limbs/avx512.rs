@@ -11,6 +11,10 @@ pub(super) const MULTIPLY: Multiply = |weights, gathered, sums| {
     unsafe { multiply(weights, gathered, sums) }
 };
 
+#[allow(
+    clippy::needless_range_loop,
+    reason = "one index runs over several arrays of registers"
+)]
 #[target_feature(enable = "avx512f")]
 fn multiply(weights: &[i16], gathered: &[Columns], sums: &mut [Columns]) {
     multiply_blocks(weights, gathered, sums, |block, gathered, total| {
