@@ -7,7 +7,10 @@ use crate::linear;
 use crate::nonlinear::quadratic;
 use pi_core::fp;
 use pi_garble::SignWidth;
-use pi_ir::{Activation, Circuit, Conv, Kind, Layer, Plan, Shape, Step, SumPool, Term, Verified};
+use pi_ir::{
+    Activation, Circuit, Conv, Kind, Layer, Plan, Shape, Step, SumPool, TensorId, Term, Verified,
+};
+use std::borrow::Cow;
 
 /// A circuit and its plans, checked and indexed: what both parties derive from the artifact.
 pub(crate) struct IndexedCircuit {
@@ -127,17 +130,27 @@ impl IndexedCircuit {
                 }
                 Term::Residual { input, pool, shift } => {
                     let x = tensors[input.0 as usize].as_ref();
-                    match pool {
-                        Some(pool) => {
-                            let from = self.circuit.tensor_shape(*input);
-                            add_scaled(&mut sum, &sum_windows(x, from, pool, shape), *shift);
-                        }
-                        None => add_scaled(&mut sum, x, *shift),
-                    }
+                    let residual = self.residual(*input, x, pool.as_ref(), shape);
+                    add_scaled(&mut sum, &residual, *shift);
                 }
             }
         }
         self.pool(layer, sum)
+    }
+
+    /// A residual term of a sum of shape `to`, before its shift: a share `x` of tensor `input`,
+    /// pooled if the term has a pool.
+    pub(crate) fn residual<'x>(
+        &self,
+        input: TensorId,
+        x: &'x [u64],
+        pool: Option<&SumPool>,
+        to: Shape,
+    ) -> Cow<'x, [u64]> {
+        match pool {
+            Some(pool) => sum_windows(x, self.circuit.tensor_shape(input), pool, to).into(),
+            None => x.into(),
+        }
     }
 
     /// The layer's own pool of a sum of its terms.
@@ -270,7 +283,7 @@ pub(crate) fn add_scaled(sum: &mut [u64], values: &[u64], shift: u8) {
 }
 
 /// The window sums of a map of shape `from`; `to` is the shape of the result.
-pub(crate) fn sum_windows(x: &[u64], from: Shape, pool: &SumPool, to: Shape) -> Vec<u64> {
+fn sum_windows(x: &[u64], from: Shape, pool: &SumPool, to: Shape) -> Vec<u64> {
     let (width, area) = (from.w as usize, from.h as usize * from.w as usize);
     let mut out = Vec::with_capacity(to.len());
     for plane in x.chunks_exact(area) {

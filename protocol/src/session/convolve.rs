@@ -1,8 +1,12 @@
-//! The server's convolutions online, their weights packed once when the model is loaded.
+//! The server's linear layers online, in the clear: convolutions, whose weights are packed once
+//! when the model is loaded, and the sums of layers.
 
-use pi_core::fp;
+use super::model::ServerModel;
+use crate::indexed_circuit::add_scaled;
+use pi_core::fp::{self, Elements};
 use pi_ir::{Circuit, Conv, Layer, Shape, Term, Weights};
 use pi_ring::conv::{ConvScratch, ConvShape, Padding, PreparedConv};
+use zeroize::Zeroizing;
 
 /// A convolution of the circuit.
 pub(crate) struct Convolution {
@@ -71,6 +75,51 @@ impl Convolution {
         let kept = rows.flat_map(|row| row.iter().step_by(self.kept.1));
         for (sum, &value) in sum.iter_mut().zip(kept) {
             *sum = fp::add(*sum, value);
+        }
+    }
+}
+
+impl ServerModel {
+    /// The sum of layer `l` on the server's shares of the tensors, with the offset (bias and `s`).
+    pub(super) fn layer_sum(
+        &self,
+        l: usize,
+        tensors: &[Elements],
+        offset: Elements,
+        scratch: &mut ConvScratch,
+    ) -> Elements {
+        let indexed = self.indexed();
+        let layer = &indexed.circuit.layers[l];
+        let shape = indexed.sum_shape(layer);
+        // Where no pool follows, the sum is computed in the offset itself.
+        let (mut sum, offset) = match &layer.pool {
+            None => (offset, None),
+            Some(_) => (Zeroizing::new(vec![0; shape.len()]), Some(offset)),
+        };
+        let mut convolutions = self.convolutions(l).iter();
+        for term in &layer.terms {
+            match term {
+                Term::Conv(conv) => {
+                    let convolution = convolutions
+                        .next()
+                        .expect("the model prepared every convolution");
+                    convolution.add_to(&tensors[conv.input.0 as usize], scratch, &mut sum);
+                }
+                Term::Residual { input, pool, shift } => {
+                    let x = &tensors[input.0 as usize];
+                    let residual = indexed.residual(*input, x, pool.as_ref(), shape);
+                    add_scaled(&mut sum, &residual, *shift);
+                }
+            }
+        }
+        match offset {
+            None => sum,
+            Some(offset) => {
+                let sum = std::mem::take(&mut *sum);
+                let mut pooled = Zeroizing::new(indexed.pool(layer, sum));
+                add_scaled(&mut pooled, &offset, 0);
+                pooled
+            }
         }
     }
 }
