@@ -29,7 +29,7 @@ pub mod memory;
 mod prg;
 mod transpose;
 
-pub use backend::Backend;
+pub use backend::{Backend, BackendError};
 pub use bits::Bits;
 pub use block::{BLOCK_BYTES, Block, Delta, Labels};
 pub use error::Error;
