@@ -3,7 +3,7 @@
 //! - [`Block`], [`Bits`], [`Delta`]: wire labels and OT messages, choice bits, the free-XOR offset;
 //! - [`fp`]: the field `F_p`, `p = 2^60 - 2^18 + 1`, in which all shares live;
 //! - [`Prg`]: the pseudorandom generator, AES in counter mode;
-//! - [`hash`]: MITCCR, the re-keyed hash of labels, and the tweaks of a bundle;
+//! - [`hash`]: MITCCR, the re-keyed hash of labels; [`TweakCounter`]: the tweaks of a bundle;
 //! - [`transpose`], [`columns`]: the matrices of bits in an OT extension;
 //! - [`memory`]: large buffers on large pages, and [`SecretBytes`], which erases itself;
 //! - [`Backend`]: the vector instructions that all of these use.
@@ -28,12 +28,13 @@ pub mod hash;
 pub mod memory;
 mod prg;
 mod transpose;
+mod tweak;
 
 pub use backend::{Backend, BackendError};
 pub use bits::Bits;
 pub use block::{BLOCK_BYTES, Block, Delta, Labels};
 pub use error::Error;
-pub use hash::{TweakClass, TweakCounter, TweakRange};
 pub use memory::SecretBytes;
 pub use prg::{Prg, SEED_BYTES, Seed};
 pub use transpose::{ROWS_PER_TILE, transpose};
+pub use tweak::{TweakClass, TweakCounter, TweakRange};
