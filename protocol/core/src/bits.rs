@@ -17,7 +17,7 @@ pub struct Bits {
 impl Bits {
     /// Returns an empty sequence with room for `len` bits.
     #[inline]
-    pub fn with_capacity(len: usize) -> Self {
+    fn with_capacity(len: usize) -> Self {
         Bits {
             bytes: Vec::with_capacity(len.div_ceil(8)),
             len: 0,

@@ -1,4 +1,4 @@
-//! What can go wrong, and whose fault it is.
+//! Errors, each of which says whose fault it is.
 
 /// A refused argument or message; [`Error::blames_peer`] tells which of the two.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,13 +18,13 @@ pub enum Error {
     PeerValue {
         /// The part of the protocol the value belongs to.
         what: &'static str,
-        /// Its position in the message.
+        /// Position of the value in the message.
         index: usize,
     },
     /// Bytes that we stored ourselves are not what we stored.
     #[error("stored bytes are damaged: {what}")]
     Stored {
-        /// What was to be read.
+        /// The record that was to be read.
         what: &'static str,
     },
     /// Our caller passed slices that do not fit together.

@@ -13,9 +13,6 @@ use crate::Error;
 /// The field's characteristic, `2^60 - 2^18 + 1`.
 pub const P: u64 = (1 << 60) - (1 << 18) + 1;
 
-/// Bits of a field element.
-pub const BITS: u32 = 60;
-
 /// Size of a field element on the wire.
 pub const ELEMENT_BYTES: usize = 8;
 

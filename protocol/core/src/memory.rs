@@ -1,8 +1,8 @@
 //! Large buffers on large pages.
 //!
-//! The buffers of a layer of ReLUs are tens of megabytes, and their first touch is page faults: on
-//! virtual machines, with pages of 4 KiB, several times as dear as all cryptography on what they
-//! hold. Linux gives 2 MiB at a fault if asked to.
+//! The buffers of a layer of ReLUs are tens of megabytes, and every page of them faults when it is
+//! first touched. On virtual machines, with pages of 4 KiB, these faults cost several times as much
+//! as all cryptography on what the buffers hold. Linux maps 2 MiB at a fault if asked to.
 
 use std::io::Read;
 use std::ops::Deref;
@@ -11,7 +11,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 /// Returns an empty vector with room for `count` values, on large pages where the system has them
 /// and `count` is large.
 ///
-/// The same memory otherwise: nothing depends on the answer of the system.
+/// It is ordinary memory otherwise, and nothing depends on whether the system complies.
 pub fn with_capacity<T>(count: usize) -> Vec<T> {
     let vec = Vec::with_capacity(count);
     advise(&vec);
@@ -32,8 +32,8 @@ pub fn copied<T: Clone>(values: &[T]) -> Vec<T> {
     vec
 }
 
-/// Returns `count` zero bytes that are not touched yet if the allocator has such: whoever writes
-/// them first, on whatever thread, gets the pages.
+/// Returns `count` zero bytes, untouched where the allocator has such, so that the thread that
+/// writes them first takes the page faults.
 pub fn zeroed(count: usize) -> Vec<u8> {
     let vec = vec![0; count];
     advise(&vec);
@@ -42,9 +42,9 @@ pub fn zeroed(count: usize) -> Vec<u8> {
 
 /// Secret bytes in a large buffer, erased when dropped.
 ///
-/// `Zeroizing<Vec<u8>>` is erased by a volatile store for each byte, twice, which for a bundle of
-/// all ReLUs of a large network costs as much as garbling it. This is erased 16 bytes at a store,
-/// once.
+/// `Zeroizing<Vec<u8>>` erases itself by a volatile store for each byte, twice, which for a bundle
+/// with all ReLUs of a large network costs as much as garbling it. This type erases itself once, 16
+/// bytes at a store.
 pub struct SecretBytes(Vec<u8>);
 
 impl SecretBytes {

@@ -1,9 +1,9 @@
 //! The pseudorandom generator: AES-128 in counter mode, starting at a secret counter.
 //!
-//! For both parties, wherever a seed is stretched: columns of the OT extension, labels of the
-//! server's inputs. A session knows millions of seeds at a time, and with a public starting counter
-//! one guessed key could be tried against all of them at once. Here the key *and* the starting
-//! counter come from the 32-byte seed, so a guess concerns one seed.
+//! Both parties use it wherever a seed is stretched: for columns of the OT extension and for labels
+//! of the server's inputs. A session knows millions of seeds at a time, and with a public starting
+//! counter one guessed key could be tried against all of them at once. Here the key *and* the
+//! starting counter come from the 32-byte seed, so a guess concerns one seed.
 
 use std::fmt;
 
@@ -36,7 +36,7 @@ pub struct Prg {
     next: u128,
 }
 
-/// The key; whichever it is erases its own schedule.
+/// The expanded key; either form erases its own schedule.
 #[derive(Clone)]
 enum Cipher {
     Portable(Aes128Enc),
@@ -64,7 +64,7 @@ impl Prg {
         Prg::with_backend(seed, Backend::get())
     }
 
-    /// `backend` must be supported.
+    /// As [`Prg::new`], on a back end that must be supported.
     fn with_backend(seed: &[u8; SEED_BYTES], backend: Backend) -> Self {
         let (key, start) = seed.split_at(BLOCK_BYTES);
         let key: [u8; BLOCK_BYTES] = key.try_into().expect("half of 32 bytes");
@@ -93,11 +93,6 @@ impl Prg {
         let mut blocks = Zeroizing::new(memory::filled(Block::ZERO, count));
         self.fill_bytes(bytemuck::cast_slice_mut(&mut blocks));
         blocks
-    }
-
-    /// Fills `out` with the blocks from `position` on, without moving the stream.
-    pub fn fill_blocks_at(&self, position: u128, out: &mut [Block]) {
-        self.fill_at(position, bytemuck::cast_slice_mut(out));
     }
 }
 

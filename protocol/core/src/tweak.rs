@@ -1,12 +1,13 @@
 //! Tweaks: the part of a hash's key that differs from use to use within a bundle.
 //!
-//! A tweak has 128 bits: the class stands in the two top bits, a counter that runs through the whole
-//! bundle in the low 64. No tweak repeats within a bundle as long as every [`TweakRange`] comes from
-//! the bundle's one [`TweakCounter`]. Both parties draw the same ranges in the same order.
+//! A tweak has 128 bits: the class stands in the two top bits, a counter that runs through the
+//! whole bundle in the low 64. No tweak repeats within a bundle as long as every [`TweakRange`]
+//! comes from the bundle's one [`TweakCounter`]. Both parties draw the same ranges in the same
+//! order.
 
 use crate::{Block, Error};
 
-/// What a label is hashed for.
+/// The purpose that a label is hashed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TweakClass {
     /// The garbler's half of an AND gate.
@@ -67,7 +68,8 @@ pub struct TweakRange {
 impl TweakRange {
     /// Returns the AES key for gate `gate` of an instance.
     ///
-    /// Of instances behind the last the batched code asks keys, for lanes whose results it drops.
+    /// The batched code also asks for keys of instances behind the last one, for lanes whose
+    /// results it drops.
     #[inline]
     pub fn key(&self, class: TweakClass, instance: usize, gate: usize) -> Block {
         debug_assert!(

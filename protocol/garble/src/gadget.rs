@@ -29,7 +29,7 @@ use pi_core::hash::{hash_pairs_to_field, hash_to_field};
 use pi_core::{Bits, Block, Delta, Error, TweakClass, TweakRange};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-/// What the server keeps of a layer's ReLUs between offline and online: it hashes nothing online.
+/// The server's part of a layer's ReLUs between offline and online: it hashes nothing online.
 #[derive(Clone, Debug, Zeroize, ZeroizeOnDrop)]
 pub struct ServerGadget {
     keep_row: Secret,

@@ -1,4 +1,4 @@
-//! The garbled sign: is `c + d >= 0`, for the client's `c` and the server's `d` modulo `2^m`?
+//! The garbled sign: whether `c + d >= 0`, for the client's `c` and the server's `d` modulo `2^m`.
 //!
 //! A ripple carry chain of `m - 1` AND gates and free XORs; the bool circuit's only output is the
 //! negated top bit of the sum, the wire *keep*. Gates are half-gates (Zahur, Rosulek, Evans,
@@ -11,7 +11,8 @@
 //! learns nothing from tables and labels: the colour of its one label is masked by the colour of
 //! the zero label, which only the server knows.
 //!
-//! Many instances are garbled side by side, the tables straight into the outgoing buffer.
+//! Many instances are garbled side by side, and their tables are written straight into the outgoing
+//! buffer.
 //!
 //! # Shapes
 //! Labels of inputs: `[instance][bit]`, lowest bit first. Tables: `[instance][gate][G, E]`, 32
@@ -194,8 +195,8 @@ pub fn evaluate_sign(
     Ok(keep)
 }
 
-/// Up to [`LANES`] instances side by side, from the `first` of the tweaks on; as many as there are
-/// places for labels of *keep*.
+/// Instances garbled or evaluated side by side, up to [`LANES`], from the `first` of the tweaks on.
+/// There are as many as places for labels of *keep*.
 #[derive(Clone, Copy)]
 struct Group<'a> {
     width: SignWidth,

@@ -63,6 +63,8 @@ impl BaseSender {
     pub(crate) fn finish(self, response: &[u8]) -> Result<SeedPairs, Error> {
         Error::check_message("base OT response", RESPONSE_BYTES, response.len())?;
         let transcript = self.context.transcript(&self.public, response);
+        // With the secret a, A = a G and the response B, the two keys are a B and a (B - A), which
+        // is a B - a^2 G: one multiplication per OT and a subtraction.
         let square = self.secret * (&self.secret * BASEPOINT);
         let mut pairs = Zeroizing::new(Vec::with_capacity(BASE_OTS));
         for (i, bytes) in response.chunks_exact(POINT_BYTES).enumerate() {
@@ -103,7 +105,7 @@ pub(crate) fn receive(
     Ok((Zeroizing::new(seeds.collect()), response))
 }
 
-/// What a run of the base OT belongs to.
+/// The session and direction that a run of the base OT belongs to.
 #[derive(Clone, Copy)]
 pub(crate) struct Context {
     pub(crate) session: SessionId,

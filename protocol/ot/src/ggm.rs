@@ -3,10 +3,10 @@
 //! The holder of a tree of depth `k` knows `2^k` random leaves, the other party all but the one at
 //! its secret index `alpha`. `k` one-out-of-two OTs and `64 (k - 1)` bytes make one tree: per level
 //! the holder sends the sum of all left nodes and the sum of all right ones, each masked by one
-//! seed of that level's OT.
+//! seed of that level's OT. SoftSpokenOT ([`crate::TreeDepth`]) takes its streams from the leaves.
 //!
 //! The punctured side computes with *relative* indices `y = x xor alpha`, so the missing leaf is
-//! always leaf 0 and no memory access depends on `alpha`: all that does is which child comes first.
+//! always leaf 0 and no memory access depends on `alpha`: only the order of two children does.
 
 use pi_core::{Error, SEED_BYTES};
 use subtle::{Choice, ConditionallySelectable};

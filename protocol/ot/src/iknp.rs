@@ -50,7 +50,7 @@ impl fmt::Display for BundleId {
     }
 }
 
-/// Who is the sender of the correlated OTs.
+/// The party that sends the correlated OTs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// The server sends, with the garbling offset; the client chooses by its shares.
@@ -201,6 +201,8 @@ impl MasterReceiver {
         let correction = Block::decode("base-OT correction", correction, BASE_OTS)?;
         let mut columns = Zeroizing::new(Vec::with_capacity(BASE_CORRECTION_BYTES));
         for (i, (seed, correction)) in self.seeds.iter().zip(correction.iter()).enumerate() {
+            // Whichever seed was chosen, this is the column of the zero seed, plus delta where the
+            // offset has a one: row j is q_j, and the COT sender's t_j = q_j xor delta_j offset.
             let known = column(self.direction, bundle, seed);
             columns
                 .extend_from_slice(&(known ^ correction.masked_by(self.offset.bit(i))).to_bytes());

@@ -7,10 +7,12 @@
 //! server chooses by the colours of its output labels ([`reverse`]).
 //!
 //! # Layers
-//! 1. 128 base OTs per direction on Ristretto ([`chou_orlandi`]), once per client.
-//! 2. A session-long master extension ([`MasterSender`], [`MasterReceiver`]), which can be stored.
-//!    From it every bundle derives 128 OTs with a fresh offset, by one message of 2 KiB. It keeps
-//!    no counter: the bundle's identifier keys everything, so two bundles never share a stream.
+//! 1. 128 base OTs per direction, those of Chou and Orlandi on Ristretto ([`chou_orlandi`]), once
+//!    per client.
+//! 2. A session-long master extension, IKNP ([`MasterSender`], [`MasterReceiver`]), which can be
+//!    stored. From it every bundle derives 128 OTs with a fresh offset, by one message of 2 KiB. It
+//!    keeps no counter: the bundle's identifier keys everything, so two bundles never share a
+//!    stream.
 //! 3. A correlated OT extension per bundle ([`ExtensionSender`], [`ExtensionReceiver`]):
 //!    SoftSpokenOT, of which IKNP is the smallest case.
 //!
@@ -19,8 +21,8 @@
 //!
 //! # Security
 //! Semi-honest parties. 128 bits computational. The base OTs rest on the Diffie-Hellman problem and
-//! are **not post-quantum**: who records a session and later computes discrete logarithms learns
-//! the master's offset, from it every bundle's `delta` and choice bits.
+//! are **not post-quantum**: whoever records a session and later computes discrete logarithms
+//! learns the master's offset, and from it every bundle's `delta` and choice bits.
 //!
 //! # Costs
 //! | message | from | bytes |

@@ -1,14 +1,15 @@
 //! Correlated OT extension: SoftSpokenOT (Roy, CRYPTO 2022), semi-honest, with IKNP as its smallest
 //! case.
 //!
-//! Per tree of depth `k` the receiver knows `2^k` streams of bits `r_x`, the sender all but the one
-//! at `alpha`, `k` bits of `delta`. Over index bits `l`:
+//! The trees are those of [`crate::ggm`]. Of a tree of depth `k` the receiver knows `2^k` streams
+//! of bits `r_x`, and the sender all of them but the one at `alpha`, which is `k` bits of `delta`.
+//! For each index bit `l`:
 //!
 //! - receiver: `u = sum of all r_x`, column `v_l = sum of the r_x with bit l of x set`;
 //! - sender: column `w_l = sum of the r_x with bit l of x xor alpha set` = `v_l + alpha_l u`, for
 //!   which `r_alpha` is not needed;
-//! - the receiver sends `u + b` for its choice bits `b`, the sender adds it to `w_l` where `alpha_l
-//!   = 1`: `v_l + alpha_l b`.
+//! - the receiver sends `u + b` for its choice bits `b`, and the sender adds it to `w_l` where
+//!   `alpha_l = 1`, which leaves `v_l + alpha_l b`.
 //!
 //! The 128 columns of all trees, transposed, are the rows `t` and `q = t xor b delta`. The sender
 //! sees the choice bits under the stream `r_alpha` of each tree, and so learns nothing; the
@@ -249,7 +250,7 @@ struct Streams {
     position: u128,
 }
 
-/// What a parallel task works in, chunk after chunk; blocks are erased sixteen bytes at a time.
+/// Working memory of a parallel task, chunk after chunk; blocks are erased sixteen bytes at a time.
 struct Scratch {
     columns: Labels,
     streams: Labels,

@@ -93,7 +93,7 @@ pub fn encrypt<const K: usize, const D: usize>(
     data
 }
 
-/// From word form to block form, and back.
+/// Transposes word form to block form, and back.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn transpose(x: [__m512i; 4]) -> [__m512i; 4] {

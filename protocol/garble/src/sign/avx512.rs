@@ -153,12 +153,12 @@ impl Keys {
     }
 }
 
-/// Blocks `[instance][column]` of a group, read column by column; bytes, for tables lie anywhere in
-/// a message.
+/// Blocks `[instance][column]` of a group, read column by column. They are held as bytes because
+/// tables lie anywhere in a message.
 struct Columns<'a> {
     bytes: &'a [u8],
     columns: usize,
-    /// Where each lane's instance begins.
+    /// Offset of each lane's instance.
     starts: [usize; LANES],
 }
 
@@ -198,8 +198,8 @@ impl<'a> Columns<'a> {
     /// Asks for this column's share of the group behind, if `column` is the first in its cache
     /// line.
     ///
-    /// The hardware does not foresee sixteen strided streams that all end after a few hundred
-    /// bytes.
+    /// Left alone, the hardware does not foresee sixteen strided streams that all end after a few
+    /// hundred bytes.
     #[target_feature(enable = "avx512f")]
     #[inline]
     fn prefetch_next(&self, column: usize) {
