@@ -5,7 +5,7 @@ use pi_core::{Bits, Block, Prg, TweakCounter, fp, memory};
 use pi_garble::{
     InputLabels, ServerGadget, SignWidth, active_labels, client_output, evaluate_sign, garble_sign,
 };
-use pi_ot::{CotReceiver, CotSender, Direction, TreeDepth, reverse};
+use pi_ot::{CotReceiver, CotSender, Direction, Parts, TreeDepth, reverse};
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
 use std::time::Instant;
@@ -83,8 +83,11 @@ fn layer(count: usize, runs: usize) {
         let mut keep_zero = vec![Block::ZERO; count];
         let delta = &forward_sender.delta().clone();
         let server_zero = Prg::new(&[3; 32]);
-        let parts = tables.chunks_mut(width.table_bytes(PART));
-        let parts = parts.zip(keep_zero.chunks_mut(PART)).collect();
+        let table_parts = tables.chunks_mut(width.table_bytes(PART));
+        let parts = Parts {
+            size: PART * SIGN_BITS as usize,
+            items: table_parts.zip(keep_zero.chunks_mut(PART)).collect(),
+        };
         let room = || vec![Block::ZERO; PART * SIGN_BITS as usize];
         let garble = |room: &mut Vec<Block>,
                       i: usize,
@@ -100,14 +103,7 @@ fn layer(count: usize, runs: usize) {
             garble_sign(width, &tweaks, delta, zeros, tables, keep).expect("shapes fit");
         };
         forward_sender
-            .extend_parts(
-                bits,
-                PART * SIGN_BITS as usize,
-                &correction,
-                parts,
-                room,
-                garble,
-            )
+            .extend_parts(bits, &correction, parts, room, garble)
             .expect("honest bytes");
         lap("sender, garble");
         let mut v = reverse::receiver_share(&tweaks, &t, &b, &tau).expect("shapes fit");

@@ -74,24 +74,22 @@ pub trait CotSender {
     /// As [`CotSender::extend`], without keeping the blocks: hands them to `work` while they are in
     /// the cache.
     ///
-    /// Part `i` has blocks `i * part..(i + 1) * part`, as far as there are so many, and comes with
-    /// `items[i]`. Parts run in parallel; `state` makes what one task works in, part after part.
+    /// Parts run in parallel; `state` makes what one task works in, part after part.
     ///
     /// # Errors
-    /// As [`CotSender::extend`]; [`Error::CallerLength`] unless `part` is a multiple of
+    /// As [`CotSender::extend`]; [`Error::CallerLength`] unless the size of a part is a multiple of
     /// [`ROWS_PER_TILE`] and there is one item for each part.
     fn extend_parts<T: Send, S>(
         &mut self,
         count: usize,
-        part: usize,
         correction: &[u8],
-        items: Vec<T>,
+        parts: Parts<T>,
         state: impl Fn() -> S + Send + Sync,
         work: impl Fn(&mut S, usize, T, &[Block]) + Send + Sync,
     ) -> Result<(), Error> {
-        check_parts(count, part, items.len())?;
+        parts.check(count)?;
         let blocks = self.extend(count, correction)?;
-        let parts = blocks.par_chunks(part.max(1)).zip(items).enumerate();
+        let parts = (blocks.par_chunks(parts.size)).zip(parts.items).enumerate();
         parts.for_each_init(state, |state, (i, (blocks, item))| {
             work(state, i, item, blocks)
         });
@@ -99,11 +97,27 @@ pub trait CotSender {
     }
 }
 
-/// Checks the shapes of [`CotSender::extend_parts`].
-fn check_parts(count: usize, part: usize, items: usize) -> Result<(), Error> {
-    let whole = part.next_multiple_of(ROWS_PER_TILE).max(ROWS_PER_TILE);
-    Error::check_argument("blocks of a part", whole, part)?;
-    Error::check_argument("items of parts", count.div_ceil(part), items)
+/// Parts of an extension: part `i` has blocks `i * size..(i + 1) * size`, as far as there are so
+/// many, and comes with `items[i]`.
+#[derive(Debug)]
+pub struct Parts<T> {
+    /// Blocks of a part, a multiple of [`ROWS_PER_TILE`].
+    pub size: usize,
+    /// One item for each part.
+    pub items: Vec<T>,
+}
+
+impl<T> Parts<T> {
+    /// Checks that these are parts of `count` blocks.
+    fn check(&self, count: usize) -> Result<(), Error> {
+        let whole = self.size.next_multiple_of(ROWS_PER_TILE).max(ROWS_PER_TILE);
+        Error::check_argument("blocks of a part", whole, self.size)?;
+        Error::check_argument(
+            "items of parts",
+            count.div_ceil(self.size),
+            self.items.len(),
+        )
+    }
 }
 
 /// The receiver of correlated OTs.

@@ -28,7 +28,7 @@ use zeroize::Zeroizing;
 
 use crate::chou_orlandi::{SeedPairs, Seeds};
 use crate::ggm::{self, TreeDepth};
-use crate::{BASE_OTS, CotReceiver, CotSender, check_parts};
+use crate::{BASE_OTS, CotReceiver, CotSender, Parts};
 
 /// OTs per parallel task: 64 blocks of each stream, what the widest AES back end takes at a time,
 /// and columns of 128 KiB.
@@ -118,26 +118,26 @@ impl CotSender for ExtensionSender {
     fn extend_parts<T: Send, S>(
         &mut self,
         count: usize,
-        part: usize,
         correction: &[u8],
-        items: Vec<T>,
+        parts: Parts<T>,
         state: impl Fn() -> S + Send + Sync,
         work: impl Fn(&mut S, usize, T, &[Block]) + Send + Sync,
     ) -> Result<(), Error> {
         self.check_correction(count, correction)?;
-        check_parts(count, part, items.len())?;
+        parts.check(count)?;
+        let Parts { size, items } = parts;
         items.into_par_iter().enumerate().for_each_init(
             || {
                 (
                     self.streams.scratch(),
-                    padded_rows(part.min(count)),
+                    padded_rows(size.min(count)),
                     state(),
                 )
             },
             |(scratch, rows, state), (i, item)| {
-                let used = part.min(count - i * part);
+                let used = size.min(count - i * size);
                 let padded = &mut rows[..used.next_multiple_of(ROWS_PER_TILE)];
-                self.rows(i * part, count, correction, scratch, padded);
+                self.rows(i * size, count, correction, scratch, padded);
                 work(state, i, item, &rows[..used]);
             },
         );
@@ -457,7 +457,7 @@ mod tests {
                     item.copy_from_slice(rows);
                 };
                 whole
-                    .extend_parts(count, part, &message, items, || (), copy)
+                    .extend_parts(count, &message, Parts { size: part, items }, || (), copy)
                     .unwrap();
                 assert_eq!(
                     Block::encode(&found),
@@ -474,7 +474,7 @@ mod tests {
             ] {
                 let items = vec![(); items];
                 let error = whole
-                    .extend_parts(256, part, message, items, || (), nothing)
+                    .extend_parts(256, message, Parts { size: part, items }, || (), nothing)
                     .unwrap_err();
                 assert_eq!(error.blames_peer(), blames_peer);
             }

@@ -26,7 +26,7 @@ use pi_core::{Bits, Block, Delta, Labels, Prg, ROWS_PER_TILE, TweakRange, memory
 use pi_garble::{
     InputLabels, ServerGadget, SignWidth, active_labels, client_output, evaluate_sign, garble_sign,
 };
-use pi_ot::{CotReceiver, CotSender, TreeDepth, reverse};
+use pi_ot::{CotReceiver, CotSender, Parts, TreeDepth, reverse};
 use zeroize::Zeroizing;
 
 /// Bytes of offline message 3 for a layer of `n` ReLUs: the forward extension and `tau`.
@@ -164,8 +164,11 @@ pub(crate) fn garble(
     let (tables, corrected) = message.split_at_mut(width.table_bytes(n));
     let mut keep_zero: Labels = Zeroizing::new(vec![Block::ZERO; n]);
     let delta = forward.delta().clone();
-    let parts = tables.chunks_mut(width.table_bytes(PART));
-    let parts: Vec<_> = parts.zip(keep_zero.chunks_mut(PART)).collect();
+    let tables = tables.chunks_mut(width.table_bytes(PART));
+    let parts = Parts {
+        size: PART * m,
+        items: tables.zip(keep_zero.chunks_mut(PART)).collect(),
+    };
     let room = || Zeroizing::new(vec![Block::ZERO; PART.min(n) * m]);
     let garble_part = |room: &mut Labels,
                        i: usize,
@@ -180,7 +183,7 @@ pub(crate) fn garble(
             .expect("parts have the shapes of their layer");
     };
     tweaks.check_instances(n)?;
-    forward.extend_parts(n * m, PART * m, correction, parts, room, garble_part)?;
+    forward.extend_parts(n * m, correction, parts, room, garble_part)?;
 
     let mut v = reverse::receiver_share(tweaks, choices.t, choices.b, &tau)?;
     let colours = ServerGadget::colours(&keep_zero);
