@@ -20,7 +20,7 @@ use rayon::prelude::*;
 use serde_json::json;
 use std::path::PathBuf;
 
-/// What is measured, and how often.
+/// Choice of layers, and number of runs.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Threads of the process.

@@ -12,7 +12,7 @@ use pi_protocol::layout::Packing;
 use pi_protocol::linear::{self, LinearCost};
 use std::time::Instant;
 
-/// Which plans are made.
+/// Choice of plans.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// The networks.

@@ -68,7 +68,7 @@ pub(crate) enum Shaper {
     Relay,
 }
 
-/// How a shaped line behaved.
+/// Behaviour of a shaped line.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Shaped {
     /// The link asked for.

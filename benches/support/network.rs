@@ -197,7 +197,7 @@ impl Subject {
     }
 }
 
-/// Where models are kept: a directory for each build of the compiler, because another build may
+/// The directory of models: one for each build of the compiler, because another build may
 /// compile otherwise.
 fn models() -> Result<PathBuf> {
     let program = std::env::current_exe()?;

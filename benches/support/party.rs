@@ -195,7 +195,7 @@ async fn obey(arguments: ClientArguments) -> Result<()> {
 /// Longest wait for one line: a batch of bundles of a large network takes minutes on a slow line.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
-/// Where and how the processes of the parties run.
+/// Setting in which the processes of the parties run.
 pub(crate) struct Site<'a> {
     /// Directory of the model.
     pub(crate) model: &'a Path,

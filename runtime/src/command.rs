@@ -27,7 +27,7 @@ fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Logs go to standard error; `PI_LOG` chooses what, in the syntax of
+/// Starts logging to standard error. `PI_LOG` selects what is logged, in the syntax of
 /// `tracing_subscriber::EnvFilter`.
 fn start_logging(default: &str) {
     let filter = EnvFilter::try_from_env("PI_LOG").unwrap_or_else(|_| EnvFilter::new(default));
@@ -62,14 +62,16 @@ fn state_directory(
 
 /// A positive number of seconds, as a command-line argument.
 fn seconds(text: &str) -> Result<Duration, String> {
-    let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    let number: f64 = text
+        .parse()
+        .map_err(|_| format!("{text:?} is not a number"))?;
     if !(0.001..=1e6).contains(&number) {
-        return Err("between 0.001 and 1000000 seconds".into());
+        return Err("must be between 0.001 and 1000000 seconds".into());
     }
     Ok(Duration::from_secs_f64(number))
 }
 
-/// Bytes for people.
+/// Bytes, in a unit that people read easily.
 fn megabytes(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} B"),

@@ -1,4 +1,5 @@
-//! What the two processes say to each other besides the protocol's own messages.
+//! Control messages: everything that the two processes say to each other besides the messages of
+//! the protocol.
 //!
 //! The client opens one stream per operation and sends a [`Request`] as its first message. The
 //! first operation of a connection is [`Request::Hello`]; no other is accepted before. A party that
@@ -17,22 +18,22 @@
 use crate::store::{BundleId, ModelDigest};
 use serde::{Deserialize, Serialize};
 
-/// Longest [`Request`]: leaves room for [`MOST_BUNDLES`] ids.
+/// Largest [`Request`], with room for [`MOST_BUNDLES`] ids.
 pub const REQUEST_LIMIT: usize = 1 << 20;
 
-/// Longest [`Welcome`] and [`Stored`].
+/// Largest [`Welcome`] or [`Stored`].
 pub const REPLY_LIMIT: usize = 16 * 1024;
 
-/// Bundles that a client may hold with one server, and prepare at once.
+/// Limit on the bundles that a client may hold with one server, and prepare at once.
 pub const MOST_BUNDLES: usize = 30_000;
 
-/// Bundle ids that a client may ask for in its hello.
+/// Limit on the bundle ids that a client may ask for in its hello.
 pub const MOST_PROBES: usize = 64;
 
-/// Opens an operation.
+/// The first message of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// First on every connection.
+    /// Greets the server, first on every connection.
     Hello(Hello),
     /// Asks for the artifact of the model served.
     Artifact,
@@ -51,9 +52,9 @@ pub struct Hello {
     pub protocol: u32,
     /// Name and version of the program, for the other side's log.
     pub software: String,
-    /// Random; goes into every bundle header of this connection.
+    /// Random bytes that go into every bundle header of this connection.
     pub nonce: [u8; 32],
-    /// Bundles the client would like to use; at most [`MOST_PROBES`].
+    /// Bundles that the client would like to use, at most [`MOST_PROBES`].
     pub probes: Vec<BundleId>,
 }
 
@@ -64,7 +65,7 @@ pub struct Welcome {
     pub protocol: u32,
     /// Name and version of the program.
     pub software: String,
-    /// Random; goes into every bundle header of this connection.
+    /// Random bytes that go into every bundle header of this connection.
     pub nonce: [u8; 32],
     /// The model served.
     pub model: ModelDigest,
@@ -72,23 +73,23 @@ pub struct Welcome {
     pub artifact_bytes: u64,
     /// Client key id of the setup that the server holds for this client.
     pub setup: Option<[u8; 32]>,
-    /// For each probe, whether the server holds that bundle of this client, unspent.
+    /// One entry for each probe: true if the server holds that bundle of this client, unspent.
     pub held: Vec<bool>,
 }
 
-/// What a client asks for in the offline phase.
+/// A client's request for the offline phase.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prepare {
-    /// Bundles to make.
+    /// Number of bundles to make.
     pub count: u32,
-    /// Index of the first in their headers; no index is used twice on a connection.
+    /// Index of the first bundle in the headers. No index is used twice on a connection.
     pub first_index: u64,
     /// All bundles that the client holds with this server. Halves of others are orphans of broken
     /// exchanges, and the server gives them up.
     pub held: Vec<BundleId>,
 }
 
-/// The server's half is durable.
+/// The server's word that its half is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stored {
     /// Name of what was stored.

@@ -9,8 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 
 /// Makes a directory (and its parents) that only its owner can enter.
 ///
-/// A directory that exists keeps its mode, for it may serve others too; the files in it are private
-/// anyway.
+/// A directory that exists keeps its mode, because it may serve others too; the files in it are
+/// private anyway.
 pub(crate) fn private_directory(path: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
@@ -19,8 +19,8 @@ pub(crate) fn private_directory(path: &Path) -> io::Result<()> {
     builder.create(path)
 }
 
-/// Writes a file that only its owner can read: after a crash it is there in full, or as it was
-/// before.
+/// Writes a file that only its owner can read. After a crash the file is there in full, or as it
+/// was before.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -37,7 +37,7 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
         fs::rename(&temporary, path)
     })();
     if written.is_err() {
-        // What is left of it may be secret, and may be what fills the disk.
+        // The remains may be secret, and may be what fills the disk.
         let _ = fs::remove_file(&temporary);
     }
     written?;
@@ -54,10 +54,10 @@ pub(crate) fn create_private(path: &Path) -> io::Result<()> {
     sync_directory(path.parent().unwrap_or(Path::new(".")))
 }
 
-/// Overwrites a file with zeros and removes it; one that is gone, or that another thread erases
-/// meanwhile, is erased.
+/// Overwrites a file with zeros and removes it. A file that is gone already, or that another thread
+/// erases meanwhile, is no error.
 ///
-/// That erases the content where the file system writes in place; copying file systems, flash
+/// This erases the content where the file system writes in place. Copying file systems, flash
 /// translation layers and snapshots may keep older blocks.
 pub(crate) fn erase(path: &Path) -> io::Result<()> {
     let erased = (|| {
@@ -74,7 +74,7 @@ pub(crate) fn erase(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes names created, renamed or removed in a directory durable.
+/// Makes changes of names in a directory durable.
 pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     if cfg!(unix) {
         File::open(path)?.sync_all()?;
@@ -82,8 +82,8 @@ pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether an error says that no more can be written: a full disk, a quota, or a limit on file
-/// size.
+/// Tells whether an error means that nothing more can be written: a full disk, a quota, or a limit
+/// on file size.
 pub(crate) fn is_disk_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),

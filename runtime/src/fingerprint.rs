@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// SHA-256 of a certificate in DER form; public.
+/// SHA-256 of a certificate in DER form, which is public.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Fingerprint(pub [u8; 32]);
 
@@ -34,14 +34,14 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// Why a text is no fingerprint.
+/// Error of a text that is no fingerprint.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ParseFingerprintError {
-    /// Another number of digits.
+    /// The number of digits is wrong.
     #[error("a fingerprint has 64 hexadecimal digits, this text has {0}")]
     Length(usize),
-    /// Something else than `0-9`, `a-f`, `A-F` and separating colons.
-    #[error("{0:?} is no hexadecimal digit")]
+    /// A character is neither `0-9`, `a-f`, `A-F` nor a separating colon.
+    #[error("{0:?} is not a hexadecimal digit")]
     Digit(char),
 }
 

@@ -1,4 +1,4 @@
-//! Who a party is on the wire: a key pair with a self-signed certificate, made on first use.
+//! Identities of parties on the wire: a key pair with a self-signed certificate, made on first use.
 //!
 //! Certificate and key lie in one file, `identity.pem`, so that neither can be lost alone. A server
 //! may use an operator's certificate chain instead.
@@ -17,7 +17,7 @@ pub struct Identity {
     key: PrivateKeyDer<'static>,
 }
 
-/// Why an identity cannot be used.
+/// Error of an identity that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The file cannot be read or written.
@@ -25,7 +25,7 @@ pub enum IdentityError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         error: io::Error,
     },
     /// The file holds something else.
@@ -35,7 +35,7 @@ pub enum IdentityError {
         path: PathBuf,
         /// Certificate or key.
         what: &'static str,
-        /// What is wrong.
+        /// The fault found.
         reason: String,
     },
     /// No key pair could be made.

@@ -8,44 +8,44 @@ use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 
-/// Pixels for a model, and what was done to get them.
+/// Pixels for a model, and notices of what was done to get them.
 #[derive(Clone, Debug)]
 pub struct InputImage {
     /// One byte per channel, row and column.
     pub pixels: Vec<u8>,
-    /// What the user should know of, one sentence each.
+    /// Notices to the user, one sentence each.
     pub notices: Vec<String>,
 }
 
-/// Why a file gives no image.
+/// Error of a file that gives no image.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageFileError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read the image {path}: {error}")]
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         error: io::Error,
     },
-    /// It is neither PNG nor JPEG.
+    /// The file is neither PNG nor JPEG.
     #[error("{0} is neither a PNG nor a JPEG image")]
     Format(PathBuf),
-    /// It is damaged.
+    /// The file is damaged.
     #[error("the image {path} is damaged: {reason}")]
     Broken {
         /// The file.
         path: PathBuf,
-        /// What the decoder found.
+        /// The error of the decoder.
         reason: String,
     },
-    /// It is larger than an image for classification needs to be.
+    /// The image is larger than one for classification needs to be.
     #[error(
         "the image {0} is too large: at most {LARGEST_SIDE} by {LARGEST_SIDE} pixels and {mib} MiB",
         mib = LARGEST_FILE >> 20
     )]
     TooLarge(PathBuf),
-    /// The model reads something else than images.
+    /// The model does not read images.
     #[error("the model reads {0} channels; images have 1 or 3")]
     Channels(u32),
 }
@@ -56,9 +56,9 @@ const LARGEST_MEMORY: u64 = 1 << 30;
 
 /// Reads a PNG or JPEG file and brings it to the model's shape.
 ///
-/// Another aspect ratio is cut to the middle, another size is resampled (Catmull-Rom), transparency
-/// is laid on white, grey becomes three equal channels and the reverse; each of these is said in a
-/// notice.
+/// An image of another aspect ratio is cut to its middle, one of another size is resampled
+/// (Catmull-Rom), and transparency is laid on white. Grey becomes three equal channels, and colours
+/// become grey, as the model needs it. Each of these is reported in a notice.
 ///
 /// # Errors
 /// [`ImageFileError`] names the file.

@@ -1,14 +1,14 @@
 //! Processes, sockets, files and time: pi-server, pi-client and pi-demo over QUIC.
 //!
-//! - [`server`] and [`client`]: the two parties; [`command`]: the programs around them.
-//! - [`transport`] and [`stream`]: QUIC endpoints that authenticate both parties, and messages on
-//!   their streams, which are the channels that `pi_protocol` sessions run over.
-//! - [`control`]: what the processes say to each other around a session.
-//! - [`store`]: what outlives a process, bundles above all, each used once.
-//! - [`identity`], [`fingerprint`]: who a party is.
-//! - [`image_file`], [`draw`]: images as pixels.
+//! - [`server`] and [`client`] are the two parties; [`command`] holds the programs around them.
+//! - [`transport`] and [`stream`] are QUIC endpoints that authenticate both parties, and messages
+//!   on their streams. These are the channels over which the sessions of `pi_protocol` run.
+//! - [`control`] has the messages that the processes exchange around a session.
+//! - [`store`] keeps what outlives a process: above all bundles, each of which is used once.
+//! - [`identity`] and [`fingerprint`] say who a party is.
+//! - [`image_file`] and [`draw`] give images as pixels.
 //!
-//! Whoever reads the state directory of a party reads its secrets; nothing is encrypted there.
+//! Nothing in the state directory of a party is encrypted: whoever reads it reads the secrets.
 #![forbid(unsafe_code)]
 
 pub mod client;

@@ -127,9 +127,6 @@ impl Server {
         })
     }
 
-    /// The address it listens at.
-    ///
-
     /// The address at which it listens.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
-//! A stream on which nothing is said before the bundle in use is spent.
+//! A stream on which nothing is sent before the bundle in use is marked as spent.
 //!
-//! The durable mark of a bundle goes on while the session computes its first message; that message
-//! waits for the mark. So the rule holds, no online byte of a party before its mark, and costs the
-//! slower of the two instead of their sum.
+//! A bundle is marked durably while the session computes its first message, and that message waits
+//! for the mark. So the rule holds that no online byte of a party precedes its mark, at the cost of
+//! the slower of the two instead of their sum.
 
 use crate::control::Request;
 use crate::error::Error;
@@ -18,19 +18,18 @@ use tokio::task::{JoinHandle, spawn_blocking};
 pub(crate) struct Mark(JoinHandle<Result<(), StoreError>>);
 
 impl Mark {
-    /// Starts to mark a bundle; `faults` name the places before and after, where a test can end the
-    /// process.
+    /// Starts to mark a bundle. The two failpoints are reached before and after.
     pub(crate) fn start(
         store: &Arc<Store>,
         peer: Fingerprint,
         id: &BundleId,
-        faults: [&'static str; 2],
+        failpoints: [&'static str; 2],
     ) -> Mark {
         let (store, id) = (store.clone(), *id);
         Mark(spawn_blocking(move || {
-            failpoint::reach(faults[0]);
+            failpoint::reach(failpoints[0]);
             store.spend(peer, &id)?;
-            failpoint::reach(faults[1]);
+            failpoint::reach(failpoints[1]);
             Ok(())
         }))
     }
@@ -38,7 +37,7 @@ impl Mark {
     /// Waits until the mark is durable.
     ///
     /// # Errors
-    /// Those of [`Store::spend`].
+    /// Errors of [`Store::spend`].
     pub(crate) async fn done(self) -> Result<(), Error> {
         let marked = self.0.await;
         Ok(marked.map_err(|error| Error::Internal(error.to_string()))??)
@@ -49,13 +48,13 @@ impl Mark {
 pub(crate) struct Spending<'a> {
     stream: &'a mut MessageStream,
     mark: Option<Mark>,
-    /// Goes before the first message.
+    /// Request to send before the first message.
     request: Option<Request>,
     failure: Option<Error>,
 }
 
 impl<'a> Spending<'a> {
-    /// The stream, with a request that opens it where this party does.
+    /// Wraps a stream. The party that opens the stream passes the request that opens it.
     pub(crate) fn new(
         stream: &'a mut MessageStream,
         mark: Mark,
@@ -69,16 +68,16 @@ impl<'a> Spending<'a> {
         }
     }
 
-    /// What crossed the stream until now.
+    /// Traffic of the stream until now.
     pub(crate) fn traffic(&self) -> Traffic {
         self.stream.traffic()
     }
 
-    /// Waits for the mark, if the session has not; a session that failed early has spent its bundle
-    /// too.
+    /// Waits for the mark, unless the session did. A session that failed early has spent its
+    /// bundle, too.
     ///
     /// # Errors
-    /// Those of the mark: nothing was sent then.
+    /// Errors of the mark; nothing was sent then.
     pub(crate) async fn end(mut self) -> Result<(), Error> {
         match (self.failure, self.mark.take()) {
             (Some(failure), _) => Err(failure),

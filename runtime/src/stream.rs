@@ -5,11 +5,10 @@
 //! that gives up resets its stream with a code, [`Refusal`]; nothing else of its reasons crosses
 //! the wire.
 //!
-//! No wait is without end: a peer that sends no byte for the configured time, or a message slower
-//! than [`SLOWEST_BYTES_PER_SECOND`], is an error.
+//! Every wait ends: a peer that sends no byte for the configured time, or a message slower than
+//! [`SLOWEST_BYTES_PER_SECOND`], is an error.
 
 use bytes::Bytes;
-
 use pi_protocol::Channel;
 use quinn::{ReadError, ReadExactError, RecvStream, SendStream, VarInt, WriteError};
 use serde::{Serialize, de::DeserializeOwned};
@@ -25,7 +24,7 @@ pub struct MessageStream {
     failure: Option<StreamError>,
 }
 
-/// What crossed a stream: the bytes of messages, without the four bytes of each length.
+/// Traffic of a stream: messages and their bytes, without the four bytes of each length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Bytes of the messages sent.
@@ -60,14 +59,14 @@ impl std::ops::AddAssign for Traffic {
     }
 }
 
-/// Why a party ends an operation; all that the other party is told.
+/// A party's reason to give an operation up; nothing else is told to the other party.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[repr(u32)]
 pub enum Refusal {
-    /// Something went wrong that is no one else's business.
+    /// Something went wrong that does not concern the other party.
     #[error("an internal error")]
     Internal = 1,
-    /// As many clients or operations as allowed are under way.
+    /// The limit on clients or operations under way is reached.
     #[error("too many clients at once")]
     Busy = 2,
     /// The bytes sent break the protocol.
@@ -130,7 +129,7 @@ impl Refusal {
     }
 }
 
-/// Why a stream ended.
+/// The end of a stream, other than in good order.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StreamError {
     /// The peer gave up and said why.
@@ -162,11 +161,11 @@ pub enum StreamError {
 /// long.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// A message that takes longer than this allows, beside the peer's patience, is given up.
+/// Rate below which a message is given up, once the patience with its peer is used up too.
 pub const SLOWEST_BYTES_PER_SECOND: u64 = 16 * 1024;
 
 impl MessageStream {
-    /// Messages on a stream, with the longest silence to bear.
+    /// Messages on a stream; `patience` is the longest silence of the peer.
     pub fn new(outgoing: SendStream, incoming: RecvStream, patience: Duration) -> MessageStream {
         MessageStream {
             outgoing,
@@ -177,7 +176,7 @@ impl MessageStream {
         }
     }
 
-    /// What crossed the stream until now.
+    /// Traffic of the stream until now.
     pub fn traffic(&self) -> Traffic {
         self.traffic
     }
@@ -271,7 +270,7 @@ impl MessageStream {
         Ok(message)
     }
 
-    /// Ends the sending direction in good order and waits until the peer has everything.
+    /// Closes the sending direction in good order and waits until the peer has everything.
     ///
     /// # Errors
     /// [`StreamError`].
@@ -294,7 +293,7 @@ impl MessageStream {
         let _ = self.incoming.stop(refusal.code());
     }
 
-    /// The cause of the last error that a session got from this channel.
+    /// Takes the cause of the last error that a session got from this channel.
     pub fn take_failure(&mut self) -> Option<StreamError> {
         self.failure.take()
     }
@@ -382,7 +381,7 @@ impl Channel for MessageStream {
 }
 
 impl MessageStream {
-    /// The form in which a session hears of an error; the error itself waits in `failure`.
+    /// The form in which a session hears of an error; the error itself is kept in `failure`.
     pub(crate) fn session_error(&mut self, error: StreamError) -> pi_protocol::Error {
         let what = error.to_string();
         self.failure = Some(error.clone());

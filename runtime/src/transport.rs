@@ -29,7 +29,7 @@ use std::time::Duration;
 /// Application protocol of the handshake; the number is the version of the control protocol.
 pub const ALPN: &[u8] = b"pianissimo/1";
 
-/// How a client decides whether a server is the right one.
+/// A client's rule for deciding whether a server is the right one.
 #[derive(Clone, Debug)]
 pub enum Trust {
     /// The server must prove the certificate with this fingerprint.
@@ -42,7 +42,7 @@ pub enum Trust {
     Authorities(Vec<CertificateDer<'static>>),
 }
 
-/// Why an endpoint cannot be made.
+/// Error of an endpoint that cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     /// The certificate, key or authorities cannot be used.
@@ -56,7 +56,7 @@ pub enum EndpointError {
     Socket {
         /// The address asked for.
         address: SocketAddr,
-        /// What the system said.
+        /// The error of the system.
         error: io::Error,
     },
 }
@@ -88,8 +88,8 @@ pub fn server_endpoint(
         .map_err(|error| EndpointError::Socket { address, error })
 }
 
-/// An endpoint to make one connection from, and what its handshake shows. Packets to it name no
-/// connection: with a second to the same server, the first hears no more.
+/// An endpoint for one connection, and what its handshake shows. Packets to it carry no connection
+/// name, so a second connection to the same server would cut off the first.
 ///
 /// # Errors
 /// [`EndpointError`]; must be called inside a tokio runtime.
@@ -142,7 +142,7 @@ pub fn client_endpoint(
     Ok(ClientEndpoint { endpoint, seen })
 }
 
-/// Any address and port to reach another address from.
+/// Any local address and port from which another address can be reached.
 pub(crate) fn unspecified(towards: SocketAddr) -> SocketAddr {
     match towards {
         SocketAddr::V4(_) => SocketAddr::from(([0, 0, 0, 0], 0)),
@@ -188,7 +188,7 @@ fn transport_config() -> TransportConfig {
         .congestion_controller_factory(Arc::new(cubic))
         .stream_receive_window(VarInt::from_u32(16 * MIB))
         .receive_window(VarInt::from_u32(64 * MIB))
-        // What waits here is memory: twice the peer's window keeps the line busy.
+        // This bounds memory; twice the peer's window keeps the line busy.
         .send_window(u64::from(32 * MIB))
         .max_concurrent_bidi_streams(VarInt::from_u32(4))
         .max_concurrent_uni_streams(VarInt::from_u32(0))

@@ -1,8 +1,8 @@
-//! What this process has used.
+//! Resources that this process has used.
 
 use nix::sys::resource::{UsageWho, getrusage};
 
-/// User CPU seconds of all threads of this process; 0 where the system does not tell.
+/// User CPU seconds of all threads of this process; 0 where the system does not report it.
 pub fn user_seconds() -> f64 {
     getrusage(UsageWho::RUSAGE_SELF).map_or(0.0, |usage| {
         let time = usage.user_time();
@@ -10,7 +10,8 @@ pub fn user_seconds() -> f64 {
     })
 }
 
-/// Largest resident memory of this process so far, in bytes; `None` where the system does not tell.
+/// Largest resident memory of this process so far, in bytes; `None` where the system does not
+/// report it.
 ///
 /// Linux only: the `ru_maxrss` of others starts at the peak of the process that started this one.
 pub fn peak_resident_bytes() -> Option<u64> {

@@ -1,12 +1,12 @@
 //! Whatever moment a process dies at: no bundle is used twice, and nothing is lost but what was
 //! under way.
 //!
-//! Fault points end a process at the moments that matter, between the steps that make a bundle
+//! Failpoints end a process at the moments that matter, between the steps that make a bundle
 //! durable or spent; kills after random times cover the rest.
 
 mod common;
 
-use common::{Model, ServerOptions, bundles, client, count, kill, prepare, start_server_with};
+use common::{Model, bundles, client, count, kill, prepare, server_command};
 use pi_runtime::command::child::ServerProcess;
 use pi_runtime::store::BundleState::{Ready, Spent};
 use std::path::{Path, PathBuf};
@@ -36,13 +36,12 @@ impl Site {
     }
 
     fn server(&self, listen: &str, fault: &str) -> ServerProcess {
-        start_server_with(ServerOptions {
-            model: self.model.path(),
-            state: &self.server_state(),
-            listen,
-            more: &["--timeout", "5"],
-            fault,
-        })
+        let state = self.server_state();
+        let mut command = server_command(self.model.path(), &state);
+        command.listen = listen;
+        command.program.args(["--timeout", "5"]);
+        command.program.env("PI_FAULT", fault);
+        ServerProcess::start(command).unwrap()
     }
 
     /// Runs an inference with the one server known.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::Model;
+use common::{Model, server_options};
 use pi_protocol::session::ClientModel;
 use pi_runtime::client::{Client, Connection, Patience, TrustOptions};
 use pi_runtime::error::Error;
@@ -11,7 +11,6 @@ use pi_runtime::fingerprint::Fingerprint;
 use pi_runtime::server::{Server, ServerOptions};
 use pi_runtime::store::{BundleState, Store, StoreError};
 use pi_runtime::stream::Refusal;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -27,14 +26,8 @@ struct Running {
 impl Running {
     fn start(model: &Model, state: &Path, max_clients: usize) -> Running {
         let server = Server::start(&ServerOptions {
-            model: model.path().into(),
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            state: state.into(),
-            certificate: None,
             max_clients,
-            max_bundles: 100,
-            patience: Duration::from_secs(20),
-            bound: true,
+            ..server_options(model, state)
         })
         .unwrap();
         let (stop, stopped) = watch::channel(false);

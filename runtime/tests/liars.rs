@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::Model;
+use common::{Model, server_options};
 use pi_protocol::header::PROTOCOL_VERSION;
 use pi_runtime::control::{Hello, MOST_BUNDLES, MOST_PROBES, Prepare, Request, Welcome};
 use pi_runtime::identity::Identity;
@@ -30,14 +30,9 @@ impl Liar {
     fn start() -> Liar {
         let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
         let server = Server::start(&ServerOptions {
-            model: model.path().into(),
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            state: states.path().join("server"),
-            certificate: None,
             max_clients: 4,
-            max_bundles: 100,
             patience: Duration::from_secs(2),
-            bound: true,
+            ..server_options(&model, &states.path().join("server"))
         })
         .unwrap();
         let address = server.address().unwrap();

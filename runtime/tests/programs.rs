@@ -4,9 +4,7 @@
 mod common;
 
 use assert_cmd::Command;
-use common::{
-    Model, ServerOptions, client, complaint, kill, prepare, start_server, start_server_with,
-};
+use common::{Model, client, complaint, kill, prepare, start_server, start_server_at};
 use pi_runtime::store::Store;
 use std::net::UdpSocket;
 
@@ -243,15 +241,7 @@ fn a_changed_model_is_explained_and_the_old_bundles_kept() {
     prepare(&state, &server, 1).assert().success();
     kill(server);
 
-    let again = |model: &Model| {
-        start_server_with(ServerOptions {
-            model: model.path(),
-            state: &server_state,
-            listen: &address,
-            more: &[],
-            fault: "",
-        })
-    };
+    let again = |model: &Model| start_server_at(model.path(), &server_state, &address);
     let server = again(&other);
     let text = complaint(client(&state).arg("infer").arg(&model.image));
     says(&text, &["model changed", "pi-client prepare"]);
@@ -275,13 +265,7 @@ fn a_server_that_was_set_up_anew_is_not_taken_for_the_old_one() {
         .assert()
         .success();
     kill(server);
-    let _impostor = start_server_with(ServerOptions {
-        model: model.path(),
-        state: &states.path().join("impostor"),
-        listen: &address,
-        more: &[],
-        fault: "",
-    });
+    let _impostor = start_server_at(model.path(), &states.path().join("impostor"), &address);
     // Remembered from the first use, so asking to trust again changes nothing.
     let text =
         complaint(client(&state).args(["prepare", "--trust-first-use", "--server", &address]));
@@ -301,13 +285,7 @@ fn a_server_that_lost_its_state_is_prepared_with_anew() {
     // Its identity was backed up, its store was not.
     std::fs::remove_file(server_state.join("store.redb")).unwrap();
     std::fs::remove_dir_all(server_state.join("bundles")).unwrap();
-    let server = start_server_with(ServerOptions {
-        model: model.path(),
-        state: &server_state,
-        listen: &address,
-        more: &[],
-        fault: "",
-    });
+    let server = start_server_at(model.path(), &server_state, &address);
     let text = complaint(client(&state).arg("infer").arg(&model.image));
     says(&text, &["holds none of the 2 bundles", "pi-client prepare"]);
     prepare(&state, &server, 1).assert().success();
@@ -390,7 +368,7 @@ fn a_back_end_that_cannot_run_is_explained() {
     }
 }
 
-/// What the two programs are made of: no training framework, no ONNX parser.
+/// The two programs contain no training framework and no ONNX parser.
 #[test]
 fn the_programs_link_neither_burn_nor_onnx() {
     let tree = std::process::Command::new(env!("CARGO"))

@@ -213,7 +213,7 @@ async fn large_messages_arrive_whole_and_are_counted() {
     );
 }
 
-/// How a client with this trust fares with a server: the fingerprint it connected to, or nothing.
+/// Tries a connection with this trust: the fingerprint connected to, and the one presented.
 async fn try_connect(
     server: &Identity,
     trust: Trust,

@@ -172,7 +172,7 @@ impl Client {
     }
 }
 
-/// Ends when the other machine reports that its port is closed, else never.
+/// Waits until the other machine reports that its port is closed; forever if it never does.
 ///
 /// QUIC ignores such reports because anyone can forge them; before a connection stands, they only
 /// spare the user the wait.
@@ -208,7 +208,7 @@ fn host_of(address: &str) -> Result<String, Error> {
     Ok(host.into())
 }
 
-/// What a failed handshake means to the user.
+/// The error of a failed handshake, as the user needs it.
 fn connect_error(
     server: SocketAddr,
     waited: Duration,

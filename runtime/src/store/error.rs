@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// An error of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Another process has it open.
+    /// Another process has the store open.
     #[error("the store in {0} is in use by another process")]
     Locked(PathBuf),
     /// Nothing more can be written.
@@ -18,7 +18,7 @@ pub enum StoreError {
     DiskFull {
         /// The directory.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         error: io::Error,
     },
     /// The system refuses to read or write.
@@ -26,7 +26,7 @@ pub enum StoreError {
     File {
         /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         error: io::Error,
     },
     /// The content is not what was written.
@@ -34,7 +34,7 @@ pub enum StoreError {
     Damaged {
         /// The directory.
         path: PathBuf,
-        /// What was found.
+        /// The fault found.
         reason: String,
     },
     /// Written by another version of this program.

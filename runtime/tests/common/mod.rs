@@ -7,8 +7,10 @@ use pi_ir::interpret::{Interpreter, quantise_image};
 use pi_ir::{Artifact, Kind, Step, WeightsFile, artifact, random};
 use pi_protocol::layout::default_plan;
 use pi_runtime::command::child::{ServerCommand, ServerProcess};
+use pi_runtime::server::ServerOptions;
 use pi_runtime::store::{BundleState, Store};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -98,43 +100,47 @@ fn image_of(artifact: &Artifact, pixels: &[u8]) -> DynamicImage {
     }
 }
 
-pub struct ServerOptions<'a> {
-    pub model: &'a Path,
-    pub state: &'a Path,
-    pub listen: &'a str,
-    pub more: &'a [&'a str],
-    pub fault: &'a str,
-}
-
-/// A `pi-server` process on a free port.
-pub fn start_server(model: &Path, state: &Path) -> ServerProcess {
-    start_server_with(ServerOptions {
+/// A `pi-server` process on a free port, to be started.
+pub fn server_command<'a>(model: &'a Path, state: &'a Path) -> ServerCommand<'a> {
+    ServerCommand {
+        program: std::process::Command::new(env!("CARGO_BIN_EXE_pi-server")),
         model,
-        state,
         listen: "127.0.0.1:0",
-        more: &[],
-        fault: "",
-    })
-}
-
-pub fn start_server_with(options: ServerOptions<'_>) -> ServerProcess {
-    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_pi-server"));
-    program.args(options.more).env("PI_FAULT", options.fault);
-    ServerProcess::start(ServerCommand {
-        program,
-        model: options.model,
-        listen: options.listen,
-        state: options.state,
+        state,
         log: None,
         patience: Duration::from_secs(120),
-    })
-    .unwrap()
+    }
 }
 
-/// As `kill -9`.
+pub fn start_server(model: &Path, state: &Path) -> ServerProcess {
+    ServerProcess::start(server_command(model, state)).unwrap()
+}
+
+/// As [`start_server`], at an address.
+pub fn start_server_at(model: &Path, state: &Path, listen: &str) -> ServerProcess {
+    let mut command = server_command(model, state);
+    command.listen = listen;
+    ServerProcess::start(command).unwrap()
+}
+
+/// Kills a server, as `kill -9` would.
 pub fn kill(mut server: ServerProcess) {
     server.process.child.kill().unwrap();
     server.process.child.wait().unwrap();
+}
+
+/// Options of a server in this process.
+pub fn server_options(model: &Model, state: &Path) -> ServerOptions {
+    ServerOptions {
+        model: model.path().into(),
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        state: state.into(),
+        certificate: None,
+        max_clients: 8,
+        max_bundles: 100,
+        patience: Duration::from_secs(20),
+        bound: true,
+    }
 }
 
 /// `pi-client` with a state directory.
@@ -158,7 +164,7 @@ pub fn prepare(state: &Path, server: &ServerProcess, count: u32) -> Command {
     command
 }
 
-/// What a finished command wrote to standard error.
+/// Standard error of a command that fails.
 pub fn complaint(command: &mut Command) -> String {
     let output = command.assert().failure().get_output().clone();
     String::from_utf8(output.stderr).unwrap()
