@@ -139,7 +139,7 @@ impl Client {
     pub fn bundles(&self, server: Fingerprint) -> Result<Vec<BundleEntry>, Error> {
         let mut bundles = self.store.bundles()?;
         bundles.retain(|entry| entry.peer == server);
-        bundles.sort_by_key(|entry| (entry.stored_at, entry.id));
+        bundles.sort_by_key(|entry| (entry.stored_at, entry.id.0));
         Ok(bundles)
     }
 

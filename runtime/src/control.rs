@@ -15,7 +15,7 @@
 //!
 //! Encoding: postcard; every message has a limit that is checked before it is read.
 
-use crate::store::{BundleId, ModelDigest};
+use crate::store::ModelDigest;
 use serde::{Deserialize, Serialize};
 
 /// Largest [`Request`], with room for [`MOST_BUNDLES`] ids.
@@ -54,8 +54,8 @@ pub struct Hello {
     pub software: String,
     /// Random bytes that go into every bundle header of this connection.
     pub nonce: [u8; 32],
-    /// Bundles that the client would like to use, at most [`MOST_PROBES`].
-    pub probes: Vec<BundleId>,
+    /// Ids of bundles that the client would like to use, at most [`MOST_PROBES`].
+    pub probes: Vec<[u8; 32]>,
 }
 
 /// The server's side of the greeting.
@@ -84,9 +84,9 @@ pub struct Prepare {
     pub count: u32,
     /// Index of the first bundle in the headers. No index is used twice on a connection.
     pub first_index: u64,
-    /// All bundles that the client holds with this server. Halves of others are orphans of broken
+    /// Ids of all bundles that the client holds with this server. Halves of others are orphans of broken
     /// exchanges, and the server gives them up.
-    pub held: Vec<BundleId>,
+    pub held: Vec<[u8; 32]>,
 }
 
 /// The server's word that its half is durable.

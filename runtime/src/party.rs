@@ -3,9 +3,9 @@
 
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
-use crate::store::{BundleId, Reading, Store, StoreError};
+use crate::store::{Reading, Store, StoreError};
 use crate::stream::MessageStream;
-use pi_protocol::header::HeaderInputs;
+use pi_protocol::header::{BundleId, HeaderInputs};
 use rand_core::{OsRng, RngCore, TryRngCore};
 use std::future::Future;
 use tokio::runtime::Handle;
@@ -72,7 +72,7 @@ pub(crate) fn read_bundle<B>(
     reading: Reading,
     decode: impl FnOnce(&[u8]) -> Result<(BundleId, B), pi_protocol::Error>,
 ) -> Result<B, Error> {
-    let damaged = |reason: String| damaged(store, format!("bundle {}: {reason}", short(id)));
+    let damaged = |reason: String| damaged(store, format!("bundle {}: {reason}", short(&id.0)));
     let decoded = decode(&reading.run()?);
     let (name, bundle) = decoded.map_err(|e| damaged(e.to_string()))?;
     match name == *id {

@@ -8,9 +8,10 @@ use crate::control::Request;
 use crate::error::Error;
 use crate::failpoint;
 use crate::fingerprint::Fingerprint;
-use crate::store::{BundleId, Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::stream::{MessageStream, Traffic};
 use pi_protocol::Channel;
+use pi_protocol::session::BundleId;
 use std::sync::Arc;
 use tokio::task::{JoinHandle, spawn_blocking};
 

@@ -23,6 +23,7 @@ pub use error::StoreError;
 use crate::files;
 use crate::fingerprint::{Fingerprint, hex, short};
 use error::{Failure, database_error, file_error};
+use pi_protocol::session::BundleId;
 use redb::{Database, ReadableDatabase, ReadableTable};
 use rows::{
     ARTIFACTS, BUNDLES, BundleRow, Content, FORMAT, META, PEERS, SETUPS, bundle_key, decode,
@@ -36,9 +37,6 @@ use zeroize::Zeroizing;
 
 /// Content hash of a compiled network, to which bundles are bound.
 pub type ModelDigest = [u8; 32];
-
-/// Name of a bundle, the same on both sides.
-pub type BundleId = [u8; 32];
 
 /// An open store; the process holds its lock until the value is dropped.
 pub struct Store {
@@ -228,7 +226,7 @@ impl Store {
     ) -> Result<Vec<BundleId>, StoreError> {
         let mut ready = self.of_peer(peer)?;
         ready.retain(|entry| entry.state == BundleState::Ready && entry.model == *model);
-        ready.sort_by_key(|entry| (entry.stored_at, entry.id));
+        ready.sort_by_key(|entry| (entry.stored_at, entry.id.0));
         Ok(ready.iter().map(|entry| entry.id).collect())
     }
 
@@ -381,7 +379,10 @@ impl Store {
     fn of_peer(&self, peer: Fingerprint) -> Result<Vec<BundleEntry>, StoreError> {
         self.read(|transaction| {
             let table = transaction.open_table(BUNDLES)?;
-            let (first, last) = (bundle_key(peer, &[0; 32]), bundle_key(peer, &[0xff; 32]));
+            let (first, last) = (
+                bundle_key(peer, &BundleId([0; 32])),
+                bundle_key(peer, &BundleId([0xff; 32])),
+            );
             let mut entries = Vec::new();
             for row in table.range::<&[u8; 64]>(&first..=&last)? {
                 let (key, value) = row?;
@@ -434,7 +435,7 @@ impl Store {
     }
 
     fn content_path(&self, peer: Fingerprint, id: &BundleId) -> PathBuf {
-        let name = format!("{}-{}", short(&peer.0), hex(id));
+        let name = format!("{}-{}", short(&peer.0), hex(&id.0));
         self.directory.join("bundles").join(name)
     }
 

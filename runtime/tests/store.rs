@@ -1,8 +1,9 @@
 //! A bundle is used once, whatever happens; a store belongs to one process at a time.
 
 use pi_core::SecretBytes;
+use pi_protocol::session::BundleId;
 use pi_runtime::fingerprint::Fingerprint;
-use pi_runtime::store::{BundleId, BundleState, PeerRecord, Store, StoreError};
+use pi_runtime::store::{BundleState, PeerRecord, Store, StoreError};
 use std::collections::HashSet;
 use std::path::Path;
 
@@ -10,8 +11,8 @@ const PEER: Fingerprint = Fingerprint([1; 32]);
 const OTHER: Fingerprint = Fingerprint([2; 32]);
 const MODEL: [u8; 32] = [7; 32];
 
-fn id(n: u8) -> [u8; 32] {
-    [n; 32]
+fn id(n: u8) -> BundleId {
+    BundleId([n; 32])
 }
 
 /// Marks a bundle as spent and returns its content, in the order in which the parties do it.

@@ -145,7 +145,7 @@ impl Client {
             protocol: PROTOCOL_VERSION,
             software: software(),
             nonce,
-            probes: probes.iter().map(|entry| entry.id).collect(),
+            probes: probes.iter().map(|entry| entry.id.0).collect(),
         });
         let mut stream = open_stream(quic, self.patience.silence, &hello).await?;
         let reply = stream.receive_control(REPLY_LIMIT).await;

@@ -6,10 +6,10 @@ use crate::control::Request;
 use crate::error::Error;
 use crate::party::{self, protocol_error};
 use crate::spending::{Mark, Spending};
-use crate::store::{BundleId, Reading};
+use crate::store::Reading;
 use crate::stream::MessageStream;
 use pi_ir::Trace;
-use pi_protocol::session::{self, ClientBundle, ClientModel};
+use pi_protocol::session::{self, BundleId, ClientBundle, ClientModel};
 use std::time::Instant;
 use tokio::task::{block_in_place, spawn_blocking};
 
@@ -94,7 +94,7 @@ impl Connection<'_> {
         };
         party::read_bundle(store, id, reading, |bytes| {
             let bundle = ClientBundle::decode(bytes, model)?;
-            Ok((bundle.id().0, bundle))
+            Ok((bundle.id(), bundle))
         })
     }
 
@@ -117,7 +117,7 @@ impl Connection<'_> {
             self.probes.remove(probe);
             self.welcome.held.remove(probe);
         }
-        let loaded = self.loaded.take().filter(|bundle| bundle.id().0 == *id);
+        let loaded = self.loaded.take().filter(|bundle| bundle.id() == *id);
         let reading = match loaded {
             Some(_) => None,
             None => Some(self.client.store.content(self.server(), id)?),

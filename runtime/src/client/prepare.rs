@@ -47,7 +47,7 @@ impl Connection<'_> {
         let request = Request::Prepare(Prepare {
             count,
             first_index: self.next_index,
-            held: held.iter().map(|entry| entry.id).collect(),
+            held: held.iter().map(|entry| entry.id.0).collect(),
         });
         let mut stream = self.open(&request).await?;
         let mut before = Spent::default();
@@ -90,9 +90,9 @@ impl Connection<'_> {
         stream: &mut MessageStream,
         bundle: ClientBundle,
     ) -> Result<(), Error> {
-        let id = bundle.id().0;
+        let id = bundle.id();
         failpoint::reach("client-prepare-before-stored");
-        await_stored(stream, id).await?;
+        await_stored(stream, id.0).await?;
         failpoint::reach("client-prepare-before-store");
         block_in_place(|| {
             let (store, model) = (&self.client.store, &self.welcome.model);

@@ -252,7 +252,7 @@ fn answer_json(circuit: &Circuit, answer: &Prediction) -> serde_json::Value {
         "class_index": answer.class(),
         "logits": answer.logits,
         "output_scale": 1u64 << answer.output_frac_bits,
-        "bundle": hex(&answer.bundle),
+        "bundle": hex(&answer.bundle.0),
         "online": {
             "wall_s": answer.online.wall.as_secs_f64(),
             "bytes_up": answer.online.traffic.bytes_sent,

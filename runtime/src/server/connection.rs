@@ -6,11 +6,11 @@ use crate::control::{Hello, MOST_PROBES, REQUEST_LIMIT, Request, Stored, Welcome
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
 use crate::party::{Greeting, compute, damaged, protocol_error, random};
-use crate::store::{BundleId, BundleState};
+use crate::store::BundleState;
 use crate::stream::{MessageStream, Refusal, StreamError, describe};
 use crate::transport;
 use pi_protocol::header::PROTOCOL_VERSION;
-use pi_protocol::session::{self, ServerSetup};
+use pi_protocol::session::{self, BundleId, ServerSetup};
 use rand_core::{OsRng, TryRngCore};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -219,10 +219,10 @@ impl Connection {
     }
 
     /// Tells for each of these bundles whether it is ready for the model served.
-    fn held(&self, probes: &[BundleId]) -> Result<Vec<bool>, Error> {
+    fn held(&self, probes: &[[u8; 32]]) -> Result<Vec<bool>, Error> {
         let mut held = Vec::with_capacity(probes.len());
-        for id in probes {
-            let entry = self.shared.store.bundle(self.client, id)?;
+        for &id in probes {
+            let entry = self.shared.store.bundle(self.client, &BundleId(id))?;
             held.push(entry.is_some_and(|entry| {
                 entry.state == BundleState::Ready && entry.model == self.shared.digest
             }));

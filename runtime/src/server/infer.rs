@@ -5,9 +5,9 @@ use crate::error::Error;
 use crate::fingerprint::short;
 use crate::party::{self, protocol_error};
 use crate::spending::{Mark, Spending};
-use crate::store::{BundleId, Reading};
+use crate::store::Reading;
 use crate::stream::MessageStream;
-use pi_protocol::session::{self, OnlineRequest, ServerBundle};
+use pi_protocol::session::{self, BundleId, OnlineRequest, ServerBundle};
 use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{block_in_place, spawn_blocking};
@@ -26,7 +26,7 @@ impl Connection {
         let message = stream.receive_message(limit).await.map_err(from_client)?;
         let request = OnlineRequest::decode(&message, model)
             .map_err(|e| protocol_error("client", stream, e))?;
-        let id = request.bundle_id().0;
+        let id = request.bundle_id();
         let (bundle, mark) = block_in_place(|| self.take_bundle(&id))?;
         let bundle = match bundle {
             Ok(bundle) => bundle,
@@ -42,7 +42,7 @@ impl Connection {
         // The answer is on its way, or never will be: what is left of the bundle goes in either
         // case.
         if let Err(error) = block_in_place(|| self.shared.store.erase(self.client, &id)) {
-            tracing::warn!(bundle = short(&id), %error, "spent, but not erased yet");
+            tracing::warn!(bundle = short(&id.0), %error, "spent, but not erased yet");
         }
         answered.map_err(|e| protocol_error("client", stream, e))
     }
@@ -68,7 +68,7 @@ impl Connection {
         let mark = Mark::start(&shared.store, self.client, id, failpoints);
         let loaded = self.loaded.lock().expect("no holder panics").take();
         let bundle = match loaded {
-            Some(loaded) if loaded.bundle.id().0 == *id => Ok(loaded.bundle),
+            Some(loaded) if loaded.bundle.id() == *id => Ok(loaded.bundle),
             _ => self.read_bundle(id, reading),
         };
         Ok((bundle, mark))
@@ -77,7 +77,7 @@ impl Connection {
     fn read_bundle(&self, id: &BundleId, reading: Reading) -> Result<ServerBundle, Error> {
         party::read_bundle(&self.shared.store, id, reading, |bytes| {
             let bundle = ServerBundle::decode(bytes, &self.shared.model)?;
-            Ok((bundle.id().0, bundle))
+            Ok((bundle.id(), bundle))
         })
     }
 
@@ -100,7 +100,7 @@ impl Connection {
             .ready(self.client, &shared.digest)?
             .into_iter()
             .next();
-        let current = loaded.as_ref().map(|loaded| loaded.bundle.id().0);
+        let current = loaded.as_ref().map(|loaded| loaded.bundle.id());
         if next == current {
             return Ok(());
         }

@@ -6,10 +6,9 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::fingerprint::short;
 use crate::party::{Greeting, compute, protocol_error};
-use crate::store::BundleId;
 use crate::stream::{MessageStream, Refusal};
 use pi_protocol::Channel;
-use pi_protocol::session::ServerBatch;
+use pi_protocol::session::{BundleId, ServerBatch};
 use rand_core::{OsRng, TryRngCore};
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -68,22 +67,25 @@ impl Connection {
                 drop(channel);
                 let bundle = bundle.map_err(|e| protocol_error("client", stream, e))?;
                 let Some(bundle) = bundle else { break };
-                let stored = Stored { id: bundle.id().0 };
+                let id = bundle.id();
                 failpoint::reach("server-prepare-before-store");
                 block_in_place(|| {
                     let (store, model) = (&shared.store, &shared.digest);
-                    store.put_bundle(self.client, model, &stored.id, &bundle.encode())
+                    store.put_bundle(self.client, model, &id, &bundle.encode())
                 })?;
                 failpoint::reach("server-prepare-after-store");
-                stream.send_control(&stored).await.map_err(from_client)?;
+                stream
+                    .send_control(&Stored { id: id.0 })
+                    .await
+                    .map_err(from_client)?;
             }
         }
         Ok(())
     }
 
     /// Gives up the halves whose other half the client does not have: they are of no use to anyone.
-    fn give_up_orphans(&self, held: Vec<BundleId>) -> Result<(), Error> {
-        let keep: HashSet<BundleId> = held.into_iter().collect();
+    fn give_up_orphans(&self, held: Vec<[u8; 32]>) -> Result<(), Error> {
+        let keep: HashSet<BundleId> = held.into_iter().map(BundleId).collect();
         let orphans = self.shared.store.discard_others(self.client, &keep)?;
         if orphans > 0 {
             tracing::info!(client = short(&self.client.0), orphans, "given up");

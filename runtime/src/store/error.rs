@@ -1,9 +1,9 @@
 //! Errors of the store.
 
-use super::BundleId;
 use super::rows::FORMAT;
 use crate::files;
 use crate::fingerprint::short;
+use pi_protocol::session::BundleId;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -46,14 +46,18 @@ pub enum StoreError {
         found: u64,
     },
     /// The bundle was used or given up before.
-    #[error("bundle {} is spent", short(.0))]
+    #[error("bundle {} is spent", name(.0))]
     Spent(BundleId),
     /// No such bundle is stored for this peer.
-    #[error("bundle {} is not known", short(.0))]
+    #[error("bundle {} is not known", name(.0))]
     Unknown(BundleId),
     /// A bundle of that name is or was stored for this peer.
-    #[error("bundle {} is stored already", short(.0))]
+    #[error("bundle {} is stored already", name(.0))]
     Exists(BundleId),
+}
+
+fn name(id: &BundleId) -> String {
+    short(&id.0)
 }
 
 /// An error inside a transaction.

@@ -1,7 +1,8 @@
 //! The tables of the database and the encoding of their rows.
 
-use super::{BundleEntry, BundleId, BundleState, ModelDigest};
+use super::{BundleEntry, BundleState, ModelDigest};
 use crate::fingerprint::Fingerprint;
+use pi_protocol::session::BundleId;
 use redb::TableDefinition;
 use serde::{Deserialize, Serialize};
 
@@ -37,7 +38,7 @@ pub(super) struct Content {
 pub(super) fn bundle_key(peer: Fingerprint, id: &BundleId) -> [u8; 64] {
     let mut key = [0; 64];
     key[..32].copy_from_slice(&peer.0);
-    key[32..].copy_from_slice(id);
+    key[32..].copy_from_slice(&id.0);
     key
 }
 
@@ -45,7 +46,7 @@ pub(super) fn entry(key: &[u8; 64], row: &BundleRow) -> BundleEntry {
     let (peer, id) = key.split_at(32);
     BundleEntry {
         peer: Fingerprint(peer.try_into().expect("the first half of 64 bytes")),
-        id: id.try_into().expect("the second half of 64 bytes"),
+        id: BundleId(id.try_into().expect("the second half of 64 bytes")),
         model: row.model,
         state: match row.content {
             Some(_) => BundleState::Ready,

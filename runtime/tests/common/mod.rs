@@ -174,7 +174,7 @@ pub fn complaint(command: &mut Command) -> String {
 pub fn bundles(state: &Path) -> BTreeMap<[u8; 32], BundleState> {
     let store = Store::open(state).unwrap();
     let all = store.bundles().unwrap();
-    all.iter().map(|entry| (entry.id, entry.state)).collect()
+    all.iter().map(|entry| (entry.id.0, entry.state)).collect()
 }
 
 pub fn count(bundles: &BTreeMap<[u8; 32], BundleState>, state: BundleState) -> usize {
