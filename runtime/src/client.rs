@@ -18,7 +18,7 @@ use crate::fingerprint::{Fingerprint, short};
 use crate::identity::Identity;
 use crate::pinned_pool::PinnedPools;
 use crate::store::{BundleEntry, BundleState, ModelDigest, PeerRecord, Store};
-use crate::stream::{StreamError, Traffic};
+use crate::stream::{StreamError, StreamTraffic};
 use pi_ir::{Artifact, Circuit, Step, Verified};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -60,7 +60,7 @@ pub struct Spent {
     /// Time on the clock.
     pub wall: Duration,
     /// Messages and their bytes, as this side counts them.
-    pub traffic: Traffic,
+    pub traffic: StreamTraffic,
 }
 
 impl Client {

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::fingerprint::Fingerprint;
 use crate::store::{Store, StoreError};
-use crate::stream::{MessageStream, Traffic};
+use crate::stream::{MessageStream, StreamTraffic};
 use pi_protocol::Channel;
 use pi_protocol::session::BundleId;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ impl<'a> Spending<'a> {
     }
 
     /// Traffic of the stream until now.
-    pub(crate) fn traffic(&self) -> Traffic {
+    pub(crate) fn traffic(&self) -> StreamTraffic {
         self.stream.traffic()
     }
 

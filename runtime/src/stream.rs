@@ -20,13 +20,13 @@ pub struct MessageStream {
     outgoing: SendStream,
     incoming: RecvStream,
     patience: Duration,
-    traffic: Traffic,
+    traffic: StreamTraffic,
     failure: Option<StreamError>,
 }
 
-/// Traffic of a stream: messages and their bytes, without the four bytes of each length.
+/// Messages and bytes of a stream as one party counts them, without the four bytes of each length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
+pub struct StreamTraffic {
     /// Bytes of the messages sent.
     pub bytes_sent: u64,
     /// Bytes of the messages received.
@@ -37,11 +37,11 @@ pub struct Traffic {
     pub messages_received: u64,
 }
 
-impl std::ops::Sub for Traffic {
-    type Output = Traffic;
+impl std::ops::Sub for StreamTraffic {
+    type Output = StreamTraffic;
 
-    fn sub(self, earlier: Traffic) -> Traffic {
-        Traffic {
+    fn sub(self, earlier: StreamTraffic) -> StreamTraffic {
+        StreamTraffic {
             bytes_sent: self.bytes_sent - earlier.bytes_sent,
             bytes_received: self.bytes_received - earlier.bytes_received,
             messages_sent: self.messages_sent - earlier.messages_sent,
@@ -50,8 +50,8 @@ impl std::ops::Sub for Traffic {
     }
 }
 
-impl std::ops::AddAssign for Traffic {
-    fn add_assign(&mut self, more: Traffic) {
+impl std::ops::AddAssign for StreamTraffic {
+    fn add_assign(&mut self, more: StreamTraffic) {
         self.bytes_sent += more.bytes_sent;
         self.bytes_received += more.bytes_received;
         self.messages_sent += more.messages_sent;
@@ -171,13 +171,13 @@ impl MessageStream {
             outgoing,
             incoming,
             patience,
-            traffic: Traffic::default(),
+            traffic: StreamTraffic::default(),
             failure: None,
         }
     }
 
     /// Traffic of the stream until now.
-    pub fn traffic(&self) -> Traffic {
+    pub fn traffic(&self) -> StreamTraffic {
         self.traffic
     }
 

@@ -3,7 +3,7 @@
 
 use pi_runtime::fingerprint::Fingerprint;
 use pi_runtime::identity::{Identity, read_certificates};
-use pi_runtime::stream::{MessageStream, Refusal, StreamError, Traffic};
+use pi_runtime::stream::{MessageStream, Refusal, StreamError, StreamTraffic};
 use pi_runtime::transport::{
     ClientEndpoint, Trust, client_endpoint, peer_fingerprint, server_endpoint,
 };
@@ -204,7 +204,7 @@ async fn large_messages_arrive_whole_and_are_counted() {
     assert_eq!(received.unwrap(), [1; 5]);
     assert_eq!(
         client.traffic(),
-        Traffic {
+        StreamTraffic {
             bytes_sent: large.len() as u64,
             bytes_received: 5,
             messages_sent: 1,
