@@ -7,11 +7,12 @@
 
 use anyhow::{Context, Result};
 use pi_ir::interpret::{Interpreter, quantise_image};
-use pi_ir::{Artifact, WeightsFile};
 use pi_protocol::Channel;
 use pi_protocol::session::*;
+use pi_runtime::model_files::{read_artifact, read_weights};
 use pi_runtime::{draw, image_file};
 use rand_core::{OsRng, TryRngCore};
+use std::path::Path;
 
 async fn client(
     channel: &mut impl Channel,
@@ -54,9 +55,9 @@ fn header(index: u64) -> HeaderInputs {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/cifar10-small");
-    let artifact = Artifact::decode(&std::fs::read(format!("{model}/model.pia"))?)?;
-    let weights = WeightsFile::decode(&std::fs::read(format!("{model}/model.piw"))?)?;
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/cifar10-small");
+    let (artifact, _) = read_artifact(&model)?;
+    let weights = read_weights(&model)?;
     let circuit = artifact.circuit.clone();
     let image = image_file::to_shape(draw::freighter(256).into(), circuit.input)?;
     let input = quantise_image(&circuit, &image.pixels)?;

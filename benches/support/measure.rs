@@ -6,12 +6,13 @@ use super::circuit::{
 };
 use super::line::Line;
 use super::link::{Link, Shaped, Shaper};
-use super::network::{Subject, read_model};
+use super::network::Subject;
 use super::party::{ClientProcess, Operation, Site, server_peak_bytes};
 use super::predict::{Predicted, Rates, predict};
 use anyhow::{Context, Result, ensure};
 use pi_protocol::cost::{self, Cost};
 use pi_runtime::command::child::ServerProcess;
+use pi_runtime::model_files::read_artifact;
 use serde::Serialize;
 use std::path::Path;
 use std::time::Duration;
@@ -220,7 +221,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// If a process fails, or the private answer is not the exact interpreter's.
 pub(crate) fn measure(plan: &Plan, rates: &Rates) -> Result<Figures> {
     let model = plan.subject.model()?;
-    let (artifact, _) = read_model(&model)?;
+    let (artifact, _) = read_artifact(&model)?;
     let predicted = predict(&artifact, rates, plan.link, plan.cores(), plan.bundles)?;
     let states = tempfile::tempdir().context("cannot make a temporary directory")?;
     let mut line = Line::new(plan.link, plan.shaper)?;

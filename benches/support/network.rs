@@ -6,7 +6,7 @@ use pi_compiler::images::Images;
 use pi_compiler::{Options, compile, emit};
 use pi_ir::builders::{Policy, Rest, lean9, resnet18, resnet32, wrn22_8};
 use pi_ir::count::graph_activations;
-use pi_ir::{Artifact, Graph, Op, Shape, WeightsFile, artifact};
+use pi_ir::{Graph, Op, Shape, artifact};
 use rand_core::{OsRng, TryRngCore};
 use std::fmt;
 use std::path::PathBuf;
@@ -218,18 +218,4 @@ fn models() -> Result<PathBuf> {
     std::fs::create_dir_all(here.join(&name))?;
     std::fs::write(&mark, &name)?;
     Ok(here.join(name))
-}
-
-/// The two files of a model directory; only who checks a result may read the second.
-///
-/// # Errors
-/// If a file is not there or damaged.
-pub(crate) fn read_model(directory: &std::path::Path) -> Result<(Artifact, WeightsFile)> {
-    let read = |name: &str| {
-        let path = directory.join(name);
-        std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
-    };
-    let public = Artifact::decode(&read(artifact::ARTIFACT_NAME)?)?;
-    let weights = WeightsFile::decode(&read(artifact::WEIGHTS_NAME)?)?;
-    Ok((public, weights))
 }

@@ -3,7 +3,6 @@
 
 use super::line::Line;
 use super::netem::{self, AS_ECHO, AS_PROBE};
-use super::network::read_model;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use pi_compiler::images::draw;
@@ -12,6 +11,7 @@ use pi_runtime::client::{Client, Patience, Spent, TrustOptions};
 use pi_runtime::command::child::{AS_SERVER, ChildProcess, ServerCommand, ServerProcess};
 use pi_runtime::command::server::serve_child;
 use pi_runtime::fingerprint::Fingerprint;
+use pi_runtime::model_files::{read_artifact, read_weights};
 use pi_runtime::usage;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -167,7 +167,8 @@ async fn obey(arguments: ClientArguments) -> Result<()> {
             }
             "memory" => usage::peak_resident_bytes().unwrap_or(0).to_string(),
             "check" => {
-                let (public, weights) = read_model(&arguments.model)?;
+                let (public, _) = read_artifact(&arguments.model)?;
+                let weights = read_weights(&arguments.model)?;
                 let interpreter = Interpreter::new(&public.circuit, &weights.weights)?;
                 let (input, answer) = answers.last().context("no inference yet")?;
                 let trace = answer

@@ -6,7 +6,7 @@
 //! - [`control`] has the messages that the processes exchange around a session.
 //! - [`store`] keeps what outlives a process: above all bundles, each of which is used once.
 //! - [`identity`] and [`fingerprint`] say who a party is.
-//! - [`image_file`] and [`draw`] give images as pixels.
+//! - [`model_files`] reads models; [`image_file`] and [`draw`] give images as pixels.
 //!
 //! Nothing in the state directory of a party is encrypted: whoever reads it reads the secrets.
 #![forbid(unsafe_code)]
@@ -21,6 +21,7 @@ mod files;
 pub mod fingerprint;
 pub mod identity;
 pub mod image_file;
+pub mod model_files;
 mod party;
 mod pinned_pool;
 pub mod server;

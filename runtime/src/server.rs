@@ -16,11 +16,11 @@ mod prepare;
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::identity::Identity;
+use crate::model_files;
 use crate::pinned_pool::PinnedPools;
 use crate::store::{BundleState, ModelDigest, Store};
 use crate::stream::Refusal;
 use crate::transport;
-use pi_ir::{Artifact, WeightsFile, artifact};
 use pi_protocol::session::ServerModel;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -111,8 +111,8 @@ impl Server {
             fingerprint: identity.fingerprint(),
             max_clients: options.max_clients.max(1),
             shared: Arc::new(Shared {
-                digest: artifact.digest,
-                artifact: artifact.bytes,
+                digest: model.digest(),
+                artifact,
                 model,
                 store,
                 fingerprint: identity.fingerprint(),
@@ -216,33 +216,14 @@ impl Server {
     }
 }
 
-struct LoadedArtifact {
-    bytes: Vec<u8>,
-    digest: ModelDigest,
-}
-
-fn load_model(directory: &Path) -> Result<(ServerModel, LoadedArtifact), Error> {
-    let unusable = |reason: String| Error::Model {
-        directory: directory.into(),
-        reason,
-    };
-    let read = |name: &str| {
-        std::fs::read(directory.join(name)).map_err(|error| unusable(format!("{name}: {error}")))
-    };
-    let artifact_bytes = read(artifact::ARTIFACT_NAME)?;
-    let weights_bytes = read(artifact::WEIGHTS_NAME)?;
-    let artifact = Artifact::decode(&artifact_bytes).map_err(|e| unusable(e.to_string()))?;
-    let weights = WeightsFile::decode(&weights_bytes).map_err(|e| unusable(e.to_string()))?;
-    artifact
-        .check_weights(&weights)
-        .map_err(|e| unusable(e.to_string()))?;
-    let digest = artifact.digest();
-    let model = ServerModel::new(artifact, weights).map_err(|e| unusable(e.to_string()))?;
-    let loaded = LoadedArtifact {
-        bytes: artifact_bytes,
-        digest,
-    };
-    Ok((model, loaded))
+/// The model in a directory, and the bytes of its artifact.
+fn load_model(directory: &Path) -> Result<(ServerModel, Vec<u8>), Error> {
+    let (artifact, bytes) = model_files::read_artifact(directory)?;
+    let weights = model_files::read_weights(directory)?;
+    let unusable = |error: &dyn ToString| model_files::unusable(directory, error.to_string());
+    artifact.check_weights(&weights).map_err(|e| unusable(&e))?;
+    let model = ServerModel::new(artifact, weights).map_err(|e| unusable(&e))?;
+    Ok((model, bytes))
 }
 
 impl Shared {

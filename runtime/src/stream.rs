@@ -50,15 +50,6 @@ impl std::ops::Sub for StreamTraffic {
     }
 }
 
-impl std::ops::AddAssign for StreamTraffic {
-    fn add_assign(&mut self, more: StreamTraffic) {
-        self.bytes_sent += more.bytes_sent;
-        self.bytes_received += more.bytes_received;
-        self.messages_sent += more.messages_sent;
-        self.messages_received += more.messages_received;
-    }
-}
-
 /// A party's reason to give an operation up; nothing else is told to the other party.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[repr(u32)]

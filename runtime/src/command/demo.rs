@@ -10,12 +10,13 @@ use super::{megabytes, report, runtime};
 use crate::client::{Client, Patience, Prediction, Spent, TrustOptions, class_name};
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
+use crate::model_files::{read_artifact, read_weights};
 use crate::{draw, image_file, usage};
 use anyhow::{Context, bail};
 use clap::Parser;
 use image::DynamicImage;
 use pi_ir::interpret::{Interpreter, quantise_image};
-use pi_ir::{Artifact, Circuit, Kind, Step, WeightsFile, artifact};
+use pi_ir::{Circuit, Kind, Step, artifact};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -65,7 +66,7 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
         Some(directory) => directory,
         None => bundled_model()?,
     };
-    let circuit = read_artifact(&model)?.circuit;
+    let circuit = read_artifact(&model)?.0.circuit;
     let (source, drawing) = match &arguments.image {
         Some(path) => {
             let image = image_file::decode(path).map_err(Error::from)?;
@@ -214,9 +215,8 @@ fn in_the_clear(
     input: &[i64],
     answer: &Prediction,
 ) -> anyhow::Result<(Vec<i64>, Vec<i64>)> {
-    let artifact = read_artifact(model)?;
-    let bytes = std::fs::read(model.join(artifact::WEIGHTS_NAME))?;
-    let weights = WeightsFile::decode(&bytes)?;
+    let (artifact, _) = read_artifact(model)?;
+    let weights = read_weights(model)?;
     let interpreter = Interpreter::new(&artifact.circuit, &weights.weights)?;
     let trace = answer.trace.as_ref().context("the run left no trace")?;
     let plain = interpreter.plain(input)?.logits;
@@ -231,16 +231,6 @@ fn bundled_model() -> anyhow::Result<PathBuf> {
     places
         .find(|place| place.join(artifact::ARTIFACT_NAME).exists())
         .context("the bundled model models/cifar10-small is not here; give --model DIR")
-}
-
-fn read_artifact(model: &Path) -> Result<Artifact, Error> {
-    let unusable = |reason: String| Error::Model {
-        directory: model.into(),
-        reason,
-    };
-    let name = artifact::ARTIFACT_NAME;
-    let bytes = std::fs::read(model.join(name)).map_err(|e| unusable(format!("{name}: {e}")))?;
-    Artifact::decode(&bytes).map_err(|e| unusable(e.to_string()))
 }
 
 fn draw_image(path: Option<PathBuf>) -> anyhow::Result<(String, DynamicImage)> {
