@@ -29,7 +29,7 @@ pub struct PreparedConv {
 }
 
 enum Kernel {
-    /// As they came, with a bound on the sum of absolute weights of an output channel.
+    /// The weights as they came, with a bound on their absolute sum for an output channel.
     Words {
         weights: Zeroizing<Vec<i16>>,
         row_sum_bound: u64,
@@ -82,7 +82,7 @@ impl PreparedConv {
         Self { shape, kernel }
     }
 
-    /// Its shape.
+    /// The shape.
     pub fn shape(&self) -> &ConvShape {
         &self.shape
     }

@@ -2,7 +2,8 @@
 //! switches.
 //!
 //! A term is a pair of vectors (the two halves of a ciphertext, or of a key) times one vector (a
-//! weight, or a digit). The sum is kept unreduced and reduced once per output.
+//! weight, or a digit). Sums stay unreduced until the last
+//! term is added: one reduction an output.
 //!
 //! # Back ends
 //! - `scalar`: the definition;

@@ -151,8 +151,11 @@ pub fn add_divided(
     (Kernels::get().add_divided)(m, s, inverse, x, r, out);
 }
 
+/// Bit of an entry of `sources` that [`gather_signed`] takes as its sign.
+pub(crate) const NEGATED: u32 = 1 << 31;
+
 /// Writes `±x[source]` to each entry of `out`: the low 31 bits of an entry of `sources` are the
-/// index, the top bit is the sign.
+/// index, [`NEGATED`] is the sign.
 ///
 /// # Panics
 /// If an index is out of range or `sources` and `out` differ in length.

@@ -7,8 +7,8 @@
 //! - [`ntt`]: the negacyclic number theoretic transform behind a trait;
 //! - [`dot`]: sums of element-wise products;
 //! - [`kernels`]: the loops that packing spends its time in;
-//! - [`poly`]: polynomials modulo `X^n + 1` in residue form, automorphisms and monomials;
-//! - [`rns`]: exact passages between residues and integers;
+//! - [`poly`]: polynomials modulo `X^n + 1` in residue form, and automorphisms;
+//! - [`rns`]: exact conversions between residues and integers;
 //! - [`slots`]: SIMD slots of `F_p[X] / (X^n + 1)`;
 //! - [`conv`]: convolutions over `F_p` in the clear, the hot loop of the online phase.
 //!

@@ -1,8 +1,9 @@
 //! Prime moduli just below 2^46: those of ciphertexts.
 //!
-//! Below 2^46 leaves the 52-bit multiplier of AVX-512 IFMA room for sums, and `2^46 = c (mod q)`
-//! with a `c` below 2^20 makes reduction a few small multiplications ("folds"). Kernels, sums of
-//! products, bases and our own transform rest on these two bounds, so the bounds are a type.
+//! A modulus below 2^46 leaves the 52-bit multiplier of AVX-512 IFMA room for sums, and one with
+//! `2^46 = c (mod q)` for a `c` below 2^20 is reduced by a few small multiplications ("folds"). The
+//! kernels, the sums of products, the bases and our own transform rest on these two bounds, which
+//! is why they are a type.
 
 use crate::Modulus;
 use std::ops::Deref;

@@ -1,10 +1,15 @@
-//! Polynomials modulo `X^n + 1` in residue form, automorphisms and monomials.
+//! Polynomials modulo `X^n + 1` in residue form, and their automorphisms.
+
+mod automorphism;
+mod pool;
+
+pub use automorphism::Automorphism;
 
 use crate::{Modulus46, Ntt, kernels};
 use std::sync::Arc;
 use zeroize::Zeroize;
 
-/// What the entries of a polynomial are.
+/// Representation of a polynomial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Domain {
     /// Coefficients, in order of degree.
@@ -67,17 +72,12 @@ impl RnsPoly {
         self.data.len() / self.n
     }
 
-    /// What the entries are.
-    pub fn domain(&self) -> Domain {
-        self.domain
-    }
-
     /// The residues modulo one prime.
     pub fn limb(&self, i: usize) -> &[u64] {
         &self.data[i * self.n..][..self.n]
     }
 
-    /// The residues modulo one prime.
+    /// The residues modulo one prime, to be changed.
     pub fn limb_mut(&mut self, i: usize) -> &mut [u64] {
         &mut self.data[i * self.n..][..self.n]
     }
@@ -95,7 +95,7 @@ impl RnsPoly {
         self.data.chunks_exact(self.n)
     }
 
-    /// All limbs in order.
+    /// All limbs in order, to be changed.
     pub fn limbs_mut(&mut self) -> impl Iterator<Item = &mut [u64]> {
         self.data.chunks_exact_mut(self.n)
     }
@@ -231,112 +231,6 @@ impl Zeroize for RnsPoly {
     }
 }
 
-/// Buffers of polynomials, kept for the next ones of the same size.
-mod pool {
-    use std::collections::HashMap;
-    use std::sync::{Mutex, PoisonError};
-
-    /// Buffers below this many words are left to the allocator.
-    const SMALLEST: usize = 1 << 12;
-    /// Words kept at most: 64 MiB.
-    const KEPT: usize = 1 << 23;
-
-    #[derive(Default)]
-    struct Pool {
-        buffers: HashMap<usize, Vec<Vec<u64>>>,
-        words: usize,
-    }
-
-    static POOL: Mutex<Option<Pool>> = Mutex::new(None);
-
-    /// A buffer of so many words, whatever they are.
-    pub(super) fn take(len: usize) -> Vec<u64> {
-        if len >= SMALLEST
-            && let Some(pool) = POOL.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
-            && let Some(buffer) = pool.buffers.get_mut(&len).and_then(Vec::pop)
-        {
-            pool.words -= len;
-            return buffer;
-        }
-        vec![0; len]
-    }
-
-    /// Keeps a buffer, unless enough are kept.
-    pub(super) fn give(buffer: Vec<u64>) {
-        let len = buffer.len();
-        if len < SMALLEST {
-            return;
-        }
-        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-        let pool = pool.get_or_insert_default();
-        if pool.words + len <= KEPT {
-            pool.words += len;
-            pool.buffers.entry(len).or_default().push(buffer);
-        }
-    }
-}
-
-/// The automorphism `X -> X^d`, `d` odd, prepared for coefficients and for values.
-#[derive(Clone, Debug)]
-pub struct Automorphism {
-    /// Entry `i`: the source of coefficient `i`; the top bit says that its sign changes.
-    coefficients: Vec<u32>,
-    /// Entry `i`: the source of value `i`.
-    values: Vec<u32>,
-}
-
-const NEGATED: u32 = 1 << 31;
-
-impl Automorphism {
-    /// The automorphism `X -> X^d` of length `n`.
-    ///
-    /// # Panics
-    /// If `d` is even or `n` no power of two below 2^30.
-    pub fn new(d: usize, n: usize) -> Self {
-        assert!(
-            d % 2 == 1 && n.is_power_of_two() && n < 1 << 30,
-            "automorphism {d} of length {n}"
-        );
-        let mut coefficients = vec![0; n];
-        for i in 0..n {
-            let target = i * d % (2 * n);
-            coefficients[target % n] = i as u32 | if target >= n { NEGATED } else { 0 };
-        }
-        let reverse = |i| crate::ntt::reverse_bits(i, n);
-        // Value i of a(X^d) is a at psi^(d e), e = 2 rev(i) + 1.
-        let values = (0..n)
-            .map(|i| reverse(((2 * reverse(i) + 1) * d % (2 * n) - 1) / 2) as u32)
-            .collect();
-        Self {
-            coefficients,
-            values,
-        }
-    }
-
-    /// Writes `X -> X^d` of the coefficients `x` to `out`.
-    pub fn apply_coefficients(&self, x: &[u64], out: &mut [u64], m: &Modulus46) {
-        assert_eq!(x.len(), self.coefficients.len());
-        kernels::gather_signed(m, &self.coefficients, x, out);
-    }
-
-    /// Writes `X -> X^d` of the values `x` to `out`.
-    pub fn apply_values(&self, x: &[u64], out: &mut [u64]) {
-        assert_eq!(x.len(), self.values.len());
-        kernels::gather(&self.values, x, out);
-    }
-
-    /// The image of small signed coefficients.
-    pub fn apply_small(&self, x: &[i64]) -> Vec<i64> {
-        self.coefficients
-            .iter()
-            .map(|&source| {
-                let v = x[(source & !NEGATED) as usize];
-                if source & NEGATED != 0 { -v } else { v }
-            })
-            .collect()
-    }
-}
-
 /// The product modulo `X^n + 1` by schoolbook multiplication: the oracle of the transforms.
 #[cfg(test)]
 pub(crate) fn negacyclic_product(a: &[u64], b: &[u64], m: &crate::Modulus) -> Vec<u64> {
@@ -359,38 +253,13 @@ pub(crate) fn negacyclic_product(a: &[u64], b: &[u64], m: &crate::Modulus) -> Ve
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ntt::{RLWE_MODULI, RLWE_PRIMES, ScalarNtt};
+    use crate::ntt::{RLWE_MODULI, RLWE_PRIMES};
     use rand_chacha::ChaCha20Rng;
     use rand_core::{RngCore, SeedableRng};
 
-    fn random(m: &Modulus46, n: usize, seed: u64) -> Vec<u64> {
+    pub(super) fn random(m: &Modulus46, n: usize, seed: u64) -> Vec<u64> {
         let mut rng = ChaCha20Rng::seed_from_u64(seed);
         (0..n).map(|_| m.reduce_u64(rng.next_u64())).collect()
-    }
-
-    #[test]
-    fn automorphisms_agree_in_both_domains_and_are_multiplicative() {
-        let (n, m) = (64, RLWE_MODULI[1]);
-        let ntt = ScalarNtt::new(&RLWE_PRIMES[1], n);
-        let (a, b) = (random(&m, n, 1), random(&m, n, 2));
-        for d in [1, 3, 5, n + 1, n / 2 + 1, n / 4 + 1, 2 * n - 1] {
-            let tau = Automorphism::new(d, n);
-            let image = |x: &[u64]| {
-                let mut out = vec![0; n];
-                tau.apply_coefficients(x, &mut out, &m);
-                out
-            };
-            assert_eq!(
-                image(&negacyclic_product(&a, &b, &m)),
-                negacyclic_product(&image(&a), &image(&b), &m)
-            );
-            let mut by_coefficients = image(&a);
-            ntt.forward(&mut by_coefficients);
-            let (mut values, mut by_values) = (a.clone(), vec![0; n]);
-            ntt.forward(&mut values);
-            tau.apply_values(&values, &mut by_values);
-            assert_eq!(by_values, by_coefficients, "{d}");
-        }
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! Exact passages between residues and integers, for up to four primes just below 2^46.
+//! Exact conversions between residues and integers, for up to four primes just below 2^46.
 //!
-//! With `Q` the product of the primes, `x` in `0..Q` is known by its residues `x_i`. Three ways
-//! lead back:
-//! - [`Basis::coarse_fraction`]: `x / Q` as a 128-bit binary fraction, for rounding `x` to a smaller
-//!   modulus;
+//! With `Q` the product of the primes, `x` in `0..Q` is known by its residues `x_i`. Three
+//! functions lead from the residues back to `x`:
+//! - [`Basis::coarse_fraction`]: `x / Q` as a 128-bit binary fraction, for rounding `x` to a
+//!   smaller modulus;
 //! - [`Basis::compose`]: `x` itself, 192 bits, by Garner's mixed radix;
 //! - [`Basis::centred`]: `x` in `-Q/2..Q/2` when it is known to be small.
 //!
@@ -204,7 +204,7 @@ impl Basis {
         x
     }
 
-    /// Whether `x < Q`; variable time, for bytes of a peer.
+    /// Returns true if `x < Q`; variable time, for bytes of a peer.
     pub fn contains(&self, x: &U192) -> bool {
         x.iter().rev().lt(self.product.iter().rev())
     }

@@ -8,7 +8,7 @@ use crate::Ntt;
 use crate::ntt::PLAINTEXT_PRIME;
 use std::sync::Arc;
 
-/// Passes between slots and coefficients.
+/// Converts between slots and coefficients.
 #[derive(Clone)]
 pub struct SlotEncoder {
     ntt: Arc<dyn Ntt>,

@@ -1,4 +1,4 @@
-//! What can be wrong with a peer's bytes.
+//! Errors in a peer's bytes.
 
 /// The bytes of a peer break the format. Misuse by the caller panics instead, as documented at each
 /// function.

@@ -73,8 +73,8 @@ impl std::fmt::Debug for Packed {
     }
 }
 
-/// Merges `2^levels` products of each of several rows, whose useful coefficients are at the multiples
-/// of `gap`; the rows have the same kernels.
+/// Merges `2^levels` products of each of several rows, whose useful coefficients are at the
+/// multiples of `gap`; the rows have the same kernels.
 ///
 /// Useful coefficient `u gap` of product `o` becomes coefficient `u gap + o gap / 2^levels` of its
 /// row. Products are made when the tree needs them, on the threads of the current rayon pool, so

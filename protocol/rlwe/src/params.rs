@@ -90,7 +90,7 @@ impl CiphertextModulus {
 #[derive(Clone)]
 pub struct Params(Arc<Tables>);
 
-/// What is computed once from a parameter set.
+/// Everything that is computed once from a parameter set.
 pub struct Tables {
     /// Entry `k`: the transforms of length `2^k`, one for each prime.
     ntts: Vec<[Arc<dyn Ntt>; KEY_LIMBS]>,
@@ -106,11 +106,11 @@ pub struct Tables {
     /// `q4` and `q4^-1` modulo the first three primes.
     pub(crate) special: [(u64, u64); DIGITS],
     pub(crate) slots: SlotEncoder,
-    /// Entry `k`: what merging at `m = 2^k` needs, made at first use.
+    /// Entry `k`: the tables for merging at `m = 2^k`, made at first use.
     merges: [OnceLock<MergeTables>; N.trailing_zeros() as usize],
 }
 
-/// What merging two ciphertexts at `m` needs.
+/// Tables for merging two ciphertexts at `m`.
 pub(crate) struct MergeTables {
     /// `X -> X^(N/m + 1)`.
     pub(crate) automorphism: Automorphism,

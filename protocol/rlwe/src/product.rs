@@ -304,7 +304,7 @@ fn check_rows(rows: &[&CiphertextRow]) -> usize {
     count
 }
 
-/// A slice of `length` words, whatever they are.
+/// The first `length` words of a buffer, left over from whatever had it before.
 fn sized<T: Copy + Default>(buffer: &mut Vec<T>, length: usize) -> &mut [T] {
     if buffer.len() < length {
         buffer.resize(length, T::default());

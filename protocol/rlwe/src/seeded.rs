@@ -35,7 +35,7 @@ use pi_ring::{Domain, Modulus46, RnsPoly, kernels};
 use rand_core::CryptoRng;
 use zeroize::{Zeroize, Zeroizing};
 
-/// What decides the mask at a coefficient. Public.
+/// Origin of the mask at a coefficient. Public.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CoefficientClass {
     /// The seed chooses the mask.
@@ -104,7 +104,7 @@ const fn seeded_bits(modulus: CiphertextModulus, forced: usize) -> usize {
     (N - forced) * modulus.free_bits() as usize + forced * modulus.forced_bits() as usize
 }
 
-/// What both parties know of a seeded encryption before its bytes are sent.
+/// Public part of a seeded encryption, known to both parties before its bytes are sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Seeded<'a> {
     modulus: CiphertextModulus,

@@ -1,11 +1,11 @@
-//! Convolution by weights as they came, in `f64`.
+//! Convolution with weights in the order of the model, computed in `f64`.
 //!
 //! Each input is split into two limbs of 30 bits (three of 20 where weights are large), which makes
 //! the product of limbs and weights an integer below 2^53, hence exact in `f64`, fused or not; then
 //! it is a matrix product of `f64`, weights times gathered inputs.
 //!
 //! # Back ends
-//! Of that product:
+//! The matrix product has three:
 //! - portable, in this file;
 //! - `avx2`: needs AVX2 and FMA;
 //! - `avx512`: needs AVX-512F.
@@ -282,7 +282,7 @@ mod tests {
         ]
     }
 
-    /// With the least bound that holds.
+    /// [`conv2d`] with the least bound that holds.
     fn conv2d_bounded(
         input: &[u64],
         weights: &[i16],

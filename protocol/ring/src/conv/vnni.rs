@@ -7,8 +7,8 @@
 //!
 //! # Layout
 //! A *column* is one limb of one output position, a *tile* eight positions: 64 columns in four
-//! vectors. The sum runs over *groups* of four taps. Inputs are first copied between their zeros,
-//! one plane for each remainder of row and column modulo the stride, so that a tap of neighbouring
+//! vectors. The sum runs over *groups* of four taps. Inputs are first copied into planes with their
+//! padding, one plane for each remainder of row and column modulo the stride, so that a tap of neighbouring
 //! positions is neighbouring memory. Eight positions of four taps are then 256 bytes, which byte
 //! and word interleaving turns into the four vectors of a group:
 //!
@@ -62,9 +62,9 @@ pub(super) struct Packed {
     weights: Zeroizing<Vec<Weights>>,
     blocks: usize,
     groups: usize,
-    /// Where each tap of position 0 is in the copy; four a group.
+    /// Offset of each tap of position 0 in the copy; four a group.
     taps: Vec<u32>,
-    /// Where each position is in relation to position 0; those behind the last repeat it.
+    /// Offset of each position from position 0; positions behind the last repeat it.
     positions: Vec<u32>,
     /// Elements of the copy.
     copied_len: usize,
@@ -74,7 +74,7 @@ pub(super) struct Packed {
     phases: (usize, usize),
 }
 
-/// What a computation writes besides its result.
+/// Buffers that a computation writes besides its result.
 #[derive(Default)]
 pub(super) struct Scratch {
     copied: Zeroizing<Vec<u64>>,
@@ -207,7 +207,7 @@ impl Packed {
         }
     }
 
-    /// Copies the input between its zeros.
+    /// Copies the input into planes with their padding.
     fn copy(&self, input: &[u64], copied: &mut Vec<u64>) {
         let ConvShape {
             height,
@@ -447,7 +447,7 @@ fn recombine(sums: &[[i32; 16]; VECTORS]) -> __m512i {
     subtract_once(_mm512_add_epi64(total, _mm512_and_si512(negative, modulus)))
 }
 
-/// Each `x < 2 p` modulo `p`.
+/// `x` modulo `p`, lane by lane, for `x < 2 p`.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn subtract_once(x: __m512i) -> __m512i {

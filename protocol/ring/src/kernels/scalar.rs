@@ -1,7 +1,7 @@
 //! The definition of each kernel. `inline(always)`, so that other back ends can compile the same
 //! bodies for their instructions.
 
-use super::Kernels;
+use super::{Kernels, NEGATED};
 use crate::Modulus46;
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -127,7 +127,6 @@ pub(super) fn add_divided(
 /// See [`super::gather_signed`].
 #[inline(always)]
 pub(super) fn gather_signed(m: &Modulus46, sources: &[u32], x: &[u64], out: &mut [u64]) {
-    const NEGATED: u32 = 1 << 31;
     for (out, &source) in out.iter_mut().zip(sources) {
         let v = x[(source & !NEGATED) as usize];
         // The branch depends on the public permutation only.
