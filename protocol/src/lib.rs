@@ -3,7 +3,7 @@
 //! - [`session`]: what a runtime calls: setup, preparation of bundles, answers;
 //! - [`channel`]: the line it runs over, and an in-memory one; [`header`]: a bundle's identity;
 //! - [`linear`] on [`layout`]: the homomorphic linear layers, offline;
-//! - `nonlinear` on [`share`]: ReLU, squares and polynomials on additive shares;
+//! - `nonlinear` on `share`: ReLU, squares and polynomials on additive shares;
 //! - [`cost`]: exact bytes of all of it.
 //!
 //! No sockets, no clock, no global source of randomness. The message flow is in `docs/protocol.md`.
@@ -19,7 +19,7 @@ pub mod linear;
 mod nonlinear;
 mod secrets;
 pub mod session;
-pub mod share;
+mod share;
 mod wire;
 
 pub use channel::Channel;

@@ -12,19 +12,19 @@ use pi_core::fp::{self, P};
 
 /// The client's truncated share, `((c + B) mod p) >> f`, a non-negative integer below `2^(60 - f)`.
 #[inline]
-pub fn truncate_client(c: u64, truncate: u8, bound_bits: u8) -> u64 {
+pub(crate) fn truncate_client(c: u64, truncate: u8, bound_bits: u8) -> u64 {
     fp::add(c, 1 << bound_bits) >> truncate
 }
 
 /// The server's truncated share, the integer `-(((p - d) mod p) >> f) - (B >> f)`.
 #[inline]
-pub fn truncate_server(d: u64, truncate: u8, bound_bits: u8) -> i64 {
+pub(crate) fn truncate_server(d: u64, truncate: u8, bound_bits: u8) -> i64 {
     -((fp::neg(d) >> truncate) as i64) - (1i64 << (bound_bits - truncate))
 }
 
 /// A truncated server's share as a field element.
 #[inline]
-pub fn to_field(d: i64) -> u64 {
+pub(crate) fn to_field(d: i64) -> u64 {
     // Between -2p and 0 for every bound below p: the sum is between 0 and 2p.
     debug_assert!(d <= 0 && -(d as i128) < 2 * P as i128);
     fp::reduce_u64((d + 2 * P as i64) as u64)

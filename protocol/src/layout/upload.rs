@@ -16,21 +16,14 @@ use reads::output_rows;
 pub enum CoefficientRole {
     /// No useful output reads it: encrypts a random number that both parties forget.
     Unused,
-    /// Padding, or the exact zero between output blocks.
+    /// Padding, or the exact zero between output blocks. Like [`CoefficientRole::Repeat`], its
+    /// value is prescribed (*forced*), so the correction is taken modulo `Q`.
     Zero,
     /// First occurrence of an element over all uploads of its tensor: decryption defines the mask
     /// here.
     Free(u32),
     /// A later occurrence: must repeat the mask defined before.
     Repeat(u32),
-}
-
-impl CoefficientRole {
-    /// Returns true if the encrypted value is prescribed, so that the correction is taken modulo
-    /// `Q`.
-    pub fn is_forced(self) -> bool {
-        matches!(self, CoefficientRole::Zero | CoefficientRole::Repeat(_))
-    }
 }
 
 /// Numbers of coefficients of a ciphertext that are free, forced and unused.
@@ -113,7 +106,7 @@ impl UploadMap {
     }
 
     /// Channels after space-to-depth.
-    pub fn virtual_channels(&self) -> usize {
+    fn virtual_channels(&self) -> usize {
         self.shape.c as usize * self.phases()
     }
 

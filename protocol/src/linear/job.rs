@@ -13,8 +13,8 @@ use std::sync::Mutex;
 
 /// Kernels transformed before they are multiplied, for each row that they are multiplied by: enough
 /// to read each ciphertext for several of them, few enough for the caches at 64 KB each (one prime
-/// at a time). Of 8 to 128, 16 and 32 were fastest (EPYC Zen 4, 512@4, 64@32 and 256@8 of the
-/// example `layers`).
+/// at a time). Of 8 to 128, 16 and 32 were fastest (EPYC Zen 4, 512@4, 64@32 and 256@8 of
+/// `cargo bench --bench kernels -- table layers`).
 const KERNELS_AT_ONCE: usize = 32;
 /// Products in memory at a time and thread, at 0.4 MB each.
 const PRODUCTS_AT_ONCE: usize = 32;

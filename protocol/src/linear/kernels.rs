@@ -120,7 +120,7 @@ impl Kernels {
     ///
     /// # Panics
     /// If the packing has another number of answers.
-    pub fn placed_for(&self, packing: &Packing) -> Kernels {
+    pub(crate) fn placed_for(&self, packing: &Packing) -> Kernels {
         assert_eq!(
             packing.answers().len(),
             self.answers.len(),

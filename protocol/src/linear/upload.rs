@@ -237,7 +237,7 @@ fn ciphertext_seed(public_seed: &[u8; 32], upload: usize, index: usize) -> Seed 
     *hasher.finalize().as_bytes()
 }
 
-fn upload_layout(roles: &[CoefficientRole]) -> SeededLayout {
+pub(super) fn upload_layout(roles: &[CoefficientRole]) -> SeededLayout {
     let class = |role: &CoefficientRole| match role {
         CoefficientRole::Free(_) => CoefficientClass::Free,
         CoefficientRole::Zero | CoefficientRole::Repeat(_) => CoefficientClass::Forced,

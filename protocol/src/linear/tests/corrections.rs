@@ -2,10 +2,11 @@
 //! uncorrected coefficient would give away.
 
 use super::*;
+use crate::linear::upload::upload_layout;
 use pi_rlwe::masked::attack;
 use pi_rlwe::{
-    CiphertextModulus, CoefficientClass, Packed, PlainPoly, Product, Seeded, SeededLayout,
-    encrypt_seeded, expand_seeded, mask_and_flood,
+    CiphertextModulus, Packed, PlainPoly, Product, Seeded, encrypt_seeded, expand_seeded,
+    mask_and_flood,
 };
 
 const CONV: CiphertextModulus = CiphertextModulus::Conv;
@@ -108,20 +109,14 @@ fn uncorrected_unused_coefficient_would_give_a_weight_away() {
         )
     });
     let kernel = PlainPoly::new(params, CONV, 0, terms);
-    let layout = SeededLayout::new(
-        roles
-            .iter()
-            .map(|role| match role {
-                CoefficientRole::Unused => CoefficientClass::Unused,
-                CoefficientRole::Free(_) => CoefficientClass::Free,
-                _ => CoefficientClass::Forced,
-            })
-            .collect(),
-    );
+    let layout = upload_layout(&roles);
     // Where the correction of the unused coefficient is in the message.
     let bit: usize = roles[..unused]
         .iter()
-        .map(|role| if role.is_forced() { 138 } else { 78 })
+        .map(|role| match role {
+            CoefficientRole::Zero | CoefficientRole::Repeat(_) => 138,
+            CoefficientRole::Free(_) | CoefficientRole::Unused => 78,
+        })
         .sum();
 
     let candidates = |corrected: bool, rng: &mut ChaCha20Rng| {
