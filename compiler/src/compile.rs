@@ -1,22 +1,22 @@
-//! All passes in a row.
+//! The compilation as a whole: all passes in their order.
 
 use crate::fault::Refused;
 use crate::images::Images;
-use crate::network::Network;
 use crate::pass::calibrate::{Magnitudes, magnitudes};
 use crate::pass::lower::{Pools, lower};
 use crate::pass::quantise::{Identity, Precision, Scales, quantise, scales};
 use crate::pass::select::{Link, select};
 use crate::pass::{fold, range};
+use crate::real_circuit::RealCircuit;
 use crate::{emit, import};
 use pi_ir::{Circuit, Graph, Plan, Verified, Weights, limits};
 
-/// What the compiler may choose, and how.
+/// Choices left to the compiler, and the goals by which it makes them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     /// Bits of weights and activations.
     pub precision: Precision,
-    /// What becomes of average pools.
+    /// Treatment of average pools.
     pub pools: Pools,
     /// Numbers of bundles, beside one, for which a plan is made: bundles prepared together may
     /// share ciphertexts.
@@ -43,8 +43,8 @@ impl Default for Options {
 #[derive(Clone, Debug)]
 pub struct Compiled {
     /// Layers of real numbers.
-    pub network: Network,
-    /// What calibration saw.
+    pub real: RealCircuit,
+    /// Largest magnitudes in calibration.
     pub seen: Magnitudes,
     /// The scales chosen.
     pub scales: Scales,
@@ -75,26 +75,23 @@ pub fn compile(
     }
     import::import(graph)?;
     let folded = fold::fold(graph)?;
-    let network = lower(&folded, options.pools)?;
+    let real = lower(&folded, options.pools)?;
     let images = calibration.normalised(&graph.mean, &graph.std);
-    if images
-        .iter()
-        .any(|image| image.len() != network.input.len())
-    {
+    if images.iter().any(|image| image.len() != real.input.len()) {
         return Err(Refused::one(
             "input",
-            format!("calibration images do not have {} values", network.input),
+            format!("calibration images do not have {} values", real.input),
         ));
     }
-    let seen = magnitudes(&network, &images);
-    let scales = scales(&network, &seen, &options.precision)?;
+    let seen = magnitudes(&real, &images);
+    let scales = scales(&real, &seen, &options.precision)?;
     let identity = Identity {
         name: &graph.name,
         mean: &graph.mean,
         std: &graph.std,
         classes: &graph.classes,
     };
-    let (mut circuit, weights) = quantise(&network, &scales, &options.precision, &identity)?;
+    let (mut circuit, weights) = quantise(&real, &scales, &options.precision, &identity)?;
     range::bound(
         &mut circuit,
         &weights,
@@ -111,7 +108,7 @@ pub fn compile(
         .map(|bundles| select(&circuit, bundles, &options.link))
         .collect::<Result<_, _>>()?;
     Ok(Compiled {
-        network,
+        real,
         seen,
         scales,
         circuit,

@@ -1,4 +1,4 @@
-//! The last look at everything, and the two files.
+//! Verifies the circuit with its weights, and makes the two files.
 
 use crate::compile::Compiled;
 use crate::fault::Refused;
@@ -6,7 +6,7 @@ use pi_ir::artifact::{Accuracy, Artifact, WeightsFile};
 use pi_ir::failure::failure_log2;
 use pi_ir::{Circuit, Verified, Weights, verify};
 
-/// An inference may lose a value with probability 2^-10.
+/// Binary logarithm of the probability with which an inference may lose a value.
 pub const FAILURE_LIMIT: f64 = -10.0;
 
 /// Verifies circuit and weights, and sums the failure probability; returns its `log2` beside the

@@ -1,4 +1,4 @@
-//! What the compiler refuses, and where.
+//! Refusals of the compiler, each with the node or layer it is about.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use std::fmt;
 pub struct Fault {
     /// Name of the node or layer; empty where the whole network is meant.
     pub node: String,
-    /// What is wrong and what to do about it.
+    /// The problem, and the remedy.
     pub message: String,
 }
 

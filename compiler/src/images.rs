@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// Images of one shape, as bytes `[c][h][w]`, with their labels where the source has any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Images {
-    /// Where they come from, for reports.
+    /// Source of the images, for reports.
     pub source: String,
     /// One image each.
     pub pixels: Vec<Vec<u8>>,
@@ -65,7 +65,8 @@ impl Images {
         let files = list(path)?;
         ensure!(
             !files.is_empty(),
-            "no images in {}: expected .bin records, .tar.xz archives, .png or .jpg files, or the word `synthetic`",
+            "no images in {}: expected .bin records, .tar.xz archives, .png or .jpg files, or \
+             the word `synthetic`",
             path.display()
         );
         // Archives cost seconds each: do not open more of them than needed.
@@ -101,7 +102,8 @@ impl Images {
             let record = 1 + shape.len();
             ensure!(
                 !bytes.is_empty() && bytes.len().is_multiple_of(record),
-                "{} bytes are no whole number of records of {record} bytes (a label and {shape} pixels): the file is cut short or made for another network",
+                "{} bytes are no whole number of records of {record} bytes (a label and {shape} \
+                 pixels): the file is cut short or made for another network",
                 bytes.len()
             );
             let records: Vec<&[u8]> = bytes.chunks_exact(record).collect();

@@ -1,9 +1,9 @@
-//! The graph as it arrives: verified whole, before any pass relies on it.
+//! Verifies the graph as it arrives, before any pass relies on it.
 
 use crate::fault::Refused;
 use pi_ir::{Graph, verify};
 
-/// Ensures that the graph is sound.
+/// Ensures that the graph has no fault.
 ///
 /// # Errors
 /// Every fault the verifier finds.

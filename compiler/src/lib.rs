@@ -6,7 +6,7 @@
 //! 1. [`import`] verifies the graph. A fault of any node ends the compilation, a node that nothing
 //!    reads included.
 //! 2. [`pass::fold`] moves batch norms into weights.
-//! 3. [`pass::lower`] makes layers as the circuit has them, with real numbers ([`network`]).
+//! 3. [`pass::lower`] makes layers as the circuit has them, with real numbers ([`real_circuit`]).
 //! 4. [`pass::calibrate`] measures how large values get on sample images.
 //! 5. [`pass::quantise`] chooses scales, integers and truncations.
 //! 6. [`pass::range`] sets the bounds of all values, and with them the widths of sign circuits.
@@ -25,8 +25,8 @@ pub mod emit;
 pub mod fault;
 pub mod images;
 pub mod import;
-pub mod network;
 pub mod pass;
+pub mod real_circuit;
 
 pub use compile::{Compiled, Options, compile};
 pub use fault::{Fault, Refused};

@@ -7,7 +7,7 @@
 //! | pass | from | to |
 //! | --- | --- | --- |
 //! | [`fold`] | graph | graph without batch norms |
-//! | [`lower`] | graph | layers of real numbers, [`crate::network`] |
+//! | [`lower`] | graph | layers of real numbers, [`crate::real_circuit`] |
 //! | [`calibrate`] | layers, images | largest magnitudes |
 //! | [`quantise`] | layers, magnitudes | scales, then circuit and weights |
 //! | [`range`] | circuit, weights, images | the circuit's bounds |

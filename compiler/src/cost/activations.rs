@@ -219,7 +219,7 @@ fn shared(linear: &PerLayer, cost: &Cost) -> (f64, f64) {
     )
 }
 
-/// The same circuit with all elements of one kind.
+/// Returns the same circuit with all elements of one kind.
 fn uniform(circuit: &Circuit, kind: Kind) -> Circuit {
     // Costs depend on neither.
     let post = Some(PostTruncation {

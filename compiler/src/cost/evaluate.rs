@@ -1,5 +1,5 @@
-//! What fixed point costs in accuracy: the float graph and the plain interpreter on the same
-//! images.
+//! Measures the accuracy that fixed point costs: the float graph and the plain interpreter on the
+//! same images.
 
 use crate::images::{Images, normalise};
 use anyhow::{Result, ensure};
@@ -21,7 +21,7 @@ pub struct Comparison {
     pub agree: usize,
     /// Images on which a value left its bound.
     pub out_of_bound: usize,
-    /// Whether the images had labels.
+    /// True if the images had labels.
     pub labelled: bool,
     /// Largest difference of a logit.
     pub max_difference: f64,

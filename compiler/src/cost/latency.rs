@@ -1,5 +1,5 @@
-//! How long an inference takes: bytes over bandwidth, waits over the line, and work over the rates
-//! of a machine.
+//! Predicts how long an inference takes: bytes over bandwidth, waits over the line, and work over
+//! the rates of a machine.
 //!
 //! `offline = bytes / bandwidth + round trips x (RTT + hop) + work / cores + stored bytes / disk +
 //! convolutions x wait`, the work being linear layers, ciphertexts, AND gates to garble, OTs and
@@ -27,7 +27,7 @@ const OFFLINE_CONVOLUTION_S: f64 = 4.5e-3;
 /// Seconds of both parties for each element of an activation, offline: sums, truncations, masks,
 /// storing.
 const OFFLINE_ELEMENT_S: f64 = 100e-9;
-/// The same online.
+/// Seconds of both parties for each element of an activation, online.
 const ONLINE_ELEMENT_S: f64 = 10e-9;
 /// Seconds of both parties for each square or polynomial online, beside that: shares of a square
 /// made, sent, added.
@@ -40,10 +40,10 @@ const STORED_BIT_BYTES: f64 = 48.0;
 /// Bytes that both parties store of an element.
 const STORED_ELEMENT_BYTES: f64 = 24.0;
 
-/// What both parties run on.
+/// Rates of the machine that both parties run on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Machine {
-    /// Of linear layers, one core.
+    /// Rates of linear layers on one core.
     pub linear: Rates,
     /// AND gates garbled a second by one core.
     pub garbled: f64,
@@ -72,7 +72,7 @@ impl Machine {
     };
 }
 
-/// What is between them.
+/// The line between the parties.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Line {
     /// Bytes a second, each way.
@@ -125,7 +125,7 @@ pub struct Work {
 }
 
 impl Work {
-    /// Of a layer's activation alone.
+    /// Work of a layer's activation alone.
     pub fn of_activation(layer: &LayerCost) -> Self {
         let (relus, bits) = (layer.relus as f64, f64::from(layer.sign_bits));
         let polynomials = layer.squares + layer.polynomials;

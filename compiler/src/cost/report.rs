@@ -29,32 +29,32 @@ pub struct Report {
     pub online: Traffic,
     /// Round trips of an inference.
     pub round_trips: u32,
-    /// How each convolution is packed, for one exchange.
+    /// Packing of each convolution, for one exchange.
     pub packing: Vec<Packed>,
     /// Bundles prepared in one exchange.
     pub bundles: u32,
     /// The server's processor time for the linear layers of one exchange, as the cost model
     /// predicts, in seconds.
     pub linear_seconds: f64,
-    /// The client's.
+    /// The client's processor time for them, likewise.
     pub client_seconds: f64,
     /// Seconds of one exchange of linear layers on the link that the report is for, predicted; see
     /// [`Link::seconds`].
     pub exchange_seconds: f64,
     /// `log2` of the probability that one inference loses a value.
     pub failure_log2: f64,
-    /// What the artifact's maker wrote into it.
+    /// Note that the artifact's maker wrote into it.
     pub note: String,
 }
 
 /// One layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
-    /// Its name.
+    /// Name of the layer.
     pub name: String,
     /// Shape of its result, `CxHxW`.
     pub shape: String,
-    /// What it sums: `3x3 t1` is a convolution of tensor 1, `+t2` a residual.
+    /// Terms of the sum: `3x3 t1` is a convolution of tensor 1, `+t2` a residual.
     pub terms: String,
     /// Elements by kind.
     pub kinds: Activations,
@@ -66,7 +66,7 @@ pub struct Row {
     pub bound_bits: u8,
     /// `m`, where a sign is garbled.
     pub sign_bits: Option<u8>,
-    /// How the bound is known.
+    /// Source of the bound: a proof, or calibration.
     pub range: &'static str,
     /// Head room in bits above the largest value seen, for calibrated bounds.
     pub head_room: Option<f64>,
@@ -112,25 +112,25 @@ pub struct Packed {
     pub bytes_down: usize,
     /// The server's processor time, predicted, in milliseconds.
     pub server_millis: f64,
-    /// The client's.
+    /// The client's processor time, likewise.
     pub client_millis: f64,
-    /// Why it is so; with the first convolution that reads an upload.
+    /// Reason for the packing; with the first convolution that reads an upload.
     pub why: Option<Why>,
 }
 
-/// What decided an upload with its answers.
+/// The costs that decided an upload with its answers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Why {
     /// Share of bytes in what it costs on the link; work is the rest.
     pub byte_share: f64,
     /// The next best layout, as `group rows x columns / blocks / output blocks`.
     pub next: Option<String>,
-    /// What the next best would cost more, as a factor of the weight: of bytes, of work, in all.
+    /// Additional cost of the next best, as a factor of the weight: of bytes, of work, in all.
     pub next_costs: Option<[f64; 3]>,
 }
 
 impl Report {
-    /// Of an artifact, predictions for a link.
+    /// Report of an artifact, with predictions for a link.
     ///
     /// # Errors
     /// If its circuit or plan is not sound.
@@ -396,7 +396,8 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "online round trips: {}; linear layers of an exchange, predicted: {:.2} s of the server's cores, {:.2} s of the client's, {:.2} s in all",
+            "online round trips: {}; linear layers of an exchange, predicted: \
+             {:.2} s of the server's cores, {:.2} s of the client's, {:.2} s in all",
             self.round_trips, self.linear_seconds, self.client_seconds, self.exchange_seconds
         )?;
         writeln!(

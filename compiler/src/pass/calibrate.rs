@@ -1,17 +1,17 @@
 //! Float evaluation of a lowered network, and how large its values get on sample images.
 
-use crate::network::{Layer, Network, Step, Term};
+use crate::real_circuit::{Layer, RealCircuit, Step, Term};
 use pi_ir::{Conv, Kind, Shape, SumPool};
 use rayon::prelude::*;
 
 /// Largest magnitudes on the calibration images, per layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Magnitudes {
-    /// Of the normalised pixels.
+    /// Largest magnitude of the normalised pixels.
     pub input: f64,
     /// Before the activation.
     pub sums: Vec<f64>,
-    /// Of the results of polynomial elements; 0 where there are none.
+    /// Largest magnitudes of polynomials' results, layer by layer; 0 where there are none.
     pub polynomials: Vec<f64>,
 }
 
@@ -24,20 +24,20 @@ pub struct Values {
 }
 
 /// Largest magnitudes over normalised images.
-pub fn magnitudes(network: &Network, images: &[Vec<f32>]) -> Magnitudes {
+pub fn magnitudes(real: &RealCircuit, images: &[Vec<f32>]) -> Magnitudes {
     let zero = || Magnitudes {
         input: 0.0,
-        sums: vec![0.0; network.layers.len()],
-        polynomials: vec![0.0; network.layers.len()],
+        sums: vec![0.0; real.layers.len()],
+        polynomials: vec![0.0; real.layers.len()],
     };
-    let weights = FloatWeights::new(network);
+    let weights = FloatWeights::new(real);
     images
         .par_iter()
         .map(|image| {
-            let values = weights.evaluate(network, image);
+            let values = weights.evaluate(real, image);
             let mut seen = zero();
             seen.input = largest(image.iter());
-            for (index, layer) in network.layers.iter().enumerate() {
+            for (index, layer) in real.layers.iter().enumerate() {
                 seen.sums[index] = largest(values.sums[index].iter());
                 if let Step::Activate { kinds, .. } = &layer.step {
                     let results = kinds.iter().zip(&values.tensors[index + 1]);
@@ -65,8 +65,8 @@ fn largest<'a>(values: impl Iterator<Item = &'a f32>) -> f64 {
 pub struct FloatWeights(Vec<Vec<Vec<f32>>>);
 
 impl FloatWeights {
-    /// Of a network.
-    pub fn new(network: &Network) -> Self {
+    /// Prepares the weights of a circuit.
+    pub fn new(real: &RealCircuit) -> Self {
         let kernels = |layer: &Layer| {
             (layer.terms.iter())
                 .filter_map(|term| match term {
@@ -75,17 +75,17 @@ impl FloatWeights {
                 })
                 .collect()
         };
-        FloatWeights(network.layers.iter().map(kernels).collect())
+        FloatWeights(real.layers.iter().map(kernels).collect())
     }
 
     /// Every tensor and every sum on one normalised image.
-    pub fn evaluate(&self, network: &Network, image: &[f32]) -> Values {
+    pub fn evaluate(&self, real: &RealCircuit, image: &[f32]) -> Values {
         let mut values = Values {
             tensors: vec![image.to_vec()],
-            sums: Vec::with_capacity(network.layers.len()),
+            sums: Vec::with_capacity(real.layers.len()),
         };
-        for (layer, kernels) in network.layers.iter().zip(&self.0) {
-            let sum = layer_sum(network, layer, kernels, &values.tensors);
+        for (layer, kernels) in real.layers.iter().zip(&self.0) {
+            let sum = layer_sum(real, layer, kernels, &values.tensors);
             if let Step::Activate { kinds, polynomials } = &layer.step {
                 values.tensors.push(activate(&sum, kinds, polynomials));
             }
@@ -96,12 +96,12 @@ impl FloatWeights {
 }
 
 fn layer_sum(
-    network: &Network,
+    real: &RealCircuit,
     layer: &Layer,
     kernels: &[Vec<f32>],
     tensors: &[Vec<f32>],
 ) -> Vec<f32> {
-    let shape = layer.sum_shape(network);
+    let shape = layer.sum_shape(real);
     let plane = shape.h as usize * shape.w as usize;
     let mut sum: Vec<f32> = (layer.bias.iter())
         .flat_map(|&b| std::iter::repeat_n(b as f32, plane))
@@ -109,7 +109,7 @@ fn layer_sum(
     let mut kernels = kernels.iter();
     for term in &layer.terms {
         let x = &tensors[term.input().0 as usize];
-        let input = network.tensor_shape(term.input());
+        let input = real.tensor_shape(term.input());
         match term {
             Term::Conv { conv, .. } => {
                 let kernel = kernels.next().expect("one kernel per convolution");

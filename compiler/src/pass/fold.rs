@@ -11,7 +11,7 @@
 use crate::fault::{Fault, Refused};
 use pi_ir::{ActivationKind, Graph, Node, NodeId, Op, Shape};
 
-/// The same function without batch norms other than pure shifts (scale exactly 1).
+/// Returns a graph of the same function whose batch norms are pure shifts (scale exactly 1).
 ///
 /// # Errors
 /// One fault for each norm that has no place to go.
@@ -41,7 +41,7 @@ pub fn fold(graph: &Graph) -> Result<Graph, Refused> {
     )
 }
 
-/// Whether a node is a shift that [`fold`] left behind.
+/// The shift of a node that [`fold`] left behind, if it is one.
 pub(crate) fn pure_shift(op: &Op) -> Option<&[f32]> {
     match op {
         Op::BatchNorm {
@@ -109,7 +109,8 @@ impl Fold {
             }
             other => {
                 return Err(format!(
-                    "batch norm after {} ({}): it must follow a convolution or dense node that nothing else reads, or an addition; move it there, or train without it",
+                    "batch norm after {} ({}): it must follow a convolution or dense node that \
+                     nothing else reads, or an addition; move it there, or train without it",
                     self.nodes[before].name,
                     describe(other)
                 ));
@@ -137,7 +138,9 @@ impl Fold {
         // A scale this small makes the shift `b / g` dominate the range of the whole layer.
         if let Some(channel) = scale.iter().position(|&g| g < 1e-6) {
             return Err(format!(
-                "batch norm after an addition (or a node with several readers) has scale {} in channel {channel}, which is not above 0: it cannot move behind the activation; train its gamma as an exponential",
+                "batch norm after an addition (or a node with several readers) has scale {} in \
+                 channel {channel}, which is not above 0: it cannot move behind the \
+                 activation; train its gamma as an exponential",
                 scale[channel]
             ));
         }
@@ -156,10 +159,12 @@ impl Fold {
         Ok(())
     }
 
-    /// Whether everything behind a node can take a gain per channel.
+    /// Checks that everything behind a node can take a gain per channel.
     fn check_gain(&self, index: usize) -> Result<(), String> {
         if self.consumers[index].is_empty() {
-            return Err("batch norm at the output after an addition: nothing behind it can take its scale; put a dense node last".into());
+            return Err("batch norm at the output after an addition: \
+                 nothing behind it can take its scale; put a dense node last"
+                .into());
         }
         for &reader in &self.consumers[index] {
             match &self.nodes[reader].op {
@@ -169,7 +174,8 @@ impl Fold {
                 }
                 other => {
                     return Err(format!(
-                        "its scale moves behind the activation, but {} ({}) reads that tensor and has no weights; only convolutions and dense nodes may read it",
+                        "its scale moves behind the activation, but {} ({}) reads that tensor \
+                         and has no weights; only convolutions and dense nodes may read it",
                         self.nodes[reader].name,
                         describe(other)
                     ));
@@ -254,7 +260,7 @@ fn without(nodes: Vec<Node>, replaced: &[Option<NodeId>]) -> Vec<Node> {
     kept
 }
 
-/// What a node is, for messages.
+/// Name of a node's kind, for messages.
 pub(crate) fn describe(op: &Op) -> &'static str {
     match op {
         Op::Input { .. } => "the input",

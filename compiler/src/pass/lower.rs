@@ -1,5 +1,5 @@
-//! Graph to layers: dense nodes become convolutions, flattening nothing, additions terms, pools
-//! part of their neighbours.
+//! Makes layers of a graph: dense nodes become convolutions, additions become terms, pools become
+//! part of their neighbours, and flattening disappears.
 //!
 //! Values are symbolic until something needs them as a tensor. A *sum* (convolutions, residuals,
 //! bias) becomes a layer when an activation follows; if a convolution reads it as it is, or several
@@ -14,12 +14,12 @@
 mod pool;
 
 use crate::fault::{Fault, Refused};
-use crate::network::{Layer, Network, Step, Term};
 use crate::pass::fold::{consumers, pure_shift};
+use crate::real_circuit::{Layer, RealCircuit, Step, Term};
 use pi_ir::{ActivationKind, Conv, Graph, Kind, Op, Padding, Shape, SumPool, TensorId};
 use std::collections::HashSet;
 
-/// Where average pools that follow an activation go, if both ways are exact.
+/// Treatment of an average pool that follows an activation, where both ways are exact.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pools {
     /// Whichever uploads fewer bytes.
@@ -35,13 +35,13 @@ pub enum Pools {
 ///
 /// # Errors
 /// One fault per node that has no circuit form.
-pub fn lower(graph: &Graph, pools: Pools) -> Result<Network, Refused> {
+pub fn lower(graph: &Graph, pools: Pools) -> Result<RealCircuit, Refused> {
     let shapes = graph.shapes().map_err(|why| Refused::one("", why))?;
     let Some(Op::Input { shape }) = graph.nodes.first().map(|node| &node.op) else {
         return Err(Refused::one("", "the first node is not the input"));
     };
     let mut pass = Lower {
-        network: Network {
+        real: RealCircuit {
             input: *shape,
             layers: Vec::new(),
         },
@@ -83,7 +83,7 @@ pub fn lower(graph: &Graph, pools: Pools) -> Result<Network, Refused> {
             Err(message) => faults.push(Fault::new(name, message)),
         }
     }
-    Refused::unless_empty(faults, pass.network)
+    Refused::unless_empty(faults, pass.real)
 }
 
 #[derive(Clone)]
@@ -116,7 +116,7 @@ struct Sum {
 }
 
 struct Lower {
-    network: Network,
+    real: RealCircuit,
     shapes: Vec<Shape>,
     pools: Pools,
     read_by_conv: HashSet<TensorId>,
@@ -258,7 +258,7 @@ impl Lower {
         };
         self.read_by_conv.insert(conv.input);
         let shape = conv
-            .output(self.network.tensor_shape(conv.input))
+            .output(self.real.tensor_shape(conv.input))
             .expect("the graph's shapes fit, and composition keeps them");
         Sum {
             name: name.into(),
@@ -279,7 +279,7 @@ impl Lower {
         view: &View,
         pool: SumPool,
     ) -> Option<(Conv, Vec<f64>)> {
-        let input = self.network.tensor_shape(view.tensor);
+        let input = self.real.tensor_shape(view.tensor);
         // Per element, an upload is 78 bits (a mask that the seed chooses) and an identity element
         // 60 to 64.
         const UPLOAD: usize = 78;
@@ -387,7 +387,11 @@ impl Lower {
     ) -> Result<Value, String> {
         let positions = sum.shape.h as usize * sum.shape.w as usize;
         if sum.flat && positions > 1 && kinds.contains(&ActivationKind::Polynomial) {
-            return Err("polynomials behind a flattening have one coefficient set per element, which a layer cannot hold: put the activation before the flattening".into());
+            return Err(
+                "polynomials behind a flattening have one coefficient set per element, \
+                 which a layer cannot hold: put the activation before the flattening"
+                    .into(),
+            );
         }
         let mut kinds: Vec<Kind> = kinds
             .iter()
@@ -451,7 +455,7 @@ impl Lower {
                 let mut diagonal = vec![0.0; channels * channels];
                 let count = f64::from(pool.kernel.0) * f64::from(pool.kernel.1);
                 (0..channels).for_each(|c| diagonal[c * channels + c] = 1.0 / count);
-                let input = self.network.tensor_shape(view.tensor);
+                let input = self.real.tensor_shape(view.tensor);
                 let (conv, weights) = pool::compose(&conv, &diagonal, &pool, input)
                     .ok_or("its windows are too large to be a kernel")?;
                 self.read_by_conv.insert(view.tensor);
@@ -514,7 +518,7 @@ impl Lower {
         while !self.names.insert(name.clone()) {
             name.push('\'');
         }
-        self.network.layers.push(Layer {
+        self.real.layers.push(Layer {
             name,
             terms: sum.terms,
             bias: sum.bias,
@@ -524,7 +528,7 @@ impl Lower {
             step,
         });
         View {
-            tensor: TensorId(self.network.layers.len() as u32),
+            tensor: TensorId(self.real.layers.len() as u32),
             pool: None,
             shape: sum.shape,
             flat: sum.flat,

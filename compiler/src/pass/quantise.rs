@@ -8,14 +8,14 @@
 //! shifted left, never right, and the kernels of one layer share the scale of its sum.
 
 use crate::fault::{Fault, Refused};
-use crate::network::{self, Network, Step, Term};
 use crate::pass::calibrate::Magnitudes;
+use crate::real_circuit::{self, RealCircuit, Step, Term};
 use pi_ir::{
     Activation, Circuit, Conv, Kind, Layer, LayerWeights, Polynomial, PostTruncation, Range,
     SumPool, TensorId, Weights,
 };
 
-/// How many bits are spent.
+/// Numbers of bits to spend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Precision {
     /// Bits of a signed weight, 2 to 15: 8 means `-127 ..= 127`.
@@ -63,9 +63,9 @@ pub struct Scales {
     pub coefficients: Vec<i32>,
 }
 
-/// What the names in the circuit come from.
+/// Names and statistics that the circuit takes from the graph.
 pub struct Identity<'a> {
-    /// Of the network.
+    /// Name of the network.
     pub name: &'a str,
     /// Per-channel mean.
     pub mean: &'a [f32],
@@ -80,14 +80,14 @@ pub struct Identity<'a> {
 /// # Errors
 /// If a tensor would be left with too few bits, or a value is not finite: one fault per layer.
 pub fn scales(
-    network: &Network,
+    real: &RealCircuit,
     seen: &Magnitudes,
     precision: &Precision,
 ) -> Result<Scales, Refused> {
-    check_finite(network, seen)?;
+    check_finite(real, seen)?;
     let wanted = i32::from(precision.activation_bits);
     let mut tensors = vec![scale_for(seen.input, wanted)];
-    let activations = network.layers.len() - 1;
+    let activations = real.layers.len() - 1;
     tensors.extend(
         seen.sums[..activations]
             .iter()
@@ -97,19 +97,19 @@ pub fn scales(
     // Each round only lowers scales, each of them by what a rule asks for, so rounds end.
     loop {
         let mut round = Round {
-            network,
+            real,
             seen,
             precision,
             tensors: tensors.clone(),
             sums: Vec::new(),
             coefficients: Vec::new(),
         };
-        for index in 0..network.layers.len() {
+        for index in 0..real.layers.len() {
             round.layer(index);
         }
         if round.tensors == tensors {
             let (sums, coefficients) = (round.sums, round.coefficients);
-            check_lowered(network, &first, &tensors, precision)?;
+            check_lowered(real, &first, &tensors, precision)?;
             return Ok(Scales {
                 tensors,
                 sums,
@@ -118,13 +118,13 @@ pub fn scales(
         }
         tensors = round.tensors;
         if tensors.iter().any(|&scale| scale < -64) {
-            check_lowered(network, &first, &tensors, precision)?;
+            check_lowered(real, &first, &tensors, precision)?;
         }
     }
 }
 
-fn check_finite(network: &Network, seen: &Magnitudes) -> Result<(), Refused> {
-    let names = network.layers.iter().zip(&seen.sums);
+fn check_finite(real: &RealCircuit, seen: &Magnitudes) -> Result<(), Refused> {
+    let names = real.layers.iter().zip(&seen.sums);
     let faults = names
         .filter(|(_, m)| !m.is_finite())
         .map(|(layer, _)| {
@@ -139,7 +139,7 @@ fn check_finite(network: &Network, seen: &Magnitudes) -> Result<(), Refused> {
 
 /// Tensors that had to give up too much, by the layer that makes them.
 fn check_lowered(
-    network: &Network,
+    real: &RealCircuit,
     first: &[i32],
     last: &[i32],
     precision: &Precision,
@@ -152,15 +152,19 @@ fn check_lowered(
         }
         let name = match tensor {
             0 => "input",
-            layer => &network.layers[layer - 1].name,
+            layer => &real.layers[layer - 1].name,
         };
         let message = if bits >= FEWEST_BITS {
             format!(
-                "its values are too large: {bits} bits of them would lie above the point, at scale 2^{last}, and scales start at 2^0; normalise the layer, or penalise large values in training"
+                "its values are too large: {bits} bits of them would lie above the point, at \
+                 scale 2^{last}, and scales start at 2^0; normalise the layer, or penalise \
+                 large values in training"
             )
         } else {
             format!(
-                "scales too far apart: a later addition or polynomial can only take this tensor with {} of the {FEWEST_BITS} bits that it needs at least; keep weights smaller in training, or raise --weight-bits",
+                "scales too far apart: a later addition or polynomial can only take this tensor \
+                 with {} of the {FEWEST_BITS} bits that it needs at least; keep weights \
+                 smaller in training, or raise --weight-bits",
                 bits.max(0)
             )
         };
@@ -180,7 +184,7 @@ fn scale_for(magnitude: f64, bits: i32) -> i32 {
 
 /// One pass over the layers with the tensors' scales of the round before.
 struct Round<'a> {
-    network: &'a Network,
+    real: &'a RealCircuit,
     seen: &'a Magnitudes,
     precision: &'a Precision,
     tensors: Vec<i32>,
@@ -190,7 +194,7 @@ struct Round<'a> {
 
 impl Round<'_> {
     fn layer(&mut self, index: usize) {
-        let layer = &self.network.layers[index];
+        let layer = &self.real.layers[index];
         let result = match layer.step {
             Step::Activate { .. } => Some(index + 1),
             Step::Output => None,
@@ -301,7 +305,7 @@ fn weight_scale(weights: &[f64], bits: u8) -> i32 {
 /// # Errors
 /// One fault per layer whose integers do not fit.
 pub fn quantise(
-    network: &Network,
+    real: &RealCircuit,
     scales: &Scales,
     precision: &Precision,
     identity: &Identity<'_>,
@@ -309,17 +313,17 @@ pub fn quantise(
     let mut faults = Vec::new();
     let mut circuit = Circuit {
         name: identity.name.into(),
-        input: network.input,
+        input: real.input,
         input_frac_bits: byte(scales.tensors[0]),
         mean: identity.mean.into(),
         std: identity.std.into(),
         classes: identity.classes.into(),
-        layers: Vec::with_capacity(network.layers.len()),
+        layers: Vec::with_capacity(real.layers.len()),
     };
     let mut weights = Weights {
-        layers: Vec::with_capacity(network.layers.len()),
+        layers: Vec::with_capacity(real.layers.len()),
     };
-    for (index, layer) in network.layers.iter().enumerate() {
+    for (index, layer) in real.layers.iter().enumerate() {
         let (public, private) = quantise_layer(index, layer, scales, precision);
         if let Err(message) = check_online_products(&private, layer.shape.c as usize) {
             faults.push(Fault::new(&layer.name, message));
@@ -335,7 +339,7 @@ pub(crate) const WIDEST: u8 = 58;
 
 fn quantise_layer(
     index: usize,
-    layer: &network::Layer,
+    layer: &real_circuit::Layer,
     scales: &Scales,
     precision: &Precision,
 ) -> (Layer, LayerWeights) {
@@ -450,7 +454,8 @@ fn check_online_products(weights: &LayerWeights, channels: usize) -> Result<(), 
     let largest = sums.into_iter().max().unwrap_or(0);
     if largest > 1 << 23 {
         return Err(format!(
-            "an output channel's weights sum to {largest} in magnitude, above 2^23: online products would not be exact; lower --weight-bits"
+            "an output channel's weights sum to {largest} in magnitude, above 2^23: \
+             online products would not be exact; lower --weight-bits"
         ));
     }
     Ok(())

@@ -120,7 +120,7 @@ fn by_calibration(seen: u64, truncate: u8, precision: &Precision) -> (u8, Range)
     (bits, Range::Calibrated { max_seen: seen })
 }
 
-/// Whether interval analysis gives this layer a bound worth using; sets it then.
+/// Sets the layer's bound from interval analysis if that is worth using; returns whether it is.
 fn prove(layer: &mut Layer, range: &LayerRange, precision: &Precision) -> bool {
     let truncate = layer.truncate();
     let bits = bound_bits(range.sum, truncate);

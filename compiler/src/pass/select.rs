@@ -13,7 +13,7 @@ use pi_protocol::linear::{self, LinearCost, Operations, Rates};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 
-/// What the packing is chosen for.
+/// The link, the machines and the prices that a packing is chosen for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Link {
     /// Bits per second between the parties.
@@ -22,11 +22,11 @@ pub struct Link {
     pub server_cores: f64,
     /// Cores of the client.
     pub client_cores: f64,
-    /// What a byte costs beside its time on the link, in seconds: traffic is paid for, stored, and
+    /// Price of a byte beside its time on the link, in seconds: traffic is paid for, stored, and
     /// keeps others waiting, so a plan for a fast link should not be lavish. By default as much as
     /// on a link of 200 Mbit/s.
     pub byte_price: f64,
-    /// What the operations take.
+    /// Times of the operations.
     pub rates: Rates,
 }
 
@@ -43,9 +43,11 @@ impl Default for Link {
 }
 
 impl Link {
-    /// What a plan minimises: seconds of both parties and of the wire, as if nothing overlapped,
-    /// and the price of the bytes. What one exchange hides behind its wire, the next one misses:
-    /// the parties share cores and line with others, so hidden work counts too.
+    /// Weight that a plan minimises: seconds of both parties and of the wire, as if nothing
+    /// overlapped, and the price of the bytes.
+    ///
+    /// Work that one exchange hides behind its wire is missing from the next one, for the parties
+    /// share cores and line with others; so hidden work counts too.
     pub fn weight(&self, bytes: usize, operations: &Operations) -> f64 {
         self.weight_of_bytes(bytes) + self.weight_of_work(operations)
     }
@@ -134,7 +136,11 @@ pub fn select(circuit: &Circuit, bundles: u32, link: &Link) -> Result<Plan, Refu
             let shape = circuit.tensor_shape(tensor);
             faults.push(Fault::new(
                 name,
-                format!("no packing of this {shape} tensor for stride {}x{} fits {RING_DEGREE} coefficients: use a smaller map or kernel", stride.0, stride.1),
+                format!(
+                    "no packing of this {shape} tensor for stride {}x{} fits {RING_DEGREE} \
+                     coefficients: use a smaller map or kernel",
+                    stride.0, stride.1
+                ),
             ));
             continue;
         };
@@ -178,7 +184,7 @@ fn from_tensor_0(conv: &Conv) -> Conv {
 /// The best packing of one upload that a plan did not take.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Alternative {
-    /// Its layout.
+    /// Layout of the upload.
     pub layout: Layout,
     /// Output blocks of its answers.
     pub output_blocks: u32,
@@ -534,9 +540,8 @@ mod tests {
     fn resnet18_stays_within_its_bytes() {
         let graph = pi_ir::builders::resnet18(32, 10, pi_ir::builders::Policy::Relu, 1);
         let folded = crate::pass::fold::fold(&graph).unwrap();
-        let network =
-            crate::pass::lower::lower(&folded, crate::pass::lower::Pools::Cheapest).unwrap();
-        let circuit = network.shapes();
+        let real = crate::pass::lower::lower(&folded, crate::pass::lower::Pools::Cheapest).unwrap();
+        let circuit = real.shapes();
         let link = Link::default();
         let alone = bytes(&circuit, 1, &link);
         assert!(alone <= 24_600_000, "{alone}");

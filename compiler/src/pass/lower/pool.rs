@@ -120,8 +120,8 @@ impl Side {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::{Layer, Network, Step, Term};
     use crate::pass::calibrate::FloatWeights;
+    use crate::real_circuit::{Layer, RealCircuit, Step, Term};
     use pi_ir::{Kind, TensorId};
 
     /// Weights and pixels are small integers, so both sides are exact in single precision.
@@ -241,11 +241,11 @@ mod tests {
     }
 
     fn logits(input: Shape, layers: &[Layer], x: &[f32]) -> Vec<f32> {
-        let network = Network {
+        let real = RealCircuit {
             input,
             layers: layers.to_vec(),
         };
-        let mut values = FloatWeights::new(&network).evaluate(&network, x);
+        let mut values = FloatWeights::new(&real).evaluate(&real, x);
         values.sums.pop().unwrap()
     }
 }

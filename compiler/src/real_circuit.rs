@@ -1,4 +1,5 @@
-//! The lowered network: layers as in the [`Circuit`](pi_ir::Circuit), values still real numbers.
+//! The circuit before quantisation: layers as in the [`Circuit`](pi_ir::Circuit), but real numbers
+//! for values.
 //!
 //! Between lowering and quantisation every pass reads and writes this form. A layer computes
 //!
@@ -10,10 +11,10 @@
 use pi_ir::{Conv, Kind, Shape, SumPool, TensorId};
 use std::fmt;
 
-/// A network of real numbers in layered form. Tensor 0 is the normalised image, tensor `i + 1` the
-/// result of layer `i`.
+/// A circuit of real numbers. Tensor 0 is the normalised image, tensor `i + 1` the result of layer
+/// `i`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Network {
+pub struct RealCircuit {
     /// Shape of the image.
     pub input: Shape,
     /// The layers; only the last one has [`Step::Output`].
@@ -25,7 +26,7 @@ pub struct Network {
 pub struct Layer {
     /// Name of the graph's node that makes the sum.
     pub name: String,
-    /// What is summed.
+    /// Terms of the sum.
     pub terms: Vec<Term>,
     /// One number per channel, added before `pool`.
     pub bias: Vec<f64>,
@@ -35,7 +36,7 @@ pub struct Layer {
     pub pool_bits: u8,
     /// Shape after `pool`.
     pub shape: Shape,
-    /// What follows.
+    /// Step after the sum.
     pub step: Step,
 }
 
@@ -44,23 +45,23 @@ pub struct Layer {
 pub enum Term {
     /// A convolution.
     Conv {
-        /// Its shape; `weight_bits` is set by quantisation.
+        /// Shape of the convolution; quantisation sets `weight_bits`.
         conv: Conv,
         /// `[out][in][kernel_h][kernel_w]`.
         weights: Vec<f64>,
     },
     /// An earlier tensor.
     Residual {
-        /// Which.
+        /// The tensor.
         input: TensorId,
         /// Windows summed first.
         pool: Option<SumPool>,
-        /// It counts `2^-halvings`.
+        /// Binary logarithm of the divisor: the tensor counts `2^-halvings`.
         halvings: u8,
     },
 }
 
-/// What follows the sum.
+/// Step after the sum of a layer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
     /// A kind per element.
@@ -74,7 +75,7 @@ pub enum Step {
     Output,
 }
 
-impl Network {
+impl RealCircuit {
     /// The convolutions alone, as a circuit that computes nothing: what a packing looks at.
     pub fn shapes(&self) -> pi_ir::Circuit {
         let convs = |layer: &Layer| {
@@ -118,13 +119,13 @@ impl Network {
 
 impl Layer {
     /// Shape of the sum before the layer's own pool.
-    pub fn sum_shape(&self, network: &Network) -> Shape {
+    pub fn sum_shape(&self, real: &RealCircuit) -> Shape {
         let term = self.terms.first().expect("a layer has a term");
-        term.output(network.tensor_shape(term.input()))
+        term.output(real.tensor_shape(term.input()))
             .expect("lowering checked every window")
     }
 
-    /// Whether any element is of this kind.
+    /// Returns whether any element is of this kind.
     pub fn has(&self, kind: Kind) -> bool {
         matches!(&self.step, Step::Activate { kinds, .. } if kinds.contains(&kind))
     }
@@ -151,7 +152,7 @@ impl Term {
 
 /// One paragraph per layer; kernels of up to 64 weights are written out. The passes' test files
 /// hold this form.
-impl fmt::Display for Network {
+impl fmt::Display for RealCircuit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "t0 = input {}", self.input)?;
         for (index, layer) in self.layers.iter().enumerate() {
