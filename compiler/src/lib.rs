@@ -23,6 +23,7 @@ pub mod compile;
 pub mod cost;
 pub mod emit;
 pub mod fault;
+pub mod file;
 pub mod images;
 pub mod import;
 pub mod pass;

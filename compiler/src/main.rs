@@ -1,5 +1,5 @@
-//! `pi-compile`: a trained graph becomes a circuit and its weights; the table of what that costs;
-//! what it loses.
+//! `pi-compile` turns a trained graph into a circuit and its weights, prints the table of what that
+//! costs, and measures the accuracy that fixed point loses.
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, bail};
@@ -7,6 +7,7 @@ use clap::{Args, Parser};
 use pi_compiler::cost::activations::costs;
 use pi_compiler::cost::evaluate::{Comparison, compare};
 use pi_compiler::cost::report::Report;
+use pi_compiler::file::write_whole;
 use pi_compiler::images::Images;
 use pi_compiler::pass::lower::Pools;
 use pi_compiler::pass::quantise::Precision;
@@ -16,39 +17,40 @@ use pi_ir::artifact::{ARTIFACT_NAME, Accuracy, GRAPH_NAME, WEIGHTS_NAME};
 use pi_ir::{Artifact, Graph, GraphFile, Shape, WeightsFile};
 use rand_core::{OsRng, TryRngCore};
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Compiles a trained graph to a fixed-point circuit (model.pia, public) and weights (model.piw,
-/// for the server only).
+/// Compiles a trained graph to a fixed-point circuit (model.pia, public) and its weights
+/// (model.piw, for the server only).
 #[derive(Parser)]
 #[command(name = "pi-compile", version, after_help = EXAMPLES)]
 struct Arguments {
-    /// The graph file, as pi-train exports it; with --inspect or --evaluate alone, a model
+    /// Graph file, as pi-train exports it. With --inspect, or with --evaluate and no --out: a model
     /// directory.
     graph: PathBuf,
-    /// Directory for model.pia and model.piw; made if absent.
+    /// Directory for model.pia and model.piw; created if it does not exist.
     #[arg(long, required_unless_present_any = ["inspect", "evaluate", "costs"])]
     out: Option<PathBuf>,
-    /// Images like those the network will see: .bin records, a .tar.xz archive, a folder, or
-    /// `synthetic`.
+    /// Images like those that the network will see: .bin records, a .tar.xz archive, a folder, or
+    /// the word `synthetic` for drawn ones.
     #[arg(long, default_value = "synthetic")]
     calibration: PathBuf,
-    /// Images used of them [default: 512; 16 for --costs alone].
+    /// Number of calibration images to use [default: 512, or 16 with --costs and no --out].
     #[arg(long)]
     calibration_images: Option<usize>,
-    /// Writes what each activation of the graph costs, as JSON; without --out nothing else is made.
+    /// Writes the cost of each activation of the graph to this file, as JSON. Without --out,
+    /// nothing else is written.
     #[arg(long, value_name = "FILE")]
     costs: Option<PathBuf>,
     /// Compares float and fixed-point accuracy on these labelled images, and records it in the
     /// artifact.
     #[arg(long, value_name = "DATA")]
     evaluate: Option<PathBuf>,
-    /// Images used of them.
+    /// Number of images to evaluate.
     #[arg(long, default_value_t = 10_000)]
     evaluate_images: usize,
-    /// Compares the two on this many calibration images, if --evaluate is not given.
+    /// Without --evaluate: compares the graph and the circuit on this many calibration images.
     #[arg(long, default_value_t = 32, value_name = "N")]
     verify: usize,
     /// Prints the table of an existing model directory and does nothing else.
@@ -56,7 +58,7 @@ struct Arguments {
     inspect: bool,
     #[command(flatten)]
     choices: Choices,
-    /// What users of the model should read; kept in the artifact.
+    /// Note for the users of the model; kept in the artifact.
     #[arg(long, default_value = "")]
     note: String,
     /// Prints JSON instead of the table.
@@ -64,28 +66,33 @@ struct Arguments {
     json: bool,
 }
 
-/// What the compiler may choose.
+/// Choices left to the compiler.
 #[derive(Args)]
 struct Choices {
-    /// Bits of a signed weight.
+    /// Bits of a weight, its sign included.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=15))]
     weight_bits: u8,
-    /// Bits of the largest activation seen.
+    /// Bits of the largest activation seen in calibration.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(4..=20))]
     activation_bits: u8,
     /// Bits left above the largest value seen, where no proof bounds it.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=16))]
     head_room: u8,
-    /// Widest sign circuit accepted to have a proved bound; 0 takes what calibration saw, which is
-    /// cheaper.
+    /// Widest sign circuit that is accepted for a proved bound. With 0, all bounds come from
+    /// calibration, which is cheaper.
     #[arg(long, default_value_t = 17, value_parser = clap::value_parser!(u8).range(0..=32))]
     proved_sign_bits: u8,
-    /// Where average pools go that follow an activation.
+    /// Treatment of an average pool that follows an activation.
     #[arg(long, value_enum, default_value_t = PoolChoice::Cheapest)]
     pools: PoolChoice,
-    /// Numbers of bundles that get a packing of their own, beside one: bundles prepared together
+    /// Numbers of bundles, besides one, to choose a packing for: bundles that are prepared together
     /// share ciphertexts.
-    #[arg(long, value_delimiter = ',', default_values_t = [4, 16], value_parser = clap::value_parser!(u32).range(2..=64))]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_values_t = [4, 16],
+        value_parser = clap::value_parser!(u32).range(2..=64)
+    )]
     batches: Vec<u32>,
     /// Speed of the link that the packing is chosen for, in Mbit/s.
     #[arg(long, default_value_t = 100.0, value_parser = speed)]
@@ -95,11 +102,11 @@ struct Choices {
 /// [`Pools`] on the command line.
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum PoolChoice {
-    /// Whichever uploads fewer bytes.
+    /// Choose the one that uploads fewer bytes.
     Cheapest,
-    /// Into the next kernel.
+    /// Merge the pool into the next kernel.
     Absorb,
-    /// Into an identity layer.
+    /// Give the pool an identity layer of its own.
     Separate,
 }
 
@@ -127,14 +134,17 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     match (&arguments.out, &arguments.evaluate, &arguments.costs) {
         (Some(out), ..) => compile_to(arguments, out),
-        (None, Some(_), Some(_)) => bail!("--costs goes with --out, or alone; not with --evaluate"),
+        (None, Some(_), Some(_)) => {
+            bail!("--costs works with --out or alone, not with --evaluate alone")
+        }
         (None, Some(data), None) => evaluate_model(arguments, data),
         (None, None, Some(file)) => costs_of_graph(arguments, file),
         (None, None, None) => bail!("nothing to do: give --out, --evaluate, --costs or --inspect"),
     }
 }
 
-/// The costs alone: no batch is planned, and a network that would fail too often is not refused.
+/// Writes the costs alone: no batch is planned, and a network that would fail too often is not
+/// refused.
 fn costs_of_graph(arguments: &Arguments, file: &Path) -> Result<()> {
     let (path, graph) = graph_of(arguments)?;
     let images = arguments.calibration_images.unwrap_or(COSTS_IMAGES);
@@ -159,7 +169,7 @@ fn write_costs(
     let costs = costs(graph, compiled, &source(calibration))?;
     let mut text = serde_json::to_string_pretty(&costs)?;
     text.push('\n');
-    write_atomically(file, text.as_bytes())?;
+    write_whole(file, text.as_bytes())?;
     let sites = costs.layers.iter().filter(|layer| layer.site.is_some());
     eprintln!("{}: costs of {} activations", file.display(), sites.count());
     Ok(())
@@ -182,7 +192,7 @@ fn graph_of(arguments: &Arguments) -> Result<(PathBuf, Graph)> {
     Ok((path, graph))
 }
 
-/// Sign circuits are wide by what values reach: few images tell that to a bit.
+/// Costs depend on the widths of sign circuits, and a few images tell those to a bit.
 const COSTS_IMAGES: usize = 16;
 const CALIBRATION_IMAGES: usize = 512;
 
@@ -194,32 +204,22 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
         Images::load(&arguments.calibration, shape, images).context("calibration images")?;
     let compiled = compile(&graph, &calibration, &arguments.choices.options())
         .with_context(|| format!("cannot compile {}", path.display()))?;
-    let (comparison, labelled) = match &arguments.evaluate {
+    let comparison = match &arguments.evaluate {
         Some(data) => {
             let images = Images::load(data, shape, arguments.evaluate_images)
                 .context("images to evaluate")?;
-            (
-                Some(compare(
-                    &graph,
-                    &compiled.circuit,
-                    &compiled.weights,
-                    &images,
-                )?),
-                !images.labels.is_empty(),
-            )
+            let (circuit, weights) = (&compiled.circuit, &compiled.weights);
+            Some(compare(&graph, circuit, weights, &images)?)
         }
-        None if arguments.verify > 0 => (
-            Some(verify(
-                arguments.verify,
-                &graph,
-                &compiled,
-                calibration.clone(),
-            )?),
-            false,
-        ),
-        None => (None, false),
+        None if arguments.verify > 0 => {
+            let images = calibration.clone();
+            Some(verify(arguments.verify, &graph, &compiled, images)?)
+        }
+        None => None,
     };
-    let accuracy = comparison.as_ref().filter(|_| labelled).map(|c| Accuracy {
+    // Calibration saw the images of --verify: accuracy on them is not one to record.
+    let evaluated = comparison.as_ref().filter(|_| arguments.evaluate.is_some());
+    let accuracy = evaluated.filter(|c| c.labelled).map(|c| Accuracy {
         images: c.images as u32,
         float_correct: c.float_correct as u32,
         fixed_correct: c.fixed_correct as u32,
@@ -231,8 +231,8 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     let note = format!("{} Calibrated on {}.", arguments.note, source(&calibration));
     let (artifact, weights) = emit::files(&compiled, salt, accuracy, note.trim());
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    write_atomically(&out.join(WEIGHTS_NAME), &weights.encode())?;
-    write_atomically(&out.join(ARTIFACT_NAME), &artifact.encode())?;
+    write_whole(&out.join(WEIGHTS_NAME), &weights.encode())?;
+    write_whole(&out.join(ARTIFACT_NAME), &artifact.encode())?;
     if let Some(file) = &arguments.costs {
         write_costs(file, &graph, &compiled, &calibration)?;
     }
@@ -243,8 +243,8 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     )
 }
 
-/// Images seen in calibration: says whether the arithmetic is right, not how accurate it is on new
-/// ones.
+/// Compares graph and circuit on images that calibration saw: this shows whether the arithmetic is
+/// right, not how accurate it is on new images.
 fn verify(
     count: usize,
     graph: &Graph,
@@ -310,7 +310,8 @@ impl std::fmt::Display for Lines<'_> {
         )?;
         writeln!(
             f,
-            "logits differ by {:.4} (root mean square), {:.4} at most; margin percentiles 1, 10, 50: {:.3}, {:.3}, {:.3}; largest margin lost {:.3}",
+            "logits differ by {:.4} (root mean square), {:.4} at most; \
+             margin percentiles 1, 10, 50: {:.3}, {:.3}, {:.3}; largest margin lost {:.3}",
             c.rms_difference,
             c.max_difference,
             c.margins[0],
@@ -321,7 +322,8 @@ impl std::fmt::Display for Lines<'_> {
         if c.out_of_bound > 0 {
             writeln!(
                 f,
-                "{} images left a calibrated bound: calibrate on more images, or with more --head-room",
+                "{} images left a calibrated bound: calibrate on more images, \
+                 or with more --head-room",
                 c.out_of_bound
             )?;
         }
@@ -385,16 +387,4 @@ fn read(path: &Path) -> Result<Vec<u8>> {
         ErrorKind::NotFound => anyhow::anyhow!("{} does not exist", path.display()),
         _ => anyhow::Error::new(error).context(format!("cannot read {}", path.display())),
     })
-}
-
-/// Writes beside the target and renames, so that a model directory never holds half a file.
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = path.with_extension("part");
-    let write = || -> std::io::Result<()> {
-        let mut file = fs::File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
 }
