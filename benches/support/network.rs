@@ -6,7 +6,7 @@ use pi_compiler::images::Images;
 use pi_compiler::{Options, compile, emit};
 use pi_ir::builders::{Policy, Rest, lean9, resnet18, resnet32, wrn22_8};
 use pi_ir::count::graph_activations;
-use pi_ir::{Graph, Op, Shape, artifact};
+use pi_ir::{BatchNorm, Graph, Op, Shape, artifact};
 use rand_core::{OsRng, TryRngCore};
 use std::fmt;
 use std::path::PathBuf;
@@ -159,7 +159,7 @@ impl Subject {
         };
         let moment = 2.0 * (0.5 * relu_part + rest_moment * (1.0 - relu_part));
         for node in &mut graph.nodes {
-            if let Op::BatchNorm { gamma, .. } = &mut node.op {
+            if let Op::BatchNorm(BatchNorm { gamma, .. }) = &mut node.op {
                 gamma.fill((1.0 / moment).sqrt() as f32);
             }
         }

@@ -274,7 +274,7 @@ fn unsound_graphs_and_options_are_refused_whole() {
         let index = graph.nodes.iter().position(|n| n.name == name);
         let index = index.unwrap_or_else(|| panic!("no node {name}: {:?}", names(&graph)));
         match &mut graph.nodes[index].op {
-            Op::BatchNorm { gamma, .. } => gamma[0] = f32::NAN,
+            Op::BatchNorm(norm) => norm.gamma[0] = f32::NAN,
             Op::Dense { bias, .. } => bias.resize(3, 0.0),
             _ => panic!("{name} is something else"),
         }

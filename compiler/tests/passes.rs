@@ -145,17 +145,11 @@ fn fields(op: &mut Op) -> Vec<(&'static str, &mut Vec<f32>)> {
         Op::Conv2d { weight, bias, .. } | Op::Dense { weight, bias, .. } => {
             vec![("weight", weight), ("bias", bias)]
         }
-        Op::BatchNorm {
-            gamma,
-            beta,
-            mean,
-            var,
-            ..
-        } => vec![
-            ("gamma", gamma),
-            ("beta", beta),
-            ("mean", mean),
-            ("var", var),
+        Op::BatchNorm(norm) => vec![
+            ("gamma", &mut norm.gamma),
+            ("beta", &mut norm.beta),
+            ("mean", &mut norm.mean),
+            ("var", &mut norm.var),
         ],
         _ => vec![],
     }

@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
-use pi_ir::graph::{ActivationKind, Graph, Node, NodeId, Op as GraphOp};
+use pi_ir::graph::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op as GraphOp};
 use pi_ir::{GraphFile, Padding, Shape};
 
 use crate::atomic;
@@ -176,13 +176,13 @@ impl<'a> Emit<'a> {
             Op::Norm => {
                 let moments = self.statistic(node, Buffer::Moments);
                 let (mean, var) = moments.split_at(moments.len() / 2);
-                GraphOp::BatchNorm {
+                GraphOp::BatchNorm(BatchNorm {
                     gamma: self.parameter(node, Parameter::Gamma),
                     beta: self.parameter(node, Parameter::Beta),
                     mean: mean.to_vec(),
                     var: var.to_vec(),
                     eps: NORM_EPSILON,
-                }
+                })
             }
             Op::Activation => return self.activation(node, inputs),
             Op::Add => GraphOp::Add,

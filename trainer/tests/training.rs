@@ -325,7 +325,7 @@ fn every_network_trains_and_exports() {
         assert_eq!(activations.polynomial, counts.polynomials, "{network}");
         // The compiler folds norms into what is linear before them, and into nothing else.
         for node in &graph.nodes {
-            if let Op::BatchNorm { .. } = node.op {
+            if let Op::BatchNorm(_) = node.op {
                 let before = &graph.nodes[node.inputs[0].0 as usize].op;
                 let linear = matches!(before, Op::Conv2d { .. } | Op::Add);
                 assert!(linear, "{network}: {} has {before:?} before it", node.name);
@@ -382,7 +382,7 @@ fn the_check_of_the_export_fails_on_any_altered_part() {
         match &mut altered.nodes[index].op {
             Op::Conv2d { weight, .. } => weight.iter_mut().for_each(|w| *w *= 1.1),
             Op::Dense { bias, .. } => bias[3] += 0.1,
-            Op::BatchNorm { mean, .. } => mean.iter_mut().for_each(|m| *m += 0.2),
+            Op::BatchNorm(norm) => norm.mean.iter_mut().for_each(|m| *m += 0.2),
             Op::Activation { kinds, .. } => {
                 kinds.iter_mut().for_each(|kind| {
                     *kind = match kind {

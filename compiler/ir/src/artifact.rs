@@ -36,15 +36,14 @@ pub const ARTIFACT_NAME: &str = "model.pia";
 /// File name of [`WeightsFile`] in a model directory.
 pub const WEIGHTS_NAME: &str = "model.piw";
 
-/// What both parties hold: the public half of a compiled network.
+/// The public half of a compiled network, which both parties hold.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Artifact {
     /// The arithmetic circuit.
     pub circuit: Verified<Circuit>,
-    /// How its tensors are packed when one bundle is prepared alone.
+    /// Packing of the tensors when one bundle is prepared alone.
     pub plan: Plan,
-    /// How they are packed when several bundles are prepared together, for growing numbers of
-    /// bundles.
+    /// Packings for several bundles that are prepared together, for growing numbers of bundles.
     pub batches: Vec<Plan>,
     /// Digest of the salted weights file that belongs to it.
     pub weights_digest: [u8; 32],
@@ -52,7 +51,7 @@ pub struct Artifact {
     pub failure_log2: f64,
     /// Accuracy as measured at compilation, if it was.
     pub accuracy: Option<Accuracy>,
-    /// What the maker of the model wants users to read.
+    /// Note of the model's maker to its users.
     pub note: String,
 }
 
@@ -67,10 +66,10 @@ pub struct Accuracy {
     pub fixed_correct: u32,
 }
 
-/// What only the server holds.
+/// The private half of a compiled network, which only the server holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WeightsFile {
-    /// Random; makes the digest say nothing about the weights.
+    /// Random bytes, so that the digest says nothing about the weights.
     pub salt: [u8; 32],
     /// The integers.
     pub weights: Weights,
@@ -83,7 +82,7 @@ pub struct GraphFile {
     pub graph: Graph,
 }
 
-/// Why a file was not accepted.
+/// Reason why a file was not accepted.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Error {
     /// The file ends too early.
@@ -92,7 +91,7 @@ pub enum Error {
          copy it again"
     )]
     Length {
-        /// Which file.
+        /// Kind of file.
         what: &'static str,
         /// Bytes the frame asks for.
         expected: u64,
@@ -105,11 +104,11 @@ pub enum Error {
          check the path"
     )]
     Magic {
-        /// Which file.
+        /// Kind of file.
         what: &'static str,
-        /// What it should start with.
+        /// The magic that it should start with.
         expected: String,
-        /// What it starts with.
+        /// The bytes that it starts with.
         found: String,
     },
     /// The file has another format version.
@@ -118,7 +117,7 @@ pub enum Error {
          compile the model again, or use the version of the program that made it"
     )]
     Version {
-        /// Which file.
+        /// Kind of file.
         what: &'static str,
         /// Version of the file.
         found: u32,
@@ -128,7 +127,7 @@ pub enum Error {
     /// The file is larger than any model.
     #[error("{what}: {got} bytes, the limit is {limit}: no model of this format is that large")]
     TooLarge {
-        /// Which file.
+        /// Kind of file.
         what: &'static str,
         /// Largest accepted size.
         limit: u64,
@@ -141,7 +140,7 @@ pub enum Error {
          copy it again"
     )]
     Digest {
-        /// Which file.
+        /// Kind of file.
         what: &'static str,
     },
     /// The body is no encoding of the type.
@@ -150,15 +149,15 @@ pub enum Error {
          compile the model again"
     )]
     Malformed {
-        /// Which file.
+        /// Kind of file.
         what: &'static str,
-        /// What the decoder found.
+        /// Finding of the decoder.
         detail: String,
     },
     /// The content is not valid.
     #[error("{what}: {}: compile the model again", crate::verify::list(.faults))]
     Faults {
-        /// Which file.
+        /// Kind of file.
         what: &'static str,
         /// All faults.
         faults: Vec<Fault>,

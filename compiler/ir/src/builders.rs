@@ -3,11 +3,11 @@
 //! ResNets in the form common for small images: a 3x3 stem at stride 1, no max pool, the same for
 //! 32 and 64 pixels; shortcuts that change the shape are 1x1 convolutions with a norm.
 
-use crate::graph::{ActivationKind, Graph, Node, NodeId, Op};
+use crate::graph::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op};
 use crate::random::Draw;
 use crate::shape::{Padding, Shape};
 
-/// Which activations a network gets.
+/// Choice of a network's activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
     /// ReLU everywhere.
@@ -16,12 +16,12 @@ pub enum Policy {
     Budget {
         /// Positions that keep their ReLU; at most all.
         relus: usize,
-        /// What the others become.
+        /// Kind of all others.
         rest: Rest,
     },
 }
 
-/// What a position without ReLU computes.
+/// Function of a position without ReLU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
     /// Nothing.
@@ -314,14 +314,8 @@ impl Builder {
     /// A norm that changes nothing yet but a factor near one.
     pub fn norm(&mut self, name: &str, from: NodeId) -> NodeId {
         let channels = self.shape(from).c as usize;
-        let op = Op::BatchNorm {
-            gamma: vec![1.0; channels],
-            beta: vec![0.0; channels],
-            mean: vec![0.0; channels],
-            var: vec![1.0; channels],
-            eps: 1e-5,
-        };
-        self.push(name, op, &[from])
+        let norm = BatchNorm::new(channels, 1e-5);
+        self.push(name, Op::BatchNorm(norm), &[from])
     }
 
     /// The sum of two nodes.

@@ -51,7 +51,7 @@ pub struct Circuit {
 pub struct Layer {
     /// Name used in tables and messages; unique in the circuit.
     pub name: String,
-    /// What is summed; at least one term.
+    /// Terms of the sum; at least one.
     #[serde(deserialize_with = "wire::limited::<_, _, { limits::TERMS }>")]
     pub terms: Vec<Term>,
     /// Windows summed after the terms (an average pool before the activation).
@@ -60,13 +60,13 @@ pub struct Layer {
     pub shape: Shape,
     /// `log2 B` of the value before truncation: `|z| <= B - 2^truncate`.
     pub bound_bits: u8,
-    /// How `bound_bits` is known.
+    /// Source of `bound_bits`.
     pub range: Range,
-    /// What happens to the sum.
+    /// Step after the sum.
     pub step: Step,
 }
 
-/// How a bound is known.
+/// Source of a bound.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Range {
     /// Interval analysis proves it for every input.
@@ -121,7 +121,7 @@ pub struct SumPool {
     pub stride: (u32, u32),
 }
 
-/// What happens to a layer's sum.
+/// Step after a layer's sum.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Step {
     /// Truncate, activate, re-base: makes tensor `layer + 1`.
@@ -156,11 +156,11 @@ pub struct PostTruncation {
     pub truncate: u8,
     /// `log2 B` of the value before it: `|v| <= B - 2^truncate`.
     pub bound_bits: u8,
-    /// How that is known.
+    /// Source of the bound.
     pub range: Range,
 }
 
-/// What one element of a layer computes; public.
+/// Function of one element of a layer; public.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Kind {
     /// `max(y, 0)`, by garbled sign and gadget.
@@ -239,7 +239,7 @@ impl Term {
 }
 
 impl Kind {
-    /// Whether the element is truncated a second time.
+    /// Returns whether the element is truncated a second time.
     pub fn is_quadratic(self) -> bool {
         matches!(self, Kind::Square | Kind::Polynomial)
     }

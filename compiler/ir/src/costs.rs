@@ -114,7 +114,7 @@ impl AddAssign for Traffic {
 pub struct Seconds {
     /// To prepare one bundle.
     pub offline_s: f64,
-    /// Of one inference.
+    /// Seconds of one inference.
     pub online_s: f64,
 }
 

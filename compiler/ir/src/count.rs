@@ -123,7 +123,7 @@ pub fn graph_parameters(graph: &Graph) -> usize {
             Op::Conv2d { weight, bias, .. } | Op::Dense { weight, bias, .. } => {
                 weight.len() + bias.len()
             }
-            Op::BatchNorm { gamma, beta, .. } => gamma.len() + beta.len(),
+            Op::BatchNorm(norm) => norm.gamma.len() + norm.beta.len(),
             Op::Activation { coefficients, .. } => 3 * coefficients.len(),
             Op::Input { .. } | Op::Add | Op::AvgPool { .. } | Op::Flatten => 0,
         })

@@ -13,7 +13,7 @@ use crate::circuit::{Circuit, Kind, Layer, Step};
 pub struct Failure {
     /// Per layer.
     pub layers: Vec<f64>,
-    /// Of one inference: the sum over the layers.
+    /// Probability for one inference: the sum over the layers.
     pub total: f64,
 }
 

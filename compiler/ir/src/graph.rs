@@ -30,7 +30,7 @@ pub struct Graph {
 pub struct Node {
     /// Name used in messages; unique in the graph.
     pub name: String,
-    /// What it computes.
+    /// Operation of the node.
     pub op: Op,
     /// The nodes it reads: none for the input, two for [`Op::Add`], one for everything else.
     pub inputs: Vec<NodeId>,
@@ -73,22 +73,7 @@ pub enum Op {
         out: u32,
     },
     /// `gamma (x - mean) / sqrt(var + eps) + beta`, per channel, with running statistics.
-    BatchNorm {
-        /// Scale.
-        #[serde(with = "wire::f32s")]
-        gamma: Vec<f32>,
-        /// Shift.
-        #[serde(with = "wire::f32s")]
-        beta: Vec<f32>,
-        /// Running mean.
-        #[serde(with = "wire::f32s")]
-        mean: Vec<f32>,
-        /// Running variance.
-        #[serde(with = "wire::f32s")]
-        var: Vec<f32>,
-        /// Added to the variance.
-        eps: f32,
-    },
+    BatchNorm(BatchNorm),
     /// Element-wise sum of two tensors of equal shape.
     Add,
     /// Mean over windows; output rows and columns are rounded down, nothing is padded.
@@ -110,7 +95,39 @@ pub enum Op {
     },
 }
 
-/// What one element of an activation computes.
+/// Parameters and running statistics of a batch norm, one number per channel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BatchNorm {
+    /// Scale.
+    #[serde(with = "wire::f32s")]
+    pub gamma: Vec<f32>,
+    /// Shift.
+    #[serde(with = "wire::f32s")]
+    pub beta: Vec<f32>,
+    /// Running mean.
+    #[serde(with = "wire::f32s")]
+    pub mean: Vec<f32>,
+    /// Running variance.
+    #[serde(with = "wire::f32s")]
+    pub var: Vec<f32>,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+impl BatchNorm {
+    /// A norm that has seen nothing yet: scale and variance 1, shift and mean 0.
+    pub fn new(channels: usize, eps: f32) -> Self {
+        BatchNorm {
+            gamma: vec![1.0; channels],
+            beta: vec![0.0; channels],
+            mean: vec![0.0; channels],
+            var: vec![1.0; channels],
+            eps,
+        }
+    }
+}
+
+/// Function of one element of an activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ActivationKind {
     /// `max(x, 0)`.
@@ -165,7 +182,11 @@ impl Op {
         }
         let map = |size: u32, padding, kernel, stride| {
             windows(size, padding, kernel, stride).ok_or_else(|| {
-                format!("a window of {kernel} at stride {stride} does not fit {size} rows or columns padded by {} and {}", padding.0, padding.1)
+                format!(
+                    "a window of {kernel} at stride {stride} does not fit {size} rows or columns \
+                     padded by {} and {}",
+                    padding.0, padding.1
+                )
             })
         };
         match self {
@@ -203,7 +224,7 @@ impl Op {
                 let c = count.ok_or_else(|| format!("flattens {}, too large", inputs[0]))?;
                 Ok(Shape::new(c, 1, 1))
             }
-            Op::Add | Op::BatchNorm { .. } | Op::Activation { .. } => Ok(inputs[0]),
+            Op::Add | Op::BatchNorm(_) | Op::Activation { .. } => Ok(inputs[0]),
         }
     }
 }

@@ -42,7 +42,7 @@ pub use artifact::{Artifact, GraphFile, WeightsFile};
 pub use circuit::{
     Activation, Circuit, Conv, Kind, Layer, PostTruncation, Range, Step, SumPool, TensorId, Term,
 };
-pub use graph::{ActivationKind, Graph, Node, NodeId, Op};
+pub use graph::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op};
 pub use plan::{Layout, OutputPacking, Plan, Upload};
 pub use shape::{Padding, Shape};
 pub use trace::{LayerTrace, Trace};

@@ -29,7 +29,7 @@ pub struct Plan {
     pub ring_degree: u32,
     /// Bundles prepared together whose tiles may share ciphertexts.
     pub bundles: u32,
-    /// What the client uploads: at least one entry per tensor that a convolution reads. The first
+    /// Uploads of the client: at least one entry per tensor that a convolution reads. The first
     /// entry of a tensor defines its mask; later ones repeat it in another layout (forced
     /// coefficients).
     #[serde(deserialize_with = "wire::limited::<_, _, { limits::PLAN }>")]
@@ -44,7 +44,7 @@ pub struct Plan {
 pub struct Upload {
     /// The tensor whose mask is encrypted.
     pub tensor: TensorId,
-    /// How it is laid out.
+    /// Layout of the tensor.
     pub layout: Layout,
 }
 
@@ -71,7 +71,7 @@ pub struct Layout {
     pub blocks: u32,
 }
 
-/// How the answer to one convolution term is packed.
+/// Packing of the answer to one convolution term.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct OutputPacking {
     /// Layer of the circuit.

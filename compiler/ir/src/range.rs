@@ -33,22 +33,23 @@ impl Interval {
 /// Largest magnitudes of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerRange {
-    /// Before the first truncation.
+    /// Largest sum before the first truncation.
     pub sum: u64,
-    /// Of squares before the second truncation; 0 if there are none.
+    /// Largest square before the second truncation; 0 if there are none.
     pub square: u64,
-    /// Of polynomials before the second truncation; 0 if there are none.
+    /// Largest polynomial before the second truncation; 0 if there are none.
     pub polynomial: u64,
-    /// Of the resulting tensor, or the logits.
+    /// Largest value of the resulting tensor, or of the logits.
     pub result: u64,
 }
 
-/// Why a layer has no range.
+/// Reason why a layer has no range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Values may leave 62 bits.
     #[error(
-        "layer {layer}: values may exceed 2^62: no bound can be proved; calibrate this layer or cut more bits before it"
+        "layer {layer}: values may exceed 2^62: no bound can be proved; \
+         calibrate this layer or cut more bits before it"
     )]
     Unbounded {
         /// Name of the layer.

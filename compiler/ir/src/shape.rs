@@ -24,7 +24,7 @@ impl Shape {
         self.c as usize * self.h as usize * self.w as usize
     }
 
-    /// Whether the tensor has no element (no verified circuit holds such a tensor).
+    /// Returns whether the tensor has no element (no verified circuit holds such a tensor).
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -9,7 +9,7 @@
 //! - Anything else is refused by name.
 
 use crate::fault::{Fault, Refused};
-use pi_ir::{ActivationKind, Graph, Node, NodeId, Op, Shape};
+use pi_ir::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op, Shape};
 
 /// Returns a graph of the same function whose batch norms are pure shifts (scale exactly 1).
 ///
@@ -44,13 +44,13 @@ pub fn fold(graph: &Graph) -> Result<Graph, Refused> {
 /// The shift of a node that [`fold`] left behind, if it is one.
 pub(crate) fn pure_shift(op: &Op) -> Option<&[f32]> {
     match op {
-        Op::BatchNorm {
+        Op::BatchNorm(BatchNorm {
             gamma,
             beta,
             mean,
             var,
             eps,
-        } => {
+        }) => {
             let ones = |list: &[f32]| list.iter().all(|&v| v == 1.0);
             let unit = ones(gamma) && ones(var) && *eps == 0.0 && mean.iter().all(|&v| v == 0.0);
             unit.then_some(beta)
@@ -79,20 +79,13 @@ struct Fold {
 impl Fold {
     /// Folds one node if it is a batch norm; whether it vanished.
     fn fold_node(&mut self, index: usize) -> Result<bool, String> {
-        let Op::BatchNorm {
-            gamma,
-            beta,
-            mean,
-            var,
-            eps,
-        } = &self.nodes[index].op
-        else {
+        let Op::BatchNorm(norm) = &self.nodes[index].op else {
             return Ok(false);
         };
-        let scale: Vec<f64> = (gamma.iter().zip(var))
-            .map(|(&g, &v)| f64::from(g) / (f64::from(v) + f64::from(*eps)).sqrt())
+        let scale: Vec<f64> = (norm.gamma.iter().zip(&norm.var))
+            .map(|(&g, &v)| f64::from(g) / (f64::from(v) + f64::from(norm.eps)).sqrt())
             .collect();
-        let shift: Vec<f64> = (beta.iter().zip(mean).zip(&scale))
+        let shift: Vec<f64> = (norm.beta.iter().zip(&norm.mean).zip(&scale))
             .map(|((&b, &m), g)| f64::from(b) - f64::from(m) * g)
             .collect();
         if scale.iter().chain(&shift).any(|v| !v.is_finite()) {
@@ -147,15 +140,11 @@ impl Fold {
         self.check_gain(index)?;
         self.push_gain(index, scale);
         let channels = scale.len();
-        self.nodes[index].op = Op::BatchNorm {
-            gamma: vec![1.0; channels],
-            beta: (shift.iter().zip(scale))
-                .map(|(b, g)| (b / g) as f32)
-                .collect(),
-            mean: vec![0.0; channels],
-            var: vec![1.0; channels],
-            eps: 0.0,
-        };
+        let beta = shift.iter().zip(scale).map(|(b, g)| (b / g) as f32);
+        self.nodes[index].op = Op::BatchNorm(BatchNorm {
+            beta: beta.collect(),
+            ..BatchNorm::new(channels, 0.0)
+        });
         Ok(())
     }
 
@@ -211,7 +200,7 @@ impl Fold {
                         .collect();
                     self.push_gain(reader, &spread);
                 }
-                Op::Add | Op::BatchNorm { .. } | Op::Input { .. } => {
+                Op::Add | Op::BatchNorm(_) | Op::Input { .. } => {
                     unreachable!("check_gain refused it")
                 }
             }
@@ -266,7 +255,7 @@ pub(crate) fn describe(op: &Op) -> &'static str {
         Op::Input { .. } => "the input",
         Op::Conv2d { .. } => "a convolution",
         Op::Dense { .. } => "a dense node",
-        Op::BatchNorm { .. } => "a batch norm",
+        Op::BatchNorm(_) => "a batch norm",
         Op::Add => "an addition",
         Op::AvgPool { .. } => "an average pool",
         Op::Flatten => "a flatten",

@@ -182,7 +182,7 @@ impl Lower {
                 };
                 Ok(Value::Sum(self.linear(name, view, conv, weight, bias)))
             }
-            Op::BatchNorm { .. } => {
+            Op::BatchNorm(_) => {
                 let shift = pure_shift(op).ok_or("a batch norm is left: fold it first")?;
                 let mut sum = match next() {
                     Value::Sum(sum) if sum.pool.is_some() => {

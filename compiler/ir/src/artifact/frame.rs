@@ -3,7 +3,7 @@
 use super::Error;
 use serde::{Serialize, de::DeserializeOwned};
 
-/// What distinguishes the three files.
+/// The properties by which the three files differ.
 pub(super) trait File: Serialize {
     /// The body as it is read, before anything in it is verified; encodes to the same bytes.
     type Body: Serialize + DeserializeOwned;

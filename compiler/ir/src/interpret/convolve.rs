@@ -11,7 +11,7 @@ impl Number for f64 {}
 impl Number for i64 {}
 impl Number for i128 {}
 
-/// How windows lie on the input.
+/// Positions of windows on the input.
 pub(crate) struct Windows {
     pub(crate) input: Shape,
     pub(crate) output: Shape,

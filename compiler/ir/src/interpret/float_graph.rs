@@ -1,7 +1,7 @@
 //! The float network, node by node, in single precision.
 
 use super::convolve::{Windows, convolve, sum_windows};
-use crate::graph::{ActivationKind, Graph, Op};
+use crate::graph::{ActivationKind, BatchNorm, Graph, Op};
 use crate::shape::{Padding, Shape};
 
 /// Logits of one normalised image `[c][h][w]`.
@@ -91,13 +91,13 @@ fn evaluate(
             };
             linear(inputs[0].0, weight, bias, &windows)?
         }
-        Op::BatchNorm {
+        Op::BatchNorm(BatchNorm {
             gamma,
             beta,
             mean,
             var,
             eps,
-        } => {
+        }) => {
             for list in [gamma, beta, mean, var] {
                 expect("statistics, one per channel", list.len(), shape.c as usize)?;
             }
@@ -203,13 +203,13 @@ mod tests {
                 // (x - 1) * 2 / sqrt(3 + 1) + 0.5
                 node(
                     "norm",
-                    Op::BatchNorm {
+                    Op::BatchNorm(BatchNorm {
                         gamma: vec![2.0],
                         beta: vec![0.5],
                         mean: vec![1.0],
                         var: vec![3.0],
                         eps: 1.0,
-                    },
+                    }),
                     &[1],
                 ),
                 node(

@@ -5,7 +5,7 @@ use crate::builders::Builder;
 use crate::graph::{ActivationKind, Graph, NodeId, Op};
 use crate::shape::{Padding, Shape};
 
-/// What random graphs look like.
+/// Limits and features of random graphs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GraphOptions {
     /// Activated layers, at most; at least one.
@@ -149,17 +149,14 @@ fn shape_after(shape: Shape, stride: (u32, u32), channels: u32) -> Shape {
 fn vary_norms(draw: &mut Draw, graph: &mut Graph) {
     for node in &mut graph.nodes {
         match &mut node.op {
-            Op::BatchNorm {
-                gamma,
-                beta,
-                mean,
-                var,
-                ..
-            } => {
-                gamma.iter_mut().for_each(|v| *v = draw.float(0.5, 1.5));
-                beta.iter_mut().for_each(|v| *v = draw.float(-0.5, 0.5));
-                mean.iter_mut().for_each(|v| *v = draw.float(-0.5, 0.5));
-                var.iter_mut().for_each(|v| *v = draw.float(0.25, 2.0));
+            Op::BatchNorm(norm) => {
+                let mut vary = |list: &mut [f32], low, high| {
+                    list.iter_mut().for_each(|v| *v = draw.float(low, high));
+                };
+                vary(&mut norm.gamma, 0.5, 1.5);
+                vary(&mut norm.beta, -0.5, 0.5);
+                vary(&mut norm.mean, -0.5, 0.5);
+                vary(&mut norm.var, 0.25, 2.0);
             }
             Op::Activation { coefficients, .. } => {
                 for [a, b, c] in coefficients {

@@ -52,7 +52,7 @@ fn write_graph(text: &mut String, graph: &Graph) -> std::fmt::Result {
                 write!(text, " dense{inputs} out {out}")?;
                 text.push_str(if bias.is_empty() { "" } else { " bias" });
             }
-            Op::BatchNorm { eps, .. } => write!(text, " norm{inputs} eps {eps}")?,
+            Op::BatchNorm(norm) => write!(text, " norm{inputs} eps {}", norm.eps)?,
             Op::Add => write!(text, " add{inputs}")?,
             Op::AvgPool {
                 kernel: k,
@@ -178,15 +178,8 @@ impl Parser {
             }
             "norm" => {
                 let eps = line.value("eps", "a number")?;
-                let zeros = self.zeros(line, &[channels])?;
-                let ones = vec![1.0; zeros.len()];
-                Op::BatchNorm {
-                    gamma: ones.clone(),
-                    beta: zeros.clone(),
-                    mean: zeros,
-                    var: ones,
-                    eps,
-                }
+                let channels = self.zeros(line, &[channels])?.len();
+                Op::BatchNorm(BatchNorm::new(channels, eps))
             }
             "add" => Op::Add,
             "pool" => Op::AvgPool {

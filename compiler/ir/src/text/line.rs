@@ -4,13 +4,13 @@ use crate::limits;
 use crate::shape::{Padding, Shape};
 use std::fmt::Write;
 
-/// Why a text was not understood.
+/// Reason why a text was not understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {problem}")]
 pub struct ParseError {
     /// Number of the line, from 1; one past the end if something is missing there.
     pub line: usize,
-    /// What was expected and what was found.
+    /// The text that was expected, and the one that was found.
     pub problem: String,
 }
 
@@ -266,7 +266,8 @@ impl Line {
                 let names: Vec<&str> = named.iter().map(|(n, _)| *n).collect();
                 let names = names.join(", ");
                 return Err(self.error(format!(
-                    "expected a kind ({names}), perhaps with a count such as relu*30, found `{word}`"
+                    "expected a kind ({names}), perhaps with a count such as relu*30, \
+                     found `{word}`"
                 )));
             };
             if count > limits::ELEMENTS - kinds.len() {

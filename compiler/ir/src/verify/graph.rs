@@ -118,25 +118,19 @@ fn check_parameters(faults: &mut Faults, place: &str, op: &Op, inputs: &[Shape],
             let count = channels.saturating_mul(inputs[0].c as usize);
             check_linear(faults, place, weight, bias, count, channels);
         }
-        Op::BatchNorm {
-            gamma,
-            beta,
-            mean,
-            var,
-            eps,
-        } => {
+        Op::BatchNorm(norm) => {
             let lists = [
-                ("scales", gamma),
-                ("shifts", beta),
-                ("means", mean),
-                ("variances", var),
+                ("scales", &norm.gamma),
+                ("shifts", &norm.beta),
+                ("means", &norm.mean),
+                ("variances", &norm.var),
             ];
             for (what, list) in lists {
                 faults.length(place, what, channels, list.len());
                 finite(faults, place, what, list);
             }
-            let usable = var.iter().all(|v| *v >= 0.0 && v + eps > 0.0);
-            faults.require(usable && eps.is_finite(), place, || {
+            let usable = norm.var.iter().all(|v| *v >= 0.0 && v + norm.eps > 0.0);
+            faults.require(usable && norm.eps.is_finite(), place, || {
                 "a variance is negative, or zero without an epsilon".into()
             });
         }

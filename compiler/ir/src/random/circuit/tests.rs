@@ -1,0 +1,392 @@
+use super::*;
+use crate::artifact::Artifact;
+use crate::interpret::{self, Interpreter};
+use crate::plan::Plan;
+use crate::text;
+use std::collections::BTreeSet;
+
+const CASES: u64 = 400;
+
+#[test]
+fn random_circuits_are_legal_and_keep_their_bounds() {
+    for seed in 0..CASES {
+        let (circuit, weights) = circuit(seed, &Options::default());
+        assert_eq!(verify::weights(&circuit, &weights), [], "seed {seed}");
+        let failure = crate::failure::failure_log2(&circuit).total;
+        assert!(failure < -16.0, "seed {seed}: 2^{failure}");
+        let ranges = range::analyse(&circuit, &weights).unwrap();
+        let interpreter = Interpreter::new(&circuit, &weights).unwrap();
+        for image in 0..4 {
+            let pixels = pixels(&circuit, seed * 4 + image);
+            let input = interpret::quantise_image(&circuit, &pixels).unwrap();
+            let run = interpreter.plain(&input);
+            let run = run.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            for (layer, range) in ranges.iter().enumerate() {
+                assert!(run.max_abs_before_truncation[layer] <= range.sum);
+                assert!(run.max_abs_before_post[layer].square <= range.square);
+                assert!(run.max_abs_before_post[layer].polynomial <= range.polynomial);
+            }
+        }
+    }
+}
+
+#[test]
+fn other_options_are_legal_too() {
+    let deep = Options {
+        layers: 12,
+        side: 16,
+        channels: 10,
+        kernel: 5,
+        elements: 1500,
+        quadratic: true,
+    };
+    let smallest = Options {
+        layers: 1,
+        side: 1,
+        channels: 1,
+        kernel: 1,
+        elements: 1,
+        quadratic: false,
+    };
+    for (options, cases) in [(deep, 60), (smallest, 300)] {
+        for seed in 0..cases {
+            let (circuit, weights) = circuit(seed, &options);
+            assert_eq!(verify::weights(&circuit, &weights), [], "seed {seed}");
+            let quadratic = circuit.layers.iter().any(|layer| match &layer.step {
+                Step::Activate(a) => a.kinds.iter().any(|k| k.is_quadratic()),
+                Step::Output { .. } => false,
+            });
+            assert!(!quadratic || options.quadratic, "seed {seed}");
+            // Tests with random shares must not fail for the reason real runs may.
+            let failure = crate::failure::failure_log2(&circuit).total;
+            assert!(failure < -12.0, "seed {seed}: 2^{failure}");
+            let largest = circuit.layers.iter().map(|layer| layer.shape.len()).max();
+            assert!(largest <= Some(options.elements.max(2)), "seed {seed}");
+            let input = interpret::quantise_image(&circuit, &pixels(&circuit, seed));
+            let run = interpret::plain(&circuit, &weights, &input.unwrap());
+            assert!(run.is_ok(), "seed {seed}: {run:?}");
+        }
+    }
+}
+
+/// Everything the option list promises does occur within the seeds that tests use.
+#[test]
+fn all_shapes_and_kinds_occur() {
+    let mut seen = BTreeSet::new();
+    for seed in 0..CASES {
+        let (circuit, _) = circuit(seed, &Options::default());
+        for layer in &circuit.layers {
+            let convs = layer.terms.iter().filter(|t| matches!(t, Term::Conv(_)));
+            if convs.count() > 1 {
+                seen.insert("two convolutions");
+            }
+            if layer.terms.len() > 2 {
+                seen.insert("three terms");
+            }
+            if layer.pool.is_some() {
+                seen.insert("layer pool");
+            }
+            if let Step::Activate(a) = &layer.step {
+                for kind in &a.kinds {
+                    seen.insert(match kind {
+                        Kind::Relu => "relu",
+                        Kind::Identity => "identity",
+                        Kind::Square => "square",
+                        Kind::Polynomial => "polynomial",
+                    });
+                }
+                if a.kinds.iter().all(|k| *k == Kind::Identity) {
+                    seen.insert("all identity");
+                }
+                if a.truncate == 0 {
+                    seen.insert("nothing cut");
+                }
+            }
+            for term in &layer.terms {
+                let name = match term {
+                    Term::Residual { pool: None, .. } => "residual",
+                    Term::Residual { .. } => "pooled residual",
+                    Term::Conv(conv) => {
+                        let input = circuit.tensor_shape(conv.input);
+                        let p = conv.padding;
+                        if p.top != p.bottom || p.left != p.right {
+                            seen.insert("uneven padding");
+                        }
+                        if p.top >= conv.kernel.0 {
+                            seen.insert("padding beyond the kernel");
+                        }
+                        if conv.stride.0 > 1 && conv.stride.0 != conv.stride.1 {
+                            seen.insert("uneven stride");
+                        }
+                        if conv.kernel.0 > input.h {
+                            seen.insert("kernel larger than the map");
+                        }
+                        if input.h > 1 && conv.kernel == (input.h, input.w) {
+                            seen.insert("dense");
+                        }
+                        match conv.kernel {
+                            (1, 1) => "1x1",
+                            (h, _) if h % 2 == 0 => "even kernel",
+                            _ => "odd kernel",
+                        }
+                    }
+                };
+                seen.insert(name);
+            }
+        }
+    }
+    let expected = [
+        "1x1",
+        "all identity",
+        "dense",
+        "even kernel",
+        "identity",
+        "kernel larger than the map",
+        "layer pool",
+        "nothing cut",
+        "odd kernel",
+        "padding beyond the kernel",
+        "polynomial",
+        "pooled residual",
+        "relu",
+        "residual",
+        "square",
+        "three terms",
+        "two convolutions",
+        "uneven padding",
+        "uneven stride",
+    ];
+    assert_eq!(seen, BTreeSet::from(expected));
+}
+
+#[test]
+fn text_and_file_round_trip() {
+    for seed in 0..CASES {
+        let (circuit, weights) = circuit(seed, &Options::default());
+        let parsed = text::parse_circuit(&text::print_circuit(&circuit));
+        assert_eq!(parsed.as_ref(), Ok(&*circuit), "seed {seed}");
+        let file = weights_file(seed, weights);
+        assert_eq!(
+            crate::WeightsFile::decode(&file.encode()).as_ref(),
+            Ok(&file)
+        );
+        let plan = Plan {
+            ring_degree: 8192,
+            bundles: 1,
+            uploads: vec![],
+            answers: vec![],
+        };
+        let artifact = Artifact::new(circuit, plan, file.digest());
+        let decoded = Artifact::decode(&artifact.encode()).unwrap();
+        assert_eq!(decoded, artifact, "seed {seed}");
+        decoded.check_weights(&file).unwrap();
+    }
+}
+
+/// Files made of changed bytes with a right digest: an error, or a circuit that can be used.
+#[test]
+fn changed_artifacts_are_refused_or_usable() {
+    let plan = Plan {
+        ring_degree: 8192,
+        bundles: 1,
+        uploads: vec![],
+        answers: vec![],
+    };
+    let (mut refused, mut accepted) = (0, 0);
+    for seed in 0..CASES {
+        let mut draw = Draw::new(seed);
+        let (circuit, weights) = circuit(seed, &Options::default());
+        let good = Artifact::new(circuit, plan.clone(), [0; 32]).encode();
+        for _ in 0..30 {
+            let mut bytes = good.clone();
+            let end = bytes.len() - 32;
+            for _ in 0..draw.size(1, 3) {
+                let at = 20 + draw.below(end as u64 - 20) as usize;
+                bytes[at] ^= 1 << draw.below(8);
+            }
+            let digest = blake3::hash(&bytes[..end]);
+            bytes[end..].copy_from_slice(digest.as_bytes());
+            let Ok(artifact) = Artifact::decode(&bytes) else {
+                refused += 1;
+                continue;
+            };
+            accepted += 1;
+            let circuit = &artifact.circuit;
+            let text = text::print_circuit(circuit);
+            assert_eq!(text::parse_circuit(&text).as_ref(), Ok(&**circuit));
+            let sound = verify::weights(circuit, &weights).is_empty();
+            let interpreter = Interpreter::new(circuit, &weights);
+            assert!(!sound || interpreter.is_ok(), "seed {seed}");
+            let input = interpret::quantise_image(circuit, &pixels(circuit, seed)).unwrap();
+            if let Ok(interpreter) = interpreter {
+                // A bound may be too small now, which is an error and no panic.
+                let _ = interpreter.plain(&input);
+                let _ = interpreter.exact(&input, &trace(circuit, seed));
+            }
+        }
+    }
+    assert!(refused > 1000 && accepted > 1000, "{refused} {accepted}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_circuit() {
+    let small = Options::default();
+    assert!(circuit(5, &small) == circuit(5, &small));
+    assert!(circuit(5, &small) != circuit(6, &small));
+}
+
+/// The interpreters against an evaluation written as the definition reads: one sum per element,
+/// in i128, no shared code.
+#[test]
+fn interpreters_equal_the_definition() {
+    for seed in 0..CASES {
+        let (circuit, weights) = circuit(seed, &Options::default());
+        let input = interpret::quantise_image(&circuit, &pixels(&circuit, seed)).unwrap();
+        let plain = interpret::plain(&circuit, &weights, &input).unwrap();
+        assert_eq!(
+            plain.tensors.last().unwrap().len(),
+            definition(&circuit, &weights, &input, None).1[circuit.layers.len() - 1].len()
+        );
+        let (logits, tensors) = definition(&circuit, &weights, &input, None);
+        assert_eq!(plain.logits, logits, "seed {seed}");
+        assert_eq!(plain.tensors, tensors, "seed {seed}");
+        let trace = trace(&circuit, seed);
+        let exact = interpret::exact(&circuit, &weights, &input, &trace);
+        let exact = exact.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let (logits, tensors) = definition(&circuit, &weights, &input, Some(&trace));
+        assert_eq!(exact.logits, logits, "seed {seed}");
+        assert_eq!(exact.tensors, tensors, "seed {seed}");
+    }
+}
+
+fn definition(
+    circuit: &Circuit,
+    weights: &Weights,
+    input: &[i64],
+    trace: Option<&Trace>,
+) -> (Vec<i64>, Vec<Vec<i64>>) {
+    let mut tensors = vec![input.to_vec()];
+    for (index, layer) in circuit.layers.iter().enumerate() {
+        let sum_shape = layer.sum_shape(circuit).unwrap();
+        let pool = layer.pool.unwrap_or(SumPool {
+            kernel: (1, 1),
+            stride: (1, 1),
+        });
+        let w = &weights.layers[index];
+        let mut result = Vec::new();
+        let mut quadratic = 0;
+        for element in 0..layer.shape.len() {
+            let (c, i, j) = place(layer.shape, element);
+            let mut z = 0i128;
+            for di in 0..pool.kernel.0 {
+                for dj in 0..pool.kernel.1 {
+                    let at = (c, i * pool.stride.0 + di, j * pool.stride.1 + dj);
+                    assert!(at.1 < sum_shape.h && at.2 < sum_shape.w);
+                    z += sum_at(circuit, layer, w, &tensors, at);
+                }
+            }
+            let Step::Activate(a) = &layer.step else {
+                result.push(z as i64);
+                continue;
+            };
+            let cut = |x: i128, f: u8, bound_bits: u8, share: Option<u64>| match share {
+                None => (x as f64 / f64::from(f).exp2() + 0.5).floor() as i128,
+                Some(c) => two_parties(x, c, f, bound_bits),
+            };
+            let shares = trace.map(|t| &t.layers[index]);
+            let share = shares.map(|s| s.before_truncation[element]);
+            let y = cut(z, a.truncate, layer.bound_bits, share);
+            let value = match a.kinds[element] {
+                Kind::Relu => y.max(0),
+                Kind::Identity => y,
+                kind => {
+                    let p = match kind {
+                        Kind::Square => Polynomial { a: 1, b: 0, k: 0 },
+                        _ => w.polynomials[c as usize],
+                    };
+                    let v = i128::from(p.a) * y * y + i128::from(p.b) * y + i128::from(p.k);
+                    let post = a.post(kind).unwrap();
+                    let share = shares.map(|s| s.before_post_truncation[quadratic]);
+                    quadratic += 1;
+                    cut(v, post.truncate, post.bound_bits, share)
+                }
+            };
+            result.push(value as i64);
+        }
+        tensors.push(result);
+    }
+    let logits = tensors.pop().unwrap();
+    (logits, tensors)
+}
+
+/// Each party shifts its own term; the sum as a field element of smallest magnitude.
+fn two_parties(x: i128, c: u64, f: u8, bound_bits: u8) -> i128 {
+    let (p, b) = (P, 1u64 << bound_bits);
+    let d = (x - i128::from(c)).rem_euclid(p.into()) as u64;
+    let client = ((c + b) % p) >> f;
+    let server = (p - (((p - d) % p) >> f) + p - (b >> f)) % p;
+    let t = (client + server) % p;
+    if t > p / 2 {
+        i128::from(t) - i128::from(p)
+    } else {
+        t.into()
+    }
+}
+
+fn place(shape: Shape, element: usize) -> (u32, u32, u32) {
+    let e = element as u32;
+    (e / (shape.h * shape.w), e / shape.w % shape.h, e % shape.w)
+}
+
+fn sum_at(
+    circuit: &Circuit,
+    layer: &Layer,
+    weights: &LayerWeights,
+    tensors: &[Vec<i64>],
+    (c, i, j): (u32, u32, u32),
+) -> i128 {
+    let mut z = i128::from(weights.bias[c as usize]);
+    let mut kernels = weights.kernels.iter();
+    for term in &layer.terms {
+        let shape = circuit.tensor_shape(term.input());
+        let x = |c: u32, i: i64, j: i64| {
+            if i < 0 || j < 0 || i >= shape.h.into() || j >= shape.w.into() {
+                return 0;
+            }
+            let at = (c * shape.h + i as u32) * shape.w + j as u32;
+            i128::from(tensors[term.input().0 as usize][at as usize])
+        };
+        match term {
+            Term::Residual { pool, shift, .. } => {
+                let pool = pool.unwrap_or(SumPool {
+                    kernel: (1, 1),
+                    stride: (1, 1),
+                });
+                for di in 0..pool.kernel.0 {
+                    for dj in 0..pool.kernel.1 {
+                        let row = (i * pool.stride.0 + di).into();
+                        let column = (j * pool.stride.1 + dj).into();
+                        z += x(c, row, column) << shift;
+                    }
+                }
+            }
+            Term::Conv(conv) => {
+                let kernel = kernels.next().unwrap();
+                let (kh, kw) = conv.kernel;
+                for g in 0..shape.c {
+                    for k in 0..kh {
+                        for l in 0..kw {
+                            let w = kernel[(((c * shape.c + g) * kh + k) * kw + l) as usize];
+                            let row =
+                                i64::from(i * conv.stride.0 + k) - i64::from(conv.padding.top);
+                            let column =
+                                i64::from(j * conv.stride.1 + l) - i64::from(conv.padding.left);
+                            z += i128::from(w) * x(g, row, column);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    z
+}

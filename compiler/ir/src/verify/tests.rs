@@ -1,0 +1,346 @@
+use crate::text::{parse_circuit, parse_graph};
+use crate::weights::{LayerWeights, Polynomial, Weights};
+
+const CIRCUIT: &str = r#"circuit "tiny"
+input 1x4x4 frac 6
+mean 0.5
+std 0.25
+classes "no" "yes"
+layer "first" 2x4x4 bound 20 proved
+  conv t0 out 2 kernel 3x3 stride 1x1 pad 1,1,1,1 bits 7
+  activate truncate 7 frac 6
+  square truncate 6 bound 28 proved
+  polynomial truncate 9 bound 30 calibrated 77777
+  kinds relu*16 identity*8 square*4 polynomial*4
+layer "second" 2x2x2 bound 22 calibrated 1000
+  conv t1 out 2 kernel 1x1 stride 1x1 pad 0,0,0,0 bits 7
+  residual t1 shift 7
+  pool 2x2 stride 2x2
+  activate truncate 9 frac 6
+  kinds relu*8
+layer "third" 2x2x2 bound 22 proved
+  residual t2 shift 4
+  residual t1 shift 0 pool 2x2 stride 2x2
+  activate truncate 4 frac 6
+  kinds identity*8
+layer "dense" 2x1x1 bound 40 proved
+  conv t3 out 2 kernel 2x2 stride 1x1 pad 0,0,0,0 bits 9
+  output frac 12
+"#;
+
+fn weights() -> Weights {
+    let layer = |kernels: &[usize], polynomials| LayerWeights {
+        kernels: kernels.iter().map(|&n| vec![1; n]).collect(),
+        bias: vec![0; 2],
+        polynomials: vec![Polynomial { a: 1, b: 2, k: 3 }; polynomials],
+    };
+    Weights {
+        layers: vec![
+            layer(&[18], 2),
+            layer(&[4], 0),
+            layer(&[], 0),
+            layer(&[16], 0),
+        ],
+    }
+}
+
+#[test]
+fn sound_examples_have_no_fault() {
+    let circuit = parse_circuit(CIRCUIT).unwrap();
+    let circuit = super::circuit(circuit).unwrap();
+    assert_eq!(super::weights(&circuit, &weights()), []);
+}
+
+#[test]
+fn each_fault_of_a_circuit_is_found_and_named() {
+    // Text changed, its replacement, part of the place, part of the problem.
+    let cases = [
+        (
+            "circuit \"tiny\"",
+            "circuit \"\"",
+            "circuit",
+            "1 to 256 bytes",
+        ),
+        ("\"no\"", "\"n\\no\"", "class 0", "control"),
+        ("\"no\" ", "", "classes", "1 names"),
+        ("input 1x4x4", "input 0x4x4", "input", "empty"),
+        ("input 1x4x4", "input 1x9999999x4", "input", "limits"),
+        ("frac 6\nmean", "frac 60\nmean", "input", "fractional"),
+        ("frac 6\nmean", "frac 40\nmean", "input", "beyond 2^30"),
+        (
+            "mean 0.5",
+            "mean 0.5 0.5",
+            "input",
+            "expected 1 means, got 2",
+        ),
+        ("mean 0.5", "mean inf", "input", "not finite"),
+        ("std 0.25", "std 0", "input", "not positive"),
+        (
+            "layer \"second\"",
+            "layer \"first\"",
+            "layer 1 (first)",
+            "unique",
+        ),
+        ("bound 20", "bound 59", "layer 0 (first)", "2^58"),
+        (
+            "truncate 7 frac",
+            "truncate 21 frac",
+            "layer 0",
+            "cuts 21 bits",
+        ),
+        ("bound 20", "bound 39", "layer 0", "sign circuit of 33 bits"),
+        (
+            "calibrated 1000",
+            "calibrated 9000000",
+            "layer 1",
+            "9000000 was seen",
+        ),
+        (
+            "calibrated 77777",
+            "calibrated 1073741825",
+            "polynomials",
+            "seen",
+        ),
+        (
+            "  square truncate 6 bound 28 proved\n",
+            "",
+            "layer 0",
+            "has squares, but no second",
+        ),
+        (
+            "square truncate 6 bound 28",
+            "square truncate 6 bound 5",
+            "layer 0 (first), squares",
+            "cuts 6",
+        ),
+        ("relu*16", "relu*15", "layer 0", "expected 32 kinds, got 31"),
+        (
+            "t0 out 2",
+            "t1 out 2",
+            "term 0",
+            "reads tensor 1; only 0 to 0",
+        ),
+        ("t0 out 2", "t1 out 2", "input", "no layer reads it"),
+        ("kernel 3x3", "kernel 7x3", "term 0", "no window"),
+        (
+            "kernel 3x3 stride 1x1",
+            "kernel 3x3 stride 0x1",
+            "term 0",
+            "no window",
+        ),
+        ("pad 1,1,1,1", "pad 4000000000,1,1,1", "term 0", "exceeds"),
+        (
+            "kernel 3x3",
+            "kernel 2x3",
+            "layer 0",
+            "declares 2x4x4, but its terms make 2x5x4",
+        ),
+        ("bits 7", "bits 16", "term 0", "weights of 16 bits"),
+        (
+            "t1 out 2",
+            "t1 out 3",
+            "term 1",
+            "makes 2x4x4, the terms before it 3x4x4",
+        ),
+        ("t0 out 2", "t0 out 0", "term 0", "no output channels"),
+        (
+            "pad 1,1,1,1",
+            "pad 100,1000000,1,1",
+            "term 0",
+            "exceeds the limits",
+        ),
+        (
+            "residual t1 shift 7",
+            "residual t1 shift 59",
+            "layer 1 (second), term 1",
+            "59 bits",
+        ),
+        (
+            "residual t2 shift 4",
+            "residual t2 shift 5",
+            "layer 2 (third), term 0",
+            "2^11",
+        ),
+        (
+            "pool 2x2 stride 2x2\n  activate",
+            "pool 5x2 stride 2x2\n  activate",
+            "layer 1",
+            "pooling",
+        ),
+        (
+            "  residual t2 shift 4\n",
+            "",
+            "layer 1 (second)",
+            "no layer reads its tensor",
+        ),
+        (
+            "  activate truncate 9 frac 6\n  kinds relu*8",
+            "  output frac 6",
+            "layer 1",
+            "not the last",
+        ),
+        (
+            "  output frac 12",
+            "  activate truncate 0 frac 6\n  kinds relu*2",
+            "layer 3",
+            "not an output",
+        ),
+        (
+            "truncate 9 frac 6",
+            "truncate 9 frac 49",
+            "layer 1",
+            "fractional",
+        ),
+        ("frac 12", "frac 59", "layer 3", "fractional"),
+    ];
+    for (from, to, place, problem) in cases {
+        assert!(CIRCUIT.contains(from), "{from}");
+        let circuit = parse_circuit(&CIRCUIT.replacen(from, to, 1)).unwrap();
+        let faults = super::circuit(circuit).unwrap_err();
+        assert!(
+            faults
+                .iter()
+                .any(|f| f.place.contains(place) && f.problem.contains(problem)),
+            "{from} -> {to}: {faults:?}"
+        );
+    }
+}
+
+#[test]
+fn all_faults_are_listed_not_only_the_first() {
+    let text = CIRCUIT
+        .replace("mean 0.5", "mean nan")
+        .replace("relu*16", "relu*15")
+        .replace("bits 9", "bits 0");
+    let faults = super::circuit(parse_circuit(&text).unwrap()).unwrap_err();
+    assert_eq!(faults.len(), 3, "{faults:?}");
+    let mut empty = parse_circuit(CIRCUIT).unwrap();
+    empty.layers.clear();
+    assert_eq!(super::circuit(empty).unwrap_err().len(), 2);
+}
+
+#[test]
+fn each_fault_of_weights_is_found_and_hides_the_values() {
+    let circuit = super::circuit(parse_circuit(CIRCUIT).unwrap()).unwrap();
+    let faults = |change: fn(&mut Weights)| {
+        let mut weights = weights();
+        change(&mut weights);
+        let faults = super::weights(&circuit, &weights);
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        faults[0].to_string()
+    };
+    assert!(faults(|w| drop(w.layers.pop())).contains("expected 4 layers, got 3"));
+    assert!(faults(|w| w.layers[2].kernels.push(vec![])).contains("kernels"));
+    assert!(faults(|w| w.layers[1].kernels[0].push(0)).contains("expected 4 weights"));
+    let large = faults(|w| w.layers[1].kernels[0][0] = -128);
+    assert!(large.contains("2^7") && !large.contains("128"), "{large}");
+    assert!(faults(|w| w.layers[1].bias[0] = 1 << 23).contains("bias"));
+    assert!(faults(|w| w.layers[1].bias.clear()).contains("expected 2 biases"));
+    assert!(faults(|w| w.layers[0].polynomials.truncate(1)).contains("polynomials"));
+    assert!(faults(|w| w.layers[0].polynomials[0].a = i64::MIN).contains("2^58"));
+}
+
+const GRAPH: &str = r#"graph "tiny"
+mean 0.5
+std 0.25
+node "input" input 1x4x4
+node "conv" conv %0 out 2 kernel 3x3 stride 1x1 pad 1,1,1,1 bias
+node "norm" norm %1 eps 0.00001
+node "act" act %2 kinds relu*16 identity*8 polynomial*8
+node "add" add %3 %1
+node "pool" pool %4 kernel 2x2 stride 2x2
+node "flat" flatten %5
+node "fc" dense %6 out 2 bias
+"#;
+
+#[test]
+fn each_fault_of_a_graph_is_found_and_named() {
+    use crate::graph::{Node, NodeId, Op};
+    let sound = parse_graph(GRAPH).unwrap();
+    assert_eq!(super::graph(&sound), []);
+    let found = |change: fn(&mut Vec<Node>), place: &str, problem: &str| {
+        let mut graph = sound.clone();
+        change(&mut graph.nodes);
+        let faults = super::graph(&graph);
+        assert!(
+            faults
+                .iter()
+                .any(|f| f.place.contains(place) && f.problem.contains(problem)),
+            "{place}, {problem}: {faults:?}"
+        );
+    };
+    found(|n| n.clear(), "graph", "no nodes");
+    found(|n| n[2].name = "conv".into(), "node 2 (conv)", "unique");
+    found(
+        |n| n[1].inputs[0] = NodeId(5),
+        "node 1",
+        "does not come before",
+    );
+    found(
+        |n| n[4].inputs.truncate(1),
+        "node 4 (add)",
+        "reads 2 nodes, not 1",
+    );
+    found(|n| n[4].inputs[1] = NodeId(0), "node 4 (add)", "adds");
+    found(
+        |n| n[7].inputs[0] = NodeId(5),
+        "node 6 (flat)",
+        "no node reads it",
+    );
+    found(|n| n[7].inputs[0] = NodeId(5), "node 7 (fc)", "flattened");
+    found(|n| n.truncate(6), "node 5 (pool)", "is the output");
+    found(|n| n.swap(0, 1), "node 1", "only it, is the input");
+    fn edit(nodes: &mut [Node], at: usize, value: f32, length: usize) {
+        let list = match &mut nodes[at].op {
+            Op::Conv2d { weight, .. } | Op::Dense { weight, .. } => weight,
+            Op::BatchNorm(norm) => &mut norm.var,
+            other => panic!("no list in {other:?}"),
+        };
+        list[0] = value;
+        list.truncate(length);
+    }
+    found(|n| edit(n, 1, f32::NAN, 18), "node 1 (conv)", "not finite");
+    found(
+        |n| edit(n, 1, 0.0, 17),
+        "node 1 (conv)",
+        "expected 18 weights, got 17",
+    );
+    found(
+        |n| edit(n, 7, 0.0, 15),
+        "node 7 (fc)",
+        "expected 16 weights, got 15",
+    );
+    found(|n| edit(n, 2, -1.0, 2), "node 2 (norm)", "variance");
+    found(
+        |n| edit(n, 2, 1.0, 1),
+        "node 2 (norm)",
+        "expected 2 variances, got 1",
+    );
+    fn activation(nodes: &mut [Node], kinds: usize, triples: usize) {
+        let Op::Activation {
+            kinds: k,
+            coefficients,
+        } = &mut nodes[3].op
+        else {
+            panic!("node 3 is the activation");
+        };
+        k.truncate(kinds);
+        coefficients.truncate(triples);
+    }
+    found(
+        |n| activation(n, 31, 2),
+        "node 3 (act)",
+        "expected 32 kinds, got 31",
+    );
+    found(
+        |n| activation(n, 32, 1),
+        "node 3 (act)",
+        "coefficient triples",
+    );
+
+    let mut graph = sound.clone();
+    graph.mean.clear();
+    graph.std[0] = -1.0;
+    graph.classes = vec!["one".into()];
+    assert_eq!(super::graph(&graph).len(), 3);
+}
