@@ -32,93 +32,73 @@ pub enum Rest {
 
 /// ResNet-10 (one basic block per stage, widths 64 to 512).
 pub fn resnet10(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
-    basic(
-        "resnet10",
-        size,
-        classes,
-        &[64, 128, 256, 512],
-        [1; 4].as_slice(),
-        policy,
-        seed,
-    )
+    let stages = BasicStages {
+        widths: &[64, 128, 256, 512],
+        blocks: &[1, 1, 1, 1],
+    };
+    stages.graph("resnet10", size, classes, policy, seed)
 }
 
 /// ResNet-18 (two basic blocks per stage); 557,056 activations at 32 pixels.
 pub fn resnet18(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
-    basic(
-        "resnet18",
-        size,
-        classes,
-        &[64, 128, 256, 512],
-        &[2, 2, 2, 2],
-        policy,
-        seed,
-    )
+    let stages = BasicStages {
+        widths: &[64, 128, 256, 512],
+        blocks: &[2, 2, 2, 2],
+    };
+    stages.graph("resnet18", size, classes, policy, seed)
 }
 
 /// ResNet-34.
 pub fn resnet34(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
-    basic(
-        "resnet34",
-        size,
-        classes,
-        &[64, 128, 256, 512],
-        &[3, 4, 6, 3],
-        policy,
-        seed,
-    )
+    let stages = BasicStages {
+        widths: &[64, 128, 256, 512],
+        blocks: &[3, 4, 6, 3],
+    };
+    stages.graph("resnet34", size, classes, policy, seed)
 }
 
 /// ResNet-20 for CIFAR (three stages of widths 16, 32, 64).
 pub fn resnet20(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
-    basic(
-        "resnet20",
-        size,
-        classes,
-        &[16, 32, 64],
-        &[3, 3, 3],
-        policy,
-        seed,
-    )
+    let stages = BasicStages {
+        widths: &[16, 32, 64],
+        blocks: &[3, 3, 3],
+    };
+    stages.graph("resnet20", size, classes, policy, seed)
 }
 
 /// ResNet-32 for CIFAR; 303,104 activations at 32 pixels.
 pub fn resnet32(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
-    basic(
-        "resnet32",
-        size,
-        classes,
-        &[16, 32, 64],
-        &[5, 5, 5],
-        policy,
-        seed,
-    )
+    let stages = BasicStages {
+        widths: &[16, 32, 64],
+        blocks: &[5, 5, 5],
+    };
+    stages.graph("resnet32", size, classes, policy, seed)
 }
 
-fn basic(
-    name: &str,
-    size: u32,
-    classes: u32,
-    widths: &[u32],
-    blocks: &[u32],
-    policy: Policy,
-    seed: u64,
-) -> Graph {
-    let mut net = Builder::new(name, Shape::new(3, size, size), seed);
-    let mut x = net.conv_norm("stem", NodeId(0), widths[0], 3, 1);
-    x = net.relu("stem.act", x);
-    for (stage, (&width, &count)) in widths.iter().zip(blocks).enumerate() {
-        for block in 0..count {
-            let stride = if stage > 0 && block == 0 { 2 } else { 1 };
-            let at = format!("stage{}.{block}", stage + 1);
-            let mut y = net.conv_norm(&format!("{at}.a"), x, width, 3, stride);
-            y = net.relu(&format!("{at}.a.act"), y);
-            y = net.conv_norm(&format!("{at}.b"), y, width, 3, 1);
-            x = net.shortcut(&at, x, y, stride);
-            x = net.relu(&format!("{at}.act"), x);
+/// Stages of a residual network of basic blocks: two 3x3 convolutions each.
+struct BasicStages {
+    widths: &'static [u32],
+    blocks: &'static [u32],
+}
+
+impl BasicStages {
+    fn graph(&self, name: &str, size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
+        let mut net = Builder::new(name, Shape::new(3, size, size), seed);
+        let mut x = net.conv_norm("stem", NodeId(0), self.widths[0], 3, 1);
+        x = net.relu("stem.act", x);
+        for (stage, (&width, &count)) in self.widths.iter().zip(self.blocks).enumerate() {
+            for block in 0..count {
+                let stride = if stage > 0 && block == 0 { 2 } else { 1 };
+                let at = format!("stage{}.{block}", stage + 1);
+                let mut y = net.conv_norm(&format!("{at}.a"), x, width, 3, stride);
+                y = net.relu(&format!("{at}.a.act"), y);
+                y = net.conv_norm(&format!("{at}.b"), y, width, 3, 1);
+                x = net.shortcut(&at, x, y, stride);
+                x = net.relu(&format!("{at}.act"), x);
+            }
         }
+        net.classifier(x, classes, policy)
     }
-    net.classifier(x, classes, policy)
 }
 
 /// ResNet-50 (bottleneck blocks; the stride is at the 3x3 convolution).
@@ -149,15 +129,7 @@ pub fn resnet50(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
 /// activations at 32 pixels, and 32,768 in the layer before its pool.
 pub fn wrn22_8(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
     let mut net = Builder::new("wrn22-8", Shape::new(3, size, size), seed);
-    let mut x = net.conv(
-        "stem",
-        NodeId(0),
-        16,
-        (3, 3),
-        (1, 1),
-        Padding::same(1),
-        false,
-    );
+    let mut x = net.conv("stem", NodeId(0), ConvShape::same(16, 3, 1));
     for (stage, width) in [128, 256, 512].into_iter().enumerate() {
         for block in 0..3 {
             let stride = if stage > 0 && block == 0 { 2 } else { 1 };
@@ -166,20 +138,17 @@ pub fn wrn22_8(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
             y = net.relu(&format!("{at}.a.act"), y);
             // A block that changes the shape takes its shortcut after the first activation.
             let shortcut = match block {
-                0 => {
-                    let name = format!("{at}.shortcut");
-                    let strides = (stride, stride);
-                    net.conv(&name, y, width, (1, 1), strides, Padding::default(), false)
-                }
+                0 => net.conv(
+                    &format!("{at}.shortcut"),
+                    y,
+                    ConvShape::same(width, 1, stride),
+                ),
                 _ => x,
             };
-            let strides = (stride, stride);
-            let a = format!("{at}.a");
-            y = net.conv(&a, y, width, (3, 3), strides, Padding::same(1), false);
+            y = net.conv(&format!("{at}.a"), y, ConvShape::same(width, 3, stride));
             y = net.norm(&format!("{at}.b.norm"), y);
             y = net.relu(&format!("{at}.b.act"), y);
-            let b = format!("{at}.b");
-            y = net.conv(&b, y, width, (3, 3), (1, 1), Padding::same(1), false);
+            y = net.conv(&format!("{at}.b"), y, ConvShape::same(width, 3, 1));
             x = net.add(&format!("{at}.add"), y, shortcut);
         }
     }
@@ -195,15 +164,14 @@ pub fn wrn22_8(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
 /// A norm stands before the pool, which is the same: averages commute with a scale and a shift.
 pub fn lean9(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
     let mut net = Builder::new("lean9", Shape::new(3, size, size), seed);
-    let mut x = net.conv(
-        "whiten",
-        NodeId(0),
-        24,
-        (2, 2),
-        (1, 1),
-        Padding::default(),
-        true,
-    );
+    let whiten = ConvShape {
+        out_channels: 24,
+        kernel: (2, 2),
+        stride: (1, 1),
+        padding: Padding::default(),
+        bias: true,
+    };
+    let mut x = net.conv("whiten", NodeId(0), whiten);
     x = net.relu("whiten.act", x);
     for (group, width) in [64, 256, 256].into_iter().enumerate() {
         let at = format!("group{}", group + 1);
@@ -214,6 +182,34 @@ pub fn lean9(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
         x = net.relu(&format!("{at}.b.act"), x);
     }
     net.classifier(x, classes, policy)
+}
+
+/// Shape of a convolution that a [`Builder`] adds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvShape {
+    /// Channels of the result.
+    pub out_channels: u32,
+    /// Rows and columns of the kernel.
+    pub kernel: (u32, u32),
+    /// Vertical and horizontal stride.
+    pub stride: (u32, u32),
+    /// Zeros around the input.
+    pub padding: Padding,
+    /// Whether there are biases.
+    pub bias: bool,
+}
+
+impl ConvShape {
+    /// A square kernel without biases, padded so that the size is kept (divided by the stride).
+    pub fn same(out_channels: u32, kernel: u32, stride: u32) -> Self {
+        ConvShape {
+            out_channels,
+            kernel: (kernel, kernel),
+            stride: (stride, stride),
+            padding: Padding::same(kernel / 2),
+            bias: false,
+        }
+    }
 }
 
 /// Builds a graph node by node; knows each node's shape.
@@ -274,20 +270,18 @@ impl Builder {
     }
 
     /// A convolution with normal weights of variance `2 / (in * kernel_h * kernel_w)`, biases zero.
-    pub fn conv(
-        &mut self,
-        name: &str,
-        from: NodeId,
-        out_channels: u32,
-        kernel: (u32, u32),
-        stride: (u32, u32),
-        padding: Padding,
-        with_bias: bool,
-    ) -> NodeId {
+    pub fn conv(&mut self, name: &str, from: NodeId, shape: ConvShape) -> NodeId {
+        let ConvShape {
+            out_channels,
+            kernel,
+            stride,
+            padding,
+            bias,
+        } = shape;
         let taps = self.shape(from).c * kernel.0 * kernel.1;
         let op = Op::Conv2d {
             weight: self.he_normal(out_channels, taps),
-            bias: vec![0.0; if with_bias { out_channels as usize } else { 0 }],
+            bias: vec![0.0; if bias { out_channels as usize } else { 0 }],
             out_channels,
             kernel,
             stride,
@@ -305,9 +299,7 @@ impl Builder {
         kernel: u32,
         stride: u32,
     ) -> NodeId {
-        let (kernels, strides) = ((kernel, kernel), (stride, stride));
-        let padding = Padding::same(kernel / 2);
-        let conv = self.conv(name, from, out_channels, kernels, strides, padding, false);
+        let conv = self.conv(name, from, ConvShape::same(out_channels, kernel, stride));
         self.norm(&format!("{name}.norm"), conv)
     }
 

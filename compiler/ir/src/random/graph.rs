@@ -1,7 +1,7 @@
 //! Random float graphs that a compiler can lower.
 
 use super::Draw;
-use crate::builders::Builder;
+use crate::builders::{Builder, ConvShape};
 use crate::graph::{ActivationKind, Graph, NodeId, Op};
 use crate::shape::{Padding, Shape};
 
@@ -88,8 +88,14 @@ fn block(
         right: draw.size(0, kernel.1 - 1),
     };
     let out = draw.size(1, options.channels);
-    let with_bias = draw.one_in(2);
-    let mut x = builder.conv(&name("conv"), from, out, kernel, stride, padding, with_bias);
+    let conv = ConvShape {
+        out_channels: out,
+        kernel,
+        stride,
+        padding,
+        bias: draw.one_in(2),
+    };
+    let mut x = builder.conv(&name("conv"), from, conv);
     if draw.one_in(2) {
         x = builder.norm(&name("norm"), x);
     }
@@ -102,15 +108,11 @@ fn block(
         let other = *draw.pick(&same);
         x = builder.add(&name("add"), x, other);
     } else if builder.shape(x) == shape_after(shape, stride, out) && draw.one_in(2) {
-        let shortcut = builder.conv(
-            &name("shortcut"),
-            from,
-            out,
-            (1, 1),
+        let conv = ConvShape {
             stride,
-            Padding::default(),
-            false,
-        );
+            ..ConvShape::same(out, 1, 1)
+        };
+        let shortcut = builder.conv(&name("shortcut"), from, conv);
         x = builder.add(&name("add"), shortcut, x);
     }
     let side = builder.shape(x).h.min(builder.shape(x).w);
