@@ -91,7 +91,7 @@ pub fn compare(
 
 impl Comparison {
     /// # Errors
-    /// A difference beyond [`TOLERANCE`], or one that is no number, naming the parameter.
+    /// A difference beyond [`TOLERANCE`], or one that is NaN, naming the parameter.
     pub fn check(&self) -> Result<()> {
         for (name, off) in &self.gradients {
             ensure!(

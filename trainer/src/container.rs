@@ -1,4 +1,4 @@
-//! The frame of our binary files: a magic of eight bytes, the length of a JSON header (u64, little
+//! The frame of the binary files: a magic of eight bytes, the length of a JSON header (u64, little
 //! endian), the header, and a body that the header describes.
 
 use std::io::{Read, Write};
@@ -36,7 +36,8 @@ pub(crate) fn read_header<T: for<'a> Deserialize<'a>>(
     let mut header = vec![0; length as usize];
     file.read_exact(&mut header)
         .context("it ends in its header")?;
-    let header = serde_json::from_slice(&header).context("its header is no JSON of ours")?;
+    let header =
+        serde_json::from_slice(&header).context("its header is not the JSON of such a file")?;
     Ok((header, 16 + length))
 }
 

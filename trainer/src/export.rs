@@ -1,6 +1,6 @@
 //! From a trained run to the compiler's float graph, with proof that both compute the same.
 //!
-//! Whatever stood at an activation site becomes ReLUs, identities and quadratics per channel: norms
+//! Every function of an activation site becomes ReLUs, identities and quadratics per channel: norms
 //! before a square and Hermite norms fold into coefficients, a quartic becomes three quadratics,
 //! the kernel of a convolution a quadratic behind it.
 

@@ -105,7 +105,7 @@ pub trait Operations: Backend {
     }
 }
 
-/// The backward halves, which autodiff calls and nobody differentiates again.
+/// The backward halves, which autodiff calls. There are no second derivatives.
 trait Adjoints: Operations {
     /// Gradient of [`conv2d`] by its input.
     fn conv_by_input(

@@ -75,7 +75,7 @@ impl Log {
     }
 }
 
-/// The part of an epoch's line that plots read. Whatever a log lacks is absent or empty.
+/// The part of an epoch's line that plots read. What a log lacks is absent or empty.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Epoch {

@@ -86,7 +86,10 @@ fn main() -> Result<()> {
 /// Every operation makes tensors of megabytes and drops them. The system's allocator would give
 /// their pages back each time, and a fifth of an epoch would be spent on getting zeroed ones again
 /// (measured: 400 to 500 images/s).
-#[allow(unsafe_code)]
+#[allow(
+    unsafe_code,
+    reason = "the allocator takes its settings through a C function alone"
+)]
 fn keep_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: both are plain settings of the allocator; there is no other thread yet.

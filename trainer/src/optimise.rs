@@ -145,7 +145,7 @@ impl Optimiser {
             loss: seen[0],
             norm: seen[1].sqrt(),
         };
-        // Nothing has moved yet: whoever catches the error has the parameters before the step.
+        // Nothing has moved yet: a caller that gets the error has the parameters before the step.
         if !report.loss.is_finite() {
             return Err(NotFinite::Loss(report.loss));
         }

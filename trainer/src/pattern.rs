@@ -1,7 +1,7 @@
 //! Patterns of names of sites, convolutions and parameters.
 
-/// Tests that `name` as a whole fits `pattern`, in which each `*` stands for any characters, none
-/// included.
+/// Returns true if the whole of `name` matches `pattern`, in which each `*` stands for any number
+/// of characters, none included.
 pub fn fits(pattern: &str, name: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();

@@ -53,7 +53,7 @@ impl Axis {
 pub struct Series {
     /// Name in the legend.
     pub name: String,
-    /// Points; those that cannot be drawn (no number, or not above 0 on a logarithmic axis) break
+    /// Points; those that cannot be drawn (not finite, or not above 0 on a logarithmic axis) break
     /// the line.
     pub points: Vec<(f64, f64)>,
     /// Form of the points.

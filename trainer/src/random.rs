@@ -17,7 +17,7 @@ pub(crate) enum RunStream {
     TeacherBeside = u64::MAX,
 }
 
-/// A purpose that a run draws for anew in each epoch.
+/// A purpose that a run draws for in each epoch.
 #[derive(Clone, Copy, Debug)]
 #[repr(u64)]
 pub(crate) enum EpochStream {
@@ -25,7 +25,7 @@ pub(crate) enum EpochStream {
     Batches = 0,
     /// Images on which quadratics are fitted to ReLU.
     Fits = 1,
-    /// Images on which the running statistics are measured anew.
+    /// Images on which the running statistics are measured again.
     Statistics = 2,
     /// Images of the first statistics of what stands newly at a site.
     FirstStatistics = 3,
@@ -61,7 +61,8 @@ impl EpochStream {
     }
 }
 
-fn stream(seed: u64, number: u64) -> ChaCha8Rng {
+/// Generator of a stream of a seed.
+pub(crate) fn stream(seed: u64, number: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(number);
     rng

@@ -41,7 +41,7 @@ pub enum Shape {
         /// Share of the stage.
         peak: f32,
     },
-    /// The rate is multiplied by `factor` after every so many epochs.
+    /// The rate is multiplied by `factor` after each `every` epochs.
     Step {
         /// Epochs between falls.
         every: usize,

@@ -40,7 +40,7 @@ pub fn download_all(tensors: &Tensors) -> BTreeMap<String, Vec<f32>> {
         .collect()
 }
 
-/// The largest magnitude of a tensor; infinite if an element is no number.
+/// The largest magnitude of a tensor; infinite if an element is NaN.
 pub fn largest<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
     let none = tensor.clone().is_nan();
     tensor.abs().mask_fill(none, f32::INFINITY).max()

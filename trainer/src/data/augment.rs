@@ -2,12 +2,12 @@
 //! it.
 
 use anyhow::{Result, ensure};
-use rand_chacha::ChaCha8Rng;
-use rand_core::{RngCore, SeedableRng};
+use rand_core::RngCore;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{Dataset, Normalisation};
+use crate::random;
 
 /// Random changes to training images. A key that a file lacks is that of
 /// [`Augmentation::default`], whatever else it sets.
@@ -66,8 +66,7 @@ impl Augmentation {
         );
         (0..count)
             .map(|position| {
-                let mut rng = ChaCha8Rng::seed_from_u64(seed);
-                rng.set_stream(position as u64);
+                let mut rng = random::stream(seed, position as u64);
                 let mut draw = |bound: usize| (rng.next_u32() as usize) % bound;
                 let across = draw(2 * self.shift + 1);
                 let down = draw(2 * self.shift + 1);

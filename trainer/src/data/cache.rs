@@ -2,7 +2,7 @@
 //!
 //! A file is: the magic `PICACHE1`, the length of a JSON header (u64, little endian), the header,
 //! the labels (u16, little endian), the planes. The header says which files it was made of, and
-//! how; a cache made of others is made anew, a damaged one is an error.
+//! how. A cache of other files is replaced; a damaged one is an error.
 
 use std::fs;
 use std::io::{BufReader, Read};
@@ -59,7 +59,7 @@ pub(super) fn read_or_make(
     if path.exists() {
         let kept = read(path, key).with_context(|| {
             format!(
-                "the cache {0} is damaged: delete it, and it is made anew",
+                "the cache {0} is damaged: delete it, and the next start makes a new one",
                 path.display()
             )
         })?;

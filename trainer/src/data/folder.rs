@@ -8,12 +8,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use rand_chacha::ChaCha8Rng;
-use rand_core::SeedableRng;
 use rayon::prelude::*;
 
 use super::decode::{Decoder, Fit, ImageFile, Raw};
 use super::{DataConfig, Dataset, Part, Reader, files, interleaved, permutation};
+use crate::random;
 
 /// A folder of class folders.
 pub(super) struct Folder {
@@ -115,8 +114,7 @@ impl Folder {
                     "class {class} has {count} images, too few to train on with \
                      data.test_share = {share}"
                 );
-                let mut rng = ChaCha8Rng::seed_from_u64(seed);
-                rng.set_stream(stream);
+                let mut rng = random::stream(seed, stream);
                 let mut chosen = permutation(count, &mut rng);
                 match part {
                     Part::Test => chosen.truncate(tests),

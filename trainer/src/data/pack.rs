@@ -90,9 +90,9 @@ impl Packed {
 
 /// Writes the set of a configuration to `path`; `data.path` may name that file afterwards.
 ///
-/// With `data.limit` the first so many training images are kept and the held-out ones, the last
-/// `data.holdout`. With `quality`, 1 to 100, images that are not JPEG yet, or are of another size
-/// than `data.size`, become JPEG of it, which changes them.
+/// With `data.limit` only that many training images, the first ones, are kept, and the held-out
+/// ones, which are the last `data.holdout`. With `quality`, 1 to 100, images that are not JPEG yet,
+/// or are of another size than `data.size`, become JPEG of it, which changes them.
 ///
 /// # Errors
 /// A set that cannot be read, or drawn images, which need no file; a quality out of range; the file

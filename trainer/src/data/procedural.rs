@@ -14,11 +14,12 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use rand_chacha::ChaCha8Rng;
-use rand_core::{RngCore, SeedableRng};
+use rand_core::RngCore;
 use rayon::prelude::*;
 
 use super::decode::Raw;
 use super::{DataConfig, Dataset, Part, Reader};
+use crate::random;
 
 const CLASSES: [&str; 10] = [
     "disc", "ring", "square", "frame", "triangle", "cross", "bar", "star", "crescent", "pair",
@@ -75,8 +76,7 @@ impl Reader for Procedural {
             .par_chunks_mut(bytes)
             .enumerate()
             .for_each(|(index, planes)| {
-                let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-                rng.set_stream(first + index as u64);
+                let rng = random::stream(self.seed, first + index as u64);
                 draw(&mut Draws(rng), index % CLASSES.len(), self.shape, planes);
             });
         Ok(Raw::Planes(set))

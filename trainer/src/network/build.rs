@@ -26,7 +26,8 @@ enum Block {
 }
 
 impl Network {
-    /// Builds the nodes for images of shape `input` (`[channels, side, side]`) and so many classes.
+    /// Builds the nodes for images of shape `input` (`[channels, side, side]`) in `classes`
+    /// classes.
     ///
     /// # Errors
     /// A size of zero, an even kernel, more strides than the image has room for, or a rule that

@@ -121,8 +121,8 @@ impl Network {
             let mut inputs: Vec<Tensor<4>> = Vec::with_capacity(2);
             for i in &node.inputs {
                 uses[*i] -= 1;
-                // What nobody reads any more is given up, so that a wide network does not keep all
-                // its maps.
+                // A map is dropped after its last reader, so that a wide network does not keep all
+                // of them.
                 let value = if uses[*i] == 0 {
                     values[*i].take()
                 } else {

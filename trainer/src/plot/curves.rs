@@ -136,8 +136,7 @@ fn by_site(
 }
 
 /// The escape curve: largest magnitude at each activation after the last epoch of each run, over
-/// depth; none if no log has it. Values that are no number any more, infinity among them, break a
-/// line.
+/// depth; none if no log has it. Values that are not finite break a line.
 pub fn escape_over_depth(runs: &[History]) -> Option<Chart> {
     over_depth(
         runs,

@@ -93,7 +93,7 @@ impl State {
         match function {
             SiteFunction::Masked => {}
             SiteFunction::Quartic => {
-                // Overwritten by whoever puts it in.
+                // A start near the identity; `replace` puts the drop-in's own coefficients here.
                 let rows = constant_rows(channels, &[-1e-4, 0.0, 0.0, 1.0, 0.0]);
                 self.put_parameter(&Parameter::Quartic.of(site), rows);
             }
