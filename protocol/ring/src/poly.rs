@@ -206,7 +206,7 @@ impl RnsPoly {
     }
 
     /// The polynomial over the first `limbs` primes only.
-    pub fn truncated(&self, limbs: usize) -> Self {
+    fn truncated(&self, limbs: usize) -> Self {
         let mut poly = Self::unspecified(self.n, limbs, self.domain);
         poly.data.copy_from_slice(&self.data[..limbs * self.n]);
         poly

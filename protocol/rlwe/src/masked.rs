@@ -103,11 +103,6 @@ impl MaskedCiphertext {
         let c1 = (0..N).map(|_| reader.read_wide(ANSWER_BITS)).collect();
         Ok(Self { c0, c1 })
     }
-
-    /// The number of useful coefficients.
-    pub fn useful_count(&self) -> usize {
-        self.c0.len()
-    }
 }
 
 impl std::fmt::Debug for MaskedCiphertext {

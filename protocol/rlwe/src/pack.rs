@@ -55,16 +55,6 @@ impl Packed {
             c1,
         }
     }
-
-    /// The distance of useful coefficients.
-    pub fn gap(&self) -> usize {
-        self.gap
-    }
-
-    /// The modulus.
-    pub fn modulus(&self) -> CiphertextModulus {
-        self.modulus
-    }
 }
 
 impl std::fmt::Debug for Packed {

@@ -140,8 +140,8 @@ impl std::fmt::Debug for Params {
 }
 
 impl Params {
-    /// The name of the set, for headers and digests.
-    pub const NAME: &'static str = "pianissimo-rlwe-8192-4x46-p60-1";
+    /// The name of the set.
+    const NAME: &'static str = "pianissimo-rlwe-8192-4x46-p60-1";
 
     /// The standard parameter set; see the module's documentation. Tables are built once per
     /// process.

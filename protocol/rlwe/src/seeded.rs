@@ -75,11 +75,6 @@ impl SeededLayout {
         }
     }
 
-    /// The classes.
-    pub fn classes(&self) -> &[CoefficientClass] {
-        &self.classes
-    }
-
     /// The number of forced coefficients.
     pub fn forced_count(&self) -> usize {
         self.forced

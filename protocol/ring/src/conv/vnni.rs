@@ -8,9 +8,9 @@
 //! # Layout
 //! A *column* is one limb of one output position, a *tile* eight positions: 64 columns in four
 //! vectors. The sum runs over *groups* of four taps. Inputs are first copied into planes with their
-//! padding, one plane for each remainder of row and column modulo the stride, so that a tap of neighbouring
-//! positions is neighbouring memory. Eight positions of four taps are then 256 bytes, which byte
-//! and word interleaving turns into the four vectors of a group:
+//! padding, one plane for each remainder of row and column modulo the stride, so that a tap of
+//! neighbouring positions is neighbouring memory. Eight positions of four taps are then 256 bytes,
+//! which byte and word interleaving turns into the four vectors of a group:
 //!
 //! | vector | positions | limbs, one to a 32-bit lane |
 //! | --- | --- | --- |

@@ -9,9 +9,9 @@
 //! on blocks of 64 coefficients that are transposed for it. Once blocks fit the first-level cache,
 //! all layers of a block are done before the next one.
 //!
-//! A word holds its value modulo 2^52, and its upper twelve bits are arbitrary: the multiplier reads
-//! 52 bits only, and additions carry only upwards. The upper bits are cleared where a value is
-//! reduced. All bounds are bounds on the values.
+//! A word holds its value modulo 2^52, and its upper twelve bits are arbitrary: the multiplier
+//! reads 52 bits only, and additions carry only upwards. The upper bits are cleared where a value
+//! is reduced. All bounds are bounds on the values.
 
 use super::{Ntt, NttPrime, reverse_bits};
 use crate::{Modulus, Modulus46, kernels};
