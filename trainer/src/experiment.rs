@@ -13,7 +13,7 @@ use crate::data::Data;
 use crate::log::{LOG_NAME, Log};
 use crate::run::{EpochReport, Run, checkpoint_path};
 
-/// How a call of [`train`] ended.
+/// End of a call of [`train`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// All stages are done.

@@ -1,5 +1,5 @@
-//! What a stage does beside training: one file per method, each with its configuration, its checks
-//! and what it does in the course of a stage.
+//! Methods, which say what a stage does beside training: one file each, with the method's
+//! configuration, its checks and its part in the course of a stage.
 //!
 //! | method | file | source |
 //! | --- | --- | --- |
@@ -41,7 +41,7 @@ pub use snl::Snl;
 use crate::config::{StageConfig, Teacher};
 use crate::network::{Counts, Network, Pass, Replacement, State};
 
-/// What a stage does beside training.
+/// Method of a stage: its work beside training.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
@@ -72,7 +72,7 @@ impl Method {
         *self == Method::Plain
     }
 
-    /// What a run asks the method.
+    /// The method as a run sees it.
     pub(crate) fn hooks(&self) -> &dyn Hooks {
         match self {
             Method::Plain => &plain::Plain,
@@ -92,6 +92,7 @@ pub(crate) trait Hooks {
     fn name(&self) -> &'static str;
 
     /// Checks the method's own keys, and those of the stage that it has a say in.
+    /// `polynomial_kernels` is true if the network has polynomials at convolutions.
     ///
     /// # Errors
     /// A number out of range, or keys that do not go together.
@@ -148,7 +149,7 @@ pub(crate) trait Hooks {
         Ok(())
     }
 
-    /// What the epoch under way trains.
+    /// Phase of the epoch under way.
     fn phase(&self, at: &Position<'_>) -> Phase {
         Phase::whole(at.done, at.epochs)
     }
@@ -232,7 +233,7 @@ impl Phase {
     }
 }
 
-/// What a method did after an epoch.
+/// Outcome of a method's work after an epoch.
 #[derive(Default)]
 pub(crate) struct AfterEpoch {
     /// For the log.

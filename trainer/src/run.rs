@@ -107,7 +107,7 @@ impl Run {
         self.meta.config.stages.get(self.meta.stage)
     }
 
-    /// What the stage's method works on.
+    /// The run as its stage's method sees it.
     fn context<'a>(&'a mut self, stage: &'a StageConfig, data: &'a Data) -> Context<'a> {
         Context {
             network: &self.network,

@@ -41,7 +41,7 @@ fn folder(experiments: &[(&str, &str)]) -> tempfile::TempDir {
     folder
 }
 
-/// Whether the command succeeded, and what it said on stderr.
+/// Runs the program; returns true if it succeeded, and its text on stderr.
 fn pi_train(folder: &Path, arguments: &str) -> (bool, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pi-train"));
     let output = command

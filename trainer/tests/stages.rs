@@ -1,5 +1,5 @@
-//! How stages begin and end: what is fitted, frozen, averaged and carried on, and what may change
-//! on the way.
+//! Beginning and end of stages: what is fitted, frozen, averaged and carried on, and what may
+//! change on the way.
 
 mod common;
 

@@ -18,7 +18,7 @@ pub(crate) const MAX_EPOCHS: usize = 1_000_000;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StageConfig {
-    /// What the stage does beside training.
+    /// Work beside training.
     #[serde(default)]
     pub method: Method,
     /// Passes over the training images, or the most of them where the method ends by itself. QuaIL

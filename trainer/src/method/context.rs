@@ -22,7 +22,7 @@ const STATISTICS_BATCHES: usize = 50;
 pub(crate) struct Context<'a> {
     /// The network.
     pub(crate) network: &'a Network,
-    /// Its parameters, statistics and masks.
+    /// Parameters, statistics and masks of the network.
     pub(crate) state: &'a mut State,
     /// Penalty and last count of the selection under way.
     pub(crate) pressure: &'a mut Option<Pressure>,

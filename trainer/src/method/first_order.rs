@@ -77,8 +77,10 @@ impl Ranking<'_> {
             };
             let channels = poly.as_ref().map_or(1, |poly| poly.len() / 3);
             let plane = positions / channels;
+            // Rows of the gradient are those of the coefficients: of relu(z), z^2, z and 1.
             let by = |what: usize, e: usize| f64::from(gradient[what * positions + e]);
             for (e, total) in squares.iter_mut().enumerate() {
+                // The identity is the quadratic 0 z^2 + 1 z + 0.
                 let q = |i: usize| match &poly {
                     Some(poly) => f64::from(poly[i * channels + e / plane]),
                     None => f64::from(u8::from(i == 1)),

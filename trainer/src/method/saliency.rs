@@ -112,7 +112,7 @@ impl Saliency {
         Ok(())
     }
 
-    /// What a dropped position of a site becomes.
+    /// Function that a dropped position of a site gets.
     fn removed(&self, site: &str) -> Removed {
         let named = self.polynomial_sites.iter().any(|p| fits(p, site));
         match self.from == Cut::Relu && named {

@@ -75,7 +75,7 @@ pub struct Begun {
     train_seconds: f64,
     /// Seconds in all.
     seconds: f64,
-    /// What a selection or a descent removed, for the log.
+    /// Report of the method, for the log.
     removal: Option<serde_json::Value>,
 }
 
@@ -206,7 +206,7 @@ impl Run {
         Ok(true)
     }
 
-    /// What the epoch under way trains.
+    /// Phase of the epoch under way.
     fn phase(&self, stage: &StageConfig) -> Phase {
         stage.method.hooks().phase(&Position {
             network: &self.network,
@@ -230,6 +230,8 @@ impl Run {
         let phase = self.phase(stage);
         let mut rng = self.rng(EpochStream::Batches);
         let order = data::permutation(set.len(), &mut rng);
+        // A last batch that is not full is left out, as its statistics would be noisier than all
+        // others; a set smaller than one batch is one batch.
         let steps: Vec<&[usize]> = order
             .chunks(stage.batch)
             .filter(|chunk| chunk.len() == stage.batch.min(set.len()))

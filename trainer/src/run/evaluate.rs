@@ -126,6 +126,7 @@ impl Run {
                     let z = inputs[0].clone();
                     let [n, c, h, w] = z.dims();
                     let z = z.reshape([n, c, h * w]);
+                    // What is no number is neither the smallest nor the largest.
                     let none = z.clone().is_nan();
                     let known = |other: f32| z.clone().mask_fill(none.clone(), other);
                     let low = known(f32::INFINITY).min_dim(2).min_dim(0).reshape([c]);

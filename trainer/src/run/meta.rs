@@ -1,4 +1,4 @@
-//! What a checkpoint says about its run, in JSON.
+//! A run's description, which its checkpoint holds as JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use crate::data::Normalisation;
 use crate::method::Pressure;
 use crate::network::{NetworkConfig, Selection, SiteFunction};
 
-/// What a checkpoint says about its run.
+/// Description of a run, as its checkpoint holds it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Meta {
     /// The configuration.
@@ -86,7 +86,7 @@ impl Meta {
     }
 }
 
-/// What a run knows about its images.
+/// Description of a run's images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Images {
     /// Name of the data set, as results give it.
@@ -116,12 +116,14 @@ impl Images {
     }
 }
 
+/// Description of the optimiser.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct OptimiserMeta {
     pub(super) stage: usize,
     pub(super) parameters: Vec<String>,
 }
 
+/// Description of the teacher.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct TeacherMeta {
     pub(super) who: Teacher,

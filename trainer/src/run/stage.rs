@@ -14,6 +14,12 @@ use crate::pattern::fits;
 use crate::random::EpochStream;
 
 impl Run {
+    /// Begins a stage: its teacher, its replacements, the statistics of what is new, and its
+    /// method's part.
+    ///
+    /// # Errors
+    /// A teacher that cannot teach, a replacement or a pattern that fits nothing, a network that
+    /// the method cannot work on.
     pub(super) fn begin_stage(&mut self, stage: &StageConfig, data: &Data) -> Result<()> {
         if self.meta.stage == 0 && self.meta.config.warm_start.is_none() {
             self.whiten(data);
@@ -136,6 +142,7 @@ impl Run {
         }
     }
 
+    /// Ends a stage: its method's part, then progress moves on to the next stage.
     pub(super) fn end_stage(&mut self, stage: &StageConfig, data: &Data) {
         let method = stage.method.hooks();
         method.end(&mut self.context(stage, data));
