@@ -29,8 +29,9 @@ struct Arguments {
 enum Command {
     /// Train the network of an experiment file.
     Train(TrainArguments),
-    /// Train every experiment of a folder in the order of the file names. Finished runs are
-    /// skipped, interrupted ones continue.
+    /// Train every experiment of a folder, in the order of the file names.
+    ///
+    /// Finished runs are skipped, and interrupted ones continue.
     RunAll(RunAllArguments),
     /// Compare one batch on --device with the CPU: logits, gradients, time.
     Compare(CompareArguments),
