@@ -23,11 +23,10 @@ pub fn image(shape: Shape, seed: u64) -> Vec<u8> {
         .collect();
     let noise = 0.1 * unit();
     let mut pixels = Vec::with_capacity(shape.len());
-    for c in 0..shape.c as usize {
+    for (c, [base, down, across]) in background.into_iter().enumerate() {
         for y in 0..shape.h {
             for x in 0..shape.w {
                 let (y, x) = (f64::from(y), f64::from(x));
-                let [base, down, across] = background[c];
                 let ground = base + down * y / h + across * x / w;
                 let top = shapes.iter().rev().find(|s| s.covers(y, x));
                 let value = top.map_or(ground, |s| s.colour[c]) + noise * (unit() - 0.5);

@@ -23,13 +23,13 @@ pub fn fold(graph: &Graph) -> Result<Graph, Refused> {
         shapes,
     };
     let mut faults = Vec::new();
-    let mut replaced: Vec<Option<NodeId>> = vec![None; graph.nodes.len()];
-    for index in 0..pass.nodes.len() {
-        match pass.fold_node(index) {
-            Ok(folded) if folded => replaced[index] = Some(pass.nodes[index].inputs[0]),
-            Ok(_) => {}
-            Err(message) => faults.push(Fault::new(&graph.nodes[index].name, message)),
-        }
+    let mut replaced: Vec<Option<NodeId>> = Vec::with_capacity(graph.nodes.len());
+    for (index, node) in graph.nodes.iter().enumerate() {
+        let folded = pass.fold_node(index).unwrap_or_else(|message| {
+            faults.push(Fault::new(&node.name, message));
+            false
+        });
+        replaced.push(folded.then(|| pass.nodes[index].inputs[0]));
     }
     let nodes = without(pass.nodes, &replaced);
     Refused::unless_empty(
@@ -77,7 +77,7 @@ struct Fold {
 }
 
 impl Fold {
-    /// Folds one node if it is a batch norm; whether it vanished.
+    /// Folds one node if it is a batch norm; returns whether the node is gone.
     fn fold_node(&mut self, index: usize) -> Result<bool, String> {
         let Op::BatchNorm(norm) = &self.nodes[index].op else {
             return Ok(false);
