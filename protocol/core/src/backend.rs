@@ -221,8 +221,14 @@ fn processor_has(feature: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Every back end of this machine, for the tests of kernels.
+    pub(crate) fn supported() -> impl Iterator<Item = Backend> {
+        let all = Backend::all().into_iter();
+        all.filter(|backend| backend.is_supported())
+    }
 
     const HASWELL: [&str; 4] = ["aes", "ssse3", "avx2", "fma"];
 

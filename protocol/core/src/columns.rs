@@ -23,9 +23,15 @@ pub fn fold(streams: &mut [u8], columns: &mut [u8], stride: usize, used: usize) 
         stride << (columns.len() / stride),
         "a stream for every set of columns"
     );
-    match Backend::get() {
+    fold_on(Backend::get(), streams, columns, stride, used);
+}
+
+/// As [`fold`], whose shapes must hold, on a back end that must be supported.
+#[inline]
+fn fold_on(backend: Backend, streams: &mut [u8], columns: &mut [u8], stride: usize, used: usize) {
+    match backend {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: a chosen back end is supported, so the features of its level are present.
+        // SAFETY: a back end in use is supported, so the features of its level are present.
         Backend::Avx512 => unsafe { avx512::fold(streams, columns, stride, used) },
         _ => fold_portable(streams, columns, stride, used),
     }
@@ -63,9 +69,15 @@ fn fold_once(streams: &mut [u8], count: usize, column: &mut [u8], stride: usize)
 /// If the lengths differ.
 pub fn add_masked(column: &mut [u8], other: &[u8], bit: u8) {
     assert_eq!(column.len(), other.len(), "columns of one length");
-    match Backend::get() {
+    add_masked_on(Backend::get(), column, other, bit);
+}
+
+/// As [`add_masked`], on a back end that must be supported.
+#[inline]
+fn add_masked_on(backend: Backend, column: &mut [u8], other: &[u8], bit: u8) {
+    match backend {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: a chosen back end is supported, so the features of its level are present.
+        // SAFETY: a back end in use is supported, so the features of its level are present.
         Backend::Avx512 => unsafe { avx512::add_masked(column, other, bit) },
         _ => add_masked_portable(column, other, bit),
     }
@@ -89,22 +101,14 @@ fn add(sum: &mut [u8], other: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::tests::supported;
     use rand_chacha::ChaCha20Rng;
     use rand_core::{RngCore, SeedableRng};
 
     #[test]
     fn columns_are_sums_by_the_bits_of_the_index() {
         let mut rng = ChaCha20Rng::seed_from_u64(51);
-        type Fold = fn(&mut [u8], &mut [u8], usize, usize);
-        let mut folds: Vec<(&str, Fold)> = vec![("portable", fold_portable), ("detected", fold)];
-        #[cfg(target_arch = "x86_64")]
-        if Backend::Avx512.is_supported() {
-            // SAFETY: the features were just found.
-            folds.push(("avx512", |s, c, stride, used| unsafe {
-                avx512::fold(s, c, stride, used)
-            }));
-        }
-        for (name, fold) in folds {
+        for backend in supported() {
             for k in 1..=6 {
                 for (stride, used) in [(1, 1), (16, 0), (96, 80), (128, 128), (1024, 1000)] {
                     let mut streams = vec![0; stride << k];
@@ -116,17 +120,20 @@ mod tests {
                             .fold(0, |sum, x| sum ^ original[x * stride + byte])
                     };
                     let mut columns = vec![0xee; k * stride];
-                    fold(&mut streams, &mut columns, stride, used);
+                    fold_on(backend, &mut streams, &mut columns, stride, used);
                     for byte in 0..used {
-                        assert_eq!(streams[byte], sum(&|_| true, byte), "{name}");
+                        assert_eq!(streams[byte], sum(&|_| true, byte), "{backend:?}");
                         for l in 0..k {
                             let expected = sum(&|x| x >> l & 1 == 1, byte);
-                            assert_eq!(columns[l * stride + byte], expected, "{name}, {l}");
+                            assert_eq!(columns[l * stride + byte], expected, "{backend:?}, {l}");
                         }
                     }
                     for l in 0..k {
                         let behind = &columns[l * stride + used..(l + 1) * stride];
-                        assert!(behind.iter().all(|&b| b == 0xee), "{name}: behind the end");
+                        assert!(
+                            behind.iter().all(|&b| b == 0xee),
+                            "{backend:?}: behind the end"
+                        );
                     }
                 }
             }
@@ -136,9 +143,9 @@ mod tests {
     #[test]
     fn a_column_is_added_if_the_bit_says_so() {
         for (bit, expected) in [(0, [1, 2, 3]), (1, [5, 7, 5])] {
-            for add in [add_masked, add_masked_portable] {
+            for backend in supported() {
                 let mut column = [1, 2, 3].repeat(100);
-                add(&mut column, &[4, 5, 6].repeat(100), bit);
+                add_masked_on(backend, &mut column, &[4, 5, 6].repeat(100), bit);
                 assert_eq!(column, expected.repeat(100));
             }
         }

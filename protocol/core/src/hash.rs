@@ -105,9 +105,20 @@ const TASK: usize = 64 * LANES;
 /// Replaces `x[i]` and `y[i]` by their hashes under `keys[i]`.
 #[inline]
 pub fn hash_pairs(keys: &[Block; LANES], x: &mut [Block; LANES], y: &mut [Block; LANES]) {
-    match Backend::get() {
+    hash_pairs_on(Backend::get(), keys, x, y);
+}
+
+/// As [`hash_pairs`], on a back end that must be supported.
+#[inline]
+fn hash_pairs_on(
+    backend: Backend,
+    keys: &[Block; LANES],
+    x: &mut [Block; LANES],
+    y: &mut [Block; LANES],
+) {
+    match backend {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: a chosen back end is supported, so the features of its level are present.
+        // SAFETY: a back end in use is supported, so the features of its level are present.
         Backend::Avx512 => unsafe { avx512::hash_pairs(keys, x, y) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
@@ -119,9 +130,15 @@ pub fn hash_pairs(keys: &[Block; LANES], x: &mut [Block; LANES], y: &mut [Block;
 /// Replaces `x[i]` by its hash under `keys[i]`.
 #[inline]
 pub fn hash_lanes(keys: &[Block; LANES], x: &mut [Block; LANES]) {
-    match Backend::get() {
+    hash_lanes_on(Backend::get(), keys, x);
+}
+
+/// As [`hash_lanes`], on a back end that must be supported.
+#[inline]
+fn hash_lanes_on(backend: Backend, keys: &[Block; LANES], x: &mut [Block; LANES]) {
+    match backend {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: a chosen back end is supported, so the features of its level are present.
+        // SAFETY: a back end in use is supported, so the features of its level are present.
         Backend::Avx512 => unsafe { avx512::hash_lanes(keys, x) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
@@ -177,6 +194,7 @@ mod scalar {
 mod tests {
     use super::*;
     use crate::TweakCounter;
+    use crate::backend::tests::supported;
     use rand_chacha::ChaCha20Rng;
     use rand_core::{CryptoRng, SeedableRng};
 
@@ -200,41 +218,24 @@ mod tests {
     #[test]
     fn every_back_end_equals_the_definition() {
         let mut rng = ChaCha20Rng::seed_from_u64(11);
-        type Pairs = fn(&[Block; LANES], &mut [Block; LANES], &mut [Block; LANES]);
-        type Single = fn(&[Block; LANES], &mut [Block; LANES]);
-        let mut backends: Vec<(&str, Pairs, Single)> = vec![
-            ("scalar", scalar::hash_pairs, scalar::hash_lanes),
-            ("detected", hash_pairs, hash_lanes),
-        ];
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
-        {
-            if Backend::Avx2.is_supported() {
-                // SAFETY: the features were just found.
-                backends.push((
-                    "avx2",
-                    |k, x, y| unsafe { aes_ni::hash_pairs(k, x, y) },
-                    |k, x| unsafe { aes_ni::hash_lanes(k, x) },
-                ));
-            }
-            if Backend::Avx512.is_supported() {
-                // SAFETY: the features were just found.
-                backends.push((
-                    "avx512",
-                    |k, x, y| unsafe { avx512::hash_pairs(k, x, y) },
-                    |k, x| unsafe { avx512::hash_lanes(k, x) },
-                ));
-            }
-        }
-        for (name, pairs, single) in backends {
+        for backend in supported() {
             for _ in 0..20 {
                 let (keys, x, y) = (blocks(&mut rng), blocks(&mut rng), blocks(&mut rng));
                 let (mut hx, mut hy, mut h) = (x, y, x);
-                pairs(&keys, &mut hx, &mut hy);
-                single(&keys, &mut h);
+                hash_pairs_on(backend, &keys, &mut hx, &mut hy);
+                hash_lanes_on(backend, &keys, &mut h);
                 for i in 0..LANES {
-                    assert_eq!(hx[i].value(), hash(keys[i], x[i]).value(), "{name} x {i}");
-                    assert_eq!(hy[i].value(), hash(keys[i], y[i]).value(), "{name} y {i}");
-                    assert_eq!(h[i].value(), hx[i].value(), "{name} {i}");
+                    assert_eq!(
+                        hx[i].value(),
+                        hash(keys[i], x[i]).value(),
+                        "{backend:?} x {i}"
+                    );
+                    assert_eq!(
+                        hy[i].value(),
+                        hash(keys[i], y[i]).value(),
+                        "{backend:?} y {i}"
+                    );
+                    assert_eq!(h[i].value(), hx[i].value(), "{backend:?} {i}");
                 }
             }
         }

@@ -26,9 +26,15 @@ pub fn transpose(columns: &[u8], stride: usize, rows: &mut [Block]) {
         "128 columns of {} bits",
         rows.len()
     );
-    match Backend::get() {
+    transpose_on(Backend::get(), columns, stride, rows);
+}
+
+/// As [`transpose`], whose shapes must hold, on a back end that must be supported.
+#[inline]
+fn transpose_on(backend: Backend, columns: &[u8], stride: usize, rows: &mut [Block]) {
+    match backend {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: a chosen back end is supported, so the features of its level are present.
+        // SAFETY: a back end in use is supported, so the features of its level are present.
         Backend::Avx512 => unsafe { avx512::transpose(columns, stride, rows) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
@@ -96,25 +102,13 @@ fn transpose_tile(matrix: &mut [[u64; 2]; ROWS_PER_TILE]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::tests::supported;
     use rand_chacha::ChaCha20Rng;
     use rand_core::{RngCore, SeedableRng};
 
     #[test]
     fn rows_hold_the_bits_of_the_columns() {
         let mut rng = ChaCha20Rng::seed_from_u64(21);
-        type Transpose = fn(&[u8], usize, &mut [Block]);
-        let mut others: Vec<(&str, Transpose)> = vec![("detected", transpose)];
-        #[cfg(target_arch = "x86_64")]
-        {
-            if Backend::Avx2.is_supported() {
-                // SAFETY: the feature was just found.
-                others.push(("avx2", |c, s, r| unsafe { transpose_avx2(c, s, r) }));
-            }
-            if Backend::Avx512.is_supported() {
-                // SAFETY: the features were just found.
-                others.push(("avx512", |c, s, r| unsafe { avx512::transpose(c, s, r) }));
-            }
-        }
         for (count, stride) in [
             (0, 0),
             (128, 16),
@@ -128,13 +122,13 @@ mod tests {
             rng.fill_bytes(&mut columns);
             let mut plain = vec![Block::ZERO; count];
             transpose_tiles(&columns, stride, &mut plain);
-            for (name, other) in &others {
+            for backend in supported() {
                 let mut rows = vec![Block::ZERO; count];
-                other(&columns, stride, &mut rows);
+                transpose_on(backend, &columns, stride, &mut rows);
                 assert_eq!(
                     Block::encode(&rows),
                     Block::encode(&plain),
-                    "{name}, {count}"
+                    "{backend:?}, {count}"
                 );
             }
             for j in 0..count {

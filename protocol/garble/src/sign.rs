@@ -118,6 +118,7 @@ pub fn garble_sign(
     )?;
     Error::check_argument("zero labels of keep", instances, keep_zero.len())?;
     check_tweaks(width, tweaks, instances)?;
+    let backend = Backend::get();
 
     (keep_zero.par_chunks_mut(TASK))
         .zip(client.par_chunks(TASK * m))
@@ -136,7 +137,8 @@ pub fn garble_sign(
                     tweaks,
                     first,
                 };
-                group.garble(delta.block(), InputLabels { client, server }, tables, keep);
+                let zeros = InputLabels { client, server };
+                group.garble(backend, delta.block(), zeros, tables, keep);
             }
         });
     Ok(())
@@ -170,6 +172,7 @@ pub fn evaluate_sign(
     )?;
     Error::check_message("garbled tables", width.table_bytes(instances), tables.len())?;
     check_tweaks(width, tweaks, instances)?;
+    let backend = Backend::get();
 
     let mut keep = Zeroizing::new(vec![Block::ZERO; instances]);
     (keep.par_chunks_mut(TASK))
@@ -189,7 +192,7 @@ pub fn evaluate_sign(
                     tweaks,
                     first,
                 };
-                group.evaluate(client, server, tables, keep);
+                group.evaluate(backend, client, server, tables, keep);
             }
         });
     Ok(keep)
@@ -205,19 +208,37 @@ struct Group<'a> {
 }
 
 impl Group<'_> {
-    fn garble(self, delta: Block, zeros: InputLabels<'_>, tables: &mut [u8], keep: &mut [Block]) {
-        match Backend::get() {
+    /// Garbles on a back end that must be supported.
+    #[inline]
+    fn garble(
+        self,
+        backend: Backend,
+        delta: Block,
+        zeros: InputLabels<'_>,
+        tables: &mut [u8],
+        keep: &mut [Block],
+    ) {
+        match backend {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: a chosen back end is supported, so the features of its level are present.
+            // SAFETY: a back end in use is supported, so the features of its level are present.
             Backend::Avx512 => unsafe { avx512::garble_group(self, delta, zeros, tables, keep) },
             _ => scalar::garble_group(self, delta, zeros, tables, keep),
         }
     }
 
-    fn evaluate(self, client: &[Block], server: &[u8], tables: &[u8], keep: &mut [Block]) {
-        match Backend::get() {
+    /// Evaluates on a back end that must be supported.
+    #[inline]
+    fn evaluate(
+        self,
+        backend: Backend,
+        client: &[Block],
+        server: &[u8],
+        tables: &[u8],
+        keep: &mut [Block],
+    ) {
+        match backend {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: a chosen back end is supported, so the features of its level are present.
+            // SAFETY: a back end in use is supported, so the features of its level are present.
             Backend::Avx512 => unsafe {
                 avx512::evaluate_group(self, client, server, tables, keep)
             },

@@ -208,12 +208,8 @@ fn batches_equal_the_plain_circuit() {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
 #[test]
-fn wide_groups_equal_the_definition() {
-    if !Backend::Avx512.is_supported() {
-        return;
-    }
+fn groups_on_every_back_end_equal_the_definition() {
     let mut rng = ChaCha20Rng::seed_from_u64(37);
     for (count, m) in [(1, 2), (3, 60), (5, 17), (15, 16), (16, 16), (16, 3)] {
         let width = SignWidth::new(m).unwrap();
@@ -230,11 +226,6 @@ fn wide_groups_equal_the_definition() {
                     .collect::<Vec<_>>()
             };
             let (client, server) = (labels(), labels());
-            let mut tables = [(); 2].map(|()| vec![0xee; width.table_bytes(count) + 1]);
-            let mut keep = [(); 2].map(|()| vec![Block::ZERO; count]);
-            // Tables may begin anywhere.
-            let [plain, wide] = &mut tables;
-            let (plain, wide) = (&mut plain[1..], &mut wide[1..]);
             let group = Group {
                 width,
                 tweaks: &tweaks,
@@ -244,18 +235,26 @@ fn wide_groups_equal_the_definition() {
                 client: &client,
                 server: &server,
             };
-            scalar::garble_group(group, delta, zeros, plain, &mut keep[0]);
-            // SAFETY: the features were found above.
-            unsafe { avx512::garble_group(group, delta, zeros, wide, &mut keep[1]) }
-            assert!(plain == wide, "{count} instances of {m} bits from {first}");
-            assert_eq!(Block::encode(&keep[0]), Block::encode(&keep[1]));
-            let (plain, wide) = keep.split_at_mut(1);
-            let tables = &tables[0][1..];
-            let server = &[&[0], Block::encode(&server)].concat()[1..];
-            scalar::evaluate_group(group, &client, server, tables, &mut plain[0]);
-            // SAFETY: as above.
-            unsafe { avx512::evaluate_group(group, &client, server, tables, &mut wide[0]) }
-            assert_eq!(Block::encode(&keep[0]), Block::encode(&keep[1]));
+            // Tables and messages may begin anywhere.
+            let message = &[&[0], Block::encode(&server)].concat()[1..];
+            let garbled = |backend| {
+                let mut tables = vec![0xee; width.table_bytes(count) + 1];
+                let mut keep = vec![Block::ZERO; count];
+                group.garble(backend, delta, zeros, &mut tables[1..], &mut keep);
+                (tables, Block::encode(&keep).to_vec())
+            };
+            let (tables, keep) = garbled(Backend::Scalar);
+            let evaluated = |backend| {
+                let mut keep = vec![Block::ZERO; count];
+                group.evaluate(backend, &client, message, &tables[1..], &mut keep);
+                Block::encode(&keep).to_vec()
+            };
+            let expected = evaluated(Backend::Scalar);
+            for backend in Backend::all().into_iter().filter(|b| b.is_supported()) {
+                let what = format!("{backend:?}: {count} instances of {m} bits from {first}");
+                assert!(garbled(backend) == (tables.clone(), keep.clone()), "{what}");
+                assert_eq!(evaluated(backend), expected, "{what}");
+            }
         }
     }
 }
