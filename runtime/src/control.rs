@@ -84,8 +84,8 @@ pub struct Prepare {
     pub count: u32,
     /// Index of the first bundle in the headers. No index is used twice on a connection.
     pub first_index: u64,
-    /// Ids of all bundles that the client holds with this server. Halves of others are orphans of broken
-    /// exchanges, and the server gives them up.
+    /// Ids of all bundles that the client holds with this server. Halves of others are orphans of
+    /// broken exchanges, and the server gives them up.
     pub held: Vec<[u8; 32]>,
 }
 

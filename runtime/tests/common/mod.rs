@@ -1,5 +1,9 @@
 //! Model directories of small random circuits, and server processes around them.
-#![allow(dead_code, unreachable_pub)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "every test file compiles this module and uses a part of it"
+)]
 
 use assert_cmd::Command;
 use image::{DynamicImage, GrayImage, RgbImage};
