@@ -127,23 +127,26 @@ fn check_options(options: &Options) -> Result<(), Refused> {
         proved_sign_bits,
     } = options.precision;
     let checks = [
-        ((2..=15).contains(&weight_bits), "weight bits: 2 to 15"),
+        (
+            (2..=15).contains(&weight_bits),
+            "weight bits must be between 2 and 15",
+        ),
         (
             (4..=20).contains(&activation_bits),
-            "activation bits: 4 to 20",
+            "activation bits must be between 4 and 20",
         ),
         (
             (2..=16).contains(&head_room),
-            "head room: 2 to 16 bits; observed ranges are no proof",
+            "head room must be between 2 and 16 bits, for ranges that were observed prove nothing",
         ),
         (
             proved_sign_bits <= 32,
-            "sign circuits for the sake of a proof: at most 32 bits",
+            "sign circuits for the sake of a proof may have at most 32 bits",
         ),
         (
             options.batches.iter().all(|size| (2..=64).contains(size))
                 && options.batches.len() <= limits::BATCHES,
-            "batches: 2 to 64 bundles, at most 16 sizes",
+            "batches must have between 2 and 64 bundles, in at most 16 sizes",
         ),
     ];
     let wrong = checks.into_iter().filter(|(holds, _)| !holds);

@@ -1,5 +1,4 @@
-//! Images for calibration and evaluation: record files, folders of images, JPEG archives, or drawn
-//! ones.
+//! Images for calibration and evaluation, read from record files, folders or archives, or drawn.
 
 pub mod draw;
 
@@ -102,7 +101,7 @@ impl Images {
             let record = 1 + shape.len();
             ensure!(
                 !bytes.is_empty() && bytes.len().is_multiple_of(record),
-                "{} bytes are no whole number of records of {record} bytes (a label and {shape} \
+                "{} bytes are not a whole number of records of {record} bytes (a label and {shape} \
                  pixels): the file is cut short or made for another network",
                 bytes.len()
             );
@@ -117,7 +116,7 @@ impl Images {
             unpack(file)?
         } else {
             let size = fs::metadata(file)?.len();
-            ensure!(size <= MAX_IMAGE, "{size} bytes are no image");
+            ensure!(size <= MAX_IMAGE, "{size} bytes are too many for an image");
             vec![(file.to_path_buf(), fs::read(file)?)]
         };
         for (name, bytes) in spread(&images, limit) {
@@ -172,7 +171,10 @@ fn list(path: &Path) -> Result<Vec<PathBuf>> {
     let usable = |p: &Path| is_image(p) || has_suffix(p, ".bin") || has_suffix(p, ".tar.xz");
     if path.is_file() {
         if !usable(path) {
-            bail!("{} is no .bin, .tar.xz, .png or .jpg file", path.display());
+            bail!(
+                "{} is not a .bin, .tar.xz, .png or .jpg file",
+                path.display()
+            );
         }
         return Ok(vec![path.to_path_buf()]);
     }
@@ -291,7 +293,7 @@ mod tests {
         assert_eq!(Images::load(&path, SHAPE, 2).unwrap().labels, [1, 7]);
         fs::write(&path, [1; 50]).unwrap();
         let error = format!("{:#}", Images::load(&path, SHAPE, 2).unwrap_err());
-        assert!(error.contains("no whole number of records"), "{error}");
+        assert!(error.contains("not a whole number of records"), "{error}");
     }
 
     #[test]

@@ -109,7 +109,7 @@ fn a_graph_file_becomes_a_model_directory() {
     );
     refused(
         &[&graph, "--out", &out, "--calibration", &graph],
-        "is no .bin",
+        "is not a .bin",
     );
     refused(&[&graph, "--out", &data], "cannot make");
     refused(

@@ -1,10 +1,11 @@
-//! The contract between all crates: what a network is before, and after, it becomes a circuit.
+//! The contract between all crates: a network before, and after, it becomes a circuit.
 //!
 //! - [`graph`]: the float network a trainer exports.
 //! - [`circuit`]: the fixed-point arithmetic circuit a two-party computation evaluates (public
 //!   part).
-//! - [`weights`]: what only the server may hold: integer kernels, biases, polynomial coefficients.
-//! - [`plan`]: how tensors are packed into ciphertexts; data that both parties read.
+//! - [`weights`]: integer kernels, biases and polynomial coefficients, which only the server may
+//!   hold.
+//! - [`plan`]: the packing of tensors into ciphertexts, which both parties read.
 //! - [`trace`]: the client's shares of one run, which make the interpreter exact.
 //! - [`interpret`]: reference evaluations: float, rounding to nearest, and exact with a trace.
 //! - [`verify`]: every fault of a graph, a circuit or its weights; [`failure`]: how often a

@@ -1,5 +1,5 @@
-//! How large things may be. Files beyond these limits are refused before memory is reserved, so
-//! that a hostile artifact cannot exhaust a client; all networks in use are far below.
+//! Limits on everything that a file declares. Files beyond them are refused before memory is
+//! reserved, so that a hostile artifact cannot exhaust a client; all networks in use are far below.
 
 /// Layers of a circuit.
 pub const LAYERS: usize = 4096;

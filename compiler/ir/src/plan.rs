@@ -1,5 +1,5 @@
-//! How tensors are packed into ciphertexts: public data that both parties read and that the
-//! compiler chooses. The protocol derives every coefficient's class and every index from it.
+//! The packing of tensors into ciphertexts: public data that the compiler chooses and both parties
+//! read. The protocol derives every coefficient's class and every index from it.
 //!
 //! *Virtual map.* A stride is removed by space-to-depth: with factors `(sh, sw)` and `padding`,
 //! element `(c, y, x)` of the tensor sits in the padded map at row `y + top`, column `x + left`;

@@ -1,4 +1,5 @@
-//! What only the server holds. A client never receives a value of these types.
+//! Weights, biases and coefficients, which only the server holds: a client never receives a value
+//! of these types.
 
 use crate::{limits, wire};
 use serde::{Deserialize, Serialize};

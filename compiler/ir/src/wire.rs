@@ -210,7 +210,7 @@ pub(crate) mod f32s {
         let bytes = Bytes::deserialize(deserializer)?.0;
         if bytes.len() % 4 != 0 {
             return Err(D::Error::custom(format_args!(
-                "{} bytes are no whole number of floats",
+                "{} bytes are not a whole number of floats",
                 bytes.len()
             )));
         }

@@ -68,6 +68,7 @@ pub fn lower(graph: &Graph, pools: Pools) -> Result<RealCircuit, Refused> {
                     }
                 },
             );
+        // What several nodes read is computed once, as a tensor.
         let several = readers[index].len() > 1;
         values.push(value.map(|value| match value {
             Value::Sum(sum) if several => Value::Tensor(pass.materialise(sum)),
@@ -184,6 +185,8 @@ impl Lower {
             }
             Op::BatchNorm(_) => {
                 let shift = pure_shift(op).ok_or("a batch norm is left: fold it first")?;
+                // A layer adds its bias before its own pool, so a shift behind a pool needs another
+                // layer.
                 let mut sum = match next() {
                     Value::Sum(sum) if sum.pool.is_some() => {
                         let view = self.materialise(sum);
@@ -307,6 +310,7 @@ impl Lower {
     fn add(&mut self, name: &str, left: Value, right: Value) -> Result<Value, String> {
         let mut parts = Vec::new();
         for value in [left, right] {
+            // A layer's own pool covers its whole sum: a summand with a pool becomes a tensor first.
             let value = match value {
                 Value::Sum(sum) if sum.pool.is_some() => Value::Tensor(self.materialise(sum)),
                 other => other,
@@ -344,6 +348,7 @@ impl Lower {
         let count = pool.kernel.0 * pool.kernel.1;
         let view = match value {
             Value::Sum(mut sum) => {
+                // Residuals have no weights to take a divisor that is no power of two.
                 let residuals =
                     (sum.terms.iter()).any(|term| matches!(term, Term::Residual { .. }));
                 let exact = !residuals || count.is_power_of_two();
@@ -403,6 +408,7 @@ impl Lower {
             .collect();
         let mut polynomials: Vec<[f64; 3]> =
             coefficients.iter().map(|c| c.map(f64::from)).collect();
+        // A square takes its factor from the weights of its channel, and residuals have none.
         let convolutions = (sum.terms.iter()).all(|term| matches!(term, Term::Conv { .. }));
         for (channel, kinds) in kinds.chunks_exact_mut(positions).enumerate() {
             if !convolutions || !kinds.iter().all(|k| *k == Kind::Polynomial) {

@@ -1,83 +1,21 @@
-//! The packing plan, searched per tensor with the protocol's own cost formulas.
+//! Searches the packing plan, tensor by tensor, with the protocol's own cost formulas.
 //!
 //! For each tensor and each stride of its consumers there is one upload. Candidates are all group
 //! sizes, cuts of the map into tiles, blocks and output blocks; each consumer merges to its own
-//! best depth. What a candidate costs is counted on its own index map, bytes and operations
+//! best depth. The cost of a candidate is counted on its own index map, bytes and operations
 //! exactly, and weighed by [`Link`]. The weight is a sum over uploads and answers, so the best
 //! choice for each tensor is the best plan for all. Equal shapes are searched once.
+
+mod link;
+
+pub use link::Link;
 
 use crate::fault::{Fault, Refused};
 use pi_ir::{Circuit, Conv, Layout, OutputPacking, Plan, Shape, TensorId, Term, Upload};
 use pi_protocol::layout::{self, MAX_MERGED_GROUP, RING_DEGREE, Sketch, TensorUse, conv_output};
-use pi_protocol::linear::{self, LinearCost, Operations, Rates};
+use pi_protocol::linear::{self, Operations};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
-
-/// The link, the machines and the prices that a packing is chosen for.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Link {
-    /// Bits per second between the parties.
-    pub bits_per_second: f64,
-    /// Cores of the server that work on one exchange.
-    pub server_cores: f64,
-    /// Cores of the client.
-    pub client_cores: f64,
-    /// Price of a byte beside its time on the link, in seconds: traffic is paid for, stored, and
-    /// keeps others waiting, so a plan for a fast link should not be lavish. By default as much as
-    /// on a link of 200 Mbit/s.
-    pub byte_price: f64,
-    /// Times of the operations.
-    pub rates: Rates,
-}
-
-impl Default for Link {
-    fn default() -> Self {
-        Link {
-            bits_per_second: 100e6,
-            server_cores: 2.0,
-            client_cores: 2.0,
-            byte_price: 40e-9,
-            rates: Rates::MEASURED,
-        }
-    }
-}
-
-impl Link {
-    /// Weight that a plan minimises: seconds of both parties and of the wire, as if nothing
-    /// overlapped, and the price of the bytes.
-    ///
-    /// Work that one exchange hides behind its wire is missing from the next one, for the parties
-    /// share cores and line with others; so hidden work counts too.
-    pub fn weight(&self, bytes: usize, operations: &Operations) -> f64 {
-        self.weight_of_bytes(bytes) + self.weight_of_work(operations)
-    }
-
-    fn weight_of_bytes(&self, bytes: usize) -> f64 {
-        bytes as f64 * (8.0 / self.bits_per_second + self.byte_price)
-    }
-
-    fn weight_of_work(&self, operations: &Operations) -> f64 {
-        let (server, client) = (
-            operations.server_micros(&self.rates),
-            operations.client_micros(&self.rates),
-        );
-        1e-6 * (server / self.server_cores + client / self.client_cores)
-    }
-
-    /// Predicted seconds of one exchange of linear layers with nothing else on line and cores, from
-    /// the client's first draw to its last number: the client encrypts, sends all, the server
-    /// computes while its answers travel, the client decrypts as they come. Without round trips,
-    /// which no plan changes.
-    pub fn seconds(&self, cost: &LinearCost) -> f64 {
-        let all = cost.operations();
-        let uploads: Operations = cost.uploads.iter().copied().sum();
-        let wire = |bytes: usize| 8.0 * bytes as f64 / self.bits_per_second;
-        let encrypt = 1e-6 * uploads.client_micros(&self.rates) / self.client_cores;
-        let decrypt = 1e-6 * all.client_micros(&self.rates) / self.client_cores - encrypt;
-        let server = 1e-6 * all.server_micros(&self.rates) / self.server_cores;
-        encrypt + wire(cost.bytes_up()) + server.max(wire(cost.bytes_down())).max(decrypt)
-    }
-}
 
 /// Cuts of a map that are tried per group size: heights for each width, from the largest tile that
 /// fits down.
@@ -425,127 +363,4 @@ fn most_merge(group: u32, conv: &Conv) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use pi_ir::random::{Options, circuit};
-    use pi_protocol::layout::Packing;
-
-    fn weight(circuit: &Circuit, plan: &Plan, link: &Link) -> f64 {
-        let cost = linear::cost(&Packing::new(circuit, plan).unwrap());
-        link.weight(cost.bytes_up() + cost.bytes_down(), &cost.operations())
-    }
-
-    #[test]
-    fn found_plans_are_legal_and_no_dearer_than_the_default() {
-        let link = Link::default();
-        for seed in 0..12 {
-            for bundles in [1, 3] {
-                let (circuit, _) = circuit(seed, &Options::default());
-                let plan = select(&circuit, bundles, &link).unwrap();
-                assert_eq!(
-                    plan,
-                    select(&circuit, bundles, &link).unwrap(),
-                    "seed {seed}"
-                );
-                let default = layout::default_plan(&circuit, bundles).unwrap();
-                let (found, default) = (
-                    weight(&circuit, &plan, &link),
-                    weight(&circuit, &default, &link),
-                );
-                assert!(
-                    found <= default * 1.0001,
-                    "seed {seed}, {bundles} bundles: {found} s against {default} s"
-                );
-            }
-        }
-    }
-
-    /// One convolution that keeps the size.
-    fn same(channels: u32, side: u32, out_channels: u32, kernel: u32) -> Circuit {
-        let conv = Conv {
-            input: TensorId(0),
-            out_channels,
-            kernel: (kernel, kernel),
-            stride: (1, 1),
-            padding: pi_ir::Padding::same(kernel / 2),
-            weight_bits: 7,
-        };
-        let layer = pi_ir::Layer {
-            name: "only".into(),
-            terms: vec![Term::Conv(conv)],
-            pool: None,
-            shape: Shape::new(out_channels, side, side),
-            bound_bits: 0,
-            range: pi_ir::Range::Proved,
-            step: pi_ir::Step::Output { frac_bits: 0 },
-        };
-        Circuit {
-            name: String::new(),
-            input: Shape::new(channels, side, side),
-            input_frac_bits: 0,
-            mean: Vec::new(),
-            std: Vec::new(),
-            classes: Vec::new(),
-            layers: vec![layer],
-        }
-    }
-
-    fn cost(circuit: &Circuit, bundles: u32, link: &Link) -> LinearCost {
-        let plan = select(circuit, bundles, link).unwrap();
-        linear::cost(&Packing::new(circuit, &plan).unwrap())
-    }
-
-    #[test]
-    fn a_slow_link_gets_fewer_bytes_and_a_fast_one_less_work() {
-        let circuit = same(64, 8, 64, 3);
-        let cost = |bits_per_second| {
-            let link = Link {
-                bits_per_second,
-                byte_price: 0.0,
-                ..Link::default()
-            };
-            let cost = cost(&circuit, 1, &link);
-            let micros = cost.operations().server_micros(&link.rates);
-            (cost.bytes_up() + cost.bytes_down(), micros)
-        };
-        let (slow, fast) = (cost(5e6), cost(1e11));
-        assert!(slow.0 < fast.0 && slow.1 > fast.1, "{slow:?} {fast:?}");
-    }
-
-    /// Bytes up and down a bundle; they move with the rates only if the choice does.
-    fn bytes(circuit: &Circuit, bundles: u32, link: &Link) -> usize {
-        let cost = cost(circuit, bundles, link);
-        (cost.bytes_up() + cost.bytes_down()) / bundles as usize
-    }
-
-    fn links() -> [Link; 3] {
-        [100e6, 200e6, 1e9].map(|bits_per_second| Link {
-            bits_per_second,
-            ..Link::default()
-        })
-    }
-
-    #[test]
-    fn single_convolutions_stay_within_their_bytes() {
-        let (deep, wide) = (same(512, 4, 512, 3), same(64, 32, 64, 3));
-        for link in links() {
-            assert!(bytes(&deep, 1, &link) <= 1_300_000);
-            assert!(bytes(&deep, 16, &link) <= 450_000);
-            assert!(bytes(&wide, 1, &link) <= 2_500_000);
-            assert!(bytes(&wide, 16, &link) <= 2_200_000);
-        }
-    }
-
-    #[test]
-    fn resnet18_stays_within_its_bytes() {
-        let graph = pi_ir::builders::resnet18(32, 10, pi_ir::builders::Policy::Relu, 1);
-        let folded = crate::pass::fold::fold(&graph).unwrap();
-        let real = crate::pass::lower::lower(&folded, crate::pass::lower::Pools::Cheapest).unwrap();
-        let circuit = real.shapes();
-        let link = Link::default();
-        let alone = bytes(&circuit, 1, &link);
-        assert!(alone <= 24_600_000, "{alone}");
-        let batch = bytes(&circuit, 16, &link);
-        assert!(batch <= 19_400_000, "{batch}");
-    }
-}
+mod tests;

@@ -288,7 +288,7 @@ fn check_layer(
     length(&what, channels, weights.bias.len())?;
     let last = index + 1 == circuit.layers.len();
     match &layer.step {
-        Step::Activate(_) if last => return Err(refuse("the last layer is no output".into())),
+        Step::Activate(_) if last => return Err(refuse("the last layer is not an output".into())),
         Step::Output { .. } if !last => {
             return Err(refuse("an output before the last layer".into()));
         }

@@ -138,7 +138,7 @@ impl Parser {
         for _ in 0..count {
             let id = line.id('%')?;
             let shape = self.shapes.get(id as usize);
-            shapes.push(*shape.ok_or_else(|| line.error(format!("%{id} is no earlier node")))?);
+            shapes.push(*shape.ok_or_else(|| line.error(format!("%{id} is not an earlier node")))?);
             inputs.push(NodeId(id));
         }
         let op = self.op(line, &word, shapes.first().copied())?;
@@ -199,7 +199,7 @@ impl Parser {
                     coefficients: vec![[0.0; 3]; count],
                 }
             }
-            other => return Err(line.error(format!("`{other}` is no operation"))),
+            other => return Err(line.error(format!("`{other}` is not an operation"))),
         })
     }
 
@@ -251,7 +251,7 @@ node "fc" dense %6 out 2
     fn errors_name_the_line() {
         let cases = [
             ("input 2x4x4", "input 2x4", 5, "shape"),
-            ("conv %0", "conv %1", 6, "%1 is no earlier node"),
+            ("conv %0", "conv %1", 6, "%1 is not an earlier node"),
             ("kernel 3x2", "kernel 9x2", 6, "does not fit"),
             ("out 3", "out 4000000000", 6, "more than"),
             ("pad 1,0,1,1", "pad 1,0,1", 6, "top, left"),
