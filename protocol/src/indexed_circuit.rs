@@ -15,7 +15,7 @@ use std::borrow::Cow;
 /// A circuit and its plans, checked and indexed: what both parties derive from the artifact.
 pub(crate) struct IndexedCircuit {
     pub(crate) circuit: Verified<Circuit>,
-    /// For one bundle, then for batches.
+    /// The plan for one bundle, then those for batches.
     pub(crate) plans: Vec<Planned>,
     /// One entry per layer.
     pub(crate) layers: Vec<LayerIndex>,

@@ -1,14 +1,14 @@
 //! Activations on shares: ReLU by a garbled sign, squares and private polynomials by oblivious
 //! linear evaluation.
 //!
-//! Elements of one layer and one kind are computed side by side; the halves of a gadget stand
+//! Elements of one layer and one kind are computed together. The two halves of a gadget stand
 //! beside each other, and the formulas of their bytes beside them. An identity element needs no
 //! gadget: the client sends `c' - r` offline, and nothing happens online.
 //!
-//! All of it starts from *truncated* shares `c'`, known to the client offline, and `d'`. These are
+//! All of it starts from *truncated* shares: `c'`, known to the client offline, and `d'`. These are
 //! not uniform in `F_p` (the top bits of a truncated share are zero), and nothing here relies on
-//! that: every message that carries one is masked by a next mask `r`, a random `d0` or `a`, or
-//! enters a circuit as labels.
+//! uniformity: a truncated share leaves its party only under a next mask `r`, a random `d0` or `a`,
+//! or the pad of an oblivious transfer, or as the labels of a bool circuit's input.
 
 pub(crate) mod quadratic;
 pub(crate) mod relu;

@@ -1,9 +1,10 @@
 //! Additive shares over `F_p` and their truncation without interaction.
 //!
-//! `x = c + d mod p`, `c` at the client, `d` at the server. With `|x| <= B - 2^f`, `B` a power of
-//! two and `2^f | B`, `x + B = (c + B) - (p - d)` over the integers, unless that sum wraps, which
-//! has probability `(x + B) / p`. Each party shifts its own term right: the result is `x >> f` or
-//! one more, floor plus one with the probability of the fraction.
+//! A value is `x = c + d mod p`, with `c` at the client and `d` at the server. Let `|x| <= B -
+//! 2^f`, where `B` is a power of two and `2^f | B`. Then `x + B = (c + B) - (p - d)` over the
+//! integers, unless that sum wraps, which has probability `(x + B) / p`. Each party shifts its own
+//! term right. The result is `x >> f` or one more, and it is one more with the probability of the
+//! fraction.
 //!
 //! The server's truncated share is a *negative integer*, and the sign circuit reduces that integer
 //! modulo `2^m`, not its representative in `F_p`.

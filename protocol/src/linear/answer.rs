@@ -22,7 +22,7 @@ pub struct Answers<'a> {
     galois_keys: &'a GaloisKeys,
     forks: Forks,
     scratch: Scratch,
-    /// By answer.
+    /// True where an answer was made, by answer.
     made: Vec<bool>,
 }
 

@@ -18,7 +18,7 @@ pub struct Kernels {
 pub(super) struct AnswerKernels {
     /// `[out][in][kernel_h][kernel_w]`.
     weights: Arc<Zeroizing<Vec<i16>>>,
-    /// By group of input channels.
+    /// Taps by group of input channels.
     taps: Vec<Vec<Tap>>,
     /// Transformed kernels, `[chunk][place][group]`, where memory was granted.
     cached: Option<Vec<PlainPoly>>,

@@ -3,25 +3,25 @@
 //!
 //! An OLE gives `u + v = x y` for the client's `x` and the server's `y`. With `x = c + d`:
 //!
-//! - square: `x^2 = c^2 + 2 c d + d^2`, one OLE of `c` with a random `d0`; the server opens `d -
-//!   d0`;
-//! - polynomial: `a x^2 + b x + k = a c^2 + c (2 a d + b) + (a d^2 + b d + k)`, one OLE of `c^2`
-//!   with the server's `a`, one of `c` with a random `d0`; the server opens `2 a d + b - d0`. All
-//!   coefficients stay with the server.
+//! - a square is `x^2 = c^2 + 2 c d + d^2`: one OLE of `c` with a random `d0`, and the server opens
+//!   `d - d0`;
+//! - a polynomial is `a x^2 + b x + k = a c^2 + c (2 a d + b) + (a d^2 + b d + k)`: one OLE of
+//!   `c^2` with the server's `a`, one of `c` with a random `d0`, and the server opens
+//!   `2 a d + b - d0`. All coefficients stay with the server.
 //!
 //! # Slots
-//! The OLEs of a whole bundle, all of them in its messages 3 and 4, are the SIMD slots of as few
-//! RLWE ciphertexts as hold them, [`N`] each: layer by layer, element by element, one slot for a
+//! The OLEs of a whole bundle travel in its messages 3 and 4, as the SIMD slots of as few RLWE
+//! ciphertexts as hold them, [`N`] each. Slots follow layer by layer, element by element: one for a
 //! square, two for a polynomial (`c^2` first). A ciphertext's slots are random `a`, chosen by a
-//! public seed as masks are; the client moves them onto its inputs by sending `x - a` once it knows
+//! public seed as masks are. The client moves them onto its inputs by sending `x - a` once it knows
 //! them, and the server adds `(x - a) y` to its `v`. Slots behind the last one hold `y = 0`; they
 //! are masked like all others.
 //!
 //! # What each party sees
-//! The server: encryptions of uniform `a`, and `x - a`. The client: `u`, masked by the server's
-//! uniform `v` (and a flood in every coefficient, see `pi_rlwe::masked`), and openings masked by
-//! `d0`. The factor `a` of a polynomial is the same in all bundles, so what an answer leaks of it
-//! statistically adds up like that of weights.
+//! The server sees encryptions of uniform `a`, and `x - a`. The client sees `u`, masked by the
+//! server's uniform `v` (and a flood in every coefficient, see `pi_rlwe::masked`), and openings
+//! masked by `d0`. The factor `a` of a polynomial is the same in all bundles, so what answers leak
+//! of it statistically adds up, as with weights.
 //!
 //! # Cost
 //! 124 bits a slot up, 134 down, 8 bytes a slot up for `x - a`; online 8 bytes an element each way.

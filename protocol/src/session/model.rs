@@ -56,7 +56,7 @@ pub struct ClientModel(PublicModel);
 pub struct ServerModel {
     public: PublicModel,
     weights: Weights,
-    /// By plan.
+    /// Kernels by plan.
     kernels: Vec<Kernels>,
     convolutions: Vec<Vec<Convolution>>,
 }

@@ -51,103 +51,6 @@ use pi_core::fp::Elements;
 use pi_rlwe::Params;
 use rand_core::CryptoRng;
 
-const DIGEST_BYTES: usize = 32;
-
-/// Traffic of a batch.
-pub(crate) fn offline_traffic(indexed: &IndexedCircuit, planned: &Planned) -> Traffic {
-    let bundles = planned.bundles();
-    let packing = &planned.packing;
-    let uploads: usize = packing.uploads().iter().map(uploads_bytes).sum();
-    let answers: usize = packing.answers().iter().map(answers_bytes).sum();
-    Traffic {
-        bytes_up: (client_head_bytes(indexed, bundles)
-            + uploads
-            + bundles * choices::message_bytes(indexed)) as u64,
-        bytes_down: (server_head_bytes(indexed, bundles)
-            + answers
-            + bundles * tables::message_bytes(indexed)) as u64,
-        messages: (2 + packing.uploads().len() + packing.answers().len() + 2 * bundles) as u32,
-    }
-}
-
-/// Bytes of the first message of 1.
-fn client_head_bytes(indexed: &IndexedCircuit, bundles: usize) -> usize {
-    DIGEST_BYTES + bundles * transfers::client_bytes(indexed)
-}
-
-/// Bytes of the first message of 2.
-fn server_head_bytes(indexed: &IndexedCircuit, bundles: usize) -> usize {
-    DIGEST_BYTES + bundles * transfers::server_bytes(indexed)
-}
-
-/// A batch as both parties know it before its first message.
-struct Batch<'a> {
-    indexed: &'a IndexedCircuit,
-    planned: &'a Planned,
-    params: Params,
-    /// Hash of the identities of the bundles, in order: the linear layers derive their seeds from
-    /// it.
-    id: [u8; 32],
-}
-
-impl<'a> Batch<'a> {
-    /// A batch and the headers of its bundles, whose indices count up from that of `first`.
-    fn new(
-        model: &'a PublicModel,
-        client_key: [u8; 32],
-        first: &HeaderInputs,
-        bundles: usize,
-    ) -> Result<(Self, Vec<BundleHeader>), Error> {
-        let indexed = &model.indexed;
-        let planned = indexed.planned(bundles)?;
-        let headers = (0..bundles as u64).map(|i| {
-            let index = first.index + i;
-            model.header(planned, client_key, &HeaderInputs { index, ..*first })
-        });
-        let headers: Vec<BundleHeader> = headers.collect();
-        let batch = Batch {
-            indexed,
-            planned,
-            params: Params::standard(),
-            id: batch_id(headers.iter().map(BundleHeader::id)),
-        };
-        Ok((batch, headers))
-    }
-}
-
-fn batch_id(bundles: impl IntoIterator<Item = BundleId>) -> [u8; 32] {
-    let mut hash = blake3::Hasher::new_derive_key("pianissimo 1 batch");
-    for id in bundles {
-        hash.update(&id.0);
-    }
-    hash.finalize().into()
-}
-
-/// Receives the message that begins with the digest of the headers, and compares that first.
-async fn receive_head(
-    channel: &mut impl Channel,
-    what: &'static str,
-    expected: usize,
-    id: &[u8; 32],
-) -> Result<Vec<u8>, Error> {
-    let message = channel.receive(expected).await?;
-    match message.first_chunk::<DIGEST_BYTES>() {
-        Some(digest) if digest != id => Err(Error::PeerIncompatible {
-            what: format!("{what}: the headers of the bundles differ from ours"),
-        }),
-        _ => {
-            Error::check_length(what, expected, message.len())?;
-            Ok(message)
-        }
-    }
-}
-
-/// Bundle `bundle` of a tensor or an answer, `[bundle][..]`.
-fn part(all: &[u64], bundle: usize, bundles: usize) -> &[u64] {
-    let length = all.len() / bundles;
-    &all[bundle * length..][..length]
-}
-
 /// A batch at the client, after its linear layers: bundles come out of it one by one.
 pub struct ClientBatch<'a> {
     batch: Batch<'a>,
@@ -372,4 +275,101 @@ impl std::fmt::Debug for ServerBatch<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "ServerBatch({} of {})", self.done, self.bundles.len())
     }
+}
+
+/// A batch as both parties know it before its first message.
+struct Batch<'a> {
+    indexed: &'a IndexedCircuit,
+    planned: &'a Planned,
+    params: Params,
+    /// Hash of the identities of the bundles, in order: the linear layers derive their seeds from
+    /// it.
+    id: [u8; 32],
+}
+
+impl<'a> Batch<'a> {
+    /// A batch and the headers of its bundles, whose indices count up from that of `first`.
+    fn new(
+        model: &'a PublicModel,
+        client_key: [u8; 32],
+        first: &HeaderInputs,
+        bundles: usize,
+    ) -> Result<(Self, Vec<BundleHeader>), Error> {
+        let indexed = &model.indexed;
+        let planned = indexed.planned(bundles)?;
+        let headers = (0..bundles as u64).map(|i| {
+            let index = first.index + i;
+            model.header(planned, client_key, &HeaderInputs { index, ..*first })
+        });
+        let headers: Vec<BundleHeader> = headers.collect();
+        let batch = Batch {
+            indexed,
+            planned,
+            params: Params::standard(),
+            id: batch_id(headers.iter().map(BundleHeader::id)),
+        };
+        Ok((batch, headers))
+    }
+}
+
+fn batch_id(bundles: impl IntoIterator<Item = BundleId>) -> [u8; 32] {
+    let mut hash = blake3::Hasher::new_derive_key("pianissimo 1 batch");
+    for id in bundles {
+        hash.update(&id.0);
+    }
+    hash.finalize().into()
+}
+
+/// Traffic of a batch.
+pub(crate) fn offline_traffic(indexed: &IndexedCircuit, planned: &Planned) -> Traffic {
+    let bundles = planned.bundles();
+    let packing = &planned.packing;
+    let uploads: usize = packing.uploads().iter().map(uploads_bytes).sum();
+    let answers: usize = packing.answers().iter().map(answers_bytes).sum();
+    Traffic {
+        bytes_up: (client_head_bytes(indexed, bundles)
+            + uploads
+            + bundles * choices::message_bytes(indexed)) as u64,
+        bytes_down: (server_head_bytes(indexed, bundles)
+            + answers
+            + bundles * tables::message_bytes(indexed)) as u64,
+        messages: (2 + packing.uploads().len() + packing.answers().len() + 2 * bundles) as u32,
+    }
+}
+
+const DIGEST_BYTES: usize = 32;
+
+/// Bytes of the first message of 1.
+fn client_head_bytes(indexed: &IndexedCircuit, bundles: usize) -> usize {
+    DIGEST_BYTES + bundles * transfers::client_bytes(indexed)
+}
+
+/// Bytes of the first message of 2.
+fn server_head_bytes(indexed: &IndexedCircuit, bundles: usize) -> usize {
+    DIGEST_BYTES + bundles * transfers::server_bytes(indexed)
+}
+
+/// Receives the message that begins with the digest of the headers, and compares that first.
+async fn receive_head(
+    channel: &mut impl Channel,
+    what: &'static str,
+    expected: usize,
+    id: &[u8; 32],
+) -> Result<Vec<u8>, Error> {
+    let message = channel.receive(expected).await?;
+    match message.first_chunk::<DIGEST_BYTES>() {
+        Some(digest) if digest != id => Err(Error::PeerIncompatible {
+            what: format!("{what}: the headers of the bundles differ from ours"),
+        }),
+        _ => {
+            Error::check_length(what, expected, message.len())?;
+            Ok(message)
+        }
+    }
+}
+
+/// Bundle `bundle` of a tensor or an answer, `[bundle][..]`.
+fn part(all: &[u64], bundle: usize, bundles: usize) -> &[u64] {
+    let length = all.len() / bundles;
+    &all[bundle * length..][..length]
 }

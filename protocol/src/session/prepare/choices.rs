@@ -140,11 +140,11 @@ fn truncated(layer: &Layer, c: &[u64]) -> Elements {
 /// Message 3 as the server reads it, part by part.
 pub(super) struct Choices<'m> {
     pub(super) forward_setup: &'m [u8],
-    /// By layer; empty without ReLUs.
+    /// Choices and `tau` by layer; empty without ReLUs.
     pub(super) relus: Vec<&'m [u8]>,
     pub(super) ole_uploads: &'m [u8],
     pub(super) ole_corrections: &'m [u8],
-    /// By layer; empty without identity elements.
+    /// Elements `c' - r` by layer; empty without identity elements.
     pub(super) identity: Vec<&'m [u8]>,
 }
 
