@@ -310,7 +310,8 @@ impl Lower {
     fn add(&mut self, name: &str, left: Value, right: Value) -> Result<Value, String> {
         let mut parts = Vec::new();
         for value in [left, right] {
-            // A layer's own pool covers its whole sum: a summand with a pool becomes a tensor first.
+            // A layer's own pool covers its whole sum: a summand with a pool becomes a tensor
+            // first.
             let value = match value {
                 Value::Sum(sum) if sum.pool.is_some() => Value::Tensor(self.materialise(sum)),
                 other => other,

@@ -183,8 +183,8 @@ impl Round<'_> {
                 added.max(result.map_or(added, |t| self.tensors[t] - pool_bits))
             }
         };
-        // A kernel finer than the sum loses bits of its weights. Where its tensor has bits to spare,
-        // the tensor gives them up instead.
+        // A kernel finer than the sum loses bits of its weights. Where its tensor has bits to
+        // spare, the tensor gives them up instead.
         for (tensor, weight_scale) in &kernels {
             let lost = self.tensors[*tensor] + weight_scale - scale;
             let enough = i32::from(self.precision.activation_bits) - SPARE_BITS;
