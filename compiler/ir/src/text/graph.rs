@@ -257,7 +257,7 @@ node "fc" dense %6 out 2
             ("pad 1,0,1,1", "pad 1,0,1", 6, "top, left"),
             ("add %3 %2", "add %3 %0", 9, "adds"),
             ("dense %6", "dense %4", 12, "flattened"),
-            ("flatten", "flat", 11, "no operation"),
+            ("flatten", "flat", 11, "not an operation"),
         ];
         for (from, to, line, problem) in cases {
             let found = parse_graph(&TEXT.replacen(from, to, 1)).unwrap_err();
