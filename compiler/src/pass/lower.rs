@@ -4,7 +4,7 @@
 //! Values are symbolic until something needs them as a tensor. A *sum* (convolutions, residuals,
 //! bias) becomes a layer when an activation follows; if a convolution reads it as it is, or several
 //! nodes do, it becomes an identity layer, which costs nothing online. An average pool after an
-//! activation is part of the kernel behind it where that is exact ([`pool`]) and not dearer
+//! activation is part of the kernel behind it where that is exact (`lower/pool.rs`) and not dearer
 //! than an identity layer; before an activation it is the layer's own sum.
 //!
 //! A polynomial that is uniform over a channel, `a (z + c)^2` with `a > 0`, becomes a plain square:
