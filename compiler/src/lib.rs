@@ -1,7 +1,7 @@
 //! Compiles a trained graph to a fixed-point circuit, and packs it for the least cost.
 //!
 //! [`compile()`] takes these steps, in this order. Each is a function from one form of the network
-//! to the next, and refuses by name what it cannot carry:
+//! to the next, and refuses what it cannot handle, naming the node:
 //!
 //! 1. [`import`] verifies the graph. A fault of any node ends the compilation, a node that nothing
 //!    reads included.
@@ -15,8 +15,8 @@
 //! 8. [`pass::select`] chooses the packing plan by cost, once for a bundle alone and once for each
 //!    size of batch. It verifies every plan it returns.
 //!
-//! [`emit::files`] then makes the two files of the result. [`cost`] says what the network costs,
-//! [`images`] reads or draws the images that calibration and evaluation need.
+//! [`emit::files`] then makes the two files of the result. [`cost`] computes what the network
+//! costs, [`images`] reads or draws the images that calibration and evaluation need.
 #![forbid(unsafe_code)]
 
 pub mod compile;

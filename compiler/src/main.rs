@@ -53,7 +53,7 @@ struct Arguments {
     /// Without --evaluate: compares the graph and the circuit on this many calibration images.
     #[arg(long, default_value_t = 32, value_name = "N")]
     verify: usize,
-    /// Prints the table of an existing model directory and does nothing else.
+    /// Prints the table of an existing model directory and exits.
     #[arg(long, conflicts_with_all = ["out", "evaluate", "costs"])]
     inspect: bool,
     #[command(flatten)]
@@ -69,20 +69,21 @@ struct Arguments {
 /// Choices left to the compiler.
 #[derive(Args)]
 struct Choices {
-    /// Bits of a weight, its sign included.
+    /// Bits per weight, sign included.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=15))]
     weight_bits: u8,
-    /// Bits of the largest activation seen in calibration.
+    /// Bits that the largest activation seen on calibration data takes up.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(4..=20))]
     activation_bits: u8,
-    /// Bits left above the largest value seen, where no proof bounds it.
+    /// Spare bits above the largest value seen on calibration data, for values that no proof
+    /// bounds.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=16))]
     head_room: u8,
     /// Widest sign circuit that is accepted for a proved bound. With 0, all bounds come from
     /// calibration, which is cheaper.
     #[arg(long, default_value_t = 17, value_parser = clap::value_parser!(u8).range(0..=32))]
     proved_sign_bits: u8,
-    /// Treatment of an average pool that follows an activation.
+    /// Where to put an average pool that follows an activation.
     #[arg(long, value_enum, default_value_t = PoolChoice::Cheapest)]
     pools: PoolChoice,
     /// Numbers of bundles, besides one, to choose a packing for: bundles that are prepared together
@@ -102,11 +103,11 @@ struct Choices {
 /// [`Pools`] on the command line.
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum PoolChoice {
-    /// Choose the one that uploads fewer bytes.
+    /// Choose whichever of the two uploads fewer bytes.
     Cheapest,
     /// Merge the pool into the next kernel.
     Absorb,
-    /// Give the pool an identity layer of its own.
+    /// Make the pool a layer of identities.
     Separate,
 }
 

@@ -1,7 +1,7 @@
 //! The passes between a verified graph and a packed circuit, one file each.
 //!
-//! Every pass is a function from one form of the network to the next. What it cannot carry it
-//! refuses, with the names of all nodes or layers concerned. [`crate::compile()`] runs them in the
+//! Every pass is a function from one form of the network to the next. It refuses what it cannot
+//! handle, with the names of all nodes or layers concerned. [`crate::compile()`] runs them in the
 //! order of this list:
 //!
 //! | pass | from | to |

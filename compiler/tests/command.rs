@@ -1,5 +1,5 @@
-//! The program itself: a model directory out of a graph file, the table, accuracy, and what users
-//! get wrong.
+//! The program itself: a model directory out of a graph file, the table, accuracy, and mistakes
+//! that users make.
 
 use pi_ir::builders::{Policy, Rest, resnet20};
 use pi_ir::{Artifact, GraphFile, WeightsFile};

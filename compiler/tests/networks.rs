@@ -1,5 +1,4 @@
-//! Whole compilations: random graphs and the networks everybody uses, against the float
-//! interpreter.
+//! Whole compilations: random graphs and the common networks, against the float interpreter.
 
 use pi_compiler::cost::evaluate::compare;
 use pi_compiler::images::{Images, normalise};

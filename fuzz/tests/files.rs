@@ -1,4 +1,5 @@
-//! Hostile bytes for the file decoders: whatever they hold, the answer is a value or an error.
+//! Hostile bytes for the file decoders: whatever they contain, decoding returns a value or an
+//! error.
 //!
 //! Arbitrary bytes seldom pass the digest, so each target also frames them as the body of a file
 //! with the right magic, length and digest: then the body's own decoder is what is tested.

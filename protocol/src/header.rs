@@ -1,8 +1,8 @@
 //! The header of a bundle: everything that both parties must agree on before any online byte.
 //!
 //! The hash of the header is the bundle's identity. Every key derivation of the bundle starts from
-//! that identity, so two bundles share no stream, and a bundle of another model, client, server or
-//! protocol version fits nowhere.
+//! that identity, so two bundles share no stream, and a bundle cannot be used with another model,
+//! client, server or protocol version.
 
 pub use pi_ot::BundleId;
 

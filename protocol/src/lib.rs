@@ -1,10 +1,10 @@
 //! The two-party computation: shares, linear layers, activations and sessions over a channel.
 //!
-//! - [`session`]: what a runtime calls: setup, preparation of bundles, answers;
+//! - [`session`]: the entry points of a runtime: setup, preparation of bundles, inference;
 //! - [`channel`]: the line it runs over, and an in-memory one; [`header`]: a bundle's identity;
 //! - [`linear`] on [`layout`]: the homomorphic linear layers, offline;
 //! - `nonlinear` on `share`: ReLU, squares and polynomials on additive shares;
-//! - [`cost`]: exact bytes of all of it.
+//! - [`cost`]: the exact number of bytes of each exchange.
 //!
 //! No sockets, no clock, no global source of randomness. The message flow is in `docs/protocol.md`.
 #![forbid(unsafe_code)]

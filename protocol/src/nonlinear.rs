@@ -1,9 +1,9 @@
 //! Activations on shares: ReLU by a garbled sign, squares and private polynomials by oblivious
 //! linear evaluation.
 //!
-//! Elements of one layer and one kind are computed together. The two halves of a gadget stand
-//! beside each other, and the formulas of their bytes beside them. An identity element needs no
-//! gadget: the client sends `c' - r` offline, and nothing happens online.
+//! Elements of one layer and one kind are computed together. The two halves of a gadget, and the
+//! formulas of their bytes, stand side by side in the code. An identity element needs no gadget:
+//! the client sends `c' - r` offline, and nothing happens online.
 //!
 //! All of it starts from *truncated* shares: `c'`, known to the client offline, and `d'`. These are
 //! not uniform in `F_p` (the top bits of a truncated share are zero), and nothing here relies on

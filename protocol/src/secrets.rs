@@ -1,13 +1,14 @@
 //! The source of a bundle's randomness.
 //!
-//! Each party draws one 32-byte seed when an exchange starts, and derives everything secret in the
-//! bundle from it. No stream is shared with another bundle, even if a generator should repeat,
-//! because the bundle's identity enters every derivation; and no stream depends on what the peer
-//! sends, because that identity is fixed before the first message. The labels of a derivation name
-//! protocol, bundle, role, purpose and index (of layer, tensor or ciphertext).
+//! Each party draws one 32-byte seed per bundle, and one more per batch for the linear layers,
+//! whose ciphertexts the bundles share. Everything secret is derived from these. No stream is
+//! shared with another bundle or batch, even if a generator should repeat, because the identity of
+//! the bundle or batch enters every derivation; and no stream depends on what the peer sends,
+//! because that identity is fixed before the first message. The labels of a derivation name
+//! protocol, bundle or batch, role, purpose and index (of layer, tensor or ciphertext).
 //!
-//! Public seeds, from which both parties expand ciphertexts, come from the bundle's identity alone.
-//! The errors of an encryption never come from a public seed.
+//! Public seeds, from which both parties expand ciphertexts and keys, come from the identity of a
+//! bundle, batch or session alone. The errors of an encryption never come from a public seed.
 
 use rand_chacha::ChaCha20Rng;
 use rand_core::{CryptoRng, SeedableRng};
@@ -20,11 +21,11 @@ pub(crate) enum Role {
     Server = 1,
 }
 
-/// The seed of one party's secrets in one bundle.
+/// The seed of one party's secrets in one bundle or batch.
 pub(crate) struct Secrets(Zeroizing<[u8; 32]>);
 
 impl Secrets {
-    /// Draws the seed of a new exchange.
+    /// Draws the seed of a new bundle or batch.
     pub(crate) fn draw(role: Role, bundle: &[u8; 32], rng: &mut impl CryptoRng) -> Self {
         let mut seed = Zeroizing::new([0; 32]);
         rng.fill_bytes(&mut *seed);
@@ -51,7 +52,7 @@ pub(crate) fn derive(seed: &[u8; 32], purpose: &str, index: u64) -> Zeroizing<[u
     finish(hash)
 }
 
-/// A seed that both parties know: of a bundle, or of a session.
+/// A seed that both parties know: of a bundle, a batch, or a session.
 pub(crate) fn public_seed(purpose: &str, id: &[u8; 32], index: u64) -> [u8; 32] {
     let mut hash = blake3::Hasher::new_derive_key("pianissimo 1 public seed");
     hash.update(id);

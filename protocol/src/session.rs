@@ -1,7 +1,8 @@
-//! Sessions: keys once, bundles ahead of time, answers from bundles.
+//! Sessions, as the runtime drives them: keys once, bundles ahead of time, and one inference per
+//! bundle.
 //!
-//! The runtime calls these. There are three exchanges over a [`Channel`](crate::Channel), and the
-//! client's and the server's half of each stand beside each other:
+//! There are three exchanges over a [`Channel`](crate::Channel), and the client's and the server's
+//! function of each stand side by side:
 //!
 //! - [`client_setup`] and [`server_setup`], once per client key;
 //! - [`ClientBatch`] and [`ServerBatch`], once per batch of bundles;
@@ -20,8 +21,8 @@
 //!
 //! *The server sees*, in this order:
 //! - encryptions of masks ([`crate::linear`]) and of OLE inputs, which are pseudorandom;
-//! - OT messages, pseudorandom under streams that it lacks;
-//! - `tau`, masked by a pad of which it knows the other half;
+//! - OT messages, which are pseudorandom because it lacks one stream of each tree;
+//! - `tau`, which is masked by two pads of which it knows only one;
 //! - `x - a`, masked by the uniform `a`;
 //! - `c' - r` of identity elements, `x - r_0`, and `y_c - r` of all other elements, each masked by
 //!   its tensor's `r`, which masks nothing else.
@@ -42,7 +43,8 @@
 //! cipher.
 //!
 //! *Truncated shares* are not uniform in `F_p`, so every message that carries one is masked as
-//! above. A truncation that wraps loses the element, with the probability that the artifact states.
+//! above. If a truncation wraps, the value of the element is lost; the artifact states the
+//! probability.
 //!
 //! # Used once
 //! A bundle is moved into the function that spends it. Any error during preparation discards the

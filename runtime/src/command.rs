@@ -1,4 +1,4 @@
-//! The three programs, as functions, so that one program can start another's.
+//! The three programs as functions, so that one program can run another's entry point.
 
 pub mod child;
 pub mod client;

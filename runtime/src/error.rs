@@ -64,7 +64,7 @@ pub enum Error {
     #[error("client and server do not speak the same version: {0}")]
     Version(String),
     /// No server is named and several are remembered.
-    #[error("several servers are known: {0}")]
+    #[error("several servers are known, and none was named: {0}")]
     WhichServer(String),
     /// No server is named and none is remembered.
     #[error("no server is known yet")]
@@ -134,7 +134,7 @@ pub enum Error {
         what: String,
     },
     /// The peer is honest, but the two programs cannot work together.
-    #[error("client and server do not fit together: {0}")]
+    #[error("client and server are not compatible: {0}")]
     PeerIncompatible(String),
     /// A file of a model directory is absent or broken.
     #[error("no usable model in {directory}: {reason}")]

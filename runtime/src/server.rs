@@ -39,7 +39,7 @@ pub struct ServerOptions {
     pub listen: SocketAddr,
     /// Directory of identity and store.
     pub state: PathBuf,
-    /// Certificate chain and key of an operator, in place of the self-signed certificate.
+    /// Certificate chain and key of an operator, instead of the self-signed certificate.
     pub certificate: Option<(PathBuf, PathBuf)>,
     /// Limit on the clients connected at once.
     pub max_clients: usize,

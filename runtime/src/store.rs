@@ -7,11 +7,11 @@
 //!
 //! # Layout
 //! `store.redb` is the database: one row per setup, artifact, peer and bundle. The content of a
-//! bundle, megabytes of it, is a file of its own in `bundles/`, written and synchronised before its
-//! row; the row carries its BLAKE3 digest. A file without a row that says `Ready` is what a crash
-//! left behind and is erased on opening. Directories have mode 0700, files 0600. Contents are not
-//! encrypted: who reads the files as their owner reads the secrets. Copies and snapshots of a store
-//! are outside the guarantee of single use.
+//! bundle, megabytes of it, is a separate file in `bundles/`, written and synchronised before its
+//! row; the row carries its BLAKE3 digest. A file without a row that says `Ready` was left behind
+//! by a crash and is erased on opening. Directories have mode 0700, files 0600. Contents are not
+//! encrypted: whoever can read the files can read the secrets. Copies and snapshots of a store are
+//! outside the guarantee of single use.
 
 mod content;
 mod error;
@@ -129,7 +129,7 @@ impl Store {
         })
     }
 
-    /// Keeps the setup with a peer, in place of an earlier one.
+    /// Keeps the setup with a peer, and replaces an earlier one.
     ///
     /// # Errors
     /// As [`Store::setup`].
@@ -185,7 +185,7 @@ impl Store {
         })
     }
 
-    /// Keeps the record of a peer, in place of an earlier one.
+    /// Keeps the record of a peer, and replaces an earlier one.
     ///
     /// # Errors
     /// As [`Store::setup`].

@@ -2,8 +2,7 @@
 //!
 //! A message is its length (4 bytes, little endian) and its bytes. The length is checked against
 //! the receiver's limit before anything is reserved, and memory grows with what arrives. A party
-//! that gives up resets its stream with a code, [`Refusal`]; nothing else of its reasons crosses
-//! the wire.
+//! that gives up resets its stream with a code, [`Refusal`]; nothing else of its reasons is sent.
 //!
 //! Every wait ends: a peer that sends no byte for the configured time, or a message slower than
 //! [`SLOWEST_BYTES_PER_SECOND`], is an error.
@@ -50,7 +49,7 @@ impl std::ops::Sub for StreamTraffic {
     }
 }
 
-/// A party's reason to give an operation up; nothing else is told to the other party.
+/// A party's reason to give an operation up; nothing else is sent to the other party.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[repr(u32)]
 pub enum Refusal {

@@ -1,5 +1,4 @@
-//! Whatever moment a process dies at: no bundle is used twice, and nothing is lost but what was
-//! under way.
+//! Whenever a process dies, no bundle is used twice and only the operation under way is lost.
 //!
 //! Failpoints end a process at the moments that matter, between the steps that make a bundle
 //! durable or spent; kills after random times cover the rest.

@@ -1,8 +1,7 @@
 //! One batch on another device against the CPU: logits, gradients, time.
 //!
 //! The CPU runs the operations of [`kernels`](crate::kernels), every other device compositions of
-//! burn's own; a wrong kernel of a driver or of a fusion shows here before hours of training show
-//! it.
+//! burn's own, so a faulty driver kernel or fusion is found here, not after hours of training.
 
 use std::time::Instant;
 

@@ -8,8 +8,8 @@
 //! the file, what was expected of it and what to do.
 //!
 //! Training images come in an order that a prefix or a suffix can be cut from: sets whose files are
-//! sorted by class are dealt out one image a class in turn, so that the held-out images, which are
-//! the last ones, hold all classes.
+//! sorted by class are dealt out one image of each class in turn, so that the held-out images,
+//! which are the last ones, hold all classes.
 
 mod augment;
 mod cache;

@@ -1,8 +1,8 @@
-//! From a trained run to the compiler's float graph, with proof that both compute the same.
+//! From a trained run to the compiler's float graph, with a check that both compute the same.
 //!
-//! Every function of an activation site becomes ReLUs, identities and quadratics per channel: norms
-//! before a square and Hermite norms fold into coefficients, a quartic becomes three quadratics,
-//! the kernel of a convolution a quadratic behind it.
+//! Every activation becomes ReLUs, identities and quadratics per channel: norms before a square and
+//! Hermite norms fold into coefficients, a quartic becomes three quadratics, and the kernel of a
+//! convolution becomes a quadratic after it.
 
 use std::path::Path;
 

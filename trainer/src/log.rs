@@ -1,8 +1,8 @@
-//! The log of a run: one JSON object a line, in `log.jsonl` beside the checkpoint.
+//! The log of a run: one JSON object per line, in `log.jsonl` beside the checkpoint.
 //!
 //! A line is written whole, and a run that goes on from a checkpoint first cuts off what an
-//! interrupted run wrote after it, a torn last line included: the log tells one run, whatever
-//! happened on the way.
+//! interrupted run wrote after it, a torn last line included, so the log describes a single run,
+//! whatever interruptions there were.
 
 use std::collections::BTreeMap;
 use std::fs;

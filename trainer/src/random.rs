@@ -1,7 +1,7 @@
 //! Random streams of a run.
 //!
-//! ChaCha8 has 2^64 independent streams to a seed. Each purpose draws from one of its own, so that
-//! one more draw for one purpose moves none of another, and a resumed run draws what an
+//! ChaCha8 has 2^64 independent streams per seed. Each purpose draws from a separate one, so that
+//! an additional draw for one purpose leaves the others unchanged, and a resumed run draws what an
 //! uninterrupted one draws. The numbers are part of every result: a changed number is another run.
 
 use rand_chacha::ChaCha8Rng;

@@ -1,7 +1,8 @@
 //! The result of a run as a file: one JSON object, `experiments/NAME.json`, as `pi-train eval`
 //! prints it.
 //!
-//! What `pi-compile --costs` says of the exported network may lie beside it, as `NAME.costs.json`.
+//! The output of `pi-compile --costs` for the exported network may be stored beside it, as
+//! `NAME.costs.json`.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! The networks everybody uses, as float graphs with seeded random weights (He et al., 2015).
+//! Common networks, as float graphs with seeded random weights (He et al., 2015).
 //!
 //! ResNets in the form common for small images: a 3x3 stem at stride 1, no max pool, the same for
 //! 32 and 64 pixels; shortcuts that change the shape are 1x1 convolutions with a norm.
@@ -12,7 +12,7 @@ use crate::shape::{Padding, Shape};
 pub enum Policy {
     /// ReLU everywhere.
     Relu,
-    /// ReLU at so many random positions (drawn from the seed), something cheaper at the others.
+    /// ReLU at this many random positions (drawn from the seed), something cheaper at the others.
     Budget {
         /// Positions that keep their ReLU; at most all.
         relus: usize,
@@ -195,7 +195,7 @@ pub struct ConvShape {
     pub stride: (u32, u32),
     /// Zeros around the input.
     pub padding: Padding,
-    /// Whether there are biases.
+    /// True if the layer has biases.
     pub bias: bool,
 }
 

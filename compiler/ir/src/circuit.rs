@@ -13,8 +13,9 @@
 //! 3. Per element of `y`: ReLU `max(y, 0)`; identity `y`; square `truncate(y^2, post)`;
 //!    polynomial `truncate(a y^2 + b y + k, post)` with the server's integers `a, b, k`.
 //!
-//! Two-party truncation is floor, plus one with probability equal to the fraction (the interpreter
-//! rounds to nearest, or takes the client's shares and reproduces every carry).
+//! Two-party truncation rounds down, and adds one with a probability equal to the discarded
+//! fraction (the interpreter rounds to nearest, or takes the client's shares and reproduces every
+//! carry).
 
 use crate::shape::{Padding, Shape, windows};
 use crate::{limits, wire};

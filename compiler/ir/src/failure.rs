@@ -1,9 +1,10 @@
 //! The probability that a two-party truncation loses a value.
 //!
 //! A truncation of `x` with `|x| <= B - 2^f` fails for the at most `B + |x|` client's shares, out
-//! of `p`, for which `(c + B) - (p - d)` is not `x + B` over the integers. An element counts `(B +
-//! max|x|) / p`; squares and polynomials count their second truncation too. The largest `|x|` seen
-//! on calibration data proves nothing, so `max|x|` is the bound `B - 2^f` in every case.
+//! of `p`, for which `(c + B) - (p - d)` is not `x + B` over the integers. Each element contributes
+//! `(B + max|x|) / p`; squares and polynomials contribute that of their second truncation too. The
+//! largest `|x|` seen on calibration data proves nothing, so `max|x|` is the bound `B - 2^f` in
+//! every case.
 
 use crate::P;
 use crate::circuit::{Circuit, Kind, Layer, Step};

@@ -1,4 +1,4 @@
-//! Reference interpreters: the oracles that the compiler and the protocol are held against.
+//! Reference interpreters: the oracles against which compiler and protocol are tested.
 //!
 //! - [`float`] evaluates a [`Graph`](crate::Graph) as its trainer would.
 //! - [`plain`] evaluates a [`Circuit`](crate::Circuit), each truncation rounding to nearest, ties

@@ -1,4 +1,5 @@
-//! The contract between all crates: a network before, and after, it becomes a circuit.
+//! The contract between all crates: the types of a network before and after it is compiled to a
+//! circuit.
 //!
 //! - [`graph`]: the float network a trainer exports.
 //! - [`circuit`]: the fixed-point arithmetic circuit a two-party computation evaluates (public
@@ -12,8 +13,7 @@
 //!   truncation fails.
 //! - [`text`]: text forms that print and parse.
 //! - [`range`]: interval analysis of sums and tensors; [`count`]: multiply-adds and activations.
-//! - [`builders`]: networks everybody uses; [`random`]: legal graphs and circuits for property
-//!   tests.
+//! - [`builders`]: common networks; [`random`]: legal graphs and circuits for property tests.
 //! - [`artifact`]: the three files of a model directory; [`costs`]: what the compiler tells the
 //!   trainer about the price of activations.
 //!

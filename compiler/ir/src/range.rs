@@ -1,7 +1,7 @@
 //! Interval analysis of a circuit: the largest magnitudes any input can reach.
 //!
-//! Each element of each tensor has an interval of its own, so that padding and shape matter as they
-//! do in the evaluation. Sums are exact for independent inputs (the image's pixels are); deeper,
+//! Each element of each tensor has a separate interval, so that padding and shape matter as they do
+//! in the evaluation. Sums are exact for independent inputs (the image's pixels are); deeper,
 //! intervals forget that elements depend on each other and may be wider than the truth, never
 //! narrower. Truncation adds what either rounding can: floor up to ceiling.
 

@@ -1,8 +1,8 @@
 //! The client's shares before each truncation of one run.
 //!
-//! With them the fixed-point interpreter reproduces each carry of the two-party truncation and must
-//! equal the private result bit for bit: `t = ((c + B) mod p >> f) - (((p - d) mod p) >> f) - (B >>
-//! f)`, with `d = (x - c) mod p`.
+//! With them the fixed-point interpreter reproduces each carry of the two-party truncation, and its
+//! result must equal the private one bit for bit: `t = ((c + B) mod p >> f) - (((p - d) mod p) >>
+//! f) - (B >> f)`, with `d = (x - c) mod p`.
 
 /// The shares of one run; secret, made only for checks on the client's own machine.
 #[derive(Clone, PartialEq, Eq)]

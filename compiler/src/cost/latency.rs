@@ -4,8 +4,9 @@
 //! `offline = bytes / bandwidth + round trips x (RTT + hop) + work / cores + stored bytes / disk +
 //! convolutions x wait`, the work being linear layers, ciphertexts, AND gates to garble, OTs and
 //! elements; `online = bytes / bandwidth + round trips x (RTT + hop) + work / cores`, the work
-//! being multiply-adds, AND gates to evaluate and elements. Durable marks, [`MARKS_S`], come once
-//! to an inference. Both parties' work counts, on the same cores, as if nothing overlapped.
+//! being multiply-adds, AND gates to evaluate and elements. Durable marks ([`MARKS_S`]) count once
+//! per inference. The work of both parties is added up as if they shared the same cores and nothing
+//! overlapped.
 //!
 //! The constants are fitted to ResNet-18 at ten ReLU budgets and to ResNet-32, lean9 and WRN-22-8
 //! at 15,000 ReLUs (two cores of an AMD EPYC of Zen 4, 2026-11-25, both parties on them, inferences

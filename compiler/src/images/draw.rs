@@ -1,5 +1,5 @@
-//! Images drawn from a seed: gradients, discs and bars with noise. They span the range of pixels,
-//! not of scenes.
+//! Images drawn from a seed: gradients, discs and bars with noise. They cover the range of pixel
+//! values, not the variety of real scenes.
 
 use pi_ir::Shape;
 use rand_chacha::ChaCha8Rng;

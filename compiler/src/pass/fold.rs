@@ -5,8 +5,8 @@
 //! - After an addition, or a linear node that others read too (the residual stream of a
 //!   pre-activation network), `ReLU(g z + b) = g ReLU(z + b / g)` with `g > 0`: the shift stays, as
 //!   a norm of scale 1, and `g` moves through activations (all kinds scale along; polynomial
-//!   coefficients change), pools and flattening into the weights behind.
-//! - Anything else is refused by name.
+//!   coefficients change), pools and flattening into the weights that follow.
+//! - Anything else is refused, with the node's name.
 
 use crate::fault::{Fault, Refused};
 use pi_ir::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op, Shape};

@@ -4,8 +4,8 @@
 //! Values are symbolic until something needs them as a tensor. A *sum* (convolutions, residuals,
 //! bias) becomes a layer when an activation follows; if a convolution reads it as it is, or several
 //! nodes do, it becomes an identity layer, which costs nothing online. An average pool after an
-//! activation is part of the kernel behind it where that is exact (`lower/pool.rs`) and not dearer
-//! than an identity layer; before an activation it is the layer's own sum.
+//! activation is merged into the kernel that follows where that is exact (`lower/pool.rs`) and no
+//! more expensive than an identity layer; before an activation it is the layer's own sum.
 //!
 //! A polynomial that is uniform over a channel, `a (z + c)^2` with `a > 0`, becomes a plain square:
 //! `sqrt(a)` goes into that channel's weights, `sqrt(a) c` into its bias. All others keep their
@@ -22,7 +22,7 @@ use std::collections::HashSet;
 /// Treatment of an average pool that follows an activation, where both ways are exact.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pools {
-    /// Whichever uploads fewer bytes.
+    /// The one of the two that uploads fewer bytes.
     #[default]
     Cheapest,
     /// Into the next kernel.

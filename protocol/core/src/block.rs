@@ -204,10 +204,7 @@ mod tests {
             assert!(error.blames_peer());
             assert_eq!(
                 error.to_string(),
-                format!(
-                    "peer misbehaved: labels: expected 32 bytes, got {}",
-                    wrong.len()
-                )
+                format!("labels: expected 32 bytes, got {}", wrong.len())
             );
         }
     }

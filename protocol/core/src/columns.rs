@@ -1,5 +1,4 @@
-//! Sums of columns of bits: what the OT extension does with its streams besides making and
-//! transposing them.
+//! Sums of columns of bits: those that the OT extension forms from its streams.
 
 use crate::backend::Backend;
 

@@ -1,10 +1,12 @@
 //! Errors, each of which says whose fault it is.
 
 /// A refused argument or message; [`Error::blames_peer`] tells which of the two.
+///
+/// The text leaves out whose fault it is: the error of the session, which wraps it, says that.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The peer sent a message of the wrong length.
-    #[error("peer misbehaved: {what}: expected {expected} bytes, got {got}")]
+    #[error("{what}: expected {expected} bytes, got {got}")]
     PeerLength {
         /// The part of the protocol the message belongs to.
         what: &'static str,
@@ -14,7 +16,7 @@ pub enum Error {
         got: usize,
     },
     /// The peer sent a value outside its range.
-    #[error("peer misbehaved: {what}: value {index} is out of range")]
+    #[error("{what}: value {index} is out of range")]
     PeerValue {
         /// The part of the protocol the value belongs to.
         what: &'static str,
@@ -22,13 +24,13 @@ pub enum Error {
         index: usize,
     },
     /// Bytes that we stored ourselves are not what we stored.
-    #[error("stored bytes are damaged: {what}")]
+    #[error("cannot read {what}")]
     Stored {
         /// The record that was to be read.
         what: &'static str,
     },
     /// Our caller passed slices that do not fit together.
-    #[error("api misuse: {what}: expected {expected}, got {got}")]
+    #[error("{what}: expected {expected}, got {got}")]
     CallerLength {
         /// The argument.
         what: &'static str,
@@ -38,7 +40,7 @@ pub enum Error {
         got: usize,
     },
     /// Our caller asked for a parameter outside its range.
-    #[error("api misuse: {what} of {got}, supported are {min} to {max}")]
+    #[error("{what}: expected {min} to {max}, got {got}")]
     CallerRange {
         /// The parameter.
         what: &'static str,

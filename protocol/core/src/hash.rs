@@ -7,9 +7,9 @@
 //! With one fixed key an adversary gets `2^128 / C` for `C` gates ever garbled under it, since one
 //! trial is tested against all of them: 85 bits after `2^20` bundles of a large network. Here a key
 //! hashes at most the two labels `x`, `x xor delta` of one wire, so a trial concerns one wire and
-//! the bound stays at 128 bits less the one that `delta` gives to its colour. The proof is in the
-//! ideal-cipher model. The construction allows up to `mu` instances per key for `log2 mu` bits; we
-//! take `mu = 1`.
+//! the bound stays at 127 bits: 128 less the bit of `delta` that is fixed for the colour. The proof
+//! is in the ideal-cipher model. The construction allows up to `mu` instances per key for `log2 mu`
+//! bits; we take `mu = 1`.
 
 use rayon::prelude::*;
 use zeroize::{Zeroize, Zeroizing};

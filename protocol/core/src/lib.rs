@@ -1,4 +1,4 @@
-//! The substrate of the protocol: what oblivious transfer, garbling and arithmetic have in common.
+//! The common ground of oblivious transfer, garbling and arithmetic.
 //!
 //! - [`Block`], [`Bits`], [`Delta`]: wire labels and OT messages, choice bits, the free-XOR offset;
 //! - [`fp`]: the field `F_p`, `p = 2^60 - 2^18 + 1`, in which all shares live;
@@ -11,7 +11,7 @@
 //! Nothing here knows of parties or messages; a decoder only knows how long its message must be.
 //!
 //! # Representation
-//! Bulk data travels as it lies in memory, little-endian.
+//! Bulk data is sent in its in-memory representation, little-endian.
 
 #[cfg(not(target_endian = "little"))]
 compile_error!(

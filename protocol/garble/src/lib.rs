@@ -1,9 +1,10 @@
 //! Half-gates, the garbled sign circuit and its output gadget.
 //!
-//! What a private ReLU needs besides oblivious transfer. The server garbles the sign of `c' + d`
-//! modulo `2^m` ([`garble_sign`]), the client evaluates it ([`evaluate_sign`]), and a gadget over
-//! `F_p` turns the one label it is left with into a share of `max(x, 0)` ([`ServerGadget`],
-//! [`client_output`]). Labels, the hash and the generator are those of [`pi_core`].
+//! This crate has what a private ReLU needs besides oblivious transfer. The server garbles the sign
+//! of `c' + d` modulo `2^m` ([`garble_sign`]), the client evaluates it ([`evaluate_sign`]), and a
+//! gadget over `F_p` turns the one label it is left with into a share of `max(x, 0)`
+//! ([`ServerGadget`], [`client_output`]). Labels, the hash and the generator are those of
+//! [`pi_core`].
 //!
 //! # Security
 //! Semi-honest garbler and evaluator. The hash is MITCCR (Guo, Katz, Wang, Weng, Yu, "Better

@@ -16,7 +16,7 @@
 //!
 //! # Shapes
 //! Labels of inputs: `[instance][bit]`, lowest bit first. Tables: `[instance][gate][G, E]`, 32
-//! bytes a gate.
+//! bytes per gate.
 
 use pi_core::hash::LANES;
 use pi_core::{BLOCK_BYTES, Backend, Block, Delta, Error, Labels, Prg, TweakClass, TweakRange};

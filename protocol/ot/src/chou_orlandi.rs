@@ -232,9 +232,10 @@ mod tests {
         }
         let (sender, _) = BaseSender::start(CONTEXT, &mut rng);
         let error = sender.finish(&response[1..]).err().unwrap();
+        assert!(error.blames_peer());
         assert_eq!(
             error.to_string(),
-            "peer misbehaved: base OT response: expected 4096 bytes, got 4095"
+            "base OT response: expected 4096 bytes, got 4095"
         );
     }
 }

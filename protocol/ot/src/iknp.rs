@@ -1,11 +1,11 @@
 //! The master extension: from base OTs made once, 128 OTs with a fresh offset for every bundle.
 //!
 //! The correlation of an OT extension *is* the choice vector of its sender's base OTs, so a bundle
-//! with an offset of its own needs 128 base OTs of its own. They come from an IKNP extension
-//! (Ishai, Kilian, Nissim, Petrank, CRYPTO 2003) over the session's base OTs, whose outputs are
-//! hashed to seeds. In it the roles turn round: the bundle's COT sender *chooses*, by the bits of
-//! `delta`, and sends its matrix, the base-OT correction; the bundle's COT receiver holds the
-//! master's offset, which is never a garbling offset.
+//! with a fresh offset needs 128 fresh base OTs. They come from an IKNP extension (Ishai, Kilian,
+//! Nissim, Petrank, CRYPTO 2003) over the session's base OTs, whose outputs are hashed to seeds. In
+//! it the roles turn round: the bundle's COT sender *chooses*, by the bits of `delta`, and sends
+//! its matrix, the base-OT correction; the bundle's COT receiver holds the master's offset, which
+//! is never a garbling offset.
 //!
 //! The master has no state that advances. Its columns for a bundle are keyed by the bundle's
 //! identifier, so **an identifier must never be used for two exchanges**: the peer would learn the

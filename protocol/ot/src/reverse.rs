@@ -15,8 +15,8 @@
 //! The last two steps turn the random choices of a precomputed OT into the wanted ones, as Beaver
 //! does ("Precomputing oblivious transfer", CRYPTO 1995).
 //!
-//! Semi-honest. The server does not learn `c`: of the two pads in `tau` it knows one. The client
-//! does not learn `colour`: `b` is uniform and hidden by the OT.
+//! Semi-honest. The server does not learn `c`: it knows only one of the two pads in `tau`. The
+//! client does not learn `colour`: `b` is uniform and hidden by the OT.
 //!
 //! # Cost
 //! Per ReLU one correlated OT; [`TAU_BYTES`] client to server, one bit server to client

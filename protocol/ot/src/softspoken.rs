@@ -12,8 +12,8 @@
 //!   `alpha_l = 1`, which leaves `v_l + alpha_l b`.
 //!
 //! The 128 columns of all trees, transposed, are the rows `t` and `q = t xor b delta`. The sender
-//! sees the choice bits under the stream `r_alpha` of each tree, and so learns nothing; the
-//! receiver gets no message.
+//! sees the choice bits masked by the stream `r_alpha` of each tree, which it does not know, and so
+//! learns nothing. The receiver receives no message.
 //!
 //! # Layout
 //! The correction goes chunk by chunk, [`CHUNK`] OTs each, and within a chunk tree by tree.

@@ -6,7 +6,7 @@
 //! # Back ends
 //! [`PreparedConv::new`] chooses once, by the machine and the public bound on the weights:
 //! - `vnni`: weights of up to seven bits and a sign; needs AVX-512F, BW and VNNI;
-//! - `limbs`: any weights, in `f64`; its product has back ends of its own.
+//! - `limbs`: any weights, in `f64`; its matrix product has separate back ends.
 //!
 //! # Timing
 //! Weights are secret: no branch and no skipped work depends on inputs or weights, not even which

@@ -2,8 +2,7 @@
 //! switches.
 //!
 //! A term is a pair of vectors (the two halves of a ciphertext, or of a key) times one vector (a
-//! weight, or a digit). Sums stay unreduced until the last
-//! term is added: one reduction an output.
+//! weight, or a digit). Sums stay unreduced until the last term is added: one reduction per output.
 //!
 //! # Back ends
 //! - `scalar`: the definition;

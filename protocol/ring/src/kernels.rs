@@ -1,11 +1,11 @@
-//! Loops over residues that the packing of ciphertexts spends its time in, modulo primes just below
-//! 2^46.
+//! The hot loops of packing ciphertexts, over residues modulo primes just below 2^46.
 //!
 //! # Back ends
 //! Each is a table of functions on slices:
 //! - `scalar`: the definition, and what AVX2 runs as well;
 //! - `avx512`: the same bodies compiled again for AVX-512F, VL and DQ, or, where the compiler does
-//!   not find the instructions (52-bit multiplication, gathers), written with them; needs IFMA too.
+//!   not emit the right instructions (52-bit multiplication, gathers), written with intrinsics;
+//!   needs IFMA too.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;

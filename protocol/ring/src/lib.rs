@@ -6,14 +6,14 @@
 //! - [`modulus`]: prime moduli below 2^62; [`modulus46`]: those just below 2^46;
 //! - [`ntt`]: the negacyclic number theoretic transform behind a trait;
 //! - [`dot`]: sums of element-wise products;
-//! - [`kernels`]: the loops that packing spends its time in;
+//! - [`kernels`]: the hot loops of packing;
 //! - [`poly`]: polynomials modulo `X^n + 1` in residue form, and automorphisms;
 //! - [`rns`]: exact conversions between residues and integers;
 //! - [`slots`]: SIMD slots of `F_p[X] / (X^n + 1)`;
 //! - [`conv`]: convolutions over `F_p` in the clear, the hot loop of the online phase.
 //!
 //! [`pi_core::Backend`] decides which instructions the kernels use. Each family of kernels has one
-//! file a back end, and says in its header which features that file needs and where it falls back
+//! file per back end, and says in its header which features that file needs and where it falls back
 //! to a lower one. The scalar implementations are the definition, and the vector ones are tested to
 //! equal them bit for bit.
 

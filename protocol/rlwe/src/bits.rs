@@ -11,7 +11,7 @@ pub(crate) struct BitWriter {
 }
 
 impl BitWriter {
-    /// An empty string with room for so many bytes.
+    /// An empty string with room for this many bytes.
     pub(crate) fn with_capacity(bytes: usize) -> Self {
         Self {
             bytes: Vec::with_capacity(bytes),

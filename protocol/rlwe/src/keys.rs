@@ -3,7 +3,7 @@
 //! The second halves `a` of the public key and of the Galois keys come from a public seed that the
 //! caller makes from both parties' nonces: it halves the keys on the wire, and re-randomisation
 //! rests on an `a` that the client did not choose. The first halves `b = -a s + e + (payload)`
-//! travel in value form, 46 bits a residue.
+//! travel in value form, 46 bits per residue.
 //!
 //! # Key switching
 //! Hybrid, three digits: digit `i` of `c1` is its residue modulo `q_i`, centred; its key encrypts

@@ -1,10 +1,10 @@
-//! BFV over residue number systems: what the homomorphic linear layers and the oblivious linear
-//! evaluations stand on.
+//! BFV over residue number systems: the basis of the homomorphic linear layers and the oblivious
+//! linear evaluations.
 //!
-//! For the protocol crate: seeded encryptions of random masks, products with secret kernels,
-//! packing, and masked ciphertexts that reveal their plaintext and nothing else. Synchronous,
-//! messages in and out as bytes, randomness as an argument. Items are independent of each other:
-//! callers spread them over rayon; only [`pack_rows`] does so itself.
+//! The protocol crate uses it for seeded encryptions of random masks, products with secret kernels,
+//! packing, and masked ciphertexts that reveal their plaintext and nothing else. All functions are
+//! synchronous, take and return messages as bytes, and take randomness as an argument. Items are
+//! independent of each other: callers spread them over rayon; only [`pack_rows`] does so itself.
 //!
 //! # The flow
 //! Once per client: [`SecretKey::generate`], [`PublicKey`] and [`GaloisKeys`] go to the server

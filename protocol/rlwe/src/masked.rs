@@ -25,10 +25,10 @@
 //! plus noise in clear, so that a width made from the norm of `W` would show that norm. Its shape,
 //! a sum of four uniforms on `+-F/4`, has finite Fisher information, so that the distances of `M`
 //! coefficients add in quadrature: `TV <= rms(noise) sqrt(12.46 M) / (2 F)`, see
-//! [`crate::noise::distance_log2`]; averaged over the client's honest errors, all `M = 2^21`
-//! coefficients of a ResNet-18 charged at the noisiest layer:
+//! [`crate::noise::distance_log2`]; averaged over the client's honest errors, with all `M = 2^21`
+//! coefficients of a ResNet-18 counted at the noise of the layer in question:
 //!
-//! | layer | noise, rms | worst | distance, a bundle | after 2^20 bundles |
+//! | layer | noise, rms | worst | distance, per bundle | after 2^20 bundles |
 //! |---|---|---|---|---|
 //! | 3 to 64 channels, 3x3, gap 4 | 2^11.1 | 2^20.2 | 2^-53.6 | 2^-43.6 |
 //! | 64 channels, gap 4 | 2^13.3 | 2^21.4 | 2^-51.4 | 2^-41.4 |
@@ -44,11 +44,11 @@
 //! In units of the answer modulus a plaintext step is `2^70 / p = 2^10`, half of it 512. The flood
 //! takes 256, the dropped bits 32.5, noise below 1; rounding the second half leaves an error of
 //! standard deviation `sqrt(8192 2/3 / 12) = 21.3`, so that the 223 that remain are 10.4
-//! deviations, 2^-82 a coefficient.
+//! deviations, 2^-82 per coefficient.
 //!
 //! # Format
 //! The first half at the useful coefficients, in order, eight bytes each (little-endian); then the
-//! second half, 70 bits a coefficient.
+//! second half, 70 bits per coefficient.
 
 use crate::bits::{BitReader, BitWriter};
 use crate::pack::fold;
@@ -90,7 +90,7 @@ impl MaskedCiphertext {
         writer.finish()
     }
 
-    /// The ciphertext of these bytes, with so many useful coefficients.
+    /// The ciphertext of these bytes, with this many useful coefficients.
     ///
     /// # Errors
     /// If the length is not [`MaskedCiphertext::bytes`].

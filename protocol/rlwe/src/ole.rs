@@ -10,7 +10,7 @@
 //! matters.
 //!
 //! # Cost
-//! 124 bits a slot up, 134 bits a slot down.
+//! 124 bits per slot up, 134 bits per slot down.
 
 use crate::params::{CiphertextModulus, N, Params};
 use crate::{

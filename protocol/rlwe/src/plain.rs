@@ -16,7 +16,7 @@ pub struct PlainPoly {
 }
 
 impl PlainPoly {
-    /// The kernel of `(exponent, weight)` terms, to be packed over so many levels.
+    /// The kernel of `(exponent, weight)` terms, to be packed over this many levels.
     ///
     /// Exponents are in `0..2 N`, and `X^N = -1`: `X^-k` is exponent `2 N - k`. Terms of the same
     /// exponent add up. Weights are below 2^62 in magnitude, and secret; exponents and the number

@@ -1,4 +1,5 @@
-//! Secret distributions: ternary, centred binomial, flood. All constant time in what they return.
+//! Secret distributions: ternary, centred binomial, flood. All samplers take constant time,
+//! independent of the value they return.
 
 use crate::xof::Stream;
 

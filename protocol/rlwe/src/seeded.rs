@@ -90,7 +90,7 @@ impl SeededLayout {
     }
 }
 
-/// Bytes of an upload with so many forced coefficients.
+/// Bytes of an upload with this many forced coefficients.
 pub const fn seeded_bytes(modulus: CiphertextModulus, forced: usize) -> usize {
     seeded_bits(modulus, forced).div_ceil(8)
 }

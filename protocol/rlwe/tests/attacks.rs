@@ -1,5 +1,5 @@
-//! What each protection of an answer is for: with it left out, an honest-but-curious client learns
-//! the server's secret.
+//! Attacks that show what each protection of an answer prevents: without it, an honest-but-curious
+//! client learns the server's secret.
 //!
 //! `cargo test -p pi-rlwe --features attack`
 

@@ -1,4 +1,5 @@
-//! An in-memory line that counts, records, and can be made to lie: for tests of sessions.
+//! An in-memory line, for tests of sessions, that counts bytes, records messages and can tamper
+//! with them.
 
 use super::{Channel, MemoryChannel, memory};
 use crate::Error;

@@ -14,8 +14,8 @@
 //! ciphertexts as hold them, [`N`] each. Slots follow layer by layer, element by element: one for a
 //! square, two for a polynomial (`c^2` first). A ciphertext's slots are random `a`, chosen by a
 //! public seed as masks are. The client moves them onto its inputs by sending `x - a` once it knows
-//! them, and the server adds `(x - a) y` to its `v`. Slots behind the last one hold `y = 0`; they
-//! are masked like all others.
+//! them, and the server adds `(x - a) y` to its `v`. Unused slots at the end hold `y = 0`; they are
+//! masked like all others.
 //!
 //! # What each party sees
 //! The server sees encryptions of uniform `a`, and `x - a`. The client sees `u`, masked by the
@@ -24,7 +24,8 @@
 //! of it statistically adds up, as with weights.
 //!
 //! # Cost
-//! 124 bits a slot up, 134 down, 8 bytes a slot up for `x - a`; online 8 bytes an element each way.
+//! 124 bits per slot up, 134 down, 8 bytes per slot up for `x - a`; online 8 bytes per element each
+//! way.
 
 use crate::Error;
 use crate::secrets::{Secrets, public_seed};
@@ -53,12 +54,12 @@ pub(crate) const fn slots(kind: Kind) -> usize {
     }
 }
 
-/// Ciphertexts that hold so many slots.
+/// Number of ciphertexts that hold this many slots.
 pub(crate) const fn ciphertexts(slots: usize) -> usize {
     slots.div_ceil(N)
 }
 
-/// Bytes of the ciphertexts of offline message 3 for so many slots.
+/// Bytes of the ciphertexts of offline message 3 for this many slots.
 pub(crate) const fn offline_upload_bytes(slots: usize) -> usize {
     ciphertexts(slots) * UPLOAD_BYTES
 }

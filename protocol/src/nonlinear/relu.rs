@@ -5,18 +5,19 @@
 //!
 //! | message | bytes | content |
 //! | --- | --- | --- |
-//! | offline 2, down | reverse extension, one OT a ReLU | the server's random bits `b` |
-//! | offline 3, up | forward extension, `m` OTs a ReLU; `8 n` | bits of `c' mod 2^m`; `tau` |
+//! | offline 2, down | reverse extension, one OT per ReLU | the server's random bits `b` |
+//! | offline 3, up | forward extension, `m` OTs per ReLU; `8 n` | bits of `c' mod 2^m`; `tau` |
 //! | offline 4, down | `32 (m - 1) n + n / 8` | tables; `e = colour xor b` |
 //! | online, down | `16 m n + 8 n` | labels of `d_hat mod 2^m`; rows |
 //! | online, up | `8 n` | `y_c - r` |
 //!
 //! # What each party sees
-//! The server sees `c'` under the streams of the OT extension, and under a pad of the reverse OT of
-//! which it knows only the other half. The client sees tables whose output is never decoded, one
-//! label of each wire, and rows that are uniform given what it cannot hash, or equal to its own
-//! output share. The bool circuit's input from the server is the *negative integer* `d_hat`,
-//! reduced modulo `2^m`, not its representative in `F_p`.
+//! The server sees `c'` masked twice: by streams of the OT extension that it does not know, and in
+//! `tau` by the one of two pads that it does not know. The client sees tables whose output is never
+//! decoded, one label of each wire, and rows that are either uniform to it, because it cannot
+//! compute the hash that masks them, or equal to its own output share. The bool circuit's input
+//! from the server is the *negative integer* `d_hat`, reduced modulo `2^m`, not its representative
+//! in `F_p`.
 
 use crate::Error;
 use crate::share;

@@ -2,12 +2,12 @@
 //!
 //! A bundle is neither cloned nor used by reference: the functions that spend one take it by value.
 //! The stored form is a header, arrays one after the other whose lengths follow from the model, and
-//! a checksum. The checksum finds damage, not tampering: a store is trusted.
+//! a checksum. The checksum detects damage, not tampering, because the store is trusted.
 //!
 //! # Cost
-//! Client: `16 m + 32 (m - 1) + 16` bytes a ReLU, 16 a square or polynomial, 8 more for every
-//! element, 8 for an input. Server: 16 bytes and a bit a ReLU, 16 a square or polynomial, 8 an
-//! identity element, 8 more for every element.
+//! Client: `16 m + 32 (m - 1) + 16` bytes per ReLU, 16 per square or polynomial, 8 more for every
+//! element, 8 for each input. Server: 16 bytes and a bit per ReLU, 16 bytes per square or
+//! polynomial, 8 per identity element, 8 more for every element.
 
 use super::model::{ClientModel, ServerModel};
 use crate::Error;

@@ -11,16 +11,16 @@
 //!
 //! The bundles of a batch share the ciphertexts of messages 1 and 2, and nothing else: headers,
 //! offsets, nonces and seeds are each bundle's own, and messages 3 and 4 are an exchange of each
-//! bundle by itself. Parts that a circuit does not need are left out, but messages never are:
+//! bundle by itself. Parts that a circuit does not need are left out, but every message is sent:
 //! message 4 of a circuit without ReLUs, squares and polynomials is empty. The digests are compared
 //! before anything else is computed. The argument that each message can be simulated is in
 //! [`super`], in [`crate::linear`], and beside the gadgets.
 //!
 //! # A batch that breaks
-//! Uploads and answers are over before the first message 3, and no message of a batch is ever made
-//! twice: an exchange that breaks is followed by one with other indices, hence other seeds and
-//! masks. So the bundles that were complete before stay usable. The others are discarded on both
-//! sides, and nothing of them was used.
+//! All uploads and answers have been exchanged before the first message 3, and no message of a
+//! batch is ever made twice: an exchange that breaks is followed by one with other indices, hence
+//! other seeds and masks. So the bundles that were complete before stay usable. The others are
+//! discarded on both sides, and none of them was used.
 //!
 //! # Who waits for whom
 //! The client sends all uploads before it reads anything; the server reads all of them, computing

@@ -1,5 +1,5 @@
-//! Two honest parties against the interpreter, and one honest party against a lying line; here,
-//! what all of these tests share.
+//! Two honest parties against the interpreter, and one honest party whose channel tampers with
+//! messages; here, what all of these tests share.
 
 mod batches;
 mod circuits;

@@ -53,7 +53,7 @@ struct Arguments {
     /// programs are busy too.
     #[arg(long)]
     unbound: bool,
-    /// PEM file with a certificate chain to use in place of the self-signed certificate.
+    /// PEM file with a certificate chain to use instead of the self-signed certificate.
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
     /// PEM file with the private key of --cert.

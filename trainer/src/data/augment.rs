@@ -1,5 +1,5 @@
-//! Random crop, flip and cutout: what is drawn for each image, and the processor's own way to apply
-//! it.
+//! Random crop, flip and cutout: the random choices for each image, and their application on the
+//! CPU.
 
 use anyhow::{Result, ensure};
 use rand_core::RngCore;

@@ -2,7 +2,7 @@
 //!
 //! A file is: the magic `PICACHE1`, the length of a JSON header (u64, little endian), the header,
 //! the labels (u16, little endian), the planes. The header says which files it was made of, and
-//! how. A cache of other files is replaced; a damaged one is an error.
+//! how. A cache of other files is rebuilt; a damaged one is an error.
 
 use std::fs;
 use std::io::{BufReader, Read};

@@ -27,7 +27,7 @@ pub struct DataConfig {
     /// Training images used, the first ones (all if absent).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
-    /// Name of the set in reports, in place of its usual one.
+    /// Name of the set in reports, instead of its usual one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// Rows and columns of an image. MNIST and Fashion-MNIST: 32 (28 padded by 2 of background on

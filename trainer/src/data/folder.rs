@@ -1,4 +1,4 @@
-//! A folder of images: one folder of PNG or JPEG files a class.
+//! A folder of images: one folder of PNG or JPEG files for each class.
 //!
 //! Either `train/<class>/*` and `test/<class>/*` (or `val`), or `<class>/*`, of which a share of
 //! each class, drawn by `data.seed`, becomes the test set. Labels number the class folders in the

@@ -2,8 +2,8 @@
 //!
 //! A shape is drawn at a random place, in a random size, direction and colour, over a ground of two
 //! colours mixed by smooth noise, then crossed by a line and covered with pixel noise. Contrast
-//! varies, so that some images are easy and some can hardly be told. The nearest class mean is
-//! right for less than 26 %; ResNet-20 of width 8, on 10,000 images, is right for 24 % after one
+//! varies, so that some images are easy and some can hardly be recognised. The nearest class mean
+//! is right for less than 26 %; ResNet-20 of width 8, on 10,000 images, is right for 24 % after one
 //! epoch, 82 % after four, 87 % after six (1,000 held-out images).
 //!
 //! Image `i` of a part draws from its own generator, and everything is computed by additions,

@@ -8,7 +8,7 @@
 //! Ours:
 //! - Blocks drawn by saliency ([`Draw::Saliency`]). A block of a hundred ReLUs drawn uniformly
 //!   costs much the same as any other, because its cost is a mean over many positions. Blocks drawn
-//!   by saliency differ, and what the first-order estimate gets wrong the trial shows.
+//!   by saliency differ, and the trial corrects what the first-order estimate gets wrong.
 //! - Ranking by the latency that the compiler predicts ([`Bcd::latency`]): points of accuracy lost
 //!   per millisecond saved, with every other block drawn from one layer first, as a layer without
 //!   any ReLU saves its messages too.

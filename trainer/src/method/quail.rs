@@ -1,6 +1,6 @@
 //! QuaIL: quadratic imitation learning (Sisyphus, arXiv 2107.12342).
 //!
-//! The student is the teacher's network with squares in place of ReLUs. Trained on the labels from
+//! The student is the teacher's network with squares instead of ReLUs. Trained on the labels from
 //! the start, a deep network of squares diverges; so first every layer in turn imitates the
 //! teacher's output of that layer (mean squared difference), from the image on, with everything
 //! before it frozen. Then the network learns the labels, and the layers are unfrozen one after the

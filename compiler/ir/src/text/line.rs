@@ -1,4 +1,4 @@
-//! One line of text: its words, taken one after the other, each failure with the line's number.
+//! Parsing of one line, word by word; errors carry the line's number.
 
 use crate::limits;
 use crate::shape::{Padding, Shape};

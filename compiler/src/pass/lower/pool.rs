@@ -1,4 +1,4 @@
-//! Average pools that disappear: into the kernel behind them, or into another pool.
+//! Merges average pools into the kernel that follows, or into another pool.
 //!
 //! A kernel on a pooled map reads each window's elements with the same weight, so kernel and pool
 //! compose into one larger kernel on the map itself, if every zero of the padding corresponds to

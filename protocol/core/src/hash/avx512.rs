@@ -1,9 +1,9 @@
 //! The hash with 512-bit registers, sixteen keys side by side.
 //!
-//! Each label has a key of its own, so key schedules are most of the work. They are computed in
-//! *word form*: register `j` holds word `j` of sixteen keys. There one round of sixteen schedules
-//! is a byte shuffle, one AES instruction and four additions, instead of six instructions for every
-//! four keys; a transposition of 4 by 4 words, eight instructions, gives the *block form* that the
+//! Each label has a separate key, so key schedules are most of the work. They are computed in *word
+//! form*: register `j` holds word `j` of sixteen keys. There one round of sixteen schedules is a
+//! byte shuffle, one AES instruction and four additions, instead of six instructions for every four
+//! keys; a transposition of 4 by 4 words, eight instructions, gives the *block form* that the
 //! rounds of the cipher need.
 //!
 //! In block form register `e` holds lanes `4 e .. 4 e + 4`; in word form lane `4 e + g` stands at

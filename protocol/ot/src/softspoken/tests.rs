@@ -233,9 +233,10 @@ fn messages_of_another_length_are_refused() {
     }
     let (_, setup) = masters.1.accept(&id, depth, &correction).unwrap();
     let error = pending.finish(&setup[1..]).unwrap_err();
+    assert!(error.blames_peer());
     assert_eq!(
         error.to_string(),
-        "peer misbehaved: OT extension setup: expected 6144 bytes, got 6143"
+        "OT extension setup: expected 6144 bytes, got 6143"
     );
 }
 

@@ -2,7 +2,7 @@
 //!
 //! An input of 60 bits is eight bytes and a weight of at most seven bits and a sign is one:
 //! `vpdpbusd` multiplies 64 bytes by 64 weights and adds fours of the products to 32-bit sums. That
-//! is eight products over `F_p` an instruction, twice what `f64` gives. Sums are exact integers as
+//! is eight products over `F_p` per instruction, twice what `f64` gives. Sums are exact integers as
 //! long as `taps * 255 * 127 < 2^31`, which follows from the shape.
 //!
 //! # Layout
@@ -98,7 +98,7 @@ impl Drop for Worker {
     }
 }
 
-/// True if weights of so many bits fit and no sum can overflow.
+/// True if weights of this many bits fit and no sum can overflow.
 pub(super) fn is_exact(shape: &ConvShape, weight_bits: u8) -> bool {
     // |sum| <= taps * 255 * 127 < 2^31.
     weight_bits <= 7 && shape.taps() <= (i32::MAX / (255 * 127)) as usize

@@ -1,4 +1,4 @@
-//! Sums of products with AVX-512F and IFMA: four instructions a term and eight coefficients.
+//! Sums of products with AVX-512F and IFMA: four instructions per term and eight coefficients.
 
 use super::{InterleavedRow, Term};
 use crate::Modulus46;

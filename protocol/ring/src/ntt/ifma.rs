@@ -1,5 +1,5 @@
 //! The transform for primes just below 2^46 on AVX-512 IFMA, faster than a general one because it
-//! hardly reduces.
+//! reduces rarely.
 //!
 //! Multiplication by constants is Shoup's with 52-bit words and leaves results below `2q`. Forward,
 //! a butterfly `a + w b`, `a - w b + 2q` adds at most `2q` to the size of `a`: after thirteen

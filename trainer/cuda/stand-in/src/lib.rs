@@ -1,7 +1,7 @@
 //! The types of cubecl-llvm that cubecl-cuda names, without LLVM.
 //!
 //! cubecl-cuda is built with its feature `cpp`, so it asks this crate for nothing but the driver's
-//! PTX version, which is unknown here. What is compiled all the same fails with an error that says
+//! PTX version, which is unknown here. Any attempt to compile with it fails with an error that says
 //! so.
 
 /// Of the NVPTX target.
