@@ -34,7 +34,8 @@ struct Arguments {
         default_value = "0,1800,6000,12900,15000,25000,50000,100000,150000,all"
     )]
     budgets: Vec<Budget>,
-    /// Directory for the charts (SVG and PNG) and the table (Markdown), made if absent.
+    /// Directory for the charts (SVG and PNG) and the table (Markdown); created if it does not
+    /// exist.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     #[command(flatten)]

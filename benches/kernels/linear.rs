@@ -164,7 +164,7 @@ type Elements = zeroize::Zeroizing<Vec<u64>>;
 const SEED: [u8; 32] = [13; 32];
 
 impl Exchange {
-    /// Keys for both parties, and the server's kernels, with so many bytes to cache them.
+    /// Keys for both parties, and the server's kernels, with this many bytes to cache them.
     pub(crate) fn new(
         circuit: &Circuit,
         plan: &Plan,

@@ -130,7 +130,7 @@ fn alone(circuit: &Circuit, plan: &pi_ir::Plan, layer: usize) -> (Circuit, pi_ir
     (circuit, plan)
 }
 
-/// The plan of the largest batch that is used when so many bundles are prepared at once.
+/// The plan of the largest batch that is used when this many bundles are prepared at once.
 pub(crate) fn packed(artifact: &Artifact, bundles: u32) -> &pi_ir::Plan {
     let plans = artifact.plans();
     plans

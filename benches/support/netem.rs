@@ -30,7 +30,7 @@ pub(crate) fn play_echo(address: &str) -> Result<()> {
     probe::echo(&socket, ECHO_SILENCE)
 }
 
-/// Plays the probe at the other end: measures the line to the echo with a burst of so many bytes
+/// Plays the probe at the other end: measures the line to the echo with a burst of this many bytes
 /// and prints JSON.
 ///
 /// # Errors

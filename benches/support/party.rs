@@ -1,4 +1,4 @@
-//! The two parties as processes of their own: this program, executed again, which obeys lines on
+//! The two parties as separate processes: this program, executed again, which obeys lines on
 //! standard input.
 
 use super::line::Line;

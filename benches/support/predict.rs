@@ -95,7 +95,7 @@ pub(crate) fn predict(
 }
 
 impl Rates {
-    /// A machine with so many cores of these rates.
+    /// A machine with this many cores of these rates.
     fn machine(&self, cores: f64) -> Machine {
         Machine {
             linear: linear::Rates {

@@ -40,7 +40,7 @@ pub(crate) fn echo(socket: &UdpSocket, silence: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Measures the line to an [`echo`], with a burst of so many bytes, which its queues must hold.
+/// Measures the line to an [`echo`], with a burst of this many bytes, which its queues must hold.
 ///
 /// # Errors
 /// If the socket fails or a datagram is lost.

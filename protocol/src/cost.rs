@@ -60,7 +60,7 @@ pub struct BatchCost {
 }
 
 impl Cost {
-    /// Round trips offline of a batch: one, and one a bundle.
+    /// Offline round trips of a batch: one, plus one per bundle.
     pub fn offline_round_trips(bundles: u32) -> u32 {
         1 + bundles
     }

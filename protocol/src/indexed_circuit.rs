@@ -68,12 +68,12 @@ impl IndexedCircuit {
         &self.plans[0].packing
     }
 
-    /// The plan for so many bundles.
+    /// The plan for this many bundles.
     pub(crate) fn planned(&self, bundles: usize) -> Result<&Planned, Error> {
         Ok(&self.plans[self.place(bundles)?])
     }
 
-    /// The index of the plan for so many bundles.
+    /// The index of the plan for this many bundles.
     pub(crate) fn place(&self, bundles: usize) -> Result<usize, Error> {
         let mut plans = self.plans.iter();
         let found = plans.position(|plan| plan.bundles() == bundles);

@@ -26,7 +26,7 @@
 //! # Stacks
 //! If tiles have more rows than the outputs of one bundle, the virtual maps of all bundles lie one
 //! below the other, and the rows of zeros between two of them serve both. Tiles cut the stack, and
-//! each has a block of its own. Rows of outputs between two maps are not useful.
+//! each has a separate block. Rows of outputs between two maps are not useful.
 //!
 //! # What the other party learns
 //! Nothing: all of this is a function of the public circuit and plan. In particular, no role and no

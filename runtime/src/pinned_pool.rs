@@ -1,4 +1,4 @@
-//! Thread pools that inferences compute on, each thread pinned to a processor of its own.
+//! Thread pools that inferences compute on, each thread pinned to a different processor.
 //!
 //! Online, a layer computes for about a millisecond, then its threads sleep until the peer has
 //! answered. A scheduler that wakes two of them within microseconds often puts both on one
@@ -40,7 +40,7 @@ impl PinnedPools {
         }
     }
 
-    /// Runs a session on a pool of its own while the reactor goes on elsewhere. Falls back to the
+    /// Runs a session on a separate pool while the reactor goes on elsewhere. Falls back to the
     /// current thread if no pool can be built.
     pub(crate) fn compute<F>(&self, session: F) -> F::Output
     where

@@ -1,9 +1,9 @@
-//! What the parts of a training step around the network cost on the CPU: a batch of images, and a
-//! step of an optimiser over 10.5 million parameters beside a loop on the host that does as much.
+//! The cost, on the CPU, of the parts of a training step around the network: a batch of images, and
+//! a step of an optimiser over 10.5 million parameters beside a loop on the host that does as much.
 //!
 //!     cargo bench -p pi-trainer
 //!
-//! `pi-train train` prints images a second of whole runs; `pytorch.py` measures those of PyTorch.
+//! `pi-train train` prints images per second of whole runs; `pytorch.py` measures those of PyTorch.
 
 use std::time::{Duration, Instant};
 

@@ -77,7 +77,7 @@ impl Config {
         Self::parse(&text, overrides).with_context(|| format!("in {}", path.display()))
     }
 
-    /// As [`Self::load`], from text.
+    /// Does the same as [`Self::load`], from text.
     ///
     /// # Errors
     /// As [`Self::load`].

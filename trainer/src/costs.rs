@@ -12,18 +12,18 @@ use serde::Deserialize;
 pub struct Removal {
     /// Number of ReLUs.
     pub relus: usize,
-    /// What takes their place.
+    /// The function that takes their place.
     pub in_place: InPlace,
-    /// Whether no ReLU, square or polynomial is left there.
+    /// True if no ReLU, square or polynomial is left there.
     pub empties: bool,
 }
 
-/// What takes a removed ReLU's place.
+/// The function that takes a removed ReLU's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InPlace {
     /// The identity.
     Identity,
-    /// Its channel's quadratic, with coefficients that stay private.
+    /// The quadratic of its channel, with coefficients that stay private.
     Polynomial,
 }
 
@@ -41,7 +41,7 @@ pub fn load(path: &Path) -> Result<Costs> {
     parse(&text).with_context(|| format!("in {}", path.display()))
 }
 
-/// As [`load`], from text.
+/// Does the same as [`load`], from text.
 ///
 /// # Errors
 /// As [`load`].

@@ -86,9 +86,9 @@ pub fn train(
 /// Durations of the beginnings, steps and ends of epochs, against a deadline.
 struct Clock {
     deadline: Option<Instant>,
-    /// When the epoch began, until its first step.
+    /// The time at which the epoch began, until its first step.
     epoch_began: Option<Instant>,
-    /// When the last step began, within an epoch.
+    /// The time at which the last step began, within an epoch.
     step_began: Option<Instant>,
     /// Duration of the longest beginning. Not of the last one: BCD tries its blocks in some of
     /// them only, and to be killed in one costs more than to stop early.

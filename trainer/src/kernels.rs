@@ -57,7 +57,7 @@ pub fn normalise(x: Tensor<4>, moments: Tensor<2>, gamma: Tensor<1>, beta: Tenso
 
 /// Returns `k0 relu(z) + k1 z^2 + k2 z + k3` with coefficients per position.
 ///
-/// The backward step adds the gradient of `penalty`, so that the penalty costs no pass of its own;
+/// The backward step adds the gradient of `penalty`, so that the penalty costs no separate pass;
 /// the value returned does not contain it.
 ///
 /// # Shapes

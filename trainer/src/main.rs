@@ -38,7 +38,8 @@ enum Command {
     /// Write a checkpoint as the compiler's float graph, after checking that the graph's logits
     /// equal the model's.
     Export(ExportArguments),
-    /// Print results as a table, with the compiler's predicted costs where they lie beside them.
+    /// Print results as a table, with the compiler's predicted costs where a NAME.costs.json exists
+    /// beside a result.
     Report(ReportArguments),
     /// Draw the charts of runs and results.
     Plot(PlotArguments),

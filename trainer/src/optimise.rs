@@ -4,8 +4,8 @@
 //! MoMo-Adam (Schaipp et al., ICML 2024), with rates and decay per parameter, a bound of the global
 //! gradient norm, and averages of the weights (exponential; SWA, Izmailov et al., UAI 2018). On a
 //! GPU all parameters are one tensor, so that a step is a dozen operations whatever the number of
-//! layers. The host reads two numbers a step, the loss and the gradient's norm, and stops there if
-//! either is not finite.
+//! layers. The host reads two numbers per step, the loss and the gradient's norm, and stops there
+//! if either is not finite.
 
 mod average;
 mod config;

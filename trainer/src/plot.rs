@@ -26,7 +26,7 @@ pub struct Axis {
     pub label: String,
     /// True if it is logarithmic: values that are not above 0 are then left out.
     pub log: bool,
-    /// Names of the places 0, 1, 2, ... in place of numbers.
+    /// Names of the places 0, 1, 2, ... to show instead of numbers.
     pub names: Vec<String>,
 }
 

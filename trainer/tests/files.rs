@@ -108,8 +108,8 @@ fn a_checkpoint_of_another_network_is_refused() {
     assert!(kind.contains("unknown kind 9"), "{kind}");
 }
 
-/// Whatever byte of the description is another one: an error, or a run that can be measured, never
-/// a panic.
+/// Changing any byte of the description gives an error or a run that can be measured, never a
+/// panic.
 #[test]
 fn a_checkpoint_with_any_byte_of_its_description_changed_is_refused_or_runs() {
     let folder = tempfile::tempdir().unwrap();
@@ -211,7 +211,7 @@ fn what_a_damaged_checkpoint_lacks_is_said() {
     }
 }
 
-/// As above, of checkpoints that were made within the first epoch of a stage.
+/// The same for checkpoints that were made within the first epoch of a stage.
 #[test]
 fn what_a_damaged_checkpoint_within_a_first_epoch_lacks_is_said() {
     let data = common::data(64, 10, 45);

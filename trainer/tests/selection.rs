@@ -155,7 +155,7 @@ fn bcd_walks_down_to_its_budget_block_by_block() {
     }
 }
 
-/// With costs that make one site dear, the descent by latency empties that site first.
+/// With costs that make one site expensive, the descent by latency empties that site first.
 #[test]
 fn bcd_by_latency_removes_where_it_saves() {
     let folder = tempfile::tempdir().unwrap();

@@ -25,7 +25,7 @@ pub fn fold(streams: &mut [u8], columns: &mut [u8], stride: usize, used: usize) 
     fold_on(Backend::get(), streams, columns, stride, used);
 }
 
-/// As [`fold`], whose shapes must hold, on a back end that must be supported.
+/// Does the same as [`fold`], whose shapes must hold, on a back end that must be supported.
 #[inline]
 fn fold_on(backend: Backend, streams: &mut [u8], columns: &mut [u8], stride: usize, used: usize) {
     match backend {
@@ -71,7 +71,7 @@ pub fn add_masked(column: &mut [u8], other: &[u8], bit: u8) {
     add_masked_on(Backend::get(), column, other, bit);
 }
 
-/// As [`add_masked`], on a back end that must be supported.
+/// Does the same as [`add_masked`], on a back end that must be supported.
 #[inline]
 fn add_masked_on(backend: Backend, column: &mut [u8], other: &[u8], bit: u8) {
     match backend {

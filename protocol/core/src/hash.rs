@@ -108,7 +108,7 @@ pub fn hash_pairs(keys: &[Block; LANES], x: &mut [Block; LANES], y: &mut [Block;
     hash_pairs_on(Backend::get(), keys, x, y);
 }
 
-/// As [`hash_pairs`], on a back end that must be supported.
+/// Does the same as [`hash_pairs`], on a back end that must be supported.
 #[inline]
 fn hash_pairs_on(
     backend: Backend,
@@ -133,7 +133,7 @@ pub fn hash_lanes(keys: &[Block; LANES], x: &mut [Block; LANES]) {
     hash_lanes_on(Backend::get(), keys, x);
 }
 
-/// As [`hash_lanes`], on a back end that must be supported.
+/// Does the same as [`hash_lanes`], on a back end that must be supported.
 #[inline]
 fn hash_lanes_on(backend: Backend, keys: &[Block; LANES], x: &mut [Block; LANES]) {
     match backend {

@@ -64,7 +64,7 @@ impl Prg {
         Prg::with_backend(seed, Backend::get())
     }
 
-    /// As [`Prg::new`], on a back end that must be supported.
+    /// Does the same as [`Prg::new`], on a back end that must be supported.
     fn with_backend(seed: &[u8; SEED_BYTES], backend: Backend) -> Self {
         let (key, start) = seed.split_at(BLOCK_BYTES);
         let key: [u8; BLOCK_BYTES] = key.try_into().expect("half of 32 bytes");

@@ -29,7 +29,7 @@ pub fn transpose(columns: &[u8], stride: usize, rows: &mut [Block]) {
     transpose_on(Backend::get(), columns, stride, rows);
 }
 
-/// As [`transpose`], whose shapes must hold, on a back end that must be supported.
+/// Does the same as [`transpose`], whose shapes must hold, on a back end that must be supported.
 #[inline]
 fn transpose_on(backend: Backend, columns: &[u8], stride: usize, rows: &mut [Block]) {
     match backend {

@@ -108,7 +108,7 @@ impl TweakRange {
     /// part of a layer.
     ///
     /// # Panics
-    /// If there are not so many.
+    /// If the range ends before instance `first + count`.
     pub fn part(&self, first: usize, count: usize) -> TweakRange {
         let behind = self.instances.checked_sub(first);
         assert!(

@@ -71,8 +71,8 @@ pub trait CotSender {
     /// message of the right length gives blocks that do not correlate with the receiver's.
     fn extend(&mut self, count: usize, correction: &[u8]) -> Result<Labels, Error>;
 
-    /// As [`CotSender::extend`], without keeping the blocks: hands them to `work` while they are in
-    /// the cache.
+    /// Does the same as [`CotSender::extend`], without keeping the blocks: hands them to `work`
+    /// while they are in the cache.
     ///
     /// Parts run in parallel; `state` makes what one task works in, part after part.
     ///
@@ -97,8 +97,8 @@ pub trait CotSender {
     }
 }
 
-/// Parts of an extension: part `i` has blocks `i * size..(i + 1) * size`, as far as there are so
-/// many, and comes with `items[i]`.
+/// Parts of an extension: part `i` has blocks `i * size..(i + 1) * size`, or fewer at the end, and
+/// comes with `items[i]`.
 #[derive(Debug)]
 pub struct Parts<T> {
     /// Blocks of a part, a multiple of [`ROWS_PER_TILE`].

@@ -23,7 +23,7 @@ impl PlainPoly {
     /// of terms are public, so zero weights must be passed like any other.
     ///
     /// # Cost
-    /// One transform for each prime, and a few nanoseconds a term.
+    /// One transform for each prime, and a few nanoseconds per term.
     /// # Panics
     /// If an exponent is not below `2 N`.
     pub fn new(

@@ -51,7 +51,7 @@ pub struct UploadMap {
     groups: usize,
     rows: usize,
     tiles: (u32, u32),
-    /// `None` if each bundle has tiles of its own, else virtual rows from one bundle's map to the
+    /// `None` if each bundle has separate tiles, else virtual rows from one bundle's map to the
     /// next one's.
     pitch: Option<u32>,
     /// Per tile, the roles of one channel per phase: `[flat][phase]`. Roles do not depend on the

@@ -219,7 +219,7 @@ pub fn receive_upload(
         .collect()
 }
 
-/// Bytes of upload `map`: 78 bits a coefficient, 138 where the value is forced, each ciphertext
+/// Bytes of upload `map`: 78 bits per coefficient, 138 where the value is forced, each ciphertext
 /// rounded up to bytes.
 pub fn uploads_bytes(map: &UploadMap) -> usize {
     (0..map.ciphertexts())

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 /// A convolution of the circuit.
 pub(crate) struct Convolution {
     prepared: PreparedConv,
-    /// Every so many rows and columns are kept of what is computed.
+    /// Stride of the rows and columns that are kept of what is computed.
     kept: (usize, usize),
 }
 

@@ -162,7 +162,7 @@ impl ServerModel {
         &self.weights
     }
 
-    /// The kernels placed for the plan for so many bundles.
+    /// The kernels placed for the plan for this many bundles.
     pub(crate) fn kernels(&self, bundles: usize) -> Result<&Kernels, Error> {
         Ok(&self.kernels[self.indexed().place(bundles)?])
     }

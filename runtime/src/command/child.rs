@@ -146,7 +146,7 @@ pub struct ServerCommand<'a> {
     pub patience: Duration,
 }
 
-/// A server in a process of its own, killed when this value is dropped.
+/// A server in a separate process, killed when this value is dropped.
 pub struct ServerProcess {
     /// The process.
     pub process: ChildProcess,

@@ -1,6 +1,6 @@
 //! `pi-demo`: the whole path on one machine, checked against both interpreters.
 //!
-//! The server is a process of its own: this program, executed again into the entry point of
+//! The server is a separate process: this program, executed again into the entry point of
 //! `pi-server`. The client runs here. After the measured part, this process also reads the weights,
 //! which a real client never has, to compute the answer in the clear and compare.
 

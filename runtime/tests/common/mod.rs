@@ -120,7 +120,7 @@ pub fn start_server(model: &Path, state: &Path) -> ServerProcess {
     ServerProcess::start(server_command(model, state)).unwrap()
 }
 
-/// As [`start_server`], at an address.
+/// Does the same as [`start_server`], at a given address.
 pub fn start_server_at(model: &Path, state: &Path, listen: &str) -> ServerProcess {
     let mut command = server_command(model, state);
     command.listen = listen;

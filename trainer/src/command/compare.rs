@@ -12,7 +12,7 @@ use crate::config::Config;
 /// Arguments of `pi-train compare`.
 #[derive(Args, Clone, Debug)]
 pub struct CompareArguments {
-    /// Experiment file (TOML); of a sweep, every run is compared.
+    /// Experiment file (TOML). If it has a sweep, every run of it is compared.
     #[arg(long)]
     config: PathBuf,
     /// Override a key of the file; may be given several times.

@@ -16,7 +16,7 @@ pub struct PlotArguments {
     /// Folders of runs (with a log.jsonl), results (NAME.json), or folders of results.
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
-    /// Folder for the charts, each as SVG and PNG; created if absent.
+    /// Folder for the charts, each as SVG and PNG; created if it does not exist.
     #[arg(long, default_value = "plots")]
     pub out: PathBuf,
     /// TOML file of published points to draw beside the results: tables `[[point]]` with method,

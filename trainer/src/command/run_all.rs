@@ -29,7 +29,7 @@ pub struct RunAllArguments {
     /// Folder that holds one folder per run, named after its file.
     #[arg(long, default_value = "runs")]
     out: PathBuf,
-    /// Folder for the results, one NAME.json per run; none are written if absent.
+    /// Folder for the results, one NAME.json per run. Without this option none are written.
     #[arg(long)]
     results: Option<PathBuf>,
     /// Stop after this many seconds, between two steps; the same command continues from there.
@@ -127,7 +127,7 @@ fn experiment_files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The runs of experiment files. Each has a name, and a folder, of its own.
+/// The runs of experiment files. Each has its own name and folder.
 fn named_runs(files: &[PathBuf], overrides: &[String]) -> Result<Vec<(String, Config)>> {
     let mut runs = Vec::new();
     let mut file_of = BTreeMap::new();

@@ -15,7 +15,7 @@ use crate::run::{Run, checkpoint_path};
 /// An experiment file with overrides.
 #[derive(Args, Clone, Debug)]
 pub struct ExperimentArguments {
-    /// Experiment file (TOML); of a sweep, the first run is taken.
+    /// Experiment file (TOML). If it has a sweep, its first run is used.
     #[arg(long)]
     config: PathBuf,
     /// Override a key of the file; may be given several times.

@@ -62,7 +62,7 @@ pub fn train(arguments: &TrainArguments, device: &NamedDevice) -> Result<()> {
     train_in(config, &loaded, &arguments.out, deadline, device).map(|_| ())
 }
 
-/// The time by which to stop; none if so many seconds are beyond what the clock counts.
+/// The time by which to stop; none if that is later than the clock can count.
 pub(super) fn deadline(seconds: Option<u64>) -> Option<Instant> {
     Instant::now().checked_add(Duration::from_secs(seconds?))
 }

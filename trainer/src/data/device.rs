@@ -143,9 +143,9 @@ impl DeviceSet {
     /// # Cost
     /// On the device one selection of rows, one gather and two element-wise passes; from the host
     /// `h + w` numbers an image, twice that with cutout. On two cores of an AMD EPYC, busy with
-    /// compilations, in the test profile: 377,000 images of 3x32x32 a second and 88,000 of 3x64x64
-    /// by the processor's loops, 30,000 and 3,800 by tensor operations on burn's `flex` (shift 4,
-    /// flip, cutout 8, batches of 512; `benches/training.rs` measures the loops).
+    /// compilations, in the test profile: 377,000 images of 3x32x32 per second and 88,000 of
+    /// 3x64x64 by the processor's loops, 30,000 and 3,800 by tensor operations on burn's `flex`
+    /// (shift 4, flip, cutout 8, batches of 512; `benches/training.rs` measures the loops).
     pub fn batch(&self, indices: &[usize], augmentation: &Augmentation, seed: u64) -> Tensor<4> {
         match &self.pixels {
             Pixels::Host { set, tables } => {

@@ -52,7 +52,7 @@ impl Summary {
     }
 }
 
-/// Classes that are listed one a line; of more, the numbers of images are summed up.
+/// Classes that are listed one per line; of more, the numbers of images are summed up.
 const LISTED: usize = 20;
 
 impl fmt::Display for Summary {

@@ -2,7 +2,7 @@
 
 use super::Hooks;
 
-/// Plain training has no keys of its own.
+/// Plain training has no keys.
 pub(super) struct Plain;
 
 impl Hooks for Plain {

@@ -10,8 +10,8 @@
 //! Before each square stands a min-max norm, whose extent is that of the batch at hand (MM: not
 //! private, a yardstick), or a running one (AMM).
 //!
-//! Ours: a layer's extent is measured anew with the first batch of its turn to imitate, as its
-//! inputs are others by then than those it was given at the start.
+//! Ours: a layer's extent is measured anew with the first batch of its turn to imitate, because by
+//! then its inputs differ from those of the start.
 
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! Vectors over all parameters, in few pieces.
 //!
-//! On a GPU a step is bound by the number of operations, so all parameters lie behind each other in
-//! one tensor; on the CPU it is bound by memory, so each stays by itself, where its intermediate
+//! On a GPU a step is bound by the number of operations, so all parameters lie one after the other
+//! in one tensor; on the CPU it is bound by memory, so each stays by itself, where its intermediate
 //! results fit the cache. With 10.5 million parameters in 62 tensors that is 2.3 to 3 times as fast
 //! as one tensor, and takes 1.6 times as long as a loop on the host that does SGD in one pass (two
 //! busy cores of a Zen 4, 2026-11-25; `benches/training.rs` measures the steps and the loop).
@@ -288,8 +288,8 @@ mod tests {
     use crate::checkpoint::Array;
     use crate::optimise::{Optimiser, OptimiserConfig};
 
-    /// On the CPU each parameter is a piece of its own: here the layout of a GPU is held against
-    /// that one.
+    /// On the CPU each parameter is a separate piece: here the layout of a GPU is held against that
+    /// one.
     #[test]
     fn one_tensor_for_all_gives_the_same_steps() {
         let device = Device::flex();

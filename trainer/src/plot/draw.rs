@@ -34,8 +34,8 @@ impl Chart {
         self.range(|p| p.0, &self.x).is_some().then_some(self)
     }
 
-    /// Writes `name.svg` and `name.png` into a folder, which is made if absent; returns their
-    /// paths.
+    /// Writes `name.svg` and `name.png` into a folder, which is created if it does not exist;
+    /// returns their paths.
     ///
     /// # Errors
     /// A chart without a point that can be drawn; the file system's.

@@ -91,8 +91,9 @@ impl Run {
         Ok(report.expect("nothing stops the epoch"))
     }
 
-    /// As [`Self::epoch`], but asks before each step whether to go on. If not, it returns nothing,
-    /// and the next call goes on with that step; the checkpoint may be saved in between.
+    /// Does the same as [`Self::epoch`], but asks before each step whether to go on. If not, it
+    /// returns nothing, and the next call goes on with that step; the checkpoint may be saved in
+    /// between.
     ///
     /// # Errors
     /// As [`Self::epoch`].

@@ -1,7 +1,7 @@
 //! The first layer of `lean9`: filters that whiten 2x2 patches (airbench; Page, 2024).
 //!
 //! Half of the filters are eigenvectors of the patches' covariance, each divided by its deviation,
-//! the other half their negatives, so that nothing is lost behind a ReLU. They are a start and may
+//! the other half their negatives, so that nothing is lost after a ReLU. They are a start and may
 //! be frozen (`freeze = ["whiten.conv.weight"]`).
 
 use super::Run;

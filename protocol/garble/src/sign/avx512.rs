@@ -292,7 +292,7 @@ fn lane(e: usize, g: usize, count: usize) -> usize {
     (WIDTH * e + g).min(count - 1)
 }
 
-/// Writes the blocks of instances `4 e..4 e + 4` as far as there are any.
+/// Writes the blocks of those instances of `4 e..4 e + 4` that exist.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn store_first(blocks: &mut [Block], e: usize, data: __m512i) {

@@ -5,7 +5,7 @@
 //! | forward set-up | once, if there are ReLUs |
 //! | per layer with ReLUs | choices by the bits of `c'`, then `tau` |
 //! | OLE uploads | ciphertexts of random `a` for all squares and polynomials |
-//! | OLE corrections | `x - a`, one a slot |
+//! | OLE corrections | `x - a`, one per slot |
 //! | per layer | `c' - r` of identity elements |
 
 use super::{ClientBatch, part};

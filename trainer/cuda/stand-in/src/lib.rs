@@ -4,7 +4,7 @@
 //! PTX version, which is unknown here. Any attempt to compile with it fails with an error that says
 //! so.
 
-/// Of the NVPTX target.
+/// Options of the NVPTX target.
 pub mod nvptx {
     /// The PTX version of a driver.
     pub mod ptx_version {
@@ -27,7 +27,7 @@ pub mod nvptx {
     }
 }
 
-/// Of all targets.
+/// Options of all targets.
 pub mod shared {
     /// Features that LLVM lowers.
     pub mod lowered_features {
@@ -62,11 +62,11 @@ pub enum LlvmTarget {
 /// The compiler.
 #[derive(Clone, Debug)]
 pub struct PlironCompiler {
-    /// What it compiles for.
+    /// The target that it compiles for.
     pub target: LlvmTarget,
 }
 
-/// Its options.
+/// Options of the compiler.
 #[derive(Clone, Debug, Default)]
 pub struct PlironOptions {
     /// Architecture of other targets.
@@ -75,9 +75,9 @@ pub struct PlironOptions {
     pub sm_arch: Option<SmArch>,
     /// PTX version to emit.
     pub ptx_version: Option<PtxVersion>,
-    /// How scalars are passed.
+    /// The way in which scalars are passed.
     pub grid_constants: bool,
-    /// As there are more of them in the original.
+    /// A placeholder, because the original has more options.
     pub more: (),
 }
 
@@ -90,11 +90,11 @@ pub struct NvptxModule {
     pub ir: String,
     /// Bytes of shared memory.
     pub shared_memory_size: usize,
-    /// How buffers are accessed.
+    /// The way in which buffers are accessed.
     pub io: Vec<BufferIOAttr>,
 }
 
-/// What the compiler makes.
+/// The output of the compiler.
 #[non_exhaustive]
 #[derive(Clone, Debug)]
 pub enum PlironArtifact {

@@ -15,7 +15,7 @@ impl State {
     ///
     /// Behind polynomials a single image can have values of hundreds. The batch's variance is then
     /// a thousand times the usual one, and would stay in the running one for fifty steps, in which
-    /// nothing is recognised (measured: 35 in place of 85 % after an epoch that ended so). Where a
+    /// nothing is recognised (measured: 35 instead of 85 % after an epoch that ended so). Where a
     /// batch's variance is above [`VARIANCE_LIMIT`] times the running one, it counts as that limit,
     /// and its mean as at most the limit's square root away from the running one.
     pub fn track(&mut self, batch: Tensors, rate: f32) {
