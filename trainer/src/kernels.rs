@@ -6,18 +6,20 @@
 //! images at a time (`im2col`) and call the back end's matrix product; the others make one pass
 //! forward and one or two backward. All other back ends run compositions (`composed`) of burn's
 //! own operations, which are also the oracle of the CPU's tests. `autodiff` ties the forward
-//! halves to the backward ones, and [`Penalty`] rides on the backward step of the activations.
+//! halves to the backward ones, and the [`Limits`] of training ride on the activations.
 
 mod autodiff;
 mod composed;
 mod flex;
 mod im2col;
+mod limits;
 mod penalty;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::Tensor;
 
+pub use limits::Limits;
 pub use penalty::Penalty;
 
 /// Guards the division by a channel's standard deviation.
@@ -55,18 +57,19 @@ pub fn normalise(x: Tensor<4>, moments: Tensor<2>, gamma: Tensor<1>, beta: Tenso
     ))
 }
 
-/// Returns `k0 relu(z) + k1 z^2 + k2 z + k3` with coefficients per position.
+/// Returns `k0 relu(z) + k1 z^2 + k2 z + k3` with coefficients per position, the polynomial part
+/// continued by its tangents beyond the guard of `limits`.
 ///
-/// The backward step adds the gradient of `penalty`, so that the penalty costs no separate pass;
-/// the value returned does not contain it.
+/// The backward step adds the gradient of the penalty of `limits`, so that the penalty costs no
+/// separate pass; the value returned does not contain it.
 ///
 /// # Shapes
 /// `z`: `[n, c, h, w]`; `coefficients`: `[4, c, h, w]`.
-pub fn masked(z: Tensor<4>, coefficients: Tensor<4>, penalty: Penalty) -> Tensor<4> {
+pub fn masked(z: Tensor<4>, coefficients: Tensor<4>, limits: Limits) -> Tensor<4> {
     Tensor::from_dispatch(Dispatch::pi_masked(
         z.into_dispatch(),
         coefficients.into_dispatch(),
-        penalty,
+        limits,
     ))
 }
 
@@ -99,9 +102,9 @@ pub trait Operations: Backend {
     fn pi_masked(
         z: FloatTensor<Self>,
         coefficients: FloatTensor<Self>,
-        _penalty: Penalty,
+        limits: Limits,
     ) -> FloatTensor<Self> {
-        composed::masked::<Self>(z, coefficients)
+        composed::masked::<Self>(z, coefficients, limits.guard)
     }
 }
 
@@ -139,19 +142,23 @@ trait Adjoints: Operations {
         composed::normalise_adjoint::<Self>(x, moments, gamma, grad)
     }
 
-    /// Gradient of [`masked`] by its input, with that of the range penalty.
+    /// Gradient of [`masked`] by its input, with that of the penalty.
     fn masked_by_input(
         z: FloatTensor<Self>,
         coefficients: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        penalty: Penalty,
+        limits: Limits,
     ) -> FloatTensor<Self> {
-        composed::masked_by_input::<Self>(z, coefficients, grad, penalty)
+        composed::masked_by_input::<Self>(z, coefficients, grad, limits)
     }
 
     /// Gradient of [`masked`] by its coefficients, summed over the batch.
-    fn masked_by_coefficients(z: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        composed::masked_by_coefficients::<Self>(z, grad)
+    fn masked_by_coefficients(
+        z: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        guard: f32,
+    ) -> FloatTensor<Self> {
+        composed::masked_by_coefficients::<Self>(z, grad, guard)
     }
 }
 

@@ -3,10 +3,13 @@
 mod common;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use pi_ir::graph::ActivationKind;
 use pi_trainer::checkpoint::Array;
+use pi_trainer::kernels::Limits;
+use pi_trainer::network::approximation::Approximation;
 use pi_trainer::network::state::{Indicator, Removed};
 use pi_trainer::network::{
-    Mode, Network, NetworkConfig, Request, Selection, State, Stem, Substitute,
+    DropIn, Mode, Network, NetworkConfig, Replacement, Request, Selection, State, Stem, Substitute,
 };
 use pi_trainer::tensors::download;
 use rand_chacha::ChaCha8Rng;
@@ -57,11 +60,16 @@ fn loss(logits: Tensor<2>) -> Tensor<1> {
 
 /// Compares the gradient of a few numbers of every parameter with central differences.
 fn check(what: &str, network: &Network, state: &State) {
+    check_at(what, network, state, Request::of(Mode::Train));
+}
+
+/// As [`check`], of passes with a guard or a share of ReLU.
+fn check_at(what: &str, network: &Network, state: &State, request: Request<'_>) {
     let value = |state: &State| {
-        let pass = network.forward(state, pixels(), Request::of(Mode::Train), |_, _, _| {});
+        let pass = network.forward(state, pixels(), request, |_, _, _| {});
         download(loss(pass.logits()))[0]
     };
-    let pass = network.forward(state, pixels(), Request::of(Mode::Train), |_, _, _| {});
+    let pass = network.forward(state, pixels(), request, |_, _, _| {});
     let mut grads = loss(pass.logits()).backward();
     let mut largest = 0.0f32;
     for (name, leaf) in pass.leaves {
@@ -139,13 +147,142 @@ fn gradients_of_every_slot_equal_finite_differences() {
         }
         let line: Line = toml::from_str(&format!("by = {text}")).unwrap();
         let mut state = state(&config, &network);
-        let replacement = pi_trainer::network::Replacement {
+        let replacement = Replacement {
             sites: "*".to_owned(),
             by: line.by,
         };
         state.replace(&network, &replacement).unwrap();
         check(text, &network, &state);
+        let request = Request {
+            limits: GUARDED,
+            relu_share: 0.3,
+            ..Request::of(Mode::Train)
+        };
+        check_at(&format!("{text} guarded"), &network, &state, request);
     }
+}
+
+/// A guard that many inputs are beyond.
+const GUARDED: Limits = Limits {
+    guard: 0.5,
+    ..Limits::NONE
+};
+
+/// Inputs and outputs of the first activation.
+fn first_activation(network: &Network, state: &State, request: Request<'_>) -> [Vec<f64>; 2] {
+    let mut seen = None;
+    network.forward(state, pixels(), request, |node, inputs, output| {
+        if node.name == "stem.act" {
+            let host = |tensor: &Tensor<4>| -> Vec<f64> {
+                let values = download(tensor.clone());
+                values.into_iter().map(f64::from).collect()
+            };
+            seen = Some([host(&inputs[0]), host(output)]);
+        }
+    });
+    seen.expect("the network has a first activation")
+}
+
+#[test]
+fn guard_and_ramp_give_tangents_and_mixtures_in_training_alone() {
+    let (config, network) = network("[]");
+    for degree in [2u8, 4] {
+        let drop_in = DropIn {
+            by: Approximation::LeastSquares,
+            degree,
+            radius: 2.0,
+        };
+        let mut state = state(&config, &network);
+        let replacement = Replacement {
+            sites: "*".to_owned(),
+            by: Substitute::DropIn(drop_in),
+        };
+        state.replace(&network, &replacement).unwrap();
+        let c = drop_in.coefficients().unwrap();
+        let power = |z: f64, i: usize| z.powi(i as i32);
+        let value = |z: f64| (0..5).map(|i| c[i] * power(z, i)).sum::<f64>();
+        let slope = |z: f64| {
+            (1..5)
+                .map(|i| i as f64 * c[i] * power(z, i - 1))
+                .sum::<f64>()
+        };
+        for (mode, guard, share) in [
+            (Mode::Train, 0.5, 0.0),
+            (Mode::Train, 0.5, 0.3),
+            (Mode::Train, f64::INFINITY, 1.0),
+            (Mode::Evaluate, 0.5, 0.3),
+            (Mode::Score, 0.5, 0.3),
+        ] {
+            let request = Request {
+                limits: Limits {
+                    guard: guard as f32,
+                    ..Limits::NONE
+                },
+                relu_share: share as f32,
+                ..Request::of(mode)
+            };
+            let [z, y] = first_activation(&network, &state, request);
+            assert!(z.iter().any(|z| z.abs() > 1.0));
+            let (guard, share) = match mode {
+                Mode::Train => (guard, share),
+                Mode::Evaluate | Mode::Score => (f64::INFINITY, 0.0),
+            };
+            for (z, y) in z.into_iter().zip(y) {
+                let held = z.clamp(-guard, guard);
+                let own = value(held) + slope(held) * (z - held);
+                let expected = share * z.max(0.0) + (1.0 - share) * own;
+                // Single precision on numbers below ten.
+                assert!(
+                    (y - expected).abs() < 1e-5 * expected.abs().max(1.0),
+                    "degree {degree}, {mode:?}: {y} at {z}, expected {expected}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_ramp_leaves_the_relus_of_a_mask_alone() {
+    let (config, network) = network("[]");
+    let mut state = state(&config, &network);
+    let (site, shape) = network.sites().next().unwrap();
+    let kinds: Vec<ActivationKind> = (0..shape.iter().product())
+        .map(|i: usize| match i % 3 {
+            0 => ActivationKind::Relu,
+            1 => ActivationKind::Identity,
+            _ => ActivationKind::Polynomial,
+        })
+        .collect();
+    state.set_mask(site, shape, kinds.clone());
+    let poly = [
+        vec![0.2; shape[0]],
+        vec![0.5; shape[0]],
+        vec![0.1; shape[0]],
+    ]
+    .concat();
+    let poly = Array {
+        shape: vec![3, shape[0]],
+        values: poly,
+    };
+    state.put_parameter(&format!("{site}.poly"), poly);
+    let request = Request {
+        relu_share: 0.25,
+        ..Request::of(Mode::Train)
+    };
+    let [z, y] = first_activation(&network, &state, request);
+    for (i, (z, y)) in z.into_iter().zip(y).enumerate() {
+        let relu = z.max(0.0);
+        let expected = match kinds[i % kinds.len()] {
+            ActivationKind::Relu => relu,
+            ActivationKind::Identity => 0.25 * relu + 0.75 * z,
+            ActivationKind::Polynomial => 0.25 * relu + 0.75 * ((0.2 * z + 0.5) * z + 0.1),
+        };
+        assert!(
+            (y - expected).abs() < 1e-5,
+            "{i}: {y} at {z}, expected {expected}"
+        );
+    }
+    check_at("mask on a ramp", &network, &state, request);
 }
 
 #[test]

@@ -120,6 +120,8 @@ cross_entropy = 0.0
 epochs = 2
 replace = [{ sites = "*", by = "herpn" }]
 range = { power = { radius = 4.8, weight = 5e-5 } }
+guard = 3.0
+ramp = 0.7
 "#,
     ),
     (

@@ -41,6 +41,16 @@ pub struct StageConfig {
     /// Penalty on large inputs of activations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub range: Option<RangePenalty>,
+    /// Magnitude of an activation's input beyond which a polynomial goes on as its tangent while it
+    /// trains: one wild image then has no squares, and moves neither the batch's variance nor the
+    /// gradient. What is evaluated and exported is the polynomial itself. No guard if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<f32>,
+    /// Share of the stage's steps in which activations that are no ReLUs pass from ReLU to what
+    /// they are: `m relu(z) + (1 - m) f(z)` with `m` falling linearly from 1 to 0. Evaluation has
+    /// no ReLU in them at any time, so accuracies before the end of the ramp are low.
+    #[serde(default)]
+    pub ramp: f32,
     /// Distillation from a teacher.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distil: Option<Distil>,
@@ -68,6 +78,14 @@ impl StageConfig {
         }
     }
 
+    /// Share of ReLU in activations that are none, after `epoch` of the stage's `epochs`.
+    pub(crate) fn relu_share(&self, epoch: f32, epochs: usize) -> f32 {
+        if self.ramp == 0.0 {
+            return 0.0;
+        }
+        (1.0 - epoch / (self.ramp * epochs.max(1) as f32)).clamp(0.0, 1.0)
+    }
+
     pub(super) fn check(&self, polynomial_kernels: bool) -> Result<()> {
         ensure!(self.batch > 0, "batch must be at least 1");
         ensure!(
@@ -85,6 +103,16 @@ impl StageConfig {
         if let Some(range) = &self.range {
             range.check()?;
         }
+        ensure!(
+            self.guard
+                .is_none_or(|guard| guard > 0.0 && guard.is_finite()),
+            "guard must be above 0 and finite; without the key there is none"
+        );
+        ensure!(
+            (0.0..=1.0).contains(&self.ramp),
+            "ramp is {}, must be a share of the stage from 0 to 1",
+            self.ramp
+        );
         check_replacements(&self.replace).context("replace")?;
         if let Some(distil) = &self.distil {
             distil.check()?;

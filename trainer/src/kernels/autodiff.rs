@@ -9,7 +9,7 @@ use burn::backend::autodiff::{
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend};
 
-use super::{Adjoints, Operations, Penalty};
+use super::{Adjoints, Limits, Operations};
 
 impl<B: Adjoints, C: CheckpointStrategy> Operations for Autodiff<B, C> {
     fn pi_conv(
@@ -137,12 +137,12 @@ impl<B: Adjoints, C: CheckpointStrategy> Operations for Autodiff<B, C> {
     fn pi_masked(
         z: FloatTensor<Self>,
         coefficients: FloatTensor<Self>,
-        penalty: Penalty,
+        limits: Limits,
     ) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct Masked;
         impl<B: Adjoints> Backward<B, 2> for Masked {
-            type State = (FloatTensor<B>, FloatTensor<B>, Penalty);
+            type State = (FloatTensor<B>, FloatTensor<B>, Limits);
             fn backward(
                 self,
                 ops: Ops<Self::State, 2>,
@@ -151,14 +151,14 @@ impl<B: Adjoints, C: CheckpointStrategy> Operations for Autodiff<B, C> {
             ) {
                 let [node_z, node_coefficients] = ops.parents;
                 let grad = grads.consume::<B>(&ops.node);
-                let (z, coefficients, penalty) = ops.state;
+                let (z, coefficients, limits) = ops.state;
                 if let Some(node) = node_coefficients {
-                    grads
-                        .register::<B>(node.id, B::masked_by_coefficients(z.clone(), grad.clone()));
+                    let by = B::masked_by_coefficients(z.clone(), grad.clone(), limits.guard);
+                    grads.register::<B>(node.id, by);
                 }
                 if let Some(node) = node_z {
-                    grads
-                        .register::<B>(node.id, B::masked_by_input(z, coefficients, grad, penalty));
+                    let by = B::masked_by_input(z, coefficients, grad, limits);
+                    grads.register::<B>(node.id, by);
                 }
             }
         }
@@ -169,13 +169,13 @@ impl<B: Adjoints, C: CheckpointStrategy> Operations for Autodiff<B, C> {
         {
             OpsKind::Tracked(prep) => {
                 let (z, coefficients) = (z.into_primitive(), coefficients.into_primitive());
-                let out = B::pi_masked(z.clone(), coefficients.clone(), penalty);
-                prep.finish((z, coefficients, penalty), out)
+                let out = B::pi_masked(z.clone(), coefficients.clone(), limits);
+                prep.finish((z, coefficients, limits), out)
             }
             OpsKind::UnTracked(prep) => prep.finish(B::pi_masked(
                 z.into_primitive(),
                 coefficients.into_primitive(),
-                penalty,
+                limits,
             )),
         }
     }
@@ -186,10 +186,10 @@ mod tests {
     use burn::tensor::{Device, Tensor, TensorData};
 
     use crate::kernels::flex::tests::values;
-    use crate::kernels::{Penalty, conv2d, masked, moments, normalise};
+    use crate::kernels::{Limits, Penalty, conv2d, masked, moments, normalise};
 
     /// Scalar of the four operations in a row, and its gradients by autodiff.
-    fn chain(inputs: &[Vec<f32>; 5]) -> (f32, Vec<Vec<f32>>) {
+    fn chain(inputs: &[Vec<f32>; 5], guard: f32) -> (f32, Vec<Vec<f32>>) {
         let device = Device::flex().autodiff();
         let leaf = |i: usize| {
             let count = inputs[i].len();
@@ -200,7 +200,11 @@ mod tests {
         let x = leaves[0].clone().reshape([2, 2, 4, 4]);
         let y = conv2d(x, leaves[1].clone().reshape([3, 2, 3, 3]), 1, 1);
         let y = normalise(y.clone(), moments(y), leaves[2].clone(), leaves[3].clone());
-        let y = masked(y, leaves[4].clone().reshape([4, 3, 4, 4]), Penalty::None);
+        let limits = Limits {
+            penalty: Penalty::None,
+            guard,
+        };
+        let y = masked(y, leaves[4].clone().reshape([4, 3, 4, 4]), limits);
         // A weighted sum, so that no gradient vanishes by symmetry.
         let weights =
             Tensor::<4>::from_data(TensorData::new(values(96, 20), [2, 3, 4, 4]), &device);
@@ -228,24 +232,28 @@ mod tests {
             values(3, 16),
             values(192, 17),
         ];
-        let (_, gradients) = chain(&inputs);
         let step = 1e-2f32;
-        for (input, gradient) in gradients.iter().enumerate() {
-            for position in (0..gradient.len()).step_by(gradient.len() / 3) {
-                let at = |offset: f32| {
-                    let mut moved = inputs.clone();
-                    moved[input][position] += offset;
-                    chain(&moved).0
-                };
-                let difference = (at(step) - at(-step)) / (2.0 * step);
-                // Second-order error of the difference, ReLU kinks within the step, and single
-                // precision of a sum of about 100: 5 % and 0.1 cover them; a wrong factor or sign
-                // does not pass.
-                let (got, bound) = (gradient[position], 0.1 + 0.05 * difference.abs());
-                assert!(
-                    (got - difference).abs() <= bound,
-                    "input {input}, position {position}: {got}, expected {difference}"
-                );
+        // A third of the inputs of the activation are beyond the guard of 1.
+        for guard in [f32::INFINITY, 1.0] {
+            let (_, gradients) = chain(&inputs, guard);
+            for (input, gradient) in gradients.iter().enumerate() {
+                for position in (0..gradient.len()).step_by(gradient.len() / 3) {
+                    let at = |offset: f32| {
+                        let mut moved = inputs.clone();
+                        moved[input][position] += offset;
+                        chain(&moved, guard).0
+                    };
+                    let difference = (at(step) - at(-step)) / (2.0 * step);
+                    // Second-order error of the difference, ReLU kinks within the step, and single
+                    // precision of a sum of about 100: 5 % and 0.1 cover them; a wrong factor or
+                    // sign does not pass.
+                    let (got, bound) = (gradient[position], 0.1 + 0.05 * difference.abs());
+                    assert!(
+                        (got - difference).abs() <= bound,
+                        "guard {guard}, input {input}, position {position}: {got}, expected \
+                         {difference}"
+                    );
+                }
             }
         }
     }

@@ -6,7 +6,7 @@ use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::Slice;
 use burn::tensor::ops::ConvOptions;
 
-use super::{NORM_EPSILON, Penalty};
+use super::{Limits, NORM_EPSILON, Penalty};
 
 pub(super) fn conv<B: Backend>(
     x: FloatTensor<B>,
@@ -84,30 +84,33 @@ pub(super) fn normalise_adjoint<B: Backend>(
 pub(super) fn masked<B: Backend>(
     z: FloatTensor<B>,
     coefficients: FloatTensor<B>,
+    guard: f32,
 ) -> FloatTensor<B> {
     let [relu, square, linear, constant] = quarters::<B>(coefficients);
     let rectified = B::float_mul(B::relu(z.clone()), relu);
-    let inner = B::float_add(B::float_mul(z.clone(), square), linear);
-    B::float_add(B::float_add(rectified, B::float_mul(inner, z)), constant)
+    let curve = B::float_mul(guarded_square::<B>(z.clone(), guard), square);
+    let line = B::float_add(B::float_mul(z, linear), constant);
+    B::float_add(B::float_add(rectified, curve), line)
 }
 
 pub(super) fn masked_by_input<B: Backend>(
     z: FloatTensor<B>,
     coefficients: FloatTensor<B>,
     grad: FloatTensor<B>,
-    penalty: Penalty,
+    limits: Limits,
 ) -> FloatTensor<B> {
     let [n, c, h, w] = z.shape().dims::<4>();
     let [relu, square, linear, _] = quarters::<B>(coefficients);
     // 1 where z > 0, 0 elsewhere: the sign of the rectified value.
     let positive = B::float_sign(B::relu(z.clone()));
-    let curve = B::float_mul_scalar(B::float_mul(z.clone(), square), 2.0f32.into());
+    let inner = clamped::<B>(z.clone(), limits.guard);
+    let curve = B::float_mul_scalar(B::float_mul(inner, square), 2.0f32.into());
     let slope = B::float_add(B::float_add(B::float_mul(positive, relu), curve), linear);
     let grad = B::float_mul(grad, slope);
-    match penalty {
+    match limits.penalty {
         Penalty::None => grad,
         Penalty::Excess { radius, weight } => {
-            let inside = B::float_clamp(z.clone(), (-radius).into(), radius.into());
+            let inside = clamped::<B>(z.clone(), radius);
             let factor = 2.0 * weight / n as f32;
             let pull = B::float_mul_scalar(B::float_sub(z, inside), factor.into());
             B::float_add(grad, pull)
@@ -128,12 +131,30 @@ pub(super) fn masked_by_input<B: Backend>(
 pub(super) fn masked_by_coefficients<B: Backend>(
     z: FloatTensor<B>,
     grad: FloatTensor<B>,
+    guard: f32,
 ) -> FloatTensor<B> {
     let linear = B::float_mul(grad.clone(), z.clone());
-    let square = B::float_mul(linear.clone(), z.clone());
+    let square = B::float_mul(grad.clone(), guarded_square::<B>(z.clone(), guard));
     let relu = B::float_mul(grad.clone(), B::relu(z));
     let parts = [relu, square, linear, grad].map(|part| B::float_sum_dim(part, 0));
     B::float_cat(parts.into(), 0)
+}
+
+/// `z^2`, beyond the guard its tangent: `c (z + (z - c))`, where `c` is `z` held within the guard.
+fn guarded_square<B: Backend>(z: FloatTensor<B>, guard: f32) -> FloatTensor<B> {
+    if guard.is_infinite() {
+        return B::float_mul(z.clone(), z);
+    }
+    let inner = clamped::<B>(z.clone(), guard);
+    let outer = B::float_sub(z.clone(), inner.clone());
+    B::float_mul(inner, B::float_add(z, outer))
+}
+
+fn clamped<B: Backend>(z: FloatTensor<B>, radius: f32) -> FloatTensor<B> {
+    if radius.is_infinite() {
+        return z;
+    }
+    B::float_clamp(z, (-radius).into(), radius.into())
 }
 
 fn options(stride: usize, padding: usize) -> ConvOptions<2> {

@@ -10,7 +10,7 @@ use burn::tensor::TensorData;
 use rayon::prelude::*;
 
 use super::im2col::Geometry;
-use super::{Adjoints, NORM_EPSILON, Operations, Penalty};
+use super::{Adjoints, Limits, NORM_EPSILON, Operations, Penalty};
 
 pub(super) type Dense = FloatTensor<Flex>;
 
@@ -84,20 +84,33 @@ impl Operations for Flex {
         dense(out, &[n, c, h, w])
     }
 
-    fn pi_masked(z: Dense, coefficients: Dense, _penalty: Penalty) -> Dense {
+    fn pi_masked(z: Dense, coefficients: Dense, limits: Limits) -> Dense {
         let [n, c, h, w] = z.shape().dims();
         let image = c * h * w;
         let (z, coefficients) = (z.to_contiguous(), coefficients.to_contiguous());
         let [relu, square, linear, constant] = quarters(floats(&coefficients));
         let mut out = vec![0.0f32; n * image];
-        out.par_chunks_mut(image)
-            .zip(floats(&z).par_chunks(image))
-            .for_each(|(out, z)| {
+        let images = out.par_chunks_mut(image).zip(floats(&z).par_chunks(image));
+        let guard = limits.guard;
+        // Without a guard nothing is subtracted, as the difference of two infinities is no number.
+        if guard.is_infinite() {
+            images.for_each(|(out, z)| {
                 for i in 0..image {
                     let v = z[i];
                     out[i] = relu[i] * v.max(0.0) + (square[i] * v + linear[i]) * v + constant[i];
                 }
             });
+        } else {
+            images.for_each(|(out, z)| {
+                for i in 0..image {
+                    let v = z[i];
+                    let inner = square[i] * v.clamp(-guard, guard);
+                    let outer = v - v.clamp(-guard, guard);
+                    let polynomial = (inner + linear[i]) * v + inner * outer + constant[i];
+                    out[i] = relu[i] * v.max(0.0) + polynomial;
+                }
+            });
+        }
         dense(out, &[n, c, h, w])
     }
 }
@@ -200,7 +213,7 @@ impl Adjoints for Flex {
         [out, dense(by_gamma, &[c]), dense(by_beta, &[c])]
     }
 
-    fn masked_by_input(z: Dense, coefficients: Dense, grad: Dense, penalty: Penalty) -> Dense {
+    fn masked_by_input(z: Dense, coefficients: Dense, grad: Dense, limits: Limits) -> Dense {
         let [n, c, h, w] = z.shape().dims();
         let image = c * h * w;
         let (z, coefficients) = (z.to_contiguous(), coefficients.to_contiguous());
@@ -210,12 +223,13 @@ impl Adjoints for Flex {
             .storage_mut::<f32>()
             .par_chunks_mut(image)
             .zip(floats(&z).par_chunks(image));
+        let guard = limits.guard;
         let slope = |i: usize, z: f32| {
             let relu = if z > 0.0 { relu[i] } else { 0.0 };
-            relu + 2.0 * square[i] * z + linear[i]
+            relu + 2.0 * square[i] * z.clamp(-guard, guard) + linear[i]
         };
         // One loop a kind of penalty, so that each stays a straight line for the vectoriser.
-        match penalty {
+        match limits.penalty {
             Penalty::None => images.for_each(|(grad, z)| {
                 for i in 0..image {
                     grad[i] *= slope(i, z[i]);
@@ -247,7 +261,7 @@ impl Adjoints for Flex {
         grad
     }
 
-    fn masked_by_coefficients(z: Dense, grad: Dense) -> Dense {
+    fn masked_by_coefficients(z: Dense, grad: Dense, guard: f32) -> Dense {
         let [n, c, h, w] = z.shape().dims();
         let plane = h * w;
         let (z, grad) = (z.to_contiguous(), grad.to_contiguous());
@@ -262,7 +276,8 @@ impl Adjoints for Flex {
                     let (z, grad) = (&z[start..][..plane], &grad[start..][..plane]);
                     for i in 0..plane {
                         relu[i] += grad[i] * z[i].max(0.0);
-                        square[i] += grad[i] * z[i] * z[i];
+                        let inner = z[i].clamp(-guard, guard);
+                        square[i] += grad[i] * inner * (z[i] + (z[i] - inner));
                         linear[i] += grad[i] * z[i];
                         constant[i] += grad[i];
                     }
@@ -387,6 +402,9 @@ pub(super) mod tests {
         },
     ];
 
+    /// None, one that many inputs are beyond, and one that no input is.
+    const GUARDS: [f32; 3] = [f32::INFINITY, 0.75, 2.5];
+
     #[test]
     fn convolution_and_its_gradients_equal_burns_own() {
         // (n, c_in, h, w, c_out, kernel, stride, padding): odd sizes, all strides, 1x1, padding
@@ -472,27 +490,66 @@ pub(super) mod tests {
         let shape = [3, 2, 4, 5];
         let (z, grad) = (random(&shape, 10), random(&shape, 11));
         let coefficients = random(&[4, 2, 4, 5], 12);
-        assert_close(
-            &Flex::pi_masked(z.clone(), coefficients.clone(), Penalty::None),
-            &composed::masked::<Flex>(z.clone(), coefficients.clone()),
-            "masked",
-        );
-        for penalty in PENALTIES {
+        let limits = GUARDS.map(|guard| PENALTIES.map(|penalty| Limits { penalty, guard }));
+        for limits in limits.into_iter().flatten() {
             assert_close(
-                &Flex::masked_by_input(z.clone(), coefficients.clone(), grad.clone(), penalty),
+                &Flex::pi_masked(z.clone(), coefficients.clone(), limits),
+                &composed::masked::<Flex>(z.clone(), coefficients.clone(), limits.guard),
+                &format!("masked, {limits:?}"),
+            );
+            assert_close(
+                &Flex::masked_by_input(z.clone(), coefficients.clone(), grad.clone(), limits),
                 &composed::masked_by_input::<Flex>(
                     z.clone(),
                     coefficients.clone(),
                     grad.clone(),
-                    penalty,
+                    limits,
                 ),
-                &format!("by input, {penalty:?}"),
+                &format!("by input, {limits:?}"),
+            );
+            assert_close(
+                &Flex::masked_by_coefficients(z.clone(), grad.clone(), limits.guard),
+                &composed::masked_by_coefficients::<Flex>(z.clone(), grad.clone(), limits.guard),
+                &format!("by coefficients, {limits:?}"),
             );
         }
-        assert_close(
-            &Flex::masked_by_coefficients(z.clone(), grad.clone()),
-            &composed::masked_by_coefficients::<Flex>(z, grad),
-            "by coefficients",
+    }
+
+    #[test]
+    fn beyond_the_guard_a_polynomial_is_its_tangent() {
+        // 2 z^2 + 3 z + 5 at a guard of 4: within, at both ends, and beyond, where the slopes are
+        // 2 * 2 * 4 + 3 and 2 * 2 * -4 + 3. The last position is a ReLU, which has no guard.
+        let row = |values: [f32; 4]| values.to_vec();
+        let constants = [row([0.0, 0.0, 0.0, 1.0]), row([2.0, 2.0, 2.0, 0.0])];
+        let others = [row([3.0, 3.0, 3.0, 0.0]), row([5.0, 5.0, 5.0, 0.0])];
+        let coefficients = dense([constants, others].concat().concat(), &[4, 1, 2, 2]);
+        let z = dense(vec![1.0, 6.0, -7.0, 9.0], &[1, 1, 2, 2]);
+        let limits = Limits {
+            guard: 4.0,
+            ..Limits::NONE
+        };
+        let y = Flex::pi_masked(z.clone(), coefficients.clone(), limits);
+        assert_eq!(
+            floats(&y),
+            [10.0, 49.0 + 2.0 * 19.0, 25.0 + 3.0 * 13.0, 9.0]
+        );
+        let one = dense(vec![1.0; 4], &[1, 1, 2, 2]);
+        let slopes = Flex::masked_by_input(z.clone(), coefficients.clone(), one.clone(), limits);
+        assert_eq!(floats(&slopes), [7.0, 19.0, -13.0, 1.0]);
+        // Without a guard, or at one that nothing is beyond, it is the polynomial itself.
+        let plain = Flex::pi_masked(z.clone(), coefficients.clone(), Limits::NONE);
+        assert_eq!(floats(&plain), [10.0, 95.0, 82.0, 9.0]);
+        let far = Limits {
+            guard: 9.0,
+            ..Limits::NONE
+        };
+        let far = Flex::pi_masked(z.clone(), coefficients, far);
+        assert_eq!(floats(&far), floats(&plain));
+        let by = Flex::masked_by_coefficients(z, one, 4.0);
+        // z^2 - (z - c)^2
+        assert_eq!(
+            floats(&by)[4..8],
+            [1.0, 36.0 - 4.0, 49.0 - 9.0, 81.0 - 25.0]
         );
     }
 }

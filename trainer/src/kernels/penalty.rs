@@ -66,10 +66,17 @@ mod tests {
     use burn::tensor::{Device, TensorData};
 
     use super::*;
-    use crate::kernels::Adjoints;
     use crate::kernels::flex::tests::values;
     use crate::kernels::flex::{dense, floats};
+    use crate::kernels::{Adjoints, Limits};
     use crate::tensors::download;
+
+    fn alone(penalty: Penalty) -> Limits {
+        Limits {
+            penalty,
+            ..Limits::NONE
+        }
+    }
 
     #[test]
     fn range_penalty_pulls_large_inputs_only() {
@@ -83,7 +90,7 @@ mod tests {
             radius: 5.0,
             weight: 0.25,
         };
-        let pulled = Flex::masked_by_input(z, zero, grad, penalty);
+        let pulled = Flex::masked_by_input(z, zero, grad, alone(penalty));
         assert_eq!(floats(&pulled), [-1.0, 0.0, 0.0, 2.0]);
         // 0.25 (2^2 + 4^2), over one image.
         assert_eq!(download(penalty.value(whole).unwrap()), [5.0]);
@@ -104,7 +111,8 @@ mod tests {
             weight,
             exponent,
         };
-        let got = Flex::masked_by_input(dense(z.clone(), &[2, 3, 2, 2]), zero, grad, penalty);
+        let got =
+            Flex::masked_by_input(dense(z.clone(), &[2, 3, 2, 2]), zero, grad, alone(penalty));
         let whole =
             Tensor::<4>::from_data(TensorData::new(z.clone(), [2, 3, 2, 2]), &Device::flex());
         let whole = download(penalty.value(whole).unwrap())[0];

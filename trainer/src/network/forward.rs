@@ -10,7 +10,7 @@ use burn::tensor::module::avg_pool2d;
 use burn::tensor::ops::AvgPoolOptions;
 
 use super::{Buffer, Network, Node, Op, Parameter, State};
-use crate::kernels::{self, Penalty};
+use crate::kernels::{self, Limits, Penalty};
 use crate::tensors::Tensors;
 
 /// Guards the division by a channel's extent.
@@ -35,8 +35,10 @@ pub enum Mode {
 pub struct Request<'a> {
     /// Statistics and gradients.
     pub mode: Mode,
-    /// Penalty on the inputs of activations; its gradient alone (see [`kernels::masked`]).
-    pub penalty: Penalty,
+    /// Penalty on the inputs of activations and guard of their polynomials, when training.
+    pub limits: Limits,
+    /// Share of ReLU in every position that is none, when training: `m relu(z) + (1 - m) f(z)`.
+    pub relu_share: f32,
     /// True if the penalty's value is wanted too.
     pub measure_penalty: bool,
     /// Nodes before this one are frozen: running statistics, no gradient.
@@ -54,7 +56,8 @@ impl Request<'_> {
     pub fn of(mode: Mode) -> Self {
         Self {
             mode,
-            penalty: Penalty::None,
+            limits: Limits::NONE,
+            relu_share: 0.0,
             measure_penalty: false,
             train_from: 0,
             trains: None,
@@ -234,7 +237,7 @@ impl Walk<'_> {
         }
     }
 
-    /// `a z^2 + b z + c` with `[1, c, 1, 1]` coefficients, and the penalty on `z`.
+    /// `a z^2 + b z + c` with `[1, c, 1, 1]` coefficients, within the limits of `z`.
     fn quadratic(
         &mut self,
         node: &Node,
@@ -243,20 +246,25 @@ impl Walk<'_> {
         b: Tensor<4>,
         c: Tensor<4>,
     ) -> Tensor<4> {
-        let penalty = self.penalty(&z);
-        quadratic(node, z, a, b, c, penalty)
+        let limits = self.limits(&z);
+        quadratic(node, z, a, b, c, limits)
     }
 
-    /// The penalty on an activation's input; its value is noted if it is wanted.
-    fn penalty(&mut self, z: &Tensor<4>) -> Penalty {
-        if self.request.mode != Mode::Train || self.frozen {
-            return Penalty::None;
+    /// The limits of an activation's input; the value of the penalty is noted if it is wanted.
+    fn limits(&mut self, z: &Tensor<4>) -> Limits {
+        let limits = self.request.limits;
+        if self.request.mode != Mode::Train {
+            return Limits::NONE;
         }
-        let penalty = self.request.penalty;
+        if self.frozen {
+            let penalty = Penalty::None;
+            return Limits { penalty, ..limits };
+        }
         if self.request.measure_penalty {
-            self.penalties.extend(penalty.value(z.clone().inner()));
+            self.penalties
+                .extend(limits.penalty.value(z.clone().inner()));
         }
-        penalty
+        limits
     }
 
     /// `[2, channels]` moments: the running ones of a frozen node, else the batch's, which are
@@ -308,10 +316,10 @@ fn quadratic(
     a: Tensor<4>,
     b: Tensor<4>,
     c: Tensor<4>,
-    penalty: Penalty,
+    limits: Limits,
 ) -> Tensor<4> {
     let [channels, h, w] = node.shape;
     let relu = a.clone().mul_scalar(0.0);
     let k = Tensor::cat(vec![relu, a, b, c], 0).expand([4, channels, h, w]);
-    kernels::masked(z, k, penalty)
+    kernels::masked(z, k, limits)
 }

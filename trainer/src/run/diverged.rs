@@ -3,8 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::Run;
-use crate::method::Phase;
-use crate::network::{Mode, Network, Request, State};
+use crate::network::{Network, Request, State};
 use crate::optimise::NotFinite;
 use crate::tensors::{self, download};
 
@@ -21,23 +20,22 @@ impl std::fmt::Display for Diverged {
 impl std::error::Error for Diverged {}
 
 impl Run {
-    /// Says where a loss or a gradient stopped being a number.
+    /// Says where a loss or a gradient stopped being a number, from the step's own `request`.
     pub(super) fn explain(
         &self,
         why: &NotFinite,
         pixels: Tensor<4>,
-        phase: Phase,
+        request: Request<'_>,
         taught: Option<Tensor<4>>,
     ) -> anyhow::Error {
         let request = Request {
-            train_from: phase.train_from,
+            measure_penalty: false,
             trains: Some(&|_| false),
-            until: phase.imitate,
-            ..Request::of(Mode::Train)
+            ..request
         };
         let own = first_not_finite(&self.network, &self.state, pixels, request);
         let strange = taught.is_some_and(|taught| !finite(taught));
-        let at = match (own, phase.imitate) {
+        let at = match (own, request.until) {
             (Some(layer), _) => layer,
             (None, _) if strange => "every layer's output is finite, but the teacher's output on \
                                      this batch is not: it needs another teacher"

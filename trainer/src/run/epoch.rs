@@ -257,12 +257,15 @@ impl Run {
                 begun.train_seconds += start.elapsed().as_secs_f64();
                 return Ok(false);
             }
-            let at = phase.epoch as f32 + index as f32 / steps.len() as f32;
-            begun.rate = stage.schedule.at(at, phase.epochs);
+            let share = index as f32 / steps.len() as f32;
+            let rate = stage.schedule.at(phase.epoch as f32 + share, phase.epochs);
+            begun.rate = rate;
+            let done = self.meta.stage_epoch as f32 + share;
             let batch = Batch {
                 pixels: set.batch(indices, &stage.augmentation, draw),
                 labels: &set.labels(indices),
                 rate: begun.rate,
+                relu_share: stage.relu_share(done, self.meta.stage_length),
                 first: phase.epoch == 0 && index == 0,
             };
             let report = self.step(stage, phase, batch)?;

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use super::Run;
 use super::optimiser::trains;
 use crate::config::StageConfig;
-use crate::kernels::Penalty;
+use crate::kernels::{Limits, Penalty};
 use crate::loss::{Labels, mean_square, objective};
 use crate::method::{Phase, STATISTICS_RATE};
 use crate::network::{Buffer, EXTENT_RATE, Mode, Request};
@@ -21,6 +21,8 @@ pub(super) struct Batch<'a> {
     pub(super) labels: &'a [usize],
     /// Learning rate of the step.
     pub(super) rate: f32,
+    /// Share of ReLU in every activation that is none.
+    pub(super) relu_share: f32,
     /// The batch is the first of its phase.
     pub(super) first: bool,
 }
@@ -40,6 +42,7 @@ impl Run {
             pixels,
             labels,
             rate,
+            relu_share,
             first,
         } = batch;
         let epoch = phase.epoch;
@@ -49,7 +52,11 @@ impl Run {
         // norm was given at the start: its first batch gives the extent anew.
         let anew = first && phase.imitate.is_some();
         let request = Request {
-            penalty: range.map_or(Penalty::None, |r| r.at(self.meta.stage_epoch)),
+            limits: Limits {
+                penalty: range.map_or(Penalty::None, |r| r.at(self.meta.stage_epoch)),
+                guard: stage.guard.unwrap_or(f32::INFINITY),
+            },
+            relu_share,
             measure_penalty: stage.optimiser.rule.models_the_loss(),
             train_from: phase.train_from,
             trains: Some(&trains),
@@ -95,7 +102,7 @@ impl Run {
         let parameters = &mut self.state.parameters;
         let report = optimiser
             .step(parameters, &gradients, &loss, rate, epoch)
-            .map_err(|why| self.explain(&why, pixels, phase, taught))?;
+            .map_err(|why| self.explain(&why, pixels, request, taught))?;
         if anew {
             let statistics = pass.statistics.iter();
             let extents = statistics

@@ -1,32 +1,72 @@
 //! What an activation site computes in a pass.
 
 use burn::tensor::Tensor;
+use burn::tensor::activation::relu;
+use pi_ir::graph::ActivationKind;
 
 use super::{EXTENT_EPSILON, Mode, Walk, quadratic};
-use crate::kernels::{self, Penalty};
+use crate::kernels::{self, Limits};
 use crate::network::state::{Indicator, Removed};
 use crate::network::{Buffer, Node, Parameter, SiteFunction};
 
 impl Walk<'_> {
     pub(super) fn activation(&mut self, node: &Node, z: Tensor<4>) -> Tensor<4> {
+        let function = self.state.functions[&node.name];
+        let share = self.relu_share();
+        // A mask mixes position by position, in its coefficients.
+        if function == SiteFunction::Masked || share == 0.0 {
+            return self.function(node, function, z);
+        }
+        let own = self.function(node, function, z.clone());
+        relu(z).mul_scalar(share) + own.mul_scalar(1.0 - share)
+    }
+
+    /// Share of ReLU in what is none.
+    fn relu_share(&self) -> f32 {
+        match self.request.mode {
+            Mode::Train => self.request.relu_share,
+            Mode::Evaluate | Mode::Score => 0.0,
+        }
+    }
+
+    fn function(&mut self, node: &Node, function: SiteFunction, z: Tensor<4>) -> Tensor<4> {
         let [c, _, _] = node.shape;
-        match self.state.functions[&node.name] {
+        match function {
             SiteFunction::Masked => {
                 let mut k = self.masked_coefficients(node);
                 if self.request.mode == Mode::Score && !self.frozen {
                     k = k.detach().require_grad();
                     self.coefficients.insert(node.name.clone(), k.clone());
                 }
-                let penalty = self.penalty(&z);
-                kernels::masked(z, k, penalty)
+                let limits = self.limits(&z);
+                kernels::masked(z, k, limits)
             }
             SiteFunction::Quartic => {
                 let rows = self.leaf(node, Parameter::Quartic).reshape([5, c, 1, 1]);
                 let row = |i: usize| rows.clone().narrow(0, i, 1);
                 let (one, zero) = (Tensor::ones_like(&row(0)), Tensor::zeros_like(&row(0)));
-                let inner = self.quadratic(node, z.clone(), one, row(1), zero.clone());
-                let high = quadratic(node, inner, row(0), zero.clone(), zero, Penalty::None);
-                high + quadratic(node, z, row(2), row(3), row(4), Penalty::None)
+                let limits = self.limits(&z);
+                let low = quadratic(node, z.clone(), row(2), row(3), row(4), limits);
+                // The quartic's part in z is held within the guard; beyond it goes on as the
+                // tangent, like `low`.
+                let held = match limits.guard.is_infinite() {
+                    true => z.clone(),
+                    false => z.clone().clamp(-limits.guard, limits.guard),
+                };
+                let inner = quadratic(node, held.clone(), one, row(1), zero.clone(), Limits::NONE);
+                let high = quadratic(
+                    node,
+                    inner.clone(),
+                    row(0),
+                    zero.clone(),
+                    zero,
+                    Limits::NONE,
+                );
+                if limits.guard.is_infinite() {
+                    return high + low;
+                }
+                let slope = (held.clone().mul_scalar(2.0) + row(1)) * inner * row(0);
+                high + low + slope.mul_scalar(2.0) * (z - held)
             }
             SiteFunction::HerPn => {
                 let half = std::f32::consts::FRAC_1_SQRT_2;
@@ -102,13 +142,25 @@ impl Walk<'_> {
     fn masked_coefficients(&mut self, node: &Node) -> Tensor<4> {
         let planes = self.state.planes(&node.name);
         let selection = self.state.selection;
-        if planes.polynomial.is_none() && selection.is_none() {
+        let relu = |kind: &ActivationKind| *kind == ActivationKind::Relu;
+        let share = match self.state.masks[&node.name].iter().all(relu) {
+            true => 0.0,
+            false => self.relu_share(),
+        };
+        if planes.polynomial.is_none() && selection.is_none() && share == 0.0 {
             return self.lift(planes.fixed.clone());
         }
         let [c, h, w] = node.shape;
         let mut relu = self.lift(planes.relu.clone());
         let mut identity = self.lift(planes.identity.clone());
         let mut polynomial = planes.polynomial.clone().map(|plane| self.lift(plane));
+        let mut mixed = None;
+        if share > 0.0 {
+            // What is no ReLU in the mask; a selection has its own say about those that are.
+            mixed = Some((Tensor::ones_like(&relu) - relu.clone()).mul_scalar(share));
+            identity = identity.mul_scalar(1.0 - share);
+            polynomial = polynomial.map(|plane| plane.mul_scalar(1.0 - share));
+        }
         if let Some(selection) = selection {
             let factor = self.factor(node, selection.indicator).reshape([1, c, h, w]);
             let stays = relu.clone() * factor;
@@ -123,6 +175,9 @@ impl Walk<'_> {
                     });
                 }
             }
+        }
+        if let Some(mixed) = mixed {
+            relu = relu + mixed;
         }
         let Some(polynomial) = polynomial else {
             let zeros = identity.clone().mul_scalar(0.0);
