@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use pi_trainer::data::{Augmentation, Dataset, DeviceSet, Normalisation};
-use pi_trainer::optimise::{Optimiser, OptimiserConfig};
+use pi_trainer::optimise::{Optimiser, OptimiserConfig, Place};
 use pi_trainer::tensors::{Tensors, download, upload};
 
 /// Images of a batch.
@@ -40,7 +40,7 @@ fn batches() {
             labels: vec![0; IMAGES],
         };
         let set = DeviceSet::new(set, Normalisation::cifar10(), &Device::flex());
-        let fastest = (0..10)
+        let fastest = (0u64..10)
             .map(|seed| {
                 let start = Instant::now();
                 let batch = set.batch(&indices, &augmentation, seed);
@@ -74,7 +74,7 @@ fn steps() {
         let text = format!("rule.{rule} = {{}}\nweight_decay = 5e-4\nclip = 1.0");
         let config: OptimiserConfig = toml::from_str(&text).expect("a configuration of ours");
         let mut x = tensors(1.0);
-        let mut optimiser = Optimiser::new(&config, &x, |_| 0, &device);
+        let mut optimiser = Optimiser::new(&config, &x, |_| Place::default(), &device);
         let start = Instant::now();
         for _ in 0..STEPS {
             optimiser

@@ -21,7 +21,7 @@ pub use range::RangePenalty;
 pub(crate) use stage::MAX_EPOCHS;
 pub use stage::StageConfig;
 
-use crate::data::{DataConfig, Kind};
+use crate::data::{DataConfig, Flip, Kind};
 use crate::network::{NetworkConfig, Replacement, Substitute};
 
 /// One experiment.
@@ -116,9 +116,9 @@ impl Config {
                 .check(polynomial_kernels)
                 .with_context(|| format!("stage {number}"))?;
             ensure!(
-                self.data.kind != Kind::Mnist || !stage.augmentation.flip,
-                "stage {number}: a mirrored digit is none, but augmentation.flip is true (which \
-                 it is if absent): set it to false"
+                self.data.kind != Kind::Mnist || stage.augmentation.flip == Flip::Never,
+                "stage {number}: a mirrored digit is none, but augmentation.flip is not false (it \
+                 is true if absent): set it to false"
             );
         }
         Ok(())

@@ -29,13 +29,13 @@ mod procedural;
 mod source;
 mod tiny;
 
-pub use augment::Augmentation;
+pub use augment::{Augmentation, BatchSeed, Flip};
 pub use cifar::CLASSES as CIFAR10_CLASSES;
 pub use config::{DataConfig, Kind};
 pub use dataset::Dataset;
 pub use device::{Data, DeviceSet};
 pub use inspect::{Summary, contact_sheet};
-pub use normalisation::Normalisation;
+pub use normalisation::{Normalisation, NormalisationConfig};
 pub use order::permutation;
 pub use source::{Sets, Source};
 

@@ -12,7 +12,7 @@ use pi_ir::{GraphFile, Padding, Shape};
 
 use crate::atomic;
 use crate::checkpoint::Arrays;
-use crate::data::DeviceSet;
+use crate::data::{DeviceSet, Normalisation};
 use crate::kernels::NORM_EPSILON;
 use crate::network::forward::EXTENT_EPSILON;
 use crate::network::{self, Buffer, Op, Parameter, SiteFunction};
@@ -48,23 +48,26 @@ pub fn graph(run: &Run) -> Result<Graph> {
     let mut ids: Vec<NodeId> = Vec::new();
     for (index, node) in run.network.nodes.iter().enumerate() {
         let inputs: Vec<NodeId> = node.inputs.iter().map(|i| ids[*i]).collect();
-        // The norm behind a polynomial kernel is part of its quadratic: the compiler takes norms
-        // behind linear nodes only.
-        let id = match (node.op, emit.before(node)) {
-            (Op::Norm, Some(kernel)) => {
-                let op = emit.normalised_kernel(kernel, node);
-                emit.push(node.name.clone(), op, vec![ids[kernel.inputs[0]]])
-            }
-            (Op::Kernel { .. }, _) if emit.only_norms_read(index) => inputs[0],
+        let id = match node.op {
+            Op::Norm => emit.norm(node, &ids)?,
+            // They come with the norms that read them.
+            Op::Kernel { .. } | Op::AvgPool { .. } if emit.only_norms_read(index) => inputs[0],
             _ => emit.node(node, inputs)?,
         };
         ids.push(id);
     }
     let images = &run.meta.images;
+    let (mean, std) = match &images.normalisation {
+        Normalisation::Channels { mean, std } => (mean.clone(), std.clone()),
+        Normalisation::Image { .. } => bail!(
+            "the model reads images that are standardised each by itself, which a graph file \
+             cannot say yet: train with data.normalisation = \"channels\" to export"
+        ),
+    };
     let graph = Graph {
         name: run.meta.config.name.clone(),
-        mean: images.normalisation.mean.clone(),
-        std: images.normalisation.std.clone(),
+        mean,
+        std,
         classes: images.classes.clone(),
         nodes: emit.nodes,
     };
@@ -99,20 +102,48 @@ impl<'a> Emit<'a> {
         self.statistics[&what.of(&node.name)].values.clone()
     }
 
-    /// The polynomial kernel that a node reads, if it reads one.
-    fn before(&self, node: &network::Node) -> Option<&'a network::Node> {
-        let input = &self.run.network.nodes[*node.inputs.first()?];
-        matches!(input.op, Op::Kernel { .. }).then_some(input)
+    /// A norm, behind a linear node: the compiler takes it nowhere else.
+    ///
+    /// Behind a polynomial kernel it is part of its quadratic. Before an average pool, whose means
+    /// commute with a scale and a shift, it is the same as behind it.
+    fn norm(&mut self, norm: &network::Node, ids: &[NodeId]) -> Result<NodeId> {
+        let nodes = &self.run.network.nodes;
+        let mut source = norm.inputs[0];
+        let pool = matches!(nodes[source].op, Op::AvgPool { .. }) && self.only_norms_read(source);
+        let pool = pool.then(|| &nodes[source]);
+        if let Some(pool) = pool {
+            source = pool.inputs[0];
+        }
+        let before = &nodes[source];
+        let id = match before.op {
+            Op::Kernel { .. } => {
+                let op = self.normalised_kernel(before, norm);
+                self.push(norm.name.clone(), op, vec![ids[before.inputs[0]]])
+            }
+            _ => self.node(norm, vec![ids[source]])?,
+        };
+        match pool {
+            Some(pool) => self.node(pool, vec![id]),
+            None => Ok(id),
+        }
     }
 
+    /// True if all that reads a node is norms, and one norm if it is a pool.
     fn only_norms_read(&self, index: usize) -> bool {
-        let readers = self
-            .run
-            .network
-            .nodes
-            .iter()
-            .filter(|n| n.inputs.contains(&index));
-        readers.into_iter().all(|reader| reader.op == Op::Norm)
+        let nodes = &self.run.network.nodes;
+        let mut readers = (0..nodes.len()).filter(|reader| nodes[*reader].inputs.contains(&index));
+        let norm = |reader: usize| match nodes[reader].op {
+            Op::Norm => true,
+            Op::AvgPool { .. } => self.only_norms_read(reader),
+            _ => false,
+        };
+        match nodes[index].op {
+            Op::AvgPool { .. } => {
+                let only = (readers.next(), readers.next());
+                matches!(only, (Some(reader), None) if nodes[reader].op == Op::Norm)
+            }
+            _ => readers.all(norm),
+        }
     }
 
     /// `(a, b, c)` of a polynomial kernel per channel.
@@ -145,7 +176,7 @@ impl<'a> Emit<'a> {
             [by_scale(a), by_scale(b), constant as f32]
         };
         let coefficients = self.kernel(kernel, scaled).into_iter().enumerate();
-        everywhere(norm, coefficients.map(fold).collect())
+        everywhere(kernel, coefficients.map(fold).collect())
     }
 
     fn node(&mut self, node: &network::Node, inputs: Vec<NodeId>) -> Result<NodeId> {
@@ -195,8 +226,10 @@ impl<'a> Emit<'a> {
             }
             Op::Dense { .. } => {
                 let flat = self.push(format!("{}.flatten", node.name), GraphOp::Flatten, inputs);
+                let factor = node.op.logit_factor();
+                let weight = self.parameter(node, Parameter::Weight);
                 let op = GraphOp::Dense {
-                    weight: self.parameter(node, Parameter::Weight),
+                    weight: weight.into_iter().map(|w| w * factor).collect(),
                     bias: self.parameter(node, Parameter::Bias),
                     out: c,
                 };

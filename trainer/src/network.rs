@@ -17,14 +17,14 @@ pub mod site_function;
 pub mod state;
 
 pub use approximation::DropIn;
-pub use config::{KernelRule, Kind, NetworkConfig, PolynomialKernel, Stage, Stem};
+pub use config::{Initial, KernelRule, Kind, NetworkConfig, PolynomialKernel, Stage, Stem};
 pub use forward::{EXTENT_RATE, Mode, Pass, Request};
 pub use parameter::{Buffer, Parameter};
 pub use site_function::{Replacement, SiteFunction, Substitute};
 pub use state::{Selection, State};
 
 /// An operation; shapes are `[c, h, w]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Op {
     /// The normalised image.
     Input,
@@ -63,11 +63,13 @@ pub enum Op {
     Dense {
         /// Inputs.
         inputs: usize,
+        /// Factor of the product with the weights, over the number of inputs; 1 if none.
+        scale: Option<f32>,
     },
 }
 
 /// A named operation, the nodes it reads, and the shape of its result.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     /// Unique name; tensors are called `<name>.<what>`, see [`parameter`].
     pub name: String,
@@ -79,6 +81,19 @@ pub struct Node {
     pub shape: [usize; 3],
 }
 
+impl Op {
+    /// What the classifier's product with its weights is multiplied by; 1 for other operations.
+    pub fn logit_factor(&self) -> f32 {
+        match self {
+            Op::Dense {
+                inputs,
+                scale: Some(scale),
+            } => scale / *inputs as f32,
+            _ => 1.0,
+        }
+    }
+}
+
 impl Node {
     /// Elements of the result for one image.
     pub fn elements(&self) -> usize {
@@ -87,10 +102,12 @@ impl Node {
 }
 
 /// Nodes in topological order; the first is the image, the last gives the logits.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Network {
     /// The nodes.
     pub nodes: Vec<Node>,
+    /// Starting weights of the convolutions.
+    pub initial: Initial,
 }
 
 /// Kind of each position, by activation site.
@@ -134,7 +151,7 @@ impl Network {
             .iter()
             .map(|node| match node.op {
                 Op::Conv { c_in, kernel, .. } => node.elements() * c_in * kernel * kernel,
-                Op::Dense { inputs } => inputs * node.shape[0],
+                Op::Dense { inputs, .. } => inputs * node.shape[0],
                 _ => 0,
             })
             .sum()

@@ -1,15 +1,16 @@
 //! Optimisers whose state stays on the device, over vectors of all trained parameters.
 //!
 //! SGD with Nesterov momentum, Adam and AdamW (Loshchilov and Hutter, ICLR 2019), MoMo and
-//! MoMo-Adam (Schaipp et al., ICML 2024), with rates and decay per parameter, a bound of the global
-//! gradient norm, and averages of the weights (exponential; SWA, Izmailov et al., UAI 2018). On a
-//! GPU all parameters are one tensor, so that a step is a dozen operations whatever the number of
-//! layers. The host reads two numbers per step, the loss and the gradient's norm, and stops there
-//! if either is not finite.
+//! MoMo-Adam (Schaipp et al., ICML 2024), Muon (Jordan, 2024), with rates and decay per parameter,
+//! a bound of the global gradient norm, and averages of the weights (exponential; SWA, Izmailov et
+//! al., UAI 2018). On a GPU all parameters are one tensor, so that a step is a dozen operations
+//! whatever the number of layers (Muon's matrices apart). The host reads two numbers per step, the
+//! loss and the gradient's norm, and stops there if either is not finite.
 
 mod average;
 mod config;
 mod flat;
+mod muon;
 mod rule;
 mod stored;
 
@@ -20,6 +21,7 @@ use burn::tensor::{Device, Tensor};
 pub use average::Average;
 pub use config::{OptimiserConfig, RateRule, Rule};
 use flat::{Layout, PerNumber, Vector};
+use muon::Matrices;
 
 use crate::pattern::fits;
 use crate::tensors::{Tensors, download};
@@ -54,6 +56,16 @@ impl std::fmt::Display for NotFinite {
     }
 }
 
+/// What a network says of a parameter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Layer, counted from the classifier back.
+    pub depth: usize,
+    /// Output channels, if the parameter is the weight of a convolution: the rows of the matrix
+    /// that [`Rule::Muon`] takes it for.
+    pub rows: Option<usize>,
+}
+
 /// An optimiser of named parameters.
 pub struct Optimiser {
     config: OptimiserConfig,
@@ -62,6 +74,8 @@ pub struct Optimiser {
     rates: PerNumber,
     /// Decay.
     decay: PerNumber,
+    /// Of [`Rule::Muon`] only.
+    matrices: Option<Matrices>,
     /// State over all parameters, by name. What is absent is zero.
     vectors: BTreeMap<String, Vector>,
     /// State of one number.
@@ -72,21 +86,21 @@ pub struct Optimiser {
 }
 
 impl Optimiser {
-    /// A fresh optimiser for these parameters; `depth` is a parameter's layer counted from the
-    /// classifier back.
+    /// A fresh optimiser for these parameters, of which `place` gives each one's place in the
+    /// network.
     pub fn new(
         config: &OptimiserConfig,
         parameters: &Tensors,
-        depth: impl Fn(&str) -> usize,
+        place: impl Fn(&str) -> Place,
         device: &Device,
     ) -> Self {
-        Self::with_layout(config, Layout::of(parameters, device), depth, device)
+        Self::with_layout(config, Layout::of(parameters, device), place, device)
     }
 
     fn with_layout(
         config: &OptimiserConfig,
         layout: Layout,
-        depth: impl Fn(&str) -> usize,
+        place: impl Fn(&str) -> Place,
         device: &Device,
     ) -> Self {
         let rate = |name: &str| {
@@ -95,16 +109,25 @@ impl Optimiser {
                 .filter(|rule| fits(&rule.parameters, name))
                 .map(|rule| rule.factor)
                 .next();
-            config.layer_decay.powi(depth(name) as i32) * own.unwrap_or(1.0)
+            config.layer_decay.powi(place(name).depth as i32) * own.unwrap_or(1.0)
         };
-        let decay = |name: &str| match config.decayed.iter().any(|p| fits(p, name)) {
+        let matrices = Matrices::of(config.rule, &layout, |name| place(name).rows);
+        let decayed = |name: &str| match config.decayed.iter().any(|p| fits(p, name)) {
             true => config.weight_decay,
             false => 0.0,
+        };
+        let decay = |name: &str| match &matrices {
+            None => decayed(name),
+            // Muon's decay is by the schedule's rate, whatever the factor; matrices keep their
+            // norm.
+            Some(matrices) if matrices.has(name) || rate(name) == 0.0 => 0.0,
+            Some(_) => decayed(name) / rate(name),
         };
         Self {
             config: config.clone(),
             rates: PerNumber::new(&layout, rate),
             decay: PerNumber::new(&layout, decay),
+            matrices,
             layout,
             vectors: BTreeMap::new(),
             scalars: Tensors::new(),

@@ -13,6 +13,8 @@ use rand_core::SeedableRng;
 pub(crate) enum RunStream {
     /// Starting values of the parameters.
     Parameters = 0,
+    /// First flip of each image, where flips alternate.
+    Flips = u64::MAX - 1,
     /// Starting values of a teacher that is trained beside the student.
     TeacherBeside = u64::MAX,
 }
@@ -54,7 +56,7 @@ impl EpochStream {
     /// Generator of this purpose in an epoch of the run, counted from 0.
     ///
     /// Eight numbers belong to an epoch, of which the first is left free: stream 0 is
-    /// [`RunStream::Parameters`], and no epoch comes near that of [`RunStream::TeacherBeside`].
+    /// [`RunStream::Parameters`], and no epoch comes near those of the others.
     pub(crate) fn rng(self, seed: u64, epoch: usize) -> ChaCha8Rng {
         let first = (epoch as u64).wrapping_mul(8).wrapping_add(1);
         stream(seed, first.wrapping_add(self as u64))
@@ -77,9 +79,11 @@ mod tests {
         let whole = [
             RunStream::Parameters,
             RunStream::TRIAL_IMAGES,
+            RunStream::Flips,
             RunStream::TeacherBeside,
         ];
-        assert_eq!(whole.map(|s| s.rng(7).get_stream()), [0, 0, u64::MAX]);
+        let numbers = whole.map(|s| s.rng(7).get_stream());
+        assert_eq!(numbers, [0, 0, u64::MAX - 1, u64::MAX]);
         let each = [
             EpochStream::Batches,
             EpochStream::Fits,

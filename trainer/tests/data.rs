@@ -4,8 +4,9 @@ mod common;
 
 use burn::tensor::Device;
 use common::finish;
+use pi_trainer::checkpoint::Checkpoint;
 use pi_trainer::config::Config;
-use pi_trainer::data::{Data, DeviceSet, Source};
+use pi_trainer::data::{Data, DeviceSet, Normalisation, Source};
 use pi_trainer::export;
 use pi_trainer::run::{Images, Run};
 
@@ -58,12 +59,47 @@ fn a_network_learns_drawn_shapes_and_leaves_with_their_normalisation() {
     // Chance is 10 %, with a deviation of 1.5 points on 400 images.
     assert!((0.2..0.95).contains(&accuracy), "accuracy {accuracy}");
     let graph = export::graph(&run).unwrap();
-    assert_eq!(
-        (&graph.mean, &graph.std),
-        (&sets.normalisation.mean, &sets.normalisation.std)
-    );
+    let own = Normalisation::Channels {
+        mean: graph.mean.clone(),
+        std: graph.std.clone(),
+    };
+    assert_eq!(own, sets.normalisation);
     assert_eq!(graph.classes[9], "pair");
     export::check(&run, &graph, &test, 5).unwrap();
+}
+
+#[test]
+fn standardised_images_are_what_the_model_demands() {
+    let overrides = [
+        "data.normalisation={ image = { floor = 16 } }",
+        "data.limit=64",
+        "stage.0.epochs=1",
+        "stage.0.augmentation.flip=alternating",
+    ];
+    let config = Config::parse(DRAWN, &overrides.map(str::to_owned)).unwrap();
+    let source = Source::open(&config.data).unwrap();
+    let sets = source.sets().unwrap();
+    assert_eq!(sets.normalisation, Normalisation::Image { floor: 16 });
+    let device = Device::flex();
+    let images = Images {
+        dataset: sets.description,
+        shape: sets.train.shape,
+        classes: sets.classes,
+        normalisation: sets.normalisation.clone(),
+    };
+    let upload = |set| DeviceSet::new(set, sets.normalisation.clone(), &device);
+    let data = Data {
+        train: upload(sets.train),
+        holdout: upload(sets.holdout),
+    };
+    let mut run = Run::new(config, images, device.clone()).unwrap();
+    finish(&mut run, &data);
+    let folder = common::saved(&run);
+    let saved = Checkpoint::load(&folder.path().join("checkpoint.pit")).unwrap();
+    let run = Run::from_checkpoint(saved, device).unwrap();
+    assert_eq!(run.meta.images.normalisation, sets.normalisation);
+    let message = error(export::graph(&run));
+    assert!(message.contains("standardised each by itself"), "{message}");
 }
 
 #[test]
@@ -71,6 +107,9 @@ fn what_does_not_fit_the_images_is_refused_before_training() {
     let refused = |item: &str| error(Config::parse(DRAWN, &[item.to_owned()]));
     assert!(refused("data.path=somewhere").contains("data.path means nothing"));
     assert!(refused("data.colour=3").contains("unknown field"));
+    let floor = refused("data.normalisation={ image = { floor = 0 } }");
+    assert!(floor.contains("data.normalisation: the floor"), "{floor}");
+    assert!(refused("data.normalisation=images").contains("images"));
     let digits = DRAWN
         .replace("kind = \"procedural\"", "kind = \"mnist\"\npath = \"p\"")
         .replace("seed = 5\ntrain_images = 5200\ntest_images = 400\n", "");
@@ -88,8 +127,10 @@ fn what_does_not_fit_the_images_is_refused_before_training() {
         message.contains("normalisation is not of their 1 channels"),
         "{message}"
     );
-    images.normalisation.mean.truncate(1);
-    images.normalisation.std.truncate(1);
+    images.normalisation = Normalisation::Channels {
+        mean: vec![0.5],
+        std: vec![0.25],
+    };
     let message = error(Run::new(wide, images, Device::flex()));
     assert!(
         message.contains("stage 0") && message.contains("below the image's side of 32"),

@@ -402,6 +402,8 @@ fn overrides_replace_keys_and_wrong_ones_are_refused() {
         ("stage.0.guard=inf", "guard must be above 0"),
         ("stage.0.ramp=1.5", "ramp is 1.5"),
         ("stage.0.ramp=nan", "ramp is NaN"),
+        ("stage.0.statistics_rate=0.0", "statistics_rate is 0"),
+        ("stage.0.statistics_rate=nan", "statistics_rate is NaN"),
         ("stage.0.epochs=18446744073709551615", "epochs"),
         ("stage.0.epochs=-1", "epochs"),
     ] {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use pi_trainer::optimise::{Average, NotFinite, Optimiser, OptimiserConfig};
+use pi_trainer::optimise::{Average, NotFinite, Optimiser, OptimiserConfig, Place};
 use pi_trainer::tensors::Tensors;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -53,8 +53,16 @@ fn config(text: &str) -> OptimiserConfig {
     config
 }
 
+/// `b.weight` is a matrix of one row.
+fn place(name: &str) -> Place {
+    Place {
+        rows: (name == "b.weight").then_some(1),
+        ..Place::default()
+    }
+}
+
 fn optimiser(text: &str, parameters: &Tensors) -> Optimiser {
-    Optimiser::new(&config(text), parameters, |_| 0, &device())
+    Optimiser::new(&config(text), parameters, place, &device())
 }
 
 fn numbers(parts: &[(&str, &[f64])]) -> Numbers {
@@ -384,6 +392,131 @@ fn momo_with_rates_and_decays_of_their_own_minimises_its_model() {
     }
 }
 
+/// A matrix of rows, in double precision.
+type Matrix = Vec<Vec<f64>>;
+
+fn transposed(a: &Matrix) -> Matrix {
+    (0..a[0].len())
+        .map(|j| a.iter().map(|row| row[j]).collect())
+        .collect()
+}
+
+fn product(a: &Matrix, b: &Matrix) -> Matrix {
+    let b = transposed(b);
+    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+    a.iter()
+        .map(|row| b.iter().map(|column| dot(row, column)).collect())
+        .collect()
+}
+
+fn sum(terms: &[(f64, &Matrix)]) -> Matrix {
+    let (rows, columns) = (terms[0].1.len(), terms[0].1[0].len());
+    let at = |i: usize, j: usize| terms.iter().map(|(f, m)| f * m[i][j]).sum();
+    (0..rows)
+        .map(|i| (0..columns).map(|j| at(i, j)).collect())
+        .collect()
+}
+
+fn norm(a: &Matrix) -> f64 {
+    a.iter().flatten().map(|v| v * v).sum::<f64>().sqrt()
+}
+
+fn newton_schulz(a: &Matrix, steps: usize) -> Matrix {
+    let mut x = sum(&[(1.0 / (norm(a) + 1e-7), a)]);
+    for _ in 0..steps {
+        let square = product(&x, &transposed(&x));
+        let fourth = product(&square, &square);
+        let odd = sum(&[(-4.7750, &square), (2.0315, &fourth)]);
+        x = sum(&[(3.4445, &x), (1.0, &product(&odd, &x))]);
+    }
+    x
+}
+
+#[test]
+fn muon_makes_orthogonal_steps_of_matrices_and_sgd_steps_of_the_rest() {
+    // Matrices of 3 x 5, 5 x 3 and 1 x 4, a matrix that is none to the network, and a bias.
+    let shapes = [
+        ("a.weight", Some(3), 15),
+        ("b.weight", Some(5), 15),
+        ("c.weight", Some(1), 4),
+        ("d.weight", None, 4),
+        ("e.bias", None, 2),
+    ];
+    let place = |name: &str| Place {
+        depth: 0,
+        rows: shapes.iter().find(|s| s.0 == name).unwrap().1,
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    let mut random = || -> Numbers {
+        let mut draw = || f64::from(rng.next_u32()) / f64::from(u32::MAX) - 0.5;
+        let some = |(name, _, count): &(&str, _, usize)| {
+            let values: Vec<f64> = (0..*count).map(|_| draw()).collect();
+            ((*name).to_owned(), values)
+        };
+        shapes.iter().map(some).collect()
+    };
+    let text = "rule.muon = { momentum = 0.6, steps = 4, sgd_momentum = 0.85 }\n\
+        weight_decay = 0.01\ndecayed = [\"*\"]\n\
+        rates = [{ parameters = \"*\", factor = 0.1 }, \
+        { parameters = \"d.*\", factor = 0.7 }, { parameters = \"e.*\", factor = 0.0 }]";
+    let mut exact = random();
+    let mut x = tensors(&exact);
+    let mut optimiser = Optimiser::new(&config(text), &x, place, &device());
+    let mut momenta: Numbers = exact
+        .iter()
+        .map(|(name, v)| (name.clone(), vec![0.0; v.len()]))
+        .collect();
+    for step in 0..6 {
+        let (g, rate) = (random(), 0.5 / f64::from(step + 1));
+        optimiser
+            .step(&mut x, &tensors(&g), &tensor(&[1.0]), rate as f32, 0)
+            .unwrap();
+        for (name, rows, count) in &shapes {
+            let (x, m) = (
+                exact.get_mut(*name).unwrap(),
+                momenta.get_mut(*name).unwrap(),
+            );
+            let factor = match *name {
+                "d.weight" => 0.7,
+                "e.bias" => 0.0,
+                _ => 0.1,
+            };
+            let (mu, decay) = match rows {
+                Some(_) => (0.6, 0.0),
+                None if factor == 0.0 => (0.85, 0.0),
+                None => (0.85, 0.01 / factor),
+            };
+            let g: Vec<f64> = (0..*count).map(|i| g[*name][i] + decay * x[i]).collect();
+            (0..*count).for_each(|i| m[i] = mu * m[i] + g[i]);
+            let ahead: Vec<f64> = (0..*count).map(|i| g[i] + mu * m[i]).collect();
+            let Some(rows) = *rows else {
+                (0..*count).for_each(|i| x[i] -= rate * factor * ahead[i]);
+                continue;
+            };
+            let matrix =
+                |v: &[f64]| -> Matrix { v.chunks(count / rows).map(<[f64]>::to_vec).collect() };
+            let direction = newton_schulz(&matrix(&ahead), 4);
+            let weight = matrix(x);
+            let scale = (rows as f64).sqrt() / norm(&weight);
+            *x = sum(&[(scale, &weight), (-rate * factor, &direction)]).concat();
+            // The rows (or the columns) of the direction are near to orthonormal.
+            let wide = if rows > count / rows {
+                transposed(&direction)
+            } else {
+                direction
+            };
+            for (i, row) in product(&wide, &transposed(&wide)).iter().enumerate() {
+                for (j, value) in row.iter().enumerate() {
+                    let unit = f64::from(u8::from(i == j));
+                    assert!((value - unit).abs() < 0.6, "{name}: {i}, {j}: {value}");
+                }
+            }
+        }
+        let expected: Vec<f64> = exact.values().flatten().copied().collect();
+        close(&values(&x), &expected, &format!("step {step}"));
+    }
+}
+
 #[test]
 fn one_norm_over_all_tensors_is_clipped() {
     let g = numbers(&[("a.weight", &[3.0, 0.0]), ("b.bias", &[-4.0])]);
@@ -403,7 +536,7 @@ fn one_norm_over_all_tensors_is_clipped() {
 
 #[test]
 fn what_is_not_finite_is_named_and_changes_nothing() {
-    for rule in ["sgd", "adam", "momo", "momo-adam"] {
+    for rule in ["sgd", "adam", "momo", "momo-adam", "muon"] {
         let text = format!("rule.{rule} = {{}}\naverage.ema.decay = 0.9");
         let good = tensors(&numbers(&[
             ("a.weight", &[1.0, 2.0]),
@@ -456,7 +589,7 @@ fn what_is_not_finite_is_named_and_changes_nothing() {
 
 #[test]
 fn exported_state_goes_on_bit_for_bit() {
-    for rule in ["sgd", "adam", "momo", "momo-adam"] {
+    for rule in ["sgd", "adam", "momo", "momo-adam", "muon"] {
         for average in ["average.ema.decay = 0.9", "average.swa.from = 2"] {
             let text = format!("rule.{rule} = {{}}\nweight_decay = 0.01\nclip = 2.0\n{average}");
             let mut x = tensors(&split(&START));
@@ -563,10 +696,13 @@ fn rates_fall_by_layer_and_by_name() {
     let text = "rule.sgd = { momentum = 0.0 }\nlayer_decay = 0.5\n\
         rates = [{ parameters = \"dense.*\", factor = 0.1 }, \
         { parameters = \"*.bias\", factor = 0.0 }]";
-    let depth = |name: &str| match name {
-        "c1.weight" => 2,
-        "c2.weight" => 1,
-        _ => 0,
+    let depth = |name: &str| Place {
+        depth: match name {
+            "c1.weight" => 2,
+            "c2.weight" => 1,
+            _ => 0,
+        },
+        rows: None,
     };
     let mut optimiser = Optimiser::new(&config(text), &x, depth, &device());
     optimiser.step(&mut x, &g, &tensor(&[1.0]), 0.4, 0).unwrap();
@@ -630,6 +766,9 @@ fn settings_out_of_range_are_named() {
         ("average.ema.decay = 1.0", "average"),
         ("rates = [{ parameters = \"*\", factor = -1.0 }]", "rates"),
         ("rule.momo.bound = nan", "bound"),
+        ("rule.muon.momentum = 1.0", "momentum is 1"),
+        ("rule.muon.sgd_momentum = nan", "sgd_momentum NaN"),
+        ("rule.muon.steps = 0", "muon's steps are 0"),
     ] {
         let config: OptimiserConfig = toml::from_str(text).unwrap();
         let error = config.check().expect_err(text).to_string();

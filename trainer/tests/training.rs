@@ -36,7 +36,7 @@ carry = true
 "#;
 
 /// Every method and option whose state a checkpoint must hold.
-const EVERYTHING: [(&str, &str); 9] = [
+const EVERYTHING: [(&str, &str); 10] = [
     ("saliency", CUTS),
     (
         "momo-adam with averaging",
@@ -122,6 +122,25 @@ replace = [{ sites = "*", by = "herpn" }]
 range = { power = { radius = 4.8, weight = 5e-5 } }
 guard = 3.0
 ramp = 0.7
+"#,
+    ),
+    (
+        "muon",
+        r#"
+[[stage]]
+epochs = 2
+replace = [{ sites = "stage2.*", by = { fitted = {} } }]
+schedule = { rate = 1.0, shape = { linear = { epochs = 2 } } }
+ramp = 0.4
+[stage.optimiser]
+rule = { muon = {} }
+weight_decay = 1e-3
+decayed = ["*.beta", "dense.weight"]
+rates = [
+    { parameters = "*", factor = 0.05 },
+    { parameters = "*.conv.weight", factor = 0.1 },
+    { parameters = "dense.weight", factor = 0.5 },
+]
 "#,
     ),
     (
@@ -312,6 +331,10 @@ fn every_network_trains_and_exports() {
         "{ kind = \"resnet32\", width = 0.25 }",
         "{ kind = \"wrn22-8\", width = 0.03125 }",
         "{ kind = \"lean9\", width = 0.125 }",
+        "{ kind = \"lean12\", width = 0.0625, logit_scale = 12.0, initial = \"dirac\" }",
+        "{ kind = \"lean12\", width = 0.0625, \
+         kernels = [{ convolutions = \"*\", by = \"r-pkn\" }], \
+         activations = [{ sites = \"*\", by = \"identity\" }] }",
         "{ kind = \"wrn22-8\", width = 0.03125, \
          kernels = [{ convolutions = \"*\", by = \"r-pkn\" }], \
          activations = [{ sites = \"*\", by = \"identity\" }] }",

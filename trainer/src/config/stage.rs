@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Distil, RangePenalty, Teacher, check_replacements};
 use crate::data::Augmentation;
-use crate::method::Method;
+use crate::method::{Method, STATISTICS_RATE};
 use crate::network::Replacement;
 use crate::optimise::OptimiserConfig;
 use crate::schedule::Schedule;
@@ -51,6 +51,9 @@ pub struct StageConfig {
     /// no ReLU in them at any time, so accuracies before the end of the ramp are low.
     #[serde(default)]
     pub ramp: f32,
+    /// Weight of a new batch in the running statistics of the norms.
+    #[serde(default = "statistics_rate")]
+    pub statistics_rate: f32,
     /// Distillation from a teacher.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distil: Option<Distil>,
@@ -65,6 +68,9 @@ pub struct StageConfig {
     pub carry: bool,
 }
 
+fn statistics_rate() -> f32 {
+    STATISTICS_RATE
+}
 fn batch() -> usize {
     128
 }
@@ -107,6 +113,11 @@ impl StageConfig {
             self.guard
                 .is_none_or(|guard| guard > 0.0 && guard.is_finite()),
             "guard must be above 0 and finite; without the key there is none"
+        );
+        ensure!(
+            self.statistics_rate > 0.0 && self.statistics_rate <= 1.0,
+            "statistics_rate is {}, must be above 0 and at most 1",
+            self.statistics_rate
         );
         ensure!(
             (0.0..=1.0).contains(&self.ramp),

@@ -1,11 +1,14 @@
 //! Random crop, flip and cutout: the random choices for each image, and their application on the
 //! CPU.
 
+use std::borrow::Cow;
+
 use anyhow::{Result, ensure};
 use rand_core::RngCore;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::normalisation::Affine;
 use super::{Dataset, Normalisation};
 use crate::random;
 
@@ -18,7 +21,7 @@ pub struct Augmentation {
     /// pixel twice.
     pub shift: usize,
     /// Mirrors half of the images. Digits and letters are not what they were after it.
-    pub flip: bool,
+    pub flip: Flip,
     /// Side of the square whose pixels become the mean; 0 for none. Its centre is any pixel, so
     /// that a part of it may lie outside the image.
     pub cutout: usize,
@@ -29,8 +32,74 @@ impl Default for Augmentation {
     fn default() -> Self {
         Self {
             shift: 4,
-            flip: true,
+            flip: Flip::Random,
             cutout: 0,
+        }
+    }
+}
+
+/// Images that are mirrored; in a file `false`, `true` or `"alternating"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "FlipKey", into = "FlipKey")]
+pub enum Flip {
+    /// None.
+    Never,
+    /// Half of them, drawn anew each time.
+    Random,
+    /// Each image in every other epoch, drawn once whether in even or odd ones (Jordan, airbench,
+    /// arXiv 2404.00498): so two epochs show both of its sides.
+    Alternating,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum FlipKey {
+    Given(bool),
+    Named(String),
+}
+
+impl TryFrom<FlipKey> for Flip {
+    type Error = String;
+
+    fn try_from(key: FlipKey) -> Result<Self, String> {
+        match key {
+            FlipKey::Given(false) => Ok(Flip::Never),
+            FlipKey::Given(true) => Ok(Flip::Random),
+            FlipKey::Named(name) if name == "alternating" => Ok(Flip::Alternating),
+            FlipKey::Named(name) => Err(format!(
+                "augmentation.flip is \"{name}\", must be true, false or \"alternating\""
+            )),
+        }
+    }
+}
+
+impl From<Flip> for FlipKey {
+    fn from(flip: Flip) -> Self {
+        match flip {
+            Flip::Never => FlipKey::Given(false),
+            Flip::Random => FlipKey::Given(true),
+            Flip::Alternating => FlipKey::Named("alternating".to_owned()),
+        }
+    }
+}
+
+/// What the random changes to a batch depend on, beside the images in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BatchSeed {
+    /// Seed of what is drawn anew for the batch.
+    pub batch: u64,
+    /// Seed of the first flip of each image, the same in all epochs; for [`Flip::Alternating`].
+    pub flips: u64,
+    /// Epoch, counted from 0.
+    pub epoch: usize,
+}
+
+impl From<u64> for BatchSeed {
+    /// A batch of the first epoch.
+    fn from(batch: u64) -> Self {
+        Self {
+            batch,
+            ..Self::default()
         }
     }
 }
@@ -50,27 +119,39 @@ impl Augmentation {
         Ok(())
     }
 
-    /// The draws of `count` images.
+    /// The draws of the images named by `indices`.
     ///
     /// The image at position `i` of the batch draws from its own generator, `(seed, i)`: nothing
-    /// depends on the number of threads, nor on the device.
+    /// depends on the number of threads, nor on the device. The first flip is drawn by the image's
+    /// number in the set.
     ///
     /// # Panics
     /// A shift that [`Self::check`] refuses.
-    pub(super) fn draws(&self, count: usize, shape: [usize; 3], seed: u64) -> Vec<Draw> {
+    pub(super) fn draws(&self, indices: &[usize], shape: [usize; 3], seed: BatchSeed) -> Vec<Draw> {
         let [_, height, width] = shape;
         assert!(
             self.shift < height.min(width),
             "a shift of {} on images of {height}x{width}",
             self.shift
         );
-        (0..count)
-            .map(|position| {
-                let mut rng = random::stream(seed, position as u64);
+        indices
+            .iter()
+            .enumerate()
+            .map(|(position, index)| {
+                let mut rng = random::stream(seed.batch, position as u64);
                 let mut draw = |bound: usize| (rng.next_u32() as usize) % bound;
                 let across = draw(2 * self.shift + 1);
                 let down = draw(2 * self.shift + 1);
-                let flip = draw(2) == 1 && self.flip;
+                // Drawn for every kind of flip, so that what is drawn after it is the same.
+                let drawn = draw(2) == 1;
+                let flip = match self.flip {
+                    Flip::Never => false,
+                    Flip::Random => drawn,
+                    Flip::Alternating => {
+                        let first = random::stream(seed.flips, *index as u64).next_u32();
+                        (first as usize ^ seed.epoch) & 1 == 1
+                    }
+                };
                 let hole = (self.cutout > 0).then(|| {
                     let (row, column) = (draw(height), draw(width));
                     let span = |centre: usize, side: usize| {
@@ -127,26 +208,46 @@ fn reflect(padded: usize, shift: usize, side: usize) -> usize {
     }
 }
 
-/// Normalised values of all bytes, by channel.
-pub(super) fn tables(normalisation: &Normalisation) -> Vec<[f32; 256]> {
-    (0..normalisation.mean.len())
-        .map(|channel| {
-            let [scale, shift] = normalisation.affine(channel);
-            std::array::from_fn(|byte| byte as f32 * scale + shift)
-        })
-        .collect()
+/// Normalised values of all bytes.
+pub(super) enum Tables {
+    /// By channel.
+    Channels(Vec<[f32; 256]>),
+    /// By image; a table is made of its factor and addend when it is needed.
+    Images(Vec<[f32; 2]>),
+}
+
+impl Tables {
+    /// Those of a set.
+    pub(super) fn new(set: &Dataset, normalisation: &Normalisation) -> Self {
+        match normalisation.affine(set) {
+            Affine::Channels(pairs) => Tables::Channels(pairs.into_iter().map(table).collect()),
+            Affine::Images(pairs) => Tables::Images(pairs),
+        }
+    }
+
+    /// One for all channels of an image, or one for each of them.
+    fn of(&self, image: usize) -> Cow<'_, [[f32; 256]]> {
+        match self {
+            Tables::Channels(tables) => Cow::Borrowed(tables),
+            Tables::Images(pairs) => Cow::Owned(vec![table(pairs[image])]),
+        }
+    }
+}
+
+fn table([scale, shift]: [f32; 2]) -> [f32; 256] {
+    std::array::from_fn(|byte| byte as f32 * scale + shift)
 }
 
 /// Normalised pixels of the images named by `indices`, `[n, c, h, w]`.
-pub(super) fn plain(set: &Dataset, indices: &[usize], tables: &[[f32; 256]]) -> Vec<f32> {
-    let bytes = set.bytes();
-    let plane = bytes / tables.len();
+pub(super) fn plain(set: &Dataset, indices: &[usize], tables: &Tables) -> Vec<f32> {
+    let [_, height, width] = set.shape;
+    let (bytes, plane) = (set.bytes(), height * width);
     let mut out = vec![0.0; indices.len() * bytes];
     out.par_chunks_mut(bytes)
         .zip(indices)
         .for_each(|(out, index)| {
             let planes = out.chunks_mut(plane).zip(set.image(*index).chunks(plane));
-            for ((out, image), table) in planes.zip(tables) {
+            for ((out, image), table) in planes.zip(tables.of(*index).iter().cycle()) {
                 for (out, byte) in out.iter_mut().zip(image) {
                     *out = table[usize::from(*byte)];
                 }
@@ -159,13 +260,13 @@ pub(super) fn plain(set: &Dataset, indices: &[usize], tables: &[[f32; 256]]) -> 
 pub(super) fn augmented(
     set: &Dataset,
     indices: &[usize],
-    tables: &[[f32; 256]],
+    tables: &Tables,
     augmentation: &Augmentation,
-    seed: u64,
+    seed: BatchSeed,
 ) -> Vec<f32> {
     let [_, height, width] = set.shape;
     let (bytes, plane) = (set.bytes(), height * width);
-    let draws = augmentation.draws(indices.len(), set.shape, seed);
+    let draws = augmentation.draws(indices, set.shape, seed);
     let mut out = vec![0.0; indices.len() * bytes];
     out.par_chunks_mut(bytes)
         .zip(indices)
@@ -173,10 +274,11 @@ pub(super) fn augmented(
         .for_each(|((out, index), draw)| {
             let rows: Vec<usize> = draw.rows(augmentation.shift, height).collect();
             let columns: Vec<usize> = draw.columns(augmentation.shift, width).collect();
+            let tables = tables.of(*index);
             let planes = out
                 .chunks_mut(plane)
                 .zip(set.image(*index).chunks(plane))
-                .zip(tables);
+                .zip(tables.iter().cycle());
             for ((out, image), table) in planes {
                 for (out, row) in out.chunks_mut(width).zip(&rows) {
                     let line = &image[row * width..(row + 1) * width];
@@ -217,11 +319,12 @@ mod tests {
         }
     }
 
-    fn unit() -> Vec<[f32; 256]> {
-        tables(&Normalisation {
+    fn unit() -> Tables {
+        let normalisation = Normalisation::Channels {
             mean: vec![0.0; 3],
             std: vec![1.0 / 255.0; 3],
-        })
+        };
+        Tables::new(&gradient(), &normalisation)
     }
 
     #[test]
@@ -233,9 +336,28 @@ mod tests {
         assert_eq!(
             parse("flip = false"),
             Augmentation {
-                flip: false,
+                flip: Flip::Never,
                 ..usual
             }
+        );
+        let alternating = parse("flip = \"alternating\"");
+        assert_eq!(
+            alternating,
+            Augmentation {
+                flip: Flip::Alternating,
+                ..usual
+            }
+        );
+        for flip in [Flip::Never, Flip::Random, Flip::Alternating] {
+            let augmentation = Augmentation { flip, ..usual };
+            let text = toml::to_string(&augmentation).unwrap();
+            assert_eq!(parse(&text), augmentation, "{text}");
+        }
+        let refused = toml::from_str::<Augmentation>("flip = \"often\"").unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .contains("augmentation.flip is \"often\"")
         );
         assert_eq!(parse("shift = 2"), Augmentation { shift: 2, ..usual });
     }
@@ -252,11 +374,13 @@ mod tests {
     fn the_table_is_the_normalisation() {
         let normalisation = Normalisation::cifar10();
         let set = gradient();
-        let values = plain(&set, &[0], &tables(&normalisation));
+        let values = plain(&set, &[0], &Tables::new(&set, &normalisation));
+        let Normalisation::Channels { mean, std } = &normalisation else {
+            panic!("that of CIFAR-10 is by channels")
+        };
         for (position, (value, byte)) in values.iter().zip(set.image(0)).enumerate() {
             let channel = position / PLANE;
-            let [mean, std] =
-                [&normalisation.mean, &normalisation.std].map(|v| f64::from(v[channel]));
+            let [mean, std] = [mean, std].map(|v| f64::from(v[channel]));
             let expected = (f64::from(*byte) / 255.0 - mean) / std;
             // Five roundings of numbers below 4, each by at most 2^-23.
             let difference = (f64::from(*value) - expected).abs();
@@ -269,7 +393,7 @@ mod tests {
         let set = gradient();
         let (mut flipped, mut shifts) = (0, std::collections::BTreeSet::new());
         for seed in 0..64 {
-            let moved = augmented(&set, &[0], &unit(), &Augmentation::default(), seed);
+            let moved = augmented(&set, &[0], &unit(), &Augmentation::default(), seed.into());
             // The centre pixels lie in the image for every shift, so their slopes are those of the
             // gradient.
             let at = |y: usize, x: usize| moved[y * SIDE + x].round() as i32;
@@ -290,9 +414,9 @@ mod tests {
     #[test]
     fn without_shift_the_image_comes_back_or_its_mirror() {
         let set = gradient();
-        let still = |flip| Augmentation {
+        let still = |flip: bool| Augmentation {
             shift: 0,
-            flip,
+            flip: Flip::try_from(FlipKey::Given(flip)).unwrap(),
             cutout: 0,
         };
         let straight = plain(&set, &[0], &unit());
@@ -302,15 +426,52 @@ mod tests {
             .collect();
         let mut seen = [false; 2];
         for seed in 0..16 {
-            let moved = augmented(&set, &[0], &unit(), &still(true), seed);
+            let moved = augmented(&set, &[0], &unit(), &still(true), seed.into());
             assert!(moved == straight || moved == mirrored, "seed {seed}");
             seen[usize::from(moved == straight)] = true;
             assert_eq!(
-                augmented(&set, &[0], &unit(), &still(false), seed),
+                augmented(&set, &[0], &unit(), &still(false), seed.into()),
                 straight
             );
         }
         assert_eq!(seen, [true; 2]);
+    }
+
+    #[test]
+    fn alternating_flips_show_each_side_once_in_two_epochs() {
+        let one = gradient();
+        let set = Dataset {
+            shape: one.shape,
+            images: one.images.repeat(40),
+            labels: vec![0; 40],
+        };
+        let alternating = Augmentation {
+            shift: 0,
+            flip: Flip::Alternating,
+            cutout: 0,
+        };
+        let straight = plain(&one, &[0], &unit());
+        // Whether each of these images is mirrored; it depends neither on the batch nor its seed.
+        let mirrored = |indices: &[usize], seed| -> Vec<bool> {
+            augmented(&set, indices, &unit(), &alternating, seed)
+                .chunks(3 * PLANE)
+                .map(|image| image != straight)
+                .collect()
+        };
+        let at = |batch, flips, epoch| BatchSeed {
+            batch,
+            flips,
+            epoch,
+        };
+        let all: Vec<usize> = (0..40).collect();
+        let first = mirrored(&all, at(1, 5, 0));
+        let count = first.iter().filter(|mirrored| **mirrored).count();
+        assert!((8..=32).contains(&count), "{count} of 40 mirrored");
+        let other: Vec<bool> = first.iter().map(|mirrored| !mirrored).collect();
+        assert_eq!(mirrored(&all, at(2, 5, 1)), other);
+        assert_eq!(mirrored(&all, at(3, 5, 2)), first);
+        assert_eq!(mirrored(&[7, 3], at(3, 5, 2)), [first[7], first[3]]);
+        assert_ne!(mirrored(&all, at(1, 6, 0)), first);
     }
 
     #[test]
@@ -319,12 +480,12 @@ mod tests {
         set.images.fill(100);
         let cut = Augmentation {
             shift: 0,
-            flip: false,
+            flip: Flip::Never,
             cutout: 8,
         };
         let mut largest = 0;
         for seed in 0..64 {
-            let out = augmented(&set, &[0], &unit(), &cut, seed);
+            let out = augmented(&set, &[0], &unit(), &cut, seed.into());
             let planes: Vec<Vec<bool>> = out
                 .chunks(PLANE)
                 .map(|plane| plane.iter().map(|v| *v == 0.0).collect())

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::NormalisationConfig;
+
 /// A data set: its kind, where its files are, and how many images of it are used for what.
 ///
 /// One table for all kinds; [`Self::check`] refuses a key that means nothing for the kind. `path`
@@ -27,6 +29,9 @@ pub struct DataConfig {
     /// Training images used, the first ones (all if absent).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
+    /// Normalisation of the pixels.
+    #[serde(default)]
+    pub normalisation: NormalisationConfig,
     /// Name of the set in reports, instead of its usual one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
@@ -117,6 +122,7 @@ impl DataConfig {
         only(self.test_share.is_some(), "test_share", &[Folder])?;
         only(self.train_images.is_some(), "train_images", &[Procedural])?;
         only(self.test_images.is_some(), "test_images", &[Procedural])?;
+        self.normalisation.check()?;
         let has_path = !self.path.as_os_str().is_empty();
         ensure!(
             has_path || kind == Procedural,

@@ -2,7 +2,8 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use super::augment::{self, Augmentation, Draw};
+use super::augment::{self, Augmentation, BatchSeed, Draw, Tables};
+use super::normalisation::Affine;
 use super::{Dataset, Normalisation};
 
 /// Training and held-out images a run works on.
@@ -27,10 +28,7 @@ pub struct DeviceSet {
 }
 
 enum Pixels {
-    Host {
-        set: Dataset,
-        tables: Vec<[f32; 256]>,
-    },
+    Host { set: Dataset, tables: Tables },
     Device(Box<Uploaded>),
 }
 
@@ -38,10 +36,15 @@ enum Pixels {
 struct Uploaded {
     /// `[n, c * h * w]` bytes.
     images: Tensor<2, Int>,
-    /// `[1, c, 1]`: what a byte is multiplied by.
-    scale: Tensor<3>,
-    /// `[1, c, 1]`: what is added then.
-    offset: Tensor<3>,
+    affine: UploadedAffine,
+}
+
+/// What a byte is multiplied by, and what is added then.
+enum UploadedAffine {
+    /// Two of `[1, c, 1]`.
+    Channels([Tensor<3>; 2]),
+    /// Two of `[images, 1]`.
+    Images([Tensor<2>; 2]),
 }
 
 impl DeviceSet {
@@ -50,7 +53,6 @@ impl DeviceSet {
     /// # Panics
     /// A normalisation of another number of channels.
     pub fn new(set: Dataset, normalisation: Normalisation, device: &Device) -> Self {
-        assert_eq!(normalisation.mean.len(), set.shape[0], "one mean a channel");
         if *device != Device::flex() || set.is_empty() {
             return Self::uploaded(set, normalisation, device);
         }
@@ -59,32 +61,33 @@ impl DeviceSet {
             labels: set.labels.clone(),
             device: device.clone(),
             pixels: Pixels::Host {
+                tables: Tables::new(&set, &normalisation),
                 set,
-                tables: augment::tables(&normalisation),
             },
         }
     }
 
     /// Takes over a set as a GPU does, with tensor operations on every device.
     fn uploaded(set: Dataset, normalisation: Normalisation, device: &Device) -> Self {
-        let channels = set.shape[0];
-        let bytes = set.bytes();
-        let shape = [set.len(), bytes];
-        let images = Tensor::from_data(TensorData::new(set.images, shape), (device, DType::U8));
-        let affine: Vec<[f32; 2]> = (0..channels).map(|c| normalisation.affine(c)).collect();
-        let of = |part: usize| {
-            let values: Vec<f32> = affine.iter().map(|pair| pair[part]).collect();
-            Tensor::<3>::from_data(TensorData::new(values, [1, channels, 1]), device)
+        let of = |pairs: &[[f32; 2]], part: usize| {
+            let values: Vec<f32> = pairs.iter().map(|pair| pair[part]).collect();
+            Tensor::<1>::from_data(TensorData::new(values, [pairs.len()]), device)
         };
+        let affine = match normalisation.affine(&set) {
+            Affine::Channels(pairs) => UploadedAffine::Channels(
+                [0, 1].map(|part| of(&pairs, part).reshape([1, pairs.len(), 1])),
+            ),
+            Affine::Images(pairs) => UploadedAffine::Images(
+                [0, 1].map(|part| of(&pairs, part).reshape([pairs.len(), 1])),
+            ),
+        };
+        let shape = [set.len(), set.bytes()];
+        let images = Tensor::from_data(TensorData::new(set.images, shape), (device, DType::U8));
         Self {
             shape: set.shape,
             labels: set.labels,
             device: device.clone(),
-            pixels: Pixels::Device(Box::new(Uploaded {
-                images,
-                scale: of(0),
-                offset: of(1),
-            })),
+            pixels: Pixels::Device(Box::new(Uploaded { images, affine })),
         }
     }
 
@@ -126,13 +129,13 @@ impl DeviceSet {
             Pixels::Host { set, tables } => self.upload(augment::plain(set, indices, tables)),
             Pixels::Device(uploaded) => {
                 let picked = self.select(&uploaded.images, indices);
-                self.batched(uploaded.normalised(picked))
+                self.batched(self.normalised(uploaded, picked, indices))
             }
         }
     }
 
     /// Normalised pixels, each image cropped, flipped and cut out by what its own generator `(seed,
-    /// position)` draws.
+    /// position)` draws, or flipped by the epoch.
     ///
     /// # Shapes
     /// `[indices, c, h, w]`.
@@ -146,16 +149,22 @@ impl DeviceSet {
     /// compilations, in the test profile: 377,000 images of 3x32x32 per second and 88,000 of
     /// 3x64x64 by the processor's loops, 30,000 and 3,800 by tensor operations on burn's `flex`
     /// (shift 4, flip, cutout 8, batches of 512; `benches/training.rs` measures the loops).
-    pub fn batch(&self, indices: &[usize], augmentation: &Augmentation, seed: u64) -> Tensor<4> {
+    pub fn batch(
+        &self,
+        indices: &[usize],
+        augmentation: &Augmentation,
+        seed: impl Into<BatchSeed>,
+    ) -> Tensor<4> {
+        let seed = seed.into();
         match &self.pixels {
             Pixels::Host { set, tables } => {
                 self.upload(augment::augmented(set, indices, tables, augmentation, seed))
             }
             Pixels::Device(uploaded) => {
-                let draws = augmentation.draws(indices.len(), self.shape, seed);
+                let draws = augmentation.draws(indices, self.shape, seed);
                 let places = self.places(&draws, augmentation.shift);
                 let picked = self.select(&uploaded.images, indices).gather(2, places);
-                let pixels = self.batched(uploaded.normalised(picked));
+                let pixels = self.batched(self.normalised(uploaded, picked, indices));
                 match augmentation.cutout {
                     0 => pixels,
                     _ => pixels * self.kept(&draws),
@@ -224,6 +233,27 @@ impl DeviceSet {
         (rows * columns).neg().add_scalar(1.0)
     }
 
+    /// `[n, c, h * w]` normalised values of the bytes of these images.
+    fn normalised(
+        &self,
+        uploaded: &Uploaded,
+        bytes: Tensor<3, Int>,
+        indices: &[usize],
+    ) -> Tensor<3> {
+        let [scale, offset] = match &uploaded.affine {
+            UploadedAffine::Channels(affine) => affine.clone(),
+            UploadedAffine::Images(affine) => {
+                let count = indices.len();
+                let rows = indices.iter().map(|index| *index as i32).collect();
+                let rows = self.integers(rows, [count]);
+                affine
+                    .clone()
+                    .map(|all| all.select(0, rows.clone()).reshape([count, 1, 1]))
+            }
+        };
+        bytes.float() * scale + offset
+    }
+
     fn integers<const D: usize>(&self, values: Vec<i32>, shape: [usize; D]) -> Tensor<D, Int> {
         Tensor::from_data(TensorData::new(values, shape), &self.device)
     }
@@ -241,15 +271,10 @@ impl DeviceSet {
     }
 }
 
-impl Uploaded {
-    fn normalised(&self, bytes: Tensor<3, Int>) -> Tensor<3> {
-        bytes.float() * self.scale.clone() + self.offset.clone()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Flip;
 
     fn set(shape: [usize; 3], count: usize) -> Dataset {
         let bytes: usize = shape.iter().product::<usize>() * count;
@@ -266,11 +291,14 @@ mod tests {
         batch.into_data().try_into_vec().unwrap()
     }
 
-    fn both(shape: [usize; 3], count: usize) -> [DeviceSet; 2] {
-        let normalisation = Normalisation {
-            mean: vec![0.4913, 0.4821, 0.4465][..shape[0]].to_vec(),
-            std: vec![0.2452, 0.2428, 0.2606][..shape[0]].to_vec(),
-        };
+    fn by_channel(channels: usize) -> Normalisation {
+        Normalisation::Channels {
+            mean: vec![0.4913, 0.4821, 0.4465][..channels].to_vec(),
+            std: vec![0.2452, 0.2428, 0.2606][..channels].to_vec(),
+        }
+    }
+
+    fn both(shape: [usize; 3], count: usize, normalisation: Normalisation) -> [DeviceSet; 2] {
         let device = Device::flex();
         [
             DeviceSet::new(set(shape, count), normalisation.clone(), &device),
@@ -281,17 +309,27 @@ mod tests {
     #[test]
     fn loops_and_tensor_operations_give_one_batch() {
         let indices = [3, 0, 7, 7, 19, 2];
-        for shape in [[3, 32, 32], [1, 28, 28], [3, 16, 20]] {
-            let [host, device] = both(shape, 20);
+        let each = Normalisation::Image { floor: 20 };
+        for (shape, normalisation) in [
+            ([3, 32, 32], by_channel(3)),
+            ([1, 28, 28], by_channel(1)),
+            ([3, 16, 20], by_channel(3)),
+            ([3, 32, 32], each),
+        ] {
+            let [host, device] = both(shape, 20, normalisation);
             assert_eq!(values(host.plain(&indices)), values(device.plain(&indices)));
-            for (shift, flip, cutout) in [(0, false, 0), (4, true, 0), (2, false, 5), (7, true, 12)]
-            {
+            for (shift, flip, cutout) in [
+                (0, Flip::Never, 0),
+                (4, Flip::Random, 0),
+                (2, Flip::Alternating, 5),
+                (7, Flip::Random, 12),
+            ] {
                 let augmentation = Augmentation {
                     shift,
                     flip,
                     cutout,
                 };
-                for seed in 0..20 {
+                for seed in 0u64..20 {
                     let batch = host.batch(&indices, &augmentation, seed);
                     assert_eq!(batch.dims(), [6, shape[0], shape[1], shape[2]]);
                     let (ours, theirs) = (
@@ -306,9 +344,9 @@ mod tests {
 
     #[test]
     fn a_batch_depends_on_its_seed_alone() {
-        let [host, _] = both([3, 32, 32], 64);
+        let [host, _] = both([3, 32, 32], 64, by_channel(3));
         let indices: Vec<usize> = (0..64).collect();
-        let batch = |seed| values(host.batch(&indices, &Augmentation::default(), seed));
+        let batch = |seed: u64| values(host.batch(&indices, &Augmentation::default(), seed));
         let all = batch(5);
         assert_eq!(all, batch(5));
         assert_ne!(all, batch(6));
@@ -321,7 +359,7 @@ mod tests {
 
     #[test]
     fn labels_follow_the_indices() {
-        let [host, device] = both([1, 8, 8], 9);
+        let [host, device] = both([1, 8, 8], 9, by_channel(1));
         assert_eq!(host.labels(&[8, 0, 3]), [8, 0, 3]);
         assert_eq!(device.labels(&[8, 0, 3]), [8, 0, 3]);
         assert_eq!((device.len(), device.shape()), (9, [1, 8, 8]));
@@ -330,7 +368,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "image 9 of 9")]
     fn an_index_beyond_the_set_is_not_read() {
-        let [_, device] = both([1, 8, 8], 9);
+        let [_, device] = both([1, 8, 8], 9, by_channel(1));
         device.plain(&[9]);
     }
 }

@@ -327,7 +327,7 @@ mod tests {
             };
             let sets = Source::open(&config).unwrap().sets().unwrap();
             assert_eq!(sets.train.len(), 59_900);
-            let known = Normalisation {
+            let known = Normalisation::Channels {
                 mean: vec![mean],
                 std: vec![std],
             };

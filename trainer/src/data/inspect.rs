@@ -48,7 +48,7 @@ impl Summary {
     /// # Errors
     /// As [`contact_sheet`].
     pub fn sheet(&self, augmentation: &Augmentation, seed: u64, path: &Path) -> Result<()> {
-        contact_sheet(&self.train, &self.normalisation, augmentation, seed, path)
+        contact_sheet(&self.train, augmentation, seed, path)
     }
 }
 
@@ -64,8 +64,15 @@ impl fmt::Display for Summary {
             "images of {h}x{w}, {c} channels, {} classes",
             self.classes.len()
         )?;
-        let Normalisation { mean, std } = &self.normalisation;
-        writeln!(f, "mean {mean:?}, deviation {std:?}")?;
+        match &self.normalisation {
+            Normalisation::Channels { mean, std } => {
+                writeln!(f, "mean {mean:?}, deviation {std:?}")?;
+            }
+            Normalisation::Image { floor } => writeln!(
+                f,
+                "each image less its mean, over its deviation (at least {floor} of 255)"
+            )?,
+        }
         let width = self
             .classes
             .iter()
@@ -113,7 +120,6 @@ const GAP: usize = 2;
 /// A set without images, a shift that is too large for it, the file system's.
 pub fn contact_sheet(
     set: &Dataset,
-    normalisation: &Normalisation,
     augmentation: &Augmentation,
     seed: u64,
     path: &Path,
@@ -137,7 +143,14 @@ pub fn contact_sheet(
         sheet_height as u32,
         image::Rgb([255; 3]),
     );
-    let few = DeviceSet::new(set.ordered(&shown), normalisation.clone(), &Device::flex());
+    // Any normalisation that can be undone, whatever that of the run: a cutout is shown in grey.
+    let (mean, std) = (0.5f32, 0.25f32);
+    let normalisation = Normalisation::Channels {
+        mean: vec![mean; channels],
+        std: vec![std; channels],
+    };
+    let byte = |value: f32| ((value * std + mean) * 255.0).round().clamp(0.0, 255.0) as u8;
+    let few = DeviceSet::new(set.ordered(&shown), normalisation, &Device::flex());
     let rows: Vec<usize> = (0..shown.len()).collect();
     for column in 0..COLUMNS {
         let batch = match column {
@@ -151,7 +164,7 @@ pub fn contact_sheet(
                     let at = (y / zoom) * width + x / zoom;
                     let value = |channel: usize| {
                         let channel = channel.min(channels - 1);
-                        normalisation.byte(channel, pixels[channel * height * width + at])
+                        byte(pixels[channel * height * width + at])
                     };
                     let (x, y) = (GAP + column * across + x, GAP + row * down + y);
                     let pixel = image::Rgb([value(0), value(1), value(2)]);

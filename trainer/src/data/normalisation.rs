@@ -1,4 +1,4 @@
-//! Mean and deviation of the pixels, which travel with the model.
+//! From the bytes of an image to the numbers that a network reads, which travel with the model.
 
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
@@ -6,16 +6,55 @@ use serde::{Deserialize, Serialize};
 
 use super::Dataset;
 
-/// Mean and standard deviation per channel, of pixels scaled to 0..1.
+/// Normalisation of the pixels of an image.
 ///
 /// It is kept in the checkpoint and written into the exported graph: a client normalises its image
 /// as the model was trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Normalisation {
-    /// Per-channel mean.
-    pub mean: Vec<f32>,
-    /// Per-channel standard deviation.
-    pub std: Vec<f32>,
+#[serde(untagged)]
+pub enum Normalisation {
+    /// By mean and standard deviation of the set per channel, of pixels scaled to 0..1.
+    Channels {
+        /// Per-channel mean.
+        mean: Vec<f32>,
+        /// Per-channel standard deviation.
+        std: Vec<f32>,
+    },
+    /// Each image by itself: `x = (p - mean) / max(deviation, floor)` of bytes `p`, with mean and
+    /// deviation over all pixels and channels of the image as it is before augmentation. Light and
+    /// contrast of a photograph are then no matter of the network's.
+    Image {
+        /// Least divisor, in 0..255: an image of one colour stays flat.
+        #[serde(rename = "image_floor")]
+        floor: u8,
+    },
+}
+
+/// Choice of the [`Normalisation`] in an experiment file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum NormalisationConfig {
+    /// By the statistics of the set.
+    #[default]
+    Channels,
+    /// Each image by itself.
+    Image {
+        /// Least divisor, in 0..255.
+        #[serde(default = "floor")]
+        floor: u8,
+    },
+}
+
+fn floor() -> u8 {
+    20
+}
+
+/// Factors and addends that take bytes to their normalised values.
+pub(super) enum Affine {
+    /// Those of each channel.
+    Channels(Vec<[f32; 2]>),
+    /// Those of each image of a set.
+    Images(Vec<[f32; 2]>),
 }
 
 impl Normalisation {
@@ -27,7 +66,7 @@ impl Normalisation {
     /// equal and none differs by more than 4). The constants stand, so that runs and models made
     /// with them go on as they are; 0.001 is 0.4 % of a deviation.
     pub fn cifar10() -> Self {
-        Self {
+        Self::Channels {
             mean: vec![0.4913, 0.4821, 0.4465],
             std: vec![0.2452, 0.2428, 0.2606],
         }
@@ -80,25 +119,81 @@ impl Normalisation {
             mean.push(round(first / 255.0));
             std.push(round(deviation));
         }
-        Ok(Self { mean, std })
+        Ok(Self::Channels { mean, std })
     }
 
-    /// Factor and addend of a channel that take a byte to its normalised value.
-    pub(super) fn affine(&self, channel: usize) -> [f32; 2] {
-        let (mean, std) = (self.mean[channel], self.std[channel]);
-        [1.0 / (255.0 * std), -mean / std]
+    /// Checks that images of so many channels can be normalised so.
+    ///
+    /// # Errors
+    /// A normalisation for another number of channels, or one that divides by nothing.
+    pub(crate) fn check(&self, channels: usize) -> Result<()> {
+        let fits = match self {
+            Self::Channels { mean, std } => {
+                mean.len() == channels
+                    && std.len() == channels
+                    && mean.iter().all(|mean| mean.is_finite())
+                    && std.iter().all(|std| std.is_finite() && *std > 0.0)
+            }
+            Self::Image { floor } => *floor > 0,
+        };
+        ensure!(
+            fits,
+            "the images' normalisation is not of their {channels} channels"
+        );
+        Ok(())
     }
 
-    /// The byte of a normalised value, the nearest one.
-    pub(super) fn byte(&self, channel: usize, value: f32) -> u8 {
-        let pixel = value * self.std[channel] + self.mean[channel];
-        (pixel * 255.0).round().clamp(0.0, 255.0) as u8
+    /// What takes the bytes of a set to their normalised values.
+    ///
+    /// # Panics
+    /// A normalisation that [`Self::check`] refuses.
+    pub(super) fn affine(&self, set: &Dataset) -> Affine {
+        match self {
+            Self::Channels { mean, std } => {
+                assert_eq!(mean.len(), set.shape[0], "one mean a channel");
+                let channels = mean.iter().zip(std);
+                Affine::Channels(
+                    channels
+                        .map(|(mean, std)| [1.0 / (255.0 * std), -mean / std])
+                        .collect(),
+                )
+            }
+            Self::Image { floor } => {
+                let images = set.images.par_chunks_exact(set.bytes().max(1));
+                Affine::Images(images.map(|image| standardise(image, *floor)).collect())
+            }
+        }
+    }
+}
+
+/// Factor and addend that standardise an image, from exact sums.
+fn standardise(image: &[u8], floor: u8) -> [f32; 2] {
+    let [sum, squares] = image.iter().fold([0u64; 2], |[sum, squares], byte| {
+        let value = u64::from(*byte);
+        [sum + value, squares + value * value]
+    });
+    let count = image.len() as f64;
+    let mean = sum as f64 / count;
+    let deviation = (squares as f64 / count - mean * mean).max(0.0).sqrt();
+    let divisor = deviation.max(f64::from(floor));
+    [(1.0 / divisor) as f32, (-mean / divisor) as f32]
+}
+
+impl NormalisationConfig {
+    /// # Errors
+    /// A floor of 0.
+    pub(super) fn check(self) -> Result<()> {
+        ensure!(
+            self != Self::Image { floor: 0 },
+            "data.normalisation: the floor must be at least 1, as a divisor"
+        );
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::augment;
+    use super::super::augment::{self, Tables};
     use super::super::files::tests::error;
     use super::*;
 
@@ -111,7 +206,7 @@ mod tests {
         };
         let normalisation = Normalisation::measure(&set).unwrap();
         let indices: Vec<usize> = (0..40).collect();
-        let values = augment::plain(&set, &indices, &augment::tables(&normalisation));
+        let values = augment::plain(&set, &indices, &Tables::new(&set, &normalisation));
         for channel in 0..2 {
             let of: Vec<f64> = values
                 .chunks(15)
@@ -128,9 +223,52 @@ mod tests {
                 "{mean} {square}"
             );
         }
-        for (value, byte) in values[..15].iter().zip(set.image(0)) {
-            assert_eq!(normalisation.byte(0, *value), *byte);
+    }
+
+    #[test]
+    fn a_standardised_image_has_mean_zero_and_deviation_one_or_less() {
+        let bright: Vec<u8> = (0..30u32).map(|i| (120 + i * i * 7 % 131) as u8).collect();
+        let dull: Vec<u8> = bright.iter().map(|byte| byte / 16).collect();
+        let set = Dataset {
+            shape: [2, 3, 5],
+            images: [&bright[..], &dull, &[9; 30]].concat(),
+            labels: vec![0; 3],
+        };
+        let normalisation = Normalisation::Image { floor: 20 };
+        let values = augment::plain(&set, &[2, 0, 1], &Tables::new(&set, &normalisation));
+        let images: Vec<&[f32]> = values.chunks(30).collect();
+        assert!(images[0].iter().all(|value| value.abs() < 1e-6));
+        for (values, bytes) in images[1..].iter().zip([&bright, &dull]) {
+            // In two passes and double precision, unlike the sums it is computed from.
+            let mean = bytes.iter().map(|b| f64::from(*b)).sum::<f64>() / 30.0;
+            let squares = bytes.iter().map(|b| (f64::from(*b) - mean).powi(2));
+            let deviation = (squares.sum::<f64>() / 30.0).sqrt();
+            assert_eq!(
+                deviation > 20.0,
+                bytes == &bright,
+                "one above the floor, one below"
+            );
+            for (value, byte) in values.iter().zip(bytes) {
+                let expected = (f64::from(*byte) - mean) / deviation.max(20.0);
+                assert!(
+                    (f64::from(*value) - expected).abs() < 2e-6,
+                    "{value}, {expected}"
+                );
+            }
         }
+    }
+
+    #[test]
+    fn a_normalisation_is_stored_as_it_was_and_by_its_floor() {
+        let stored = serde_json::to_string(&Normalisation::cifar10()).unwrap();
+        assert!(stored.starts_with("{\"mean\":["), "{stored}");
+        for normalisation in [Normalisation::cifar10(), Normalisation::Image { floor: 20 }] {
+            let text = serde_json::to_string(&normalisation).unwrap();
+            let read: Normalisation = serde_json::from_str(&text).unwrap();
+            assert_eq!(read, normalisation, "{text}");
+        }
+        assert!(error(Normalisation::Image { floor: 0 }.check(3)).contains("3 channels"));
+        assert!(error(NormalisationConfig::Image { floor: 0 }.check()).contains("normalisation"));
     }
 
     #[test]

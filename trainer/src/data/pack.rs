@@ -21,7 +21,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::decode::{Decoder, Fit, ImageFile, Raw, jpeg};
-use super::{DataConfig, Kind, Normalisation, Part, Source, files};
+use super::{DataConfig, Kind, Normalisation, NormalisationConfig, Part, Source, files};
 use crate::atomic;
 use crate::container::write_header;
 
@@ -109,7 +109,11 @@ pub fn pack(config: &DataConfig, quality: Option<u8>, path: &Path) -> Result<Pac
         quality.is_none_or(|quality| (1..=100).contains(&quality)),
         "the JPEG quality must be in 1..=100"
     );
-    let source = Source::open(config)?;
+    // The file is for every normalisation: it holds the statistics of the set.
+    let source = Source::open(&DataConfig {
+        normalisation: NormalisationConfig::Channels,
+        ..config.clone()
+    })?;
     let normalisation = source.sets()?.normalisation;
     let mut description = source.description().to_owned();
     let mut streams = Vec::new();

@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::decode::Raw;
 use super::{
-    DataConfig, Dataset, Kind, Normalisation, cache, cifar, folder, idx, pack, procedural, tiny,
+    DataConfig, Dataset, Kind, Normalisation, NormalisationConfig, cache, cifar, folder, idx, pack,
+    procedural, tiny,
 };
 
 /// Images to train on and images to make choices on.
@@ -23,8 +24,8 @@ pub struct Sets {
     pub train: Dataset,
     /// The last `data.holdout` training images.
     pub holdout: Dataset,
-    /// Mean and deviation of all training images, rounded to four digits; for the JPEG archives of
-    /// CIFAR-10 [`Normalisation::cifar10`].
+    /// As `data.normalisation` says; by channels it is mean and deviation of all training images,
+    /// rounded to four digits, and for the JPEG archives of CIFAR-10 [`Normalisation::cifar10`].
     pub normalisation: Normalisation,
 }
 
@@ -84,9 +85,10 @@ impl Source {
     /// A file that is missing, short or corrupt; a holdout that leaves nothing to train on.
     pub fn sets(&self) -> Result<Sets> {
         let mut train = self.read(Part::Train)?;
-        let normalisation = match self.reader.normalisation() {
-            Some(known) => known,
-            None => Normalisation::measure(&train)?,
+        let normalisation = match (self.config.normalisation, self.reader.normalisation()) {
+            (NormalisationConfig::Image { floor }, _) => Normalisation::Image { floor },
+            (NormalisationConfig::Channels, Some(known)) => known,
+            (NormalisationConfig::Channels, None) => Normalisation::measure(&train)?,
         };
         ensure!(
             self.config.holdout < train.len(),

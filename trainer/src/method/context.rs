@@ -13,7 +13,7 @@ use crate::tensors::download;
 
 /// Images per evaluation pass.
 pub(crate) const EVALUATION_BATCH: usize = 500;
-/// Weight of a new batch in the running statistics.
+/// Weight of a new batch in the running statistics where a stage does not say.
 pub(crate) const STATISTICS_RATE: f32 = 0.1;
 /// Batches that renew the running statistics: what is left of the old ones is 0.9^50 < 1 %.
 const STATISTICS_BATCHES: usize = 50;

@@ -49,6 +49,12 @@ impl Network {
             "network.width is {}, must be above 0 and at most 64",
             config.width
         );
+        ensure!(
+            config
+                .logit_scale
+                .is_none_or(|scale| scale > 0.0 && scale.is_finite()),
+            "network.logit_scale must be above 0 and finite"
+        );
         if config.kind != Kind::Residual {
             ensure!(
                 config.stem.is_none() && config.stages.is_empty(),
@@ -111,6 +117,7 @@ impl Network {
             }
             Kind::Wrn22x8 => nodes.wide_residual(image)?,
             Kind::Lean9 => nodes.lean9(image)?,
+            Kind::Lean12 => nodes.lean12(image)?,
         };
         let [c, h, w] = nodes.nodes[last].shape;
         ensure!(
@@ -120,7 +127,10 @@ impl Network {
         let pooled = nodes.push("pool", Op::AvgPool { window: h }, vec![last], [c, 1, 1]);
         nodes.push(
             "dense",
-            Op::Dense { inputs: c },
+            Op::Dense {
+                inputs: c,
+                scale: config.logit_scale,
+            },
             vec![pooled],
             [classes, 1, 1],
         );
@@ -133,7 +143,10 @@ impl Network {
                 rule.convolutions
             );
         }
-        Ok(Self { nodes: nodes.nodes })
+        Ok(Self {
+            nodes: nodes.nodes,
+            initial: config.initial,
+        })
     }
 }
 
@@ -317,11 +330,12 @@ impl Builder<'_> {
         Ok(self.activation("last.act", x))
     }
 
-    fn lean9(&mut self, image: usize) -> Result<usize> {
+    /// The convolution that whitens patches of 2x2, and its activation.
+    fn whitening(&mut self, image: usize) -> Result<usize> {
         let [c_in, h, w] = self.nodes[image].shape;
         ensure!(
             h >= 16 && w >= 16,
-            "network: lean9 needs images of 16x16 or more, these are {h}x{w}"
+            "network: lean networks need images of 16x16 or more, these are {h}x{w}"
         );
         let op = Op::Conv {
             c_in,
@@ -333,7 +347,11 @@ impl Builder<'_> {
         let shape = [self.scaled(24), h - 1, w - 1];
         let conv = self.push("whiten.conv", op, vec![image], shape);
         let conv = self.kernel("whiten", conv);
-        let mut x = self.activation("whiten.act", conv);
+        Ok(self.activation("whiten.act", conv))
+    }
+
+    fn lean9(&mut self, image: usize) -> Result<usize> {
+        let mut x = self.whitening(image)?;
         for (group, width) in [64, 256, 256].into_iter().enumerate() {
             let name = format!("group{}", group + 1);
             let channels = self.scaled(width);
@@ -350,6 +368,27 @@ impl Builder<'_> {
         }
         Ok(x)
     }
+
+    /// The larger of the airbench networks (Jordan, arXiv 2404.00498), with average pools.
+    fn lean12(&mut self, image: usize) -> Result<usize> {
+        let mut x = self.whitening(image)?;
+        for (group, width) in [128, 384, 512].into_iter().enumerate() {
+            let name = format!("group{}", group + 1);
+            let channels = self.scaled(width);
+            let conv = self.conv(&format!("{name}.a"), x, channels, 3, 1)?;
+            let [c, h, w] = self.nodes[conv].shape;
+            let pool = Op::AvgPool { window: 2 };
+            let pooled = self.push(&format!("{name}.pool"), pool, vec![conv], [c, h / 2, w / 2]);
+            let a = self.norm(&format!("{name}.a.norm"), pooled);
+            let a = self.activation(&format!("{name}.a.act"), a);
+            let b = self.conv_norm(&format!("{name}.b"), a, channels, 3, 1)?;
+            let b = self.activation(&format!("{name}.b.act"), b);
+            let c = self.conv_norm(&format!("{name}.c"), b, channels, 3, 1)?;
+            let sum = self.add(&format!("{name}.add"), c, a);
+            x = self.activation(&format!("{name}.c.act"), sum);
+        }
+        Ok(x)
+    }
 }
 
 /// Refuses a network that no machine would train.
@@ -360,7 +399,7 @@ fn check_size(nodes: &[Node]) -> Result<()> {
     let elements: usize = nodes.iter().map(Node::elements).sum();
     let weights = |node: &Node| match node.op {
         Op::Conv { c_in, kernel, .. } => node.shape[0] * c_in * kernel * kernel,
-        Op::Dense { inputs } => node.shape[0] * inputs,
+        Op::Dense { inputs, .. } => node.shape[0] * inputs,
         _ => 0,
     };
     let weights: usize = nodes.iter().map(weights).sum();
@@ -375,6 +414,7 @@ fn check_size(nodes: &[Node]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::Initial;
 
     fn named(kind: Kind) -> NetworkConfig {
         NetworkConfig {
@@ -384,6 +424,8 @@ mod tests {
             stages: Vec::new(),
             activations: Vec::new(),
             kernels: Vec::new(),
+            initial: Initial::He,
+            logit_scale: None,
         }
     }
 
@@ -395,6 +437,7 @@ mod tests {
             (Kind::Resnet32, 32, 303_104),
             (Kind::Resnet20, 32, 188_416),
             (Kind::Lean9, 32, 81_560),
+            (Kind::Lean12, 32, 179_736),
             (Kind::Resnet10, 32, 311_296),
             (Kind::Resnet34, 32, 966_656),
             (Kind::Resnet18, 64, 4 * 557_056),
@@ -449,6 +492,11 @@ mod tests {
         assert!(refused(&config, [3, 32, 32]).contains("network.width"));
         assert!(refused(&named(Kind::Resnet18), [3, 4, 4]).contains("one pixel"));
         assert!(refused(&named(Kind::Lean9), [3, 8, 8]).contains("16x16"));
+        let config = NetworkConfig {
+            logit_scale: Some(0.0),
+            ..named(Kind::Lean12)
+        };
+        assert!(refused(&config, [3, 32, 32]).contains("network.logit_scale"));
         let mut config = named(Kind::Resnet20);
         config.kernels.push(KernelRule {
             convolutions: "stage9*".to_owned(),

@@ -20,6 +20,15 @@ pub struct NetworkConfig {
     /// Groups of basic blocks, in order; of [`Kind::Residual`] only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<Stage>,
+    /// Starting weights of the convolutions.
+    #[serde(default)]
+    pub initial: Initial,
+    /// Makes the logits `logit_scale / inputs` times the product of the classifier's weights, which
+    /// then begin as a unit normal, and its inputs. A smaller scale bounds the logits more softly
+    /// (airbench networks have about 12). Folded into the weights when the model is exported. If
+    /// absent, the product itself, of weights that begin at `1 / sqrt(inputs)`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logit_scale: Option<f32>,
     /// Functions at activation sites from the start; ReLU where no entry fits, the last fitting
     /// entry wins.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -31,6 +40,20 @@ pub struct NetworkConfig {
 
 fn one() -> f32 {
     1.0
+}
+
+/// Starting weights of the convolutions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Initial {
+    /// Normal, of deviation `sqrt(2 / inputs)` (He et al., 2015), with a tenth of it inside
+    /// polynomial kernels.
+    #[default]
+    He,
+    /// The first output channels begin as copies of the input channels, as many as there are, so
+    /// that a deep network begins as a shallow one; the others are uniform within `1 /
+    /// sqrt(inputs)`. Kernels of even size and those inside polynomial kernels begin as with `he`.
+    Dirac,
 }
 
 /// An architecture.
@@ -57,6 +80,9 @@ pub enum Kind {
     Wrn22x8,
     /// Nine layers without residuals: 81,560 activations at 32 pixels.
     Lean9,
+    /// Twelve layers: three groups of three convolutions with a residual, widths 128, 384 and 512:
+    /// 179,736 activations at 32 pixels, 23,064 of them behind the whitening convolution.
+    Lean12,
 }
 
 /// First convolution.

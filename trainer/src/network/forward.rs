@@ -229,9 +229,10 @@ impl Walk<'_> {
                     avg_pool2d(x, AvgPoolOptions::new([window; 2]))
                 }
             }
-            Op::Dense { inputs } => {
+            Op::Dense { inputs, .. } => {
                 let weight = self.leaf(node, Parameter::Weight).reshape([c, inputs]);
                 let y = x.reshape([n, inputs]).matmul(weight.transpose());
+                let y = y.mul_scalar(node.op.logit_factor());
                 (y + self.leaf(node, Parameter::Bias).reshape([1, c])).reshape([n, c, 1, 1])
             }
         }

@@ -96,8 +96,34 @@ pub enum Rule {
         #[serde(default)]
         bound: f32,
     },
+    /// Muon for the weights of convolutions, SGD with Nesterov momentum for all else.
+    ///
+    /// `m <- mu m + g`, `x <- x sqrt(c_out) / |x| - rate NS(g + mu m)`, where `NS` takes singular
+    /// values to about one. It is for convolutions that a norm follows. Each kind of parameter
+    /// needs a rate of its own, which `rates` gives. `weight_decay` takes `rate weight_decay x` of
+    /// what is no convolution, `rate` that of the schedule: the factors of `rates` do not count.
+    Muon {
+        /// `mu`.
+        #[serde(default = "muon_momentum")]
+        momentum: f32,
+        /// Steps of Newton and Schulz.
+        #[serde(default = "muon_steps")]
+        steps: usize,
+        /// Momentum of what makes steps of SGD.
+        #[serde(default = "muon_sgd_momentum")]
+        sgd_momentum: f32,
+    },
 }
 
+fn muon_momentum() -> f32 {
+    0.6
+}
+fn muon_steps() -> usize {
+    3
+}
+fn muon_sgd_momentum() -> f32 {
+    0.85
+}
 fn momentum() -> f32 {
     0.9
 }
@@ -129,7 +155,7 @@ impl Rule {
     /// Names of the state that a step leaves.
     pub(super) fn state(&self) -> &'static [&'static str] {
         match self {
-            Rule::Sgd { .. } => &["momentum"],
+            Rule::Sgd { .. } | Rule::Muon { .. } => &["momentum"],
             Rule::Adam { .. } => &["momentum", "square"],
             Rule::Momo { .. } => &["momentum", "loss", "inner"],
             Rule::MomoAdam { .. } => &["momentum", "square", "loss", "inner"],
@@ -151,6 +177,21 @@ impl OptimiserConfig {
                 betas.into_iter().all(in_unit) && epsilon > 0.0 && epsilon.is_finite(),
                 "optimiser: betas must be in 0..1 and epsilon above 0 and finite"
             ),
+            Rule::Muon {
+                momentum,
+                steps,
+                sgd_momentum,
+            } => {
+                ensure!(
+                    in_unit(momentum) && in_unit(sgd_momentum),
+                    "optimiser: momentum is {momentum} and sgd_momentum {sgd_momentum}, must be in \
+                     0..1"
+                );
+                ensure!(
+                    (1..=20).contains(&steps),
+                    "optimiser: muon's steps are {steps}, must be 1 to 20"
+                );
+            }
         }
         if let Rule::Momo { bound, .. } | Rule::MomoAdam { bound, .. } = self.rule {
             ensure!(bound.is_finite(), "optimiser: bound must be a number");

@@ -59,6 +59,11 @@ impl Layout {
         self.parts.is_empty()
     }
 
+    /// Names of the parameters, in order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().map(|(name, _)| name.as_str())
+    }
+
     /// True if there is a parameter of this name and length.
     pub(super) fn has(&self, name: &str, length: usize) -> bool {
         self.parts
@@ -138,8 +143,7 @@ impl Layout {
             let gradient = gradients.get(*name);
             gradient.is_some_and(|g| download(g.clone()).iter().any(|v| !v.is_finite()))
         };
-        let names = self.parts.iter().map(|(name, _)| name.as_str());
-        let names: Vec<&str> = names.filter(not_finite).collect();
+        let names: Vec<&str> = self.names().filter(not_finite).collect();
         match names.is_empty() {
             true => "the norm over all parameters, whose square is beyond 3e38".to_owned(),
             false => names.join(", "),
@@ -286,7 +290,7 @@ impl Factor {
 mod tests {
     use super::*;
     use crate::checkpoint::Array;
-    use crate::optimise::{Optimiser, OptimiserConfig};
+    use crate::optimise::{Optimiser, OptimiserConfig, Place};
 
     /// On the CPU each parameter is a separate piece: here the layout of a GPU is held against that
     /// one.
@@ -311,6 +315,7 @@ mod tests {
             "adam.decoupled = true #",
             "momo",
             "momo-adam",
+            "muon",
         ] {
             let text = format!(
                 "rule.{rule} = {{}}\nweight_decay = 0.1\nclip = 1.5\n\
@@ -318,11 +323,14 @@ mod tests {
             )
             .replace("true # = {}", "true");
             let config: OptimiserConfig = toml::from_str(&text).unwrap();
-            let depth = |_: &str| 0;
+            let place = |name: &str| Place {
+                rows: (name == "c.weight").then_some(1),
+                ..Place::default()
+            };
             let (mut x, mut y) = (tensors(1.0), tensors(1.0));
             let joined = Layout::joined(&x, &device);
-            let mut separate = Optimiser::new(&config, &x, depth, &device);
-            let mut one = Optimiser::with_layout(&config, joined, depth, &device);
+            let mut separate = Optimiser::new(&config, &x, place, &device);
+            let mut one = Optimiser::with_layout(&config, joined, place, &device);
             let loss = Tensor::from_data(TensorData::from([2.0f32]), &device);
             for step in 0..4 {
                 let g = tensors(0.5 + step as f32);
@@ -349,7 +357,7 @@ mod tests {
             same(&host(&x), &host(&y));
             same(&separate.export(), &one.export());
             // State moves from one layout to the other.
-            let mut back = Optimiser::new(&config, &x, depth, &device);
+            let mut back = Optimiser::new(&config, &x, place, &device);
             back.import(one.export()).unwrap();
             assert_eq!(back.export(), one.export());
         }

@@ -18,6 +18,7 @@ impl Optimiser {
     ) -> Vector {
         match self.config.rule {
             Rule::Sgd { momentum, nesterov } => self.sgd(x, g, rate, momentum, nesterov),
+            Rule::Muon { steps, .. } => self.muon(x, g, rate, steps),
             Rule::Adam {
                 betas,
                 epsilon,

@@ -224,7 +224,7 @@ fn depth(name: &str, pre_activation: bool) -> Vec<(u8, String, u64)> {
 mod tests {
     use super::*;
     use crate::network::PolynomialKernel;
-    use crate::network::{KernelRule, Kind, Network, NetworkConfig, Op, Stage, Stem};
+    use crate::network::{Initial, KernelRule, Kind, Network, NetworkConfig, Op, Stage, Stem};
 
     fn history(lines: &[&str]) -> History {
         History {
@@ -269,6 +269,8 @@ mod tests {
                 stages: stages.filter(|_| free).collect(),
                 activations: Vec::new(),
                 kernels: kernels.to_vec(),
+                initial: Initial::He,
+                logit_scale: None,
             }
         };
         let all = KernelRule {

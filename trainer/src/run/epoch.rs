@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::step::Batch;
 use super::{Run, Site};
 use crate::config::StageConfig;
-use crate::data::{self, Data, DeviceSet};
+use crate::data::{self, BatchSeed, Data, DeviceSet};
 use crate::method::{Phase, Position};
-use crate::random::EpochStream;
+use crate::random::{EpochStream, RunStream};
 
 /// One line of the log.
 #[derive(Clone, Debug, Serialize)]
@@ -230,6 +230,7 @@ impl Run {
         let start = Instant::now();
         let phase = self.phase(stage);
         let mut rng = self.rng(EpochStream::Batches);
+        let flips = RunStream::Flips.rng(self.meta.config.seed).next_u64();
         let order = data::permutation(set.len(), &mut rng);
         // A last batch that is not full is left out, as its statistics would be noisier than all
         // others; a set smaller than one batch is one batch.
@@ -261,8 +262,13 @@ impl Run {
             let rate = stage.schedule.at(phase.epoch as f32 + share, phase.epochs);
             begun.rate = rate;
             let done = self.meta.stage_epoch as f32 + share;
+            let seed = BatchSeed {
+                batch: draw,
+                flips,
+                epoch: self.meta.epoch,
+            };
             let batch = Batch {
-                pixels: set.batch(indices, &stage.augmentation, draw),
+                pixels: set.batch(indices, &stage.augmentation, seed),
                 labels: &set.labels(indices),
                 rate: begun.rate,
                 relu_share: stage.relu_share(done, self.meta.stage_length),

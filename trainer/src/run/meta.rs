@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::Begun;
@@ -101,18 +101,9 @@ pub struct Images {
 
 impl Images {
     /// # Errors
-    /// A normalisation for another number of channels, or one that divides by nothing.
+    /// As [`Normalisation::check`].
     pub(super) fn check(&self) -> Result<()> {
-        let Normalisation { mean, std } = &self.normalisation;
-        ensure!(
-            mean.len() == self.shape[0]
-                && std.len() == self.shape[0]
-                && mean.iter().all(|mean| mean.is_finite())
-                && std.iter().all(|std| std.is_finite() && *std > 0.0),
-            "the images' normalisation is not of their {} channels",
-            self.shape[0]
-        );
-        Ok(())
+        self.normalisation.check(self.shape[0])
     }
 }
 

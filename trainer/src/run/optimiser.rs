@@ -9,9 +9,9 @@ use super::Run;
 use super::meta::OptimiserMeta;
 use crate::config::{StageConfig, Teacher};
 use crate::method::Phase;
-use crate::network::Network;
 use crate::network::parameter::node_of;
-use crate::optimise::{Optimiser, OptimiserConfig};
+use crate::network::{Network, Op, Parameter};
+use crate::optimise::{Optimiser, OptimiserConfig, Place};
 use crate::pattern::fits;
 use crate::tensors::Tensors;
 
@@ -75,7 +75,7 @@ pub(super) fn optimiser(
     network: &Network,
     device: &Device,
 ) -> Optimiser {
-    Optimiser::new(config, parameters, depths(network), device)
+    Optimiser::new(config, parameters, places(network), device)
 }
 
 /// Returns true for a parameter that a stage trains.
@@ -96,14 +96,23 @@ pub(super) fn subset(parameters: &Tensors, names: &[String]) -> Result<Tensors> 
         .collect()
 }
 
-/// Layer of a parameter, counted from the classifier back.
-fn depths(network: &Network) -> impl Fn(&str) -> usize + use<> {
-    let layers = network.layers();
-    let mut depth = BTreeMap::new();
-    for (back, layer) in layers.iter().rev().enumerate() {
+/// Places of parameters in a network.
+fn places(network: &Network) -> impl Fn(&str) -> Place + use<> {
+    let mut places = BTreeMap::new();
+    for (depth, layer) in network.layers().iter().rev().enumerate() {
         for node in &network.nodes[layer.clone()] {
-            depth.insert(node.name.clone(), back);
+            let rows = matches!(node.op, Op::Conv { .. }).then_some(node.shape[0]);
+            places.insert(node.name.clone(), Place { depth, rows });
         }
     }
-    move |parameter| depth.get(node_of(parameter)).copied().unwrap_or(0)
+    move |parameter| {
+        let place = places.get(node_of(parameter)).copied().unwrap_or_default();
+        match Parameter::parse(parameter) {
+            Some((_, Parameter::Weight)) => place,
+            _ => Place {
+                rows: None,
+                ..place
+            },
+        }
+    }
 }

@@ -8,7 +8,7 @@ use super::optimiser::trains;
 use crate::config::StageConfig;
 use crate::kernels::{Limits, Penalty};
 use crate::loss::{Labels, mean_square, objective};
-use crate::method::{Phase, STATISTICS_RATE};
+use crate::method::Phase;
 use crate::network::{Buffer, EXTENT_RATE, Mode, Request};
 use crate::optimise::StepReport;
 use crate::tensors::Tensors;
@@ -110,7 +110,7 @@ impl Run {
             let extents = extents.map(|(name, extent)| (name.clone(), extent.clone()));
             self.state.buffers.extend(extents);
         }
-        self.state.track(pass.statistics, STATISTICS_RATE);
+        self.state.track(pass.statistics, stage.statistics_rate);
         self.state.buffers.extend(pass.kept);
         Ok(report)
     }

@@ -94,12 +94,8 @@ impl PackFile {
             test.coding.shape()
         );
         ensure!(
-            normalisation.mean.len() == shape[0]
-                && normalisation.std.len() == shape[0]
-                && normalisation
-                    .std
-                    .iter()
-                    .all(|std| std.is_finite() && *std > 0.0),
+            matches!(normalisation, Normalisation::Channels { .. })
+                && normalisation.check(shape[0]).is_ok(),
             "its normalisation is not of {} channels",
             shape[0]
         );

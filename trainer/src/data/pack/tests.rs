@@ -131,7 +131,7 @@ fn planes_are_kept_as_they_are() {
         kind: Kind::Mnist,
         description: "some".to_owned(),
         classes: (0..3000).map(|c| c.to_string()).collect(),
-        normalisation: Normalisation {
+        normalisation: Normalisation::Channels {
             mean: vec![0.5],
             std: vec![0.5],
         },

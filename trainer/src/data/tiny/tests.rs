@@ -2,7 +2,7 @@ use std::fs;
 
 use super::super::decode::tests::flat_jpeg;
 use super::super::files::tests::{archive, error, shared};
-use super::super::{Kind, Source};
+use super::super::{Kind, Normalisation, Source};
 use super::*;
 
 fn id(label: usize) -> String {
@@ -263,7 +263,9 @@ fn a_real_part_decodes_where_it_is_at_hand() {
     raw.keep_ends(200, 0);
     let set = raw.decode().unwrap();
     assert!(set.labels.iter().copied().eq(0..200));
-    let mean = super::super::Normalisation::measure(&set).unwrap().mean;
+    let Normalisation::Channels { mean, .. } = Normalisation::measure(&set).unwrap() else {
+        panic!("what is measured is by channels")
+    };
     // Those of the first training part; 200 images of deviation 0.28 with a strong common part
     // scatter by 0.02.
     for (ours, known) in mean.iter().zip([0.4802, 0.4485, 0.3982]) {
