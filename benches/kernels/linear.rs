@@ -141,6 +141,7 @@ pub(crate) fn random_weights(circuit: &Circuit, rng: &mut ChaCha20Rng) -> Weight
         LayerWeights {
             kernels: vec![small_weights(count as usize, rng)],
             bias: vec![0; conv.out_channels as usize],
+            element_bias: Vec::new(),
             polynomials: Vec::new(),
         }
     };

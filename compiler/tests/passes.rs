@@ -129,6 +129,7 @@ fn bound(input: &str) -> Result<String, Refused> {
     let nothing = LayerWeights {
         kernels: Vec::new(),
         bias: Vec::new(),
+        element_bias: Vec::new(),
         polynomials: Vec::new(),
     };
     let mut weights = Weights {

@@ -368,7 +368,7 @@ impl File for WeightsFile {
     type Body = Self;
     const WHAT: &'static str = "weights file";
     const MAGIC: [u8; 8] = *b"PI-WEIGH";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const LIMIT: usize = limits::WEIGHTS_BYTES;
 }
 

@@ -8,7 +8,8 @@
 //! Arithmetic, exactly (all integers; `x` at scale `2^s` stands for the number `x / 2^s`):
 //!
 //! 1. `z = sum(conv(W_k, t_k)) + bias + sum(2^shift_j pool_j(t_j))` per output element, then the
-//!    layer's own [`SumPool`] if any (`bias` is added before it, once per position).
+//!    layer's own [`SumPool`] if any (`bias` is added before it, once per position), then the
+//!    server's `element_bias`, if it has one.
 //! 2. `|z| <= 2^bound_bits - 2^truncate` by range analysis; `y = truncate(z, truncate)`.
 //! 3. Per element of `y`: ReLU `max(y, 0)`; identity `y`; square `truncate(y^2, post)`;
 //!    polynomial `truncate(a y^2 + b y + k, post)` with the server's integers `a, b, k`.

@@ -195,6 +195,11 @@ pub(crate) fn sums(
             pool_sums(&ends.1, shape, pool, layer.shape),
         );
     }
+    for ends in [&mut ends.0, &mut ends.1] {
+        for (end, &bias) in ends.iter_mut().zip(&weights.element_bias) {
+            *end += i128::from(bias);
+        }
+    }
     let pairs = ends.0.into_iter().zip(ends.1);
     pairs
         .map(|(low, high)| interval(low, high))

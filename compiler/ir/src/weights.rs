@@ -19,8 +19,12 @@ pub struct LayerWeights {
     /// `[out][in][kernel_h][kernel_w]`.
     #[serde(with = "wire::kernels")]
     pub kernels: Vec<Vec<i16>>,
-    /// One integer per output channel, at the scale of the sum.
+    /// One integer per output channel, at the scale of the sum; added at every position, before
+    /// the layer's [`crate::SumPool`].
     pub bias: Vec<i64>,
+    /// One more integer per element of the layer's result, at the scale of the pooled sum and added
+    /// after the pool; empty if every element's is zero.
+    pub element_bias: Vec<i64>,
     /// Per channel; empty when no element of the layer is [`crate::Kind::Polynomial`].
     pub polynomials: Vec<Polynomial>,
 }

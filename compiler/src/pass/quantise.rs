@@ -169,6 +169,7 @@ fn quantise_layer(
     let private = LayerWeights {
         kernels,
         bias,
+        element_bias: Vec::new(),
         polynomials: integers,
     };
     (public, private)

@@ -58,6 +58,7 @@ fn random_weights(circuit: &Circuit, rng: &mut impl RngCore) -> Weights {
         LayerWeights {
             kernels: kernels.collect(),
             bias: vec![0; layer.shape.c as usize],
+            element_bias: Vec::new(),
             polynomials: Vec::new(),
         }
     });

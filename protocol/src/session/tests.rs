@@ -297,6 +297,7 @@ fn identity_weights(channels: usize, polynomials: Vec<Polynomial>) -> LayerWeigh
     LayerWeights {
         kernels: vec![kernel.collect()],
         bias: vec![0; channels],
+        element_bias: Vec::new(),
         polynomials,
     }
 }

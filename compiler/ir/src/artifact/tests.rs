@@ -129,11 +129,13 @@ fn weights() -> WeightsFile {
                 LayerWeights {
                     kernels: vec![vec![1, -128, 127, 0]],
                     bias: vec![-300],
+                    element_bias: vec![],
                     polynomials: vec![Polynomial { a: 1, b: -2, k: 3 }],
                 },
                 LayerWeights {
                     kernels: vec![(0..18).map(|i| 128 - 17 * i).collect()],
                     bias: vec![0, 1 << 40],
+                    element_bias: vec![-1, 1 << 41],
                     polynomials: vec![],
                 },
             ],
@@ -324,14 +326,14 @@ fn kinds_take_two_bits_and_small_weights_one_byte() {
 fn golden_bytes() {
     let weights = concat!(
         "50492d5745494748",
-        "01000000",
-        "5f00000000000000",
+        "02000000",
+        "6900000000000000",
         "0707070707070707070707070707070707070707070707070707070707070707",
         "02",
-        "01010401807f0001d70401020306",
+        "01010401807f0001d7040001020306",
         "01022480006f005e004d003c002b001a000900f8ffe7ffd6ffc5ff",
-        "b4ffa3ff92ff81ff70ff5fff020080808080804000",
-        "b796eee9c322701fef6aeb37d7da54d00718c61a834386114063fa32b6f08765",
+        "b4ffa3ff92ff81ff70ff5fff020080808080804002018080808080800100",
+        "b20e46545adc92be0e02b77951662c00f8781979fab08642376630bbb1b78bbc",
     );
     assert_eq!(hex(&self::weights().encode()), weights);
     let digest = |bytes: &[u8]| hex(bytes.last_chunk::<32>().unwrap());
@@ -342,7 +344,7 @@ fn golden_bytes() {
     };
     assert_eq!(
         digest(&artifact.encode()),
-        "c46dd7bddb93c609616053f3a5816ed194a64d668ebb75490d6ef7f9e4b19ec2"
+        "fca2aec8f3bc2e8e2b38c49a0e9d033205e43bc650d7aa4ca0c8037cd76e9ad9"
     );
     assert_eq!(
         digest(&graph().encode()),

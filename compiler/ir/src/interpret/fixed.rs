@@ -227,7 +227,11 @@ impl<'a> Interpreter<'a> {
                 *sum += value;
             }
         }
-        let sums = sum_pool(sums, shape, layer.pool.as_ref(), layer.shape);
+        let mut sums = sum_pool(sums, shape, layer.pool.as_ref(), layer.shape);
+        let element_bias = &self.weights.layers[index].element_bias;
+        for (sum, &bias) in sums.iter_mut().zip(element_bias) {
+            *sum += i128::from(bias);
+        }
         let bound = bound(layer.bound_bits, layer.truncate());
         match sums.iter().position(|z| z.abs() > bound) {
             Some(element) => Err(out_of_bound(layer, element, sums[element])),
@@ -286,6 +290,10 @@ fn check_layer(
     let channels = layer.shape.c as usize;
     let what = format!("biases of layer {}", layer.name);
     length(&what, channels, weights.bias.len())?;
+    if !weights.element_bias.is_empty() {
+        let what = format!("biases by element of layer {}", layer.name);
+        length(&what, layer.shape.len(), weights.element_bias.len())?;
+    }
     let last = index + 1 == circuit.layers.len();
     match &layer.step {
         Step::Activate(_) if last => return Err(refuse("the last layer is not an output".into())),

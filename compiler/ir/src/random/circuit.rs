@@ -424,10 +424,19 @@ impl<'a> Maker<'a> {
             }
         }
         let limit = 1 << self.draw.below(12);
-        let bias = (0..sum_shape.c).map(|_| self.draw.between(-limit, limit));
+        let mut biases = |count: usize| -> Vec<i64> {
+            let biases = (0..count).map(|_| self.draw.between(-limit, limit));
+            biases.collect()
+        };
+        let bias = biases(sum_shape.c as usize);
+        let element_bias = biases(layer.shape.len());
         LayerWeights {
             kernels,
-            bias: bias.collect(),
+            bias,
+            element_bias: match self.draw.one_in(2) {
+                true => element_bias,
+                false => Vec::new(),
+            },
             polynomials: Vec::new(),
         }
     }

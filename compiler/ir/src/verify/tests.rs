@@ -32,6 +32,7 @@ fn weights() -> Weights {
     let layer = |kernels: &[usize], polynomials| LayerWeights {
         kernels: kernels.iter().map(|&n| vec![1; n]).collect(),
         bias: vec![0; 2],
+        element_bias: vec![],
         polynomials: vec![Polynomial { a: 1, b: 2, k: 3 }; polynomials],
     };
     Weights {
@@ -234,8 +235,18 @@ fn each_fault_of_weights_is_found_and_hides_the_values() {
     assert!(faults(|w| w.layers[1].kernels[0].push(0)).contains("expected 4 weights"));
     let large = faults(|w| w.layers[1].kernels[0][0] = -128);
     assert!(large.contains("2^7") && !large.contains("128"), "{large}");
-    assert!(faults(|w| w.layers[1].bias[0] = 1 << 23).contains("bias"));
+    assert!(faults(|w| w.layers[1].bias[0] = -1 << 59).contains("a bias exceeds 2^58"));
     assert!(faults(|w| w.layers[1].bias.clear()).contains("expected 2 biases"));
+    let short = faults(|w| w.layers[2].element_bias = vec![0; 7]);
+    assert!(
+        short.contains("expected 8 biases by element, got 7"),
+        "{short}"
+    );
+    let large = faults(|w| w.layers[2].element_bias = vec![i64::MIN; 8]);
+    assert!(large.contains("a bias exceeds 2^58"), "{large}");
+    let mut legal = weights();
+    legal.layers[2].element_bias = vec![-5; 8];
+    assert_eq!(super::weights(&circuit, &legal), []);
     assert!(faults(|w| w.layers[0].polynomials.truncate(1)).contains("polynomials"));
     assert!(faults(|w| w.layers[0].polynomials[0].a = i64::MIN).contains("2^58"));
 }

@@ -49,18 +49,21 @@ fn check_layer(
     }
     let channels = layer.shape.c as usize;
     faults.length(place, "biases", channels, weights.bias.len());
-    let bias_limit = 1u64 << layer.bound_bits;
-    let within = weights.bias.iter().all(|b| b.unsigned_abs() <= bias_limit);
-    faults.require(within, place, || {
-        format!("a bias exceeds the layer's bound 2^{}", layer.bound_bits)
-    });
+    if !weights.element_bias.is_empty() {
+        let (elements, found) = (layer.shape.len(), weights.element_bias.len());
+        faults.length(place, "biases by element", elements, found);
+    }
+    // One bias may exceed the layer's bound, for another or a term may cancel it.
+    let mut biases = weights.bias.iter().chain(&weights.element_bias);
+    let within = |v: i64| v.unsigned_abs() <= 1 << 58;
+    let all_within = biases.all(|&bias| within(bias));
+    faults.require(all_within, place, || "a bias exceeds 2^58".into());
     let polynomial = match &layer.step {
         Step::Activate(a) => a.kinds.contains(&Kind::Polynomial),
         Step::Output { .. } => false,
     };
     let expected = if polynomial { channels } else { 0 };
     faults.length(place, "polynomials", expected, weights.polynomials.len());
-    let within = |v: i64| v.unsigned_abs() <= 1 << 58;
     let all_within = weights
         .polynomials
         .iter()

@@ -76,7 +76,8 @@ impl ServerBatch<'_> {
         Ok((bundle, reply))
     }
 
-    /// Bias less `s`, by layer, after the layer's pool.
+    /// Biases less `s`, by layer, after the layer's pool. Biases are the server's own numbers and
+    /// enter its share without a message, so the client learns neither them nor their form.
     fn offsets(&self, bundle: usize) -> Vec<Elements> {
         let (indexed, count) = (self.batch.indexed, self.bundles.len());
         let mut sums: Vec<Elements> = (indexed.circuit.layers.iter())
@@ -95,8 +96,14 @@ impl ServerBatch<'_> {
             }
         }
         let layers = indexed.circuit.layers.iter().zip(sums);
-        let pooled = layers
-            .map(|(layer, mut sum)| Zeroizing::new(indexed.pool(layer, std::mem::take(&mut *sum))));
+        let weights = &self.model.weights().layers;
+        let pooled = layers.zip(weights).map(|((layer, mut sum), weights)| {
+            let mut pooled = Zeroizing::new(indexed.pool(layer, std::mem::take(&mut *sum)));
+            for (sum, &bias) in pooled.iter_mut().zip(&weights.element_bias) {
+                *sum = fp::add(*sum, fp::from_i64(bias));
+            }
+            pooled
+        });
         pooled.collect()
     }
 

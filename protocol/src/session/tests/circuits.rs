@@ -214,6 +214,7 @@ fn residuals_pools_and_identity_layers_cost_no_message() {
     let none = || LayerWeights {
         kernels: Vec::new(),
         bias: vec![5, -6],
+        element_bias: Vec::new(),
         polynomials: Vec::new(),
     };
     let weights = Weights {

@@ -307,6 +307,14 @@ fn residuals_shift_and_bias_counts_once_per_position() {
     weights.layers[0].bias = vec![100];
     let run = plain(&circuit, &weights, &[1, 2, 3, -4]).unwrap();
     assert_eq!(run.logits, [200 + 6 * 3, 200 - 6]);
+    // A bias by element comes after the pool.
+    weights.layers[0].element_bias = vec![1000, -1];
+    let run = plain(&circuit, &weights, &[1, 2, 3, -4]).unwrap();
+    assert_eq!(run.logits, [1200 + 6 * 3, 199 - 6]);
+    weights.layers[0].element_bias = vec![1000];
+    let refused = plain(&circuit, &weights, &[1, 2, 3, -4]).unwrap_err();
+    let length = "biases by element of layer act";
+    assert!(refused.to_string().contains(length), "{refused}");
 }
 
 #[test]
@@ -377,6 +385,7 @@ fn weights(first: Vec<Vec<i16>>) -> Weights {
     let layer = |kernels| LayerWeights {
         kernels,
         bias: vec![0],
+        element_bias: vec![],
         polynomials: vec![],
     };
     Weights {

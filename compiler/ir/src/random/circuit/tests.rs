@@ -277,7 +277,7 @@ fn definition(
         let mut quadratic = 0;
         for element in 0..layer.shape.len() {
             let (c, i, j) = place(layer.shape, element);
-            let mut z = 0i128;
+            let mut z = w.element_bias.get(element).map_or(0, |&b| i128::from(b));
             for di in 0..pool.kernel.0 {
                 for dj in 0..pool.kernel.1 {
                     let at = (c, i * pool.stride.0 + di, j * pool.stride.1 + dj);
