@@ -1,4 +1,5 @@
-//! The bundled model against its two oracles, on real images.
+//! The bundled model against its two oracles, on real images, and a network of squares against the
+//! exact one.
 //!
 //! *Exact*: the interpreter, given the client's shares of a run, reproduces every carry of the
 //! two-party truncation and must equal the private logits bit for bit. *Plain*: the interpreter
@@ -15,9 +16,12 @@
 use futures_executor::block_on;
 use pi_compiler::cost::evaluate::{Comparison, compare};
 use pi_compiler::images::Images;
+use pi_compiler::{Options, compile, emit};
 use pi_ir::artifact::{Artifact, GraphFile, WeightsFile};
+use pi_ir::builders::{Policy, Rest, lean9};
+use pi_ir::count::{Activations, layer_activations};
 use pi_ir::interpret::{Interpreter, quantise_image};
-use pi_ir::{Graph, Step};
+use pi_ir::{Graph, Op, Step};
 use pi_protocol::Channel;
 use pi_protocol::channel::memory;
 use pi_protocol::session::{
@@ -303,6 +307,44 @@ fn ten_images_in_full_and_a_thousand_through_the_interpreter() {
         labels: Vec::new(),
     };
     run(&model, &ten).check(stated_quantile());
+}
+
+/// ReLUs among quadratics that fold to squares: shifts and constants are biases by element.
+#[test]
+fn squares_with_biases_by_element_in_full() {
+    let policy = Policy::Budget {
+        relus: 500,
+        rest: Rest::Polynomial,
+    };
+    let mut graph = lean9(16, 10, policy, 3);
+    for node in &mut graph.nodes {
+        if let Op::Activation { coefficients, .. } = &mut node.op {
+            coefficients.fill([0.2, 0.5, 0.2]);
+        }
+    }
+    let Op::Input { shape } = graph.nodes[0].op else {
+        panic!("node 0 is the input");
+    };
+    let mut images = Images::synthetic(shape, 8, 5);
+    let options = Options {
+        batches: Vec::new(),
+        ..Options::default()
+    };
+    let compiled = compile(&graph, &images, &options).unwrap();
+    let (artifact, weights) = emit::files(&compiled, [9; 32], None, "");
+    let by_element = |layer: &&pi_ir::LayerWeights| !layer.element_bias.is_empty();
+    assert!(weights.weights.layers.iter().filter(by_element).count() > 4);
+    let layers = artifact.circuit.layers.iter();
+    let kinds = layers.map(layer_activations).sum::<Activations>();
+    assert_eq!((kinds.relu, kinds.polynomial), (500, 0));
+    assert!(kinds.square > 10_000);
+    let model = Model {
+        graph,
+        artifact,
+        weights,
+    };
+    images.pixels.truncate(3);
+    run(&model, &images);
 }
 
 #[test]

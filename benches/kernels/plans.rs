@@ -4,7 +4,7 @@
 use super::linear::{circuit_of, convolution};
 use clap::ValueEnum;
 use pi_compiler::pass::fold::fold;
-use pi_compiler::pass::lower::{Pools, lower};
+use pi_compiler::pass::lower::{Kept, Pools, lower};
 use pi_compiler::pass::select::{Link, select};
 use pi_ir::builders::{Policy, lean9, resnet18, resnet32, wrn22_8};
 use pi_ir::{Circuit, Graph, Plan, Shape};
@@ -60,8 +60,9 @@ impl Subject {
 
 fn shapes(graph: &Graph) -> Circuit {
     let folded = fold(graph).expect("a network of ours folds");
-    let lowered = lower(&folded, Pools::Cheapest).expect("a network of ours is lowered");
-    lowered.shapes()
+    let lowered = lower(&folded, Pools::Cheapest, &Kept::new());
+    let lowered = lowered.expect("a network of ours is lowered");
+    lowered.real.shapes()
 }
 
 fn one(channels: u32, side: u32) -> Circuit {

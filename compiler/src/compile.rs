@@ -2,14 +2,14 @@
 
 use crate::fault::Refused;
 use crate::images::Images;
-use crate::pass::calibrate::{Magnitudes, magnitudes};
-use crate::pass::lower::{Pools, lower};
+use crate::pass::calibrate::Magnitudes;
+use crate::pass::lower::{Pools, lower_and_measure};
 use crate::pass::quantise::{Identity, Precision, Scales, quantise, scales};
 use crate::pass::select::{Link, select};
 use crate::pass::{fold, range};
 use crate::real_circuit::RealCircuit;
 use crate::{emit, import};
-use pi_ir::{Circuit, Graph, Plan, Verified, Weights, limits};
+use pi_ir::{Circuit, Graph, Op, Plan, Verified, Weights, limits};
 
 /// Choices left to the compiler, and the goals by which it makes them.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,15 +75,16 @@ pub fn compile(
     }
     import::import(graph)?;
     let folded = fold::fold(graph)?;
-    let real = lower(&folded, options.pools)?;
     let images = calibration.normalised(&graph.mean, &graph.std);
-    if images.iter().any(|image| image.len() != real.input.len()) {
+    if let Some(Op::Input { shape }) = graph.nodes.first().map(|node| &node.op)
+        && images.iter().any(|image| image.len() != shape.len())
+    {
         return Err(Refused::one(
             "input",
-            format!("calibration images do not have {} values", real.input),
+            format!("calibration images do not have {shape} values"),
         ));
     }
-    let seen = magnitudes(&real, &images);
+    let (real, seen) = lower_and_measure(&folded, options.pools, &images)?;
     let scales = scales(&real, &seen, &options.precision)?;
     let identity = Identity {
         name: &graph.name,

@@ -3,8 +3,8 @@
 //!
 //! Between lowering and quantisation every pass reads and writes this form. A layer computes
 //!
-//! `z = pool(sum(conv(W_k, t_k)) + bias + sum(2^-halvings_j pool_j(t_j))) 2^-pool_bits`, then its
-//! activation;
+//! `z = pool(sum(conv(W_k, t_k)) + bias + sum(2^-halvings_j pool_j(t_j))) 2^-pool_bits +
+//! element_bias`, then its activation;
 //!
 //! all pools are sums. A divisor that is no power of two already sits in weights and bias.
 
@@ -30,6 +30,8 @@ pub struct Layer {
     pub terms: Vec<Term>,
     /// One number per channel, added before `pool`.
     pub bias: Vec<f64>,
+    /// One more number per element of the result, added last; empty if all are zero.
+    pub element_bias: Vec<f64>,
     /// Windows summed after the terms.
     pub pool: Option<SumPool>,
     /// The sum over windows counts `2^-pool_bits`.
@@ -203,6 +205,9 @@ impl Layer {
         }
         if self.bias.iter().any(|&b| b != 0.0) {
             writeln!(f, "    bias {}", numbers(&self.bias))?;
+        }
+        if !self.element_bias.is_empty() {
+            writeln!(f, "    element bias {}", numbers(&self.element_bias))?;
         }
         match &self.step {
             Step::Output => writeln!(f, "    output"),

@@ -4,7 +4,7 @@ use pi_compiler::cost::evaluate::compare;
 use pi_compiler::images::{Images, normalise};
 use pi_compiler::pass::calibrate::FloatWeights;
 use pi_compiler::pass::fold::fold;
-use pi_compiler::pass::lower::{Pools, lower};
+use pi_compiler::pass::lower::{Pools, lower_and_measure};
 use pi_compiler::pass::quantise::Precision;
 use pi_compiler::{Compiled, Options, Refused, compile, emit};
 use pi_ir::builders::{Policy, Rest, lean9, resnet20, resnet50, wrn22_8};
@@ -28,13 +28,13 @@ fn images(graph: &Graph, count: usize, seed: u64) -> Images {
 /// Folding and lowering change no value beyond the rounding of single precision.
 fn assert_same_function(graph: &Graph, seed: u64) {
     let folded = fold(graph).unwrap();
+    let images = images(graph, 2, seed).normalised(&graph.mean, &graph.std);
     for pools in POOLS {
-        let network = lower(&folded, pools).unwrap();
+        let (network, _) = lower_and_measure(&folded, pools, &images).unwrap();
         let weights = FloatWeights::new(&network);
-        for pixels in &images(graph, 2, seed).pixels {
-            let image = normalise(pixels, &graph.mean, &graph.std);
-            let expected = interpret::float(graph, &image).unwrap();
-            let logits = weights.evaluate(&network, &image).sums.pop().unwrap();
+        for image in &images {
+            let expected = interpret::float(graph, image).unwrap();
+            let logits = weights.evaluate(&network, image).sums.pop().unwrap();
             let size = expected.iter().fold(1e-3f32, |max, v| max.max(v.abs()));
             assert_eq!(logits.len(), expected.len());
             for (a, b) in logits.iter().zip(&expected) {

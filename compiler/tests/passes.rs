@@ -16,9 +16,8 @@
 //! Set `UPDATE_PASSES=1` to write what the passes print now, and read the difference.
 
 use pi_compiler::fault::Refused;
-use pi_compiler::pass::calibrate::magnitudes;
 use pi_compiler::pass::fold::fold;
-use pi_compiler::pass::lower::{Pools, lower};
+use pi_compiler::pass::lower::{Kept, Pools, lower, lower_and_measure};
 use pi_compiler::pass::quantise::{Identity, Precision, quantise, scales};
 use pi_compiler::pass::range;
 use pi_compiler::pass::select::{Link, select};
@@ -69,11 +68,11 @@ fn run_on_graph(pass: &str, graph: &Graph) -> Result<String, Refused> {
     match pass {
         "fold" => fold(graph).map(|graph| print_graph(&graph) + &print_values(&graph)),
         "lower" => fold(graph)
-            .and_then(|graph| lower(&graph, Pools::Absorb))
-            .map(|n| n.to_string()),
+            .and_then(|graph| lower(&graph, Pools::Absorb, &Kept::new()))
+            .map(|lowered| lowered.real.to_string()),
         "lower separate" => fold(graph)
-            .and_then(|graph| lower(&graph, Pools::Separate))
-            .map(|n| n.to_string()),
+            .and_then(|graph| lower(&graph, Pools::Separate, &Kept::new()))
+            .map(|lowered| lowered.real.to_string()),
         "quantise" => compile(graph),
         other => panic!("no pass {other}"),
     }
@@ -82,12 +81,15 @@ fn run_on_graph(pass: &str, graph: &Graph) -> Result<String, Refused> {
 /// Calibrated on a black, a white and a grey image.
 fn compile(graph: &Graph) -> Result<String, Refused> {
     let precision = Precision::default();
-    let network = lower(&fold(graph)?, Pools::Absorb)?;
-    let pixels: Vec<Vec<u8>> = [0, 255, 100].map(|v| vec![v; network.input.len()]).to_vec();
-    let images = pixels
+    let Op::Input { shape } = graph.nodes[0].op else {
+        panic!("node 0 is the input");
+    };
+    let pixels: Vec<Vec<u8>> = [0, 255, 100].map(|v| vec![v; shape.len()]).to_vec();
+    let images: Vec<Vec<f32>> = pixels
         .iter()
-        .map(|p| pi_compiler::images::normalise(p, &graph.mean, &graph.std));
-    let seen = magnitudes(&network, &images.collect::<Vec<_>>());
+        .map(|p| pi_compiler::images::normalise(p, &graph.mean, &graph.std))
+        .collect();
+    let (network, seen) = lower_and_measure(&fold(graph)?, Pools::Absorb, &images)?;
     let scales = scales(&network, &seen, &precision)?;
     let identity = Identity {
         name: &graph.name,
@@ -244,6 +246,9 @@ fn print_weights(weights: &Weights) -> String {
             writeln!(text, "weights {index} {kernel:?}").unwrap();
         }
         writeln!(text, "bias {index} {:?}", layer.bias).unwrap();
+        if !layer.element_bias.is_empty() {
+            writeln!(text, "element bias {index} {:?}", layer.element_bias).unwrap();
+        }
         for p in &layer.polynomials {
             writeln!(text, "polynomial {index} {} {} {}", p.a, p.b, p.k).unwrap();
         }

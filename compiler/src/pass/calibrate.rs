@@ -3,6 +3,8 @@
 use crate::real_circuit::{Layer, RealCircuit, Step, Term};
 use pi_ir::{Conv, Kind, Shape, SumPool};
 use rayon::prelude::*;
+use std::iter::Sum;
+use std::ops::{AddAssign, Mul};
 
 /// Largest magnitudes on the calibration images, per layer.
 #[derive(Clone, Debug, PartialEq)]
@@ -128,6 +130,9 @@ fn layer_sum(
     }
     let factor = (-f32::from(layer.pool_bits)).exp2();
     sum.iter_mut().for_each(|s| *s *= factor);
+    for (s, &b) in sum.iter_mut().zip(&layer.element_bias) {
+        *s += b as f32;
+    }
     sum
 }
 
@@ -149,12 +154,21 @@ fn activate(sum: &[f32], kinds: &[Kind], polynomials: &[[f64; 3]]) -> Vec<f32> {
     sum.iter().zip(kinds).enumerate().map(element).collect()
 }
 
+/// Single or double precision.
+pub(crate) trait Float:
+    Copy + Default + PartialEq + AddAssign + Mul<Output = Self> + Sum
+{
+}
+
+impl Float for f32 {}
+impl Float for f64 {}
+
 /// Adds `conv(x)`, row by row: the inner loop adds a scaled row, which compilers vectorise at
 /// stride 1.
-fn add_convolution(
-    sum: &mut [f32],
-    x: &[f32],
-    kernel: &[f32],
+pub(crate) fn add_convolution<T: Float>(
+    sum: &mut [T],
+    x: &[T],
+    kernel: &[T],
     conv: &Conv,
     input: Shape,
     output: Shape,
@@ -173,7 +187,7 @@ fn add_convolution(
             for i in 0..kernel_h {
                 for j in 0..kernel_w {
                     let weight = tap[i * kernel_w + j];
-                    if weight == 0.0 {
+                    if weight == T::default() {
                         continue;
                     }
                     // Output columns whose tap lies inside the input.
@@ -190,10 +204,12 @@ fn add_convolution(
                         if across == 1 {
                             out.iter_mut()
                                 .zip(&line[start..])
-                                .for_each(|(o, v)| *o += weight * v);
+                                .for_each(|(o, &v)| *o += weight * v);
                         } else {
                             let line = line[start..].iter().step_by(across);
-                            out.iter_mut().zip(line).for_each(|(o, v)| *o += weight * v);
+                            out.iter_mut()
+                                .zip(line)
+                                .for_each(|(o, &v)| *o += weight * v);
                         }
                     }
                 }
@@ -202,7 +218,13 @@ fn add_convolution(
     }
 }
 
-fn sum_windows(x: &[f32], input: Shape, pool: &SumPool, output: Shape) -> Vec<f32> {
+/// Sums over the windows of every channel of `x`.
+pub(crate) fn sum_windows<T: Float>(
+    x: &[T],
+    input: Shape,
+    pool: &SumPool,
+    output: Shape,
+) -> Vec<T> {
     let (h, w) = (input.h as usize, input.w as usize);
     let mut sums = Vec::with_capacity(output.len());
     for plane in x.chunks_exact(h * w) {
@@ -210,7 +232,8 @@ fn sum_windows(x: &[f32], input: Shape, pool: &SumPool, output: Shape) -> Vec<f3
             for x in 0..output.w as usize {
                 let (top, left) = (y * pool.stride.0 as usize, x * pool.stride.1 as usize);
                 let line = |row: usize| &plane[row * w + left..][..pool.kernel.1 as usize];
-                sums.push((top..top + pool.kernel.0 as usize).flat_map(line).sum());
+                let window = (top..top + pool.kernel.0 as usize).flat_map(line);
+                sums.push(window.copied().sum());
             }
         }
     }

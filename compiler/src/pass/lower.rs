@@ -7,17 +7,22 @@
 //! activation is merged into the kernel that follows where that is exact (`lower/pool.rs`) and no
 //! more expensive than an identity layer; before an activation it is the layer's own sum.
 //!
-//! A polynomial that is uniform over a channel, `a (z + c)^2` with `a > 0`, becomes a plain square:
-//! `sqrt(a)` goes into that channel's weights, `sqrt(a) c` into its bias. All others keep their
-//! coefficients, private to the server.
+//! A quadratic becomes a plain square where its neighbours can take its coefficients
+//! (`lower/square.rs`). All others keep theirs, private to the server.
 
 mod pool;
+mod square;
+
+pub use square::Square;
 
 use crate::fault::{Fault, Refused};
+use crate::pass::calibrate::{Magnitudes, add_convolution, magnitudes, sum_windows};
 use crate::pass::fold::{consumers, pure_shift};
 use crate::real_circuit::{Layer, RealCircuit, Step, Term};
-use pi_ir::{ActivationKind, Conv, Graph, Kind, Op, Padding, Shape, SumPool, TensorId};
-use std::collections::HashSet;
+use pi_ir::{ActivationKind, Conv, Graph, Kind, Node, Op, Padding, Shape, SumPool, TensorId};
+use square::{Meaning, Site};
+use std::collections::{BTreeSet, HashSet};
+use std::rc::Rc;
 
 /// Treatment of an average pool that follows an activation, where both ways are exact.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,26 +36,65 @@ pub enum Pools {
     Separate,
 }
 
-/// The layers of a graph whose batch norms are folded.
+/// Quadratics that must not become squares: index of the activation in the graph, and channel.
+pub type Kept = BTreeSet<(usize, usize)>;
+
+/// The layers of a graph.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lowered {
+    /// The layers.
+    pub real: RealCircuit,
+    /// The squares among them that were quadratics.
+    pub squares: Vec<Square>,
+}
+
+/// The layers of a graph whose batch norms are folded, with their largest values on normalised
+/// images. Quadratics are squares unless that would cost more than a bit of precision.
 ///
 /// # Errors
 /// One fault per node that has no circuit form.
-pub fn lower(graph: &Graph, pools: Pools) -> Result<RealCircuit, Refused> {
+pub fn lower_and_measure(
+    graph: &Graph,
+    pools: Pools,
+    images: &[Vec<f32>],
+) -> Result<(RealCircuit, Magnitudes), Refused> {
+    let mut kept = Kept::new();
+    // Each round keeps more quadratics; most networks take one round.
+    loop {
+        let Lowered { real, squares } = lower(graph, pools, &kept)?;
+        let seen = magnitudes(&real, images);
+        let before = kept.len();
+        kept.extend(square::too_wide(&squares, &seen));
+        if kept.len() == before {
+            return Ok((real, seen));
+        }
+    }
+}
+
+/// The layers of a graph whose batch norms are folded. Quadratics become squares wherever that is
+/// exact, except for those in `kept`.
+///
+/// # Errors
+/// One fault per node that has no circuit form.
+pub fn lower(graph: &Graph, pools: Pools, kept: &Kept) -> Result<Lowered, Refused> {
     let shapes = graph.shapes().map_err(|why| Refused::one("", why))?;
     let Some(Op::Input { shape }) = graph.nodes.first().map(|node| &node.op) else {
         return Err(Refused::one("", "the first node is not the input"));
     };
+    let readers = consumers(graph);
     let mut pass = Lower {
         real: RealCircuit {
             input: *shape,
             layers: Vec::new(),
         },
+        squares: Vec::new(),
         shapes,
         pools,
+        kept,
+        takes_factors: readers_take_factors(&graph.nodes, &readers),
         read_by_conv: HashSet::new(),
         names: HashSet::new(),
     };
-    let readers = consumers(graph);
     let mut faults = Vec::new();
     let mut values: Vec<Option<Value>> = Vec::with_capacity(graph.nodes.len());
     for (index, node) in graph.nodes.iter().enumerate() {
@@ -84,7 +128,27 @@ pub fn lower(graph: &Graph, pools: Pools) -> Result<RealCircuit, Refused> {
             Err(message) => faults.push(Fault::new(name, message)),
         }
     }
-    Refused::unless_empty(faults, pass.real)
+    let (real, squares) = (pass.real, pass.squares);
+    Refused::unless_empty(faults, Lowered { real, squares })
+}
+
+/// For each node, whether everything behind it, through pools and flattening, has weights.
+fn readers_take_factors(nodes: &[Node], readers: &[Vec<usize>]) -> Vec<bool> {
+    let mut takes = vec![false; nodes.len()];
+    for index in (0..nodes.len()).rev() {
+        let takes_it = |&reader: &usize| match &nodes[reader].op {
+            Op::Conv2d { .. } | Op::Dense { .. } => true,
+            Op::AvgPool { .. } | Op::Flatten => takes[reader],
+            Op::Activation { kinds, .. } => all_identity(kinds) && takes[reader],
+            Op::Add | Op::BatchNorm(_) | Op::Input { .. } => false,
+        };
+        takes[index] = !readers[index].is_empty() && readers[index].iter().all(takes_it);
+    }
+    takes
+}
+
+fn all_identity(kinds: &[ActivationKind]) -> bool {
+    kinds.iter().all(|k| *k == ActivationKind::Identity)
 }
 
 #[derive(Clone)]
@@ -101,6 +165,8 @@ struct View {
     /// Before flattening.
     shape: Shape,
     flat: bool,
+    /// The numbers that the tensor stands for, if they are not its own.
+    meaning: Option<Rc<Meaning>>,
 }
 
 /// A linear combination that is no tensor yet.
@@ -109,6 +175,8 @@ struct Sum {
     name: String,
     terms: Vec<Term>,
     bias: Vec<f64>,
+    /// As in [`Layer`].
+    element_bias: Vec<f64>,
     pool: Option<SumPool>,
     pool_bits: u8,
     /// After the pool, before flattening.
@@ -116,15 +184,18 @@ struct Sum {
     flat: bool,
 }
 
-struct Lower {
+struct Lower<'a> {
     real: RealCircuit,
+    squares: Vec<Square>,
     shapes: Vec<Shape>,
     pools: Pools,
+    kept: &'a Kept,
+    takes_factors: Vec<bool>,
     read_by_conv: HashSet<TensorId>,
     names: HashSet<String>,
 }
 
-impl Lower {
+impl Lower<'_> {
     fn node(
         &mut self,
         index: usize,
@@ -140,6 +211,7 @@ impl Lower {
                 pool: None,
                 shape: *shape,
                 flat: false,
+                meaning: None,
             })),
             Op::Conv2d {
                 weight,
@@ -226,20 +298,41 @@ impl Lower {
                 let value = next();
                 // Nothing happens here: no tensor, no mask, no upload, unless a later node needs
                 // one.
-                if kinds.iter().all(|k| *k == ActivationKind::Identity) {
+                if all_identity(kinds) {
                     return Ok(value);
                 }
                 let sum = self.sum_of(value, name)?;
-                self.activate(sum, kinds, coefficients)
+                self.activate(index, sum, kinds, coefficients)
             }
         }
     }
 
     /// A convolution of a view; its pool is absorbed or becomes a layer.
     fn linear(&mut self, name: &str, view: View, conv: Conv, weight: &[f32], bias: &[f32]) -> Sum {
-        let weights: Vec<f64> = weight.iter().map(|&w| f64::from(w)).collect();
+        let mut weights: Vec<f64> = weight.iter().map(|&w| f64::from(w)).collect();
         let mut bias: Vec<f64> = bias.iter().map(|&b| f64::from(b)).collect();
         bias.resize(conv.out_channels as usize, 0.0);
+        let mut element_bias = Vec::new();
+        if let Some(meaning) = &view.meaning {
+            let constant = self.constant_of(&view, meaning);
+            if constant.iter().any(|&c| c != 0.0) {
+                let output = conv.output(view.shape).expect("the graph's shapes fit");
+                element_bias = vec![0.0; output.len()];
+                add_convolution(
+                    &mut element_bias,
+                    &constant,
+                    &weights,
+                    &conv,
+                    view.shape,
+                    output,
+                );
+            }
+            let taps = conv.kernel.0 as usize * conv.kernel.1 as usize;
+            let factors = meaning.factor.iter().cycle();
+            for (tap, factor) in weights.chunks_exact_mut(taps).zip(factors) {
+                tap.iter_mut().for_each(|w| *w *= factor);
+            }
+        }
         let (conv, weights) = match view.pool {
             None => (conv, weights),
             Some(pool) => match self.absorb(&conv, &weights, &view, pool) {
@@ -267,6 +360,7 @@ impl Lower {
             name: name.into(),
             terms: vec![Term::Conv { conv, weights }],
             bias,
+            element_bias,
             pool: None,
             pool_bits: 0,
             shape,
@@ -331,6 +425,11 @@ impl Lower {
             bias: (left.bias.iter().zip(&right.bias))
                 .map(|(a, b)| a + b)
                 .collect(),
+            element_bias: match (left.element_bias, right.element_bias) {
+                (left, right) if right.is_empty() => left,
+                (left, right) if left.is_empty() => right,
+                (left, right) => left.iter().zip(right).map(|(a, b)| a + b).collect(),
+            },
             terms: [left.terms, right.terms].concat(),
             flat: left.flat || right.flat,
             ..left
@@ -361,6 +460,11 @@ impl Lower {
                     let bits = (f64::from(count).log2().round()) as u8;
                     let factor = f64::from(bits).exp2() / f64::from(count);
                     sum.scale(factor);
+                    if !sum.element_bias.is_empty() {
+                        let sums = sum_windows(&sum.element_bias, sum.shape, &pool, output);
+                        let mean = |sum| sum / f64::from(count);
+                        sum.element_bias = sums.into_iter().map(mean).collect();
+                    }
                     sum.pool = Some(joined);
                     sum.pool_bits += bits;
                     sum.shape = output;
@@ -385,8 +489,10 @@ impl Lower {
         }))
     }
 
+    /// A layer of a sum and the activation `node`.
     fn activate(
         &mut self,
+        node: usize,
         mut sum: Sum,
         kinds: &[ActivationKind],
         coefficients: &[[f32; 3]],
@@ -409,17 +515,7 @@ impl Lower {
             .collect();
         let mut polynomials: Vec<[f64; 3]> =
             coefficients.iter().map(|c| c.map(f64::from)).collect();
-        // A square takes its factor from the weights of its channel, and residuals have none.
-        let convolutions = (sum.terms.iter()).all(|term| matches!(term, Term::Conv { .. }));
-        for (channel, kinds) in kinds.chunks_exact_mut(positions).enumerate() {
-            if !convolutions || !kinds.iter().all(|k| *k == Kind::Polynomial) {
-                continue;
-            }
-            if let Some((a, c)) = perfect_square(polynomials[channel]) {
-                sum.scale_channel(channel, a.sqrt(), c);
-                kinds.fill(Kind::Square);
-            }
-        }
+        let meaning = self.make_squares(node, &mut sum, &mut kinds, &mut polynomials);
         if !kinds.contains(&Kind::Polynomial) {
             polynomials.clear();
         }
@@ -428,9 +524,66 @@ impl Lower {
                 *polynomial = [0.0; 3];
             }
         }
-        Ok(Value::Tensor(
-            self.push(sum, Step::Activate { kinds, polynomials }),
-        ))
+        let view = self.push(sum, Step::Activate { kinds, polynomials });
+        Ok(Value::Tensor(View { meaning, ..view }))
+    }
+
+    /// Turns quadratics into squares; returns what the tensor then stands for.
+    fn make_squares(
+        &mut self,
+        node: usize,
+        sum: &mut Sum,
+        kinds: &mut [Kind],
+        coefficients: &mut [[f64; 3]],
+    ) -> Option<Rc<Meaning>> {
+        let positions = sum.shape.h as usize * sum.shape.w as usize;
+        let site = Site {
+            kinds,
+            positions,
+            coefficients,
+            gains: (sum.terms.iter()).all(|term| matches!(term, Term::Conv { .. })),
+            factors: self.takes_factors[node],
+        };
+        let channels = site.channels(|channel| self.kept.contains(&(node, channel)));
+        let mut constant = vec![0.0; kinds.len()];
+        for (channel, form) in channels.iter().enumerate() {
+            sum.scale_channel(channel, form.gain);
+            let Some(square) = form.square else {
+                if let Some(own) = coefficients.get_mut(channel) {
+                    *own = form.adapted(*own);
+                }
+                continue;
+            };
+            let shift = form.gain * square.shift;
+            sum.element_bias.resize(kinds.len(), 0.0);
+            for element in channel * positions..(channel + 1) * positions {
+                if kinds[element] == Kind::Polynomial {
+                    kinds[element] = Kind::Square;
+                    sum.element_bias[element] += shift;
+                    constant[element] = square.constant;
+                }
+            }
+            self.squares.push(Square {
+                node,
+                channel,
+                layer: self.real.layers.len(),
+                shift,
+            });
+        }
+        let factor: Vec<f64> = channels.iter().map(|channel| channel.factor).collect();
+        let itself = factor.iter().all(|&f| f == 1.0) && constant.iter().all(|&c| c == 0.0);
+        (!itself).then(|| Rc::new(Meaning { factor, constant }))
+    }
+
+    /// The constants of a view's elements, behind its pool.
+    fn constant_of(&self, view: &View, meaning: &Meaning) -> Vec<f64> {
+        let Some(pool) = &view.pool else {
+            return meaning.constant.clone();
+        };
+        let input = self.real.tensor_shape(view.tensor);
+        let sums = sum_windows(&meaning.constant, input, pool, view.shape);
+        let count = f64::from(pool.kernel.0) * f64::from(pool.kernel.1);
+        sums.into_iter().map(|sum| sum / count).collect()
     }
 
     /// The value as a tensor, made one if it is not.
@@ -448,6 +601,14 @@ impl Lower {
             Value::Tensor(view) => view,
         };
         let channels = view.shape.c as usize;
+        let element_bias = match &view.meaning {
+            Some(meaning) => {
+                // A tensor with factors has no reader that asks for a sum.
+                assert!(meaning.factor.iter().all(|&f| f == 1.0));
+                self.constant_of(&view, meaning)
+            }
+            None => Vec::new(),
+        };
         let term = match view.pool {
             Some(pool) if !(pool.kernel.0 * pool.kernel.1).is_power_of_two() => {
                 // The divisor needs weights: a convolution that keeps channels apart.
@@ -478,6 +639,7 @@ impl Lower {
             name: name.into(),
             terms: vec![term],
             bias: vec![0.0; channels],
+            element_bias,
             pool: None,
             pool_bits: 0,
             shape: view.shape,
@@ -504,6 +666,7 @@ impl Lower {
                 halvings,
             }],
             bias: vec![0.0; view.shape.c as usize],
+            element_bias: Vec::new(),
             pool: None,
             pool_bits: 0,
             shape: view.shape,
@@ -511,16 +674,27 @@ impl Lower {
         })
     }
 
-    fn materialise_view(&mut self, view: View, before: &str) -> View {
+    /// A view as a tensor of its own, which stands for the same numbers.
+    fn materialise_view(&mut self, mut view: View, before: &str) -> View {
         let name = format!("{before}.pool");
+        let meaning = view.meaning.take().map(|meaning| {
+            Rc::new(Meaning {
+                factor: meaning.factor.clone(),
+                constant: self.constant_of(&view, &meaning),
+            })
+        });
         let sum = self
             .sum_of(Value::Tensor(view), &name)
             .expect("windows of a verified pool fit");
-        self.materialise(sum)
+        View {
+            meaning,
+            ..self.materialise(sum)
+        }
     }
 
     /// Makes a layer; the view of its tensor.
-    fn push(&mut self, sum: Sum, step: Step) -> View {
+    fn push(&mut self, mut sum: Sum, step: Step) -> View {
+        sum.settle();
         let mut name = sum.name;
         while !self.names.insert(name.clone()) {
             name.push('\'');
@@ -529,6 +703,7 @@ impl Lower {
             name,
             terms: sum.terms,
             bias: sum.bias,
+            element_bias: sum.element_bias,
             pool: sum.pool,
             pool_bits: sum.pool_bits,
             shape: sum.shape,
@@ -539,12 +714,13 @@ impl Lower {
             pool: None,
             shape: sum.shape,
             flat: sum.flat,
+            meaning: None,
         }
     }
 }
 
 impl Sum {
-    /// Scales everything; only for sums without residuals (or by 1).
+    /// Scales weights and bias; only for sums without residuals (or by 1).
     fn scale(&mut self, factor: f64) {
         if factor == 1.0 {
             return;
@@ -557,8 +733,11 @@ impl Sum {
         self.bias.iter_mut().for_each(|b| *b *= factor);
     }
 
-    /// `z -> factor (z + shift)` on one channel of a sum of convolutions.
-    fn scale_channel(&mut self, channel: usize, factor: f64, shift: f64) {
+    /// Scales one channel; only for sums without residuals (or by 1).
+    fn scale_channel(&mut self, channel: usize, factor: f64) {
+        if factor == 1.0 {
+            return;
+        }
         for term in &mut self.terms {
             if let Term::Conv { conv, weights } = term {
                 let row = weights.len() / conv.out_channels as usize;
@@ -566,22 +745,35 @@ impl Sum {
                 row.iter_mut().for_each(|w| *w *= factor);
             }
         }
+        self.bias[channel] *= factor;
+        if !self.element_bias.is_empty() {
+            let positions = self.shape.h as usize * self.shape.w as usize;
+            let own = &mut self.element_bias[channel * positions..][..positions];
+            own.iter_mut().for_each(|b| *b *= factor);
+        }
+    }
+
+    /// Leaves the bias by element with what the bias by channel cannot hold: the differences from
+    /// the middle of each map, which are zero but at borders and where kinds change.
+    fn settle(&mut self) {
+        if self.element_bias.is_empty() {
+            return;
+        }
         // The bias is added once per position of the layer's windows, whose weights have the
         // divisor's rest in them.
         let windows = self
             .pool
             .map_or(1.0, |p| f64::from(p.kernel.0 * p.kernel.1));
         let mean = windows / f64::from(self.pool_bits).exp2();
-        self.bias[channel] = (self.bias[channel] + shift / mean) * factor;
+        let (rows, columns) = (self.shape.h as usize, self.shape.w as usize);
+        let maps = self.element_bias.chunks_exact_mut(rows * columns);
+        for (bias, map) in self.bias.iter_mut().zip(maps) {
+            let middle = map[rows / 2 * columns + columns / 2];
+            *bias += middle / mean;
+            map.iter_mut().for_each(|b| *b -= middle);
+        }
+        if self.element_bias.iter().all(|&b| b == 0.0) {
+            self.element_bias.clear();
+        }
     }
-}
-
-/// `(a, c)` if the polynomial is `a (z + c)^2` with `a > 0`, to single precision.
-fn perfect_square([a, b, k]: [f64; 3]) -> Option<(f64, f64)> {
-    if a <= 0.0 {
-        return None;
-    }
-    let c = b / (2.0 * a);
-    let close = (a * c * c - k).abs() <= 1e-6 * k.abs().max(a * c * c).max(f64::MIN_POSITIVE);
-    close.then_some((a, c))
 }

@@ -128,6 +128,15 @@ fn quantise_layer(
         .map(|b| (b * scale).round() as i64)
         .collect();
     let sum = sum + i32::from(layer.pool_bits);
+    let scale = f64::from(sum).exp2();
+    let mut element_bias: Vec<i64> = layer
+        .element_bias
+        .iter()
+        .map(|b| (b * scale).round() as i64)
+        .collect();
+    if element_bias.iter().all(|&b| b == 0) {
+        element_bias.clear();
+    }
     let mut integers = Vec::new();
     let step = match &layer.step {
         Step::Output => pi_ir::Step::Output {
@@ -169,7 +178,7 @@ fn quantise_layer(
     let private = LayerWeights {
         kernels,
         bias,
-        element_bias: Vec::new(),
+        element_bias,
         polynomials: integers,
     };
     (public, private)

@@ -173,6 +173,7 @@ mod tests {
                     halvings: 0,
                 }],
                 bias: vec![0.0; input.c as usize],
+                element_bias: vec![],
                 pool: None,
                 pool_bits: 0,
                 shape: pooled,
@@ -232,6 +233,7 @@ mod tests {
         Layer {
             name: "conv".into(),
             bias: vec![0.0; shape.c as usize],
+            element_bias: vec![],
             terms: vec![Term::Conv { conv, weights }],
             pool: None,
             pool_bits: 0,

@@ -1,4 +1,5 @@
 use super::*;
+use crate::pass::lower::{Kept, Pools, lower};
 use pi_ir::random::{Options, circuit};
 use pi_protocol::layout::Packing;
 use pi_protocol::linear::LinearCost;
@@ -113,8 +114,8 @@ fn single_convolutions_stay_within_their_bytes() {
 fn resnet18_stays_within_its_bytes() {
     let graph = pi_ir::builders::resnet18(32, 10, pi_ir::builders::Policy::Relu, 1);
     let folded = crate::pass::fold::fold(&graph).unwrap();
-    let real = crate::pass::lower::lower(&folded, crate::pass::lower::Pools::Cheapest).unwrap();
-    let circuit = real.shapes();
+    let lowered = lower(&folded, Pools::Cheapest, &Kept::new()).unwrap();
+    let circuit = lowered.real.shapes();
     let link = Link::default();
     let alone = bytes(&circuit, 1, &link);
     assert!(alone <= 24_600_000, "{alone}");
