@@ -6,6 +6,7 @@ pub mod device;
 pub mod eval;
 pub mod export;
 mod images;
+pub mod labels;
 pub mod pack;
 pub mod plot;
 pub mod report;

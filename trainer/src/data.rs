@@ -29,7 +29,7 @@ mod procedural;
 mod source;
 mod tiny;
 
-pub use augment::{Augmentation, BatchSeed, Flip};
+pub use augment::{Augmentation, BatchSeed, Flip, View};
 pub use cifar::CLASSES as CIFAR10_CLASSES;
 pub use config::{DataConfig, Kind};
 pub use dataset::Dataset;

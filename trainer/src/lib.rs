@@ -5,10 +5,11 @@
 //! network through them, on differentiable operations written for it ([`kernels`]) and optimisers
 //! whose state stays on the device ([`optimise`], [`schedule`]). An [`experiment`] is a run in its
 //! folder: its state ([`checkpoint`]) in files that are whole or absent ([`atomic`]), and a
-//! [`log`]. It leaves as a float graph for the compiler ([`export`]), whose predicted costs can
-//! guide which ReLUs stay ([`costs`]). Logs become charts ([`plot`]), results ([`result`]) a table
-//! ([`report`]); [`compare`] holds another device against the CPU. The binary is `pi-train`, and
-//! its subcommands stand in [`command`].
+//! [`log`]. Its answers to the training images can teach other runs ([`soft_labels`]). It leaves as
+//! a float graph for the compiler ([`export`]), whose predicted costs can guide which ReLUs stay
+//! ([`costs`]). Logs become charts ([`plot`]), results ([`result`]) a table ([`report`]);
+//! [`compare`] holds another device against the CPU. The binary is `pi-train`, and its subcommands
+//! stand in [`command`].
 #![forbid(unsafe_code)]
 
 pub mod atomic;
@@ -34,4 +35,5 @@ pub mod report;
 pub mod result;
 pub mod run;
 pub mod schedule;
+pub mod soft_labels;
 pub mod tensors;

@@ -8,6 +8,7 @@ use pi_trainer::command::data::{DataArguments, data};
 use pi_trainer::command::device::Processor;
 use pi_trainer::command::eval::{EvalArguments, eval};
 use pi_trainer::command::export::{ExportArguments, export};
+use pi_trainer::command::labels::{LabelsArguments, labels};
 use pi_trainer::command::pack::{PackArguments, pack};
 use pi_trainer::command::plot::{PlotArguments, plot};
 use pi_trainer::command::report::{ReportArguments, report};
@@ -51,6 +52,9 @@ enum Command {
     /// With data.limit, only that many training images are kept, besides the held-out and the test
     /// images.
     Pack(PackArguments),
+    /// Write a checkpoint's logits of the training images, for a stage that learns from them
+    /// (distil.teacher = { logits = FILE }).
+    Labels(LabelsArguments),
     /// Measure a checkpoint on the test batch and print the result as JSON.
     Eval(EvalArguments),
 }
@@ -66,6 +70,7 @@ fn main() -> Result<()> {
         Command::Export(arguments) => export(arguments, &device),
         Command::Data(arguments) => data(arguments),
         Command::Pack(arguments) => pack(arguments),
+        Command::Labels(arguments) => labels(arguments, &device),
         Command::Report(arguments) => {
             print!("{}", report(arguments)?);
             Ok(())

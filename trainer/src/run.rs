@@ -40,6 +40,7 @@ use crate::method::Context;
 use crate::network::{Network, State};
 use crate::optimise::Optimiser;
 use crate::random::{EpochStream, RunStream};
+use crate::soft_labels::SoftLabels;
 use crate::tensors::Tensors;
 use teacher::TeacherRun;
 
@@ -53,6 +54,8 @@ pub struct Run {
     pub state: State,
     optimiser: Option<Optimiser>,
     teacher: Option<TeacherRun>,
+    /// Read when the first step of a stage needs them, and again when a run goes on.
+    soft_labels: Option<SoftLabels>,
     /// `[2, c]` smallest and largest input of each site's channels on training images.
     ranges: Tensors,
     device: Device,
@@ -82,6 +85,7 @@ impl Run {
             state,
             optimiser: None,
             teacher: None,
+            soft_labels: None,
             ranges: Tensors::new(),
             device,
         };

@@ -81,6 +81,64 @@ fn the_result_of_a_run_that_was_finished_before_is_made_up() {
 }
 
 #[test]
+fn labels_of_a_run_teach_another_on_the_same_images_only() {
+    let learns = "distil = { teacher = { logits = \"a.labels\" }, temperature = 2.0, weight = 2.8, \
+                  cross_entropy = 0.3 }\n";
+    let folder = folder(&[("a", ""), ("b", learns)]);
+    let folder = folder.path();
+    let student = |out: &str, more: &str| {
+        pi_train(
+            folder,
+            &format!("train --config experiments/b.toml --out runs/{out} {more}"),
+        )
+    };
+    let (done, told) = student("b", "");
+    assert!(
+        !done && told.contains("pi-train labels makes them"),
+        "{told}"
+    );
+    let (done, told) = pi_train(folder, "train --config experiments/a.toml --out runs/a");
+    assert!(done, "{told}");
+    let labels = "labels --checkpoint runs/a --out a.labels";
+    let (done, told) = pi_train(folder, &format!("{labels} --views 5"));
+    assert!(!done && told.contains("--views is 5"), "{told}");
+    let (done, told) = pi_train(folder, labels);
+    assert!(done && told.contains("logits of 40 images"), "{told}");
+    let (done, told) = student("b", "");
+    assert!(done, "{told}");
+    let (done, told) = student("fewer", "--set data.holdout=10");
+    assert!(
+        !done && told.contains("the training images are 38 in 10"),
+        "{told}"
+    );
+    let (done, told) = student("others", "--set data.seed=9");
+    assert!(
+        !done && told.contains("are of other images than these"),
+        "{told}"
+    );
+    let (done, told) = pi_train(
+        folder,
+        &format!("{labels} --config experiments/b.toml --set data.seed=9"),
+    );
+    assert!(done, "{told}");
+    let (done, told) = student("others2", "--set data.seed=9");
+    assert!(done, "{told}");
+    let whole = fs::read(folder.join("a.labels")).unwrap();
+    for (bytes, says) in [
+        (&whole[..whole.len() - 4], "bytes of logits"),
+        (
+            &[&whole[..whole.len() - 1], &[9]].concat()[..],
+            "logits are damaged",
+        ),
+        (&b"nothing of the kind"[..], "does not begin with PILABEL1"),
+    ] {
+        fs::write(folder.join("a.labels"), bytes).unwrap();
+        let (done, told) = student("damaged", "--set data.seed=9");
+        assert!(!done && told.contains(says), "{told}");
+    }
+}
+
+#[test]
 fn two_runs_of_one_name_are_refused() {
     let folder = folder(&[("a-b", ""), ("a", "[sweep.x]\nb = []\n")]);
     let (done, told) = pi_train(folder.path(), "run-all experiments");

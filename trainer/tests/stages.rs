@@ -9,10 +9,13 @@ use burn::tensor::{Device, Tensor};
 use common::{POSITIONS, data, experiment, finish, images, run, saved};
 use indicatif::ProgressBar;
 use pi_trainer::checkpoint::{Array, Checkpoint};
+use pi_trainer::config::Config;
+use pi_trainer::data::View;
 use pi_trainer::experiment as folder;
 use pi_trainer::network::approximation::relu_fit;
 use pi_trainer::network::{Mode, Request};
 use pi_trainer::run::{Diverged, Run};
+use pi_trainer::soft_labels::SoftLabels;
 use pi_trainer::tensors::download;
 
 fn error<T>(result: anyhow::Result<T>) -> String {
@@ -281,6 +284,129 @@ fn averages_take_the_weights_places_at_the_end_of_every_phase() {
     for ((a, b), got) in first.iter().zip(&second).zip(got) {
         assert!((got - (a + b) / 2.0).abs() < 1e-6, "{a}, {b}: {got}");
     }
+}
+
+#[test]
+fn soft_labels_teach_as_their_network_does_and_a_resumed_run_reads_them_again() {
+    let data = data(96, 20, 61);
+    let mut teacher = run("[[stage]]\nepochs = 2");
+    finish(&mut teacher, &data);
+    let folder = common::saved(&teacher);
+    let path = folder.path().join("labels");
+    let one = [View::new(0, false)];
+    let labels = SoftLabels::of(&teacher, &data.train, &one, &ProgressBar::hidden()).unwrap();
+    labels.save(&path).unwrap();
+    assert_eq!(SoftLabels::load(&path).unwrap(), labels);
+    let stage = |teacher: &str| {
+        format!(
+            "[[stage]]\nepochs = 2\naugmentation = {{ shift = 0, flip = false }}\n\
+             distil = {{ teacher = {{ {teacher} }}, temperature = 2.0, weight = 2.8, \
+             cross_entropy = 0.3 }}\n"
+        )
+    };
+    let by_network = stage(&format!("checkpoint = {:?}", folder.path()));
+    let by_labels = stage(&format!("logits = {path:?}"));
+    let mut losses = Vec::new();
+    for stages in [&by_network, &by_labels] {
+        let reports = finish(&mut run(stages), &data);
+        losses.push(
+            reports
+                .iter()
+                .map(|r| r.loss.unwrap())
+                .collect::<Vec<f64>>(),
+        );
+    }
+    // The logits are the same but for the order of sums, in batches of other sizes.
+    for (network, labels) in losses[0].iter().zip(&losses[1]) {
+        assert!((network - labels).abs() < 1e-3 * network, "{losses:?}");
+    }
+    let mut whole = run(&by_labels);
+    finish(&mut whole, &data);
+    let mut resumed = run(&by_labels);
+    let mut left = 2;
+    let go_on = || {
+        left -= 1;
+        left >= 0
+    };
+    let hidden = ProgressBar::hidden();
+    assert!(
+        resumed
+            .epoch_while(&data, &hidden, go_on)
+            .unwrap()
+            .is_none()
+    );
+    let checkpoint = resumed.checkpoint();
+    let mut resumed = Run::from_checkpoint(checkpoint.clone(), Device::flex()).unwrap();
+    finish(&mut resumed, &data);
+    assert_eq!(
+        resumed.state.parameter_arrays(),
+        whole.state.parameter_arrays()
+    );
+    // Other labels under the same name do not go unnoticed within the stage.
+    let two = [View::new(0, false), View::new(1, true)];
+    let others = SoftLabels::of(&teacher, &data.train, &two, &hidden).unwrap();
+    others.save(&path).unwrap();
+    let mut resumed = Run::from_checkpoint(checkpoint, Device::flex()).unwrap();
+    let why = error(resumed.epoch(&data, &hidden));
+    assert!(
+        why.contains("is not the file that the stage began with"),
+        "{why}"
+    );
+    // The mean over the views is that of the logits.
+    let mean = |image: usize| -> Vec<f32> {
+        let views = two.map(|view| download(teacher.logits(data.train.view(&[image], view))));
+        views[0]
+            .iter()
+            .zip(&views[1])
+            .map(|(a, b)| (a + b) / 2.0)
+            .collect()
+    };
+    for image in [0, 57] {
+        for (own, expected) in others.rows(&[image]).iter().zip(mean(image)) {
+            assert!((own - expected).abs() < 1e-4 * expected.abs().max(1.0));
+        }
+    }
+    let text = toml::to_string(&experiment(&by_labels, &[])).unwrap();
+    let quail =
+        "stage.0.method={ quail = { norm = \"amm\", layer_epochs = 1, unfreeze_epochs = 1 } }";
+    let overrides = [quail, "stage.0.epochs=0"].map(str::to_owned);
+    let why = error(Config::parse(&text, &overrides));
+    assert!(why.contains("soft labels have none"), "{why}");
+}
+
+#[test]
+fn a_frozen_gamma_stays_one_and_collects_no_gradient() {
+    let data = data(64, 0, 62);
+    let mut run = run(
+        "[[stage]]\nepochs = 1\nfreeze = [\"*.gamma\", \"dense.bias\"]\n\
+                       optimiser = { rule = { muon = {} }, decayed = [\"*\"], weight_decay = 0.1 }",
+    );
+    finish(&mut run, &data);
+    let trains = |name: &str| !name.ends_with(".gamma");
+    let request = Request {
+        trains: Some(&trains),
+        ..Request::of(Mode::Train)
+    };
+    let pixels = data.train.plain(&[0, 1]);
+    let pass = run
+        .network
+        .forward(&run.state, pixels, request, |_, _, _| {});
+    let mut gammas = 0;
+    for (name, array) in run.state.parameter_arrays() {
+        if name.ends_with(".gamma") {
+            assert!(array.values.iter().all(|gamma| *gamma == 1.0), "{name}");
+            assert!(!pass.leaves.contains_key(&name));
+            gammas += 1;
+        } else if name == "dense.bias" {
+            assert!(
+                array.values.iter().all(|bias| *bias == 0.0),
+                "it began at zero"
+            );
+        } else {
+            assert!(pass.leaves.contains_key(&name), "{name}");
+        }
+    }
+    assert_eq!(gammas, 6);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Knowledge distillation: the teacher of a stage and the weights of its loss.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use super::check_replacements;
 use crate::network::NetworkConfig;
 
 /// Knowledge distillation: `cross_entropy CE + weight KL(softmax(teacher / T), softmax(student /
-/// S))`.
+/// S))`. A share `s` of `T^2 KL` has a weight of `s T^2`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Distil {
@@ -49,12 +49,23 @@ pub enum Teacher {
     Start,
     /// The network of another run.
     Checkpoint(PathBuf),
+    /// The file of soft labels that `pi-train labels` made of another run, on the images of this
+    /// one: no network teaches while the student trains.
+    Logits(PathBuf),
     /// A network trained beside the student on the same batches, with cross-entropy alone. A
     /// following stage with the same teacher goes on training it.
     Beside(Box<NetworkConfig>),
 }
 
 impl Distil {
+    /// The file of soft labels, if they teach.
+    pub(crate) fn soft_labels(&self) -> Option<&Path> {
+        match &self.teacher {
+            Teacher::Logits(path) => Some(path),
+            Teacher::Start | Teacher::Checkpoint(_) | Teacher::Beside(_) => None,
+        }
+    }
+
     /// Temperature of the student's logits.
     pub(crate) fn own_temperature(&self) -> f32 {
         self.student_temperature.unwrap_or(self.temperature)

@@ -1,5 +1,7 @@
 //! One stage of an experiment.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
@@ -76,12 +78,19 @@ fn batch() -> usize {
 }
 
 impl StageConfig {
-    /// The network that teaches in this stage: that of `distil`, or the one its method needs.
+    /// The network that teaches in this stage: that of `distil`, or the one its method needs; none
+    /// where soft labels do.
     pub(crate) fn teacher(&self) -> Option<Teacher> {
         match &self.distil {
+            Some(distil) if distil.soft_labels().is_some() => None,
             Some(distil) => Some(distil.teacher.clone()),
             None => self.method.hooks().teacher(),
         }
+    }
+
+    /// The file of soft labels that this stage learns from.
+    pub(crate) fn soft_labels(&self) -> Option<&Path> {
+        self.distil.as_ref()?.soft_labels()
     }
 
     /// Share of ReLU in activations that are none, after `epoch` of the stage's `epochs`.
@@ -128,6 +137,11 @@ impl StageConfig {
         if let Some(distil) = &self.distil {
             distil.check()?;
         }
+        ensure!(
+            self.soft_labels().is_none() || self.method.hooks().teacher().is_none(),
+            "distil.teacher: {} imitates the layers of a network, and soft labels have none",
+            self.method.name()
+        );
         Ok(())
     }
 }

@@ -171,7 +171,40 @@ impl Augmentation {
     }
 }
 
+/// A view of an image, the same of every image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Pixels that it is shifted by, along the diagonal; reflection at the border.
+    pub shift: i8,
+    /// True if it is mirrored.
+    pub flip: bool,
+}
+
+impl View {
+    /// A view shifted by so many pixels, and mirrored or not.
+    pub fn new(shift: i8, flip: bool) -> Self {
+        Self { shift, flip }
+    }
+
+    /// Largest shift, as an [`Augmentation`] has it.
+    pub(super) fn reach(self) -> usize {
+        usize::from(self.shift.unsigned_abs())
+    }
+
+    /// The changes to every image.
+    pub(super) fn draw(self) -> Draw {
+        let offset = if self.shift > 0 { 2 * self.reach() } else { 0 };
+        Draw {
+            down: offset,
+            across: offset,
+            flip: self.flip,
+            hole: None,
+        }
+    }
+}
+
 /// The random changes to one image.
+#[derive(Clone, Copy)]
 pub(super) struct Draw {
     /// Offset of the crop in the padded image, `0..=2 * shift`.
     down: usize,
@@ -256,24 +289,23 @@ pub(super) fn plain(set: &Dataset, indices: &[usize], tables: &Tables) -> Vec<f3
     out
 }
 
-/// The same images as [`plain`] gives, augmented.
-pub(super) fn augmented(
+/// The same images as [`plain`] gives, changed by these draws of crops of at most `shift`.
+pub(super) fn changed(
     set: &Dataset,
     indices: &[usize],
     tables: &Tables,
-    augmentation: &Augmentation,
-    seed: BatchSeed,
+    shift: usize,
+    draws: &[Draw],
 ) -> Vec<f32> {
     let [_, height, width] = set.shape;
     let (bytes, plane) = (set.bytes(), height * width);
-    let draws = augmentation.draws(indices, set.shape, seed);
     let mut out = vec![0.0; indices.len() * bytes];
     out.par_chunks_mut(bytes)
         .zip(indices)
-        .zip(&draws)
+        .zip(draws)
         .for_each(|((out, index), draw)| {
-            let rows: Vec<usize> = draw.rows(augmentation.shift, height).collect();
-            let columns: Vec<usize> = draw.columns(augmentation.shift, width).collect();
+            let rows: Vec<usize> = draw.rows(shift, height).collect();
+            let columns: Vec<usize> = draw.columns(shift, width).collect();
             let tables = tables.of(*index);
             let planes = out
                 .chunks_mut(plane)
@@ -317,6 +349,17 @@ mod tests {
             images,
             labels: vec![0],
         }
+    }
+
+    fn augmented(
+        set: &Dataset,
+        indices: &[usize],
+        tables: &Tables,
+        augmentation: &Augmentation,
+        seed: BatchSeed,
+    ) -> Vec<f32> {
+        let draws = augmentation.draws(indices, set.shape, seed);
+        changed(set, indices, tables, augmentation.shift, &draws)
     }
 
     fn unit() -> Tables {

@@ -2,9 +2,10 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use super::augment::{self, Augmentation, BatchSeed, Draw, Tables};
+use super::augment::{self, Augmentation, BatchSeed, Draw, Tables, View};
 use super::normalisation::Affine;
 use super::{Dataset, Normalisation};
+use crate::container::crc32;
 
 /// Training and held-out images a run works on.
 pub struct Data {
@@ -24,6 +25,7 @@ pub struct DeviceSet {
     shape: [usize; 3],
     labels: Vec<u16>,
     device: Device,
+    fingerprint: u32,
     pixels: Pixels,
 }
 
@@ -60,6 +62,7 @@ impl DeviceSet {
             shape: set.shape,
             labels: set.labels.clone(),
             device: device.clone(),
+            fingerprint: fingerprint(&set),
             pixels: Pixels::Host {
                 tables: Tables::new(&set, &normalisation),
                 set,
@@ -81,12 +84,14 @@ impl DeviceSet {
                 [0, 1].map(|part| of(&pairs, part).reshape([pairs.len(), 1])),
             ),
         };
+        let fingerprint = fingerprint(&set);
         let shape = [set.len(), set.bytes()];
         let images = Tensor::from_data(TensorData::new(set.images, shape), (device, DType::U8));
         Self {
             shape: set.shape,
             labels: set.labels,
             device: device.clone(),
+            fingerprint,
             pixels: Pixels::Device(Box::new(Uploaded { images, affine })),
         }
     }
@@ -104,6 +109,11 @@ impl DeviceSet {
     /// Channels, rows and columns of every image.
     pub fn shape(&self) -> [usize; 3] {
         self.shape
+    }
+
+    /// Checksum of the bytes and the labels of all images, in their order.
+    pub fn fingerprint(&self) -> u32 {
+        self.fingerprint
     }
 
     /// Labels of these images.
@@ -155,19 +165,35 @@ impl DeviceSet {
         augmentation: &Augmentation,
         seed: impl Into<BatchSeed>,
     ) -> Tensor<4> {
-        let seed = seed.into();
+        let draws = augmentation.draws(indices, self.shape, seed.into());
+        self.changed(indices, augmentation.shift, &draws)
+    }
+
+    /// Normalised pixels of a view of each image.
+    ///
+    /// # Shapes
+    /// `[indices, c, h, w]`.
+    ///
+    /// # Panics
+    /// An index that is not below [`Self::len`]; a shift that is not below the side of the image.
+    pub fn view(&self, indices: &[usize], view: View) -> Tensor<4> {
+        let [_, height, width] = self.shape;
+        assert!(view.reach() < height.min(width), "a shift beyond the image");
+        self.changed(indices, view.reach(), &vec![view.draw(); indices.len()])
+    }
+
+    fn changed(&self, indices: &[usize], shift: usize, draws: &[Draw]) -> Tensor<4> {
         match &self.pixels {
             Pixels::Host { set, tables } => {
-                self.upload(augment::augmented(set, indices, tables, augmentation, seed))
+                self.upload(augment::changed(set, indices, tables, shift, draws))
             }
             Pixels::Device(uploaded) => {
-                let draws = augmentation.draws(indices, self.shape, seed);
-                let places = self.places(&draws, augmentation.shift);
+                let places = self.places(draws, shift);
                 let picked = self.select(&uploaded.images, indices).gather(2, places);
                 let pixels = self.batched(self.normalised(uploaded, picked, indices));
-                match augmentation.cutout {
-                    0 => pixels,
-                    _ => pixels * self.kept(&draws),
+                match draws.iter().any(|draw| draw.hole.is_some()) {
+                    false => pixels,
+                    true => pixels * self.kept(draws),
                 }
             }
         }
@@ -271,6 +297,20 @@ impl DeviceSet {
     }
 }
 
+fn fingerprint(set: &Dataset) -> u32 {
+    let shape: Vec<u8> = set
+        .shape
+        .iter()
+        .flat_map(|side| side.to_le_bytes())
+        .collect();
+    let labels: Vec<u8> = set
+        .labels
+        .iter()
+        .flat_map(|label| label.to_le_bytes())
+        .collect();
+    crc32(&[&shape, &set.images, &labels])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -340,6 +380,56 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn views_shift_along_the_diagonal_and_mirror() {
+        let shape = [3, 16, 20];
+        for view in [(0, false), (1, false), (-1, true), (2, true)] {
+            let view = View::new(view.0, view.1);
+            let [host, device] = both(shape, 6, by_channel(3));
+            let (seen, plain) = (
+                values(host.view(&[4, 1], view)),
+                values(host.plain(&[4, 1])),
+            );
+            assert_eq!(values(device.view(&[4, 1], view)), seen, "{view:?}");
+            let (h, w) = (16i32, 20i32);
+            let inside = |at: i32, side: i32| {
+                if at < 0 {
+                    -at
+                } else {
+                    at.min(2 * side - 2 - at)
+                }
+            };
+            for (plane, (seen, plain)) in seen.chunks(320).zip(plain.chunks(320)).enumerate() {
+                for (y, x) in (0..h).flat_map(|y| (0..w).map(move |x| (y, x))) {
+                    let shift = i32::from(view.shift);
+                    let column = if view.flip { w - 1 - x } else { x };
+                    let (row, column) = (inside(y + shift, h), inside(column + shift, w));
+                    let (seen, own) = (
+                        seen[(y * w + x) as usize],
+                        plain[(row * w + column) as usize],
+                    );
+                    assert_eq!(seen, own, "{view:?}, plane {plane}, {y}, {x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_is_of_bytes_labels_and_order() {
+        let print = |set| DeviceSet::new(set, by_channel(1), &Device::flex()).fingerprint();
+        let own = print(set([1, 8, 8], 9));
+        let [host, device] = both([1, 8, 8], 9, by_channel(1));
+        assert_eq!([host.fingerprint(), device.fingerprint()], [own; 2]);
+        let mut other = set([1, 8, 8], 9);
+        other.images[70] ^= 1;
+        assert_ne!(print(other), own);
+        let mut other = set([1, 8, 8], 9);
+        other.labels.swap(2, 3);
+        assert_ne!(print(other), own);
+        let order = [1, 0, 2, 3, 4, 5, 6, 7, 8];
+        assert_ne!(print(set([1, 8, 8], 9).ordered(&order)), own);
     }
 
     #[test]

@@ -228,6 +228,7 @@ impl Run {
         mut go_on: impl FnMut() -> bool,
     ) -> Result<bool> {
         let start = Instant::now();
+        self.find_soft_labels(stage, set)?;
         let phase = self.phase(stage);
         let mut rng = self.rng(EpochStream::Batches);
         let flips = RunStream::Flips.rng(self.meta.config.seed).next_u64();
@@ -269,6 +270,7 @@ impl Run {
             };
             let batch = Batch {
                 pixels: set.batch(indices, &stage.augmentation, seed),
+                indices,
                 labels: &set.labels(indices),
                 rate: begun.rate,
                 relu_share: stage.relu_share(done, self.meta.stage_length),

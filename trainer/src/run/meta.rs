@@ -51,6 +51,9 @@ pub struct Meta {
     pub(super) optimiser: Option<OptimiserMeta>,
     /// The teacher.
     pub(super) teacher: Option<TeacherMeta>,
+    /// Fingerprint of the soft labels of the stage under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) soft_labels: Option<u32>,
 }
 
 impl Meta {
@@ -77,6 +80,7 @@ impl Meta {
             pressure: None,
             optimiser: None,
             teacher: None,
+            soft_labels: None,
         }
     }
 

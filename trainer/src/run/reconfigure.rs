@@ -72,8 +72,8 @@ impl Run {
 fn same_stage(one: &StageConfig, other: &StageConfig) -> bool {
     let mut moved = one.clone();
     if let (Some(moved), Some(other)) = (&mut moved.distil, &other.distil)
-        && let (Teacher::Checkpoint(path), Teacher::Checkpoint(now)) =
-            (&mut moved.teacher, &other.teacher)
+        && let (Teacher::Checkpoint(path), Teacher::Checkpoint(now))
+        | (Teacher::Logits(path), Teacher::Logits(now)) = (&mut moved.teacher, &other.teacher)
     {
         path.clone_from(now);
     }
@@ -81,11 +81,13 @@ fn same_stage(one: &StageConfig, other: &StageConfig) -> bool {
 }
 
 /// Returns true if two stages have one teacher. A teacher's weights are in the run's own
-/// checkpoint: the file they came from may lie elsewhere by now.
+/// checkpoint: the file they came from may lie elsewhere by now. Soft labels are known by their
+/// fingerprint.
 fn same_teacher(one: &StageConfig, other: &StageConfig) -> bool {
     let teacher = |stage: &StageConfig| stage.distil.as_ref().map(|d| d.teacher.clone());
     match (teacher(one), teacher(other)) {
-        (Some(Teacher::Checkpoint(_)), Some(Teacher::Checkpoint(_))) => true,
+        (Some(Teacher::Checkpoint(_)), Some(Teacher::Checkpoint(_)))
+        | (Some(Teacher::Logits(_)), Some(Teacher::Logits(_))) => true,
         (one, other) => one == other,
     }
 }

@@ -26,6 +26,8 @@ impl Run {
         }
         // The teacher may be the network as it is now, so nothing may change before.
         self.find_teacher(stage)?;
+        (self.soft_labels, self.meta.soft_labels) = (None, None);
+        self.find_soft_labels(stage, &data.train)?;
         self.replace_activations(stage, data)?;
         self.calibrate(stage, data);
         let method = stage.method.hooks();

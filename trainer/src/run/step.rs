@@ -11,12 +11,14 @@ use crate::loss::{Labels, mean_square, objective};
 use crate::method::Phase;
 use crate::network::{Buffer, EXTENT_RATE, Mode, Request};
 use crate::optimise::StepReport;
-use crate::tensors::Tensors;
+use crate::tensors::{Tensors, upload};
 
 /// A batch of training images, and what its step needs to know.
 pub(super) struct Batch<'a> {
     /// Augmented and normalised.
     pub(super) pixels: Tensor<4>,
+    /// Numbers of the images in the set.
+    pub(super) indices: &'a [usize],
     /// One class per image.
     pub(super) labels: &'a [usize],
     /// Learning rate of the step.
@@ -40,6 +42,7 @@ impl Run {
     ) -> Result<StepReport> {
         let Batch {
             pixels,
+            indices,
             labels,
             rate,
             relu_share,
@@ -65,7 +68,11 @@ impl Run {
             ..Request::of(Mode::Train)
         };
         let taught = match &mut self.teacher {
-            None => None,
+            None => self.soft_labels.as_ref().map(|soft| {
+                let logits = upload(soft.rows(indices), &self.device);
+                let classes = logits.dims()[0] / indices.len();
+                logits.reshape([indices.len(), classes, 1, 1])
+            }),
             Some(teacher) => {
                 Some(teacher.teach(pixels.clone(), labels, phase.imitate, rate, epoch)?)
             }

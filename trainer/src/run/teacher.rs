@@ -10,12 +10,14 @@ use super::step::gradients;
 use super::{Run, checkpoint_path};
 use crate::checkpoint::Checkpoint;
 use crate::config::{StageConfig, Teacher};
+use crate::data::DeviceSet;
 use crate::loss::cross_entropy;
 use crate::method::STATISTICS_RATE;
 use crate::network::state::Stored;
 use crate::network::{Mode, Network, NetworkConfig, Request, State};
 use crate::optimise::{Optimiser, OptimiserConfig};
 use crate::random::RunStream;
+use crate::soft_labels::SoftLabels;
 
 /// A network that teaches.
 pub(super) struct TeacherRun {
@@ -50,6 +52,7 @@ impl Run {
                 (other.meta.config.network, other.network, other.state)
             }
             Teacher::Beside(config) => self.teacher_beside(config)?,
+            Teacher::Logits(_) => unreachable!("a stage with soft labels has no teacher"),
         };
         stage
             .method
@@ -66,6 +69,33 @@ impl Run {
             state,
             optimiser: None,
         });
+        Ok(())
+    }
+
+    /// Reads the soft labels of a stage, if it learns from such and they are not at hand.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is not of these images, or is another than the stage began with.
+    pub(super) fn find_soft_labels(&mut self, stage: &StageConfig, set: &DeviceSet) -> Result<()> {
+        let Some(path) = stage.soft_labels() else {
+            (self.soft_labels, self.meta.soft_labels) = (None, None);
+            return Ok(());
+        };
+        if self.soft_labels.is_some() {
+            return Ok(());
+        }
+        let labels = SoftLabels::load(path)?;
+        labels
+            .check(set, self.meta.images.classes.len())
+            .with_context(|| format!("the teacher in {}", path.display()))?;
+        let now = labels.fingerprint();
+        ensure!(
+            self.meta.soft_labels.is_none_or(|before| before == now),
+            "{} is not the file that the stage began with: put that one there, or begin anew",
+            path.display()
+        );
+        self.meta.soft_labels = Some(now);
+        self.soft_labels = Some(labels);
         Ok(())
     }
 
