@@ -131,9 +131,7 @@ fn pass(config: &Config, images: &Images, batch: usize, device: &Device) -> Resu
     let labels: Vec<usize> = (0..batch).map(|i| i % images.classes.len()).collect();
     let once = || {
         let request = Request::of(Mode::Train);
-        let pass = run
-            .network
-            .forward(&run.state, pixels.clone(), request, |_, _, _| {});
+        let pass = run.network.forward(&run.state, pixels.clone(), request);
         let logits = pass.logits();
         let mut grads = cross_entropy(logits.clone(), &labels, 0.0).backward();
         let leaves = pass.leaves.into_iter();

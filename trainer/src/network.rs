@@ -18,7 +18,7 @@ pub mod state;
 
 pub use approximation::DropIn;
 pub use config::{Initial, KernelRule, Kind, NetworkConfig, PolynomialKernel, Stage, Stem};
-pub use forward::{EXTENT_RATE, Mode, Pass, Request};
+pub use forward::{EXTENT_RATE, Mode, Pass, Request, Shown};
 pub use parameter::{Buffer, Parameter};
 pub use site_function::{Replacement, SiteFunction, Substitute};
 pub use state::{Selection, State};

@@ -9,7 +9,8 @@ use pi_trainer::kernels::Limits;
 use pi_trainer::network::approximation::Approximation;
 use pi_trainer::network::state::{Indicator, Removed};
 use pi_trainer::network::{
-    DropIn, Mode, Network, NetworkConfig, Replacement, Request, Selection, State, Stem, Substitute,
+    DropIn, Mode, Network, NetworkConfig, Node, Replacement, Request, Selection, Shown, State,
+    Stem, Substitute,
 };
 use pi_trainer::tensors::download;
 use rand_chacha::ChaCha8Rng;
@@ -66,10 +67,10 @@ fn check(what: &str, network: &Network, state: &State) {
 /// As [`check`], of passes with a guard or a share of ReLU.
 fn check_at(what: &str, network: &Network, state: &State, request: Request<'_>) {
     let value = |state: &State| {
-        let pass = network.forward(state, pixels(), request, |_, _, _| {});
+        let pass = network.forward(state, pixels(), request);
         download(loss(pass.logits()))[0]
     };
-    let pass = network.forward(state, pixels(), request, |_, _, _| {});
+    let pass = network.forward(state, pixels(), request);
     let mut grads = loss(pass.logits()).backward();
     let mut largest = 0.0f32;
     for (name, leaf) in pass.leaves {
@@ -171,7 +172,7 @@ const GUARDED: Limits = Limits {
 /// Inputs and outputs of the first activation.
 fn first_activation(network: &Network, state: &State, request: Request<'_>) -> [Vec<f64>; 2] {
     let mut seen = None;
-    network.forward(state, pixels(), request, |node, inputs, output| {
+    let note = |node: &Node, inputs: &[Tensor<4>], output: &Tensor<4>| {
         if node.name == "stem.act" {
             let host = |tensor: &Tensor<4>| -> Vec<f64> {
                 let values = download(tensor.clone());
@@ -179,7 +180,8 @@ fn first_activation(network: &Network, state: &State, request: Request<'_>) -> [
             };
             seen = Some([host(&inputs[0]), host(output)]);
         }
-    });
+    };
+    network.observe(state, pixels(), request, (Shown::Sites, note));
     seen.expect("the network has a first activation")
 }
 
@@ -349,7 +351,7 @@ fn a_hard_selection_computes_with_its_hard_factor_and_learns_like_the_soft_one()
     // Above the band: every factor is one, as in the soft selection.
     b.begin_selection(&network, hard, 0.5);
     let pass = |state: &State| {
-        let pass = network.forward(state, pixels(), Request::of(Mode::Train), |_, _, _| {});
+        let pass = network.forward(state, pixels(), Request::of(Mode::Train));
         let loss = loss(pass.logits());
         let mut grads = loss.backward();
         let leaf = &pass.leaves["stem.act.keep"];

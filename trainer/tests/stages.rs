@@ -13,7 +13,7 @@ use pi_trainer::config::Config;
 use pi_trainer::data::View;
 use pi_trainer::experiment as folder;
 use pi_trainer::network::approximation::relu_fit;
-use pi_trainer::network::{Mode, Request};
+use pi_trainer::network::{Mode, Request, Shown};
 use pi_trainer::run::{Diverged, Run};
 use pi_trainer::soft_labels::SoftLabels;
 use pi_trainer::tensors::download;
@@ -34,8 +34,11 @@ fn reopened(run: &Run) -> Run {
 fn inputs(run: &Run, site: &str, pixels: Tensor<4>) -> Vec<[f64; 2]> {
     let mut seen = Vec::new();
     let request = Request::of(Mode::Evaluate);
-    run.network
-        .forward(&run.state, pixels, request, |node, inputs, _| {
+    run.network.observe(
+        &run.state,
+        pixels,
+        request,
+        (Shown::Sites, |node, inputs, _| {
             if node.name == site {
                 let [n, c, h, w] = inputs[0].dims();
                 let values = download(inputs[0].clone().permute([1, 0, 2, 3]));
@@ -50,7 +53,8 @@ fn inputs(run: &Run, site: &str, pixels: Tensor<4>) -> Vec<[f64; 2]> {
                     .collect();
                 assert_eq!(seen.len(), c);
             }
-        });
+        }),
+    );
     seen
 }
 

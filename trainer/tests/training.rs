@@ -482,7 +482,7 @@ fn the_first_layer_of_lean9_whitens() {
     let order: Vec<usize> = (0..200).collect();
     let pass = run
         .network
-        .forward(&run.state, data.train.plain(&order), request, |_, _, _| {});
+        .forward(&run.state, data.train.plain(&order), request);
     let [n, c, h, w] = pass.output.dims();
     assert_eq!(c, 12);
     let y = pass.output.permute([1, 0, 2, 3]).reshape([c, n * h * w]);

@@ -2,6 +2,7 @@
 //! in between.
 
 use burn::backend::autodiff::{
+    NodeId,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
@@ -9,38 +10,29 @@ use burn::backend::autodiff::{
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend};
 
-use super::{Adjoints, Limits, Operations};
+use super::{Adjoints, Limits, NormaliseMasked, Operations, Window};
 
 impl<B: Adjoints, C: CheckpointStrategy> Operations for Autodiff<B, C> {
     fn pi_conv(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        stride: usize,
-        padding: usize,
+        window: Window,
     ) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct Conv;
         impl<B: Adjoints> Backward<B, 2> for Conv {
-            type State = (FloatTensor<B>, FloatTensor<B>, usize, usize);
+            type State = (FloatTensor<B>, FloatTensor<B>, Window);
             fn backward(
                 self,
                 ops: Ops<Self::State, 2>,
                 grads: &mut Gradients,
                 _: &mut Checkpointer,
             ) {
-                let [node_x, node_weight] = ops.parents;
                 let grad = grads.consume::<B>(&ops.node);
-                let (x, weight, stride, padding) = ops.state;
-                if let Some(node) = node_weight {
-                    grads.register::<B>(
-                        node.id,
-                        B::conv_by_weight(x.clone(), weight.clone(), grad.clone(), stride, padding),
-                    );
-                }
-                if let Some(node) = node_x {
-                    grads
-                        .register::<B>(node.id, B::conv_by_input(x, weight, grad, stride, padding));
-                }
+                let (x, weight, window) = ops.state;
+                let wanted = ops.parents.each_ref().map(Option::is_some);
+                let by = B::conv_adjoint(x, weight, grad, window, wanted);
+                register::<B, 2>(ops.parents.map(|node| node.map(|node| node.id)), by, grads);
             }
         }
         // Bound by computation, to burn: it keeps what the backward step reads and does not compute
@@ -52,14 +44,13 @@ impl<B: Adjoints, C: CheckpointStrategy> Operations for Autodiff<B, C> {
         {
             OpsKind::Tracked(prep) => {
                 let (x, weight) = (x.into_primitive(), weight.into_primitive());
-                let out = B::pi_conv(x.clone(), weight.clone(), stride, padding);
-                prep.finish((x, weight, stride, padding), out)
+                let out = B::pi_conv(x.clone(), weight.clone(), window);
+                prep.finish((x, weight, window), out)
             }
             OpsKind::UnTracked(prep) => prep.finish(B::pi_conv(
                 x.into_primitive(),
                 weight.into_primitive(),
-                stride,
-                padding,
+                window,
             )),
         }
     }
@@ -99,11 +90,11 @@ impl<B: Adjoints, C: CheckpointStrategy> Operations for Autodiff<B, C> {
                 let grad = grads.consume::<B>(&ops.node);
                 let (x, moments, gamma) = ops.state;
                 let by = B::normalise_adjoint(x, moments, gamma, grad);
-                for (node, by) in ops.parents.into_iter().zip(by) {
-                    if let Some(node) = node {
-                        grads.register::<B>(node.id, by);
-                    }
-                }
+                register::<B, 3>(
+                    ops.parents.map(|node| node.map(|node| node.id)),
+                    by.map(Some),
+                    grads,
+                );
             }
         }
         match Normalise
@@ -149,17 +140,15 @@ impl<B: Adjoints, C: CheckpointStrategy> Operations for Autodiff<B, C> {
                 grads: &mut Gradients,
                 _: &mut Checkpointer,
             ) {
-                let [node_z, node_coefficients] = ops.parents;
                 let grad = grads.consume::<B>(&ops.node);
                 let (z, coefficients, limits) = ops.state;
-                if let Some(node) = node_coefficients {
-                    let by = B::masked_by_coefficients(z.clone(), grad.clone(), limits.guard);
-                    grads.register::<B>(node.id, by);
-                }
-                if let Some(node) = node_z {
-                    let by = B::masked_by_input(z, coefficients, grad, limits);
-                    grads.register::<B>(node.id, by);
-                }
+                let wanted = ops.parents[1].is_some();
+                let (by_z, by) = B::masked_adjoint(z, coefficients, grad, limits, wanted);
+                register::<B, 2>(
+                    ops.parents.map(|node| node.map(|node| node.id)),
+                    [Some(by_z), by],
+                    grads,
+                );
             }
         }
         match Masked
@@ -179,6 +168,87 @@ impl<B: Adjoints, C: CheckpointStrategy> Operations for Autodiff<B, C> {
             )),
         }
     }
+
+    fn pi_normalise_masked(
+        x: FloatTensor<Self>,
+        moments: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        coefficients: FloatTensor<Self>,
+        limits: Limits,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Both;
+        impl<B: Adjoints> Backward<B, 4> for Both {
+            type State = NormaliseMasked<FloatTensor<B>>;
+            fn backward(
+                self,
+                ops: Ops<Self::State, 4>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let grad = grads.consume::<B>(&ops.node);
+                let wanted = ops.parents[3].is_some();
+                let by = B::normalise_masked_adjoint(ops.state, grad, wanted);
+                let by = [Some(by.x), Some(by.gamma), Some(by.beta), by.coefficients];
+                register::<B, 4>(ops.parents.map(|node| node.map(|node| node.id)), by, grads);
+            }
+        }
+        let nodes = [x.node(), gamma.node(), beta.node(), coefficients.node()];
+        let state = NormaliseMasked {
+            x: x.into_primitive(),
+            moments: moments.into_primitive(),
+            gamma: gamma.into_primitive(),
+            beta: beta.into_primitive(),
+            coefficients: coefficients.into_primitive(),
+            limits,
+        };
+        let forward = |of: NormaliseMasked<FloatTensor<B>>| {
+            B::pi_normalise_masked(of.x, of.moments, of.gamma, of.beta, of.coefficients, limits)
+        };
+        match Both.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let out = forward(state.clone());
+                prep.finish(state, out)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(forward(state)),
+        }
+    }
+
+    fn pi_add(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Sum;
+        impl<B: Adjoints> Backward<B, 2> for Sum {
+            type State = ();
+            fn backward(self, ops: Ops<(), 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let grad = grads.consume::<B>(&ops.node);
+                register::<B, 2>(
+                    ops.parents.map(|node| node.map(|node| node.id)),
+                    [Some(grad.clone()), Some(grad)],
+                    grads,
+                );
+            }
+        }
+        let nodes = [x.node(), y.node()];
+        let out = B::pi_add(x.into_primitive(), y.into_primitive());
+        match Sum.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((), out),
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        }
+    }
+}
+
+/// Adds the gradients of those parents that collect one.
+fn register<B: Adjoints, const N: usize>(
+    parents: [Option<NodeId>; N],
+    by: [Option<FloatTensor<B>>; N],
+    grads: &mut Gradients,
+) {
+    for (node, by) in parents.into_iter().zip(by) {
+        if let (Some(node), Some(by)) = (node, by) {
+            grads.register::<B>(node, by);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -186,10 +256,11 @@ mod tests {
     use burn::tensor::{Device, Tensor, TensorData};
 
     use crate::kernels::flex::tests::values;
-    use crate::kernels::{Limits, Penalty, conv2d, masked, moments, normalise};
+    use crate::kernels::{Limits, Penalty, Window, add, conv2d, masked, moments};
+    use crate::kernels::{normalise, normalise_masked};
 
     /// Scalar of the four operations in a row, and its gradients by autodiff.
-    fn chain(inputs: &[Vec<f32>; 5], guard: f32) -> (f32, Vec<Vec<f32>>) {
+    fn chain(inputs: &[Vec<f32>; 5]) -> (f32, Vec<Vec<f32>>) {
         let device = Device::flex().autodiff();
         let leaf = |i: usize| {
             let count = inputs[i].len();
@@ -198,13 +269,27 @@ mod tests {
         };
         let leaves: Vec<Tensor<1>> = (0..5).map(leaf).collect();
         let x = leaves[0].clone().reshape([2, 2, 4, 4]);
-        let y = conv2d(x, leaves[1].clone().reshape([3, 2, 3, 3]), 1, 1);
+        let weight = leaves[1].clone().reshape([3, 2, 3, 3]);
+        let window = |pooled| Window {
+            stride: 1,
+            padding: 1,
+            pooled,
+        };
+        let y = conv2d(x.clone(), weight.clone(), window(false));
         let y = normalise(y.clone(), moments(y), leaves[2].clone(), leaves[3].clone());
         let limits = Limits {
+            guard: 1.5,
             penalty: Penalty::None,
-            guard,
         };
-        let y = masked(y, leaves[4].clone().reshape([4, 3, 4, 4]), limits);
+        let k = leaves[4].clone().reshape([4, 3, 4, 4]);
+        let y = masked(y, k.clone(), limits);
+        // The same weights behind a pool, the norm and the activation in one.
+        let z = conv2d(x, weight, window(true));
+        let pair = [leaves[2].clone(), leaves[3].clone()];
+        let corner = k.narrow(2, 0, 2).narrow(3, 0, 2);
+        let z = normalise_masked(z.clone(), moments(z), pair, corner, limits);
+        let z = z.repeat(&[1, 1, 2, 2]);
+        let y = add(y, z);
         // A weighted sum, so that no gradient vanishes by symmetry.
         let weights =
             Tensor::<4>::from_data(TensorData::new(values(96, 20), [2, 3, 4, 4]), &device);
@@ -232,28 +317,24 @@ mod tests {
             values(3, 16),
             values(192, 17),
         ];
+        let (_, gradients) = chain(&inputs);
         let step = 1e-2f32;
-        // A third of the inputs of the activation are beyond the guard of 1.
-        for guard in [f32::INFINITY, 1.0] {
-            let (_, gradients) = chain(&inputs, guard);
-            for (input, gradient) in gradients.iter().enumerate() {
-                for position in (0..gradient.len()).step_by(gradient.len() / 3) {
-                    let at = |offset: f32| {
-                        let mut moved = inputs.clone();
-                        moved[input][position] += offset;
-                        chain(&moved, guard).0
-                    };
-                    let difference = (at(step) - at(-step)) / (2.0 * step);
-                    // Second-order error of the difference, ReLU kinks within the step, and single
-                    // precision of a sum of about 100: 5 % and 0.1 cover them; a wrong factor or
-                    // sign does not pass.
-                    let (got, bound) = (gradient[position], 0.1 + 0.05 * difference.abs());
-                    assert!(
-                        (got - difference).abs() <= bound,
-                        "guard {guard}, input {input}, position {position}: {got}, expected \
-                         {difference}"
-                    );
-                }
+        for (input, gradient) in gradients.iter().enumerate() {
+            for position in (0..gradient.len()).step_by(gradient.len() / 3) {
+                let at = |offset: f32| {
+                    let mut moved = inputs.clone();
+                    moved[input][position] += offset;
+                    chain(&moved).0
+                };
+                let difference = (at(step) - at(-step)) / (2.0 * step);
+                // Second-order error of the difference, ReLU kinks within the step, and single
+                // precision of a sum of about 100: 5 % and 0.1 cover them; a wrong factor or sign
+                // does not pass.
+                let (got, bound) = (gradient[position], 0.1 + 0.05 * difference.abs());
+                assert!(
+                    (got - difference).abs() <= bound,
+                    "input {input}, position {position}: {got}, expected {difference}"
+                );
             }
         }
     }

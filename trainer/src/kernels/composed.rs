@@ -6,35 +6,42 @@ use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::Slice;
 use burn::tensor::ops::ConvOptions;
 
-use super::{Limits, NORM_EPSILON, Penalty};
+use super::{Limits, NORM_EPSILON, NormaliseMasked, NormaliseMaskedBy, Penalty, Window};
 
 pub(super) fn conv<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
-    stride: usize,
-    padding: usize,
+    window: Window,
 ) -> FloatTensor<B> {
-    B::conv2d(x, weight, None, options(stride, padding))
+    let y = B::conv2d(x, weight, None, options(window));
+    if window.pooled {
+        B::avg_pool2d(y, [2; 2], [2; 2], [0; 2], true, false)
+    } else {
+        y
+    }
 }
 
-pub(super) fn conv_by_input<B: Backend>(
+pub(super) fn conv_adjoint<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
     grad: FloatTensor<B>,
-    stride: usize,
-    padding: usize,
-) -> FloatTensor<B> {
-    B::conv2d_x_backward(x, weight, grad, options(stride, padding))
-}
-
-pub(super) fn conv_by_weight<B: Backend>(
-    x: FloatTensor<B>,
-    weight: FloatTensor<B>,
-    grad: FloatTensor<B>,
-    stride: usize,
-    padding: usize,
-) -> FloatTensor<B> {
-    B::conv2d_weight_backward(x, weight, grad, options(stride, padding))
+    window: Window,
+    wanted: [bool; 2],
+) -> [Option<FloatTensor<B>>; 2] {
+    let grad = if window.pooled {
+        // The pool's gradient asks for its input's shape alone.
+        let y = B::conv2d(x.clone(), weight.clone(), None, options(window));
+        B::avg_pool2d_backward(y, grad, [2; 2], [2; 2], [0; 2], true, false)
+    } else {
+        grad
+    };
+    let [by_input, by_weight] = wanted;
+    let options = || options(window);
+    [
+        by_input.then(|| B::conv2d_x_backward(x.clone(), weight.clone(), grad.clone(), options())),
+        by_weight
+            .then(|| B::conv2d_weight_backward(x.clone(), weight.clone(), grad.clone(), options())),
+    ]
 }
 
 pub(super) fn moments<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
@@ -84,33 +91,56 @@ pub(super) fn normalise_adjoint<B: Backend>(
 pub(super) fn masked<B: Backend>(
     z: FloatTensor<B>,
     coefficients: FloatTensor<B>,
-    guard: f32,
+    limits: Limits,
 ) -> FloatTensor<B> {
     let [relu, square, linear, constant] = quarters::<B>(coefficients);
     let rectified = B::float_mul(B::relu(z.clone()), relu);
-    let curve = B::float_mul(guarded_square::<B>(z.clone(), guard), square);
+    let curve = B::float_mul(guarded_square::<B>(z.clone(), limits), square);
     let line = B::float_add(B::float_mul(z, linear), constant);
     B::float_add(B::float_add(rectified, curve), line)
 }
 
-pub(super) fn masked_by_input<B: Backend>(
+/// `z^2`, beyond the guard its tangent there.
+fn guarded_square<B: Backend>(z: FloatTensor<B>, limits: Limits) -> FloatTensor<B> {
+    let square = B::float_mul(z.clone(), z.clone());
+    if limits.guard.is_infinite() {
+        return square;
+    }
+    let beyond = B::float_sub(z.clone(), guarded::<B>(z, limits));
+    B::float_sub(square, B::float_mul(beyond.clone(), beyond))
+}
+
+/// `z` within the guard.
+fn guarded<B: Backend>(z: FloatTensor<B>, limits: Limits) -> FloatTensor<B> {
+    if limits.guard.is_infinite() {
+        return z;
+    }
+    B::float_clamp(z, (-limits.guard).into(), limits.guard.into())
+}
+
+pub(super) fn masked_adjoint<B: Backend>(
     z: FloatTensor<B>,
     coefficients: FloatTensor<B>,
     grad: FloatTensor<B>,
     limits: Limits,
-) -> FloatTensor<B> {
+    by_coefficients: bool,
+) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+    let by = by_coefficients.then(|| {
+        let [_, _, h, w] = coefficients.shape().dims::<4>();
+        masked_by_coefficients::<B>(z.clone(), grad.clone(), limits, [h, w] == [1, 1])
+    });
     let [n, c, h, w] = z.shape().dims::<4>();
     let [relu, square, linear, _] = quarters::<B>(coefficients);
     // 1 where z > 0, 0 elsewhere: the sign of the rectified value.
     let positive = B::float_sign(B::relu(z.clone()));
-    let inner = clamped::<B>(z.clone(), limits.guard);
-    let curve = B::float_mul_scalar(B::float_mul(inner, square), 2.0f32.into());
+    let inside = guarded::<B>(z.clone(), limits);
+    let curve = B::float_mul_scalar(B::float_mul(inside, square), 2.0f32.into());
     let slope = B::float_add(B::float_add(B::float_mul(positive, relu), curve), linear);
     let grad = B::float_mul(grad, slope);
-    match limits.penalty {
+    let grad = match limits.penalty {
         Penalty::None => grad,
         Penalty::Excess { radius, weight } => {
-            let inside = clamped::<B>(z.clone(), radius);
+            let inside = B::float_clamp(z.clone(), (-radius).into(), radius.into());
             let factor = 2.0 * weight / n as f32;
             let pull = B::float_mul_scalar(B::float_sub(z, inside), factor.into());
             B::float_add(grad, pull)
@@ -125,40 +155,56 @@ pub(super) fn masked_by_input<B: Backend>(
             let steep = B::float_powi_scalar(scaled, (exponent - 1).into());
             B::float_add(grad, B::float_mul_scalar(steep, factor.into()))
         }
-    }
+    };
+    (grad, by)
 }
 
-pub(super) fn masked_by_coefficients<B: Backend>(
+/// Summed over the batch, and over the map too if channels have the coefficients.
+fn masked_by_coefficients<B: Backend>(
     z: FloatTensor<B>,
     grad: FloatTensor<B>,
-    guard: f32,
+    limits: Limits,
+    of_channels: bool,
 ) -> FloatTensor<B> {
     let linear = B::float_mul(grad.clone(), z.clone());
-    let square = B::float_mul(grad.clone(), guarded_square::<B>(z.clone(), guard));
+    let square = B::float_mul(grad.clone(), guarded_square::<B>(z.clone(), limits));
     let relu = B::float_mul(grad.clone(), B::relu(z));
-    let parts = [relu, square, linear, grad].map(|part| B::float_sum_dim(part, 0));
+    let parts = [relu, square, linear, grad].map(|part| {
+        if of_channels {
+            over_batch_and_map::<B>(part)
+        } else {
+            B::float_sum_dim(part, 0)
+        }
+    });
     B::float_cat(parts.into(), 0)
 }
 
-/// `z^2`, beyond the guard its tangent: `c (z + (z - c))`, where `c` is `z` held within the guard.
-fn guarded_square<B: Backend>(z: FloatTensor<B>, guard: f32) -> FloatTensor<B> {
-    if guard.is_infinite() {
-        return B::float_mul(z.clone(), z);
+pub(super) fn normalise_masked_adjoint<B: Backend>(
+    of: NormaliseMasked<FloatTensor<B>>,
+    grad: FloatTensor<B>,
+    by_coefficients: bool,
+) -> NormaliseMaskedBy<FloatTensor<B>> {
+    let NormaliseMasked {
+        x,
+        moments,
+        gamma,
+        beta,
+        coefficients,
+        limits,
+    } = of;
+    let z = normalise::<B>(x.clone(), moments.clone(), gamma.clone(), beta);
+    let (by_z, coefficients) = masked_adjoint::<B>(z, coefficients, grad, limits, by_coefficients);
+    let [x, gamma, beta] = normalise_adjoint::<B>(x, moments, gamma, by_z);
+    NormaliseMaskedBy {
+        x,
+        gamma,
+        beta,
+        coefficients,
     }
-    let inner = clamped::<B>(z.clone(), guard);
-    let outer = B::float_sub(z.clone(), inner.clone());
-    B::float_mul(inner, B::float_add(z, outer))
 }
 
-fn clamped<B: Backend>(z: FloatTensor<B>, radius: f32) -> FloatTensor<B> {
-    if radius.is_infinite() {
-        return z;
-    }
-    B::float_clamp(z, (-radius).into(), radius.into())
-}
-
-fn options(stride: usize, padding: usize) -> ConvOptions<2> {
-    ConvOptions::new([stride; 2], [padding; 2], [1; 2], 1)
+fn options(window: Window) -> ConvOptions<2> {
+    ConvOptions::new([window.stride; 2], [window.padding; 2], [1; 2], 1)
 }
 
 /// `(x - mean) / deviation` and `1 / deviation`.

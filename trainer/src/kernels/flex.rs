@@ -1,348 +1,271 @@
-//! The operations on the CPU: one pass over memory forward, one or two backward.
+//! The operations on the CPU, by the kernels of `pi_kernels`.
 //!
-//! Sums have one order whatever the number of threads, so a run is the same to the bit on any
-//! machine that computes with the same instructions.
+//! Tensors keep their shapes `[n, c, h, w]`; in memory their channels lie together, as burn's
+//! strides allow. A map that comes in another order (the images do) is rearranged once.
+//!
+//! Sums have one order whatever the number of threads, and vectors of every kind compute the same,
+//! so a run is the same to the bit on any machine.
 
-use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::TensorData;
+use pi_kernels::norm::{self, Activation, Norm, Pull};
+use pi_kernels::{Adjoint, Backend, Convolution, layout};
 use rayon::prelude::*;
 
-use super::im2col::Geometry;
-use super::{Adjoints, Limits, NORM_EPSILON, Operations, Penalty};
+use super::{Adjoints, Limits, NormaliseMasked, NormaliseMaskedBy, Operations, Penalty, Window};
 
 pub(super) type Dense = FloatTensor<Flex>;
 
+/// Elements that a thread adds at a time.
+const PART: usize = 1 << 14;
+
 impl Operations for Flex {
-    fn pi_conv(x: Dense, weight: Dense, stride: usize, padding: usize) -> Dense {
-        let g = Geometry::new(&x, &weight, stride, padding);
-        let x = x.to_contiguous();
-        let weight = matrix(weight, g.c_out, g.patch());
-        let mut out = vec![0.0f32; g.n * g.out_image()];
-        let tile = g.tile();
-        out.par_chunks_mut(tile * g.out_image())
-            .zip(floats(&x).par_chunks(tile * g.in_image()))
-            .for_each(|(out, x)| {
-                let images = x.len() / g.in_image();
-                let patches = dense(g.gather(x), &[g.patch(), images * g.out_plane()]);
-                let y = Flex::float_matmul(weight.clone(), patches).to_contiguous();
-                g.interleave(floats(&y), out);
-            });
-        dense(out, &[g.n, g.c_out, g.h_out, g.w_out])
+    fn pi_conv(x: Dense, weight: Dense, window: Window) -> Dense {
+        let g = convolution(&x, &weight, window);
+        let (x, weight) = (channels_last(x), weight.to_contiguous());
+        let n = x.shape()[0];
+        let mut out = vec![0.0; n * g.out_image()];
+        g.forward(Backend::get(), floats(&x), floats(&weight), &mut out);
+        let [h, w] = g.size_out();
+        map(out, [n, h, w, g.c_out])
     }
 
     fn pi_moments(x: Dense) -> Dense {
-        let [n, c, h, w] = x.shape().dims();
-        let plane = h * w;
-        let x = x.to_contiguous();
-        let x = floats(&x);
-        let (means, variances): (Vec<f32>, Vec<f32>) = (0..c)
-            .into_par_iter()
-            .map(|channel| {
-                // A plane's sums keep their digits in single precision. Those of a batch, of 10^5
-                // values and more, do not, and the variance is a difference of two of them.
-                let (mut sum, mut squares) = (0.0f64, 0.0f64);
-                for image in 0..n {
-                    let values = &x[(image * c + channel) * plane..][..plane];
-                    let (s, q) = lanes(values, values);
-                    sum += f64::from(s);
-                    squares += f64::from(q);
-                }
-                let count = (n * plane) as f64;
-                let mean = sum / count;
-                (mean as f32, (squares / count - mean * mean).max(0.0) as f32)
-            })
-            .unzip();
-        dense([means, variances].concat(), &[2, c])
+        let c = x.shape()[1];
+        let x = channels_last(x);
+        dense(norm::moments(Backend::get(), floats(&x), c), &[2, c])
     }
 
     fn pi_normalise(x: Dense, moments: Dense, gamma: Dense, beta: Dense) -> Dense {
-        let [n, c, h, w] = x.shape().dims();
-        let (x, moments, gamma, beta) = (
-            x.to_contiguous(),
-            moments.to_contiguous(),
-            gamma.to_contiguous(),
-            beta.to_contiguous(),
-        );
-        let (mean, inverse) = mean_and_inverse(floats(&moments));
-        let (gamma, beta) = (floats(&gamma), floats(&beta));
-        let plane = h * w;
-        let mut out = vec![0.0f32; n * c * plane];
-        out.par_chunks_mut(c * plane)
-            .zip(floats(&x).par_chunks(c * plane))
-            .for_each(|(out, x)| {
-                for channel in 0..c {
-                    let scale = gamma[channel] * inverse[channel];
-                    let shift = beta[channel] - mean[channel] * scale;
-                    let range = channel * plane..(channel + 1) * plane;
-                    for (o, v) in out[range.clone()].iter_mut().zip(&x[range]) {
-                        *o = v * scale + shift;
-                    }
-                }
-            });
-        dense(out, &[n, c, h, w])
+        let x = channels_last(x);
+        let [moments, gamma, beta] = [moments, gamma, beta].map(|t| t.to_contiguous());
+        let mut out = vec![0.0; floats(&x).len()];
+        let norm = norm_of(&moments, &gamma, &beta);
+        norm::normalise(Backend::get(), floats(&x), &norm, &mut out);
+        map(out, x.shape().dims())
     }
 
     fn pi_masked(z: Dense, coefficients: Dense, limits: Limits) -> Dense {
-        let [n, c, h, w] = z.shape().dims();
-        let image = c * h * w;
-        let (z, coefficients) = (z.to_contiguous(), coefficients.to_contiguous());
-        let [relu, square, linear, constant] = quarters(floats(&coefficients));
-        let mut out = vec![0.0f32; n * image];
-        let images = out.par_chunks_mut(image).zip(floats(&z).par_chunks(image));
-        let guard = limits.guard;
-        // Without a guard nothing is subtracted, as the difference of two infinities is no number.
-        if guard.is_infinite() {
-            images.for_each(|(out, z)| {
-                for i in 0..image {
-                    let v = z[i];
-                    out[i] = relu[i] * v.max(0.0) + (square[i] * v + linear[i]) * v + constant[i];
-                }
-            });
-        } else {
-            images.for_each(|(out, z)| {
-                for i in 0..image {
-                    let v = z[i];
-                    let inner = square[i] * v.clamp(-guard, guard);
-                    let outer = v - v.clamp(-guard, guard);
-                    let polynomial = (inner + linear[i]) * v + inner * outer + constant[i];
-                    out[i] = relu[i] * v.max(0.0) + polynomial;
-                }
-            });
-        }
-        dense(out, &[n, c, h, w])
+        let c = z.shape()[1];
+        let (z, coefficients) = (channels_last(z), channels_last(coefficients));
+        let mut out = vec![0.0; floats(&z).len()];
+        let activation = activation(&z, &coefficients, limits);
+        norm::activate(Backend::get(), floats(&z), c, &activation, &mut out);
+        map(out, z.shape().dims())
+    }
+
+    fn pi_normalise_masked(
+        x: Dense,
+        moments: Dense,
+        gamma: Dense,
+        beta: Dense,
+        coefficients: Dense,
+        limits: Limits,
+    ) -> Dense {
+        let (x, coefficients) = (channels_last(x), channels_last(coefficients));
+        let [moments, gamma, beta] = [moments, gamma, beta].map(|t| t.to_contiguous());
+        let mut out = vec![0.0; floats(&x).len()];
+        let activation = activation(&x, &coefficients, limits);
+        let norm = norm_of(&moments, &gamma, &beta);
+        norm::normalise_activate(Backend::get(), floats(&x), &norm, &activation, &mut out);
+        map(out, x.shape().dims())
+    }
+
+    fn pi_add(x: Dense, y: Dense) -> Dense {
+        let (mut x, y) = (owned(x), channels_last(y));
+        let parts = x.storage_mut::<f32>().par_chunks_mut(PART);
+        parts.zip(floats(&y).par_chunks(PART)).for_each(|(x, y)| {
+            for (x, y) in x.iter_mut().zip(y) {
+                *x += y;
+            }
+        });
+        channels_first(x)
     }
 }
 
 impl Adjoints for Flex {
-    fn conv_by_input(x: Dense, weight: Dense, grad: Dense, stride: usize, padding: usize) -> Dense {
-        let g = Geometry::new(&x, &weight, stride, padding);
-        let transposed = Flex::float_swap_dims(matrix(weight, g.c_out, g.patch()), 0, 1);
-        let grad = grad.to_contiguous();
-        let mut out = vec![0.0f32; g.n * g.in_image()];
-        let tile = g.tile();
-        out.par_chunks_mut(tile * g.in_image())
-            .zip(floats(&grad).par_chunks(tile * g.out_image()))
-            .for_each(|(out, grad)| {
-                let images = grad.len() / g.out_image();
-                let grad = dense(g.deinterleave(grad), &[g.c_out, images * g.out_plane()]);
-                let mut patches = Flex::float_matmul(transposed.clone(), grad).to_contiguous();
-                g.scatter(patches.storage_mut(), out);
-            });
-        dense(out, &[g.n, g.c_in, g.h, g.w])
-    }
-
-    fn conv_by_weight(
+    fn conv_adjoint(
         x: Dense,
         weight: Dense,
         grad: Dense,
-        stride: usize,
-        padding: usize,
-    ) -> Dense {
-        let g = Geometry::new(&x, &weight, stride, padding);
-        let (x, grad) = (x.to_contiguous(), grad.to_contiguous());
-        let tile = g.tile();
-        // Partial sums are added in the order of the tiles: the result does not depend on the
-        // number of threads.
-        let parts: Vec<Dense> = floats(&x)
-            .par_chunks(tile * g.in_image())
-            .zip(floats(&grad).par_chunks(tile * g.out_image()))
-            .map(|(x, grad)| {
-                let columns = x.len() / g.in_image() * g.out_plane();
-                let patches = dense(g.gather(x), &[g.patch(), columns]);
-                let grad = dense(g.deinterleave(grad), &[g.c_out, columns]);
-                Flex::float_matmul(grad, Flex::float_swap_dims(patches, 0, 1)).to_contiguous()
-            })
-            .collect();
-        let mut sum = vec![0.0f32; g.c_out * g.patch()];
-        for part in &parts {
-            for (s, p) in sum.iter_mut().zip(floats(part)) {
-                *s += p;
-            }
-        }
-        dense(sum, &[g.c_out, g.c_in, g.k_h, g.k_w])
+        window: Window,
+        wanted: [bool; 2],
+    ) -> [Option<Dense>; 2] {
+        let g = convolution(&x, &weight, window);
+        let (x, weight, grad) = (
+            channels_last(x),
+            weight.to_contiguous(),
+            channels_last(grad),
+        );
+        let of = Adjoint {
+            x: floats(&x),
+            weight: floats(&weight),
+            grad: floats(&grad),
+        };
+        let mut by_input = wanted[0].then(|| vec![0.0; of.x.len()]);
+        let mut by_weight = wanted[1].then(|| vec![0.0; of.weight.len()]);
+        g.adjoint(
+            Backend::get(),
+            of,
+            by_input.as_deref_mut(),
+            by_weight.as_deref_mut(),
+        );
+        let shape: Vec<usize> = weight.shape().iter().copied().collect();
+        [
+            by_input.map(|values| map(values, x.shape().dims())),
+            by_weight.map(|values| dense(values, &shape)),
+        ]
     }
 
     fn normalise_adjoint(x: Dense, moments: Dense, gamma: Dense, grad: Dense) -> [Dense; 3] {
-        let [n, c, h, w] = x.shape().dims();
-        let plane = h * w;
-        let (x, moments, gamma) = (
-            x.to_contiguous(),
-            moments.to_contiguous(),
-            gamma.to_contiguous(),
+        let c = x.shape()[1];
+        let (x, mut grad) = (channels_last(x), owned(grad));
+        let [moments, gamma] = [moments, gamma].map(|t| t.to_contiguous());
+        // The shift has no part in the gradients.
+        let beta = dense(vec![0.0; c], &[c]);
+        let norm = norm_of(&moments, &gamma, &beta);
+        let by = norm::normalise_adjoint(Backend::get(), floats(&x), &norm, grad.storage_mut());
+        [
+            channels_first(grad),
+            dense(by.gamma, &[c]),
+            dense(by.beta, &[c]),
+        ]
+    }
+
+    fn masked_adjoint(
+        z: Dense,
+        coefficients: Dense,
+        grad: Dense,
+        limits: Limits,
+        by_coefficients: bool,
+    ) -> (Dense, Option<Dense>) {
+        let c = z.shape()[1];
+        let (z, coefficients, mut grad) =
+            (channels_last(z), channels_last(coefficients), owned(grad));
+        let activation = activation(&z, &coefficients, limits);
+        let by = norm::activate_adjoint(
+            Backend::get(),
+            floats(&z),
+            c,
+            (&activation, by_coefficients),
+            grad.storage_mut(),
         );
-        let (mean, inverse) = mean_and_inverse(floats(&moments));
-        let (x, gamma) = (floats(&x), floats(&gamma));
-        // The gradient is read for the sums and then overwritten: one buffer less.
-        let mut out = owned(grad);
-        let grad = floats(&out);
-        // By gamma: sum of grad * (x - mean) / std; by beta: sum of grad.
-        let (by_gamma, by_beta): (Vec<f32>, Vec<f32>) = (0..c)
-            .into_par_iter()
-            .map(|channel| {
-                let (mut sum, mut products) = (0.0f64, 0.0f64);
-                for image in 0..n {
-                    let start = (image * c + channel) * plane;
-                    let (s, q) = lanes(&grad[start..][..plane], &x[start..][..plane]);
-                    sum += f64::from(s);
-                    products += f64::from(q);
-                }
-                let centred =
-                    (products - f64::from(mean[channel]) * sum) * f64::from(inverse[channel]);
-                (centred as f32, sum as f32)
-            })
-            .unzip();
-        let count = (n * plane) as f32;
-        out.storage_mut::<f32>()
-            .par_chunks_mut(c * plane)
-            .zip(x.par_chunks(c * plane))
-            .for_each(|(out, x)| {
-                for channel in 0..c {
-                    // gamma / std * (grad - mean(grad) - xhat * mean(grad * xhat)), as k0 grad + k1
-                    // x + k2.
-                    let k0 = gamma[channel] * inverse[channel];
-                    let k1 = -k0 * inverse[channel] * by_gamma[channel] / count;
-                    let k2 = -k0 * by_beta[channel] / count - k1 * mean[channel];
-                    let range = channel * plane..(channel + 1) * plane;
-                    for (d, v) in out[range.clone()].iter_mut().zip(&x[range]) {
-                        *d = k0 * *d + k1 * v + k2;
-                    }
-                }
-            });
-        [out, dense(by_gamma, &[c]), dense(by_beta, &[c])]
+        let by = by_coefficients.then(|| map(by, coefficients.shape().dims()));
+        (channels_first(grad), by)
     }
 
-    fn masked_by_input(z: Dense, coefficients: Dense, grad: Dense, limits: Limits) -> Dense {
-        let [n, c, h, w] = z.shape().dims();
-        let image = c * h * w;
-        let (z, coefficients) = (z.to_contiguous(), coefficients.to_contiguous());
-        let [relu, square, linear, _] = quarters(floats(&coefficients));
+    fn normalise_masked_adjoint(
+        of: NormaliseMasked<Dense>,
+        grad: Dense,
+        by_coefficients: bool,
+    ) -> NormaliseMaskedBy<Dense> {
+        let c = of.x.shape()[1];
+        let (x, coefficients) = (channels_last(of.x), channels_last(of.coefficients));
         let mut grad = owned(grad);
-        let images = grad
-            .storage_mut::<f32>()
-            .par_chunks_mut(image)
-            .zip(floats(&z).par_chunks(image));
-        let guard = limits.guard;
-        let slope = |i: usize, z: f32| {
-            let relu = if z > 0.0 { relu[i] } else { 0.0 };
-            relu + 2.0 * square[i] * z.clamp(-guard, guard) + linear[i]
-        };
-        // One loop a kind of penalty, so that each stays a straight line for the vectoriser.
-        match limits.penalty {
-            Penalty::None => images.for_each(|(grad, z)| {
-                for i in 0..image {
-                    grad[i] *= slope(i, z[i]);
-                }
-            }),
-            Penalty::Excess { radius, weight } => {
-                let pull = 2.0 * weight / n as f32;
-                images.for_each(|(grad, z)| {
-                    for i in 0..image {
-                        let excess = z[i] - z[i].clamp(-radius, radius);
-                        grad[i] = grad[i] * slope(i, z[i]) + pull * excess;
-                    }
-                });
-            }
-            Penalty::Power {
-                radius,
-                weight,
-                exponent,
-            } => {
-                let pull = weight * exponent as f32 / (radius * (n * image) as f32);
-                images.for_each(|(grad, z)| {
-                    for i in 0..image {
-                        let steep = (z[i] / radius).powi(exponent - 1);
-                        grad[i] = grad[i] * slope(i, z[i]) + pull * steep;
-                    }
-                });
-            }
-        }
-        grad
-    }
-
-    fn masked_by_coefficients(z: Dense, grad: Dense, guard: f32) -> Dense {
-        let [n, c, h, w] = z.shape().dims();
-        let plane = h * w;
-        let (z, grad) = (z.to_contiguous(), grad.to_contiguous());
-        let (z, grad) = (floats(&z), floats(&grad));
-        let channels: Vec<[Vec<f32>; 4]> = (0..c)
-            .into_par_iter()
-            .map(|channel| {
-                let [mut relu, mut square, mut linear, mut constant] =
-                    [(); 4].map(|()| vec![0.0f32; plane]);
-                for image in 0..n {
-                    let start = (image * c + channel) * plane;
-                    let (z, grad) = (&z[start..][..plane], &grad[start..][..plane]);
-                    for i in 0..plane {
-                        relu[i] += grad[i] * z[i].max(0.0);
-                        let inner = z[i].clamp(-guard, guard);
-                        square[i] += grad[i] * inner * (z[i] + (z[i] - inner));
-                        linear[i] += grad[i] * z[i];
-                        constant[i] += grad[i];
-                    }
-                }
-                [relu, square, linear, constant]
-            })
-            .collect();
-        let mut out = Vec::with_capacity(4 * c * plane);
-        for part in 0..4 {
-            for channel in &channels {
-                out.extend_from_slice(&channel[part]);
-            }
-        }
-        dense(out, &[4, c, h, w])
-    }
-}
-
-/// Sum of `a` and of `a * b`, in sixteen lanes so that the compiler may use vectors.
-fn lanes(a: &[f32], b: &[f32]) -> (f32, f32) {
-    const LANES: usize = 16;
-    let (mut sums, mut products) = ([0.0f32; LANES], [0.0f32; LANES]);
-    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
-    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a_blocks.iter().zip(b_blocks) {
-        for i in 0..LANES {
-            sums[i] += a[i];
-            products[i] += a[i] * b[i];
+        let [moments, gamma, beta] = [of.moments, of.gamma, of.beta].map(|t| t.to_contiguous());
+        let activation = activation(&x, &coefficients, of.limits);
+        let by = norm::normalise_activate_adjoint(
+            Backend::get(),
+            floats(&x),
+            &norm_of(&moments, &gamma, &beta),
+            (&activation, by_coefficients),
+            grad.storage_mut(),
+        );
+        NormaliseMaskedBy {
+            x: channels_first(grad),
+            gamma: dense(by.gamma, &[c]),
+            beta: dense(by.beta, &[c]),
+            coefficients: by_coefficients
+                .then(|| map(by.coefficients, coefficients.shape().dims())),
         }
     }
-    for (i, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
-        sums[i] += a;
-        products[i] += a * b;
+}
+
+fn convolution(x: &Dense, weight: &Dense, window: Window) -> Convolution {
+    let [_, c_in, h, w] = x.shape().dims();
+    let [c_out, c_weight, k_h, k_w] = weight.shape().dims();
+    assert_eq!(
+        c_in, c_weight,
+        "a convolution's weight must have its input's channels"
+    );
+    Convolution {
+        c_in,
+        h,
+        w,
+        c_out,
+        kernel: [k_h, k_w],
+        stride: window.stride,
+        padding: window.padding,
+        pooled: window.pooled,
     }
-    (sums.iter().sum(), products.iter().sum())
 }
 
-fn mean_and_inverse(moments: &[f32]) -> (&[f32], Vec<f32>) {
-    let (mean, variance) = moments.split_at(moments.len() / 2);
-    (
-        mean,
-        variance
-            .iter()
-            .map(|v| 1.0 / (v + NORM_EPSILON).sqrt())
-            .collect(),
-    )
-}
-
-fn quarters(values: &[f32]) -> [&[f32]; 4] {
-    let quarter = values.len() / 4;
-    std::array::from_fn(|i| &values[i * quarter..(i + 1) * quarter])
-}
-
-fn matrix(tensor: Dense, rows: usize, columns: usize) -> Dense {
-    tensor.to_contiguous().reshape([rows, columns].into())
-}
-
-/// The tensor in row-major order from the start of its storage, to be overwritten (a copy if it is
-/// shared).
-fn owned(tensor: Dense) -> Dense {
-    let tensor = tensor.to_contiguous();
-    if floats(&tensor).len() == tensor.storage::<f32>().len() {
-        return tensor;
+fn norm_of<'a>(moments: &'a Dense, gamma: &'a Dense, beta: &'a Dense) -> Norm<'a> {
+    Norm {
+        moments: floats(moments),
+        gamma: floats(gamma),
+        beta: floats(beta),
     }
-    let shape: Vec<usize> = tensor.shape().iter().copied().collect();
-    dense(floats(&tensor).to_vec(), &shape)
+}
+
+/// An activation of `z`, whose channels are last.
+fn activation<'a>(z: &Dense, coefficients: &'a Dense, limits: Limits) -> Activation<'a> {
+    let [n, h, w, c] = z.shape().dims();
+    let pull = match limits.penalty {
+        Penalty::None => Pull::None,
+        Penalty::Excess { radius, weight } => Pull::Excess {
+            radius,
+            pull: 2.0 * weight / n as f32,
+        },
+        Penalty::Power {
+            radius,
+            weight,
+            exponent,
+        } => Pull::Power {
+            radius,
+            pull: weight * exponent as f32 / (radius * (n * h * w * c) as f32),
+            power: exponent.unsigned_abs() - 1,
+        },
+    };
+    Activation {
+        coefficients: floats(coefficients),
+        guard: limits.guard,
+        pull,
+    }
+}
+
+/// `[n, c, h, w]` as `[n, h, w, c]` in row-major order.
+fn channels_last(x: Dense) -> Dense {
+    let last = x.permute(&[0, 2, 3, 1]);
+    if last.is_contiguous() {
+        return last;
+    }
+    let x = x.to_contiguous();
+    let [n, c, h, w] = x.shape().dims();
+    let mut out = vec![0.0; n * c * h * w];
+    layout::channels_last(floats(&x), c, h * w, &mut out);
+    dense(out, &[n, h, w, c])
+}
+
+/// `[n, h, w, c]` as `[n, c, h, w]`, where it lies.
+fn channels_first(x: Dense) -> Dense {
+    x.permute(&[0, 3, 1, 2])
+}
+
+/// Values in the order `[n, h, w, c]` as a map `[n, c, h, w]`.
+fn map(values: Vec<f32>, shape: [usize; 4]) -> Dense {
+    channels_first(dense(values, &shape))
+}
+
+/// [`channels_last`] from the start of its storage, to be overwritten (a copy if it is shared).
+fn owned(x: Dense) -> Dense {
+    let last = channels_last(x);
+    if floats(&last).len() == last.storage::<f32>().len() {
+        return last;
+    }
+    let shape: Vec<usize> = last.shape().iter().copied().collect();
+    dense(floats(&last).to_vec(), &shape)
 }
 
 pub(super) fn dense(values: Vec<f32>, shape: &[usize]) -> Dense {
@@ -359,6 +282,8 @@ pub(super) fn floats(tensor: &Dense) -> &[f32] {
 pub(super) mod tests {
     use rand_chacha::ChaCha8Rng;
     use rand_core::{RngCore, SeedableRng};
+
+    use burn::backend::ops::FloatTensorOps;
 
     use super::*;
     use crate::kernels::composed;
@@ -389,21 +314,22 @@ pub(super) mod tests {
         }
     }
 
-    const PENALTIES: [Penalty; 3] = [
-        Penalty::None,
-        Penalty::Excess {
+    fn limits() -> [Limits; 4] {
+        let excess = Penalty::Excess {
             radius: 1.0,
             weight: 0.5,
-        },
-        Penalty::Power {
+        };
+        let power = Penalty::Power {
             radius: 1.2,
             weight: 0.5,
             exponent: 10,
-        },
-    ];
-
-    /// None, one that many inputs are beyond, and one that no input is.
-    const GUARDS: [f32; 3] = [f32::INFINITY, 0.75, 2.5];
+        };
+        let guarded = Limits {
+            guard: 0.8,
+            penalty: excess,
+        };
+        [Limits::NONE, excess.into(), power.into(), guarded]
+    }
 
     #[test]
     fn convolution_and_its_gradients_equal_burns_own() {
@@ -420,46 +346,49 @@ pub(super) mod tests {
         ];
         for case in cases {
             let (n, c_in, h, w, c_out, kernel, stride, padding) = case;
-            let x = random(&[n, c_in, h, w], 1);
-            let weight = random(&[c_out, c_in, kernel, kernel], 2);
-            let y = Flex::pi_conv(x.clone(), weight.clone(), stride, padding);
-            assert_close(
-                &y,
-                &composed::conv::<Flex>(x.clone(), weight.clone(), stride, padding),
-                &format!("{case:?}"),
-            );
-            let shape: Vec<usize> = y.shape().iter().copied().collect();
-            let grad = random(&shape, 3);
-            assert_close(
-                &Flex::conv_by_input(x.clone(), weight.clone(), grad.clone(), stride, padding),
-                &composed::conv_by_input::<Flex>(
-                    x.clone(),
-                    weight.clone(),
-                    grad.clone(),
+            let pools = stride == 1 && padding == kernel / 2 && kernel % 2 == 1;
+            for pooled in [false, true].into_iter().filter(|pooled| pools || !pooled) {
+                let window = Window {
                     stride,
                     padding,
-                ),
-                &format!("{case:?} by input"),
-            );
-            assert_close(
-                &Flex::conv_by_weight(x.clone(), weight.clone(), grad.clone(), stride, padding),
-                &composed::conv_by_weight::<Flex>(x, weight, grad, stride, padding),
-                &format!("{case:?} by weight"),
-            );
+                    pooled,
+                };
+                let x = random(&[n, c_in, h, w], 1);
+                let weight = random(&[c_out, c_in, kernel, kernel], 2);
+                let y = Flex::pi_conv(x.clone(), weight.clone(), window);
+                let expected = composed::conv::<Flex>(x.clone(), weight.clone(), window);
+                assert_close(&y, &expected, &format!("{case:?} {pooled}"));
+                let shape: Vec<usize> = y.shape().iter().copied().collect();
+                let grad = random(&shape, 3);
+                let wanted = [true, true];
+                let got =
+                    Flex::conv_adjoint(x.clone(), weight.clone(), grad.clone(), window, wanted);
+                let expected = composed::conv_adjoint::<Flex>(x, weight, grad, window, wanted);
+                for ((got, expected), by) in got.iter().zip(&expected).zip(["input", "weight"]) {
+                    let (got, expected) = (got.as_ref().unwrap(), expected.as_ref().unwrap());
+                    assert_close(got, expected, &format!("{case:?} {pooled} by {by}"));
+                }
+            }
         }
     }
 
     #[test]
-    fn a_batch_of_several_tiles_equals_its_images() {
-        // 288 x 256 patches an image: four images a tile, so nine images are three tiles, the last
-        // one short.
-        let (x, weight) = (random(&[9, 32, 16, 16], 4), random(&[8, 32, 3, 3], 5));
-        let whole = Flex::pi_conv(x.clone(), weight.clone(), 1, 1);
-        assert_close(
-            &whole,
-            &composed::conv::<Flex>(x, weight, 1, 1),
-            "nine images",
+    fn a_map_in_any_order_is_the_same() {
+        let window = Window {
+            stride: 1,
+            padding: 1,
+            pooled: false,
+        };
+        let (x, weight) = (random(&[3, 16, 6, 5], 4), random(&[12, 16, 3, 3], 5));
+        let first = Flex::pi_conv(x.clone(), weight.clone(), window);
+        let last = channels_first(channels_last(x));
+        let again = Flex::pi_conv(last, weight, window);
+        assert_eq!(
+            floats(&first.to_contiguous()),
+            floats(&again.to_contiguous())
         );
+        let sum = Flex::pi_add(first.clone(), again.to_contiguous());
+        assert_close(&sum, &Flex::float_add(first, again), "sum");
     }
 
     #[test]
@@ -490,66 +419,58 @@ pub(super) mod tests {
         let shape = [3, 2, 4, 5];
         let (z, grad) = (random(&shape, 10), random(&shape, 11));
         let coefficients = random(&[4, 2, 4, 5], 12);
-        let limits = GUARDS.map(|guard| PENALTIES.map(|penalty| Limits { penalty, guard }));
-        for limits in limits.into_iter().flatten() {
-            assert_close(
-                &Flex::pi_masked(z.clone(), coefficients.clone(), limits),
-                &composed::masked::<Flex>(z.clone(), coefficients.clone(), limits.guard),
-                &format!("masked, {limits:?}"),
-            );
-            assert_close(
-                &Flex::masked_by_input(z.clone(), coefficients.clone(), grad.clone(), limits),
-                &composed::masked_by_input::<Flex>(
-                    z.clone(),
-                    coefficients.clone(),
-                    grad.clone(),
-                    limits,
-                ),
-                &format!("by input, {limits:?}"),
-            );
-            assert_close(
-                &Flex::masked_by_coefficients(z.clone(), grad.clone(), limits.guard),
-                &composed::masked_by_coefficients::<Flex>(z.clone(), grad.clone(), limits.guard),
-                &format!("by coefficients, {limits:?}"),
-            );
+        for (coefficients, limits) in [&coefficients, &random(&[4, 2, 1, 1], 13)]
+            .into_iter()
+            .flat_map(|k| limits().map(|l| (k, l)))
+        {
+            let what = |which| format!("{which}, {limits:?}");
+            let got = Flex::pi_masked(z.clone(), coefficients.clone(), limits);
+            let expected = composed::masked::<Flex>(z.clone(), coefficients.clone(), limits);
+            assert_close(&got, &expected, &what("masked"));
+            let k = coefficients.clone();
+            let got = Flex::masked_adjoint(z.clone(), k.clone(), grad.clone(), limits, true);
+            let expected =
+                composed::masked_adjoint::<Flex>(z.clone(), k, grad.clone(), limits, true);
+            assert_close(&got.0, &expected.0, &what("by input"));
+            let (got, expected) = (got.1.unwrap(), expected.1.unwrap());
+            assert_close(&got, &expected, &what("by coefficients"));
         }
     }
 
     #[test]
-    fn beyond_the_guard_a_polynomial_is_its_tangent() {
-        // 2 z^2 + 3 z + 5 at a guard of 4: within, at both ends, and beyond, where the slopes are
-        // 2 * 2 * 4 + 3 and 2 * 2 * -4 + 3. The last position is a ReLU, which has no guard.
-        let row = |values: [f32; 4]| values.to_vec();
-        let constants = [row([0.0, 0.0, 0.0, 1.0]), row([2.0, 2.0, 2.0, 0.0])];
-        let others = [row([3.0, 3.0, 3.0, 0.0]), row([5.0, 5.0, 5.0, 0.0])];
-        let coefficients = dense([constants, others].concat().concat(), &[4, 1, 2, 2]);
-        let z = dense(vec![1.0, 6.0, -7.0, 9.0], &[1, 1, 2, 2]);
-        let limits = Limits {
-            guard: 4.0,
-            ..Limits::NONE
-        };
-        let y = Flex::pi_masked(z.clone(), coefficients.clone(), limits);
-        assert_eq!(
-            floats(&y),
-            [10.0, 49.0 + 2.0 * 19.0, 25.0 + 3.0 * 13.0, 9.0]
-        );
-        let one = dense(vec![1.0; 4], &[1, 1, 2, 2]);
-        let slopes = Flex::masked_by_input(z.clone(), coefficients.clone(), one.clone(), limits);
-        assert_eq!(floats(&slopes), [7.0, 19.0, -13.0, 1.0]);
-        // Without a guard, or at one that nothing is beyond, it is the polynomial itself.
-        let plain = Flex::pi_masked(z.clone(), coefficients.clone(), Limits::NONE);
-        assert_eq!(floats(&plain), [10.0, 95.0, 82.0, 9.0]);
-        let far = Limits {
-            guard: 9.0,
-            ..Limits::NONE
-        };
-        let far = Flex::pi_masked(z.clone(), coefficients, far);
-        assert_eq!(floats(&far), floats(&plain));
-        let by = Flex::masked_by_coefficients(z, one, 4.0);
-        // z^2 - (z - c)^2
-        assert_eq!(
-            floats(&by)[4..8],
-            [1.0, 36.0 - 4.0, 49.0 - 9.0, 81.0 - 25.0]
-        );
+    fn a_norm_with_its_activation_equals_the_composition() {
+        let shape = [3, 5, 4, 6];
+        let (x, grad) = (random(&shape, 14), random(&shape, 15));
+        let moments = Flex::pi_moments(x.clone());
+        let (gamma, beta) = (random(&[5], 16), random(&[5], 17));
+        for limits in limits() {
+            let of = NormaliseMasked {
+                x: x.clone(),
+                moments: moments.clone(),
+                gamma: gamma.clone(),
+                beta: beta.clone(),
+                coefficients: random(&[4, 5, 4, 6], 18),
+                limits,
+            };
+            let what = |which| format!("{which}, {limits:?}");
+            let (m, g, b) = (moments.clone(), gamma.clone(), beta.clone());
+            let got =
+                Flex::pi_normalise_masked(x.clone(), m, g, b, of.coefficients.clone(), limits);
+            let z = composed::normalise::<Flex>(
+                x.clone(),
+                moments.clone(),
+                gamma.clone(),
+                beta.clone(),
+            );
+            let expected = composed::masked::<Flex>(z, of.coefficients.clone(), limits);
+            assert_close(&got, &expected, &what("forward"));
+            let got = Flex::normalise_masked_adjoint(of.clone(), grad.clone(), true);
+            let expected = composed::normalise_masked_adjoint::<Flex>(of, grad.clone(), true);
+            assert_close(&got.x, &expected.x, &what("by x"));
+            assert_close(&got.gamma, &expected.gamma, &what("by gamma"));
+            assert_close(&got.beta, &expected.beta, &what("by beta"));
+            let (got, expected) = (got.coefficients.unwrap(), expected.coefficients.unwrap());
+            assert_close(&got, &expected, &what("by coefficients"));
+        }
     }
 }

@@ -21,3 +21,13 @@ impl Limits {
         guard: f32::INFINITY,
     };
 }
+
+impl From<Penalty> for Limits {
+    /// A penalty without a guard.
+    fn from(penalty: Penalty) -> Self {
+        Self {
+            penalty,
+            ..Self::NONE
+        }
+    }
+}

@@ -66,17 +66,10 @@ mod tests {
     use burn::tensor::{Device, TensorData};
 
     use super::*;
+    use crate::kernels::Adjoints;
     use crate::kernels::flex::tests::values;
     use crate::kernels::flex::{dense, floats};
-    use crate::kernels::{Adjoints, Limits};
     use crate::tensors::download;
-
-    fn alone(penalty: Penalty) -> Limits {
-        Limits {
-            penalty,
-            ..Limits::NONE
-        }
-    }
 
     #[test]
     fn range_penalty_pulls_large_inputs_only() {
@@ -90,8 +83,8 @@ mod tests {
             radius: 5.0,
             weight: 0.25,
         };
-        let pulled = Flex::masked_by_input(z, zero, grad, alone(penalty));
-        assert_eq!(floats(&pulled), [-1.0, 0.0, 0.0, 2.0]);
+        let pulled = Flex::masked_adjoint(z, zero, grad, penalty.into(), false).0;
+        assert_eq!(floats(&pulled.to_contiguous()), [-1.0, 0.0, 0.0, 2.0]);
         // 0.25 (2^2 + 4^2), over one image.
         assert_eq!(download(penalty.value(whole).unwrap()), [5.0]);
     }
@@ -111,8 +104,9 @@ mod tests {
             weight,
             exponent,
         };
-        let got =
-            Flex::masked_by_input(dense(z.clone(), &[2, 3, 2, 2]), zero, grad, alone(penalty));
+        let of = dense(z.clone(), &[2, 3, 2, 2]);
+        let (got, _) = Flex::masked_adjoint(of, zero, grad, penalty.into(), false);
+        let got = got.to_contiguous();
         let whole =
             Tensor::<4>::from_data(TensorData::new(z.clone(), [2, 3, 2, 2]), &Device::flex());
         let whole = download(penalty.value(whole).unwrap())[0];

@@ -56,9 +56,7 @@ impl Context<'_> {
             .chunks(EVALUATION_BATCH)
             .map(|indices| {
                 let pixels = set.plain(indices);
-                let pass = self
-                    .network
-                    .forward(self.state, pixels, request, |_, _, _| {});
+                let pass = self.network.forward(self.state, pixels, request);
                 hits(&download(pass.logits()), &set.labels(indices))
             })
             .sum();
@@ -82,7 +80,6 @@ impl Context<'_> {
             smoothing,
             ..Request::of(Mode::Train)
         };
-        self.network
-            .forward(self.state, pixels, request, |_, _, _| {})
+        self.network.forward(self.state, pixels, request)
     }
 }

@@ -58,9 +58,7 @@ impl Ranking<'_> {
         let request = Request::of(Mode::Score);
         let pixels = context.data.train.plain(indices);
         let labels = context.data.train.labels(indices);
-        let pass = context
-            .network
-            .forward(state, pixels, request, |_, _, _| {});
+        let pass = context.network.forward(state, pixels, request);
         let loss = cross_entropy(pass.logits(), &labels, self.label_smoothing);
         let mut grads = loss.backward();
         for (site, coefficients) in pass.coefficients {

@@ -8,7 +8,7 @@ use crate::checkpoint::Array;
 use crate::data;
 use crate::kernels;
 use crate::network::approximation::relu_fit;
-use crate::network::{Mode, Op, Parameter, Request};
+use crate::network::{Mode, Op, Parameter, Request, Shown};
 use crate::random::EpochStream;
 use crate::tensors::{Tensors, download_all};
 
@@ -41,13 +41,17 @@ impl Context<'_> {
         let indices = &order[..order.len().min(EVALUATION_BATCH)];
         let mut moments = Tensors::new();
         let (pixels, request) = (set.plain(indices), Request::of(Mode::Evaluate));
-        self.network
-            .forward(self.state, pixels, request, |node, inputs, _| {
+        self.network.observe(
+            self.state,
+            pixels,
+            request,
+            (Shown::Sites, |node, inputs, _| {
                 if node.op == Op::Activation {
                     let both = kernels::moments(inputs[0].clone());
                     moments.insert(node.name.clone(), both.reshape([2 * node.shape[0]]));
                 }
-            });
+            }),
+        );
         download_all(&moments)
     }
 }

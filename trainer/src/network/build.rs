@@ -355,13 +355,13 @@ impl Builder<'_> {
         for (group, width) in [64, 256, 256].into_iter().enumerate() {
             let name = format!("group{}", group + 1);
             let channels = self.scaled(width);
-            // The norm stands before the pool, where the compiler can fold it into the convolution.
-            // With running statistics that is the same, as means commute with a scale and a shift;
-            // in training the moments are those before the pool.
-            x = self.conv_norm(&format!("{name}.a"), x, channels, 3, 1)?;
+            // The pool comes at once behind the convolution, of which it becomes a part; the norm's
+            // moments are those of the means.
+            x = self.conv(&format!("{name}.a"), x, channels, 3, 1)?;
             let [c, h, w] = self.nodes[x].shape;
             let pool = Op::AvgPool { window: 2 };
             x = self.push(&format!("{name}.pool"), pool, vec![x], [c, h / 2, w / 2]);
+            x = self.norm(&format!("{name}.a.norm"), x);
             x = self.activation(&format!("{name}.a.act"), x);
             x = self.conv_norm(&format!("{name}.b"), x, channels, 3, 1)?;
             x = self.activation(&format!("{name}.b.act"), x);

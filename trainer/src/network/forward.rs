@@ -9,8 +9,8 @@ use burn::tensor::Tensor;
 use burn::tensor::module::avg_pool2d;
 use burn::tensor::ops::AvgPoolOptions;
 
-use super::{Buffer, Network, Node, Op, Parameter, State};
-use crate::kernels::{self, Limits, Penalty};
+use super::{Buffer, Network, Node, Op, Parameter, SiteFunction, State};
+use crate::kernels::{self, Limits, Penalty, Window};
 use crate::tensors::Tensors;
 
 /// Guards the division by a channel's extent.
@@ -91,15 +91,31 @@ impl Pass {
     }
 }
 
+/// Nodes that an observer is shown. The fewer, the more are computed together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// None.
+    Nothing,
+    /// Those that a polynomial or an activation computes, with their inputs.
+    Sites,
+    /// All.
+    Everything,
+}
+
 impl Network {
-    /// Runs the network on normalised pixels `[n, c, h, w]` (without autodiff), showing each node's
-    /// inputs and output to `observe`.
-    pub fn forward(
+    /// Runs the network on normalised pixels `[n, c, h, w]` (without autodiff).
+    pub fn forward(&self, state: &State, pixels: Tensor<4>, request: Request<'_>) -> Pass {
+        self.observe(state, pixels, request, (Shown::Nothing, |_, _, _| {}))
+    }
+
+    /// Runs the network as [`Self::forward`] does, and shows nodes with their inputs and their
+    /// output to `observe`.
+    pub fn observe(
         &self,
         state: &State,
         pixels: Tensor<4>,
         request: Request<'_>,
-        mut observe: impl FnMut(&Node, &[Tensor<4>], &Tensor<4>),
+        (shown, mut observe): (Shown, impl FnMut(&Node, &[Tensor<4>], &Tensor<4>)),
     ) -> Pass {
         let last = request.until.unwrap_or(self.nodes.len() - 1);
         let mut uses = vec![0usize; last + 1];
@@ -118,6 +134,15 @@ impl Network {
             coefficients: BTreeMap::new(),
             penalties: Vec::new(),
         };
+        // Nodes whose only reader, the next one, computes them with itself in one pass.
+        let joined = |index: usize| {
+            index < last
+                && uses[index] == 1
+                && self.nodes[index + 1].inputs == [index]
+                && request.train_from != index + 1
+                && walk.joins(&self.nodes[index], &self.nodes[index + 1], shown)
+        };
+        let joined: Vec<bool> = (0..=last).map(joined).collect();
         let mut values: Vec<Option<Tensor<4>>> = Vec::with_capacity(last + 1);
         for (index, node) in self.nodes[..=last].iter().enumerate() {
             walk.frozen = request.mode == Mode::Evaluate || index < request.train_from;
@@ -141,11 +166,21 @@ impl Network {
                     value
                 });
             }
+            if joined[index] {
+                values.push(inputs.pop());
+                continue;
+            }
             let value = match node.op {
                 Op::Input => walk.lift(pixels.clone()),
+                _ if joined[index - 1] => {
+                    walk.compute_both(&self.nodes[index - 1], node, inputs[0].clone())
+                }
                 _ => walk.compute(node, &inputs),
             };
-            observe(node, &inputs, &value);
+            let site = matches!(node.op, Op::Kernel { .. } | Op::Activation);
+            if shown == Shown::Everything || shown == Shown::Sites && site {
+                observe(node, &inputs, &value);
+            }
             values.push(Some(value));
         }
         let output = values.pop().flatten().expect("the last node is kept");
@@ -180,22 +215,7 @@ impl Walk<'_> {
         let [c, _, _] = node.shape;
         match node.op {
             Op::Input => unreachable!("the image has no inputs and is not computed"),
-            Op::Conv {
-                c_in,
-                kernel,
-                stride,
-                padding,
-                bias,
-            } => {
-                let weight = self.leaf(node, Parameter::Weight);
-                let weight = weight.reshape([c, c_in, kernel, kernel]);
-                let y = kernels::conv2d(x, weight, stride, padding);
-                if bias {
-                    y + self.leaf(node, Parameter::Bias).reshape([1, c, 1, 1])
-                } else {
-                    y
-                }
-            }
+            Op::Conv { .. } => self.conv(node, x, false),
             Op::Kernel { scaled } => {
                 let shift = self.leaf(node, Parameter::Shift).reshape([1, c, 1, 1]);
                 let scale = if scaled {
@@ -207,20 +227,14 @@ impl Walk<'_> {
                 // a (z + s)^2 = a z^2 + 2 a s z + a s^2
                 let linear = (scale.clone() * shift.clone()).mul_scalar(2.0);
                 let constant = scale.clone() * shift.clone() * shift;
-                self.quadratic(node, x, scale, linear, constant)
+                self.quadratic(x, scale, linear, constant)
             }
             Op::Norm => {
-                let statistics = self.moments(Buffer::Moments.of(&node.name), c, || {
-                    kernels::moments(x.clone())
-                });
-                let (gamma, beta) = (
-                    self.leaf(node, Parameter::Gamma),
-                    self.leaf(node, Parameter::Beta),
-                );
-                kernels::normalise(x, statistics, gamma, beta)
+                let (moments, [gamma, beta]) = self.norm(node, &x);
+                kernels::normalise(x, moments, gamma, beta)
             }
             Op::Activation => self.activation(node, x),
-            Op::Add => x + inputs[1].clone(),
+            Op::Add => kernels::add(x, inputs[1].clone()),
             Op::AvgPool { window } => {
                 let [_, _, h, w] = x.dims();
                 if h == window && w == window {
@@ -238,29 +252,93 @@ impl Walk<'_> {
         }
     }
 
-    /// `a z^2 + b z + c` with `[1, c, 1, 1]` coefficients, within the limits of `z`.
-    fn quadratic(
-        &mut self,
-        node: &Node,
-        z: Tensor<4>,
-        a: Tensor<4>,
-        b: Tensor<4>,
-        c: Tensor<4>,
-    ) -> Tensor<4> {
-        let limits = self.limits(&z);
-        quadratic(node, z, a, b, c, limits)
+    /// True if a node and the next, its only reader, are computed in one pass.
+    fn joins(&self, node: &Node, next: &Node, shown: Shown) -> bool {
+        match (node.op, next.op) {
+            (Op::Conv { bias, .. }, Op::AvgPool { window: 2 }) => {
+                let [h, w] = [node.shape[1], node.shape[2]];
+                shown != Shown::Everything && !bias && pools(node.op, [h, w])
+            }
+            (Op::Norm, Op::Activation) => {
+                shown == Shown::Nothing
+                    && !self.request.measure_penalty
+                    && self.state.functions[&next.name] == SiteFunction::Masked
+            }
+            _ => false,
+        }
     }
 
-    /// The limits of an activation's input; the value of the penalty is noted if it is wanted.
-    fn limits(&mut self, z: &Tensor<4>) -> Limits {
+    /// Two nodes that [`Self::joins`] is true of.
+    fn compute_both(&mut self, node: &Node, next: &Node, x: Tensor<4>) -> Tensor<4> {
+        match node.op {
+            Op::Norm => {
+                let (moments, pair) = self.norm(node, &x);
+                let coefficients = self.coefficients(next);
+                let limits = self.limits();
+                kernels::normalise_masked(x, moments, pair, coefficients, limits)
+            }
+            _ => self.conv(node, x, true),
+        }
+    }
+
+    fn conv(&mut self, node: &Node, x: Tensor<4>, pooled: bool) -> Tensor<4> {
+        let Op::Conv {
+            c_in,
+            kernel,
+            stride,
+            padding,
+            bias,
+        } = node.op
+        else {
+            unreachable!("asked of convolutions alone")
+        };
+        let c = node.shape[0];
+        let weight = self.leaf(node, Parameter::Weight);
+        let weight = weight.reshape([c, c_in, kernel, kernel]);
+        let window = Window {
+            stride,
+            padding,
+            pooled,
+        };
+        let y = kernels::conv2d(x, weight, window);
+        if bias {
+            y + self.leaf(node, Parameter::Bias).reshape([1, c, 1, 1])
+        } else {
+            y
+        }
+    }
+
+    /// Moments, scale and shift of a norm.
+    fn norm(&mut self, node: &Node, x: &Tensor<4>) -> (Tensor<2>, [Tensor<1>; 2]) {
+        let moments = self.moments(Buffer::Moments.of(&node.name), node.shape[0], || {
+            kernels::moments(x.clone())
+        });
+        let pair = [Parameter::Gamma, Parameter::Beta].map(|what| self.leaf(node, what));
+        (moments, pair)
+    }
+
+    /// `a z^2 + b z + c` with `[1, c, 1, 1]` coefficients, and the penalty on `z`.
+    fn quadratic(&mut self, z: Tensor<4>, a: Tensor<4>, b: Tensor<4>, c: Tensor<4>) -> Tensor<4> {
+        let limits = self.measured_limits(&z);
+        quadratic(z, [a, b, c], limits)
+    }
+
+    /// The limits of an activation's input.
+    fn limits(&self) -> Limits {
         let limits = self.request.limits;
-        if self.request.mode != Mode::Train {
-            return Limits::NONE;
+        match self.request.mode {
+            Mode::Evaluate | Mode::Score => Limits::NONE,
+            Mode::Train if self.frozen => {
+                let penalty = Penalty::None;
+                Limits { penalty, ..limits }
+            }
+            Mode::Train => limits,
         }
-        if self.frozen {
-            let penalty = Penalty::None;
-            return Limits { penalty, ..limits };
-        }
+    }
+
+    /// [`Self::limits`]; the penalty's value is noted if it is wanted.
+    fn measured_limits(&mut self, z: &Tensor<4>) -> Limits {
+        let limits = self.limits();
         if self.request.measure_penalty {
             self.penalties
                 .extend(limits.penalty.value(z.clone().inner()));
@@ -311,16 +389,22 @@ impl Walk<'_> {
     }
 }
 
-fn quadratic(
-    node: &Node,
-    z: Tensor<4>,
-    a: Tensor<4>,
-    b: Tensor<4>,
-    c: Tensor<4>,
-    limits: Limits,
-) -> Tensor<4> {
-    let [channels, h, w] = node.shape;
+/// `a z^2 + b z + c` with `[1, c, 1, 1]` coefficients.
+fn quadratic(z: Tensor<4>, [a, b, c]: [Tensor<4>; 3], limits: Limits) -> Tensor<4> {
     let relu = a.clone().mul_scalar(0.0);
-    let k = Tensor::cat(vec![relu, a, b, c], 0).expand([4, channels, h, w]);
-    kernels::masked(z, k, limits)
+    kernels::masked(z, Tensor::cat(vec![relu, a, b, c], 0), limits)
+}
+
+/// True if a 2x2 average pool behind this convolution, with outputs of this height and width, can
+/// become part of it.
+fn pools(op: Op, [h, w]: [usize; 2]) -> bool {
+    match op {
+        Op::Conv {
+            kernel,
+            stride: 1,
+            padding,
+            ..
+        } => kernel % 2 == 1 && padding == kernel / 2 && h >= 2 && w >= 2,
+        _ => false,
+    }
 }

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::Run;
-use crate::network::{Network, Request, State};
+use crate::network::{Network, Node, Request, Shown, State};
 use crate::optimise::NotFinite;
 use crate::tensors::{self, download};
 
@@ -66,11 +66,12 @@ pub(super) fn first_not_finite(
     request: Request<'_>,
 ) -> Option<String> {
     let mut first = None;
-    network.forward(state, pixels, request, |node, _, value| {
+    let note = |node: &Node, _: &[Tensor<4>], value: &Tensor<4>| {
         if first.is_none() && !finite(value.clone().inner()) {
             first = Some(node.name.clone());
         }
-    });
+    };
+    network.observe(state, pixels, request, (Shown::Everything, note));
     first.map(|name| format!("the output of layer {name} is the first that is not finite"))
 }
 

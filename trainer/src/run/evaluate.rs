@@ -10,7 +10,7 @@ use super::Run;
 use crate::data::DeviceSet;
 use crate::loss::{cross_entropy, hits};
 use crate::method::EVALUATION_BATCH;
-use crate::network::{Buffer, Mode, Node, Op, Request, SiteFunction};
+use crate::network::{Buffer, Mode, Node, Op, Request, Shown, SiteFunction};
 use crate::tensors::{self, Tensors, download, download_all};
 
 /// Training images on which the ranges of activations are measured.
@@ -55,9 +55,11 @@ impl Run {
         for indices in order.chunks(EVALUATION_BATCH) {
             let request = Request::of(Mode::Evaluate);
             let pixels = set.plain(indices);
-            let pass = self
-                .network
-                .forward(&self.state, pixels, request, |node, inputs, _| {
+            let pass = self.network.observe(
+                &self.state,
+                pixels,
+                request,
+                (Shown::Sites, |node, inputs, _| {
                     if !is_site(node) {
                         return;
                     }
@@ -74,7 +76,8 @@ impl Run {
                         let so_far = outside.remove(&name);
                         outside.insert(name, so_far.map_or(count.clone(), |old| old + count));
                     }
-                });
+                }),
+            );
             let labels = set.labels(indices);
             loss += f64::from(download(cross_entropy(pass.logits(), &labels, 0.0))[0])
                 * indices.len() as f64;
@@ -104,9 +107,7 @@ impl Run {
     /// Logits of normalised pixels, with running statistics: `[n, classes]`.
     pub fn logits(&self, pixels: Tensor<4>) -> Tensor<2> {
         let request = Request::of(Mode::Evaluate);
-        self.network
-            .forward(&self.state, pixels, request, |_, _, _| {})
-            .logits()
+        self.network.forward(&self.state, pixels, request).logits()
     }
 
     /// Measures the range of each site's channels on training images, with running statistics.
@@ -115,11 +116,11 @@ impl Run {
         let order: Vec<usize> = (0..set.len().min(RANGE_IMAGES)).collect();
         for indices in order.chunks(EVALUATION_BATCH) {
             let request = Request::of(Mode::Evaluate);
-            self.network.forward(
+            self.network.observe(
                 &self.state,
                 set.plain(indices),
                 request,
-                |node, inputs, _| {
+                (Shown::Sites, |node, inputs, _| {
                     if !is_site(node) {
                         return;
                     }
@@ -140,7 +141,7 @@ impl Run {
                         }
                     };
                     ranges.insert(node.name.clone(), new);
-                },
+                }),
             );
         }
         self.ranges = ranges;

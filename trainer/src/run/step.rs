@@ -77,9 +77,7 @@ impl Run {
                 Some(teacher.teach(pixels.clone(), labels, phase.imitate, rate, epoch)?)
             }
         };
-        let pass = self
-            .network
-            .forward(&self.state, pixels.clone(), request, |_, _, _| {});
+        let pass = self.network.forward(&self.state, pixels.clone(), request);
         let loss = match phase.imitate {
             Some(_) => {
                 let taught = taught.clone().expect("who imitates has a teacher");

@@ -207,15 +207,11 @@ impl TeacherRun {
                 until,
                 ..Request::of(Mode::Evaluate)
             };
-            let pass = self
-                .network
-                .forward(&self.state, pixels, request, |_, _, _| {});
+            let pass = self.network.forward(&self.state, pixels, request);
             return Ok(pass.output);
         };
         let request = Request::of(Mode::Train);
-        let pass = self
-            .network
-            .forward(&self.state, pixels.clone(), request, |_, _, _| {});
+        let pass = self.network.forward(&self.state, pixels.clone(), request);
         let loss = cross_entropy(pass.logits(), labels, 0.0);
         let gradients = gradients(&loss, pass.leaves);
         let parameters = &mut self.state.parameters;

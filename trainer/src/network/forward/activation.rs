@@ -33,35 +33,24 @@ impl Walk<'_> {
         let [c, _, _] = node.shape;
         match function {
             SiteFunction::Masked => {
-                let mut k = self.masked_coefficients(node);
-                if self.request.mode == Mode::Score && !self.frozen {
-                    k = k.detach().require_grad();
-                    self.coefficients.insert(node.name.clone(), k.clone());
-                }
-                let limits = self.limits(&z);
-                kernels::masked(z, k, limits)
+                let coefficients = self.coefficients(node);
+                let limits = self.measured_limits(&z);
+                kernels::masked(z, coefficients, limits)
             }
             SiteFunction::Quartic => {
                 let rows = self.leaf(node, Parameter::Quartic).reshape([5, c, 1, 1]);
                 let row = |i: usize| rows.clone().narrow(0, i, 1);
                 let (one, zero) = (Tensor::ones_like(&row(0)), Tensor::zeros_like(&row(0)));
-                let limits = self.limits(&z);
-                let low = quadratic(node, z.clone(), row(2), row(3), row(4), limits);
+                let limits = self.measured_limits(&z);
+                let low = quadratic(z.clone(), [row(2), row(3), row(4)], limits);
                 // The quartic's part in z is held within the guard; beyond it goes on as the
                 // tangent, like `low`.
                 let held = match limits.guard.is_infinite() {
                     true => z.clone(),
                     false => z.clone().clamp(-limits.guard, limits.guard),
                 };
-                let inner = quadratic(node, held.clone(), one, row(1), zero.clone(), Limits::NONE);
-                let high = quadratic(
-                    node,
-                    inner.clone(),
-                    row(0),
-                    zero.clone(),
-                    zero,
-                    Limits::NONE,
-                );
+                let inner = quadratic(held.clone(), [one, row(1), zero.clone()], Limits::NONE);
+                let high = quadratic(inner.clone(), [row(0), zero.clone(), zero], Limits::NONE);
                 if limits.guard.is_infinite() {
                     return high + low;
                 }
@@ -76,7 +65,6 @@ impl Walk<'_> {
                 );
                 let ones = Tensor::<4>::ones_like(&gamma.clone().reshape([1, c, 1, 1]));
                 let basis = self.quadratic(
-                    node,
                     z.clone(),
                     ones.clone().mul_scalar(half),
                     ones.clone().mul_scalar(0.0),
@@ -107,9 +95,20 @@ impl Walk<'_> {
                     .mul_scalar(2.0);
                 let t = (low * s.clone()).add_scalar(1.0).neg();
                 let linear = (s.clone() * t.clone()).mul_scalar(2.0);
-                self.quadratic(node, z, s.clone() * s, linear, t.clone() * t)
+                self.quadratic(z, s.clone() * s, linear, t.clone() * t)
             }
         }
+    }
+
+    /// `[4, c, h, w]` coefficients of a masked site, which collect a gradient when scoring.
+    pub(super) fn coefficients(&mut self, node: &Node) -> Tensor<4> {
+        let k = self.masked_coefficients(node);
+        if self.request.mode != Mode::Score || self.frozen {
+            return k;
+        }
+        let k = k.detach().require_grad();
+        self.coefficients.insert(node.name.clone(), k.clone());
+        k
     }
 
     /// `[2, c]` minimum and maximum of each channel that a min-max norm divides by.
