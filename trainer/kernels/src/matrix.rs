@@ -1,8 +1,8 @@
 //! Matrix products on matrices in blocks of sixteen columns.
 //!
-//! A matrix of `rows` rows and `16 b` columns lies as `b` blocks of `rows` vectors: element `(r, c)`
-//! is lane `c % 16` of vector `(c / 16) * stride + r`. The innermost loops then read vectors and
-//! single factors one after the other, and nothing is packed for them.
+//! A matrix of `rows` rows and `16 b` columns lies as `b` blocks of `rows` vectors: element
+//! `(r, c)` is lane `c % 16` of vector `(c / 16) * rows + r`. The innermost loops then read vectors
+//! and single factors one after the other, and nothing is packed for them.
 
 use crate::simd::{LANES, Lane, Simd};
 
@@ -180,7 +180,8 @@ fn tile<S: Simd, const R: usize, const N: usize>(
     }
 }
 
-/// Computes or adds a transposed product by tiles of `R` columns of `v` and `N` blocks of columns of `d`.
+/// Computes or adds a transposed product by tiles of `R` columns of `v` and `N` blocks of columns
+/// of `d`.
 #[inline(always)]
 pub(crate) fn transposed_product<S: Simd, const R: usize, const N: usize>(
     s: S,

@@ -1,8 +1,8 @@
 //! Convolutions of 3x3 at stride 1 by Winograd's F(4x4, 3x3): 36 products for sixteen outputs
 //! instead of 144, in all three directions.
 //!
-//! A tile of 6x6 inputs becomes 36 matrices' worth of values, `V = B^T d B`; each is multiplied with
-//! its weights `U = G g G^T`; the products come back as 4x4 outputs, `A^T M A`. Backward the
+//! A tile of 6x6 inputs becomes values at 36 points, `V = B^T d B`; at each they are multiplied
+//! with the weights `U = G g G^T`; the products come back as 4x4 outputs, `A^T M A`. Backward the
 //! gradient goes the same way in reverse: `D = A dy A^T`, `dU = V^T D` and `dV = D U^T`.
 
 mod transform;

@@ -1,8 +1,8 @@
 //! The transforms of F(4x4, 3x3), in one dimension, and their adjoints.
 //!
 //! With the interpolation points 0, 1, -1, 2, -2 and infinity (Lavin and Gray, "Fast Algorithms for
-//! Convolutional Neural Networks", CVPR 2016): `y = A^T [(G g) * (B^T d)]` for six inputs `d`, three
-//! weights `g` and four outputs `y`.
+//! Convolutional Neural Networks", CVPR 2016): `y = A^T [(G g) * (B^T d)]` for six inputs `d`,
+//! three weights `g` and four outputs `y`.
 
 use crate::simd::Simd;
 
