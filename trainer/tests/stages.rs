@@ -392,9 +392,7 @@ fn a_frozen_gamma_stays_one_and_collects_no_gradient() {
         ..Request::of(Mode::Train)
     };
     let pixels = data.train.plain(&[0, 1]);
-    let pass = run
-        .network
-        .forward(&run.state, pixels, request, |_, _, _| {});
+    let pass = run.network.forward(&run.state, pixels, request);
     let mut gammas = 0;
     for (name, array) in run.state.parameter_arrays() {
         if name.ends_with(".gamma") {
