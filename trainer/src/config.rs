@@ -158,11 +158,19 @@ impl Config {
 }
 
 /// # Errors
-/// A drop-in of another degree than 2 or 4, or with a radius out of range.
+/// A drop-in of another degree than 2 or 4, or with a radius out of range; a quadratic whose
+/// coefficients are not finite.
 fn check_replacements(replacements: &[Replacement]) -> Result<()> {
     for replacement in replacements {
-        if let Substitute::DropIn(drop_in) = replacement.by {
-            drop_in.coefficients()?;
+        match replacement.by {
+            Substitute::DropIn(drop_in) => {
+                drop_in.coefficients()?;
+            }
+            Substitute::Quadratic(coefficients) => ensure!(
+                coefficients.iter().all(|c| c.is_finite()),
+                "the coefficients of a quadratic are {coefficients:?}, must be finite"
+            ),
+            _ => {}
         }
     }
     Ok(())

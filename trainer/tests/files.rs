@@ -398,6 +398,10 @@ fn overrides_replace_keys_and_wrong_ones_are_refused() {
             "stage.0.distil={ teacher = { beside = { kind = \"resnet20\", width = inf } } }",
             "width is inf",
         ),
+        (
+            "stage.0.replace=[{ sites = \"*\", by = { quadratic = [0.2, inf, 0.0] } }]",
+            "coefficients of a quadratic",
+        ),
         ("stage.0.guard=0.0", "guard must be above 0"),
         ("stage.0.guard=inf", "guard must be above 0"),
         ("stage.0.ramp=1.5", "ramp is 1.5"),

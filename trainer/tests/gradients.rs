@@ -136,6 +136,7 @@ fn gradients_of_every_slot_equal_finite_differences() {
         "\"identity\"",
         "\"react-pkn\"",
         "\"square\"",
+        "{ quadratic = [0.2, 0.5, -0.1] }",
         "\"square-amm\"",
         "\"square-mm\"",
         "\"herpn\"",

@@ -287,6 +287,7 @@ fn every_site_function_exports_to_a_graph_that_computes_the_same() {
         "\"identity\"",
         "{ fitted = { damped = true } }",
         "{ drop-in = { by = \"taylor\", degree = 2 } }",
+        "{ quadratic = [0.19947, 0.5, 0.19947] }",
         "{ drop-in = { by = \"taylor\", degree = 4 } }",
         "{ drop-in = { by = \"least-squares\", degree = 4, radius = 4.0 } }",
     ] {

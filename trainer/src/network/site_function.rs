@@ -60,6 +60,9 @@ pub enum Substitute {
     /// See [`SiteFunction::HerPn`].
     #[serde(rename = "herpn")]
     HerPn,
+    /// `a z^2 + b z + c` in every channel, trained from there unless `*.poly` is frozen. `a = c =
+    /// 0.19947` and `b = 0.5` are nearest to ReLU in mean square on standard normal inputs.
+    Quadratic([f32; 3]),
     /// A polynomial that approximates ReLU on an interval, trained from there.
     DropIn(DropIn),
     /// Each channel's quadratic nearest to ReLU under the distribution of its inputs (AutoReP, ICCV
@@ -82,6 +85,7 @@ impl Substitute {
             Substitute::SquareAmm => "square-amm",
             Substitute::SquareMm => "square-mm",
             Substitute::HerPn => "herpn",
+            Substitute::Quadratic(_) => "quadratic",
             Substitute::DropIn(DropIn { by, degree, .. }) => match (by, degree) {
                 (Approximation::Taylor, 2) => "taylor of degree 2",
                 (Approximation::Taylor, _) => "taylor of degree 4",

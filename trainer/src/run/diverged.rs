@@ -50,7 +50,7 @@ impl Run {
         let help = match why {
             NotFinite::Loss(_) => "",
             NotFinite::Gradient(_) => {
-                "; a lower schedule.rate, optimiser.clip or a range penalty may help"
+                "; a lower schedule.rate, optimiser.clip, a guard or a range penalty may help"
             }
         };
         let epoch = self.meta.epoch;

@@ -50,6 +50,7 @@ impl State {
                 }
                 Substitute::ReactPkn => quadratic(self, [0.009, 0.5, 0.47]),
                 Substitute::Square => quadratic(self, [1.0, 0.0, 0.0]),
+                Substitute::Quadratic(coefficients) => quadratic(self, coefficients),
                 Substitute::Fitted { .. } => quadratic(self, [0.0, 1.0, 0.0]),
                 Substitute::SquareAmm => {
                     self.set_function(&site, channels, SiteFunction::MinMax { running: true });
