@@ -7,7 +7,8 @@ use super::fixtures::{Client, small_weights};
 use criterion::{BenchmarkId, Throughput};
 use pi_compiler::pass::select::{Link, select};
 use pi_ir::{
-    Circuit, Conv, Layer, LayerWeights, Padding, Plan, Range, Shape, Step, TensorId, Term, Weights,
+    Circuit, Conv, Layer, LayerWeights, Padding, Plan, Preprocessing, Range, Shape, Step, TensorId,
+    Term, Weights,
 };
 use pi_protocol::layout::{Packing, conv_output};
 use pi_protocol::linear::{
@@ -118,8 +119,7 @@ pub(crate) fn circuit_of(
         name: name.into(),
         input,
         input_frac_bits: 8,
-        mean: vec![0.0; input.c as usize],
-        std: vec![1.0; input.c as usize],
+        preprocessing: Preprocessing::unit(input.c),
         classes: Vec::new(),
         layers: convolutions.into_iter().enumerate().map(layer).collect(),
     }

@@ -75,7 +75,7 @@ pub fn compile(
     }
     import::import(graph)?;
     let folded = fold::fold(graph)?;
-    let images = calibration.normalised(&graph.mean, &graph.std);
+    let images = calibration.reals(&graph.preprocessing);
     if let Some(Op::Input { shape }) = graph.nodes.first().map(|node| &node.op)
         && images.iter().any(|image| image.len() != shape.len())
     {
@@ -88,8 +88,7 @@ pub fn compile(
     let scales = scales(&real, &seen, &options.precision)?;
     let identity = Identity {
         name: &graph.name,
-        mean: &graph.mean,
-        std: &graph.std,
+        preprocessing: &graph.preprocessing,
         classes: &graph.classes,
     };
     let (mut circuit, weights) = quantise(&real, &scales, &options.precision, &identity)?;

@@ -3,7 +3,7 @@
 pub mod draw;
 
 use anyhow::{Context, Result, bail, ensure};
-use pi_ir::Shape;
+use pi_ir::{Preprocessing, Shape};
 use std::fs;
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -127,26 +127,11 @@ impl Images {
         Ok(())
     }
 
-    /// Normalised single-precision images, as the float interpreter reads them.
-    pub fn normalised(&self, mean: &[f32], std: &[f32]) -> Vec<Vec<f32>> {
-        let one = |pixels: &Vec<u8>| normalise(pixels, mean, std);
+    /// Preprocessed single-precision images, as the float interpreter reads them.
+    pub fn reals(&self, preprocessing: &Preprocessing) -> Vec<Vec<f32>> {
+        let one = |pixels: &Vec<u8>| preprocessing.reals(pixels);
         self.pixels.iter().map(one).collect()
     }
-}
-
-/// `(v / 255 - mean) / std`, per channel.
-pub fn normalise(pixels: &[u8], mean: &[f32], std: &[f32]) -> Vec<f32> {
-    let plane = pixels.len() / mean.len();
-    let statistics = mean.iter().zip(std);
-    let values = pixels
-        .chunks_exact(plane)
-        .zip(statistics)
-        .flat_map(|(plane, (mean, std))| {
-            plane
-                .iter()
-                .map(move |&v| (f32::from(v) / 255.0 - mean) / std)
-        });
-    values.collect()
 }
 
 fn spread<T>(all: &[T], limit: usize) -> impl Iterator<Item = &T> {

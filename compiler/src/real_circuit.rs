@@ -100,8 +100,7 @@ impl RealCircuit {
             name: String::new(),
             input: self.input,
             input_frac_bits: 0,
-            mean: Vec::new(),
-            std: Vec::new(),
+            preprocessing: pi_ir::Preprocessing::unit(self.input.c),
             classes: Vec::new(),
             layers: layers.collect(),
         }

@@ -1,7 +1,7 @@
 //! Whole compilations: random graphs and the common networks, against the float interpreter.
 
 use pi_compiler::cost::evaluate::compare;
-use pi_compiler::images::{Images, normalise};
+use pi_compiler::images::Images;
 use pi_compiler::pass::calibrate::FloatWeights;
 use pi_compiler::pass::fold::fold;
 use pi_compiler::pass::lower::{Pools, lower_and_measure};
@@ -28,7 +28,7 @@ fn images(graph: &Graph, count: usize, seed: u64) -> Images {
 /// Folding and lowering change no value beyond the rounding of single precision.
 fn assert_same_function(graph: &Graph, seed: u64) {
     let folded = fold(graph).unwrap();
-    let images = images(graph, 2, seed).normalised(&graph.mean, &graph.std);
+    let images = images(graph, 2, seed).reals(&graph.preprocessing);
     for pools in POOLS {
         let (network, _) = lower_and_measure(&folded, pools, &images).unwrap();
         let weights = FloatWeights::new(&network);
@@ -83,7 +83,7 @@ fn relative_error(graph: &Graph, compiled: &Compiled, images: &Images) -> f64 {
         "calibration images stay within the bounds"
     );
     let logits = images.pixels.iter().flat_map(|pixels| {
-        let image = normalise(pixels, &graph.mean, &graph.std);
+        let image = graph.preprocessing.reals(pixels);
         interpret::float(graph, &image).unwrap()
     });
     let logits: Vec<f64> = logits.map(f64::from).collect();

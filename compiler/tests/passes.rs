@@ -85,16 +85,13 @@ fn compile(graph: &Graph) -> Result<String, Refused> {
         panic!("node 0 is the input");
     };
     let pixels: Vec<Vec<u8>> = [0, 255, 100].map(|v| vec![v; shape.len()]).to_vec();
-    let images: Vec<Vec<f32>> = pixels
-        .iter()
-        .map(|p| pi_compiler::images::normalise(p, &graph.mean, &graph.std))
-        .collect();
+    let images = pixels.iter().map(|p| graph.preprocessing.reals(p));
+    let images: Vec<Vec<f32>> = images.collect();
     let (network, seen) = lower_and_measure(&fold(graph)?, Pools::Absorb, &images)?;
     let scales = scales(&network, &seen, &precision)?;
     let identity = Identity {
         name: &graph.name,
-        mean: &graph.mean,
-        std: &graph.std,
+        preprocessing: &graph.preprocessing,
         classes: &graph.classes,
     };
     let (mut circuit, weights) = quantise(&network, &scales, &precision, &identity)?;

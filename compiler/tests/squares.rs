@@ -167,7 +167,7 @@ fn shape(graph: &Graph) -> Shape {
 }
 
 fn normalised(graph: &Graph, count: usize) -> Vec<Vec<f32>> {
-    Images::synthetic(shape(graph), count, 5).normalised(&graph.mean, &graph.std)
+    Images::synthetic(shape(graph), count, 5).reals(&graph.preprocessing)
 }
 
 /// Largest difference of logits between graph and layers, over the largest logit. Both compute in
@@ -383,13 +383,12 @@ fn polynomials_only(graph: &Graph, images: &Images) -> (Verified<Circuit>, Weigh
         .flat_map(|node| (0..512).map(move |channel| (node, channel)))
         .collect();
     let real = lower(&folded, Pools::default(), &all).unwrap().real;
-    let normalised = images.normalised(&graph.mean, &graph.std);
+    let normalised = images.reals(&graph.preprocessing);
     let precision = Precision::default();
     let scales = scales(&real, &magnitudes(&real, &normalised), &precision).unwrap();
     let identity = Identity {
         name: &graph.name,
-        mean: &graph.mean,
-        std: &graph.std,
+        preprocessing: &graph.preprocessing,
         classes: &graph.classes,
     };
     let (mut circuit, weights) = quantise(&real, &scales, &precision, &identity).unwrap();

@@ -7,8 +7,8 @@
 use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
-use pi_ir::graph::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op as GraphOp};
-use pi_ir::{GraphFile, Padding, Shape};
+use pi_ir::graph::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op as GraphOp, Origin};
+use pi_ir::{GraphFile, Padding, Preprocessing, Shape};
 
 use crate::atomic;
 use crate::checkpoint::Arrays;
@@ -57,17 +57,13 @@ pub fn graph(run: &Run) -> Result<Graph> {
         ids.push(id);
     }
     let images = &run.meta.images;
-    let (mean, std) = match &images.normalisation {
-        Normalisation::Channels { mean, std } => (mean.clone(), std.clone()),
-        Normalisation::Image { .. } => bail!(
-            "the model reads images that are standardised each by itself, which a graph file \
-             cannot say yet: train with data.normalisation = \"channels\" to export"
-        ),
+    let preprocessing = match images.normalisation.clone() {
+        Normalisation::Channels { mean, std } => Preprocessing::Channels { mean, std },
+        Normalisation::Image { floor } => Preprocessing::Image { floor },
     };
     let graph = Graph {
         name: run.meta.config.name.clone(),
-        mean,
-        std,
+        preprocessing,
         classes: images.classes.clone(),
         nodes: emit.nodes,
     };
@@ -90,7 +86,12 @@ struct Emit<'a> {
 
 impl<'a> Emit<'a> {
     fn push(&mut self, name: String, op: GraphOp, inputs: Vec<NodeId>) -> NodeId {
-        self.nodes.push(Node { name, op, inputs });
+        self.nodes.push(Node {
+            name,
+            op,
+            inputs,
+            origin: Origin::Unmarked,
+        });
         NodeId(self.nodes.len() as u32 - 1)
     }
 

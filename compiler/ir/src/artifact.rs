@@ -360,7 +360,7 @@ impl File for Artifact {
     type Body = Body;
     const WHAT: &'static str = "artifact file";
     const MAGIC: [u8; 8] = *b"PI-ARTIF";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const LIMIT: usize = limits::ARTIFACT_BYTES;
 }
 
@@ -376,7 +376,7 @@ impl File for GraphFile {
     type Body = Self;
     const WHAT: &'static str = "graph file";
     const MAGIC: [u8; 8] = *b"PI-GRAPH";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const LIMIT: usize = limits::WEIGHTS_BYTES;
 }
 

@@ -3,7 +3,8 @@
 //! ResNets in the form common for small images: a 3x3 stem at stride 1, no max pool, the same for
 //! 32 and 64 pixels; shortcuts that change the shape are 1x1 convolutions with a norm.
 
-use crate::graph::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op};
+use crate::graph::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op, Origin};
+use crate::preprocessing::Preprocessing;
 use crate::random::Draw;
 use crate::shape::{Padding, Shape};
 
@@ -161,6 +162,7 @@ pub fn wrn22_8(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
 /// three groups of two 3x3 convolutions (64, 256, 256) with an average pool after each group's
 /// first, a pool over what is left, dense. 81,560 activations at 32 pixels.
 ///
+/// The first filters stand for statistics of patches, as a training run that freezes them has them.
 /// A norm stands before the pool, which is the same: averages commute with a scale and a shift.
 pub fn lean9(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
     let mut net = Builder::new("lean9", Shape::new(3, size, size), seed);
@@ -172,6 +174,7 @@ pub fn lean9(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
         bias: true,
     };
     let mut x = net.conv("whiten", NodeId(0), whiten);
+    net.mark(x, Origin::Statistics);
     x = net.relu("whiten.act", x);
     for (group, width) in [64, 256, 256].into_iter().enumerate() {
         let at = format!("group{}", group + 1);
@@ -230,12 +233,15 @@ impl Builder {
             name: "input".into(),
             op: Op::Input { shape: input },
             inputs: vec![],
+            origin: Origin::Unmarked,
         };
         Builder {
             graph: Graph {
                 name: name.into(),
-                mean: vec![0.5; channels],
-                std: vec![0.25; channels],
+                preprocessing: Preprocessing::Channels {
+                    mean: vec![0.5; channels],
+                    std: vec![0.25; channels],
+                },
                 classes: vec![],
                 nodes: vec![node],
             },
@@ -244,9 +250,14 @@ impl Builder {
         }
     }
 
-    /// Sets the image's means and deviations, at first 0.5 and 0.25.
-    pub fn statistics(&mut self, mean: Vec<f32>, std: Vec<f32>) {
-        (self.graph.mean, self.graph.std) = (mean, std);
+    /// Sets the image's preprocessing; at first, every channel has mean 0.5 and deviation 0.25.
+    pub fn preprocessing(&mut self, preprocessing: Preprocessing) {
+        self.graph.preprocessing = preprocessing;
+    }
+
+    /// Marks the numbers of a node; [`Builder::push`] takes them for learned.
+    pub fn mark(&mut self, id: NodeId, origin: Origin) {
+        self.graph.nodes[id.0 as usize].origin = origin;
     }
 
     /// Shape of a node's result.
@@ -265,6 +276,7 @@ impl Builder {
             name: name.into(),
             op,
             inputs: inputs.to_vec(),
+            origin: Origin::Learned,
         });
         NodeId(self.shapes.len() as u32 - 1)
     }

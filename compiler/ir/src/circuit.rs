@@ -18,6 +18,7 @@
 //! fraction (the interpreter rounds to nearest, or takes the client's shares and reproduces every
 //! carry).
 
+use crate::preprocessing::Preprocessing;
 use crate::shape::{Padding, Shape, windows};
 use crate::{limits, wire};
 use serde::{Deserialize, Serialize};
@@ -26,20 +27,17 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TensorId(pub u32);
 
-/// The public circuit. Tensor 0 is the quantised, normalised image; the last layer is the output.
+/// The public circuit. Tensor 0 is the preprocessed image; the last layer is the output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Circuit {
     /// Name of the network.
     pub name: String,
     /// Shape of the image.
     pub input: Shape,
-    /// Scale of the image: pixel `v` in `[0, 1]` becomes `round((v - mean) / std *
-    /// 2^input_frac_bits)`.
+    /// Scale of the preprocessed image.
     pub input_frac_bits: u8,
-    /// Per-channel mean.
-    pub mean: Vec<f32>,
-    /// Per-channel deviation.
-    pub std: Vec<f32>,
+    /// What is done to the bytes of an image, in integers.
+    pub preprocessing: Preprocessing,
     /// Class names, in the order of the logits (may be empty).
     #[serde(deserialize_with = "wire::limited::<_, _, { limits::CLASSES }>")]
     pub classes: Vec<String>,

@@ -101,8 +101,7 @@ mod tests {
             name: "c".into(),
             input: Shape::new(1, 1, 1),
             input_frac_bits: 0,
-            mean: vec![],
-            std: vec![],
+            preprocessing: crate::Preprocessing::unit(0),
             classes: vec![],
             layers: vec![
                 layer(10, vec![Kind::Relu; 3]),

@@ -1,5 +1,6 @@
 //! The float network as a trainer leaves it: a list of nodes in topological order.
 
+use crate::preprocessing::Preprocessing;
 use crate::shape::{Padding, Shape, windows};
 use crate::{limits, wire};
 use serde::{Deserialize, Serialize};
@@ -13,10 +14,8 @@ pub struct NodeId(pub u32);
 pub struct Graph {
     /// Name of the network, as users see it.
     pub name: String,
-    /// Per-channel mean subtracted from pixels scaled to `[0, 1]`.
-    pub mean: Vec<f32>,
-    /// Per-channel deviation that divides them afterwards.
-    pub std: Vec<f32>,
+    /// What is done to the bytes of an image before node 0 gives them out.
+    pub preprocessing: Preprocessing,
     /// Class names, in the order of the logits (may be empty).
     #[serde(deserialize_with = "wire::limited::<_, _, { limits::CLASSES }>")]
     pub classes: Vec<String>,
@@ -34,12 +33,27 @@ pub struct Node {
     pub op: Op,
     /// The nodes it reads: none for the input, two for [`Op::Add`], one for everything else.
     pub inputs: Vec<NodeId>,
+    /// Source of its numbers, if it has any.
+    pub origin: Origin,
+}
+
+/// Source of a node's numbers (weights, biases, norms, coefficients), which tells what publishing
+/// them would give away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Origin {
+    /// Not known: the exporter did not say.
+    #[default]
+    Unmarked,
+    /// A training step changed at least one of them.
+    Learned,
+    /// Constants, or statistics of training images; no training step changed any of them.
+    Statistics,
 }
 
 /// An operation on tensors of [`Shape`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Op {
-    /// The image, normalised.
+    /// The image, preprocessed.
     Input {
         /// Shape of the image.
         shape: Shape,

@@ -6,6 +6,7 @@
 //!   part).
 //! - [`weights`]: integer kernels, biases and polynomial coefficients, which only the server may
 //!   hold.
+//! - [`preprocessing`]: from the bytes of an image to the numbers that a network reads.
 //! - [`plan`]: the packing of tensors into ciphertexts, which both parties read.
 //! - [`trace`]: the client's shares of one run, which make the interpreter exact.
 //! - [`interpret`]: reference evaluations: float, rounding to nearest, and exact with a trace.
@@ -30,6 +31,7 @@ pub mod graph;
 pub mod interpret;
 pub mod limits;
 pub mod plan;
+pub mod preprocessing;
 pub mod random;
 pub mod range;
 pub mod shape;
@@ -43,8 +45,9 @@ pub use artifact::{Artifact, GraphFile, WeightsFile};
 pub use circuit::{
     Activation, Circuit, Conv, Kind, Layer, PostTruncation, Range, Step, SumPool, TensorId, Term,
 };
-pub use graph::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op};
+pub use graph::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op, Origin};
 pub use plan::{Layout, OutputPacking, Plan, Upload};
+pub use preprocessing::Preprocessing;
 pub use shape::{Padding, Shape};
 pub use trace::{LayerTrace, Trace};
 pub use verify::Verified;

@@ -117,8 +117,17 @@ fn clamp(intervals: &mut [Interval], bound: i64) {
     }
 }
 
-/// Intervals of the image's elements: black to white in every pixel.
+/// Intervals of the image's elements: black to white in every pixel, or what any image can reach.
 pub(crate) fn input(circuit: &Circuit) -> Result<Vec<Interval>, Error> {
+    if let Some(largest) =
+        (circuit.preprocessing).largest(circuit.input.len(), circuit.input_frac_bits)
+    {
+        let interval = Interval {
+            low: -largest,
+            high: largest,
+        };
+        return Ok(vec![interval; circuit.input.len()]);
+    }
     let quantise = |pixel| {
         quantise_image(circuit, &vec![pixel; circuit.input.len()])
             .map_err(|e| Error::Malformed(e.to_string()))

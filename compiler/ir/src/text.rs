@@ -22,15 +22,16 @@
 //!   output frac 12
 //! ```
 //!
-//! Tensors are written `t0` (the input), `t1`, ...; padding is top, left, bottom, right. In a
-//! graph, a node reads `%0`, `%1`, ...:
+//! Instead of `mean` and `std`, `standardise floor 20` stands for the preprocessing of each image
+//! by its own statistics. Tensors are written `t0` (the input), `t1`, ...; padding is top, left,
+//! bottom, right. In a graph, a node reads `%0`, `%1`, ...:
 //!
 //! ```text
 //! graph "tiny"
 //! mean 0.5
 //! std 0.25
 //! node "input" input 1x3x3
-//! node "conv" conv %0 out 4 kernel 3x3 stride 1x1 pad 1,1,1,1 bias
+//! node "conv" learned conv %0 out 4 kernel 3x3 stride 1x1 pad 1,1,1,1 bias
 //! node "norm" norm %1 eps 0.00001
 //! node "act" act %2 kinds relu*30 polynomial*6
 //! node "add" add %3 %2
@@ -38,6 +39,9 @@
 //! node "flat" flatten %5
 //! node "fc" dense %6 out 10
 //! ```
+//!
+//! `learned` or `statistics` before an operation is the origin of the node's numbers, if it is
+//! marked.
 //!
 //! A graph's numbers are not part of its structure: parsing sets weights, biases, shifts, means and
 //! coefficients to zero, scales and variances to one.

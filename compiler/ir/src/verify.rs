@@ -16,6 +16,7 @@ pub use graph::graph;
 pub use weights::weights;
 
 use crate::limits;
+use crate::preprocessing::Preprocessing;
 use crate::shape::Shape;
 use serde::Serialize;
 use std::collections::HashSet;
@@ -123,8 +124,16 @@ impl Faults {
         });
     }
 
-    /// Means and deviations of the image's channels.
-    fn statistics(&mut self, mean: &[f32], std: &[f32], channels: u32) {
+    /// Means and deviations of the image's channels, or the floor of its own deviation.
+    fn preprocessing(&mut self, preprocessing: &Preprocessing, channels: u32) {
+        let (mean, std) = match preprocessing {
+            Preprocessing::Channels { mean, std } => (mean, std),
+            Preprocessing::Image { floor } => {
+                return self.require(*floor > 0, "input", || {
+                    "the floor of the deviation is 0; it is 1 to 255".into()
+                });
+            }
+        };
         self.length("input", "means", channels as usize, mean.len());
         self.length("input", "deviations", channels as usize, std.len());
         self.require(mean.iter().all(|m| m.is_finite()), "input", || {

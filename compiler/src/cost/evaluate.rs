@@ -1,7 +1,7 @@
 //! Measures the accuracy that fixed point costs: the float graph and the plain interpreter on the
 //! same images.
 
-use crate::images::{Images, normalise};
+use crate::images::Images;
 use anyhow::{Result, ensure};
 use pi_ir::interpret::{self, Interpreter, quantise_image};
 use pi_ir::{Circuit, Graph, Step, Weights};
@@ -56,7 +56,7 @@ pub fn compare(
         _ => anyhow::bail!("the circuit's last layer is not an output"),
     };
     let one = |pixels: &Vec<u8>| -> Result<Outcome> {
-        let image = normalise(pixels, &graph.mean, &graph.std);
+        let image = graph.preprocessing.reals(pixels);
         let float = interpret::float(graph, &image).map_err(anyhow::Error::msg)?;
         let fixed = match interpreter.plain(&quantise_image(circuit, pixels)?) {
             Ok(run) => Some(run.logits.iter().map(|&v| v as f64 * scale).collect()),

@@ -14,8 +14,8 @@ pub use scales::{Scales, scales};
 use crate::fault::{Fault, Refused};
 use crate::real_circuit::{self, RealCircuit, Step, Term};
 use pi_ir::{
-    Activation, Circuit, Conv, Kind, Layer, LayerWeights, Polynomial, PostTruncation, Range,
-    SumPool, TensorId, Weights,
+    Activation, Circuit, Conv, Kind, Layer, LayerWeights, Polynomial, PostTruncation,
+    Preprocessing, Range, SumPool, TensorId, Weights,
 };
 
 /// Numbers of bits to spend.
@@ -45,14 +45,12 @@ impl Default for Precision {
 /// Largest `log2 B` of polynomials and squares: 2^19 of them then lose a value with probability
 /// 2^-12 at most.
 pub const POLYNOMIAL_BOUND_BITS: u8 = 28;
-/// Names and statistics that the circuit takes from the graph.
+/// Names and preprocessing that the circuit takes from the graph.
 pub struct Identity<'a> {
     /// Name of the network.
     pub name: &'a str,
-    /// Per-channel mean.
-    pub mean: &'a [f32],
-    /// Per-channel deviation.
-    pub std: &'a [f32],
+    /// What is done to the bytes of an image.
+    pub preprocessing: &'a Preprocessing,
     /// Class names.
     pub classes: &'a [String],
 }
@@ -73,8 +71,7 @@ pub fn quantise(
         name: identity.name.into(),
         input: real.input,
         input_frac_bits: byte(scales.tensors[0]),
-        mean: identity.mean.into(),
-        std: identity.std.into(),
+        preprocessing: identity.preprocessing.clone(),
         classes: identity.classes.into(),
         layers: Vec::with_capacity(real.layers.len()),
     };

@@ -2,7 +2,7 @@
 //! convolution.
 
 use super::*;
-use pi_ir::{Layer, P, Padding, Range, Step};
+use pi_ir::{Layer, P, Padding, Preprocessing, Range, Step};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 
@@ -13,8 +13,7 @@ pub(crate) fn circuit_of(input: Shape, layers: &[Vec<Conv>]) -> Circuit {
         name: "test".into(),
         input,
         input_frac_bits: 8,
-        mean: vec![0.0; input.c as usize],
-        std: vec![1.0; input.c as usize],
+        preprocessing: Preprocessing::unit(input.c),
         classes: Vec::new(),
         layers: Vec::new(),
     };

@@ -17,8 +17,8 @@ use futures_executor::block_on;
 use futures_util::future::join;
 use pi_ir::{
     Activation, Artifact, Circuit, Conv, Kind, Layer, LayerWeights, Padding, Polynomial,
-    PostTruncation, Range, Shape, Step, SumPool, TensorId, Term, Verified, Weights, WeightsFile,
-    interpret, random, verify,
+    PostTruncation, Preprocessing, Range, Shape, Step, SumPool, TensorId, Term, Verified, Weights,
+    WeightsFile, interpret, random, verify,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
@@ -338,8 +338,7 @@ fn edge_circuit() -> (Verified<Circuit>, Weights) {
         name: "edges".into(),
         input: EDGE_SHAPE,
         input_frac_bits: 7,
-        mean: vec![0.0; 4],
-        std: vec![1.0; 4],
+        preprocessing: Preprocessing::unit(EDGE_SHAPE.c),
         classes: Vec::new(),
         layers: vec![
             layer("hidden", 0, Step::Activate(activation)),

@@ -3,6 +3,7 @@ use super::*;
 use crate::circuit::*;
 use crate::graph::*;
 use crate::plan::*;
+use crate::preprocessing::Preprocessing;
 use crate::shape::*;
 use crate::weights::*;
 
@@ -11,8 +12,10 @@ fn artifact() -> Artifact {
         name: "tiny".into(),
         input: Shape::new(1, 3, 3),
         input_frac_bits: 6,
-        mean: vec![0.5],
-        std: vec![0.25],
+        preprocessing: Preprocessing::Channels {
+            mean: vec![0.5],
+            std: vec![0.25],
+        },
         classes: vec!["no".into(), "yes".into()],
         layers: vec![
             Layer {
@@ -148,12 +151,15 @@ fn graph() -> GraphFile {
         name: name.into(),
         op,
         inputs: inputs.iter().map(|&i| NodeId(i)).collect(),
+        origin: Origin::Statistics,
     };
     GraphFile {
         graph: Graph {
             name: "tiny".into(),
-            mean: vec![0.5],
-            std: vec![0.25],
+            preprocessing: Preprocessing::Channels {
+                mean: vec![0.5],
+                std: vec![0.25],
+            },
             classes: vec![],
             nodes: vec![
                 node(
@@ -229,7 +235,7 @@ fn a_declared_length_reserves_no_memory() {
     body.splice(0..0, [0xff; 8]);
     let mut bytes = [
         &GraphFile::MAGIC[..],
-        &1u32.to_le_bytes(),
+        &GraphFile::VERSION.to_le_bytes(),
         &(body.len() as u64).to_le_bytes(),
         &body,
     ]
@@ -280,7 +286,7 @@ fn decoding_verifies_the_circuit_and_its_failure_probability() {
     let error = Artifact::decode(&faulty.encode()).unwrap_err();
     assert!(error.to_string().contains("growing numbers"), "{error}");
     let mut faulty = graph();
-    faulty.graph.std.clear();
+    faulty.graph.preprocessing = Preprocessing::Image { floor: 0 };
     assert!(matches!(
         GraphFile::decode(&faulty.encode()),
         Err(Error::Faults { .. })
@@ -344,10 +350,10 @@ fn golden_bytes() {
     };
     assert_eq!(
         digest(&artifact.encode()),
-        "fca2aec8f3bc2e8e2b38c49a0e9d033205e43bc650d7aa4ca0c8037cd76e9ad9"
+        "857a80dc5479b7a30d576c52c658b8431ebc387a0221d8e7e9ac39be199127e8"
     );
     assert_eq!(
         digest(&graph().encode()),
-        "57ba0dc92fe8a4040bc97546223076a13e5a4b4f0d14682207fc15a6e63da8fd"
+        "bd9aae897e843dca527c62a328208e75423a1d1d62b133084a6d3454c85412ac"
     );
 }

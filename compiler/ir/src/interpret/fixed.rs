@@ -7,6 +7,7 @@ mod truncate;
 use super::convolve::{Windows, convolve, sum_windows};
 use crate::P;
 use crate::circuit::{Circuit, Conv, Kind, Layer, PostTruncation, Step, SumPool, Term};
+use crate::preprocessing::Preprocessing;
 use crate::shape::Shape;
 use crate::trace::{LayerTrace, Trace};
 use crate::weights::{LayerWeights, Weights};
@@ -37,29 +38,26 @@ pub struct PostMagnitudes {
     pub polynomial: u64,
 }
 
-/// Pixels `[c][h][w]` as the circuit's tensor 0: `round((v / 255 - mean) / std *
-/// 2^input_frac_bits)`, in double precision, ties away from zero.
+/// Pixels `[c][h][w]` as the circuit's tensor 0: its preprocessing in integers, the same on every
+/// machine.
 ///
 /// # Errors
-/// If the number of pixels is not that of the circuit's input, or a channel has no mean or
-/// deviation.
+/// If the number of pixels is not that of the circuit's input, a channel has no mean or deviation,
+/// or the input has more than 48 fractional bits.
 pub fn quantise_image(circuit: &Circuit, pixels: &[u8]) -> Result<Vec<i64>, Error> {
     length("pixels", circuit.input.len(), pixels.len())?;
-    length("means", circuit.input.c as usize, circuit.mean.len())?;
-    length("deviations", circuit.input.c as usize, circuit.std.len())?;
-    let scale = f64::from(circuit.input_frac_bits).exp2();
-    let plane = circuit.input.h as usize * circuit.input.w as usize;
-    let statistics = circuit.mean.iter().zip(&circuit.std);
-    Ok(pixels
-        .chunks_exact(plane.max(1))
-        .zip(statistics)
-        .flat_map(|(plane, (&mean, &std))| {
-            let (mean, std) = (f64::from(mean), f64::from(std));
-            plane
-                .iter()
-                .map(move |&v| ((f64::from(v) / 255.0 - mean) / std * scale).round() as i64)
-        })
-        .collect())
+    if let Preprocessing::Channels { mean, std } = &circuit.preprocessing {
+        length("means", circuit.input.c as usize, mean.len())?;
+        length("deviations", circuit.input.c as usize, std.len())?;
+    }
+    if circuit.input_frac_bits > 48 {
+        return Err(Error::Circuit {
+            layer: "input".into(),
+            detail: "more than 48 fractional bits".into(),
+        });
+    }
+    let preprocessing = &circuit.preprocessing;
+    Ok(preprocessing.integers(pixels, circuit.input_frac_bits))
 }
 
 /// Evaluates a circuit, each truncation rounding to nearest (ties up). See [`Interpreter::plain`].

@@ -165,7 +165,8 @@ fn linear(x: &[f32], weight: &[f32], bias: &[f32], windows: &Windows) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::{Node, NodeId};
+    use crate::graph::{Node, NodeId, Origin};
+    use crate::preprocessing::Preprocessing;
 
     /// Every operation once, against numbers worked out by hand.
     #[test]
@@ -174,12 +175,12 @@ mod tests {
             name: name.into(),
             op,
             inputs: inputs.iter().map(|&i| NodeId(i)).collect(),
+            origin: Origin::Unmarked,
         };
         let shape = Shape::new(1, 3, 3);
         let graph = Graph {
             name: "hand".into(),
-            mean: vec![0.0],
-            std: vec![1.0],
+            preprocessing: Preprocessing::unit(1),
             classes: vec![],
             nodes: vec![
                 node("input", Op::Input { shape }, &[]),

@@ -4,6 +4,7 @@ use super::Draw;
 use crate::P;
 use crate::artifact::WeightsFile;
 use crate::circuit::*;
+use crate::preprocessing::Preprocessing;
 use crate::range::{self, Interval};
 use crate::shape::{Padding, Shape};
 use crate::trace::{LayerTrace, Trace};
@@ -117,20 +118,25 @@ impl<'a> Maker<'a> {
             input.w = input.w.div_ceil(2);
             input.c = 1;
         }
-        let channels = 0..input.c;
-        let mut circuit = Circuit {
+        let preprocessing = match draw.between(0, 7) {
+            0 | 1 => Preprocessing::unit(input.c),
+            // Of a single byte, standardising leaves 0 whatever it is.
+            2 | 3 if input.len() > 1 => Preprocessing::Image {
+                floor: draw.between(1, 255) as u8,
+            },
+            _ => Preprocessing::Channels {
+                mean: (0..input.c).map(|_| draw.float(0.0, 1.0)).collect(),
+                std: (0..input.c).map(|_| draw.float(0.2, 1.0)).collect(),
+            },
+        };
+        let circuit = Circuit {
             name: format!("random {seed}"),
             input,
             input_frac_bits: draw.between(4, 7) as u8,
-            mean: channels.clone().map(|_| draw.float(0.0, 1.0)).collect(),
-            std: channels.map(|_| draw.float(0.2, 1.0)).collect(),
+            preprocessing,
             classes: Vec::new(),
             layers: Vec::new(),
         };
-        if draw.one_in(4) {
-            circuit.mean.fill(0.0);
-            circuit.std.fill(1.0);
-        }
         let intervals = range::input(&circuit).expect("one mean and deviation per channel");
         Maker {
             draw,
@@ -551,7 +557,9 @@ impl<'a> Maker<'a> {
         let weights = self.layer_weights(&layer, shape);
         let sums = self.read_and_sum(&layer, &weights);
         let magnitude = range::largest(&sums);
-        layer.bound_bits = range::bound_bits(magnitude, 0);
+        // Sums of constant tensors may be smaller than the bias that is part of them.
+        let bias = weights.bias.iter().map(|b| b.unsigned_abs()).max();
+        layer.bound_bits = range::bound_bits(magnitude.max(bias.unwrap_or(0)), 0);
         if (shape.h, shape.w) == (1, 1) && self.draw.one_in(2) {
             let names = (0..shape.c).map(|i| format!("class {i}"));
             self.circuit.classes = names.collect();

@@ -3,6 +3,7 @@
 use super::Draw;
 use crate::builders::{Builder, ConvShape};
 use crate::graph::{ActivationKind, Graph, NodeId, Op};
+use crate::preprocessing::Preprocessing;
 use crate::shape::{Padding, Shape};
 
 /// Limits and features of random graphs.
@@ -45,7 +46,7 @@ pub fn graph(seed: u64, options: &GraphOptions) -> Graph {
     let channels = 0..input.c;
     let mean = channels.clone().map(|_| draw.float(0.2, 0.7)).collect();
     let std = channels.map(|_| draw.float(0.2, 0.6)).collect();
-    builder.statistics(mean, std);
+    builder.preprocessing(Preprocessing::Channels { mean, std });
     let mut current = NodeId(0);
     let mut activated = vec![current];
     for layer in 0..draw.size(1, options.layers) {

@@ -1,6 +1,9 @@
 //! Text form of a circuit.
 
-use super::line::{Line, ParseError, lines, print_floats, print_kinds, quote};
+use super::line::{
+    Line, Lines, ParseError, lines, next_with, parse_preprocessing, print_kinds, quote,
+    write_preprocessing,
+};
 use crate::circuit::*;
 use std::fmt::Write;
 
@@ -26,8 +29,7 @@ fn write_circuit(text: &mut String, circuit: &Circuit) -> std::fmt::Result {
         "input {} frac {}",
         circuit.input, circuit.input_frac_bits
     )?;
-    writeln!(text, "mean{}", print_floats(&circuit.mean))?;
-    writeln!(text, "std{}", print_floats(&circuit.std))?;
+    write_preprocessing(text, &circuit.preprocessing)?;
     if !circuit.classes.is_empty() {
         let names: Vec<String> = circuit.classes.iter().map(|c| quote(c)).collect();
         writeln!(text, "classes {}", names.join(" "))?;
@@ -143,13 +145,7 @@ pub fn parse_circuit(text: &str) -> Result<Circuit, ParseError> {
     let input_frac_bits = line.value("frac", "fractional bits")?;
     line.end()?;
 
-    let mut statistics = [Vec::new(), Vec::new()];
-    for (key, values) in ["mean", "std"].into_iter().zip(&mut statistics) {
-        let mut line = lines.next().ok_or_else(|| missing(&format!("`{key}`")))?;
-        line.keyword(key)?;
-        *values = line.floats()?;
-    }
-    let [mean, std] = statistics;
+    let preprocessing = parse_preprocessing(&mut lines, &missing)?;
     let classes = match next_with(&mut lines, "classes") {
         Some(mut line) => line.names()?,
         None => Vec::new(),
@@ -162,19 +158,10 @@ pub fn parse_circuit(text: &str) -> Result<Circuit, ParseError> {
         name,
         input,
         input_frac_bits,
-        mean,
-        std,
+        preprocessing,
         classes,
         layers,
     })
-}
-
-type Lines = std::iter::Peekable<std::vec::IntoIter<Line>>;
-
-/// The next line after its keyword, if it starts with it.
-fn next_with(lines: &mut Lines, keyword: &str) -> Option<Line> {
-    let starts = lines.peek_mut().is_some_and(|line| line.takes(keyword));
-    if starts { lines.next() } else { None }
 }
 
 fn parse_layer(

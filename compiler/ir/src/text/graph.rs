@@ -1,6 +1,8 @@
 //! Text form of a graph's structure.
 
-use super::line::{Line, ParseError, lines, print_floats, print_kinds, quote};
+use super::line::{
+    Line, ParseError, lines, parse_preprocessing, print_kinds, quote, write_preprocessing,
+};
 use crate::graph::*;
 use crate::limits;
 use crate::shape::Shape;
@@ -10,6 +12,12 @@ const KINDS: [(&str, ActivationKind); 3] = [
     ("relu", ActivationKind::Relu),
     ("identity", ActivationKind::Identity),
     ("polynomial", ActivationKind::Polynomial),
+];
+
+/// Origins by their words; a node that is not marked has none.
+const ORIGINS: [(&str, Origin); 2] = [
+    ("learned", Origin::Learned),
+    ("statistics", Origin::Statistics),
 ];
 
 /// The graph's structure as text, without its numbers.
@@ -22,14 +30,16 @@ pub fn print_graph(graph: &Graph) -> String {
 
 fn write_graph(text: &mut String, graph: &Graph) -> std::fmt::Result {
     writeln!(text, "graph {}", quote(&graph.name))?;
-    writeln!(text, "mean{}", print_floats(&graph.mean))?;
-    writeln!(text, "std{}", print_floats(&graph.std))?;
+    write_preprocessing(text, &graph.preprocessing)?;
     if !graph.classes.is_empty() {
         let names: Vec<String> = graph.classes.iter().map(|c| quote(c)).collect();
         writeln!(text, "classes {}", names.join(" "))?;
     }
     for node in &graph.nodes {
         write!(text, "node {}", quote(&node.name))?;
+        if let Some((word, _)) = ORIGINS.iter().find(|(_, o)| *o == node.origin) {
+            write!(text, " {word}")?;
+        }
         let inputs: String = node.inputs.iter().map(|id| format!(" %{}", id.0)).collect();
         match &node.op {
             Op::Input { shape } => write!(text, " input {shape}")?,
@@ -88,19 +98,14 @@ pub fn parse_graph(text: &str) -> Result<Graph, ParseError> {
     };
     let mut line = lines.next().ok_or_else(|| missing("`graph`"))?;
     line.keyword("graph")?;
+    let name = line.name()?;
+    line.end()?;
     let mut graph = Graph {
-        name: line.name()?,
-        mean: Vec::new(),
-        std: Vec::new(),
+        name,
+        preprocessing: parse_preprocessing(&mut lines, &missing)?,
         classes: Vec::new(),
         nodes: Vec::new(),
     };
-    line.end()?;
-    for (key, values) in [("mean", &mut graph.mean), ("std", &mut graph.std)] {
-        let mut line = lines.next().ok_or_else(|| missing(&format!("`{key}`")))?;
-        line.keyword(key)?;
-        *values = line.floats()?;
-    }
     let mut parser = Parser {
         shapes: Vec::new(),
         weights: 0,
@@ -127,6 +132,9 @@ impl Parser {
     fn node(&mut self, line: &mut Line) -> Result<Node, ParseError> {
         line.keyword("node")?;
         let name = line.name()?;
+        let origin = (ORIGINS.iter())
+            .find(|(word, _)| line.takes(word))
+            .map_or(Origin::Unmarked, |(_, origin)| *origin);
         let word = line.bare("an operation")?;
         let count = match word.as_str() {
             "input" => 0,
@@ -144,7 +152,12 @@ impl Parser {
         let op = self.op(line, &word, shapes.first().copied())?;
         let shape = op.output(&shapes).map_err(|why| line.error(why))?;
         self.shapes.push(shape);
-        Ok(Node { name, op, inputs })
+        Ok(Node {
+            name,
+            op,
+            inputs,
+            origin,
+        })
     }
 
     fn op(&mut self, line: &mut Line, word: &str, input: Option<Shape>) -> Result<Op, ParseError> {
@@ -231,8 +244,8 @@ mean 0.5 0.25
 std 0.25 1
 classes "a" "b"
 node "input" input 2x4x4
-node "conv" conv %0 out 3 kernel 3x2 stride 1x1 pad 1,0,1,1 bias
-node "norm" norm %1 eps 0.00001
+node "conv" learned conv %0 out 3 kernel 3x2 stride 1x1 pad 1,0,1,1 bias
+node "norm" statistics norm %1 eps 0.00001
 node "act" act %2 kinds relu*30 identity polynomial*17
 node "add" add %3 %2
 node "pool" pool %4 kernel 3x3 stride 1x3

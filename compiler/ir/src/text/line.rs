@@ -1,6 +1,7 @@
 //! Parsing of one line, word by word; errors carry the line's number.
 
 use crate::limits;
+use crate::preprocessing::Preprocessing;
 use crate::shape::{Padding, Shape};
 use std::fmt::Write;
 
@@ -302,9 +303,46 @@ pub(super) fn print_kinds<T: Copy + PartialEq>(kinds: &[T], named: &[(&str, T)])
     text
 }
 
-pub(super) fn print_floats(values: &[f32]) -> String {
-    values.iter().fold(String::new(), |mut text, v| {
-        let _ = write!(text, " {v}");
-        text
-    })
+/// All lines of a text, in order.
+pub(super) type Lines = std::iter::Peekable<std::vec::IntoIter<Line>>;
+
+/// The next line after its keyword, if it starts with it.
+pub(super) fn next_with(lines: &mut Lines, keyword: &str) -> Option<Line> {
+    let starts = lines.peek_mut().is_some_and(|line| line.takes(keyword));
+    if starts { lines.next() } else { None }
+}
+
+/// `mean` and `std` with a number per channel, or `standardise floor` and a number.
+pub(super) fn write_preprocessing(
+    text: &mut String,
+    preprocessing: &Preprocessing,
+) -> std::fmt::Result {
+    let floats = |values: &[f32]| -> String { values.iter().map(|v| format!(" {v}")).collect() };
+    match preprocessing {
+        Preprocessing::Channels { mean, std } => {
+            writeln!(text, "mean{}", floats(mean))?;
+            writeln!(text, "std{}", floats(std))
+        }
+        Preprocessing::Image { floor } => writeln!(text, "standardise floor {floor}"),
+    }
+}
+
+/// What [`write_preprocessing`] wrote.
+pub(super) fn parse_preprocessing(
+    lines: &mut Lines,
+    missing: &impl Fn(&str) -> ParseError,
+) -> Result<Preprocessing, ParseError> {
+    if let Some(mut line) = next_with(lines, "standardise") {
+        let floor = line.value("floor", "a number from 1 to 255")?;
+        line.end()?;
+        return Ok(Preprocessing::Image { floor });
+    }
+    let mut statistics = [Vec::new(), Vec::new()];
+    for (key, values) in ["mean", "std"].into_iter().zip(&mut statistics) {
+        let mut line = lines.next().ok_or_else(|| missing(&format!("`{key}`")))?;
+        line.keyword(key)?;
+        *values = line.floats()?;
+    }
+    let [mean, std] = statistics;
+    Ok(Preprocessing::Channels { mean, std })
 }

@@ -3,6 +3,7 @@
 use super::{Fault, Faults, Verified, within_limits};
 use crate::circuit::{Activation, Circuit, Conv, Kind, Layer, Range, Step, SumPool, Term};
 use crate::limits;
+use crate::preprocessing::Preprocessing;
 use crate::shape::Shape;
 
 /// Largest scale of a tensor or of logits.
@@ -59,23 +60,13 @@ impl Check<'_> {
         let circuit = self.circuit;
         self.faults.name("circuit", &circuit.name);
         self.faults.shape("input", circuit.input);
-        let (mean, std) = (&circuit.mean, &circuit.std);
-        self.faults.statistics(mean, std, circuit.input.c);
+        self.faults
+            .preprocessing(&circuit.preprocessing, circuit.input.c);
         self.faults
             .require(circuit.input_frac_bits <= FRAC_BITS, "input", || {
                 format!("more than {FRAC_BITS} fractional bits")
             });
-        let scale = f64::from(circuit.input_frac_bits).exp2();
-        for (channel, (&mean, &std)) in mean.iter().zip(std).enumerate() {
-            let (mean, std) = (f64::from(mean), f64::from(std));
-            let largest = mean.abs().max((1.0 - mean).abs()) / std * scale;
-            // A fault of mean or deviation was listed above.
-            self.faults.require(
-                largest <= f64::from(INPUT_BITS).exp2() || !largest.is_finite(),
-                "input",
-                || format!("channel {channel} reaches {largest:.3e}, beyond 2^{INPUT_BITS}"),
-            );
-        }
+        self.input_range();
         self.faults
             .require(!circuit.layers.is_empty(), "circuit", || {
                 "has no layers".into()
@@ -91,6 +82,32 @@ impl Check<'_> {
         let names = circuit.layers.iter().enumerate();
         self.faults
             .unique(names.map(|(i, layer)| (place(i, layer), layer.name.as_str())));
+    }
+
+    /// Largest magnitude that a pixel can become.
+    fn input_range(&mut self) {
+        let circuit = self.circuit;
+        let frac_bits = circuit.input_frac_bits;
+        let limit = f64::from(INPUT_BITS).exp2();
+        let (mean, std) = match &circuit.preprocessing {
+            Preprocessing::Channels { mean, std } => (mean, std),
+            image @ Preprocessing::Image { .. } => {
+                let largest = image.largest(circuit.input.len(), frac_bits);
+                let largest = largest.unwrap_or(0) as f64;
+                return self.faults.require(largest <= limit, "input", || {
+                    format!("reaches {largest:.3e}, beyond 2^{INPUT_BITS}")
+                });
+            }
+        };
+        for (channel, (&mean, &std)) in mean.iter().zip(std).enumerate() {
+            let (mean, std) = (f64::from(mean), f64::from(std));
+            let largest = mean.abs().max((1.0 - mean).abs()) / std * f64::from(frac_bits).exp2();
+            // A fault of mean or deviation was listed above.
+            self.faults
+                .require(largest <= limit || !largest.is_finite(), "input", || {
+                    format!("channel {channel} reaches {largest:.3e}, beyond 2^{INPUT_BITS}")
+                });
+        }
     }
 
     fn layer(&mut self, index: usize, layer: &Layer) {

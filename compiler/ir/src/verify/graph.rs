@@ -49,7 +49,7 @@ pub fn graph(graph: &Graph) -> Vec<Fault> {
         ..
     }) = graph.nodes.first()
     {
-        faults.statistics(&graph.mean, &graph.std, shape.c);
+        faults.preprocessing(&graph.preprocessing, shape.c);
     }
     faults.classes(&graph.classes, shapes.last().copied().flatten());
     faults.0

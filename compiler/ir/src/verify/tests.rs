@@ -1,3 +1,4 @@
+use crate::preprocessing::Preprocessing;
 use crate::text::{parse_circuit, parse_graph};
 use crate::weights::{LayerWeights, Polynomial, Weights};
 
@@ -76,6 +77,18 @@ fn each_fault_of_a_circuit_is_found_and_named() {
         ),
         ("mean 0.5", "mean inf", "input", "not finite"),
         ("std 0.25", "std 0", "input", "not positive"),
+        (
+            "mean 0.5\nstd 0.25",
+            "standardise floor 0",
+            "input",
+            "floor of the deviation is 0",
+        ),
+        (
+            "frac 6\nmean 0.5\nstd 0.25",
+            "frac 30\nstandardise floor 20",
+            "input",
+            "beyond 2^30",
+        ),
         (
             "layer \"second\"",
             "layer \"first\"",
@@ -350,8 +363,10 @@ fn each_fault_of_a_graph_is_found_and_named() {
     );
 
     let mut graph = sound.clone();
-    graph.mean.clear();
-    graph.std[0] = -1.0;
+    graph.preprocessing = Preprocessing::Channels {
+        mean: Vec::new(),
+        std: vec![-1.0],
+    };
     graph.classes = vec!["one".into()];
     assert_eq!(super::graph(&graph).len(), 3);
 }

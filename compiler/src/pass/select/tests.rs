@@ -57,8 +57,7 @@ fn same(channels: u32, side: u32, out_channels: u32, kernel: u32) -> Circuit {
         name: String::new(),
         input: Shape::new(channels, side, side),
         input_frac_bits: 0,
-        mean: Vec::new(),
-        std: Vec::new(),
+        preprocessing: pi_ir::Preprocessing::unit(channels),
         classes: Vec::new(),
         layers: vec![layer],
     }

@@ -184,8 +184,7 @@ fn residuals_pools_and_identity_layers_cost_no_message() {
         name: "residuals".into(),
         input: shape,
         input_frac_bits: 4,
-        mean: vec![0.0; 2],
-        std: vec![1.0; 2],
+        preprocessing: Preprocessing::unit(shape.c),
         classes: Vec::new(),
         layers: vec![
             layer(

@@ -321,8 +321,10 @@ fn residuals_shift_and_bias_counts_once_per_position() {
 fn pixels_are_normalised_and_rounded() {
     let mut circuit = one_layer(vec![Kind::Relu; 2], F, BOUND_BITS);
     circuit.input = Shape::new(2, 1, 2);
-    circuit.mean = vec![0.5, 0.0];
-    circuit.std = vec![0.25, 1.0];
+    circuit.preprocessing = Preprocessing::Channels {
+        mean: vec![0.5, 0.0],
+        std: vec![0.25, 1.0],
+    };
     circuit.input_frac_bits = 6;
     // (0 - 0.5) / 0.25 * 64 = -128; 255 -> 128; then 51 / 255 * 64 = 12.8.
     assert_eq!(
@@ -349,8 +351,7 @@ fn one_layer(kinds: Vec<Kind>, truncate: u8, bound_bits: u8) -> Circuit {
         name: "one".into(),
         input: shape,
         input_frac_bits: 0,
-        mean: vec![0.0],
-        std: vec![1.0],
+        preprocessing: Preprocessing::unit(1),
         classes: vec![],
         layers: vec![
             Layer {
