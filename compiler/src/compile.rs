@@ -91,7 +91,7 @@ pub fn compile(
         preprocessing: &graph.preprocessing,
         classes: &graph.classes,
     };
-    let (mut circuit, weights) = quantise(&real, &scales, &options.precision, &identity)?;
+    let (mut circuit, weights) = quantise(&real, &scales, &seen, &options.precision, &identity)?;
     range::bound(
         &mut circuit,
         &weights,

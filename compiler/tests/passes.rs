@@ -94,7 +94,7 @@ fn compile(graph: &Graph) -> Result<String, Refused> {
         preprocessing: &graph.preprocessing,
         classes: &graph.classes,
     };
-    let (mut circuit, weights) = quantise(&network, &scales, &precision, &identity)?;
+    let (mut circuit, weights) = quantise(&network, &scales, &seen, &precision, &identity)?;
     range::bound(&mut circuit, &weights, &pixels, &precision)?;
     Ok(print_circuit(&circuit) + &print_weights(&weights))
 }

@@ -385,13 +385,14 @@ fn polynomials_only(graph: &Graph, images: &Images) -> (Verified<Circuit>, Weigh
     let real = lower(&folded, Pools::default(), &all).unwrap().real;
     let normalised = images.reals(&graph.preprocessing);
     let precision = Precision::default();
-    let scales = scales(&real, &magnitudes(&real, &normalised), &precision).unwrap();
+    let seen = magnitudes(&real, &normalised);
+    let scales = scales(&real, &seen, &precision).unwrap();
     let identity = Identity {
         name: &graph.name,
         preprocessing: &graph.preprocessing,
         classes: &graph.classes,
     };
-    let (mut circuit, weights) = quantise(&real, &scales, &precision, &identity).unwrap();
+    let (mut circuit, weights) = quantise(&real, &scales, &seen, &precision, &identity).unwrap();
     range::bound(&mut circuit, &weights, &images.pixels, &precision).unwrap();
     let (circuit, _) = emit::check(circuit, &weights, emit::FAILURE_LIMIT).unwrap();
     (circuit, weights)

@@ -1,12 +1,12 @@
 //! Float evaluation of a lowered network, and how large its values get on sample images.
 
 use crate::real_circuit::{Layer, RealCircuit, Step, Term};
-use pi_ir::{Conv, Kind, Shape, SumPool};
+use pi_ir::{Conv, Kind, Shape, SumPool, TensorId};
 use rayon::prelude::*;
 use std::iter::Sum;
 use std::ops::{AddAssign, Mul};
 
-/// Largest magnitudes on the calibration images, per layer.
+/// Largest magnitudes on the calibration images, per layer, and means.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Magnitudes {
     /// Largest magnitude of the normalised pixels.
@@ -15,6 +15,8 @@ pub struct Magnitudes {
     pub sums: Vec<f64>,
     /// Largest magnitudes of polynomials' results, layer by layer; 0 where there are none.
     pub polynomials: Vec<f64>,
+    /// Mean of each channel of each tensor, the image first.
+    pub means: Vec<Vec<f64>>,
 }
 
 /// One evaluation.
@@ -25,20 +27,30 @@ pub struct Values {
     pub sums: Vec<Vec<f32>>,
 }
 
-/// Largest magnitudes over normalised images.
+/// Largest magnitudes and means over normalised images.
 pub fn magnitudes(real: &RealCircuit, images: &[Vec<f32>]) -> Magnitudes {
+    let tensors = (0..real.layers.len() as u32).map(|id| real.tensor_shape(TensorId(id)));
+    let tensors: Vec<Shape> = tensors.collect();
     let zero = || Magnitudes {
         input: 0.0,
         sums: vec![0.0; real.layers.len()],
         polynomials: vec![0.0; real.layers.len()],
+        means: tensors.iter().map(|t| vec![0.0; t.c as usize]).collect(),
     };
     let weights = FloatWeights::new(real);
-    images
+    let each: Vec<Magnitudes> = images
         .par_iter()
         .map(|image| {
             let values = weights.evaluate(real, image);
             let mut seen = zero();
             seen.input = largest(image.iter());
+            for (means, values) in seen.means.iter_mut().zip(&values.tensors) {
+                let plane = values.len() / means.len();
+                let share = 1.0 / (plane * images.len()) as f64;
+                for (mean, map) in means.iter_mut().zip(values.chunks_exact(plane)) {
+                    *mean = map.iter().map(|&v| f64::from(v)).sum::<f64>() * share;
+                }
+            }
             for (index, layer) in real.layers.iter().enumerate() {
                 seen.sums[index] = largest(values.sums[index].iter());
                 if let Step::Activate { kinds, .. } = &layer.step {
@@ -49,14 +61,19 @@ pub fn magnitudes(real: &RealCircuit, images: &[Vec<f32>]) -> Magnitudes {
             }
             seen
         })
-        .reduce(zero, |mut a, b| {
-            a.input = a.input.max(b.input);
-            let keep =
-                |a: &mut Vec<f64>, b: &[f64]| a.iter_mut().zip(b).for_each(|(a, b)| *a = a.max(*b));
-            keep(&mut a.sums, &b.sums);
-            keep(&mut a.polynomials, &b.polynomials);
-            a
-        })
+        .collect();
+    // In the order of the images: sums of floats depend on it.
+    each.iter().fold(zero(), |mut a, b| {
+        a.input = a.input.max(b.input);
+        let keep =
+            |a: &mut Vec<f64>, b: &[f64]| a.iter_mut().zip(b).for_each(|(a, b)| *a = a.max(*b));
+        keep(&mut a.sums, &b.sums);
+        keep(&mut a.polynomials, &b.polynomials);
+        for (a, b) in a.means.iter_mut().zip(&b.means) {
+            a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        }
+        a
+    })
 }
 
 fn largest<'a>(values: impl Iterator<Item = &'a f32>) -> f64 {

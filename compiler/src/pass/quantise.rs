@@ -6,12 +6,17 @@
 //! which every kernel of it fits [`Precision::weight_bits`]. The difference is the layer's
 //! truncation. Two rules couple the layers and lower a tensor's scale where necessary: a residual
 //! is shifted left, never right, and the kernels of one layer share the scale of its sum.
+//!
+//! Rounding a kernel changes its sums by a constant part, the rounding errors times the means of
+//! the tensor's channels, which the bias takes back (the bias correction of Nagel et al., ICCV
+//! 2019, on calibration data).
 
 mod scales;
 
 pub use scales::{Scales, scales};
 
 use crate::fault::{Fault, Refused};
+use crate::pass::calibrate::Magnitudes;
 use crate::real_circuit::{self, RealCircuit, Step, Term};
 use pi_ir::{
     Activation, Circuit, Conv, Kind, Layer, LayerWeights, Polynomial, PostTruncation,
@@ -63,6 +68,7 @@ pub struct Identity<'a> {
 pub fn quantise(
     real: &RealCircuit,
     scales: &Scales,
+    seen: &Magnitudes,
     precision: &Precision,
     identity: &Identity<'_>,
 ) -> Result<(Circuit, Weights), Refused> {
@@ -79,7 +85,7 @@ pub fn quantise(
         layers: Vec::with_capacity(real.layers.len()),
     };
     for (index, layer) in real.layers.iter().enumerate() {
-        let (public, private) = quantise_layer(index, layer, scales, precision);
+        let (public, private) = quantise_layer(index, layer, scales, seen, precision);
         if let Err(message) = check_online_products(&private, layer.shape.c as usize) {
             faults.push(Fault::new(&layer.name, message));
         }
@@ -96,15 +102,31 @@ fn quantise_layer(
     index: usize,
     layer: &real_circuit::Layer,
     scales: &Scales,
+    seen: &Magnitudes,
     precision: &Precision,
 ) -> (Layer, LayerWeights) {
     let sum = scales.sums[index];
+    let mut bias: Vec<f64> = layer
+        .bias
+        .iter()
+        .map(|b| b * f64::from(sum).exp2())
+        .collect();
     let mut kernels = Vec::new();
     let mut terms = Vec::with_capacity(layer.terms.len());
     for term in &layer.terms {
         terms.push(match term {
             Term::Conv { conv, weights } => {
-                let scale = f64::from(sum - scales.tensors[conv.input.0 as usize]).exp2();
+                let tensor = conv.input.0 as usize;
+                let scale = f64::from(sum - scales.tensors[tensor]).exp2();
+                let taps = conv.kernel.0 as usize * conv.kernel.1 as usize;
+                let unit = f64::from(scales.tensors[tensor]).exp2();
+                let row = weights.len() / bias.len();
+                for (bias, row) in bias.iter_mut().zip(weights.chunks_exact(row)) {
+                    for (taps, mean) in row.chunks_exact(taps).zip(&seen.means[tensor]) {
+                        let lost = taps.iter().map(|w| w * scale - (w * scale).round());
+                        *bias += lost.sum::<f64>() * mean * unit;
+                    }
+                }
                 kernels.push(weights.iter().map(|w| (w * scale).round() as i16).collect());
                 pi_ir::Term::Conv(Conv {
                     weight_bits: precision.weight_bits - 1,
@@ -118,12 +140,7 @@ fn quantise_layer(
             } => residual(*input, *pool, *halvings, sum, scales),
         });
     }
-    let scale = f64::from(sum).exp2();
-    let bias = layer
-        .bias
-        .iter()
-        .map(|b| (b * scale).round() as i64)
-        .collect();
+    let bias = bias.into_iter().map(|b| b.round() as i64).collect();
     let sum = sum + i32::from(layer.pool_bits);
     let scale = f64::from(sum).exp2();
     let mut element_bias: Vec<i64> = layer
