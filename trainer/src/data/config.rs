@@ -23,9 +23,13 @@ pub struct DataConfig {
     /// Folder for decoded images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
-    /// Training images held out for every choice; the last ones.
+    /// Training images held out for every choice; the last ones, unless `holdout_parts` is given.
     #[serde(default = "holdout")]
     pub holdout: usize,
+    /// Cuts the training images into this many equal parts, each of which has its first
+    /// `holdout / holdout_parts` images held out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holdout_parts: Option<usize>,
     /// Training images used, the first ones (all if absent).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,

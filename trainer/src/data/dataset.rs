@@ -54,6 +54,20 @@ impl Dataset {
         }
     }
 
+    /// Removes `count` images in all from the heads of `parts` equal parts, and returns them.
+    ///
+    /// # Panics
+    /// If `parts` does not divide `count` and the number of images.
+    pub fn split_heads(&mut self, count: usize, parts: usize) -> Dataset {
+        assert!(count.is_multiple_of(parts) && self.len().is_multiple_of(parts));
+        let (part, head) = (self.len() / parts, count / parts);
+        let (heads, rest): (Vec<usize>, Vec<usize>) =
+            (0..self.len()).partition(|index| index % part < head);
+        let heads = self.ordered(&heads);
+        *self = self.ordered(&rest);
+        heads
+    }
+
     /// Keeps the first `count` images at most.
     pub fn limit(&mut self, count: usize) {
         self.images.truncate(count.saturating_mul(self.bytes()));
@@ -105,5 +119,8 @@ mod tests {
         set.append(last);
         assert_eq!(set.labels, [0, 1, 3, 4]);
         assert_eq!(set.ordered(&[3, 0]).images, [8, 9, 0, 1]);
+        let heads = set.split_heads(2, 2);
+        assert_eq!((heads.labels, set.labels), (vec![0, 3], vec![1, 4]));
+        assert_eq!((heads.images, set.images), (vec![0, 1, 6, 7], vec![2, 3, 8, 9]));
     }
 }

@@ -109,6 +109,11 @@ pub fn pack(config: &DataConfig, quality: Option<u8>, path: &Path) -> Result<Pac
         quality.is_none_or(|quality| (1..=100).contains(&quality)),
         "the JPEG quality must be in 1..=100"
     );
+    ensure!(
+        config.limit.is_none() || config.holdout_parts.is_none(),
+        "a file of data.limit images keeps the last ones as held out: data.holdout_parts does not \
+         go with it"
+    );
     // The file is for every normalisation: it holds the statistics of the set.
     let source = Source::open(&DataConfig {
         normalisation: NormalisationConfig::Channels,

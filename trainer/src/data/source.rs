@@ -97,7 +97,20 @@ impl Source {
             train.len(),
             self.description
         );
-        let holdout = train.split_off(self.config.holdout);
+        let holdout = match self.config.holdout_parts {
+            None => train.split_off(self.config.holdout),
+            Some(parts) => {
+                let even = |count: usize| parts > 0 && count.is_multiple_of(parts);
+                ensure!(
+                    even(train.len()) && even(self.config.holdout),
+                    "data.holdout_parts is {parts}, which must divide data.holdout ({}) and the \
+                     number of training images ({})",
+                    self.config.holdout,
+                    train.len()
+                );
+                train.split_heads(self.config.holdout, parts)
+            }
+        };
         if let Some(limit) = self.config.limit {
             train.limit(limit);
         }
