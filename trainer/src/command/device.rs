@@ -25,13 +25,17 @@ impl Processor {
     /// Opens the processor.
     ///
     /// # Errors
-    /// A CUDA device that is missing or does not compute, or a build without CUDA.
+    /// A `PI_BACKEND` that this machine cannot run; a CUDA device that is missing or does not
+    /// compute, or a build without CUDA.
     pub fn open(self) -> Result<NamedDevice> {
         match self {
-            Processor::Cpu => Ok(NamedDevice {
-                device: Device::flex(),
-                name: "CPU, burn flex",
-            }),
+            Processor::Cpu => {
+                pi_kernels::Backend::chosen()?;
+                Ok(NamedDevice {
+                    device: Device::flex(),
+                    name: "CPU, burn flex",
+                })
+            }
             #[cfg(feature = "cuda")]
             Processor::Cuda => Ok(NamedDevice {
                 device: open_cuda()?,

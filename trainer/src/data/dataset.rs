@@ -121,6 +121,9 @@ mod tests {
         assert_eq!(set.ordered(&[3, 0]).images, [8, 9, 0, 1]);
         let heads = set.split_heads(2, 2);
         assert_eq!((heads.labels, set.labels), (vec![0, 3], vec![1, 4]));
-        assert_eq!((heads.images, set.images), (vec![0, 1, 6, 7], vec![2, 3, 8, 9]));
+        assert_eq!(
+            (heads.images, set.images),
+            (vec![0, 1, 6, 7], vec![2, 3, 8, 9])
+        );
     }
 }
