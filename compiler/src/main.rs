@@ -30,29 +30,40 @@ struct Arguments {
     /// directory.
     graph: PathBuf,
     /// Directory for model.pia and model.piw; created if it does not exist.
-    #[arg(long, required_unless_present_any = ["inspect", "evaluate", "costs"])]
+    #[arg(
+        long,
+        required_unless_present_any = ["inspect", "evaluate", "costs"],
+        requires = "calibration"
+    )]
     out: Option<PathBuf>,
-    /// Images like those that the network will see: .bin records, a .tar.xz archive, a folder, or
-    /// the word `synthetic` for drawn ones.
-    #[arg(long, default_value = "synthetic")]
-    calibration: PathBuf,
+    /// Images like those that the network will see: .bin records, a .tar.xz archive or a folder.
+    /// The word `synthetic` stands for drawn ones, which are good enough for costs and for random
+    /// weights; on photographs, a network that was calibrated on them fails.
+    #[arg(long, value_name = "DATA", conflicts_with = "inspect")]
+    calibration: Option<PathBuf>,
     /// Number of calibration images to use [default: 512, or 16 with --costs and no --out].
     #[arg(long)]
     calibration_images: Option<usize>,
     /// Writes the cost of each activation of the graph to this file, as JSON. Without --out,
     /// nothing else is written.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "calibration")]
     costs: Option<PathBuf>,
     /// Compares float and fixed-point accuracy on these labelled images, and records it in the
-    /// artifact.
+    /// artifact. A network whose answers in fixed point are the float graph's on fewer than 90 % of
+    /// the images is an error, and nothing is written.
     #[arg(long, value_name = "DATA")]
     evaluate: Option<PathBuf>,
     /// Number of images to evaluate.
     #[arg(long, default_value_t = 10_000)]
     evaluate_images: usize,
     /// Without --evaluate: compares the graph and the circuit on this many calibration images.
-    #[arg(long, default_value_t = 32, value_name = "N")]
-    verify: usize,
+    #[arg(
+        long,
+        default_value_t = 32,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    verify: u32,
     /// Prints the table of an existing model directory and exits.
     #[arg(long, conflicts_with_all = ["out", "evaluate", "costs"])]
     inspect: bool,
@@ -113,7 +124,7 @@ enum PoolChoice {
 
 const EXAMPLES: &str = "Examples:
   pi-compile mine/model.graph --calibration ../shared/data/cifar10 --out mine
-  pi-compile mine/model.graph --costs costs.json
+  pi-compile mine/model.graph --calibration ../shared/data/cifar10 --costs costs.json
   pi-compile mine --inspect
   pi-compile mine --evaluate ../shared/data/cifar10/cifar10_jpeg_test_batch.tar.xz";
 
@@ -148,9 +159,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 /// refused.
 fn costs_of_graph(arguments: &Arguments, file: &Path) -> Result<()> {
     let (path, graph) = graph_of(arguments)?;
-    let images = arguments.calibration_images.unwrap_or(COSTS_IMAGES);
-    let calibration = Images::load(&arguments.calibration, input_shape(&graph)?, images)
-        .context("calibration images")?;
+    let calibration = calibration_of(arguments, input_shape(&graph)?, COSTS_IMAGES)?;
     let options = Options {
         batches: Vec::new(),
         failure_limit: 0.0,
@@ -200,9 +209,7 @@ const CALIBRATION_IMAGES: usize = 512;
 fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     let (path, graph) = graph_of(arguments)?;
     let shape = input_shape(&graph)?;
-    let images = arguments.calibration_images.unwrap_or(CALIBRATION_IMAGES);
-    let calibration =
-        Images::load(&arguments.calibration, shape, images).context("calibration images")?;
+    let calibration = calibration_of(arguments, shape, CALIBRATION_IMAGES)?;
     let compiled = compile(&graph, &calibration, &arguments.choices.options())
         .with_context(|| format!("cannot compile {}", path.display()))?;
     let comparison = match &arguments.evaluate {
@@ -210,20 +217,22 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
             let images = Images::load(data, shape, arguments.evaluate_images)
                 .context("images to evaluate")?;
             let (circuit, weights) = (&compiled.circuit, &compiled.weights);
-            Some(compare(&graph, circuit, weights, &images)?)
+            compare(&graph, circuit, weights, &images)?
         }
-        None if arguments.verify > 0 => {
-            let images = calibration.clone();
-            Some(verify(arguments.verify, &graph, &compiled, images)?)
-        }
-        None => None,
+        None => verify(
+            arguments.verify as usize,
+            &graph,
+            &compiled,
+            calibration.clone(),
+        )?,
     };
+    comparison.check().context("nothing is written")?;
     // Calibration saw the images of --verify: accuracy on them is not one to record.
-    let evaluated = comparison.as_ref().filter(|_| arguments.evaluate.is_some());
-    let accuracy = evaluated.filter(|c| c.labelled).map(|c| Accuracy {
-        images: c.images as u32,
-        float_correct: c.float_correct as u32,
-        fixed_correct: c.fixed_correct as u32,
+    let recorded = arguments.evaluate.is_some() && comparison.labelled;
+    let accuracy = recorded.then_some(Accuracy {
+        images: comparison.images as u32,
+        float_correct: comparison.float_correct as u32,
+        fixed_correct: comparison.fixed_correct as u32,
     });
     let mut salt = [0; 32];
     OsRng
@@ -239,9 +248,17 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     }
     print(
         &Report::new(&artifact, &arguments.choices.options().link)?,
-        comparison.as_ref(),
+        Some(&comparison),
         arguments.json,
     )
+}
+
+/// The images that `--calibration` names, `count` unless the user says how many.
+fn calibration_of(arguments: &Arguments, shape: Shape, count: usize) -> Result<Images> {
+    let path = arguments.calibration.as_ref();
+    let path = path.context("--calibration DATA is missing")?;
+    let count = arguments.calibration_images.unwrap_or(count);
+    Images::load(path, shape, count).context("calibration images")
 }
 
 /// Compares graph and circuit on images that calibration saw: this shows whether the arithmetic is
@@ -270,7 +287,7 @@ fn evaluate_model(arguments: &Arguments, data: &Path) -> Result<()> {
     } else {
         print!("{}", Lines(&comparison));
     }
-    Ok(())
+    comparison.check()
 }
 
 fn print(report: &Report, comparison: Option<&Comparison>, json: bool) -> Result<()> {

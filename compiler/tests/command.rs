@@ -32,6 +32,16 @@ fn refused(arguments: &[&str], says: &str) {
     assert!(!text.contains("panicked"), "{text}");
 }
 
+/// Records of 20 labelled images of 8x8 with values in `least..least + span`.
+fn records(least: u8, span: u32) -> Vec<u8> {
+    let mut records = Vec::new();
+    for label in 0..20u8 {
+        records.push(label % 10);
+        records.extend((0..192u32).map(|i| least + (i * 37 * u32::from(label + 1) % span) as u8));
+    }
+    records
+}
+
 fn write_graph(path: &Path) {
     let policy = Policy::Budget {
         relus: 300,
@@ -46,13 +56,8 @@ fn a_graph_file_becomes_a_model_directory() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
     write_graph(Path::new(&at("model.graph")));
-    // Records of 8x8 images with labels, as calibration and as test data.
-    let mut records = Vec::new();
-    for label in 0..20u8 {
-        records.push(label % 10);
-        records.extend((0..192u32).map(|i| (i * 37 * u32::from(label + 1) % 256) as u8));
-    }
-    fs::write(at("data.bin"), records).unwrap();
+    // As calibration and as test data.
+    fs::write(at("data.bin"), records(0, 256)).unwrap();
 
     let (graph, data, out) = (at("model.graph"), at("data.bin"), at("model"));
     let compiled = pi_compile(&[
@@ -101,8 +106,12 @@ fn a_graph_file_becomes_a_model_directory() {
         text(&evaluated)
     );
 
-    refused(&[&at("absent.graph"), "--out", &out], "does not exist");
-    refused(&[&data, "--out", &out], "graph file");
+    let drawn = ["--calibration", "synthetic", "--out"];
+    let with_drawn = |graph: &str, out: &str, says: &str| {
+        refused(&[&[graph], &drawn[..], &[out]].concat(), says);
+    };
+    with_drawn(&at("absent.graph"), &out, "does not exist");
+    with_drawn(&data, &out, "graph file");
     refused(
         &[&graph, "--out", &out, "--calibration", &at("nowhere")],
         "cannot read",
@@ -111,7 +120,7 @@ fn a_graph_file_becomes_a_model_directory() {
         &[&graph, "--out", &out, "--calibration", &graph],
         "is not a .bin",
     );
-    refused(&[&graph, "--out", &data], "cannot make");
+    with_drawn(&graph, &data, "cannot make");
     refused(
         &[&graph, "--out", &out, "--weight-bits", "1"],
         "weight-bits",
@@ -121,4 +130,56 @@ fn a_graph_file_becomes_a_model_directory() {
     damaged[40] ^= 1;
     fs::write(at("model/model.pia"), damaged).unwrap();
     refused(&[&out, "--inspect"], "digest");
+}
+
+#[test]
+fn calibration_images_are_never_chosen_silently() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
+    write_graph(Path::new(&at("model.graph")));
+    for target in ["--out", "--costs"] {
+        let target = [at("model.graph"), target.into(), at("made")];
+        let target = target.each_ref().map(String::as_str);
+        refused(&target, "--calibration <DATA>");
+        assert!(!Path::new(&at("made")).exists());
+    }
+}
+
+/// Calibrated on grey images, the network leaves its bounds on others.
+#[test]
+fn a_network_that_disagrees_with_its_graph_is_not_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
+    let (graph, grey, bright) = (at("model.graph"), at("grey.bin"), at("bright.bin"));
+    write_graph(Path::new(&graph));
+    fs::write(&grey, records(118, 8)).unwrap();
+    fs::write(&bright, records(0, 256)).unwrap();
+    let out = at("model");
+    let arguments = [
+        &graph,
+        "--calibration",
+        &grey,
+        "--proved-sign-bits",
+        "0",
+        "--out",
+        &out,
+    ];
+    let measured = [&arguments[..], &["--evaluate", &bright]].concat();
+    for says in [
+        "of 20 images of bright.bin",
+        "at least 90 % are needed",
+        "--calibration",
+        "nothing is written",
+    ] {
+        refused(&measured, says);
+    }
+    assert!(!Path::new(&out).exists());
+
+    // A directory that was made all the same is measured, reported and refused, too.
+    let made = pi_compile(&arguments);
+    assert!(made.status.success(), "{}", text(&made));
+    fs::copy(&graph, at("model/model.graph")).unwrap();
+    for says in ["same answer as the float graph", "at least 90 % are needed"] {
+        refused(&[&out, "--evaluate", &bright], says);
+    }
 }

@@ -192,7 +192,7 @@ fn the_trainers_fixture_has_the_form_that_is_written() {
     std::fs::write(&source, pi_ir::GraphFile { graph: graph() }.encode()).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_pi-compile"))
         .arg(&source)
-        .arg("--costs")
+        .args(["--calibration", "synthetic", "--costs"])
         .arg(&file)
         .output()
         .unwrap();

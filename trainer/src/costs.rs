@@ -1,4 +1,4 @@
-//! The costs that `pi-compile GRAPH --costs FILE` predicts for a network: read, checked, and looked
+//! The costs that `pi-compile --costs FILE` predicts for a network: read, checked, and looked
 //! up by activation site. [`pi_ir::costs`] describes the file.
 
 use std::path::Path;
@@ -34,7 +34,8 @@ pub enum InPlace {
 pub fn load(path: &Path) -> Result<Costs> {
     let text = std::fs::read_to_string(path).with_context(|| {
         format!(
-            "cannot read the costs {}: write them with pi-compile GRAPH --costs FILE",
+            "cannot read the costs {}: write them with \
+             pi-compile GRAPH --calibration DATA --costs FILE",
             path.display()
         )
     })?;

@@ -2,7 +2,7 @@
 //! same images.
 
 use crate::images::Images;
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use pi_ir::interpret::{self, Interpreter, quantise_image};
 use pi_ir::{Circuit, Graph, Step, Weights};
 use rayon::prelude::*;
@@ -11,6 +11,8 @@ use serde::Serialize;
 /// Both evaluations compared.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
+    /// Source of the images.
+    pub source: String,
     /// Images evaluated.
     pub images: usize,
     /// Right answers of the float graph; 0 without labels.
@@ -31,6 +33,35 @@ pub struct Comparison {
     pub margins: [f64; 3],
     /// Largest margin at which the answers differed.
     pub largest_flipped_margin: f64,
+}
+
+/// Least share of images, in percent, on which a usable circuit gives the float graph's answer. A
+/// network that was calibrated on images of another kind falls towards guessing: drawn images left
+/// one for photographs with 13.5 % accuracy.
+pub const LEAST_AGREEMENT: usize = 90;
+
+impl Comparison {
+    /// Ensures that the circuit gives the float graph's answer often enough to be of use.
+    ///
+    /// # Errors
+    /// If it does on fewer than [`LEAST_AGREEMENT`] percent of the images; the message names the
+    /// figure, the images and the remedy.
+    pub fn check(&self) -> Result<()> {
+        if 100 * self.agree >= LEAST_AGREEMENT * self.images {
+            return Ok(());
+        }
+        bail!(
+            "fixed point gives the float graph's answer on only {} of {} images of {} ({:.1} %, \
+             at least {LEAST_AGREEMENT} % are needed), and on {} of them a value left its bound: \
+             calibrate on more images like these (--calibration, --calibration-images), or allow \
+             more bits (--head-room, --activation-bits, --weight-bits)",
+            self.agree,
+            self.images,
+            self.source,
+            100.0 * self.agree as f64 / self.images as f64,
+            self.out_of_bound,
+        )
+    }
 }
 
 /// One image.
@@ -66,11 +97,13 @@ pub fn compare(
         Ok(Outcome { float, fixed })
     };
     let outcomes: Vec<Outcome> = images.pixels.par_iter().map(one).collect::<Result<_>>()?;
-    Ok(summary(&outcomes, &images.labels))
+    Ok(summary(&outcomes, images))
 }
 
-fn summary(outcomes: &[Outcome], labels: &[u32]) -> Comparison {
+fn summary(outcomes: &[Outcome], images: &Images) -> Comparison {
+    let labels = &images.labels;
     let mut found = Comparison {
+        source: images.source.clone(),
         images: outcomes.len(),
         float_correct: 0,
         fixed_correct: 0,

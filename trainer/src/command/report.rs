@@ -36,7 +36,8 @@ pub fn report(arguments: &ReportArguments) -> Result<String> {
     if let Some(folder) = &arguments.plot {
         let chart = tradeoff::latency(&results, &arguments.profile)?;
         let chart = chart.context(
-            "no result has costs beside it: write NAME.costs.json with pi-compile GRAPH --costs",
+            "no result has costs beside it: write NAME.costs.json with \
+             pi-compile GRAPH --calibration DATA --costs",
         )?;
         chart.write(folder, "latency")?;
     }
