@@ -59,7 +59,7 @@ async fn main() -> Result<()> {
     let (artifact, _) = read_artifact(&model)?;
     let weights = read_weights(&model)?;
     let circuit = artifact.circuit.clone();
-    let image = image_file::to_shape(draw::freighter(256).into(), circuit.input)?;
+    let image = image_file::to_shape(draw::freighter(256).into(), circuit.image())?;
     let input = quantise_image(&circuit, &image.pixels)?;
 
     let public = ClientModel::new(artifact.clone())?;

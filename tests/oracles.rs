@@ -58,7 +58,7 @@ impl Model {
     fn images(&self, count: usize) -> Images {
         let batch = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../shared/data/cifar10/cifar10_jpeg_test_batch.tar.xz");
-        let shape = self.artifact.circuit.input;
+        let shape = self.artifact.circuit.image();
         if batch.exists() {
             Images::load(&batch, shape, count).unwrap()
         } else {

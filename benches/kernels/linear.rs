@@ -121,6 +121,7 @@ pub(crate) fn circuit_of(
         input_frac_bits: 8,
         preprocessing: Preprocessing::unit(input.c),
         classes: Vec::new(),
+        prefix: None,
         layers: convolutions.into_iter().enumerate().map(layer).collect(),
     }
 }

@@ -60,7 +60,7 @@ impl Subject {
 
 fn shapes(graph: &Graph) -> Circuit {
     let folded = fold(graph).expect("a network of ours folds");
-    let lowered = lower(&folded, Pools::Cheapest, &Kept::new());
+    let lowered = lower(&folded, Pools::Cheapest, None, &Kept::new());
     let lowered = lowered.expect("a network of ours is lowered");
     lowered.real.shapes()
 }

@@ -7,8 +7,9 @@ use crate::pass::lower::{Pools, lower_and_measure};
 use crate::pass::quantise::{Identity, Precision, Scales, quantise, scales};
 use crate::pass::select::{Link, select};
 use crate::pass::{fold, range};
+use crate::prefix::{Disclosed, PublicPrefix};
 use crate::real_circuit::RealCircuit;
-use crate::{emit, import};
+use crate::{emit, import, prefix};
 use pi_ir::{Circuit, Graph, Op, Plan, Verified, Weights, limits};
 
 /// Choices left to the compiler, and the goals by which it makes them.
@@ -18,6 +19,8 @@ pub struct Options {
     pub precision: Precision,
     /// Treatment of average pools.
     pub pools: Pools,
+    /// The layers that the client computes, if any.
+    pub public_prefix: Option<PublicPrefix>,
     /// Numbers of bundles, beside one, for which a plan is made: bundles prepared together may
     /// share ciphertexts.
     pub batches: Vec<u32>,
@@ -32,6 +35,7 @@ impl Default for Options {
         Options {
             precision: Precision::default(),
             pools: Pools::default(),
+            public_prefix: None,
             batches: vec![4, 16],
             link: Link::default(),
             failure_limit: emit::FAILURE_LIMIT,
@@ -42,7 +46,7 @@ impl Default for Options {
 /// A compiled network, with the forms it went through.
 #[derive(Clone, Debug)]
 pub struct Compiled {
-    /// Layers of real numbers.
+    /// Layers of real numbers, those of the public prefix first.
     pub real: RealCircuit,
     /// Largest magnitudes in calibration.
     pub seen: Magnitudes,
@@ -50,6 +54,8 @@ pub struct Compiled {
     pub scales: Scales,
     /// The public circuit.
     pub circuit: Verified<Circuit>,
+    /// The numbers of the graph that its public prefix publishes.
+    pub disclosed: Vec<Disclosed>,
     /// The server's integers.
     pub weights: Weights,
     /// The packing of a bundle alone.
@@ -74,7 +80,14 @@ pub fn compile(
         return Err(Refused::one("", "no calibration images"));
     }
     import::import(graph)?;
-    let folded = fold::fold(graph)?;
+    let (public, disclosed) = match &options.public_prefix {
+        Some(prefix) => {
+            let (node, disclosed) = prefix::cut(graph, prefix)?;
+            (Some(node), disclosed)
+        }
+        None => (None, Vec::new()),
+    };
+    let (folded, public) = fold::fold_behind(graph, public)?;
     let images = calibration.reals(&graph.preprocessing);
     if let Some(Op::Input { shape }) = graph.nodes.first().map(|node| &node.op)
         && images.iter().any(|image| image.len() != shape.len())
@@ -84,14 +97,21 @@ pub fn compile(
             format!("calibration images do not have {shape} values"),
         ));
     }
-    let (real, seen) = lower_and_measure(&folded, options.pools, &images)?;
+    let (real, seen) = lower_and_measure(&folded, options.pools, public, &images)?;
     let scales = scales(&real, &seen, &options.precision)?;
     let identity = Identity {
         name: &graph.name,
         preprocessing: &graph.preprocessing,
         classes: &graph.classes,
     };
-    let (mut circuit, weights) = quantise(&real, &scales, &seen, &options.precision, &identity)?;
+    let (circuit, weights) = quantise(&real, &scales, &seen, &options.precision, &identity)?;
+    let (mut circuit, weights) = match real.public {
+        0 => (circuit, weights),
+        count => {
+            pi_ir::prefix::publish(circuit, weights, count).map_err(|why| Refused::one("", why))?
+        }
+    };
+    range::bound_prefix(&mut circuit)?;
     range::bound(
         &mut circuit,
         &weights,
@@ -112,6 +132,7 @@ pub fn compile(
         seen,
         scales,
         circuit,
+        disclosed,
         weights,
         plan,
         batches,

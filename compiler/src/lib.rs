@@ -5,14 +5,16 @@
 //!
 //! 1. [`import`] verifies the graph. A fault of any node ends the compilation, a node that nothing
 //!    reads included.
-//! 2. [`pass::fold`] moves batch norms into weights.
-//! 3. [`pass::lower`] makes layers as the circuit has them, with real numbers ([`real_circuit`]).
-//! 4. [`pass::calibrate`] measures how large values get on sample images.
-//! 5. [`pass::quantise`] chooses scales, integers and truncations.
-//! 6. [`pass::range`] sets the bounds of all values, and with them the widths of sign circuits.
-//! 7. [`emit::check`] verifies the circuit and its weights, and refuses a network that would lose
+//! 2. [`prefix::cut`] finds the end of the public prefix, if one is wanted, and refuses to publish
+//!    what was learned.
+//! 3. [`pass::fold`] moves batch norms into weights.
+//! 4. [`pass::lower`] makes layers as the circuit has them, with real numbers ([`real_circuit`]).
+//! 5. [`pass::calibrate`] measures how large values get on sample images.
+//! 6. [`pass::quantise`] chooses scales, integers and truncations.
+//! 7. [`pass::range`] sets the bounds of all values, and with them the widths of sign circuits.
+//! 8. [`emit::check`] verifies the circuit and its weights, and refuses a network that would lose
 //!    values too often.
-//! 8. [`pass::select`] chooses the packing plan by cost, once for a bundle alone and once for each
+//! 9. [`pass::select`] chooses the packing plan by cost, once for a bundle alone and once for each
 //!    size of batch. It verifies every plan it returns.
 //!
 //! [`emit::files`] then makes the two files of the result. [`cost`] computes what the network
@@ -27,7 +29,9 @@ pub mod file;
 pub mod images;
 pub mod import;
 pub mod pass;
+pub mod prefix;
 pub mod real_circuit;
 
 pub use compile::{Compiled, Options, compile};
 pub use fault::{Fault, Refused};
+pub use prefix::PublicPrefix;

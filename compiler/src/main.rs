@@ -12,7 +12,7 @@ use pi_compiler::images::Images;
 use pi_compiler::pass::lower::Pools;
 use pi_compiler::pass::quantise::Precision;
 use pi_compiler::pass::select::Link;
-use pi_compiler::{Compiled, Options, compile, emit};
+use pi_compiler::{Compiled, Options, PublicPrefix, compile, emit};
 use pi_ir::artifact::{ARTIFACT_NAME, Accuracy, GRAPH_NAME, WEIGHTS_NAME};
 use pi_ir::{Artifact, Graph, GraphFile, Shape, WeightsFile};
 use rand_core::{OsRng, TryRngCore};
@@ -97,6 +97,14 @@ struct Choices {
     /// Where to put an average pool that follows an activation.
     #[arg(long, value_enum, default_value_t = PoolChoice::Cheapest)]
     pools: PoolChoice,
+    /// Makes everything up to this node public, so that the client computes it itself: its weights
+    /// are in model.pia, and it costs no protocol. For layers that hold no secret, such as filters
+    /// that whiten patches.
+    #[arg(long, value_name = "NODE")]
+    public_prefix: Option<String>,
+    /// Publishes the public prefix even if its weights were learned, or if the graph does not say.
+    #[arg(long, requires = "public_prefix")]
+    reveal_learned_weights: bool,
     /// Numbers of bundles, besides one, to choose a packing for: bundles that are prepared together
     /// share ciphertexts.
     #[arg(
@@ -212,6 +220,9 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     let calibration = calibration_of(arguments, shape, CALIBRATION_IMAGES)?;
     let compiled = compile(&graph, &calibration, &arguments.choices.options())
         .with_context(|| format!("cannot compile {}", path.display()))?;
+    for disclosed in &compiled.disclosed {
+        eprintln!("public: {disclosed}");
+    }
     let comparison = match &arguments.evaluate {
         Some(data) => {
             let images = Images::load(data, shape, arguments.evaluate_images)
@@ -280,7 +291,7 @@ fn evaluate_model(arguments: &Arguments, data: &Path) -> Result<()> {
     let weights = WeightsFile::decode(&read(&directory.join(WEIGHTS_NAME))?)?;
     artifact.check_weights(&weights)?;
     let graph = load_graph(&directory.join(GRAPH_NAME))?;
-    let images = Images::load(data, artifact.circuit.input, arguments.evaluate_images)?;
+    let images = Images::load(data, artifact.circuit.image(), arguments.evaluate_images)?;
     let comparison = compare(&graph, &artifact.circuit, &weights.weights, &images)?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&comparison)?);
@@ -363,6 +374,10 @@ impl Choices {
                 PoolChoice::Absorb => Pools::Absorb,
                 PoolChoice::Separate => Pools::Separate,
             },
+            public_prefix: self.public_prefix.clone().map(|node| PublicPrefix {
+                node,
+                reveal_learned: self.reveal_learned_weights,
+            }),
             batches: self.batches.clone(),
             link: Link {
                 bits_per_second: self.link * 1e6,

@@ -17,6 +17,8 @@ use std::fmt;
 pub struct RealCircuit {
     /// Shape of the image.
     pub input: Shape,
+    /// Number of layers of the public prefix, which come first.
+    pub public: usize,
     /// The layers; only the last one has [`Step::Output`].
     pub layers: Vec<Layer>,
 }
@@ -102,6 +104,7 @@ impl RealCircuit {
             input_frac_bits: 0,
             preprocessing: pi_ir::Preprocessing::unit(self.input.c),
             classes: Vec::new(),
+            prefix: None,
             layers: layers.collect(),
         }
     }
@@ -157,6 +160,9 @@ impl fmt::Display for RealCircuit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "t0 = input {}", self.input)?;
         for (index, layer) in self.layers.iter().enumerate() {
+            if index > 0 && index == self.public {
+                writeln!(f, "private")?;
+            }
             layer.print(f, index)?;
         }
         Ok(())

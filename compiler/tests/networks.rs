@@ -30,7 +30,7 @@ fn assert_same_function(graph: &Graph, seed: u64) {
     let folded = fold(graph).unwrap();
     let images = images(graph, 2, seed).reals(&graph.preprocessing);
     for pools in POOLS {
-        let (network, _) = lower_and_measure(&folded, pools, &images).unwrap();
+        let (network, _) = lower_and_measure(&folded, pools, None, &images).unwrap();
         let weights = FloatWeights::new(&network);
         for image in &images {
             let expected = interpret::float(graph, image).unwrap();

@@ -68,10 +68,10 @@ fn run_on_graph(pass: &str, graph: &Graph) -> Result<String, Refused> {
     match pass {
         "fold" => fold(graph).map(|graph| print_graph(&graph) + &print_values(&graph)),
         "lower" => fold(graph)
-            .and_then(|graph| lower(&graph, Pools::Absorb, &Kept::new()))
+            .and_then(|graph| lower(&graph, Pools::Absorb, None, &Kept::new()))
             .map(|lowered| lowered.real.to_string()),
         "lower separate" => fold(graph)
-            .and_then(|graph| lower(&graph, Pools::Separate, &Kept::new()))
+            .and_then(|graph| lower(&graph, Pools::Separate, None, &Kept::new()))
             .map(|lowered| lowered.real.to_string()),
         "quantise" => compile(graph),
         other => panic!("no pass {other}"),
@@ -87,7 +87,7 @@ fn compile(graph: &Graph) -> Result<String, Refused> {
     let pixels: Vec<Vec<u8>> = [0, 255, 100].map(|v| vec![v; shape.len()]).to_vec();
     let images = pixels.iter().map(|p| graph.preprocessing.reals(p));
     let images: Vec<Vec<f32>> = images.collect();
-    let (network, seen) = lower_and_measure(&fold(graph)?, Pools::Absorb, &images)?;
+    let (network, seen) = lower_and_measure(&fold(graph)?, Pools::Absorb, None, &images)?;
     let scales = scales(&network, &seen, &precision)?;
     let identity = Identity {
         name: &graph.name,

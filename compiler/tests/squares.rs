@@ -197,7 +197,7 @@ fn kinds(real: &RealCircuit, kind: Kind) -> usize {
 }
 
 fn squares_everywhere(graph: &Graph, pools: Pools) -> Lowered {
-    lower(&fold(graph).unwrap(), pools, &Kept::new()).unwrap()
+    lower(&fold(graph).unwrap(), pools, None, &Kept::new()).unwrap()
 }
 
 const POOLS: [Pools; 3] = [Pools::Cheapest, Pools::Absorb, Pools::Separate];
@@ -335,7 +335,7 @@ fn a_shift_beyond_the_range_of_its_layer_stays_a_polynomial() {
     coefficients[2] = [FIXED[0], 60.0 * FIXED[0], 0.0];
     let images = normalised(&graph, IMAGES);
     let folded = fold(&graph).unwrap();
-    let (real, seen) = lower_and_measure(&folded, Pools::Cheapest, &images).unwrap();
+    let (real, seen) = lower_and_measure(&folded, Pools::Cheapest, None, &images).unwrap();
     let error = difference(&graph, &real);
     assert!(error < 2e-5, "off by {error}");
     let Step::Activate { kinds, .. } = &real.layers[0].step else {
@@ -382,7 +382,7 @@ fn polynomials_only(graph: &Graph, images: &Images) -> (Verified<Circuit>, Weigh
     let all: Kept = (0..graph.nodes.len())
         .flat_map(|node| (0..512).map(move |channel| (node, channel)))
         .collect();
-    let real = lower(&folded, Pools::default(), &all).unwrap().real;
+    let real = lower(&folded, Pools::default(), None, &all).unwrap().real;
     let normalised = images.reals(&graph.preprocessing);
     let precision = Precision::default();
     let seen = magnitudes(&real, &normalised);

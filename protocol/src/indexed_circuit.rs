@@ -163,7 +163,7 @@ impl IndexedCircuit {
 
     /// Shape of the sum of a layer's terms.
     pub(crate) fn sum_shape(&self, layer: &Layer) -> Shape {
-        let shape = layer.sum_shape(&self.circuit);
+        let shape = layer.sum_shape(self.circuit.as_layers());
         shape.expect("every layer of a verified circuit has a first term that fits")
     }
 }

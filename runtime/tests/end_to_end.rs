@@ -4,6 +4,8 @@
 mod common;
 
 use common::{Model, server_options};
+use pi_ir::interpret::quantise_image;
+use pi_ir::{PublicWeights, verify};
 use pi_protocol::session::ClientModel;
 use pi_runtime::client::{Client, Connection, Patience, TrustOptions};
 use pi_runtime::error::Error;
@@ -102,6 +104,48 @@ async fn private_logits_are_the_exact_interpreters() {
         connection.close().await;
         server.stop().await;
     }
+}
+
+/// The prefix is fetched with the circuit and computed in the clear; what follows is private and
+/// equals the whole network. A server that changes a weight of it serves another model, for which
+/// no bundle was prepared.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_public_prefix_is_computed_by_the_client_and_bound_to_the_model() {
+    let states = tempfile::tempdir().unwrap();
+    let mut model = Model::with_public_prefix(1);
+    let at_server = states.path().join("server");
+    let server = Running::start(&model, &at_server, 8);
+    let client = open(&states.path().join("client"));
+    let (mut connection, public) = prepared(&client, &server, 2).await;
+    // What the client fetched is all that it needs for its part.
+    let fetched = &public.artifact().circuit;
+    let input = quantise_image(fetched, &model.pixels).unwrap();
+    assert_eq!(input.len(), fetched.input.len());
+    let (id, _) = connection.next_bundle().unwrap();
+    let answer = connection.infer(&public, &id, &input, true).await.unwrap();
+    let trace = answer.trace.as_ref().unwrap();
+    let exact = model.interpreter().exact(&input, trace).unwrap();
+    assert_eq!(answer.logits, exact.logits);
+    // The input goes up as 8 bytes for each value of the prefix's result, not of the image.
+    let cost = public.cost();
+    assert_eq!(answer.online.traffic.bytes_sent - cost.online.bytes_up, 1);
+    connection.close().await;
+    server.stop().await;
+
+    let mut circuit = (*model.artifact.circuit).clone();
+    let prefix = circuit.prefix.as_mut().unwrap();
+    let mut weights = (*prefix.weights).clone();
+    weights.layers[0].bias[0] ^= 1;
+    prefix.weights = PublicWeights::publish(weights);
+    model.artifact.circuit = verify::circuit(circuit).unwrap();
+    model.write();
+    let server = Running::start(&model, &at_server, 8);
+    let connecting = client.connect(&server.address, &server.trust()).await;
+    let mut connection = connecting.unwrap();
+    let error = connection.next_bundle().unwrap_err();
+    assert!(matches!(error, Error::ModelChanged { .. }), "{error}");
+    connection.close().await;
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -360,7 +360,7 @@ impl File for Artifact {
     type Body = Body;
     const WHAT: &'static str = "artifact file";
     const MAGIC: [u8; 8] = *b"PI-ARTIF";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const LIMIT: usize = limits::ARTIFACT_BYTES;
 }
 

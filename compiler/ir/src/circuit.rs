@@ -4,6 +4,7 @@
 //! residual additions of earlier tensors), optionally sums windows, and then either truncates and
 //! activates, which makes a new *tensor*, or is the output. Dense layers, flattening and 1x1
 //! shortcuts are convolutions; an average pool is a sum whose divisor lives in scales and weights.
+//! Layers whose weights are public may come first ([`crate::prefix`]).
 //!
 //! Arithmetic, exactly (all integers; `x` at scale `2^s` stands for the number `x / 2^s`):
 //!
@@ -18,6 +19,7 @@
 //! fraction (the interpreter rounds to nearest, or takes the client's shares and reproduces every
 //! carry).
 
+use crate::prefix::Prefix;
 use crate::preprocessing::Preprocessing;
 use crate::shape::{Padding, Shape, windows};
 use crate::{limits, wire};
@@ -27,20 +29,23 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TensorId(pub u32);
 
-/// The public circuit. Tensor 0 is the preprocessed image; the last layer is the output.
+/// The public circuit. Tensor 0 is the preprocessed image, or what the public prefix makes of it;
+/// the last layer is the output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Circuit {
     /// Name of the network.
     pub name: String,
-    /// Shape of the image.
+    /// Shape of tensor 0, where the private computation begins; see [`Circuit::image`].
     pub input: Shape,
-    /// Scale of the preprocessed image.
+    /// Scale of tensor 0.
     pub input_frac_bits: u8,
     /// What is done to the bytes of an image, in integers.
     pub preprocessing: Preprocessing,
     /// Class names, in the order of the logits (may be empty).
     #[serde(deserialize_with = "wire::limited::<_, _, { limits::CLASSES }>")]
     pub classes: Vec<String>,
+    /// The layers before tensor 0, if the client computes some.
+    pub prefix: Option<Prefix>,
     /// The layers, in order; only the last has [`Step::Output`].
     #[serde(deserialize_with = "wire::limited::<_, _, { limits::LAYERS }>")]
     pub layers: Vec<Layer>,
@@ -173,7 +178,17 @@ pub enum Kind {
     Polynomial,
 }
 
-impl Circuit {
+/// A list of layers, a circuit's or its prefix's, with the shape of the tensor that they start
+/// from.
+#[derive(Clone, Copy, Debug)]
+pub struct Layers<'a> {
+    /// Shape of tensor 0.
+    pub input: Shape,
+    /// The layers, in order.
+    pub layers: &'a [Layer],
+}
+
+impl Layers<'_> {
     /// Shape of a tensor: the input, or the result of layer `id - 1`.
     ///
     /// # Panics
@@ -184,6 +199,35 @@ impl Circuit {
         } else {
             self.layers[id.0 as usize - 1].shape
         }
+    }
+}
+
+impl Circuit {
+    /// The layers, with the tensor that they start from.
+    pub fn as_layers(&self) -> Layers<'_> {
+        Layers {
+            input: self.input,
+            layers: &self.layers,
+        }
+    }
+
+    /// Shape of the image that the client begins with.
+    pub fn image(&self) -> Shape {
+        self.prefix.as_ref().map_or(self.input, |p| p.image)
+    }
+
+    /// Scale of the preprocessed image.
+    pub fn image_frac_bits(&self) -> u8 {
+        let prefix = self.prefix.as_ref();
+        prefix.map_or(self.input_frac_bits, |p| p.image_frac_bits)
+    }
+
+    /// Shape of a tensor: the input, or the result of layer `id - 1`.
+    ///
+    /// # Panics
+    /// If no such tensor exists; a verified circuit refers to none.
+    pub fn tensor_shape(&self, id: TensorId) -> Shape {
+        self.as_layers().tensor_shape(id)
     }
 }
 
@@ -225,6 +269,14 @@ impl Term {
         match self {
             Term::Conv(conv) => conv.input,
             Term::Residual { input, .. } => *input,
+        }
+    }
+
+    /// The tensor it reads, to be changed.
+    pub(crate) fn input_mut(&mut self) -> &mut TensorId {
+        match self {
+            Term::Conv(conv) => &mut conv.input,
+            Term::Residual { input, .. } => input,
         }
     }
 
@@ -276,9 +328,9 @@ impl Activation {
 impl Layer {
     /// Shape of the sum of the terms, before [`Layer::pool`]; `None` if a term's window does not
     /// fit.
-    pub fn sum_shape(&self, circuit: &Circuit) -> Option<Shape> {
+    pub fn sum_shape(&self, layers: Layers<'_>) -> Option<Shape> {
         let term = self.terms.first()?;
-        term.output(circuit.tensor_shape(term.input()))
+        term.output(layers.tensor_shape(term.input()))
     }
 
     /// Bits cut off the sum; none at the output.

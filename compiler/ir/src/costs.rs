@@ -71,8 +71,8 @@ pub struct Costs {
     pub predicted: BTreeMap<String, Seconds>,
     /// Layer by layer.
     pub layers: Vec<LayerCosts>,
-    /// Activations of the graph that are the identity everywhere: they make no layer, and cost
-    /// nothing.
+    /// Activations of the graph that cost nothing: those that are the identity everywhere, which
+    /// make no layer, and those of the public prefix.
     pub empty_sites: Vec<String>,
 }
 

@@ -1,6 +1,6 @@
 //! Sizes of networks: multiply-adds, activations, weights.
 
-use crate::circuit::{Circuit, Kind, Layer, Step, Term};
+use crate::circuit::{Circuit, Kind, Layer, Layers, Step, Term};
 use crate::graph::{ActivationKind, Graph, Op};
 use serde::{Deserialize, Serialize};
 use std::iter::Sum;
@@ -62,24 +62,29 @@ pub fn graph_multiply_adds(graph: &Graph) -> u64 {
         .sum()
 }
 
-/// Multiply-adds of one inference of a circuit, counted as in [`graph_multiply_adds`].
+/// Multiply-adds of one private inference of a circuit, counted as in [`graph_multiply_adds`];
+/// those of its public prefix are not among them.
 pub fn circuit_multiply_adds(circuit: &Circuit) -> u64 {
-    let layers = circuit.layers.iter();
-    layers
-        .map(|layer| layer_multiply_adds(circuit, layer))
-        .sum()
+    multiply_adds(circuit.as_layers())
 }
 
-/// Multiply-adds of one layer of a circuit, counted as in [`graph_multiply_adds`].
+/// Multiply-adds of a list of layers, counted as in [`graph_multiply_adds`].
+pub fn multiply_adds(layers: Layers<'_>) -> u64 {
+    let each = layers.layers.iter();
+    each.map(|layer| layer_multiply_adds(layers, layer))
+        .fold(0, u64::saturating_add)
+}
+
+/// Multiply-adds of one of the layers, counted as in [`graph_multiply_adds`].
 ///
 /// # Panics
-/// If the layer reads a tensor that the circuit does not have; no layer of a verified circuit does.
-pub fn layer_multiply_adds(circuit: &Circuit, layer: &Layer) -> u64 {
+/// If the layer reads a tensor that there is not; no layer of a verified circuit does.
+pub fn layer_multiply_adds(layers: Layers<'_>, layer: &Layer) -> u64 {
     let terms = layer.terms.iter();
     terms
         .map(|term| match term {
             Term::Conv(conv) => {
-                let input = circuit.tensor_shape(conv.input);
+                let input = layers.tensor_shape(conv.input);
                 conv.output(input).map_or(0, |shape| {
                     conv.weight_count(input) as u64 * u64::from(shape.h) * u64::from(shape.w)
                 })
@@ -118,14 +123,17 @@ pub fn layer_activations(layer: &Layer) -> Activations {
 /// Trained numbers of a graph: weights, biases, norms' scales and shifts, coefficients.
 pub fn graph_parameters(graph: &Graph) -> usize {
     let nodes = graph.nodes.iter();
-    nodes
-        .map(|node| match &node.op {
-            Op::Conv2d { weight, bias, .. } | Op::Dense { weight, bias, .. } => {
-                weight.len() + bias.len()
-            }
-            Op::BatchNorm(norm) => norm.gamma.len() + norm.beta.len(),
-            Op::Activation { coefficients, .. } => 3 * coefficients.len(),
-            Op::Input { .. } | Op::Add | Op::AvgPool { .. } | Op::Flatten => 0,
-        })
-        .sum()
+    nodes.map(|node| node_parameters(&node.op)).sum()
+}
+
+/// Trained numbers of one node, counted as in [`graph_parameters`].
+pub fn node_parameters(op: &Op) -> usize {
+    match op {
+        Op::Conv2d { weight, bias, .. } | Op::Dense { weight, bias, .. } => {
+            weight.len() + bias.len()
+        }
+        Op::BatchNorm(norm) => norm.gamma.len() + norm.beta.len(),
+        Op::Activation { coefficients, .. } => 3 * coefficients.len(),
+        Op::Input { .. } | Op::Add | Op::AvgPool { .. } | Op::Flatten => 0,
+    }
 }

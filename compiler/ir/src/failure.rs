@@ -103,6 +103,7 @@ mod tests {
             input_frac_bits: 0,
             preprocessing: crate::Preprocessing::unit(0),
             classes: vec![],
+            prefix: None,
             layers: vec![
                 layer(10, vec![Kind::Relu; 3]),
                 layer(0, vec![Kind::Identity]),

@@ -7,6 +7,7 @@
 //! - [`weights`]: integer kernels, biases and polynomial coefficients, which only the server may
 //!   hold.
 //! - [`preprocessing`]: from the bytes of an image to the numbers that a network reads.
+//! - [`prefix`]: the layers that the client computes itself, with public weights.
 //! - [`plan`]: the packing of tensors into ciphertexts, which both parties read.
 //! - [`trace`]: the client's shares of one run, which make the interpreter exact.
 //! - [`interpret`]: reference evaluations: float, rounding to nearest, and exact with a trace.
@@ -31,6 +32,7 @@ pub mod graph;
 pub mod interpret;
 pub mod limits;
 pub mod plan;
+pub mod prefix;
 pub mod preprocessing;
 pub mod random;
 pub mod range;
@@ -43,15 +45,17 @@ mod wire;
 
 pub use artifact::{Artifact, GraphFile, WeightsFile};
 pub use circuit::{
-    Activation, Circuit, Conv, Kind, Layer, PostTruncation, Range, Step, SumPool, TensorId, Term,
+    Activation, Circuit, Conv, Kind, Layer, Layers, PostTruncation, Range, Step, SumPool, TensorId,
+    Term,
 };
 pub use graph::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op, Origin};
 pub use plan::{Layout, OutputPacking, Plan, Upload};
+pub use prefix::Prefix;
 pub use preprocessing::Preprocessing;
 pub use shape::{Padding, Shape};
 pub use trace::{LayerTrace, Trace};
 pub use verify::Verified;
-pub use weights::{LayerWeights, Polynomial, Weights};
+pub use weights::{LayerWeights, Polynomial, PublicWeights, Weights};
 
 /// The plaintext field of the protocol, `F_p` with `p = 2^60 - 2^18 + 1`: every value of a circuit
 /// is a signed integer far below `p / 2`.

@@ -6,10 +6,10 @@
 //! narrower. Truncation adds what either rounding can: floor up to ceiling.
 
 use crate::circuit::{
-    Activation, Circuit, Kind, Layer, PostTruncation, Range, Step, SumPool, Term,
+    Activation, Circuit, Kind, Layer, Layers, PostTruncation, Range, Step, SumPool, Term,
 };
 use crate::interpret::convolve::{Windows, convolve, sum_windows};
-use crate::interpret::quantise_image;
+use crate::interpret::fixed::{Interpreter, preprocess};
 use crate::shape::Shape;
 use crate::verify::Verified;
 use crate::weights::{LayerWeights, Polynomial, Weights};
@@ -70,11 +70,21 @@ pub fn analyse(circuit: &Verified<Circuit>, weights: &Weights) -> Result<Vec<Lay
     if !faults.is_empty() {
         return Err(Error::Malformed(crate::verify::list(&faults)));
     }
-    let mut tensors = vec![input(circuit)?];
-    let mut ranges = Vec::with_capacity(circuit.layers.len());
-    for (index, layer) in circuit.layers.iter().enumerate() {
+    let (ranges, _) = propagate(circuit.as_layers(), weights, input(circuit)?)?;
+    Ok(ranges)
+}
+
+/// Ranges of layers from the intervals of tensor 0, and the intervals of every tensor.
+fn propagate(
+    layers: Layers<'_>,
+    weights: &Weights,
+    input: Vec<Interval>,
+) -> Result<(Vec<LayerRange>, Vec<Vec<Interval>>), Error> {
+    let mut tensors = vec![input];
+    let mut ranges = Vec::with_capacity(layers.layers.len());
+    for (index, layer) in layers.layers.iter().enumerate() {
         let weights = &weights.layers[index];
-        let mut sums = sums(circuit, index, weights, &tensors)?;
+        let mut sums = sums(layers, index, weights, &tensors)?;
         let sum = largest(&sums);
         if let Range::Calibrated { .. } = layer.range {
             let bound = (1i64 << layer.bound_bits) - (1i64 << layer.truncate());
@@ -96,6 +106,20 @@ pub fn analyse(circuit: &Verified<Circuit>, weights: &Weights) -> Result<Vec<Lay
         ranges.push(range);
         tensors.push(tensor);
     }
+    Ok((ranges, tensors))
+}
+
+/// Ranges of the layers of a circuit's public prefix, over every image; empty without a prefix. The
+/// circuit need not be verified.
+///
+/// # Errors
+/// If the prefix and its weights do not fit together, or a layer has no range below `2^62`.
+pub fn prefix(circuit: &Circuit) -> Result<Vec<LayerRange>, Error> {
+    let Some(prefix) = &circuit.prefix else {
+        return Ok(Vec::new());
+    };
+    Interpreter::of_prefix(prefix).map_err(|e| Error::Malformed(e.to_string()))?;
+    let (ranges, _) = propagate(prefix.as_layers(), &prefix.weights, image(circuit)?)?;
     Ok(ranges)
 }
 
@@ -117,20 +141,31 @@ fn clamp(intervals: &mut [Interval], bound: i64) {
     }
 }
 
-/// Intervals of the image's elements: black to white in every pixel, or what any image can reach.
+/// Intervals of tensor 0: of the image's elements, or of what the public prefix makes of them.
 pub(crate) fn input(circuit: &Circuit) -> Result<Vec<Interval>, Error> {
-    if let Some(largest) =
-        (circuit.preprocessing).largest(circuit.input.len(), circuit.input_frac_bits)
-    {
+    let image = image(circuit)?;
+    match &circuit.prefix {
+        None => Ok(image),
+        Some(prefix) => {
+            let (_, mut tensors) = propagate(prefix.as_layers(), &prefix.weights, image)?;
+            Ok(tensors.pop().expect("there is at least the image"))
+        }
+    }
+}
+
+/// Intervals of the image's elements: black to white in every pixel, or what any image can reach.
+fn image(circuit: &Circuit) -> Result<Vec<Interval>, Error> {
+    let (count, frac_bits) = (circuit.image().len(), circuit.image_frac_bits());
+    let preprocessing = &circuit.preprocessing;
+    if let Some(largest) = preprocessing.largest(count, frac_bits) {
         let interval = Interval {
             low: -largest,
             high: largest,
         };
-        return Ok(vec![interval; circuit.input.len()]);
+        return Ok(vec![interval; count]);
     }
     let quantise = |pixel| {
-        quantise_image(circuit, &vec![pixel; circuit.input.len()])
-            .map_err(|e| Error::Malformed(e.to_string()))
+        preprocess(circuit, &vec![pixel; count]).map_err(|e| Error::Malformed(e.to_string()))
     };
     let (black, white) = (quantise(0)?, quantise(255)?);
     let pairs = black.into_iter().zip(white);
@@ -139,17 +174,17 @@ pub(crate) fn input(circuit: &Circuit) -> Result<Vec<Interval>, Error> {
 
 /// Intervals of a layer's sums, from those of the tensors before it.
 pub(crate) fn sums(
-    circuit: &Circuit,
+    layers: Layers<'_>,
     index: usize,
     weights: &LayerWeights,
     tensors: &[Vec<Interval>],
 ) -> Result<Vec<Interval>, Error> {
-    let layer = &circuit.layers[index];
+    let layer = &layers.layers[index];
     let unbounded = || Error::Unbounded {
         layer: layer.name.clone(),
     };
     let shape = layer
-        .sum_shape(circuit)
+        .sum_shape(layers)
         .ok_or_else(|| Error::Malformed(format!("layer {}", layer.name)))?;
     let positions = shape.h as usize * shape.w as usize;
     // Low and high ends, in i128: every summand is below 2^62 and there are fewer than 2^32 of
@@ -162,7 +197,7 @@ pub(crate) fn sums(
     let mut kernels = weights.kernels.iter();
     for term in &layer.terms {
         let x = &tensors[term.input().0 as usize];
-        let input = circuit.tensor_shape(term.input());
+        let input = layers.tensor_shape(term.input());
         let (low, high) = match term {
             Term::Conv(conv) => {
                 let kernel = kernels.next().ok_or_else(|| {

@@ -22,6 +22,9 @@
 //!   output frac 12
 //! ```
 //!
+//! A public prefix stands before the layers: `prefix 3x32x32 frac 7` (the image), layers each with
+//! its weights in lines `kernel`, `bias` and `coefficients`, and the word `private`.
+//!
 //! Instead of `mean` and `std`, `standardise floor 20` stands for the preprocessing of each image
 //! by its own statistics. Tensors are written `t0` (the input), `t1`, ...; padding is top, left,
 //! bottom, right. In a graph, a node reads `%0`, `%1`, ...:

@@ -1,5 +1,5 @@
-//! Weights, biases and coefficients, which only the server holds: a client never receives a value
-//! of these types.
+//! Weights, biases and coefficients, which only the server holds. A client never receives a value
+//! of these types, except the [`PublicWeights`] of a [`crate::Prefix`].
 
 use crate::{limits, wire};
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,32 @@ pub struct Weights {
     /// In the order of [`crate::Circuit::layers`].
     #[serde(deserialize_with = "wire::limited::<_, _, { limits::LAYERS }>")]
     pub layers: Vec<LayerWeights>,
+}
+
+/// Weights that are no secret: those of a public prefix, the only ones in an artifact.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PublicWeights(Weights);
+
+impl PublicWeights {
+    /// Makes weights public. Whoever calls this gives them to every client, for good.
+    pub fn publish(weights: Weights) -> Self {
+        PublicWeights(weights)
+    }
+}
+
+impl std::ops::Deref for PublicWeights {
+    type Target = Weights;
+
+    fn deref(&self) -> &Weights {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for PublicWeights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PublicWeights {{ {} layers }}", self.0.layers.len())
+    }
 }
 
 /// The server's integers of one layer.
@@ -27,6 +53,15 @@ pub struct LayerWeights {
     pub element_bias: Vec<i64>,
     /// Per channel; empty when no element of the layer is [`crate::Kind::Polynomial`].
     pub polynomials: Vec<Polynomial>,
+}
+
+impl LayerWeights {
+    /// Number of integers.
+    pub fn count(&self) -> usize {
+        let kernels: usize = self.kernels.iter().map(Vec::len).sum();
+        let biases = self.bias.len() + self.element_bias.len();
+        kernels + biases + 3 * self.polynomials.len()
+    }
 }
 
 /// `a y^2 + b y + k` in integers: with `y` at scale `2^s` and `a` at `2^u`, `b` is at `2^(s+u)`,

@@ -179,7 +179,7 @@ impl PerLayer {
             }
         }
         for (index, layer) in circuit.layers.iter().enumerate() {
-            all.multiply_adds[index] = layer_multiply_adds(circuit, layer);
+            all.multiply_adds[index] = layer_multiply_adds(circuit.as_layers(), layer);
             if matches!(layer.step, Step::Activate(_)) {
                 all.elements += layer.shape.len();
             }
@@ -288,6 +288,11 @@ fn sites(graph: &Graph, circuit: &Circuit) -> Result<Sites, Refused> {
         Step::Activate(activation) => activation.kinds.iter().any(|k| *k != Kind::Identity),
         Step::Output { .. } => false,
     };
+    // What the client computes itself costs nothing either.
+    let public = circuit.prefix.iter().flat_map(|prefix| &prefix.layers);
+    let public = public.filter(|layer| active(&layer.step)).count();
+    let free = filled.by_ref().take(public).map(|(name, _)| name.clone());
+    let free: Vec<String> = free.collect();
     let of_layer: Vec<Option<String>> = (circuit.layers.iter())
         .map(|layer| match active(&layer.step) {
             true => filled.next().map(|(name, _)| name.clone()),
@@ -310,7 +315,9 @@ fn sites(graph: &Graph, circuit: &Circuit) -> Result<Sites, Refused> {
     }
     Ok(Sites {
         of_layer,
-        empty: empty.into_iter().map(|(name, _)| name.clone()).collect(),
+        empty: (empty.into_iter().map(|(name, _)| name.clone()))
+            .chain(free)
+            .collect(),
     })
 }
 

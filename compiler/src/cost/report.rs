@@ -7,7 +7,9 @@ use crate::pass::select::{Alternative, Link, alternatives, conv_terms};
 use pi_ir::costs::Traffic;
 use pi_ir::count::{Activations, layer_activations};
 use pi_ir::failure::failure_log2;
-use pi_ir::{Artifact, Conv, Layer, Layout, Plan, Range, Step, Term};
+use pi_ir::{
+    Artifact, Circuit, Conv, Layer, LayerWeights, Layout, Plan, Prefix, Range, Step, Term,
+};
 use pi_protocol::layout::Packing;
 use pi_protocol::linear::{LinearCost, Operations};
 use pi_protocol::{cost, linear};
@@ -18,7 +20,9 @@ use serde::Serialize;
 pub struct Report {
     /// Name of the network.
     pub name: String,
-    /// Per layer.
+    /// The layers that the client computes itself, if any.
+    pub prefix: Option<PublicLayers>,
+    /// Per private layer.
     pub layers: Vec<Row>,
     /// Elements by kind over all layers.
     pub kinds: Activations,
@@ -46,6 +50,34 @@ pub struct Report {
     pub failure_log2: f64,
     /// Note that the artifact's maker wrote into it.
     pub note: String,
+}
+
+/// The public prefix.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PublicLayers {
+    /// Names of its layers.
+    pub layers: Vec<String>,
+    /// Shape of the image, `CxHxW`.
+    pub image: String,
+    /// Shape of its result, with which the private layers begin.
+    pub result: String,
+    /// Elements by kind, which cost no protocol.
+    pub kinds: Activations,
+    /// Integers in the artifact that would otherwise be the server's secret.
+    pub disclosed: usize,
+}
+
+impl PublicLayers {
+    fn new(circuit: &Circuit, prefix: &Prefix) -> Self {
+        let weights = prefix.weights.layers.iter();
+        PublicLayers {
+            layers: prefix.layers.iter().map(|l| l.name.clone()).collect(),
+            image: prefix.image.to_string(),
+            result: circuit.input.to_string(),
+            kinds: prefix.layers.iter().map(layer_activations).sum(),
+            disclosed: weights.map(LayerWeights::count).sum(),
+        }
+    }
 }
 
 /// One layer.
@@ -157,6 +189,7 @@ impl Report {
         }
         Ok(Report {
             name: circuit.name.clone(),
+            prefix: (circuit.prefix.as_ref()).map(|prefix| PublicLayers::new(circuit, prefix)),
             kinds: rows.iter().map(|row| row.kinds).sum(),
             layers: rows,
             setup: cost.setup,

@@ -16,8 +16,21 @@ use pi_ir::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op, Shape};
 /// # Errors
 /// One fault for each norm that has no place to go.
 pub fn fold(graph: &Graph) -> Result<Graph, Refused> {
+    Ok(fold_behind(graph, None)?.0)
+}
+
+/// Does the same as [`fold`], but moves nothing from behind the node `public` into it or what lies
+/// before it; returns where that node went.
+///
+/// # Errors
+/// As [`fold`]; and one fault for each norm behind `public` that belongs to a node before it.
+pub fn fold_behind(
+    graph: &Graph,
+    public: Option<NodeId>,
+) -> Result<(Graph, Option<NodeId>), Refused> {
     let shapes = graph.shapes().map_err(|why| Refused::one("", why))?;
     let mut pass = Fold {
+        public: public.map_or(0, |id| id.0 as usize),
         nodes: graph.nodes.clone(),
         consumers: consumers(graph),
         shapes,
@@ -31,14 +44,13 @@ pub fn fold(graph: &Graph) -> Result<Graph, Refused> {
         });
         replaced.push(folded.then(|| pass.nodes[index].inputs[0]));
     }
-    let nodes = without(pass.nodes, &replaced);
-    Refused::unless_empty(
-        faults,
-        Graph {
-            nodes,
-            ..graph.clone()
-        },
-    )
+    let (nodes, new_id) = without(pass.nodes, &replaced);
+    let graph = Graph {
+        nodes,
+        ..graph.clone()
+    };
+    let public = public.map(|id| new_id[id.0 as usize]);
+    Refused::unless_empty(faults, (graph, public))
 }
 
 /// The shift of a node that [`fold`] left behind, if it is one.
@@ -71,6 +83,8 @@ pub(crate) fn consumers(graph: &Graph) -> Vec<Vec<usize>> {
 }
 
 struct Fold {
+    /// The last node of the public prefix; 0, the input, if there is none.
+    public: usize,
     nodes: Vec<Node>,
     consumers: Vec<Vec<usize>>,
     shapes: Vec<Shape>,
@@ -92,6 +106,13 @@ impl Fold {
             return Err("its statistics are not finite; train it again".into());
         }
         if let Some(linear) = self.linear_before(index) {
+            if linear <= self.public && self.public < index {
+                return Err(format!(
+                    "this batch norm becomes part of {}, which lies in the public prefix: end the \
+                     prefix at {} or behind it, or before {}",
+                    self.nodes[linear].name, self.nodes[index].name, self.nodes[linear].name
+                ));
+            }
             scale_outputs(&mut self.nodes[linear].op, &scale, &shift);
             return Ok(true);
         }
@@ -231,8 +252,9 @@ fn scale_inputs(weight: &mut [f32], taps: usize, gain: &[f64]) {
     }
 }
 
-/// The nodes that were not replaced, with readers pointed at what replaced the others.
-fn without(nodes: Vec<Node>, replaced: &[Option<NodeId>]) -> Vec<Node> {
+/// The nodes that were not replaced, with readers pointed at what replaced the others; and the new
+/// place of every node, or of what replaced it.
+fn without(nodes: Vec<Node>, replaced: &[Option<NodeId>]) -> (Vec<Node>, Vec<NodeId>) {
     let mut new_id: Vec<NodeId> = Vec::with_capacity(nodes.len());
     let mut kept: Vec<Node> = Vec::with_capacity(nodes.len());
     for (mut node, replaced) in nodes.into_iter().zip(replaced) {
@@ -246,7 +268,7 @@ fn without(nodes: Vec<Node>, replaced: &[Option<NodeId>]) -> Vec<Node> {
         new_id.push(NodeId(kept.len() as u32));
         kept.push(node);
     }
-    kept
+    (kept, new_id)
 }
 
 /// Name of a node's kind, for messages.

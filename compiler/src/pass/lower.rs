@@ -19,7 +19,9 @@ use crate::fault::{Fault, Refused};
 use crate::pass::calibrate::{Magnitudes, add_convolution, magnitudes, sum_windows};
 use crate::pass::fold::{consumers, pure_shift};
 use crate::real_circuit::{Layer, RealCircuit, Step, Term};
-use pi_ir::{ActivationKind, Conv, Graph, Kind, Node, Op, Padding, Shape, SumPool, TensorId};
+use pi_ir::{
+    ActivationKind, Conv, Graph, Kind, Node, NodeId, Op, Padding, Shape, SumPool, TensorId,
+};
 use square::{Meaning, Site};
 use std::collections::{BTreeSet, HashSet};
 use std::rc::Rc;
@@ -56,12 +58,13 @@ pub struct Lowered {
 pub fn lower_and_measure(
     graph: &Graph,
     pools: Pools,
+    public: Option<NodeId>,
     images: &[Vec<f32>],
 ) -> Result<(RealCircuit, Magnitudes), Refused> {
     let mut kept = Kept::new();
     // Each round keeps more quadratics; most networks take one round.
     loop {
-        let Lowered { real, squares } = lower(graph, pools, &kept)?;
+        let Lowered { real, squares } = lower(graph, pools, public, &kept)?;
         let seen = magnitudes(&real, images);
         let before = kept.len();
         kept.extend(square::too_wide(&squares, &seen));
@@ -72,11 +75,16 @@ pub fn lower_and_measure(
 }
 
 /// The layers of a graph whose batch norms are folded. Quadratics become squares wherever that is
-/// exact, except for those in `kept`.
+/// exact, except for those in `kept`. The layers of a public prefix end with the node `public`.
 ///
 /// # Errors
 /// One fault per node that has no circuit form.
-pub fn lower(graph: &Graph, pools: Pools, kept: &Kept) -> Result<Lowered, Refused> {
+pub fn lower(
+    graph: &Graph,
+    pools: Pools,
+    public: Option<NodeId>,
+    kept: &Kept,
+) -> Result<Lowered, Refused> {
     let shapes = graph.shapes().map_err(|why| Refused::one("", why))?;
     let Some(Op::Input { shape }) = graph.nodes.first().map(|node| &node.op) else {
         return Err(Refused::one("", "the first node is not the input"));
@@ -85,6 +93,7 @@ pub fn lower(graph: &Graph, pools: Pools, kept: &Kept) -> Result<Lowered, Refuse
     let mut pass = Lower {
         real: RealCircuit {
             input: *shape,
+            public: 0,
             layers: Vec::new(),
         },
         squares: Vec::new(),
@@ -114,10 +123,20 @@ pub fn lower(graph: &Graph, pools: Pools, kept: &Kept) -> Result<Lowered, Refuse
             );
         // What several nodes read is computed once, as a tensor.
         let several = readers[index].len() > 1;
-        values.push(value.map(|value| match value {
+        let mut value = value.map(|value| match value {
             Value::Sum(sum) if several => Value::Tensor(pass.materialise(sum)),
             other => other,
-        }));
+        });
+        if public == Some(NodeId(index as u32)) {
+            value = value.and_then(|value| match pass.end_prefix(value, &node.name) {
+                Ok(view) => Some(Value::Tensor(view)),
+                Err(message) => {
+                    faults.push(Fault::new(&node.name, message));
+                    None
+                }
+            });
+        }
+        values.push(value);
     }
     if let Some(Some(value)) = values.pop() {
         let name = &graph.nodes.last().expect("at least the input").name;
@@ -645,6 +664,26 @@ impl Lower<'_> {
             shape: view.shape,
             flat: view.flat,
         })
+    }
+
+    /// The value as a tensor with which the public prefix ends: nothing behind it changes a layer
+    /// before it.
+    fn end_prefix(&mut self, value: Value, name: &str) -> Result<View, String> {
+        let view = match value {
+            Value::Sum(sum) => self.materialise(sum),
+            Value::Tensor(view) if view.pool.is_some() => self.materialise_view(view, name),
+            Value::Tensor(view) => view,
+        };
+        if view.flat && (view.shape.h, view.shape.w) != (1, 1) {
+            return Err(
+                "the public prefix cannot end with a flattening: end it before that".into(),
+            );
+        }
+        if view.tensor == TensorId(0) {
+            return Err("the public prefix computes nothing: end it at a later node".into());
+        }
+        self.real.public = self.real.layers.len();
+        Ok(view)
     }
 
     /// A sum as an identity tensor: re-based like any other, free online.

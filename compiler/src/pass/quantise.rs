@@ -36,6 +36,14 @@ pub struct Precision {
     pub proved_sign_bits: u8,
 }
 
+impl Precision {
+    /// Bits of a signed weight. Those of a public prefix are as fine as the file holds: the client
+    /// multiplies them in the clear, where width costs nothing.
+    fn weight_bits(&self, public: bool) -> u8 {
+        if public { 15 } else { self.weight_bits }
+    }
+}
+
 impl Default for Precision {
     fn default() -> Self {
         Precision {
@@ -79,14 +87,19 @@ pub fn quantise(
         input_frac_bits: byte(scales.tensors[0]),
         preprocessing: identity.preprocessing.clone(),
         classes: identity.classes.into(),
+        prefix: None,
         layers: Vec::with_capacity(real.layers.len()),
     };
     let mut weights = Weights {
         layers: Vec::with_capacity(real.layers.len()),
     };
     for (index, layer) in real.layers.iter().enumerate() {
-        let (public, private) = quantise_layer(index, layer, scales, seen, precision);
-        if let Err(message) = check_online_products(&private, layer.shape.c as usize) {
+        let is_public = index < real.public;
+        let weight_bits = precision.weight_bits(is_public);
+        let (public, private) = quantise_layer(index, layer, scales, seen, weight_bits);
+        if let Err(message) = check_online_products(&private, layer.shape.c as usize)
+            && !is_public
+        {
             faults.push(Fault::new(&layer.name, message));
         }
         circuit.layers.push(public);
@@ -103,7 +116,7 @@ fn quantise_layer(
     layer: &real_circuit::Layer,
     scales: &Scales,
     seen: &Magnitudes,
-    precision: &Precision,
+    weight_bits: u8,
 ) -> (Layer, LayerWeights) {
     let sum = scales.sums[index];
     let mut bias: Vec<f64> = layer
@@ -129,7 +142,7 @@ fn quantise_layer(
                 }
                 kernels.push(weights.iter().map(|w| (w * scale).round() as i16).collect());
                 pi_ir::Term::Conv(Conv {
-                    weight_bits: precision.weight_bits - 1,
+                    weight_bits: weight_bits - 1,
                     ..conv.clone()
                 })
             }

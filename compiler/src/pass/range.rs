@@ -5,7 +5,7 @@
 //! above it, replaces it, and the circuit marks the bound as calibrated. A proof for a later layer
 //! assumes the bounds of the calibrated layers before it.
 
-use crate::fault::Refused;
+use crate::fault::{Fault, Refused};
 use crate::pass::quantise::{POLYNOMIAL_BOUND_BITS, Precision, WIDEST};
 use pi_ir::interpret::{Interpreter, quantise_image};
 use pi_ir::range::{LayerRange, analyse, bound_bits};
@@ -16,7 +16,46 @@ use rayon::prelude::*;
 /// 2^-11.
 const PROVED_BOUND_BITS: u8 = 28;
 
-/// Sets every bound of a circuit from its weights and the calibration pixels.
+/// Sets every bound of a public prefix, if the circuit has one, by interval analysis alone: no sign
+/// circuit and no share depends on these bounds, so they may be as wide as a proof needs.
+///
+/// # Errors
+/// If a value may leave the field; by layer.
+pub fn bound_prefix(circuit: &mut Circuit) -> Result<(), Refused> {
+    let unbounded = |e| format!("in the public prefix, {e}; or end the prefix at an earlier node");
+    let ranges = pi_ir::range::prefix(circuit).map_err(|e| Refused::one("", unbounded(e)))?;
+    let layers = circuit.prefix.iter_mut().flat_map(|p| &mut p.layers);
+    let mut faults = Vec::new();
+    for (layer, range) in layers.zip(&ranges) {
+        let truncate = layer.truncate();
+        let mut bounds = vec![(&mut layer.bound_bits, range.sum, truncate)];
+        if let Step::Activate(activation) = &mut layer.step {
+            let posts = [
+                (&mut activation.square, range.square),
+                (&mut activation.polynomial, range.polynomial),
+            ];
+            bounds.extend(posts.into_iter().filter_map(|(post, largest)| {
+                let post = post.as_mut()?;
+                Some((&mut post.bound_bits, largest, post.truncate))
+            }));
+        }
+        for (bound, largest, truncate) in bounds {
+            *bound = bound_bits(largest, truncate);
+            if *bound > WIDEST {
+                faults.push(Fault::new(
+                    &layer.name,
+                    format!(
+                        "values of the public prefix may reach 2^{bound}, beyond 2^{WIDEST}: end \
+                         the prefix at an earlier node"
+                    ),
+                ));
+            }
+        }
+    }
+    Refused::unless_empty(faults, ())
+}
+
+/// Sets every bound of a circuit's private layers from its weights and the calibration pixels.
 ///
 /// # Errors
 /// If an image does not fit the circuit, or a value leaves the field.

@@ -15,6 +15,7 @@ pub(crate) fn circuit_of(input: Shape, layers: &[Vec<Conv>]) -> Circuit {
         input_frac_bits: 8,
         preprocessing: Preprocessing::unit(input.c),
         classes: Vec::new(),
+        prefix: None,
         layers: Vec::new(),
     };
     for (index, terms) in layers.iter().enumerate() {

@@ -340,6 +340,7 @@ fn edge_circuit() -> (Verified<Circuit>, Weights) {
         input_frac_bits: 7,
         preprocessing: Preprocessing::unit(EDGE_SHAPE.c),
         classes: Vec::new(),
+        prefix: None,
         layers: vec![
             layer("hidden", 0, Step::Activate(activation)),
             layer("output", 1, Step::Output { frac_bits: 3 }),

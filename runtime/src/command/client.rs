@@ -228,7 +228,7 @@ async fn infer(
     }
     let (model, _) = connection.model().await?;
     let circuit = &model.artifact().circuit;
-    let prepared = image_file::to_shape(decoded, circuit.input).map_err(Error::from)?;
+    let prepared = image_file::to_shape(decoded, circuit.image()).map_err(Error::from)?;
     for notice in &prepared.notices {
         eprintln!("note: {notice}");
     }

@@ -74,7 +74,7 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
         }
         None => draw_image(arguments.drawing)?,
     };
-    let prepared = image_file::to_shape(drawing, circuit.input).map_err(Error::from)?;
+    let prepared = image_file::to_shape(drawing, circuit.image()).map_err(Error::from)?;
     let input = quantise_image(&circuit, &prepared.pixels)?;
 
     println!("Private inference between two processes, over QUIC on loopback.");
@@ -90,6 +90,12 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
         println!("           note: {notice}");
     }
     println!("model      {}: {}", circuit.name, activations(&circuit));
+    if let Some(prefix) = &circuit.prefix {
+        println!(
+            "           before them, {} public layers that the client computes in the clear",
+            prefix.layers.len()
+        );
+    }
 
     let run = runtime()?.block_on(play(&model, &input))?;
     let (plain, exact) = in_the_clear(&model, &input, &run.answer)?;

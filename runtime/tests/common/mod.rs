@@ -8,7 +8,7 @@
 use assert_cmd::Command;
 use image::{DynamicImage, GrayImage, RgbImage};
 use pi_ir::interpret::{Interpreter, quantise_image};
-use pi_ir::{Artifact, Kind, Step, WeightsFile, artifact, random};
+use pi_ir::{Artifact, Circuit, Kind, Step, WeightsFile, artifact, random};
 use pi_protocol::layout::default_plan;
 use pi_runtime::command::child::{ServerCommand, ServerProcess};
 use pi_runtime::server::ServerOptions;
@@ -33,6 +33,15 @@ pub struct Model {
 impl Model {
     /// The first random circuit from this seed on that reads images and has a ReLU.
     pub fn random(seed: u64) -> Model {
+        Model::random_with(seed, |_| true)
+    }
+
+    /// The first of those whose client computes a public prefix.
+    pub fn with_public_prefix(seed: u64) -> Model {
+        Model::random_with(seed, |circuit| circuit.prefix.is_some())
+    }
+
+    fn random_with(seed: u64, wanted: impl Fn(&Circuit) -> bool) -> Model {
         let options = random::Options {
             layers: 3,
             side: 8,
@@ -48,7 +57,7 @@ impl Model {
                     Step::Activate(activation) => activation.kinds.contains(&Kind::Relu),
                     Step::Output { .. } => false,
                 });
-                relu && matches!(circuit.input.c, 1 | 3)
+                relu && matches!(circuit.image().c, 1 | 3) && wanted(circuit)
             })
             .expect("some circuit reads images");
         println!("random circuit of seed {seed}");
@@ -59,18 +68,24 @@ impl Model {
         let mut artifact = Artifact::new(circuit, plan, weights.digest());
         artifact.batches.push(batch);
         let directory = tempfile::tempdir().unwrap();
-        let at = |name: &str| directory.path().join(name);
-        std::fs::write(at(artifact::ARTIFACT_NAME), artifact.encode()).unwrap();
-        std::fs::write(at(artifact::WEIGHTS_NAME), weights.encode()).unwrap();
-        let image = at("image.png");
+        let image = directory.path().join("image.png");
         image_of(&artifact, &pixels).save(&image).unwrap();
-        Model {
+        let model = Model {
             artifact,
             weights,
             pixels,
             image,
             directory,
-        }
+        };
+        model.write();
+        model
+    }
+
+    /// Writes the two files of the model.
+    pub fn write(&self) {
+        let at = |name: &str| self.path().join(name);
+        std::fs::write(at(artifact::ARTIFACT_NAME), self.artifact.encode()).unwrap();
+        std::fs::write(at(artifact::WEIGHTS_NAME), self.weights.encode()).unwrap();
     }
 
     pub fn path(&self) -> &Path {
@@ -87,7 +102,7 @@ impl Model {
 }
 
 fn image_of(artifact: &Artifact, pixels: &[u8]) -> DynamicImage {
-    let shape = artifact.circuit.input;
+    let shape = artifact.circuit.image();
     let plane = (shape.h * shape.w) as usize;
     match shape.c {
         1 => GrayImage::from_raw(shape.w, shape.h, pixels.to_vec())

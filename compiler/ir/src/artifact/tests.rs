@@ -3,6 +3,7 @@ use super::*;
 use crate::circuit::*;
 use crate::graph::*;
 use crate::plan::*;
+use crate::prefix::Prefix;
 use crate::preprocessing::Preprocessing;
 use crate::shape::*;
 use crate::weights::*;
@@ -17,6 +18,7 @@ fn artifact() -> Artifact {
             std: vec![0.25],
         },
         classes: vec!["no".into(), "yes".into()],
+        prefix: None,
         layers: vec![
             Layer {
                 name: "conv".into(),
@@ -285,6 +287,14 @@ fn decoding_verifies_the_circuit_and_its_failure_probability() {
     faulty.batches[0].bundles = 1;
     let error = Artifact::decode(&faulty.encode()).unwrap_err();
     assert!(error.to_string().contains("growing numbers"), "{error}");
+    let error = Artifact::decode(&with_prefix(|prefix| {
+        prefix.layers[0].range = Range::Calibrated { max_seen: 1 };
+    }))
+    .unwrap_err();
+    assert!(
+        error.to_string().contains("prefix layer 0 (stem)"),
+        "{error}"
+    );
     let mut faulty = graph();
     faulty.graph.preprocessing = Preprocessing::Image { floor: 0 };
     assert!(matches!(
@@ -327,6 +337,158 @@ fn kinds_take_two_bits_and_small_weights_one_byte() {
     assert_eq!(wide.encode().len(), before + 4);
 }
 
+/// An artifact of the example whose image is first taken through a public layer, changed.
+fn with_prefix(change: impl FnOnce(&mut Prefix)) -> Vec<u8> {
+    let mut circuit = artifact().circuit.into_inner();
+    let mut prefix = prefix();
+    change(&mut prefix);
+    circuit.preprocessing = Preprocessing::Image { floor: 20 };
+    circuit.prefix = Some(prefix);
+    let artifact = Artifact {
+        circuit: Verified::unchecked(circuit),
+        ..artifact()
+    };
+    artifact.encode()
+}
+
+fn prefix() -> Prefix {
+    let conv = Conv {
+        input: TensorId(0),
+        out_channels: 1,
+        kernel: (2, 2),
+        stride: (1, 1),
+        padding: Padding::default(),
+        weight_bits: 7,
+    };
+    let weights = LayerWeights {
+        kernels: vec![vec![1, -2, 3, 127]],
+        bias: vec![-5],
+        element_bias: vec![],
+        polynomials: vec![],
+    };
+    Prefix {
+        image: Shape::new(1, 4, 4),
+        image_frac_bits: 6,
+        layers: vec![Layer {
+            name: "stem".into(),
+            terms: vec![Term::Conv(conv)],
+            pool: None,
+            shape: Shape::new(1, 3, 3),
+            bound_bits: 16,
+            range: Range::Proved,
+            step: Step::Activate(Activation {
+                truncate: 6,
+                frac_bits: 6,
+                kinds: vec![Kind::Relu; 9],
+                square: None,
+                polynomial: None,
+            }),
+        }],
+        weights: PublicWeights::publish(Weights {
+            layers: vec![weights],
+        }),
+    }
+}
+
+/// A broken or lying server's prefix is named, and computes nothing.
+#[test]
+fn a_public_prefix_is_checked_like_the_layers_behind_it() {
+    let sound = Artifact::decode(&with_prefix(|_| {})).unwrap();
+    assert_eq!(sound.circuit.prefix, Some(prefix()));
+    let other = Artifact::decode(&with_prefix(|p| {
+        let mut weights = (*p.weights).clone();
+        weights.layers[0].bias[0] += 1;
+        p.weights = PublicWeights::publish(weights);
+    }));
+    // Another weight is another model, to which no bundle of this one belongs.
+    assert_ne!(other.unwrap().digest(), sound.digest());
+    type Change = fn(&mut Prefix);
+    let weights = |change: fn(&mut LayerWeights)| {
+        with_prefix(|p| {
+            let mut weights = (*p.weights).clone();
+            change(&mut weights.layers[0]);
+            p.weights = PublicWeights::publish(weights);
+        })
+    };
+    let cases: [(Change, &str); 9] = [
+        (|p| p.layers.clear(), "prefix: has no layers"),
+        (|p| p.image = Shape::new(1, 0, 4), "image: the shape"),
+        (
+            |p| p.image = Shape::new(1, 5, 4),
+            "declares 1x3x3, but its terms make 1x4x3",
+        ),
+        (|p| p.image_frac_bits = 60, "image: more than 48"),
+        (
+            |p| p.layers[0].step = Step::Output { frac_bits: 6 },
+            "not the last private layer",
+        ),
+        (|p| p.layers[0].name = "conv".into(), "a second \"conv\""),
+        (|p| p.layers[0].bound_bits = 50, "begin with at most 2^30"),
+        (|p| p.layers[0].bound_bits = 80, "the field has room for"),
+        (
+            |p| match &mut p.layers[0].step {
+                Step::Activate(activation) => activation.frac_bits = 7,
+                Step::Output { .. } => {}
+            },
+            "has scale 2^7",
+        ),
+    ];
+    let mut found: Vec<(Vec<u8>, &str)> = cases
+        .into_iter()
+        .map(|(change, says)| (with_prefix(change), says))
+        .collect();
+    found.push((
+        weights(|w| w.kernels[0].truncate(3)),
+        "expected 4 weights, got 3",
+    ));
+    found.push((weights(|w| w.kernels.clear()), "expected 1 kernels, got 0"));
+    found.push((weights(|w| w.kernels[0][0] = 128), "a weight reaches 2^7"));
+    found.push((weights(|w| w.bias.clear()), "expected 1 biases, got 0"));
+    found.push((weights(|w| w.bias[0] = i64::MIN), "a bias exceeds"));
+    for (bytes, says) in found {
+        let error = Artifact::decode(&bytes).expect_err(says);
+        assert!(matches!(error, Error::Faults { .. }), "{error}");
+        assert!(error.to_string().contains(says), "{says}: {error}");
+    }
+}
+
+#[test]
+fn a_prefix_that_would_compute_for_hours_is_refused() {
+    let bytes = with_prefix(|prefix| {
+        prefix.image = Shape::new(64, 512, 512);
+        let Some(Term::Conv(conv)) = prefix.layers[0].terms.first_mut() else {
+            panic!("the stem is a convolution");
+        };
+        (conv.out_channels, conv.kernel) = (64, (9, 9));
+        conv.padding = Padding::same(4);
+        prefix.layers[0].shape = prefix.image;
+        if let Step::Activate(activation) = &mut prefix.layers[0].step {
+            activation.kinds = vec![Kind::Relu; prefix.image.len()];
+        }
+        let mut end = self::prefix().layers.remove(0);
+        end.name = "end".into();
+        if let Some(Term::Conv(conv)) = end.terms.first_mut() {
+            conv.input = TensorId(1);
+            (conv.kernel, conv.stride) = ((1, 1), (255, 255));
+        }
+        prefix.layers.push(end);
+        let zeros = |kernel: usize, biases: usize| LayerWeights {
+            kernels: vec![vec![0; kernel]],
+            bias: vec![0; biases],
+            element_bias: vec![],
+            polynomials: vec![],
+        };
+        prefix.weights = PublicWeights::publish(Weights {
+            layers: vec![zeros(64 * 64 * 81, 64), zeros(64, 1)],
+        });
+    });
+    let error = Artifact::decode(&bytes).unwrap_err();
+    assert!(
+        error.to_string().contains("multiply-adds, the limit"),
+        "{error}"
+    );
+}
+
 /// Written down once: a change here is a change of the format and needs a new version.
 #[test]
 fn golden_bytes() {
@@ -350,7 +512,7 @@ fn golden_bytes() {
     };
     assert_eq!(
         digest(&artifact.encode()),
-        "857a80dc5479b7a30d576c52c658b8431ebc387a0221d8e7e9ac39be199127e8"
+        "0f08a96a933b539209ef849273b1fd1817bc399f83a0ae40bd1b2f135ae3ee97"
     );
     assert_eq!(
         digest(&graph().encode()),

@@ -6,7 +6,8 @@ mod truncate;
 
 use super::convolve::{Windows, convolve, sum_windows};
 use crate::P;
-use crate::circuit::{Circuit, Conv, Kind, Layer, PostTruncation, Step, SumPool, Term};
+use crate::circuit::{Circuit, Conv, Kind, Layer, Layers, PostTruncation, Step, SumPool, Term};
+use crate::prefix::Prefix;
 use crate::preprocessing::Preprocessing;
 use crate::shape::Shape;
 use crate::trace::{LayerTrace, Trace};
@@ -38,26 +39,41 @@ pub struct PostMagnitudes {
     pub polynomial: u64,
 }
 
-/// Pixels `[c][h][w]` as the circuit's tensor 0: its preprocessing in integers, the same on every
+/// Pixels `[c][h][w]` as the circuit's tensor 0, with which the private computation begins:
+/// preprocessed, and taken through the public prefix if there is one. The same integers on every
 /// machine.
 ///
 /// # Errors
-/// If the number of pixels is not that of the circuit's input, a channel has no mean or deviation,
-/// or the input has more than 48 fractional bits.
+/// If the number of pixels is not that of the circuit's image, a channel has no mean or deviation,
+/// the image has more than 48 fractional bits, or the prefix is malformed or exceeds a bound that
+/// it declares.
 pub fn quantise_image(circuit: &Circuit, pixels: &[u8]) -> Result<Vec<i64>, Error> {
-    length("pixels", circuit.input.len(), pixels.len())?;
+    let image = preprocess(circuit, pixels)?;
+    let Some(prefix) = &circuit.prefix else {
+        return Ok(image);
+    };
+    let result = Interpreter::of_prefix(prefix)?.plain(&image)?.tensors.pop();
+    let result = result.expect("a run has at least its input");
+    length("results of the prefix", circuit.input.len(), result.len())?;
+    Ok(result)
+}
+
+/// Pixels `[c][h][w]` as integers, before any layer.
+pub(crate) fn preprocess(circuit: &Circuit, pixels: &[u8]) -> Result<Vec<i64>, Error> {
+    let image = circuit.image();
+    length("pixels", image.len(), pixels.len())?;
     if let Preprocessing::Channels { mean, std } = &circuit.preprocessing {
-        length("means", circuit.input.c as usize, mean.len())?;
-        length("deviations", circuit.input.c as usize, std.len())?;
+        length("means", image.c as usize, mean.len())?;
+        length("deviations", image.c as usize, std.len())?;
     }
-    if circuit.input_frac_bits > 48 {
+    let frac_bits = circuit.image_frac_bits();
+    if frac_bits > 48 {
         return Err(Error::Circuit {
             layer: "input".into(),
             detail: "more than 48 fractional bits".into(),
         });
     }
-    let preprocessing = &circuit.preprocessing;
-    Ok(preprocessing.integers(pixels, circuit.input_frac_bits))
+    Ok(circuit.preprocessing.integers(pixels, frac_bits))
 }
 
 /// Evaluates a circuit, each truncation rounding to nearest (ties up). See [`Interpreter::plain`].
@@ -83,10 +99,17 @@ pub fn exact(
 
 /// A circuit with its weights, prepared for many evaluations. Shared by threads.
 pub struct Interpreter<'a> {
-    circuit: &'a Circuit,
+    layers: Layers<'a>,
     weights: &'a Weights,
     kernels: Vec<Vec<Kernel>>,
     sum_shapes: Vec<Shape>,
+}
+
+/// What the last layer makes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Output,
+    Tensor,
 }
 
 /// One kernel; its 16-bit weights are exact in single precision.
@@ -103,19 +126,36 @@ impl<'a> Interpreter<'a> {
     /// # Errors
     /// If circuit and weights do not fit together.
     pub fn new(circuit: &'a Circuit, weights: &'a Weights) -> Result<Self, Error> {
-        length(
-            "layers of weights",
-            circuit.layers.len(),
-            weights.layers.len(),
-        )?;
+        Self::of_layers(circuit.as_layers(), weights, End::Output)
+    }
+
+    /// Prepares an evaluation of a public prefix, whose result is the last tensor of a run.
+    pub(crate) fn of_prefix(prefix: &'a Prefix) -> Result<Self, Error> {
+        Self::of_layers(prefix.as_layers(), &prefix.weights, End::Tensor)
+    }
+
+    /// Prepares an evaluation of layers that end in an output or in a tensor.
+    fn of_layers(layers: Layers<'a>, weights: &'a Weights, end: End) -> Result<Self, Error> {
+        let count = layers.layers.len();
+        length("layers of weights", count, weights.layers.len())?;
         let mut interpreter = Interpreter {
-            circuit,
+            layers,
             weights,
-            kernels: Vec::with_capacity(circuit.layers.len()),
-            sum_shapes: Vec::with_capacity(circuit.layers.len()),
+            kernels: Vec::with_capacity(count),
+            sum_shapes: Vec::with_capacity(count),
         };
-        for (index, (layer, weights)) in circuit.layers.iter().zip(&weights.layers).enumerate() {
-            let sum_shape = check_layer(circuit, index, layer, weights)?;
+        for (index, (layer, weights)) in layers.layers.iter().zip(&weights.layers).enumerate() {
+            let sum_shape = check_layer(layers, index, layer, weights)?;
+            let output = end == End::Output && index + 1 == count;
+            if output != matches!(layer.step, Step::Output { .. }) {
+                return Err(Error::Circuit {
+                    layer: layer.name.clone(),
+                    detail: match output {
+                        true => "the last layer is not an output".into(),
+                        false => "an output before the last layer".into(),
+                    },
+                });
+            }
             let widen = |kernel: &Vec<i16>| Kernel {
                 weights: kernel.iter().map(|&w| f32::from(w)).collect(),
                 gain: kernel
@@ -146,20 +186,20 @@ impl<'a> Interpreter<'a> {
     /// If input or trace have other sizes, a value exceeds its declared bound, or a truncation lost
     /// it.
     pub fn exact(&self, input: &[i64], trace: &Trace) -> Result<Run, Error> {
-        let expected = self.circuit.layers.len();
+        let expected = self.layers.layers.len();
         length("layers of the trace", expected, trace.layers.len())?;
         self.run(input, Some(trace))
     }
 
     fn run(&self, input: &[i64], trace: Option<&Trace>) -> Result<Run, Error> {
-        length("input", self.circuit.input.len(), input.len())?;
+        length("input", self.layers.input.len(), input.len())?;
         let mut run = Run {
             logits: Vec::new(),
             tensors: vec![input.to_vec()],
             max_abs_before_truncation: Vec::new(),
             max_abs_before_post: Vec::new(),
         };
-        for (index, layer) in self.circuit.layers.iter().enumerate() {
+        for (index, layer) in self.layers.layers.iter().enumerate() {
             let sums = self.sums(index, &run.tensors)?;
             let largest = sums.iter().map(|z| z.unsigned_abs()).max().unwrap_or(0);
             run.max_abs_before_truncation.push(largest);
@@ -190,7 +230,7 @@ impl<'a> Interpreter<'a> {
 
     /// Terms, bias and pool of one layer, within the layer's bound.
     fn sums(&self, index: usize, tensors: &[Vec<i64>]) -> Result<Vec<i64>, Error> {
-        let layer = &self.circuit.layers[index];
+        let layer = &self.layers.layers[index];
         let shape = self.sum_shapes[index];
         let positions = shape.h as usize * shape.w as usize;
         let mut sums: Vec<i128> = self.weights.layers[index]
@@ -201,7 +241,7 @@ impl<'a> Interpreter<'a> {
         let mut kernels = self.kernels[index].iter();
         for term in &layer.terms {
             let x = &tensors[term.input().0 as usize];
-            let input = self.circuit.tensor_shape(term.input());
+            let input = self.layers.tensor_shape(term.input());
             let values = match term {
                 Term::Conv(conv) => {
                     let kernel = kernels.next().expect("one kernel per convolution");
@@ -241,7 +281,7 @@ impl<'a> Interpreter<'a> {
 
 /// Everything that [`Interpreter::run`] relies on; returns the shape before the layer's pool.
 fn check_layer(
-    circuit: &Circuit,
+    layers: Layers<'_>,
     index: usize,
     layer: &Layer,
     weights: &LayerWeights,
@@ -254,7 +294,7 @@ fn check_layer(
         return Err(refuse("reads a later tensor".into()));
     }
     let sum_shape = layer
-        .sum_shape(circuit)
+        .sum_shape(layers)
         .filter(|s| !s.is_empty())
         .ok_or_else(|| refuse("the first term has no result".into()))?;
     let convs = layer.terms.iter().filter(|t| matches!(t, Term::Conv(_)));
@@ -268,7 +308,7 @@ fn check_layer(
         if matches!(term, Term::Residual { shift, .. } if *shift > 58) {
             return Err(refuse("a residual shifted beyond the field".into()));
         }
-        let input = circuit.tensor_shape(term.input());
+        let input = layers.tensor_shape(term.input());
         if term.output(input) != Some(sum_shape) {
             return Err(refuse("terms of different shapes".into()));
         }
@@ -292,12 +332,7 @@ fn check_layer(
         let what = format!("biases by element of layer {}", layer.name);
         length(&what, layer.shape.len(), weights.element_bias.len())?;
     }
-    let last = index + 1 == circuit.layers.len();
     match &layer.step {
-        Step::Activate(_) if last => return Err(refuse("the last layer is not an output".into())),
-        Step::Output { .. } if !last => {
-            return Err(refuse("an output before the last layer".into()));
-        }
         Step::Output { .. } => {}
         Step::Activate(activation) => {
             let what = format!("kinds of layer {}", layer.name);

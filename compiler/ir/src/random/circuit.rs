@@ -4,6 +4,7 @@ use super::Draw;
 use crate::P;
 use crate::artifact::WeightsFile;
 use crate::circuit::*;
+use crate::prefix;
 use crate::preprocessing::Preprocessing;
 use crate::range::{self, Interval};
 use crate::shape::{Padding, Shape};
@@ -49,8 +50,9 @@ pub fn circuit(seed: u64, options: &Options) -> (Verified<Circuit>, Weights) {
         maker.hidden_layer(index);
     }
     maker.output_layer();
-    let circuit = verify::circuit(maker.circuit).expect("every draw keeps to the rules");
-    (circuit, maker.weights)
+    let (circuit, weights) = maker.finish();
+    let circuit = verify::circuit(circuit).expect("every draw keeps to the rules");
+    (circuit, weights)
 }
 
 /// Weights as a file, with a salt drawn from the seed.
@@ -65,7 +67,7 @@ pub fn weights_file(seed: u64, weights: Weights) -> WeightsFile {
 pub fn pixels(circuit: &Circuit, seed: u64) -> Vec<u8> {
     let mut draw = Draw::new(seed);
     let mode = draw.below(6);
-    (0..circuit.input.len())
+    (0..circuit.image().len())
         .map(|_| match mode {
             0 => 0,
             1 => 255,
@@ -135,6 +137,7 @@ impl<'a> Maker<'a> {
             input_frac_bits: draw.between(4, 7) as u8,
             preprocessing,
             classes: Vec::new(),
+            prefix: None,
             layers: Vec::new(),
         };
         let intervals = range::input(&circuit).expect("one mean and deviation per channel");
@@ -145,6 +148,31 @@ impl<'a> Maker<'a> {
             weights: Weights { layers: Vec::new() },
             tensors: vec![intervals],
             unread: vec![0],
+        }
+    }
+
+    /// The circuit, now and then with a public prefix.
+    fn finish(mut self) -> (Circuit, Weights) {
+        let count = match self.draw.one_in(3) {
+            true => self.draw.size(1, self.options.layers) as usize,
+            false => 0,
+        };
+        let mut circuit = self.circuit.clone();
+        for layer in circuit.layers.iter_mut().take(count) {
+            // The maker's bounds are intervals, whatever it called them.
+            layer.range = Range::Proved;
+            if let Step::Activate(activation) = &mut layer.step {
+                let posts = [&mut activation.square, &mut activation.polynomial];
+                posts
+                    .into_iter()
+                    .flatten()
+                    .for_each(|post| post.range = Range::Proved);
+            }
+        }
+        // Not every number of layers ends where all later layers can begin.
+        match prefix::publish(circuit, self.weights.clone(), count) {
+            Ok(split) => split,
+            Err(_) => (self.circuit, self.weights),
         }
     }
 
@@ -454,7 +482,7 @@ impl<'a> Maker<'a> {
         }
         let index = self.circuit.layers.len();
         self.circuit.layers.push(layer.clone());
-        range::sums(&self.circuit, index, weights, &self.tensors)
+        range::sums(self.circuit.as_layers(), index, weights, &self.tensors)
             .expect("small values stay below 2^62")
     }
 

@@ -5,6 +5,8 @@ use super::line::{
     write_preprocessing,
 };
 use crate::circuit::*;
+use crate::prefix::Prefix;
+use crate::weights::{LayerWeights, Polynomial, PublicWeights, Weights};
 use std::fmt::Write;
 
 const KINDS: [(&str, Kind); 4] = [
@@ -34,27 +36,62 @@ fn write_circuit(text: &mut String, circuit: &Circuit) -> std::fmt::Result {
         let names: Vec<String> = circuit.classes.iter().map(|c| quote(c)).collect();
         writeln!(text, "classes {}", names.join(" "))?;
     }
-    for layer in &circuit.layers {
+    if let Some(prefix) = &circuit.prefix {
         writeln!(
             text,
-            "layer {} {} bound {} {}",
-            quote(&layer.name),
-            layer.shape,
-            layer.bound_bits,
-            print_range(layer.range)
+            "prefix {} frac {}",
+            prefix.image, prefix.image_frac_bits
         )?;
-        for term in &layer.terms {
-            write_term(text, term)?;
+        for (layer, weights) in prefix.layers.iter().zip(&prefix.weights.layers) {
+            write_layer(text, layer)?;
+            write_weights(text, weights)?;
         }
-        if let Some(pool) = &layer.pool {
-            writeln!(text, "  {}", print_pool(pool))?;
-        }
-        match &layer.step {
-            Step::Output { frac_bits } => writeln!(text, "  output frac {frac_bits}")?,
-            Step::Activate(activation) => write_activation(text, activation)?,
-        }
+        writeln!(text, "private")?;
+    }
+    circuit
+        .layers
+        .iter()
+        .try_for_each(|layer| write_layer(text, layer))
+}
+
+fn write_layer(text: &mut String, layer: &Layer) -> std::fmt::Result {
+    writeln!(
+        text,
+        "layer {} {} bound {} {}",
+        quote(&layer.name),
+        layer.shape,
+        layer.bound_bits,
+        print_range(layer.range)
+    )?;
+    for term in &layer.terms {
+        write_term(text, term)?;
+    }
+    if let Some(pool) = &layer.pool {
+        writeln!(text, "  {}", print_pool(pool))?;
+    }
+    match &layer.step {
+        Step::Output { frac_bits } => writeln!(text, "  output frac {frac_bits}"),
+        Step::Activate(activation) => write_activation(text, activation),
+    }
+}
+
+/// Weights of a layer of the public prefix.
+fn write_weights(text: &mut String, weights: &LayerWeights) -> std::fmt::Result {
+    for kernel in &weights.kernels {
+        writeln!(text, "  kernel{}", print_numbers(kernel))?;
+    }
+    writeln!(text, "  bias{}", print_numbers(&weights.bias))?;
+    if !weights.element_bias.is_empty() {
+        writeln!(text, "  elements{}", print_numbers(&weights.element_bias))?;
+    }
+    for Polynomial { a, b, k } in &weights.polynomials {
+        writeln!(text, "  coefficients {a} {b} {k}")?;
     }
     Ok(())
+}
+
+fn print_numbers<T: std::fmt::Display>(numbers: &[T]) -> String {
+    numbers.iter().map(|number| format!(" {number}")).collect()
 }
 
 fn write_term(text: &mut String, term: &Term) -> std::fmt::Result {
@@ -150,6 +187,10 @@ pub fn parse_circuit(text: &str) -> Result<Circuit, ParseError> {
         Some(mut line) => line.names()?,
         None => Vec::new(),
     };
+    let prefix = match next_with(&mut lines, "prefix") {
+        Some(line) => Some(parse_prefix(line, &mut lines, &missing)?),
+        None => None,
+    };
     let mut layers = Vec::new();
     while let Some(line) = lines.next() {
         layers.push(parse_layer(line, &mut lines, &missing)?);
@@ -160,7 +201,70 @@ pub fn parse_circuit(text: &str) -> Result<Circuit, ParseError> {
         input_frac_bits,
         preprocessing,
         classes,
+        prefix,
         layers,
+    })
+}
+
+/// A public prefix after its keyword, with the word that ends it.
+fn parse_prefix(
+    mut head: Line,
+    lines: &mut Lines,
+    missing: &impl Fn(&str) -> ParseError,
+) -> Result<Prefix, ParseError> {
+    let image = head.shape()?;
+    let image_frac_bits = head.value("frac", "fractional bits")?;
+    head.end()?;
+    let (mut layers, mut weights) = (Vec::new(), Vec::new());
+    loop {
+        let mut line = lines
+            .next()
+            .ok_or_else(|| missing("`private` or a layer of the prefix"))?;
+        if line.takes("private") {
+            line.end()?;
+            break;
+        }
+        layers.push(parse_layer(line, lines, missing)?);
+        weights.push(parse_weights(lines, missing)?);
+    }
+    Ok(Prefix {
+        image,
+        image_frac_bits,
+        layers,
+        weights: PublicWeights::publish(Weights { layers: weights }),
+    })
+}
+
+fn parse_weights(
+    lines: &mut Lines,
+    missing: &impl Fn(&str) -> ParseError,
+) -> Result<LayerWeights, ParseError> {
+    let mut kernels = Vec::new();
+    while let Some(mut line) = next_with(lines, "kernel") {
+        kernels.push(line.numbers("a weight")?);
+    }
+    let mut line = lines.next().ok_or_else(|| missing("`bias`"))?;
+    line.keyword("bias")?;
+    let bias = line.numbers("a bias")?;
+    let element_bias = match next_with(lines, "elements") {
+        Some(mut line) => line.numbers("a bias")?,
+        None => Vec::new(),
+    };
+    let mut polynomials = Vec::new();
+    while let Some(mut line) = next_with(lines, "coefficients") {
+        let mut next = || line.number("a coefficient");
+        polynomials.push(Polynomial {
+            a: next()?,
+            b: next()?,
+            k: next()?,
+        });
+        line.end()?;
+    }
+    Ok(LayerWeights {
+        kernels,
+        bias,
+        element_bias,
+        polynomials,
     })
 }
 
@@ -326,6 +430,37 @@ layer "dense" 2x1x1 bound 40 proved
         assert_eq!(circuit.classes[1], "yes # or no");
         let with_comments = TEXT.replace("  output", "\n # the end\n  output");
         assert_eq!(parse_circuit(&with_comments).unwrap(), circuit);
+    }
+
+    #[test]
+    fn a_public_prefix_parses_and_prints_back() {
+        let prefix = r#"prefix 3x4x4 frac 7
+layer "stem" 1x3x3 bound 20 proved
+  conv t0 out 1 kernel 2x2 stride 1x1 pad 0,0,0,0 bits 7
+  residual t0 shift 0
+  activate truncate 7 frac 6
+  polynomial truncate 9 bound 30 proved
+  kinds polynomial*9
+  kernel 1 -2 3 4 5 6 7 -8 9 10 11 12
+  bias -100
+  coefficients 1 -2 3
+private
+layer "conv""#;
+        let text = TEXT.replacen("layer \"conv\"", prefix, 1);
+        let circuit = parse_circuit(&text).unwrap();
+        assert_eq!(print_circuit(&circuit), text);
+        let prefix = circuit.prefix.as_ref().unwrap();
+        assert_eq!(prefix.weights.layers[0].bias, [-100]);
+        assert_eq!(circuit.image(), crate::shape::Shape::new(3, 4, 4));
+        for (from, to, problem) in [
+            ("private\n", "", "expected `bias`"),
+            ("  bias -100\n", "", "expected `bias`"),
+            ("coefficients 1 -2 3", "coefficients 1 -2", "a coefficient"),
+            ("kernel 1 -2", "kernel 1 40000", "40000"),
+        ] {
+            let found = parse_circuit(&text.replacen(from, to, 1)).unwrap_err();
+            assert!(found.problem.contains(problem), "{from}: {found}");
+        }
     }
 
     #[test]

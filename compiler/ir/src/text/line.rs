@@ -232,11 +232,14 @@ impl Line {
         })
     }
 
-    /// All remaining words as floats.
-    pub(super) fn floats(&mut self) -> Result<Vec<f32>, ParseError> {
+    /// All remaining words as numbers.
+    pub(super) fn numbers<T: std::str::FromStr>(
+        &mut self,
+        what: &str,
+    ) -> Result<Vec<T>, ParseError> {
         let mut values = Vec::new();
         while !self.is_empty() {
-            values.push(self.number("a number")?);
+            values.push(self.number(what)?);
         }
         Ok(values)
     }
@@ -341,7 +344,7 @@ pub(super) fn parse_preprocessing(
     for (key, values) in ["mean", "std"].into_iter().zip(&mut statistics) {
         let mut line = lines.next().ok_or_else(|| missing(&format!("`{key}`")))?;
         line.keyword(key)?;
-        *values = line.floats()?;
+        *values = line.numbers("a number")?;
     }
     let [mean, std] = statistics;
     Ok(Preprocessing::Channels { mean, std })

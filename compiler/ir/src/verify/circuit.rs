@@ -1,8 +1,10 @@
 //! Faults of a circuit.
 
 use super::{Fault, Faults, Verified, within_limits};
-use crate::circuit::{Activation, Circuit, Conv, Kind, Layer, Range, Step, SumPool, Term};
+use crate::circuit::{Activation, Circuit, Conv, Kind, Layer, Layers, Range, Step, SumPool, Term};
+use crate::count::multiply_adds;
 use crate::limits;
+use crate::prefix::Prefix;
 use crate::preprocessing::Preprocessing;
 use crate::shape::Shape;
 
@@ -12,7 +14,7 @@ const FRAC_BITS: u8 = 48;
 const BOUND_BITS: u8 = 58;
 /// Widest sign circuit.
 const SIGN_BITS: u8 = 32;
-/// Largest magnitude of the quantised image.
+/// Largest magnitude of tensor 0.
 const INPUT_BITS: u8 = 30;
 
 /// Verifies a circuit, which can then be run.
@@ -28,27 +30,164 @@ pub fn circuit(circuit: Circuit) -> Result<Verified<Circuit>, Vec<Fault>> {
 }
 
 fn faults(circuit: &Circuit) -> Vec<Fault> {
-    let mut check = Check {
-        circuit,
-        faults: Faults::default(),
-        shapes: vec![Some(circuit.input).filter(|&s| usable(s))],
-        read: vec![false],
-    };
-    check.header();
-    for (index, layer) in circuit.layers.iter().enumerate() {
-        check.layer(index, layer);
+    let mut faults = Faults::default();
+    header(&mut faults, circuit);
+    let mut elements = 0;
+    if let Some(prefix) = &circuit.prefix {
+        let part = Part {
+            layers: prefix.as_layers(),
+            frac_bits: prefix.image_frac_bits,
+            public: true,
+        };
+        elements += part.check(&mut faults);
+        prefix_result(&mut faults, circuit, prefix);
+        // Weights and work are counted by shapes and tensors, which must be right for that.
+        if faults.0.is_empty() {
+            super::weights::check(&mut faults, "prefix ", part.layers, &prefix.weights);
+            let work = multiply_adds(part.layers);
+            faults.require(work <= limits::PREFIX_MULTIPLY_ADDS, "prefix", || {
+                format!(
+                    "{work} multiply-adds, the limit is {}",
+                    limits::PREFIX_MULTIPLY_ADDS
+                )
+            });
+        }
     }
-    check.whole();
-    check.faults.0
+    let part = Part {
+        layers: circuit.as_layers(),
+        frac_bits: circuit.input_frac_bits,
+        public: false,
+    };
+    elements += part.check(&mut faults);
+    faults.require(elements <= limits::TOTAL_ELEMENTS, "circuit", || {
+        format!(
+            "{elements} elements in all tensors, the limit is {}",
+            limits::TOTAL_ELEMENTS
+        )
+    });
+    let logits = circuit.layers.last().map(|l| l.shape);
+    faults.classes(&circuit.classes, logits);
+    faults.0
+}
+
+fn header(faults: &mut Faults, circuit: &Circuit) {
+    faults.name("circuit", &circuit.name);
+    faults.shape("input", circuit.input);
+    faults.preprocessing(&circuit.preprocessing, circuit.image().c);
+    input_range(faults, circuit);
+    let public = circuit.prefix.iter().flat_map(|prefix| {
+        let layers = prefix.layers.iter().enumerate();
+        layers.map(|(i, layer)| (place(true, i, layer), layer.name.as_str()))
+    });
+    let private = (circuit.layers.iter().enumerate())
+        .map(|(i, layer)| (place(false, i, layer), layer.name.as_str()));
+    faults.unique(public.chain(private));
+}
+
+/// Largest magnitude that a pixel can become.
+fn input_range(faults: &mut Faults, circuit: &Circuit) {
+    let frac_bits = circuit.image_frac_bits();
+    let limit = f64::from(INPUT_BITS).exp2();
+    let (mean, std) = match &circuit.preprocessing {
+        Preprocessing::Channels { mean, std } => (mean, std),
+        image @ Preprocessing::Image { .. } => {
+            let largest = image.largest(circuit.image().len(), frac_bits);
+            let largest = largest.unwrap_or(0) as f64;
+            return faults.require(largest <= limit, "input", || {
+                format!("reaches {largest:.3e}, beyond 2^{INPUT_BITS}")
+            });
+        }
+    };
+    for (channel, (&mean, &std)) in mean.iter().zip(std).enumerate() {
+        let (mean, std) = (f64::from(mean), f64::from(std));
+        let largest = mean.abs().max((1.0 - mean).abs()) / std * f64::from(frac_bits).exp2();
+        // A fault of mean or deviation was listed above.
+        faults.require(largest <= limit || !largest.is_finite(), "input", || {
+            format!("channel {channel} reaches {largest:.3e}, beyond 2^{INPUT_BITS}")
+        });
+    }
+}
+
+/// The public prefix's result is tensor 0, and no larger than an image may be.
+fn prefix_result(faults: &mut Faults, circuit: &Circuit, prefix: &Prefix) {
+    faults.shape("image", prefix.image);
+    let Some(layer) = prefix.layers.last() else {
+        return;
+    };
+    let place = &place(true, prefix.layers.len() - 1, layer);
+    faults.require(layer.shape == circuit.input, place, || {
+        format!(
+            "makes {}, but the private layers begin with {}",
+            layer.shape, circuit.input
+        )
+    });
+    let Step::Activate(activation) = &layer.step else {
+        return;
+    };
+    let frac_bits = activation.frac_bits;
+    faults.require(frac_bits == circuit.input_frac_bits, place, || {
+        format!(
+            "has scale 2^{frac_bits}, but the private layers begin with 2^{}",
+            circuit.input_frac_bits
+        )
+    });
+    let first = layer.bound_bits.saturating_sub(activation.truncate);
+    let posts = [Kind::Square, Kind::Polynomial].map(|kind| {
+        let used = activation.kinds.contains(&kind);
+        let post = activation.post(kind).filter(|_| used);
+        post.map_or(0, |post| post.bound_bits.saturating_sub(post.truncate))
+    });
+    let linear = activation.kinds.iter().any(|kind| !kind.is_quadratic());
+    let bits = posts.into_iter().max().unwrap_or(0);
+    let bits = bits.max(if linear { first } else { 0 });
+    faults.require(bits <= INPUT_BITS, place, || {
+        format!("reaches 2^{bits}; the private layers begin with at most 2^{INPUT_BITS}")
+    });
 }
 
 fn usable(shape: Shape) -> bool {
     within_limits(shape) && !shape.is_empty()
 }
 
+/// The public or the private layers of a circuit.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    layers: Layers<'a>,
+    /// Scale of tensor 0.
+    frac_bits: u8,
+    public: bool,
+}
+
+impl Part<'_> {
+    /// Adds every fault of the layers; returns the number of elements of their tensors.
+    fn check(self, faults: &mut Faults) -> usize {
+        let name = if self.public { "prefix" } else { "circuit" };
+        let count = self.layers.layers.len();
+        faults.require(count > 0, name, || "has no layers".into());
+        faults.require(count <= limits::LAYERS, name, || {
+            format!("{count} layers, the limit is {}", limits::LAYERS)
+        });
+        let input = if self.public { "image" } else { "input" };
+        faults.require(self.frac_bits <= FRAC_BITS, input, || {
+            format!("more than {FRAC_BITS} fractional bits")
+        });
+        let mut check = Check {
+            part: self,
+            faults,
+            shapes: vec![Some(self.layers.input).filter(|&s| usable(s))],
+            read: vec![false],
+        };
+        for (index, layer) in self.layers.layers.iter().enumerate() {
+            check.layer(index, layer);
+        }
+        check.unread();
+        check.shapes.iter().flatten().map(Shape::len).sum()
+    }
+}
+
 struct Check<'a> {
-    circuit: &'a Circuit,
-    faults: Faults,
+    part: Part<'a>,
+    faults: &'a mut Faults,
     /// Per tensor made so far: its declared shape, if it is usable at all.
     shapes: Vec<Option<Shape>>,
     /// Per tensor: whether a layer reads it.
@@ -56,62 +195,8 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn header(&mut self) {
-        let circuit = self.circuit;
-        self.faults.name("circuit", &circuit.name);
-        self.faults.shape("input", circuit.input);
-        self.faults
-            .preprocessing(&circuit.preprocessing, circuit.input.c);
-        self.faults
-            .require(circuit.input_frac_bits <= FRAC_BITS, "input", || {
-                format!("more than {FRAC_BITS} fractional bits")
-            });
-        self.input_range();
-        self.faults
-            .require(!circuit.layers.is_empty(), "circuit", || {
-                "has no layers".into()
-            });
-        self.faults
-            .require(circuit.layers.len() <= limits::LAYERS, "circuit", || {
-                format!(
-                    "{} layers, the limit is {}",
-                    circuit.layers.len(),
-                    limits::LAYERS
-                )
-            });
-        let names = circuit.layers.iter().enumerate();
-        self.faults
-            .unique(names.map(|(i, layer)| (place(i, layer), layer.name.as_str())));
-    }
-
-    /// Largest magnitude that a pixel can become.
-    fn input_range(&mut self) {
-        let circuit = self.circuit;
-        let frac_bits = circuit.input_frac_bits;
-        let limit = f64::from(INPUT_BITS).exp2();
-        let (mean, std) = match &circuit.preprocessing {
-            Preprocessing::Channels { mean, std } => (mean, std),
-            image @ Preprocessing::Image { .. } => {
-                let largest = image.largest(circuit.input.len(), frac_bits);
-                let largest = largest.unwrap_or(0) as f64;
-                return self.faults.require(largest <= limit, "input", || {
-                    format!("reaches {largest:.3e}, beyond 2^{INPUT_BITS}")
-                });
-            }
-        };
-        for (channel, (&mean, &std)) in mean.iter().zip(std).enumerate() {
-            let (mean, std) = (f64::from(mean), f64::from(std));
-            let largest = mean.abs().max((1.0 - mean).abs()) / std * f64::from(frac_bits).exp2();
-            // A fault of mean or deviation was listed above.
-            self.faults
-                .require(largest <= limit || !largest.is_finite(), "input", || {
-                    format!("channel {channel} reaches {largest:.3e}, beyond 2^{INPUT_BITS}")
-                });
-        }
-    }
-
     fn layer(&mut self, index: usize, layer: &Layer) {
-        let place = &place(index, layer);
+        let place = &place(self.part.public, index, layer);
         self.faults.shape(place, layer.shape);
         self.faults.require(!layer.terms.is_empty(), place, || {
             "sums no terms; at least one is needed".into()
@@ -250,12 +335,12 @@ impl Check<'_> {
     }
 
     fn step(&mut self, index: usize, place: &str, layer: &Layer) {
-        let last = index + 1 == self.circuit.layers.len();
+        let last = !self.part.public && index + 1 == self.part.layers.layers.len();
         self.bound(place, layer.bound_bits, layer.truncate(), layer.range);
         match &layer.step {
             Step::Output { frac_bits } => {
                 self.faults.require(last, place, || {
-                    "is an output, but not the last layer".into()
+                    "is an output, but not the last private layer".into()
                 });
                 self.faults.require(*frac_bits <= BOUND_BITS, place, || {
                     format!("more than {BOUND_BITS} fractional bits")
@@ -281,7 +366,10 @@ impl Check<'_> {
             .require(activation.frac_bits <= FRAC_BITS, place, || {
                 format!("more than {FRAC_BITS} fractional bits")
             });
-        if let Some(rest) = layer.bound_bits.checked_sub(activation.truncate) {
+        // The client takes the sign of a public value without garbling anything.
+        if let Some(rest) = layer.bound_bits.checked_sub(activation.truncate)
+            && !self.part.public
+        {
             self.faults.require(rest < SIGN_BITS, place, || {
                 format!(
                     "a sign circuit of {} bits; 1 to {SIGN_BITS} are garbled",
@@ -313,6 +401,10 @@ impl Check<'_> {
         });
         self.faults.require(truncate <= bound_bits, place, || {
             format!("cuts {truncate} bits, more than its bound 2^{bound_bits} has")
+        });
+        let proved = range == Range::Proved;
+        self.faults.require(proved || !self.part.public, place, || {
+            "a calibrated bound; those of a public prefix are proved".into()
         });
         if let Range::Calibrated { max_seen } = range
             && truncate <= bound_bits
@@ -358,39 +450,31 @@ impl Check<'_> {
             return None;
         }
         match id.checked_sub(1) {
-            None => Some(self.circuit.input_frac_bits.into()),
-            Some(made_by) => match &self.circuit.layers[made_by].step {
+            None => Some(self.part.frac_bits.into()),
+            Some(made_by) => match &self.part.layers.layers[made_by].step {
                 Step::Activate(a) => Some(a.frac_bits.into()),
                 Step::Output { .. } => None,
             },
         }
     }
 
-    fn whole(&mut self) {
-        let total: usize = self.shapes.iter().flatten().map(Shape::len).sum();
-        self.faults
-            .require(total <= limits::TOTAL_ELEMENTS, "circuit", || {
-                format!(
-                    "{total} elements in all tensors, the limit is {}",
-                    limits::TOTAL_ELEMENTS
-                )
-            });
-        let layers = &self.circuit.layers;
+    /// Tensors that nothing reads; the last one of a public prefix is read by the private layers.
+    fn unread(&mut self) {
+        let layers = self.part.layers.layers;
         for (id, _) in self.read.iter().enumerate().filter(|(_, read)| !**read) {
             match id.checked_sub(1) {
                 None => self.faults.add("input", "no layer reads it"),
                 Some(i) if matches!(layers[i].step, Step::Activate(_)) && i + 1 < layers.len() => {
-                    self.faults
-                        .add(&place(i, &layers[i]), "no layer reads its tensor");
+                    let place = place(self.part.public, i, &layers[i]);
+                    self.faults.add(&place, "no layer reads its tensor");
                 }
                 Some(_) => {}
             }
         }
-        let logits = layers.last().map(|l| l.shape);
-        self.faults.classes(&self.circuit.classes, logits);
     }
 }
 
-fn place(index: usize, layer: &Layer) -> String {
-    format!("layer {index} ({})", layer.name.escape_debug())
+fn place(public: bool, index: usize, layer: &Layer) -> String {
+    let part = if public { "prefix " } else { "" };
+    format!("{part}layer {index} ({})", layer.name.escape_debug())
 }

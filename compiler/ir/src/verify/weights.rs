@@ -1,29 +1,31 @@
-//! Faults of the server's weights for a circuit.
+//! Faults of weights for a circuit: the server's, or those of its public prefix.
 
 use super::{Fault, Faults, Verified};
-use crate::circuit::{Circuit, Kind, Layer, Step, Term};
+use crate::circuit::{Circuit, Kind, Layer, Layers, Step, Term};
 use crate::weights::{LayerWeights, Weights};
 
 /// Every fault of the weights for this circuit; empty if they fit it.
 pub fn weights(circuit: &Verified<Circuit>, weights: &Weights) -> Vec<Fault> {
     let mut faults = Faults::default();
-    faults.length(
-        "weights",
-        "layers",
-        circuit.layers.len(),
-        weights.layers.len(),
-    );
-    for (index, (layer, weights)) in circuit.layers.iter().zip(&weights.layers).enumerate() {
-        let place = format!("layer {index} ({})", layer.name);
-        check_layer(&mut faults, &place, circuit, layer, weights);
-    }
+    check(&mut faults, "", circuit.as_layers(), weights);
     faults.0
+}
+
+/// Adds every fault of the weights for layers without faults; places start with `part`.
+pub(super) fn check(faults: &mut Faults, part: &str, layers: Layers<'_>, weights: &Weights) {
+    let place = format!("{part}weights");
+    let expected = layers.layers.len();
+    faults.length(&place, "layers", expected, weights.layers.len());
+    for (index, (layer, weights)) in layers.layers.iter().zip(&weights.layers).enumerate() {
+        let place = format!("{part}layer {index} ({})", layer.name);
+        check_layer(faults, &place, layers, layer, weights);
+    }
 }
 
 fn check_layer(
     faults: &mut Faults,
     place: &str,
-    circuit: &Circuit,
+    layers: Layers<'_>,
     layer: &Layer,
     weights: &LayerWeights,
 ) {
@@ -38,7 +40,7 @@ fn check_layer(
     faults.length(place, "kernels", convs.len(), weights.kernels.len());
     for (index, (conv, kernel)) in convs.iter().zip(&weights.kernels).enumerate() {
         let place = &format!("{place}, kernel {index}");
-        let count = conv.weight_count(circuit.tensor_shape(conv.input));
+        let count = conv.weight_count(layers.tensor_shape(conv.input));
         faults.length(place, "weights", count, kernel.len());
         // Magnitudes stay private: the message names the bound only.
         let limit = 1u16 << conv.weight_bits;

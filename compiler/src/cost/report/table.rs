@@ -42,6 +42,18 @@ impl fmt::Display for Report {
             ]);
         }
         writeln!(f, "{}", self.name)?;
+        if let Some(prefix) = &self.prefix {
+            writeln!(
+                f,
+                "public prefix, which the client computes: {} ({} to {}, {} activations); it \
+                 discloses {} integers",
+                prefix.layers.join(", "),
+                prefix.image,
+                prefix.result,
+                prefix.kinds.total(),
+                prefix.disclosed
+            )?;
+        }
         write!(f, "{table}")?;
         writeln!(
             f,

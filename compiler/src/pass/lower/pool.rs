@@ -245,6 +245,7 @@ mod tests {
     fn logits(input: Shape, layers: &[Layer], x: &[f32]) -> Vec<f32> {
         let real = RealCircuit {
             input,
+            public: 0,
             layers: layers.to_vec(),
         };
         let mut values = FloatWeights::new(&real).evaluate(&real, x);

@@ -155,7 +155,10 @@ impl Round<'_> {
             .filter_map(|term| match term {
                 Term::Conv { conv, weights } => Some((
                     conv.input.0 as usize,
-                    weight_scale(weights, self.precision.weight_bits),
+                    weight_scale(
+                        weights,
+                        self.precision.weight_bits(index < self.real.public),
+                    ),
                 )),
                 Term::Residual { .. } => None,
             })

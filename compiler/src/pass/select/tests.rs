@@ -59,6 +59,7 @@ fn same(channels: u32, side: u32, out_channels: u32, kernel: u32) -> Circuit {
         input_frac_bits: 0,
         preprocessing: pi_ir::Preprocessing::unit(channels),
         classes: Vec::new(),
+        prefix: None,
         layers: vec![layer],
     }
 }
@@ -113,7 +114,7 @@ fn single_convolutions_stay_within_their_bytes() {
 fn resnet18_stays_within_its_bytes() {
     let graph = pi_ir::builders::resnet18(32, 10, pi_ir::builders::Policy::Relu, 1);
     let folded = crate::pass::fold::fold(&graph).unwrap();
-    let lowered = lower(&folded, Pools::Cheapest, &Kept::new()).unwrap();
+    let lowered = lower(&folded, Pools::Cheapest, None, &Kept::new()).unwrap();
     let circuit = lowered.real.shapes();
     let link = Link::default();
     let alone = bytes(&circuit, 1, &link);

@@ -186,6 +186,7 @@ fn residuals_pools_and_identity_layers_cost_no_message() {
         input_frac_bits: 4,
         preprocessing: Preprocessing::unit(shape.c),
         classes: Vec::new(),
+        prefix: None,
         layers: vec![
             layer(
                 "stream",

@@ -353,6 +353,7 @@ fn one_layer(kinds: Vec<Kind>, truncate: u8, bound_bits: u8) -> Circuit {
         input_frac_bits: 0,
         preprocessing: Preprocessing::unit(1),
         classes: vec![],
+        prefix: None,
         layers: vec![
             Layer {
                 name: "act".into(),

@@ -30,6 +30,82 @@ fn random_circuits_are_legal_and_keep_their_bounds() {
     }
 }
 
+/// The whole circuit of one with a public prefix.
+fn joined(circuit: &Circuit, weights: &Weights) -> Option<(Circuit, Weights)> {
+    let prefix = circuit.prefix.clone()?;
+    let count = prefix.layers.len() as u32;
+    let mut whole = Circuit {
+        input: prefix.image,
+        input_frac_bits: prefix.image_frac_bits,
+        prefix: None,
+        ..circuit.clone()
+    };
+    for term in whole.layers.iter_mut().flat_map(|layer| &mut layer.terms) {
+        term.input_mut().0 += count;
+    }
+    whole.layers.splice(0..0, prefix.layers);
+    let layers = [&prefix.weights.layers[..], &weights.layers].concat();
+    Some((whole, Weights { layers }))
+}
+
+#[test]
+fn a_public_prefix_and_the_rest_make_the_whole_circuit() {
+    let mut prefixes = 0;
+    for seed in 0..CASES {
+        let (circuit, weights) = circuit(seed, &Options::default());
+        let Some((whole, all)) = joined(&circuit, &weights) else {
+            continue;
+        };
+        prefixes += 1;
+        let (split, private) = prefix::publish(
+            whole.clone(),
+            all.clone(),
+            circuit.prefix.as_ref().unwrap().layers.len(),
+        )
+        .unwrap();
+        assert_eq!((&split, &private), (&*circuit, &weights), "seed {seed}");
+        for image in 0..3 {
+            let pixels = pixels(&circuit, seed * 3 + image);
+            let input = interpret::quantise_image(&circuit, &pixels).unwrap();
+            let parts = interpret::plain(&circuit, &weights, &input).unwrap();
+            let input = interpret::quantise_image(&whole, &pixels).unwrap();
+            let run = interpret::plain(&whole, &all, &input).unwrap();
+            assert_eq!(parts.logits, run.logits, "seed {seed}");
+        }
+    }
+    assert!(prefixes > 50, "{prefixes} prefixes");
+}
+
+/// Preprocessing and prefix give the same bits everywhere: written down once.
+#[test]
+fn golden_bits_of_what_the_client_computes() {
+    let mut hash = blake3::Hasher::new();
+    for seed in 0..100 {
+        let (circuit, _) = circuit(seed, &Options::default());
+        let input = interpret::quantise_image(&circuit, &pixels(&circuit, seed)).unwrap();
+        for value in input {
+            hash.update(&value.to_le_bytes());
+        }
+    }
+    assert_eq!(
+        hash.finalize().to_hex().as_str(),
+        "cf0b4744b221dafd13124e6c9ab737631a3e1102140e817ffa296411a569a4ec"
+    );
+}
+
+#[test]
+fn what_is_no_cut_is_not_published() {
+    let of = |count| {
+        let (circuit, weights) = (0..CASES)
+            .map(|seed| circuit(seed, &Options::default()))
+            .find(|(c, _)| c.prefix.is_none() && c.layers.len() > 2)
+            .unwrap();
+        prefix::publish(circuit.into_inner(), weights, count).unwrap_err()
+    };
+    assert!(of(0).contains("at least one must be public"));
+    assert!(of(100).contains("at least one must be public"));
+}
+
 #[test]
 fn other_options_are_legal_too() {
     let deep = Options {
@@ -217,9 +293,9 @@ fn changed_artifacts_are_refused_or_usable() {
             let sound = verify::weights(circuit, &weights).is_empty();
             let interpreter = Interpreter::new(circuit, &weights);
             assert!(!sound || interpreter.is_ok(), "seed {seed}");
-            let input = interpret::quantise_image(circuit, &pixels(circuit, seed)).unwrap();
-            if let Ok(interpreter) = interpreter {
-                // A bound may be too small now, which is an error and no panic.
+            let input = interpret::quantise_image(circuit, &pixels(circuit, seed));
+            // A bound may be too small now, which is an error and no panic.
+            if let (Ok(interpreter), Ok(input)) = (interpreter, input) {
                 let _ = interpreter.plain(&input);
                 let _ = interpreter.exact(&input, &trace(circuit, seed));
             }
@@ -267,7 +343,7 @@ fn definition(
 ) -> (Vec<i64>, Vec<Vec<i64>>) {
     let mut tensors = vec![input.to_vec()];
     for (index, layer) in circuit.layers.iter().enumerate() {
-        let sum_shape = layer.sum_shape(circuit).unwrap();
+        let sum_shape = layer.sum_shape(circuit.as_layers()).unwrap();
         let pool = layer.pool.unwrap_or(SumPool {
             kernel: (1, 1),
             stride: (1, 1),
