@@ -4,9 +4,11 @@
 //! Hermite norms fold into coefficients, a quartic becomes three quadratics, and the kernel of a
 //! convolution becomes a quadratic after it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
+use pi_ir::count::node_parameters;
 use pi_ir::graph::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op as GraphOp, Origin};
 use pi_ir::{GraphFile, Padding, Preprocessing, Shape};
 
@@ -42,6 +44,7 @@ pub fn graph(run: &Run) -> Result<Graph> {
         run,
         parameters: run.state.parameter_arrays(),
         statistics: run.state.buffer_arrays(),
+        trained: run.trained(),
         nodes: Vec::new(),
     };
     // Node of the graph that holds each node of the network.
@@ -81,18 +84,46 @@ struct Emit<'a> {
     run: &'a Run,
     parameters: Arrays,
     statistics: Arrays,
+    /// Names of the parameters that training may have changed.
+    trained: BTreeSet<String>,
     nodes: Vec<Node>,
 }
 
 impl<'a> Emit<'a> {
     fn push(&mut self, name: String, op: GraphOp, inputs: Vec<NodeId>) -> NodeId {
+        let origin = self.origin(&name, &op);
         self.nodes.push(Node {
             name,
             op,
             inputs,
-            origin: Origin::Unmarked,
+            origin,
         });
         NodeId(self.nodes.len() as u32 - 1)
+    }
+
+    /// The origin of the numbers of a node, by which the compiler knows what it may publish.
+    ///
+    /// A convolution, a dense layer or quadratics that no stage trains are what they were set to:
+    /// whitening filters are statistics. Everything else with numbers counts as learned.
+    fn origin(&self, name: &str, op: &GraphOp) -> Origin {
+        if node_parameters(op) == 0 {
+            return Origin::Unmarked;
+        }
+        let own = match op {
+            GraphOp::Conv2d { .. } | GraphOp::Dense { .. } => {
+                &[Parameter::Weight, Parameter::Bias][..]
+            }
+            GraphOp::Activation { .. } => &[Parameter::Poly][..],
+            _ => &[][..],
+        };
+        let own = own.iter().map(|what| what.of(name));
+        let mut own = own
+            .filter(|name| self.parameters.contains_key(name))
+            .peekable();
+        match own.peek().is_some() && own.all(|name| !self.trained.contains(&name)) {
+            true => Origin::Statistics,
+            false => Origin::Learned,
+        }
     }
 
     fn parameter(&self, node: &network::Node, what: Parameter) -> Vec<f32> {

@@ -95,6 +95,7 @@ impl Run {
             let source = Run::from_checkpoint(Checkpoint::load(&path)?, run.device.clone())?;
             run.warm_start(&source, &warm)
                 .with_context(|| format!("warm start from {}", path.display()))?;
+            run.meta.trained_before = Some(source.trained());
             // What came along is not new: its statistics stay.
             run.meta.functions = run.state.functions.clone();
         }

@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use common::{POSITIONS, data, experiment, finish, images, run, saved};
 use indicatif::ProgressBar;
 use pi_ir::GraphFile;
-use pi_ir::graph::Op;
+use pi_ir::graph::{Op, Origin};
 use pi_trainer::checkpoint::Checkpoint;
 use pi_trainer::data::{Data, DeviceSet};
 use pi_trainer::experiment::{self as folder, Outcome};
@@ -463,6 +463,37 @@ fn polynomial_kernels_and_activations_do_not_mix() {
         .expect("both in one layer")
         .to_string();
     assert!(why.contains("identity"), "{why}");
+}
+
+/// A graph says which numbers training changed, in this run or in the one that it began with.
+#[test]
+fn filters_that_no_stage_trains_are_marked_as_statistics() {
+    let data = data(60, 10, 31);
+    let network = "network={ kind = \"lean9\", width = 0.125 }".to_owned();
+    let origin = |freeze: &str, warm: Option<&str>| {
+        let stage = format!("[[stage]]\nepochs = 0\nfreeze = [\"{freeze}\"]");
+        let start = warm.map(|folder| format!("warm_start={{ checkpoint = {folder:?} }}"));
+        let overrides: Vec<&str> = [Some(network.as_str()), start.as_deref()]
+            .into_iter()
+            .flatten()
+            .collect();
+        let mut run = Run::new(experiment(&stage, &overrides), images(), Device::flex()).unwrap();
+        finish(&mut run, &data);
+        let graph = export::graph(&run).unwrap();
+        let of = |name: &str| graph.nodes.iter().find(|n| n.name == name).unwrap().origin;
+        assert_eq!(of("group1.a.conv"), Origin::Learned);
+        (of("whiten.conv"), saved(&run))
+    };
+    let (frozen, still) = origin("whiten.conv.*", None);
+    assert_eq!(frozen, Origin::Statistics);
+    // The bias is part of the node.
+    let (partly, moved) = origin("whiten.conv.weight", None);
+    assert_eq!(partly, Origin::Learned);
+    let path = |folder: &tempfile::TempDir| folder.path().to_str().unwrap().to_owned();
+    let (later, _folder) = origin("whiten.conv.*", Some(&path(&still)));
+    assert_eq!(later, Origin::Statistics);
+    let (later, _folder) = origin("whiten.conv.*", Some(&path(&moved)));
+    assert_eq!(later, Origin::Learned);
 }
 
 /// Responses of the whitening layer's filters to training images are uncorrelated and of unit

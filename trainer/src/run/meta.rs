@@ -51,6 +51,9 @@ pub struct Meta {
     pub(super) optimiser: Option<OptimiserMeta>,
     /// The teacher.
     pub(super) teacher: Option<TeacherMeta>,
+    /// Parameters that the run trained which this one began with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) trained_before: Option<BTreeSet<String>>,
     /// Fingerprint of the soft labels of the stage under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) soft_labels: Option<u32>,
@@ -80,6 +83,7 @@ impl Meta {
             pressure: None,
             optimiser: None,
             teacher: None,
+            trained_before: None,
             soft_labels: None,
         }
     }

@@ -1,6 +1,6 @@
 //! The optimisers of a run: what they train, and when one takes over from another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use burn::tensor::Device;
@@ -76,6 +76,25 @@ pub(super) fn optimiser(
     device: &Device,
 ) -> Optimiser {
     Optimiser::new(config, parameters, places(network), device)
+}
+
+impl Run {
+    /// Names of the parameters that a stage of this run trains, or a stage of a run that it began
+    /// with. All others are what they were set to at first: constants, or statistics of images.
+    pub fn trained(&self) -> BTreeSet<String> {
+        let stages = &self.meta.config.stages;
+        let names = self.state.parameters.keys();
+        let own = names.filter(|name| stages.iter().any(|stage| trains(stage, name)));
+        let mut trained: BTreeSet<String> = own.cloned().collect();
+        if self.meta.config.warm_start.is_some() {
+            match &self.meta.trained_before {
+                Some(before) => trained.extend(before.iter().cloned()),
+                // Written before this was kept: what is not known was perhaps trained.
+                None => trained.extend(self.state.parameters.keys().cloned()),
+            }
+        }
+        trained
+    }
 }
 
 /// Returns true for a parameter that a stage trains.

@@ -2,7 +2,8 @@
 //!
 //! Half of the filters are eigenvectors of the patches' covariance, each divided by its deviation,
 //! the other half their negatives, so that nothing is lost after a ReLU. They are a start and may
-//! be frozen (`freeze = ["whiten.conv.weight"]`).
+//! be frozen (`freeze = ["whiten.conv.weight"]`). With their biases frozen too (`"whiten.conv.*"`),
+//! they are statistics that a model may publish, and the exported graph says so.
 
 use super::Run;
 use crate::checkpoint::Array;
