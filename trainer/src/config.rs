@@ -159,7 +159,7 @@ impl Config {
 
 /// # Errors
 /// A drop-in of another degree than 2 or 4, or with a radius out of range; a quadratic whose
-/// coefficients are not finite.
+/// coefficients are not finite; ReLUs that stay beside what takes a whole site.
 fn check_replacements(replacements: &[Replacement]) -> Result<()> {
     for replacement in replacements {
         match replacement.by {
@@ -172,6 +172,13 @@ fn check_replacements(replacements: &[Replacement]) -> Result<()> {
             ),
             _ => {}
         }
+        ensure!(
+            replacement.keep.is_none()
+                || replacement.by == Substitute::Identity
+                || replacement.by.quadratic()?.is_some(),
+            "keep: \"{}\" takes whole sites, ReLUs stay only beside the identity or quadratics",
+            replacement.by.name()
+        );
     }
     Ok(())
 }

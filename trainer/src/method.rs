@@ -18,6 +18,7 @@ mod autorep;
 mod bcd;
 mod context;
 mod first_order;
+mod keep;
 mod plain;
 mod quadratics;
 mod quail;

@@ -20,7 +20,7 @@ pub use approximation::DropIn;
 pub use config::{Initial, KernelRule, Kind, NetworkConfig, PolynomialKernel, Stage, Stem};
 pub use forward::{EXTENT_RATE, Mode, Pass, Request, Shown};
 pub use parameter::{Buffer, Parameter};
-pub use site_function::{Replacement, SiteFunction, Substitute};
+pub use site_function::{Keep, Replacement, SiteFunction, Substitute};
 pub use state::{Selection, State};
 
 /// An operation; shapes are `[c, h, w]`.

@@ -324,6 +324,10 @@ fn overrides_replace_keys_and_wrong_ones_are_refused() {
             "nothing to learn",
         ),
         (
+            "stage.0.replace=[{ sites = \"*\", by = \"herpn\", keep = { relus = 5 } }]",
+            "\"herpn\" takes whole sites",
+        ),
+        (
             "stage.0.method={ snl = { relus = 1, threshold = nan } }",
             "threshold",
         ),

@@ -152,6 +152,7 @@ fn gradients_of_every_slot_equal_finite_differences() {
         let replacement = Replacement {
             sites: "*".to_owned(),
             by: line.by,
+            keep: None,
         };
         state.replace(&network, &replacement).unwrap();
         check(text, &network, &state);
@@ -199,6 +200,7 @@ fn guard_and_ramp_give_tangents_and_mixtures_in_training_alone() {
         let replacement = Replacement {
             sites: "*".to_owned(),
             by: Substitute::DropIn(drop_in),
+            keep: None,
         };
         state.replace(&network, &replacement).unwrap();
         let c = drop_in.coefficients().unwrap();

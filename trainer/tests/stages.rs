@@ -8,6 +8,7 @@ use std::fs;
 use burn::tensor::{Device, Tensor};
 use common::{POSITIONS, data, experiment, finish, images, run, saved};
 use indicatif::ProgressBar;
+use pi_ir::graph::ActivationKind;
 use pi_trainer::checkpoint::{Array, Checkpoint};
 use pi_trainer::config::Config;
 use pi_trainer::data::View;
@@ -89,6 +90,78 @@ fn fitted_quadratics_fit_what_the_relu_network_gave_and_the_last_replacement_sta
     }
     let stem = run.state.parameter("stem.act.poly").unwrap();
     assert_eq!((stem[0], stem[8], stem[16]), (0.009, 0.5, 0.47));
+}
+
+#[test]
+fn the_last_sites_keep_their_relus_then_the_channels_that_matter() {
+    let data = data(96, 10, 52);
+    let quadratic = "{ quadratic = [0.2, 0.5, 0.2] }";
+    let stages = |by: &str, relus: usize| {
+        format!(
+            "[[stage]]\nepochs = 1\n[[stage]]\nepochs = 0\n\
+             replace = [{{ sites = \"stage*\", by = {by}, keep = {{ relus = {relus} }} }}]\n"
+        )
+    };
+    let mut trained = run(&stages(quadratic, 0));
+    epoch(&mut trained, &data);
+    // Nothing reads three of the channels, which come in the middle, so they change nothing.
+    let (dead, plane) = ([2, 3, 6], 64);
+    for (name, kernel) in [("a", 9), ("shortcut", 1)] {
+        let name = format!("stage2.block1.{name}.conv.weight");
+        let mut values = trained.state.parameter(&name).unwrap();
+        for (i, value) in values.iter_mut().enumerate() {
+            if dead.contains(&(i / kernel % 8)) {
+                *value = 0.0;
+            }
+        }
+        let shape = trained.state.shape(&name).unwrap().to_vec();
+        trained.state.put_parameter(&name, Array { shape, values });
+    }
+    // Both sites of stage 2 (192 each), five channels, and a rest that is no whole channel.
+    let budget = 2 * 192 + 5 * plane + 20;
+    for (by, kind) in [
+        (quadratic, ActivationKind::Polynomial),
+        ("\"identity\"", ActivationKind::Identity),
+        ("{ fitted = {} }", ActivationKind::Polynomial),
+    ] {
+        let mut run = reopened(&trained);
+        run.meta.config = experiment(&stages(by, budget), &[]);
+        let report = epoch(&mut run, &data);
+        assert_eq!(
+            report.relus,
+            8 * plane + budget - 20,
+            "{by}: with the stem's"
+        );
+        for (site, kinds) in &run.state.masks {
+            for (e, seen) in kinds.iter().enumerate() {
+                let stays = match site.as_str() {
+                    "stage1.block1.act" => !dead.contains(&(e / plane)),
+                    "stage1.block1.a.act" => false,
+                    _ => true,
+                };
+                let expected = if stays { ActivationKind::Relu } else { kind };
+                assert_eq!(*seen, expected, "{by}: {site}, position {e}");
+            }
+            // Coefficients stand where a quadratic does.
+            let poly = kinds.contains(&ActivationKind::Polynomial);
+            assert_eq!(run.state.has_quadratic(site), poly, "{by}: {site}");
+        }
+    }
+    // Of what stays in one stage a later one takes more; with room for all nothing changes.
+    let mut run = reopened(&trained);
+    let all = stages(quadratic, POSITIONS);
+    let more = stages(quadratic, 192 + 64);
+    let more = more.strip_prefix("[[stage]]\nepochs = 1\n").unwrap();
+    run.meta.config = experiment(&format!("{all}{more}"), &[]);
+    assert_eq!(epoch(&mut run, &data).relus, POSITIONS);
+    // Channels of stage 2 have 16 positions.
+    assert_eq!(epoch(&mut run, &data).relus, 8 * plane + 192 + 64);
+    let first = experiment(
+        "[[stage]]\nepochs = 1",
+        &["network.activations=[{ sites = \"*\", by = \"identity\", keep = { relus = 5 } }]"],
+    );
+    let refused = error(Run::new(first, images(), Device::flex()));
+    assert!(refused.contains("need a trained network"), "{refused}");
 }
 
 #[test]

@@ -36,7 +36,7 @@ carry = true
 "#;
 
 /// Every method and option whose state a checkpoint must hold.
-const EVERYTHING: [(&str, &str); 10] = [
+const EVERYTHING: [(&str, &str); 11] = [
     ("saliency", CUTS),
     (
         "momo-adam with averaging",
@@ -141,6 +141,17 @@ rates = [
     { parameters = "*.conv.weight", factor = 0.1 },
     { parameters = "dense.weight", factor = 0.5 },
 ]
+"#,
+    ),
+    (
+        "relus that stay",
+        r#"
+[[stage]]
+epochs = 2
+replace = [{ sites = "st*", by = { quadratic = [0.2, 0.5, 0.2] }, keep = { relus = 500 } }]
+freeze = ["*.poly"]
+guard = 3.0
+ramp = 0.6
 "#,
     ),
     (

@@ -30,7 +30,7 @@ use crate::config::{MAX_EPOCHS, StageConfig};
 use crate::costs::{self, InPlace, Removal};
 use crate::data;
 use crate::network::state::Removed;
-use crate::network::{Masks, State};
+use crate::network::{Masks, Parameter, State};
 use crate::random::{EpochStream, RunStream};
 
 /// Configuration of block coordinate descent.
@@ -194,7 +194,11 @@ impl Bcd {
                     label_smoothing: 0.0,
                     from: ActivationKind::Relu,
                 };
-                Some(ranking.saliencies(context, |_| self.removed))
+                let state = &*context.state;
+                Some(ranking.saliencies(context, |site| match self.removed {
+                    Removed::Identity => None,
+                    Removed::Polynomial => state.parameter(&Parameter::Poly.of(site)),
+                }))
             }
         };
         let kept = context.state.clone();

@@ -43,6 +43,14 @@ impl Context<'_> {
         stream.rng(self.seed, self.epoch)
     }
 
+    /// Training images of this many batches, for a ranking of positions.
+    pub(super) fn ranking_images(&self, batches: usize) -> Vec<usize> {
+        let train = &self.data.train;
+        let mut order = data::permutation(train.len(), &mut self.rng(EpochStream::SALIENCY));
+        order.truncate(self.stage.batch.saturating_mul(batches));
+        order
+    }
+
     /// Positions by kind.
     pub(super) fn counts(&self) -> Counts {
         self.network.counts(self.state)

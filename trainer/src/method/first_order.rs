@@ -12,9 +12,11 @@ use pi_ir::graph::ActivationKind;
 
 use super::Context;
 use crate::loss::cross_entropy;
-use crate::network::state::Removed;
-use crate::network::{Mode, Parameter, Request};
+use crate::network::{Mode, Request};
 use crate::tensors::download;
+
+/// Batches that positions are ranked on, of the stage's size, where nothing else is said.
+pub(super) const RANKING_BATCHES: usize = 64;
 
 /// A ranking of positions on training images.
 pub(super) struct Ranking<'a> {
@@ -30,18 +32,19 @@ pub(super) struct Ranking<'a> {
 
 impl Ranking<'_> {
     /// Mean square over batches of what removing each position changes of the loss, times the
-    /// number of batches. `removed` says what a site's positions would become.
+    /// number of batches. `quadratic` gives the `[3, c]` quadratics of a site that are there or
+    /// would take the place of its ReLUs; none if the identity would.
     pub(super) fn saliencies(
         &self,
         context: &Context<'_>,
-        removed: impl Fn(&str) -> Removed,
+        quadratic: impl Fn(&str) -> Option<Vec<f32>>,
     ) -> BTreeMap<String, Vec<f64>> {
         let masks = context.state.masks.iter();
         let mut squares: BTreeMap<String, Vec<f64>> = masks
             .map(|(site, kinds)| (site.clone(), vec![0.0; kinds.len()]))
             .collect();
         for indices in self.images.chunks(self.batch) {
-            self.score(context, indices, &removed, &mut squares);
+            self.score(context, indices, &quadratic, &mut squares);
         }
         squares
     }
@@ -51,7 +54,7 @@ impl Ranking<'_> {
         &self,
         context: &Context<'_>,
         indices: &[usize],
-        removed: &impl Fn(&str) -> Removed,
+        quadratic: &impl Fn(&str) -> Option<Vec<f32>>,
         squares: &mut BTreeMap<String, Vec<f64>>,
     ) {
         let state = &*context.state;
@@ -68,11 +71,7 @@ impl Ranking<'_> {
             let gradient = download(gradient);
             let squares = squares.get_mut(&site).expect("every masked site is ranked");
             let positions = squares.len();
-            // The quadratic that is there, or that would take the place.
-            let poly = match (self.from, removed(&site)) {
-                (ActivationKind::Relu, Removed::Identity) => None,
-                _ => state.parameter(&Parameter::Poly.of(&site)),
-            };
+            let poly = quadratic(&site);
             let channels = poly.as_ref().map_or(1, |poly| poly.len() / 3);
             let plane = positions / channels;
             // Rows of the gradient are those of the coefficients: of relu(z), z^2, z and 1.

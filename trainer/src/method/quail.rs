@@ -100,6 +100,7 @@ impl Hooks for Quail {
                 QuailNorm::Amm => Substitute::SquareAmm,
                 QuailNorm::Mm => Substitute::SquareMm,
             },
+            keep: None,
         })
     }
 

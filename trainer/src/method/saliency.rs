@@ -11,14 +11,12 @@ use anyhow::{Result, ensure};
 use pi_ir::graph::ActivationKind;
 use serde::{Deserialize, Serialize};
 
-use super::first_order::Ranking;
+use super::first_order::{RANKING_BATCHES, Ranking};
 use super::{Context, Hooks};
 use crate::config::StageConfig;
-use crate::data;
-use crate::network::Masks;
 use crate::network::state::Removed;
+use crate::network::{Masks, Parameter};
 use crate::pattern::fits;
-use crate::random::EpochStream;
 
 /// Configuration of a cut by first-order saliency.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +36,7 @@ pub struct Saliency {
 }
 
 fn ranking_batches() -> usize {
-    64
+    RANKING_BATCHES
 }
 
 /// Kind of the positions that a cut ranks.
@@ -86,16 +84,18 @@ impl Saliency {
         let mut new = context.without_quadratics();
         new.retain(|site| removed(site) == Removed::Polynomial);
         context.fit_quadratics(&new, false);
-        let (train, stage) = (&context.data.train, context.stage);
-        let order = data::permutation(train.len(), &mut context.rng(EpochStream::SALIENCY));
-        let count = order.len().min(stage.batch * self.batches);
+        let (images, stage) = (context.ranking_images(self.batches), context.stage);
         let ranking = Ranking {
-            images: &order[..count],
+            images: &images,
             batch: stage.batch,
             label_smoothing: stage.label_smoothing,
             from,
         };
-        let squares = ranking.saliencies(context, removed);
+        let state = &*context.state;
+        let squares = ranking.saliencies(context, |site| match (from, removed(site)) {
+            (ActivationKind::Relu, Removed::Identity) => None,
+            _ => state.parameter(&Parameter::Poly.of(site)),
+        });
         let dropped = least(&squares, &context.state.masks, from, self.keep);
         let (to_polynomial, to_identity): (Vec<_>, Vec<_>) = dropped
             .into_iter()

@@ -3,6 +3,7 @@
 //! Every function but [`SiteFunction::MinMax`] with batch statistics is a polynomial or a ReLU per
 //! element once training is over: [`export`](crate::export) folds it.
 
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::approximation::{Approximation, DropIn};
@@ -39,6 +40,22 @@ pub struct Replacement {
     pub sites: String,
     /// The function that takes their place.
     pub by: Substitute,
+    /// ReLUs among them that stay; none if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
+}
+
+/// A budget of ReLUs that a [`Replacement`] leaves where they are.
+///
+/// The ReLUs of the last sites stay first, as after a ReLU nothing grows faster than linearly
+/// before the logits. At the site where the budget runs out whole channels stay, those that cost
+/// most to replace by the first-order change of the loss; all ReLUs before it are replaced. What
+/// is left of the budget and fills no channel stays unspent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keep {
+    /// ReLUs that stay at most.
+    pub relus: usize,
 }
 
 /// A function that takes the place of what stands at a site.
@@ -75,6 +92,25 @@ pub enum Substitute {
 }
 
 impl Substitute {
+    /// The quadratic `a z^2 + b z + c` that a channel begins with, if this is one: that of the
+    /// identity for [`Self::Fitted`], until it is fitted.
+    ///
+    /// # Errors
+    /// A drop-in that does not exist.
+    pub fn quadratic(&self) -> Result<Option<[f32; 3]>> {
+        Ok(match self {
+            Substitute::ReactPkn => Some([0.009, 0.5, 0.47]),
+            Substitute::Square => Some([1.0, 0.0, 0.0]),
+            Substitute::Quadratic(coefficients) => Some(*coefficients),
+            Substitute::Fitted { .. } => Some([0.0, 1.0, 0.0]),
+            Substitute::DropIn(drop_in) if drop_in.degree == 2 => {
+                let [c, b, a, ..] = drop_in.coefficients()?.map(|v| v as f32);
+                Some([a, b, c])
+            }
+            _ => None,
+        })
+    }
+
     /// Name in logs and results.
     pub fn name(&self) -> &'static str {
         match self {

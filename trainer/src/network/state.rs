@@ -81,9 +81,9 @@ impl State {
         }
         for replacement in activations {
             ensure!(
-                !matches!(replacement.by, Substitute::Fitted { .. }),
-                "network.activations: \"fitted\" needs a trained network; use it in a stage's \
-                 replace"
+                !matches!(replacement.by, Substitute::Fitted { .. }) && replacement.keep.is_none(),
+                "network.activations: \"fitted\" and keep need a trained network; use them in a \
+                 stage's replace"
             );
             state.replace(network, replacement)?;
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
+use pi_ir::graph::ActivationKind;
 
 use super::Run;
 use super::teacher::TeacherRun;
@@ -49,10 +50,19 @@ impl Run {
             true => self.context(stage, data).input_moments(),
             false => BTreeMap::new(),
         };
-        for replacement in &replacements {
+        // So are the ReLUs that stay: those of the network as it was.
+        let context = self.context(stage, data);
+        let kept = replacements.iter().map(|r| context.kept(r, &moments));
+        let kept: Vec<Vec<(String, usize)>> = kept.collect::<Result<_>>()?;
+        for (replacement, kept) in replacements.iter().zip(kept) {
             self.state.replace(&self.network, replacement)?;
+            self.state
+                .change(&self.network, &kept, ActivationKind::Relu);
         }
         for (site, moments) in moments {
+            if !self.state.has_quadratic(&site) {
+                continue;
+            }
             let standing = replacements.iter().rev().find(|r| fits(&r.sites, &site));
             if let Some(Substitute::Fitted { damped }) = standing.map(|r| r.by) {
                 let fit = quadratics(&moments, damped);

@@ -32,13 +32,14 @@ impl State {
         );
         for (site, shape) in sites {
             let channels = shape[0];
-            let quadratic = |state: &mut Self, [a, b, c]: [f32; 3]| {
-                state.set_function(&site, channels, SiteFunction::Masked);
+            if let Some(coefficients) = replacement.by.quadratic()? {
+                self.set_function(&site, channels, SiteFunction::Masked);
                 let kinds = vec![ActivationKind::Polynomial; shape.iter().product()];
-                state.set_mask(&site, shape, kinds);
-                let rows = constant_rows(channels, &[a, b, c]);
-                state.put_parameter(&Parameter::Poly.of(&site), rows);
-            };
+                self.set_mask(&site, shape, kinds);
+                let rows = constant_rows(channels, &coefficients);
+                self.put_parameter(&Parameter::Poly.of(&site), rows);
+                continue;
+            }
             match replacement.by {
                 Substitute::Relu | Substitute::Identity => {
                     self.set_function(&site, channels, SiteFunction::Masked);
@@ -48,10 +49,6 @@ impl State {
                     };
                     self.set_mask(&site, shape, vec![kind; shape.iter().product()]);
                 }
-                Substitute::ReactPkn => quadratic(self, [0.009, 0.5, 0.47]),
-                Substitute::Square => quadratic(self, [1.0, 0.0, 0.0]),
-                Substitute::Quadratic(coefficients) => quadratic(self, coefficients),
-                Substitute::Fitted { .. } => quadratic(self, [0.0, 1.0, 0.0]),
                 Substitute::SquareAmm => {
                     self.set_function(&site, channels, SiteFunction::MinMax { running: true });
                 }
@@ -61,16 +58,16 @@ impl State {
                 Substitute::HerPn => self.set_function(&site, channels, SiteFunction::HerPn),
                 Substitute::DropIn(drop_in) => {
                     let [e, d, c, b, a] = drop_in.coefficients()?.map(|v| v as f32);
-                    if drop_in.degree == 2 {
-                        quadratic(self, [c, d, e]);
-                    } else {
-                        // a z^4 + b z^3 + c z^2 as a (z^2 + p z)^2 + (c - a p^2) z^2, p = b / 2a.
-                        self.set_function(&site, channels, SiteFunction::Quartic);
-                        let p = b / (2.0 * a);
-                        let rows = constant_rows(channels, &[a, p, c - a * p * p, d, e]);
-                        self.put_parameter(&Parameter::Quartic.of(&site), rows);
-                    }
+                    // a z^4 + b z^3 + c z^2 as a (z^2 + p z)^2 + (c - a p^2) z^2, p = b / 2a.
+                    self.set_function(&site, channels, SiteFunction::Quartic);
+                    let p = b / (2.0 * a);
+                    let rows = constant_rows(channels, &[a, p, c - a * p * p, d, e]);
+                    self.put_parameter(&Parameter::Quartic.of(&site), rows);
                 }
+                Substitute::ReactPkn
+                | Substitute::Square
+                | Substitute::Quadratic(_)
+                | Substitute::Fitted { .. } => unreachable!("quadratics are put in above"),
             }
         }
         Ok(())

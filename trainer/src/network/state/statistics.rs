@@ -109,6 +109,7 @@ mod tests {
         let herpn = Replacement {
             sites: "*".to_owned(),
             by: Substitute::HerPn,
+            keep: None,
         };
         let mut state = state(&[herpn]);
         let name = "stem.act.herpn";
