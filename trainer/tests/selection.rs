@@ -105,6 +105,40 @@ fn the_penalty_grows_until_the_count_falls_and_the_stage_ends_at_the_budget() {
 }
 
 #[test]
+fn bcd_leaves_the_sites_alone_that_are_not_its_own() {
+    let data = data(64, 20, 24);
+    for draw in ["uniform", "saliency"] {
+        let mut run = run(&format!(
+            r#"
+                [[stage]]
+                schedule = {{ rate = 1e-3 }}
+                [stage.method.bcd]
+                sites = "stage2.*"
+                relus = 150
+                block = 200
+                trials = 2
+                tolerance = 0.3
+                images = 64
+                step_epochs = 1
+                draw = "{draw}"
+            "#
+        ));
+        // Both sites of stage 2 have 192 positions.
+        let reports = finish(&mut run, &data);
+        let left: Vec<u64> = reports
+            .iter()
+            .map(|report| report.step.as_ref().unwrap()["left"].as_u64().unwrap())
+            .collect();
+        assert_eq!(left, [184, 150], "{draw}");
+        assert_eq!(relus(&run), POSITIONS - 2 * 192 + 150, "{draw}");
+        for (site, kinds) in &run.state.masks {
+            let whole = kinds.iter().all(|kind| *kind == ActivationKind::Relu);
+            assert_eq!(whole, !site.starts_with("stage2."), "{draw}: {site}");
+        }
+    }
+}
+
+#[test]
 fn bcd_walks_down_to_its_budget_block_by_block() {
     let data = data(64, 20, 23);
     for (removed, draw) in [

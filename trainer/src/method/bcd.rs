@@ -31,14 +31,19 @@ use crate::costs::{self, InPlace, Removal};
 use crate::data;
 use crate::network::state::Removed;
 use crate::network::{Masks, Parameter, State};
+use crate::pattern::fits;
 use crate::random::{EpochStream, RunStream};
 
 /// Configuration of block coordinate descent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bcd {
-    /// ReLUs that stay.
+    /// ReLUs that stay, of those at `sites`.
     pub relus: usize,
+    /// Sites that ReLUs are removed from, `*` for any characters. Those elsewhere stay, and are
+    /// not counted.
+    #[serde(default = "all_sites")]
+    pub sites: String,
     /// ReLUs removed in a step (the paper's DRC).
     pub block: usize,
     /// Random blocks tried in a step (RT).
@@ -59,6 +64,10 @@ pub struct Bcd {
     /// Ranks by latency saved per point lost instead of by accuracy alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<Latency>,
+}
+
+fn all_sites() -> String {
+    "*".to_owned()
 }
 
 fn ranking_images() -> usize {
@@ -127,14 +136,16 @@ impl Hooks for Bcd {
     }
 
     fn begin(&self, context: &mut Context<'_>) -> Result<usize> {
-        let relus = context.counts().relus;
+        let relus = self.left(context.state);
         ensure!(
             relus >= self.relus,
-            "BCD is to leave {} ReLUs, and there are only {relus}",
-            self.relus
+            "BCD is to leave {} ReLUs at the sites \"{}\", and there are only {relus}",
+            self.relus,
+            self.sites
         );
         if self.removed == Removed::Polynomial {
-            let sites = context.without_quadratics();
+            let mut sites = context.without_quadratics();
+            sites.retain(|site| fits(&self.sites, site));
             context.fit_quadratics(&sites, false);
         }
         let steps = (relus - self.relus).div_ceil(self.block);
@@ -162,9 +173,18 @@ impl Hooks for Bcd {
 }
 
 impl Bcd {
+    /// ReLUs at the sites of the method.
+    fn left(&self, state: &State) -> usize {
+        let masks = state.masks.iter();
+        let own = masks.filter(|(site, _)| fits(&self.sites, site));
+        own.flat_map(|(_, kinds)| kinds)
+            .filter(|kind| **kind == ActivationKind::Relu)
+            .count()
+    }
+
     /// One step without its fine-tuning; returns what it did, for the log.
     fn descend(&self, context: &mut Context<'_>) -> Result<serde_json::Value> {
-        let relus = context.counts().relus;
+        let relus = self.left(context.state);
         let size = self.block.min(relus.saturating_sub(self.relus));
         if size == 0 {
             return Ok(json!({ "left": relus }));
@@ -206,15 +226,16 @@ impl Bcd {
         let mut tried = 0;
         while tried < self.trials {
             let first = (costs.is_some() && tried % 2 == 1).then(|| rng.next_u64());
-            let masks = &context.state.masks;
+            let own = |site: &str| fits(&self.sites, site);
+            let pools = pools(&context.state.masks, own);
             let block = match &saliency {
-                None => draw(masks, size, first, |pool, size| {
+                None => draw(pools, size, first, |pool, size| {
                     sample(pool, size, &mut rng)
                 }),
                 Some(saliency) => {
                     let t = tried as f64 / self.trials as f64;
                     let least = |pool, size| least_salient(pool, size, saliency, t, &mut rng);
-                    draw(masks, size, first, least)
+                    draw(pools, size, first, least)
                 }
             };
             tried += 1;
@@ -273,26 +294,27 @@ impl Bcd {
     }
 }
 
-/// A block of remaining ReLUs, drawn from all layers; or, given a random number, first from the one
-/// layer that the number names and then from all others.
-fn draw(
-    masks: &Masks,
-    size: usize,
-    first: Option<u64>,
-    mut pick: impl FnMut(Block, usize) -> Block,
-) -> Block {
-    let of_site = |site: &String| -> Block {
-        let kinds = masks[site].iter().enumerate();
+/// The remaining ReLUs of each site that is `own` and has any.
+fn pools(masks: &Masks, own: impl Fn(&str) -> bool) -> Vec<Block> {
+    let of_site = |(site, kinds): (&String, &Vec<ActivationKind>)| -> Block {
+        let kinds = kinds.iter().enumerate();
         kinds
             .filter(|(_, kind)| **kind == ActivationKind::Relu)
             .map(|(e, _)| (site.clone(), e))
             .collect()
     };
-    let mut pools: Vec<Block> = masks
-        .keys()
-        .map(of_site)
-        .filter(|p| !p.is_empty())
-        .collect();
+    let sites = masks.iter().filter(|(site, _)| own(site));
+    sites.map(of_site).filter(|pool| !pool.is_empty()).collect()
+}
+
+/// A block of remaining ReLUs, drawn from all layers; or, given a random number, first from the one
+/// layer that the number names and then from all others.
+fn draw(
+    mut pools: Vec<Block>,
+    size: usize,
+    first: Option<u64>,
+    mut pick: impl FnMut(Block, usize) -> Block,
+) -> Block {
     let mut block = Block::new();
     if let Some(random) = first {
         let pool = pools.swap_remove(random as usize % pools.len());
