@@ -30,7 +30,7 @@ mod source;
 mod tiny;
 
 pub use augment::{Augmentation, BatchSeed, Flip, View};
-pub use cifar::CLASSES as CIFAR10_CLASSES;
+pub use cifar::{CLASSES as CIFAR10_CLASSES, check_originals, originals};
 pub use config::{DataConfig, Kind};
 pub use dataset::Dataset;
 pub use device::{Data, DeviceSet};

@@ -139,6 +139,18 @@ fn labels_of_a_run_teach_another_on_the_same_images_only() {
 }
 
 #[test]
+fn originals_are_measured_of_runs_on_cifar10_only() {
+    let folder = folder(&[("a", "")]);
+    let train = "train --config experiments/a.toml --out runs/a";
+    let (done, told) = pi_train(folder.path(), train);
+    assert!(done, "{told}");
+    let eval = "eval --checkpoint runs/a";
+    assert!(pi_train(folder.path(), eval).0);
+    let (done, told) = pi_train(folder.path(), &format!("{eval} --originals somewhere"));
+    assert!(!done && told.contains("are known of CIFAR-10"), "{told}");
+}
+
+#[test]
 fn two_runs_of_one_name_are_refused() {
     let folder = folder(&[("a-b", ""), ("a", "[sweep.x]\nb = []\n")]);
     let (done, told) = pi_train(folder.path(), "run-all experiments");

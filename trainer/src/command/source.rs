@@ -9,7 +9,7 @@ use clap::Args;
 use super::images::load_test;
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
-use crate::data::DeviceSet;
+use crate::data::{DataConfig, DeviceSet};
 use crate::run::{Run, checkpoint_path};
 
 /// An experiment file with overrides.
@@ -51,6 +51,14 @@ impl SourceArguments {
     pub(super) fn open(&self, device: &Device) -> Result<(Run, DeviceSet, String)> {
         let path = checkpoint_path(&self.checkpoint);
         let run = Run::from_checkpoint(Checkpoint::load(&path)?, device.clone())?;
+        let config = self.data(&run);
+        let (test, description) = load_test(&config, &run, device)
+            .context("the test batch is needed; name its folder with --data")?;
+        Ok((run, test, description))
+    }
+
+    /// The images of the run, where the arguments say that they lie.
+    pub(super) fn data(&self, run: &Run) -> DataConfig {
         let mut config = run.meta.config.data.clone();
         if let Some(path) = &self.data {
             config.path.clone_from(path);
@@ -58,8 +66,6 @@ impl SourceArguments {
             config.description = None;
         }
         config.cache = self.cache.clone().or(config.cache);
-        let (test, description) = load_test(&config, &run, device)
-            .context("the test batch is needed; name its folder with --data")?;
-        Ok((run, test, description))
+        config
     }
 }

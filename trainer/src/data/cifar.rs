@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::decode::{Decoder, Fit, ImageFile, Raw};
-use super::{DataConfig, Dataset, Normalisation, Part, Reader, files};
+use super::{DataConfig, Dataset, Kind, Normalisation, Part, Reader, files};
 
 /// Names of the classes of CIFAR-10, in label order.
 pub const CLASSES: [&str; 10] = [
@@ -202,6 +202,54 @@ impl Reader for Cifar100 {
         };
         read_records(&self.folder.join(file), 2, 100, count).map(Raw::Planes)
     }
+}
+
+/// Images at the head of each training batch of CIFAR-10 whose original pixels are kept beside the
+/// JPEG archives.
+const ORIGINALS: usize = 1017;
+
+/// Checks that a run on these data has trained on none of the images that [`originals`] reads.
+///
+/// # Errors
+/// Another set than CIFAR-10, or other images held out; the message names the keys to set.
+pub fn check_originals(config: &DataConfig) -> Result<()> {
+    let parts = batches(Part::Train).len();
+    ensure!(
+        config.kind == Kind::Cifar10,
+        "originals are known of CIFAR-10, not of data.kind = \"{}\"",
+        config.kind.name()
+    );
+    ensure!(
+        config.holdout == parts * ORIGINALS && config.holdout_parts == Some(parts),
+        "data.holdout is {}{}: training saw images whose originals would be measured; the images \
+         to hold out are the first {ORIGINALS} of each batch: data.holdout = {}, \
+         data.holdout_parts = {parts}",
+        config.holdout,
+        match config.holdout_parts {
+            Some(parts) => format!(" in {parts} parts"),
+            None => ", the last images".to_owned(),
+        },
+        parts * ORIGINALS
+    );
+    Ok(())
+}
+
+/// Reads the first 1,017 images of each training batch of CIFAR-10 with their original pixels:
+/// records in `cifar10_lossless_first1017_data_batch_1.bin.xz` and so on.
+///
+/// # Errors
+/// A file that is missing, short or corrupt.
+pub fn originals(folder: &Path) -> Result<Dataset> {
+    let mut set = Dataset::empty(SHAPE);
+    for batch in batches(Part::Train) {
+        let path = folder.join(format!("cifar10_lossless_first{ORIGINALS}_{batch}.bin.xz"));
+        let bytes = files::unxz(&path, (ORIGINALS * (1 + 3 * 32 * 32)) as u64)?;
+        let records = parse_records(&bytes, 1, SHAPE, CLASSES.len())
+            .with_context(|| format!("{} is cut short or corrupt", path.display()))?;
+        whole(&path, records.len(), ORIGINALS)?;
+        set.append(records);
+    }
+    Ok(set)
 }
 
 /// Reads records of `label_bytes` label bytes, the last of which counts, and an image.

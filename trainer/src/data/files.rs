@@ -85,21 +85,31 @@ pub(super) fn gunzip(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The files in an xz-compressed tar, in its order, that unpacks to `limit` bytes at most.
-pub(super) fn untar(path: &Path, limit: u64) -> Result<Vec<(String, Vec<u8>)>> {
+/// The contents of an xz-compressed file, `limit` bytes at most.
+pub(super) fn unxz(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    members(&mut BufReader::new(file), limit)
-        .with_context(|| format!("{} is cut short or corrupt: fetch it again", path.display()))
-}
-
-fn members(packed: &mut impl std::io::BufRead, limit: u64) -> Result<Vec<(String, Vec<u8>)>> {
-    let mut tar = Bounded {
+    let mut unpacked = Bounded {
         bytes: Vec::new(),
         limit,
     };
-    lzma_rs::xz_decompress(packed, &mut tar).map_err(|why| anyhow::anyhow!("xz: {why:?}"))?;
+    lzma_rs::xz_decompress(&mut BufReader::new(file), &mut unpacked)
+        .map_err(|why| anyhow::anyhow!("xz: {why:?}"))
+        .with_context(|| corrupt(path))?;
+    Ok(unpacked.bytes)
+}
+
+fn corrupt(path: &Path) -> String {
+    format!("{} is cut short or corrupt: fetch it again", path.display())
+}
+
+/// The files in an xz-compressed tar, in its order, that unpacks to `limit` bytes at most.
+pub(super) fn untar(path: &Path, limit: u64) -> Result<Vec<(String, Vec<u8>)>> {
+    members(&unxz(path, limit)?).with_context(|| corrupt(path))
+}
+
+fn members(tar: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
     let mut members = Vec::new();
-    for entry in tar::Archive::new(tar.bytes.as_slice()).entries()? {
+    for entry in tar::Archive::new(tar).entries()? {
         let mut entry = entry?;
         if !entry.header().entry_type().is_file() {
             continue;

@@ -107,6 +107,81 @@ fn a_folder_without_batches_says_what_it_looked_for() {
     assert!(message.contains("no train.bin of CIFAR-100"), "{message}");
 }
 
+/// Writes files of originals, `records` in each, filled with the number of the batch.
+fn original_files(folder: &Path, records: usize) {
+    for (number, batch) in batches(Part::Train).into_iter().enumerate() {
+        let path = folder.join(format!("cifar10_lossless_first1017_{batch}.bin.xz"));
+        let mut packed = Vec::new();
+        let bytes = vec![number as u8; records * (1 + IMAGE)];
+        lzma_rs::xz_compress(&mut bytes.as_slice(), &mut packed).unwrap();
+        fs::write(path, packed).unwrap();
+    }
+}
+
+#[test]
+fn originals_are_read_batch_by_batch_and_damaged_ones_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(error(originals(folder.path())).contains("first1017_data_batch_1.bin.xz"));
+    original_files(folder.path(), 1017);
+    let set = originals(folder.path()).unwrap();
+    assert_eq!((set.shape, set.len()), (SHAPE, 5 * 1017));
+    assert_eq!((set.labels[1016], set.labels[1017]), (0, 1));
+    assert_eq!(set.image(5 * 1017 - 1), [4; IMAGE]);
+    for records in [1016, 1018] {
+        original_files(folder.path(), records);
+        let message = error(originals(folder.path()));
+        assert!(
+            message.contains("data_batch_1.bin.xz is cut short")
+                || message.contains("has 1016 images, not 1017"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn originals_of_images_that_a_run_trained_on_are_refused() {
+    let held_out = |holdout: usize, holdout_parts: Option<usize>| DataConfig {
+        holdout,
+        holdout_parts,
+        ..config(Kind::Cifar10, Path::new("somewhere"))
+    };
+    check_originals(&held_out(5085, Some(5))).unwrap();
+    for (config, expected) in [
+        (held_out(5085, None), "5085, the last images"),
+        (held_out(5000, Some(5)), "5000 in 5 parts"),
+        (held_out(5085, Some(1)), "5085 in 1 parts"),
+    ] {
+        let message = error(check_originals(&config));
+        assert!(
+            message.contains(expected) && message.contains("holdout_parts = 5"),
+            "{message}"
+        );
+    }
+    let other = error(check_originals(&config(Kind::Cifar100, Path::new("p"))));
+    assert!(other.contains("not of data.kind = \"cifar100\""), "{other}");
+}
+
+#[test]
+fn the_originals_at_hand_are_those_of_the_jpeg_files() {
+    let Some(folder) = shared("cifar10") else {
+        return;
+    };
+    let originals = originals(&folder).unwrap();
+    let mut files = read_archive(&archive(&folder, "data_batch_1"), "data_batch_1").unwrap();
+    files.truncate(1017);
+    let raw = Raw::Files {
+        decoder: DECODER,
+        files,
+    };
+    let jpeg = raw.decode().unwrap();
+    assert_eq!(jpeg.labels, originals.labels[..1017]);
+    // What quality 75 changes: several grey levels a pixel, far from two other images' difference.
+    let pairs = jpeg.images.iter().zip(&originals.images);
+    let sum: u64 = pairs.map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+    let mean = sum as f64 / jpeg.images.len() as f64;
+    assert!((1.0..15.0).contains(&mean), "{mean} grey levels apart");
+}
+
 #[test]
 fn the_fine_label_counts_in_cifar100() {
     let folder = tempfile::tempdir().unwrap();
