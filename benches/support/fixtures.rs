@@ -5,6 +5,7 @@
 
 use pi_core::{Block, Delta, Labels, Prg, TweakCounter, TweakRange, fp};
 use pi_garble::{InputLabels, SignWidth, active_labels, evaluate_sign, garble_sign};
+use pi_ot::ideal::ideal_pads;
 use pi_ot::{
     BundleId, Direction, ExtensionReceiver, ExtensionSender, MasterReceiver, MasterSender,
     MasterSetup, SessionId, TreeDepth,
@@ -187,9 +188,15 @@ pub(crate) fn masters(
 ) -> (MasterSender, MasterReceiver) {
     let session = SessionId([1; 32]);
     let (setup, opening) = MasterSetup::start(session, direction, rng);
+    let offset = Block::random(rng);
+    let (all, chosen) = ideal_pads(offset, rng);
+    let own = (offset, &chosen[..]);
     let (receiver, response) =
-        MasterReceiver::respond(session, direction, &opening, rng).expect("honest bytes");
-    (setup.finish(&response).expect("honest bytes"), receiver)
+        MasterReceiver::respond(session, direction, own, &opening, rng).expect("honest bytes");
+    (
+        setup.finish(&response, &all).expect("honest bytes"),
+        receiver,
+    )
 }
 
 /// The extension of a bundle, one for each depth.

@@ -69,7 +69,7 @@ pub use bundle::{ClientBundle, ServerBundle};
 pub use infer::{Inference, OnlineRequest, client_infer, server_infer};
 pub use model::{ClientModel, ServerModel};
 pub use prepare::{ClientBatch, ServerBatch};
-pub use setup::{ClientSetup, ServerSetup, client_setup, server_setup};
+pub use setup::{ClientSetup, ServerSetup, client_setup, is_current_setup, server_setup};
 
 pub(crate) use infer::{infer_bytes, layer_traffic};
 pub(crate) use material::TREE_DEPTH;

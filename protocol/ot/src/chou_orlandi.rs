@@ -1,12 +1,19 @@
-//! Base OT: 128 one-out-of-two OTs of random seeds.
+//! Base OT: 128 one-out-of-two OTs of random seeds, from two OTs under different assumptions.
 //!
-//! The protocol of Chou and Orlandi ("The simplest protocol for oblivious transfer", LATINCRYPT
-//! 2015) on the Ristretto group, where it needs two messages. The sender ends with 128 pairs of
-//! seeds, the receiver with one of each pair, by its choice bits. The hash that makes seeds of
-//! points binds session, direction, every message and the index.
+//! One is the protocol of Chou and Orlandi ("The simplest protocol for oblivious transfer",
+//! LATINCRYPT 2015) on the Ristretto group, where it needs two messages. The other comes from
+//! outside, as *pads*: keys that the caller has transferred by an OT of its own, with the same
+//! choice bits. The sender ends with 128 pairs of seeds, the receiver with one of each pair. The
+//! hash that makes seeds binds session, direction, every message of this OT, the index, the point
+//! and the pad.
 //!
-//! Semi-honest parties; the receiver's choices are hidden unconditionally, the sender's other seeds
-//! under the computational Diffie-Hellman assumption in the random-oracle model. Not post-quantum.
+//! # Security
+//! Semi-honest parties. Whoever would know a seed that it was not to know must know both the point
+//! and the pad that belong to it, in the random-oracle model: **the sender's other seeds are safe
+//! if the computational Diffie-Hellman assumption holds in Ristretto, or the assumption behind the
+//! pads**. The receiver's choices are hidden unconditionally here, so they are as safe as the pads'
+//! OT keeps them. (No black-box combination of two OTs keeps both parties safe if only one of the
+//! two does: Harnik, Kilian, Naor, Reingold and Rosen, EUROCRYPT 2005.)
 
 use curve25519_dalek::constants::RISTRETTO_BASEPOINT_TABLE as BASEPOINT;
 use curve25519_dalek::ristretto::{CompressedRistretto, RistrettoPoint};
@@ -27,6 +34,9 @@ pub const OPENING_BYTES: usize = POINT_BYTES;
 pub const RESPONSE_BYTES: usize = BASE_OTS * POINT_BYTES;
 
 const POINT_BYTES: usize = 32;
+
+/// A key of the other OT: field elements or other uniform words, 128 bits of entropy at least.
+pub type Pad = [u64; 3];
 
 /// The receiver's seeds, one per OT.
 pub(crate) type Seeds = Zeroizing<Vec<[u8; SEED_BYTES]>>;
@@ -59,9 +69,10 @@ impl BaseSender {
         )
     }
 
-    /// Returns the pairs of seeds, from the receiver's message.
-    pub(crate) fn finish(self, response: &[u8]) -> Result<SeedPairs, Error> {
+    /// Returns the pairs of seeds, from the receiver's message and the other OT's pairs of keys.
+    pub(crate) fn finish(self, response: &[u8], pads: &[[Pad; 2]]) -> Result<SeedPairs, Error> {
         Error::check_message("base OT response", RESPONSE_BYTES, response.len())?;
+        assert_eq!(pads.len(), BASE_OTS, "a pair of pads for each base OT");
         let transcript = self.context.transcript(&self.public, response);
         // With the secret a, A = a G and the response B, the two keys are a B and a (B - A), which
         // is a B - a^2 G: one multiplication per OT and a subtraction.
@@ -70,23 +81,24 @@ impl BaseSender {
         for (i, bytes) in response.chunks_exact(POINT_BYTES).enumerate() {
             let product = self.secret * decode_point("base OT response", i, bytes)?;
             pairs.push([
-                seed(&transcript, i, &product),
-                seed(&transcript, i, &(product - square)),
+                seed(&transcript, i, &product, &pads[i][0]),
+                seed(&transcript, i, &(product - square), &pads[i][1]),
             ]);
         }
         Ok(pairs)
     }
 }
 
-/// Returns the seeds chosen by the bits of `choices` and the message to the sender,
-/// [`RESPONSE_BYTES`] long.
+/// Returns the seeds chosen by the bits of `choices`, by which the `pads` were chosen too, and the
+/// message to the sender, [`RESPONSE_BYTES`] long.
 pub(crate) fn receive(
     context: Context,
-    choices: Block,
+    (choices, pads): (Block, &[Pad]),
     opening: &[u8],
     rng: &mut (impl CryptoRng + ?Sized),
 ) -> Result<(Seeds, Vec<u8>), Error> {
     Error::check_message("base OT opening", OPENING_BYTES, opening.len())?;
+    assert_eq!(pads.len(), BASE_OTS, "a pad for each base OT");
     let public = decode_point("base OT opening", 0, opening)?;
     let exponents: Zeroizing<Vec<Scalar>> =
         Zeroizing::new((0..BASE_OTS).map(|_| random_scalar(rng)).collect());
@@ -101,7 +113,7 @@ pub(crate) fn receive(
     let seeds = exponents
         .iter()
         .enumerate()
-        .map(|(i, exponent)| seed(&transcript, i, &(exponent * public)));
+        .map(|(i, exponent)| seed(&transcript, i, &(exponent * public), &pads[i]));
     Ok((Zeroizing::new(seeds.collect()), response))
 }
 
@@ -115,7 +127,7 @@ pub(crate) struct Context {
 impl Context {
     /// Hashes everything both parties have seen.
     fn transcript(&self, opening: &CompressedRistretto, response: &[u8]) -> [u8; 32] {
-        let mut hasher = blake3::Hasher::new_derive_key("pianissimo v1 base OT transcript");
+        let mut hasher = blake3::Hasher::new_derive_key("pianissimo v2 base OT transcript");
         hasher
             .update(&self.session.0)
             .update(&[self.direction as u8])
@@ -125,12 +137,20 @@ impl Context {
     }
 }
 
-fn seed(transcript: &[u8; 32], index: usize, point: &RistrettoPoint) -> [u8; SEED_BYTES] {
-    let mut hasher = blake3::Hasher::new_derive_key("pianissimo v1 base OT seed");
+fn seed(
+    transcript: &[u8; 32],
+    index: usize,
+    point: &RistrettoPoint,
+    pad: &Pad,
+) -> [u8; SEED_BYTES] {
+    let mut hasher = blake3::Hasher::new_derive_key("pianissimo v2 base OT seed");
     hasher
         .update(transcript)
         .update(&(index as u32).to_le_bytes())
         .update(point.compress().as_bytes());
+    for word in pad {
+        hasher.update(&word.to_le_bytes());
+    }
     let seed = hasher.finalize().into();
     hasher.zeroize();
     seed
@@ -156,6 +176,7 @@ fn random_scalar(rng: &mut (impl CryptoRng + ?Sized)) -> Scalar {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ideal::ideal_pads;
     use rand_chacha::ChaCha20Rng;
     use rand_core::SeedableRng;
 
@@ -170,9 +191,10 @@ mod tests {
         let choices = Block::random(&mut rng);
         let (sender, opening) = BaseSender::start(CONTEXT, &mut rng);
         assert_eq!(opening.len(), OPENING_BYTES);
-        let (seeds, response) = receive(CONTEXT, choices, &opening, &mut rng).unwrap();
+        let (all, chosen) = ideal_pads(choices, &mut rng);
+        let (seeds, response) = receive(CONTEXT, (choices, &chosen), &opening, &mut rng).unwrap();
         assert_eq!(response.len(), RESPONSE_BYTES);
-        let pairs = sender.finish(&response).unwrap();
+        let pairs = sender.finish(&response, &all).unwrap();
         assert_eq!((pairs.len(), seeds.len()), (BASE_OTS, BASE_OTS));
         for i in 0..BASE_OTS {
             let chosen = choices.bit(i) as usize;
@@ -196,22 +218,41 @@ mod tests {
         ];
         for other in others {
             let (sender, opening) = BaseSender::start(CONTEXT, &mut rng);
-            let (seeds, response) = receive(other, Block::ZERO, &opening, &mut rng).unwrap();
-            let pairs = sender.finish(&response).unwrap();
+            let (all, chosen) = ideal_pads(Block::ZERO, &mut rng);
+            let receiver = (Block::ZERO, &chosen[..]);
+            let (seeds, response) = receive(other, receiver, &opening, &mut rng).unwrap();
+            let pairs = sender.finish(&response, &all).unwrap();
             assert!((0..BASE_OTS).all(|i| !pairs[i].contains(&seeds[i])));
         }
+    }
+
+    #[test]
+    fn every_word_of_a_pad_is_in_the_seed() {
+        let mut rng = ChaCha20Rng::seed_from_u64(4);
+        let (sender, opening) = BaseSender::start(CONTEXT, &mut rng);
+        let (mut all, chosen) = ideal_pads(Block::ZERO, &mut rng);
+        let receiver = (Block::ZERO, &chosen[..]);
+        let (seeds, response) = receive(CONTEXT, receiver, &opening, &mut rng).unwrap();
+        // One who can compute discrete logarithms, and so has the points, lacks a bit of each pad.
+        for (i, pair) in all.iter_mut().enumerate() {
+            pair[0][i % 3] ^= 1 << (i % 60);
+        }
+        let pairs = sender.finish(&response, &all).unwrap();
+        assert!((0..BASE_OTS).all(|i| pairs[i][0] != seeds[i]));
     }
 
     #[test]
     fn malformed_points_are_refused() {
         let mut rng = ChaCha20Rng::seed_from_u64(3);
         let (_, opening) = BaseSender::start(CONTEXT, &mut rng);
-        let (_, response) = receive(CONTEXT, Block::ZERO, &opening, &mut rng).unwrap();
+        let (all, chosen) = ideal_pads(Block::ZERO, &mut rng);
+        let receiver = (Block::ZERO, &chosen[..]);
+        let (_, response) = receive(CONTEXT, receiver, &opening, &mut rng).unwrap();
         let identity = [0; 32];
         let no_point = [0xff; 32];
         for wrong in [&opening[..31], &[], &identity, &no_point, &response] {
             assert!(
-                receive(CONTEXT, Block::ZERO, wrong, &mut rng)
+                receive(CONTEXT, receiver, wrong, &mut rng)
                     .err()
                     .unwrap()
                     .blames_peer()
@@ -221,7 +262,7 @@ mod tests {
             let (sender, _) = BaseSender::start(CONTEXT, &mut rng);
             let mut wrong = response.clone();
             wrong[77 * 32..78 * 32].copy_from_slice(&point);
-            let error = sender.finish(&wrong).err().unwrap();
+            let error = sender.finish(&wrong, &all).err().unwrap();
             assert_eq!(
                 error,
                 Error::PeerValue {
@@ -231,7 +272,7 @@ mod tests {
             );
         }
         let (sender, _) = BaseSender::start(CONTEXT, &mut rng);
-        let error = sender.finish(&response[1..]).err().unwrap();
+        let error = sender.finish(&response[1..], &all).err().unwrap();
         assert!(error.blames_peer());
         assert_eq!(
             error.to_string(),

@@ -7,7 +7,20 @@ use pi_core::{Bits, Block, Delta, Error, Labels, Prg, SEED_BYTES};
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
 
-use crate::{CotReceiver, CotSender};
+use crate::chou_orlandi::Pad;
+use crate::{BASE_OTS, CotReceiver, CotSender};
+
+/// Returns the sender's pairs of pads for the base OTs, and the receiver's choices of them.
+pub fn ideal_pads(
+    choices: Block,
+    rng: &mut (impl CryptoRng + ?Sized),
+) -> (Vec<[Pad; 2]>, Vec<Pad>) {
+    let mut pad = || std::array::from_fn(|_| rng.next_u64());
+    let pairs: Vec<[Pad; 2]> = (0..BASE_OTS).map(|_| [pad(), pad()]).collect();
+    let chosen = |(i, pair): (usize, &[Pad; 2])| pair[usize::from(choices.bit(i))];
+    let chosen = pairs.iter().enumerate().map(chosen).collect();
+    (pairs, chosen)
+}
 
 /// Returns the two parties of one bundle.
 pub fn ideal_cot(rng: &mut (impl CryptoRng + ?Sized)) -> (IdealSender, IdealReceiver) {

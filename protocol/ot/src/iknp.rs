@@ -19,7 +19,7 @@ use rand_core::CryptoRng;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::BASE_OTS;
-use crate::chou_orlandi::{self, BaseSender, Context, SeedPairs, Seeds};
+use crate::chou_orlandi::{self, BaseSender, Context, Pad, SeedPairs, Seeds};
 use crate::ggm::TreeDepth;
 use crate::softspoken::{ExtensionReceiver, PendingSender};
 
@@ -77,15 +77,19 @@ impl MasterSetup {
         (MasterSetup { base, direction }, opening)
     }
 
-    /// Returns the COT sender's master, from the receiver's answer.
+    /// Returns the COT sender's master, from the receiver's answer and the pairs of pads that the
+    /// receiver chose from ([`chou_orlandi`]).
     ///
     /// # Errors
     /// [`Error::PeerLength`] unless the answer is [`chou_orlandi::RESPONSE_BYTES`] long,
     /// [`Error::PeerValue`] if it holds an invalid point.
-    pub fn finish(self, response: &[u8]) -> Result<MasterSender, Error> {
+    ///
+    /// # Panics
+    /// Unless there are [`BASE_OTS`] pairs of pads.
+    pub fn finish(self, response: &[u8], pads: &[[Pad; 2]]) -> Result<MasterSender, Error> {
         Ok(MasterSender {
             direction: self.direction,
-            pairs: self.base.finish(response)?,
+            pairs: self.base.finish(response, pads)?,
         })
     }
 }
@@ -163,20 +167,25 @@ impl MasterSender {
 }
 
 impl MasterReceiver {
-    /// Draws the master's offset; returns the COT receiver's master and the answer,
-    /// [`chou_orlandi::RESPONSE_BYTES`] long.
+    /// Returns the COT receiver's master and the answer, [`chou_orlandi::RESPONSE_BYTES`] long.
+    ///
+    /// `offset` is the master's, fresh and uniform; `pads` are those that its bits chose from the
+    /// sender's ([`chou_orlandi`]).
     ///
     /// # Errors
     /// [`Error::PeerLength`] or [`Error::PeerValue`] unless `opening` is one valid point.
+    ///
+    /// # Panics
+    /// Unless there are [`BASE_OTS`] pads.
     pub fn respond(
         session: SessionId,
         direction: Direction,
+        (offset, pads): (Block, &[Pad]),
         opening: &[u8],
         rng: &mut (impl CryptoRng + ?Sized),
     ) -> Result<(MasterReceiver, Vec<u8>), Error> {
-        let offset = Block::random(rng);
-        let (seeds, response) =
-            chou_orlandi::receive(Context { session, direction }, offset, opening, rng)?;
+        let context = Context { session, direction };
+        let (seeds, response) = chou_orlandi::receive(context, (offset, pads), opening, rng)?;
         Ok((
             MasterReceiver {
                 direction,
@@ -332,6 +341,7 @@ fn parse_header(tag: u8, bytes: &[u8], body_bytes: usize) -> Result<(Direction, 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::ideal::ideal_pads;
     use rand_chacha::ChaCha20Rng;
     use rand_core::SeedableRng;
 
@@ -341,9 +351,12 @@ pub(crate) mod tests {
     ) -> (MasterSender, MasterReceiver) {
         let session = SessionId([3; 32]);
         let (setup, opening) = MasterSetup::start(session, direction, rng);
+        let offset = Block::random(rng);
+        let (all, chosen) = ideal_pads(offset, rng);
+        let own = (offset, &chosen[..]);
         let (receiver, response) =
-            MasterReceiver::respond(session, direction, &opening, rng).unwrap();
-        (setup.finish(&response).unwrap(), receiver)
+            MasterReceiver::respond(session, direction, own, &opening, rng).unwrap();
+        (setup.finish(&response, &all).unwrap(), receiver)
     }
 
     #[test]

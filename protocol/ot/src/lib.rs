@@ -7,8 +7,8 @@
 //! server chooses by the colours of its output labels ([`reverse`]).
 //!
 //! # Layers
-//! 1. 128 base OTs per direction, those of Chou and Orlandi on Ristretto ([`chou_orlandi`]), once
-//!    per client.
+//! 1. 128 base OTs per direction, once per client: those of Chou and Orlandi on Ristretto, combined
+//!    with keys that the layer above transfers under RLWE ([`chou_orlandi`]).
 //! 2. A session-long master extension, IKNP ([`MasterSender`], [`MasterReceiver`]), which can be
 //!    stored. From it every bundle derives 128 OTs with a fresh offset, by one message of 2 KiB. It
 //!    keeps no counter: the bundle's identifier keys everything, so two bundles never share a
@@ -20,9 +20,9 @@
 //! dealer, for tests of the layers above.
 //!
 //! # Security
-//! Semi-honest parties. 128 bits computational. The base OTs rest on the Diffie-Hellman problem and
-//! are **not post-quantum**: whoever records a session and later computes discrete logarithms
-//! learns the master's offset, and from it every bundle's `delta` and choice bits.
+//! Semi-honest parties. 128 bits computational. A sender's secrets in the base OTs are safe if the
+//! Diffie-Hellman problem is hard or the OT behind the pads is secure: whoever records a session
+//! and later computes discrete logarithms learns nothing by that alone.
 //!
 //! # Costs
 //! | message | from | bytes |

@@ -8,6 +8,7 @@ use pi_core::{Bits, Block, Prg, TweakCounter};
 use pi_garble::{
     InputLabels, ServerGadget, SignWidth, active_labels, client_output, evaluate_sign, garble_sign,
 };
+use pi_ot::ideal::ideal_pads;
 use pi_ot::{
     BASE_CORRECTION_BYTES, BundleId, CotReceiver, CotSender, Direction, MasterReceiver,
     MasterSetup, SessionId, TreeDepth, chou_orlandi, reverse,
@@ -34,17 +35,25 @@ fn relu(depth: TreeDepth, m: u32, count: usize) {
     // Once per client.
     let session = SessionId([1; 32]);
     let (client_setup, opening) = MasterSetup::start(session, Direction::Reverse, &mut client_rng);
+    let offset = Block::random(&mut server_rng);
+    let (all, chosen) = ideal_pads(offset, &mut server_rng);
+    let own = (offset, &chosen[..]);
     let (server_reverse, response) =
-        MasterReceiver::respond(session, Direction::Reverse, &opening, &mut server_rng).unwrap();
-    let client_reverse = client_setup.finish(&response).unwrap();
+        MasterReceiver::respond(session, Direction::Reverse, own, &opening, &mut server_rng)
+            .unwrap();
+    let client_reverse = client_setup.finish(&response, &all).unwrap();
     let (server_setup, opening) = MasterSetup::start(session, Direction::Forward, &mut server_rng);
+    let offset = Block::random(&mut client_rng);
+    let (all, chosen) = ideal_pads(offset, &mut client_rng);
+    let own = (offset, &chosen[..]);
     let (client_forward, response) =
-        MasterReceiver::respond(session, Direction::Forward, &opening, &mut client_rng).unwrap();
+        MasterReceiver::respond(session, Direction::Forward, own, &opening, &mut client_rng)
+            .unwrap();
     assert_eq!(
         (opening.len(), response.len()),
         (chou_orlandi::OPENING_BYTES, chou_orlandi::RESPONSE_BYTES)
     );
-    let server_forward = server_setup.finish(&response).unwrap();
+    let server_forward = server_setup.finish(&response, &all).unwrap();
 
     // The client's c is known offline, the server's negative integer d online; t = c + d.
     let half = 1i64 << (m - 1);

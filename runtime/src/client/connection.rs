@@ -9,7 +9,7 @@ use crate::store::{BundleEntry, ModelDigest};
 use crate::stream::{MessageStream, Refusal, describe};
 use crate::transport::ClientEndpoint;
 use pi_ir::{Artifact, limits};
-use pi_protocol::session::{self, ClientBundle, ClientModel, ClientSetup};
+use pi_protocol::session::{self, ClientBundle, ClientModel, ClientSetup, is_current_setup};
 use rand_core::{OsRng, TryRngCore};
 use std::time::{Duration, Instant};
 use tokio::task::{JoinHandle, block_in_place};
@@ -96,7 +96,9 @@ impl Connection<'_> {
     /// Errors of the exchange and of the store.
     pub async fn setup(&mut self) -> Result<(ClientSetup, Option<Spent>), Error> {
         let store = &self.client.store;
-        if let Some(bytes) = store.setup(self.server())? {
+        if let Some(bytes) = store.setup(self.server())?
+            && is_current_setup(&bytes)
+        {
             let setup = ClientSetup::decode(&bytes)
                 .map_err(|e| damaged(store, format!("setup with {}: {e}", self.server())))?;
             if self.welcome.setup == Some(setup.id()) {

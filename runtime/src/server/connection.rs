@@ -10,7 +10,7 @@ use crate::store::BundleState;
 use crate::stream::{MessageStream, Refusal, StreamError, describe};
 use crate::transport;
 use pi_protocol::header::PROTOCOL_VERSION;
-use pi_protocol::session::{self, BundleId, ServerSetup};
+use pi_protocol::session::{self, BundleId, ServerSetup, is_current_setup};
 use rand_core::{OsRng, TryRngCore};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -208,7 +208,8 @@ impl Connection {
 
     /// The server's half of the setup with this client, if there is one.
     pub(super) fn setup_of_client(&self) -> Result<Option<ServerSetup>, Error> {
-        let Some(bytes) = self.shared.store.setup(self.client)? else {
+        let bytes = self.shared.store.setup(self.client)?;
+        let Some(bytes) = bytes.filter(|bytes| is_current_setup(bytes)) else {
             return Ok(None);
         };
         let setup = ServerSetup::decode(&bytes);
