@@ -32,6 +32,7 @@ use rows::{
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use zeroize::Zeroizing;
 
@@ -42,6 +43,8 @@ pub type ModelDigest = [u8; 32];
 pub struct Store {
     database: Database,
     directory: PathBuf,
+    /// Keys of the bundles whose contents are being written.
+    writing: Mutex<HashSet<[u8; 64]>>,
 }
 
 /// State of a bundle in a store.
@@ -106,6 +109,7 @@ impl Store {
         let store = Store {
             database,
             directory: state.to_owned(),
+            writing: Mutex::default(),
         };
         store.check_format()?;
         store.erase_leftovers()?;
@@ -251,6 +255,9 @@ impl Store {
 
     /// Keeps a bundle half, durably on return.
     ///
+    /// The content is written before the transaction, not inside: the database has one writer at a
+    /// time, and whoever marks a bundle as spent must not wait for megabytes.
+    ///
     /// # Errors
     /// [`StoreError::Exists`] if the name was ever used with this peer; else as [`Store::setup`].
     pub fn put_bundle(
@@ -270,17 +277,27 @@ impl Store {
                 digest: *blake3::hash(content).as_bytes(),
             }),
         };
-        self.write(|transaction| {
+        // Of two writers of one name, the second must not touch the first one's file.
+        let exists = || StoreError::Exists(*id);
+        let Some(_claim) = Claim::new(&self.writing, key) else {
+            return Err(exists());
+        };
+        if self.bundle(peer, id)?.is_some() {
+            return Err(exists());
+        }
+        // The file comes first: a row must never promise content that a crash kept from the disk.
+        files::write_private(&path, content).map_err(|e| file_error(path.clone(), e))?;
+        let stored = self.write(|transaction| {
             let mut table = transaction.open_table(BUNDLES)?;
-            if table.get(&key)?.is_some() {
-                return Err(StoreError::Exists(*id).into());
-            }
-            // The file comes first: a row must never promise content that a crash kept from the
-            // disk.
-            files::write_private(&path, content).map_err(|e| file_error(path.clone(), e))?;
             table.insert(&key, encode(&row).as_slice())?;
             Ok(())
-        })
+        });
+        if stored.is_err() {
+            // Without a row nobody can use it, and it may be what fills the disk. What cannot be
+            // erased now is erased when the store is opened.
+            let _ = files::erase(&path);
+        }
+        stored
     }
 
     /// Marks a bundle as spent, durably on return. Of all calls for a bundle one succeeds.
@@ -465,8 +482,29 @@ impl Store {
     }
 }
 
+/// The right to write the content of one bundle, until it is dropped.
+struct Claim<'a> {
+    writing: &'a Mutex<HashSet<[u8; 64]>>,
+    key: [u8; 64],
+}
+
+impl<'a> Claim<'a> {
+    /// The claim, unless another holds it.
+    fn new(writing: &'a Mutex<HashSet<[u8; 64]>>, key: [u8; 64]) -> Option<Claim<'a>> {
+        let mut held = writing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Lazily: a claim that is made gives up the key when it is dropped.
+        held.insert(key).then(|| Claim { writing, key })
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut held = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        held.remove(&self.key);
+    }
+}
+
 /// Milliseconds since 1970; 0 if the clock is before.
-/// Milliseconds since 1970; 0 when the clock is before.
 pub(crate) fn unix_milliseconds() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

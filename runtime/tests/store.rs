@@ -149,6 +149,51 @@ fn a_damaged_store_is_an_error_and_no_panic() {
     assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
 }
 
+/// The disk is slow, here a pipe that takes the content only when it is read: others go on.
+#[test]
+#[cfg(unix)]
+fn marks_do_not_wait_for_a_bundle_that_is_being_written() {
+    use std::io::Read;
+    use std::time::Duration;
+    let state = tempfile::tempdir().unwrap();
+    let store = Store::open(state.path()).unwrap();
+    store.put_bundle(PEER, &MODEL, &id(1), b"ready").unwrap();
+    // The writer's temporary file, under the name of the ready bundle with another id.
+    let ready = std::fs::read_dir(state.path().join("bundles")).unwrap();
+    let ready = ready.map(|file| file.unwrap().path()).next().unwrap();
+    let name = ready.file_name().unwrap().to_str().unwrap();
+    let pipe = ready.with_file_name(name.replace(&"01".repeat(32), &"02".repeat(32)) + ".new");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    // More than a pipe holds, so that the writer is still writing after the pipe is open.
+    let slow = vec![7; 1 << 20];
+    let (marked, mark) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| store.put_bundle(PEER, &MODEL, &id(2), &slow));
+        let mut reader = std::fs::File::open(&pipe).unwrap();
+        reader.read_exact(&mut [0]).unwrap();
+        let (store, slow) = (&store, &slow);
+        scope.spawn(move || marked.send(store.spend(PEER, &id(1))));
+        let waited = mark.recv_timeout(Duration::from_secs(20));
+        // A name that is being written is taken. (If the mark waits, so would this.)
+        let second = waited
+            .is_ok()
+            .then(|| store.put_bundle(PEER, &MODEL, &id(2), b"other"));
+        std::io::copy(&mut reader, &mut std::io::sink()).unwrap();
+        // A pipe cannot be made durable, which is the error of a disk.
+        let error = writer.join().unwrap().unwrap_err();
+        assert!(matches!(error, StoreError::File { .. }), "{error}");
+        waited.expect("the mark waits for the writer").unwrap();
+        assert!(
+            matches!(second, Some(Err(StoreError::Exists(_)))),
+            "{second:?}"
+        );
+        // After the error the name is free again, and nothing of the content is left.
+        store.put_bundle(PEER, &MODEL, &id(2), slow).unwrap();
+    });
+    assert_eq!(store.ready(PEER, &MODEL).unwrap(), [id(2)]);
+}
+
 #[test]
 fn content_that_changed_on_disk_is_refused_and_the_bundle_spent() {
     let state = tempfile::tempdir().unwrap();
