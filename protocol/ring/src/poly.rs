@@ -7,7 +7,7 @@ pub use automorphism::Automorphism;
 
 use crate::{Modulus46, Ntt, kernels};
 use std::sync::Arc;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// Representation of a polynomial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +21,9 @@ pub enum Domain {
 /// A polynomial modulo `X^n + 1` and several primes: one limb of `n` residues for each prime.
 ///
 /// Memory comes from a pool and returns to it: touching fresh pages costs as much as the
-/// arithmetic. The pool does not erase; owners of secret polynomials call [`Zeroize::zeroize`]
-/// before they drop them.
+/// arithmetic. It is erased when the polynomial is dropped, because most polynomials of a protocol
+/// are secret or show a secret together with a public one (`a s` beside `a`). So what the pool
+/// hands out is zero, and a new polynomial costs nothing more.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RnsPoly {
     n: usize,
@@ -33,14 +34,6 @@ pub struct RnsPoly {
 impl RnsPoly {
     /// The zero polynomial.
     pub fn zero(n: usize, limbs: usize, domain: Domain) -> Self {
-        let mut poly = Self::unspecified(n, limbs, domain);
-        poly.data.fill(0);
-        poly
-    }
-
-    /// A polynomial whose entries are left over from earlier ones: for callers that overwrite them
-    /// all.
-    pub fn unspecified(n: usize, limbs: usize, domain: Domain) -> Self {
         Self {
             n,
             domain,
@@ -53,7 +46,7 @@ impl RnsPoly {
     /// # Preconditions
     /// `|x| < q` for every modulus.
     pub fn from_small(coefficients: &[i64], moduli: &[Modulus46]) -> Self {
-        let mut poly = Self::unspecified(coefficients.len(), moduli.len(), Domain::Coefficients);
+        let mut poly = Self::zero(coefficients.len(), moduli.len(), Domain::Coefficients);
         for (limb, m) in poly.limbs_mut().zip(moduli) {
             for (x, &small) in limb.iter_mut().zip(coefficients) {
                 *x = m.from_small(small);
@@ -207,7 +200,7 @@ impl RnsPoly {
 
     /// The polynomial over the first `limbs` primes only.
     fn truncated(&self, limbs: usize) -> Self {
-        let mut poly = Self::unspecified(self.n, limbs, self.domain);
+        let mut poly = Self::zero(self.n, limbs, self.domain);
         poly.data.copy_from_slice(&self.data[..limbs * self.n]);
         poly
     }
@@ -221,15 +214,13 @@ impl Clone for RnsPoly {
 
 impl Drop for RnsPoly {
     fn drop(&mut self) {
+        // The slice: a vector would erase itself, and then its capacity again.
+        self.data.as_mut_slice().zeroize();
         pool::give(std::mem::take(&mut self.data));
     }
 }
 
-impl Zeroize for RnsPoly {
-    fn zeroize(&mut self) {
-        self.data.zeroize();
-    }
-}
+impl ZeroizeOnDrop for RnsPoly {}
 
 /// The product modulo `X^n + 1` by schoolbook multiplication: the oracle of the transforms.
 #[cfg(test)]
@@ -276,6 +267,24 @@ mod tests {
                 assert_eq!(product, negacyclic_product(&a, &monomial, &m), "{t}");
             }
         }
+    }
+
+    /// Whatever was in a polynomial, the next one in its memory starts from zero.
+    #[test]
+    fn memory_that_returns_to_the_pool_is_erased() {
+        // No other test has polynomials of this length.
+        let (n, limbs) = (1 << 12, 7);
+        let mut secret = RnsPoly::zero(n, limbs, Domain::Values);
+        secret.limbs_mut().for_each(|limb| limb.fill(0x5ec2e7));
+        let address = secret.limb(0).as_ptr();
+        let copy = secret.clone();
+        drop(secret);
+        let next = RnsPoly::zero(n, limbs, Domain::Coefficients);
+        assert_eq!(next.limb(0).as_ptr(), address, "the pool keeps memory");
+        assert!(next.limbs().flatten().all(|&x| x == 0));
+        drop(copy);
+        let kept = [(); 2].map(|()| pool::take(n * limbs));
+        assert!(kept.iter().flatten().all(|&x| x == 0));
     }
 
     #[test]

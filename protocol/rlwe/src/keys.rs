@@ -62,7 +62,6 @@ impl SecretKey {
 impl Drop for SecretKey {
     fn drop(&mut self) {
         self.coefficients.zeroize();
-        self.values.zeroize();
     }
 }
 
@@ -177,7 +176,6 @@ impl GaloisKeys {
                     }
                     scaled(params, [b, a])
                 });
-                payload.zeroize();
                 GaloisKey { digits }
             })
             .collect();

@@ -61,7 +61,7 @@ use pi_core::fp;
 use pi_ring::dot::{Term, dot_pair};
 use pi_ring::{Domain, RnsPoly, kernels, rns};
 use rand_core::CryptoRng;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 /// A masked and flooded ciphertext at the modulus of answers.
 #[derive(Clone, PartialEq, Eq)]
@@ -249,7 +249,7 @@ fn add_encryption_of_zero(
     let small = Zeroizing::new(sample::ternary(N, stream));
     let mut u = RnsPoly::from_small(&small, moduli);
     u.forward(&params.ntts()[..limbs]);
-    let mut zero = [(); 2].map(|()| RnsPoly::unspecified(N, limbs, Domain::Values));
+    let mut zero = [(); 2].map(|()| RnsPoly::zero(N, limbs, Domain::Values));
     for (i, m) in moduli.iter().enumerate() {
         let halves = [public_key.scaled[0].limb(i), public_key.scaled[1].limb(i)];
         let [z0, z1] = &mut zero;
@@ -263,7 +263,6 @@ fn add_encryption_of_zero(
             [z0.limb_mut(i), z1.limb_mut(i)],
         );
     }
-    u.zeroize();
     let [z0, mut z1] = zero;
     z1.inverse_unscaled(&params.ntts()[..limbs]);
     for (half, zero) in [
@@ -310,7 +309,7 @@ fn answer_phase(
     // c1 is centred below 2^69; times a ternary polynomial its coefficients stay below 2^82, which
     // two primes determine.
     let moduli = &params.moduli[..2];
-    let mut product = RnsPoly::unspecified(N, 2, Domain::Coefficients);
+    let mut product = RnsPoly::zero(N, 2, Domain::Coefficients);
     for (i, m) in moduli.iter().enumerate() {
         let half = m.reduce_u128(HALF);
         for (x, &c) in product.limb_mut(i).iter_mut().zip(&answer.c1) {
@@ -331,7 +330,6 @@ fn answer_phase(
             ((c0 as u128) << ANSWER_DROPPED_BITS).wrapping_add(c1_s as u128)
         })
         .collect();
-    product.zeroize();
     Zeroizing::new(phase)
 }
 

@@ -242,8 +242,8 @@ impl<F: Fn(&[usize]) -> Vec<Vec<Product>> + Sync> Tree<'_, F> {
     fn merge_products(&self, step: &Step<'_>, a: Product, b: Product) -> Node {
         let params = self.params;
         let ([a0, mut sum], [b0, mut shifted]) = (a.halves, b.halves);
-        let mut own = RnsPoly::unspecified(N, DIGITS, Domain::Values);
-        let mut difference = RnsPoly::unspecified(N, 1, Domain::Values);
+        let mut own = RnsPoly::zero(N, DIGITS, Domain::Values);
+        let mut difference = RnsPoly::zero(N, 1, Domain::Values);
         for i in 0..DIGITS {
             let m = &params.moduli[i];
             let (shifted, difference) = (shifted.limb_mut(i), difference.limb_mut(0));
@@ -273,8 +273,8 @@ impl<F: Fn(&[usize]) -> Vec<Vec<Product>> + Sync> Tree<'_, F> {
     fn merge(&self, step: &Step<'_>, a: Node, b: Node) -> Node {
         let params = self.params;
         // tau(A - X^m B) and A + X^m B of the second halves.
-        let mut digits = RnsPoly::unspecified(N, DIGITS, Domain::Coefficients);
-        let mut difference = RnsPoly::unspecified(N, 1, Domain::Coefficients);
+        let mut digits = RnsPoly::zero(N, DIGITS, Domain::Coefficients);
+        let mut difference = RnsPoly::zero(N, 1, Domain::Coefficients);
         let mut c1 = a.c1;
         for i in 0..DIGITS {
             let m = &params.moduli[i];
@@ -301,8 +301,8 @@ impl<F: Fn(&[usize]) -> Vec<Vec<Product>> + Sync> Tree<'_, F> {
         c0: &mut RnsPoly,
     ) -> RnsPoly {
         let params = self.params;
-        let mut lifted = RnsPoly::unspecified(N, DIGITS, Domain::Values);
-        let mut sums = [(); 2].map(|()| RnsPoly::unspecified(N, KEY_LIMBS, Domain::Values));
+        let mut lifted = RnsPoly::zero(N, DIGITS, Domain::Values);
+        let mut sums = [(); 2].map(|()| RnsPoly::zero(N, KEY_LIMBS, Domain::Values));
         for (j, m) in params.moduli.iter().enumerate() {
             let own = own.filter(|_| j < DIGITS).map(|own| own.limb(j));
             for (i, lifted) in lifted.limbs_mut().enumerate() {
@@ -326,7 +326,7 @@ impl<F: Fn(&[usize]) -> Vec<Vec<Product>> + Sync> Tree<'_, F> {
 
 /// The first half of a merge before its key switch: twice `a` and twice `b` by turns.
 fn interleave_doubled(params: &Params, a: &RnsPoly, b: &RnsPoly) -> RnsPoly {
-    let mut c0 = RnsPoly::unspecified(2 * a.n(), KEY_LIMBS, Domain::Coefficients);
+    let mut c0 = RnsPoly::zero(2 * a.n(), KEY_LIMBS, Domain::Coefficients);
     for (i, m) in params.moduli.iter().enumerate() {
         let sources = a.limb(i).iter().zip(b.limb(i));
         for (pair, (&a, &b)) in c0.limb_mut(i).chunks_exact_mut(2).zip(sources) {
@@ -339,7 +339,7 @@ fn interleave_doubled(params: &Params, a: &RnsPoly, b: &RnsPoly) -> RnsPoly {
 /// The coefficients of `x`, which is in values times `N^-1`, at the multiples of `gap`.
 pub(crate) fn fold(params: &Params, x: &RnsPoly, gap: usize) -> RnsPoly {
     let n = N / gap;
-    let mut folded = RnsPoly::unspecified(n, x.limb_count(), Domain::Values);
+    let mut folded = RnsPoly::zero(n, x.limb_count(), Domain::Values);
     for (i, m) in params.moduli.iter().take(x.limb_count()).enumerate() {
         kernels::sum_adjacent(m, x.limb(i), folded.limb_mut(i));
     }

@@ -3,7 +3,6 @@
 use crate::params::{CiphertextModulus, KEY_LIMBS, N, Params};
 use pi_core::fp;
 use pi_ring::{Domain, RnsPoly};
-use zeroize::Zeroize;
 
 /// A kernel polynomial in values, premultiplied by `2^-levels` for the packing that follows it.
 ///
@@ -65,7 +64,7 @@ impl PlainPoly {
         modulus: CiphertextModulus,
         coefficients: &[u64],
     ) -> Self {
-        let mut values = RnsPoly::unspecified(N, modulus.limbs(), Domain::Coefficients);
+        let mut values = RnsPoly::zero(N, modulus.limbs(), Domain::Coefficients);
         for (i, limb) in values.limbs_mut().enumerate() {
             let m = &params.moduli[i];
             let factor = params.degree_inverse[i];
@@ -86,12 +85,6 @@ impl PlainPoly {
             levels: 0,
             values,
         }
-    }
-}
-
-impl Drop for PlainPoly {
-    fn drop(&mut self) {
-        self.values.zeroize();
     }
 }
 

@@ -26,7 +26,7 @@ impl Product {
     /// If there is no term, or moduli or levels differ.
     pub fn new(params: &Params, terms: &[(&Ciphertext, &PlainPoly)]) -> Self {
         let (_, first) = terms.first().expect("a product has a term");
-        let half = || RnsPoly::unspecified(N, first.modulus.limbs(), Domain::Values);
+        let half = || RnsPoly::zero(N, first.modulus.limbs(), Domain::Values);
         let mut product = Self {
             modulus: first.modulus,
             levels: first.levels,
@@ -235,13 +235,13 @@ fn sums_in_parts(
     mut set: impl FnMut(Range<usize>, &mut [Vec<Product>]),
 ) -> Vec<Vec<Product>> {
     let count = check_rows(rows);
-    let mut sums = unspecified_sums(rows.len(), outputs, levels);
+    let mut sums = zero_sums(rows.len(), outputs, levels);
     for first in (0..count).step_by(TERMS_AT_ONCE) {
         let part = first..count.min(first + TERMS_AT_ONCE);
         if first == 0 {
             set(part, &mut sums);
         } else {
-            let mut more = unspecified_sums(rows.len(), outputs, levels);
+            let mut more = zero_sums(rows.len(), outputs, levels);
             set(part, &mut more);
             add_sums(params, &mut sums, &more);
         }
@@ -312,11 +312,11 @@ fn sized<T: Copy + Default>(buffer: &mut Vec<T>, length: usize) -> &mut [T] {
     &mut buffer[..length]
 }
 
-fn unspecified_sums(rows: usize, outputs: usize, levels: u32) -> Vec<Vec<Product>> {
+fn zero_sums(rows: usize, outputs: usize, levels: u32) -> Vec<Vec<Product>> {
     let product = |_| Product {
         modulus: CiphertextModulus::Conv,
         levels,
-        halves: [(); 2].map(|()| RnsPoly::unspecified(N, CONV_LIMBS, Domain::Values)),
+        halves: [(); 2].map(|()| RnsPoly::zero(N, CONV_LIMBS, Domain::Values)),
     };
     (0..outputs)
         .map(|_| (0..rows).map(product).collect())

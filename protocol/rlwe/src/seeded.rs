@@ -33,7 +33,7 @@ use crate::{Error, SecretKey};
 use pi_core::fp;
 use pi_ring::{Domain, Modulus46, RnsPoly, kernels};
 use rand_core::CryptoRng;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 /// Origin of the mask at a coefficient. Public.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -180,7 +180,7 @@ fn encrypt_over<const L: usize>(
     }
     product.inverse(&params.ntts()[..L]);
     phase.add_assign(&product, &moduli);
-    product.zeroize();
+    drop(product);
 
     let errors = Zeroizing::new(sample::errors(N, &mut Stream::secret(rng)));
     let mut mask = Zeroizing::new(vec![0; N]);
@@ -218,7 +218,6 @@ fn encrypt_over<const L: usize>(
             );
         }
     }
-    phase.zeroize();
     SeededEncryption {
         mask,
         bytes: writer.finish(),

@@ -1,4 +1,4 @@
-//! Buffers of polynomials, kept for the next ones of the same size.
+//! Buffers of polynomials, kept for the next ones of the same size. All that are kept are zero.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -16,7 +16,7 @@ struct Pool {
 
 static POOL: Mutex<Option<Pool>> = Mutex::new(None);
 
-/// A buffer of `len` words, left over from whatever had it before.
+/// A buffer of `len` zeros.
 pub(super) fn take(len: usize) -> Vec<u64> {
     if len >= SMALLEST
         && let Some(pool) = POOL.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
@@ -28,8 +28,9 @@ pub(super) fn take(len: usize) -> Vec<u64> {
     vec![0; len]
 }
 
-/// Keeps a buffer, unless enough are kept.
+/// Keeps a buffer of zeros, unless enough are kept.
 pub(super) fn give(buffer: Vec<u64>) {
+    debug_assert!(buffer.iter().all(|&word| word == 0), "an erased buffer");
     let len = buffer.len();
     if len < SMALLEST {
         return;
