@@ -23,8 +23,8 @@ async fn client(
     // Once per client and server: homomorphic keys and base oblivious transfers.
     let setup = client_setup(channel, &header(0), rng).await?;
     // Offline, before the image exists: bundles in batches, here one bundle in a batch of one.
-    let mut batch = ClientBatch::start(channel, model, &setup, &header(1), 1, rng).await?;
-    let bundle = batch.next_bundle(channel).await?.context("no bundle")?;
+    let batch = ClientBatch::start(channel, model, &setup, &header(1), 1, rng).await?;
+    let (bundle, _) = batch.next_bundle(channel).await?.context("no bundle")?;
     // Online: the bundle is spent on the image. The trace keeps the client's shares for the check.
     let trace = true;
     Ok(client_infer(channel, model, bundle, input, trace).await?)
@@ -33,8 +33,8 @@ async fn client(
 async fn server(channel: &mut impl Channel, model: &ServerModel) -> Result<()> {
     let rng = &mut OsRng.unwrap_err();
     let setup = server_setup(channel, &header(0), rng).await?;
-    let mut batch = ServerBatch::start(channel, model, &setup, &header(1), 1, rng).await?;
-    let bundle = batch.next_bundle(channel).await?.context("no bundle")?;
+    let batch = ServerBatch::start(channel, model, &setup, &header(1), 1, rng).await?;
+    let (bundle, _) = batch.next_bundle(channel).await?.context("no bundle")?;
     // The first message of the online phase names the bundle to be spent.
     let message = channel.receive(OnlineRequest::encoded_len(model)).await?;
     let request = OnlineRequest::decode(&message, model)?;

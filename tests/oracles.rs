@@ -141,8 +141,8 @@ impl Pair {
                 block_on(async {
                     let (channel, model, setup) = (&mut near, &self.client, &self.client_setup);
                     let start = ClientBatch::start(channel, model, setup, &inputs, 1, client_rng);
-                    let mut batch = start.await.unwrap();
-                    let bundle = batch.next_bundle(channel).await.unwrap().unwrap();
+                    let batch = start.await.unwrap();
+                    let (bundle, _) = batch.next_bundle(channel).await.unwrap().unwrap();
                     let infer = client_infer(channel, model, bundle, input, true);
                     infer.await.unwrap()
                 })
@@ -151,8 +151,8 @@ impl Pair {
                 block_on(async {
                     let (channel, model, setup) = (&mut far, &self.server, &self.server_setup);
                     let start = ServerBatch::start(channel, model, setup, &inputs, 1, server_rng);
-                    let mut batch = start.await.unwrap();
-                    let bundle = batch.next_bundle(channel).await.unwrap().unwrap();
+                    let batch = start.await.unwrap();
+                    let (bundle, _) = batch.next_bundle(channel).await.unwrap().unwrap();
                     let limit = OnlineRequest::encoded_len(model);
                     let message = channel.receive(limit).await.unwrap();
                     let request = OnlineRequest::decode(&message, model).unwrap();

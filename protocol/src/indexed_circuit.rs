@@ -5,12 +5,12 @@ use crate::Error;
 use crate::layout::{MAX_MERGED_GROUP, Packing};
 use crate::linear;
 use crate::nonlinear::quadratic;
-use pi_core::fp;
+use pi_core::fp::{self, Elements};
 use pi_garble::SignWidth;
 use pi_ir::{
-    Activation, Circuit, Conv, Kind, Layer, Plan, Shape, Step, SumPool, TensorId, Term, Verified,
+    Activation, Circuit, Kind, Layer, Plan, Shape, Step, SumPool, TensorId, Term, Verified,
 };
-use std::borrow::Cow;
+use zeroize::Zeroizing;
 
 /// A circuit and its plans, checked and indexed: what both parties derive from the artifact.
 pub(crate) struct IndexedCircuit {
@@ -111,50 +111,52 @@ impl IndexedCircuit {
     /// The sum of a layer on one party's shares: `pool(sum of conv(W, t) + sum of 2^shift
     /// pool(t))`.
     ///
-    /// `conv` gives the party's share of a convolution, by its number among the layer's
-    /// convolutions.
-    pub(crate) fn sum(
+    /// `convolutions` gives the party's shares of the layer's convolutions, in order.
+    pub(crate) fn sum<'s>(
         &self,
         layer: &Layer,
-        tensors: &[impl AsRef<[u64]>],
-        mut conv: impl FnMut(usize, &Conv) -> Vec<u64>,
-    ) -> Vec<u64> {
+        tensors: &[&[u64]],
+        convolutions: &mut impl Iterator<Item = &'s [u64]>,
+    ) -> Elements {
         let shape = self.sum_shape(layer);
-        let mut sum = vec![0; shape.len()];
-        let mut convs = 0;
+        let mut sum = Zeroizing::new(vec![0; shape.len()]);
         for term in &layer.terms {
             match term {
-                Term::Conv(term) => {
-                    add_scaled(&mut sum, &conv(convs, term), 0);
-                    convs += 1;
+                Term::Conv(_) => {
+                    let share = convolutions.next().expect("one share per convolution");
+                    add_scaled(&mut sum, share, 0);
                 }
                 Term::Residual { input, pool, shift } => {
-                    let x = tensors[input.0 as usize].as_ref();
-                    let residual = self.residual(*input, x, pool.as_ref(), shape);
-                    add_scaled(&mut sum, &residual, *shift);
+                    let x = tensors[input.0 as usize];
+                    self.add_residual(&mut sum, layer, (*input, x), pool.as_ref(), *shift);
                 }
             }
         }
         self.pool(layer, sum)
     }
 
-    /// A residual term of a sum of shape `to`, before its shift: a share `x` of tensor `input`,
+    /// Adds `2^shift` times a residual term to the sum of a layer's terms: a share of a tensor,
     /// pooled if the term has a pool.
-    pub(crate) fn residual<'x>(
+    pub(crate) fn add_residual(
         &self,
-        input: TensorId,
-        x: &'x [u64],
+        sum: &mut [u64],
+        layer: &Layer,
+        (input, x): (TensorId, &[u64]),
         pool: Option<&SumPool>,
-        to: Shape,
-    ) -> Cow<'x, [u64]> {
+        shift: u8,
+    ) {
         match pool {
-            Some(pool) => sum_windows(x, self.circuit.tensor_shape(input), pool, to).into(),
-            None => x.into(),
+            Some(pool) => {
+                let from = self.circuit.tensor_shape(input);
+                let pooled = sum_windows(x, from, pool, self.sum_shape(layer));
+                add_scaled(sum, &pooled, shift);
+            }
+            None => add_scaled(sum, x, shift),
         }
     }
 
     /// The layer's own pool of a sum of its terms.
-    pub(crate) fn pool(&self, layer: &Layer, sum: Vec<u64>) -> Vec<u64> {
+    pub(crate) fn pool(&self, layer: &Layer, sum: Elements) -> Elements {
         match &layer.pool {
             Some(pool) => sum_windows(&sum, self.sum_shape(layer), pool, layer.shape),
             None => sum,
@@ -283,9 +285,9 @@ pub(crate) fn add_scaled(sum: &mut [u64], values: &[u64], shift: u8) {
 }
 
 /// The window sums of a map of shape `from`; `to` is the shape of the result.
-fn sum_windows(x: &[u64], from: Shape, pool: &SumPool, to: Shape) -> Vec<u64> {
+fn sum_windows(x: &[u64], from: Shape, pool: &SumPool, to: Shape) -> Elements {
     let (width, area) = (from.w as usize, from.h as usize * from.w as usize);
-    let mut out = Vec::with_capacity(to.len());
+    let mut out = Zeroizing::new(Vec::with_capacity(to.len()));
     for plane in x.chunks_exact(area) {
         for i in 0..to.h as usize {
             for j in 0..to.w as usize {

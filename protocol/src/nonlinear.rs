@@ -16,6 +16,11 @@ pub(crate) mod relu;
 mod vectors;
 
 /// The values at these indices.
-pub(crate) fn gather(values: &[u64], indices: &[u32]) -> pi_core::fp::Elements {
-    zeroize::Zeroizing::new(indices.iter().map(|&i| values[i as usize]).collect())
+pub(crate) fn gather<'a>(
+    values: &[u64],
+    indices: impl IntoIterator<Item = &'a u32>,
+) -> pi_core::fp::Elements {
+    // Slices and chains of slices know their length, so the vector does not grow: that would leave
+    // copies of secrets behind.
+    zeroize::Zeroizing::new(indices.into_iter().map(|&i| values[i as usize]).collect())
 }

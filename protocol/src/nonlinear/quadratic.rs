@@ -175,8 +175,8 @@ impl ServerOle {
             .enumerate()
             .map(|(i, ciphertext)| {
                 let used = &y[i * N..y.len().min((i + 1) * N)];
-                let mut factors = Zeroizing::new(used.to_vec());
-                factors.resize(N, 0);
+                let mut factors = Zeroizing::new(vec![0; N]);
+                factors[..used.len()].copy_from_slice(used);
                 let mut rng = secrets.rng("OLE shares", i as u64);
                 let v = Zeroizing::new(fp::uniform_vec(N, &mut rng));
                 let rng = &mut secrets.rng("OLE answer", i as u64);

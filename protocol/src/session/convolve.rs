@@ -68,7 +68,7 @@ impl Convolution {
         }
         let shape = self.prepared.shape();
         let (height, width) = (shape.out_height(), shape.out_width());
-        let mut dense = vec![0; shape.output_len()];
+        let mut dense = Zeroizing::new(vec![0; shape.output_len()]);
         self.prepared.add_to(x, scratch, &mut dense);
         let planes = dense.chunks_exact(height * width);
         let rows = planes.flat_map(|plane| plane.chunks_exact(width).step_by(self.kept.0));
@@ -107,16 +107,14 @@ impl ServerModel {
                 }
                 Term::Residual { input, pool, shift } => {
                     let x = &tensors[input.0 as usize];
-                    let residual = indexed.residual(*input, x, pool.as_ref(), shape);
-                    add_scaled(&mut sum, &residual, *shift);
+                    indexed.add_residual(&mut sum, layer, (*input, x), pool.as_ref(), *shift);
                 }
             }
         }
         match offset {
             None => sum,
             Some(offset) => {
-                let sum = std::mem::take(&mut *sum);
-                let mut pooled = Zeroizing::new(indexed.pool(layer, sum));
+                let mut pooled = indexed.pool(layer, sum);
                 add_scaled(&mut pooled, &offset, 0);
                 pooled
             }

@@ -52,12 +52,22 @@ use pi_rlwe::Params;
 use rand_core::CryptoRng;
 
 /// A batch at the client, after its linear layers: bundles come out of it one by one.
+///
+/// Asking for a bundle takes the batch, and only a bundle that is complete gives it back. All
+/// secrets of a bundle derive from its header, so a message 3 that is made twice would have the
+/// same masks; after an error there is no batch left to make it from:
+/// ```compile_fail,E0382
+/// # use pi_protocol::{Channel, session::ClientBatch};
+/// async fn twice(channel: &mut impl Channel, batch: ClientBatch<'_>) {
+///     let _ = batch.next_bundle(channel).await;
+///     let _ = batch.next_bundle(channel).await;
+/// }
+/// ```
 pub struct ClientBatch<'a> {
     batch: Batch<'a>,
     setup: &'a ClientSetup,
-    bundles: Vec<ClientExchange>,
-    /// Bundles handed out.
-    done: usize,
+    /// The bundles that are not handed out yet, in order.
+    bundles: std::vec::IntoIter<ClientExchange>,
     /// `r` of every tensor, `[bundle][..]`.
     masks: Vec<Elements>,
     /// `W r + s` of every convolution, `[bundle][..]`.
@@ -128,43 +138,52 @@ impl<'a> ClientBatch<'a> {
         Ok(ClientBatch {
             batch,
             setup,
-            bundles: exchanges,
-            done: 0,
+            bundles: exchanges.into_iter(),
             masks,
             answers,
         })
     }
 
-    /// The next bundle of the batch, by messages 3 and 4; `None` after the last.
+    /// The next bundle of the batch, by messages 3 and 4, and the rest of the batch; `None` after
+    /// the last.
     ///
     /// # Errors
     /// [`Error::PeerMisbehaved`] for malformed messages, [`Error::Channel`]; the rest of the batch
     /// is lost then.
     pub async fn next_bundle(
-        &mut self,
+        mut self,
         channel: &mut impl Channel,
-    ) -> Result<Option<ClientBundle>, Error> {
-        if self.done == self.bundles.len() {
+    ) -> Result<Option<(ClientBundle, Self)>, Error> {
+        let Some(exchange) = self.bundles.next() else {
             return Ok(None);
-        }
-        let bundle = self.done;
-        let (chosen, message) = self.choose(bundle)?;
+        };
+        let bundle = self.batch.planned.bundles() - self.bundles.len() - 1;
+        let (header, chosen, message) = self.choose(bundle, exchange)?;
         channel.send(message).await?;
         let expected = tables::message_bytes(self.batch.indexed);
         let message = receive_exactly(channel, "garbled circuits", expected).await?;
-        self.done += 1;
-        self.finish(bundle, chosen, &message).map(Some)
+        let bundle = self.finish(bundle, header, chosen, &message)?;
+        Ok(Some((bundle, self)))
     }
 }
 
 /// A batch at the server, after its linear layers: bundles come out of it one by one.
+///
+/// As at the client, asking for a bundle takes the batch: a second message 3 for the same bundle
+/// would be answered with the same masks.
+/// ```compile_fail,E0382
+/// # use pi_protocol::{Channel, session::ServerBatch};
+/// async fn twice(channel: &mut impl Channel, batch: ServerBatch<'_>) {
+///     let _ = batch.next_bundle(channel).await;
+///     let _ = batch.next_bundle(channel).await;
+/// }
+/// ```
 pub struct ServerBatch<'a> {
     batch: Batch<'a>,
     model: &'a ServerModel,
     setup: &'a ServerSetup,
-    bundles: Vec<ServerExchange>,
-    /// Bundles handed out.
-    done: usize,
+    /// The bundles that are not handed out yet, in order.
+    bundles: std::vec::IntoIter<ServerExchange>,
     /// `s` of every convolution, `[bundle][..]`.
     shares: Vec<Elements>,
 }
@@ -237,43 +256,42 @@ impl<'a> ServerBatch<'a> {
             batch,
             model,
             setup,
-            bundles: exchanges,
-            done: 0,
+            bundles: exchanges.into_iter(),
             shares,
         })
     }
 
-    /// The next bundle of the batch, by messages 3 and 4; `None` after the last.
+    /// The next bundle of the batch, by messages 3 and 4, and the rest of the batch; `None` after
+    /// the last.
     ///
     /// # Errors
     /// As [`ClientBatch::next_bundle`].
     pub async fn next_bundle(
-        &mut self,
+        mut self,
         channel: &mut impl Channel,
-    ) -> Result<Option<ServerBundle>, Error> {
-        if self.done == self.bundles.len() {
+    ) -> Result<Option<(ServerBundle, Self)>, Error> {
+        let Some(exchange) = self.bundles.next() else {
             return Ok(None);
-        }
-        let bundle = self.done;
+        };
+        let bundle = self.batch.planned.bundles() - self.bundles.len() - 1;
         let expected = choices::message_bytes(self.batch.indexed);
         let message = receive_exactly(channel, "choices", expected).await?;
         let choices = Choices::read(self.batch.indexed, &message)?;
-        let (finished, reply) = self.garble(bundle, &choices)?;
+        let (finished, reply) = self.garble(bundle, exchange, &choices)?;
         channel.send(reply).await?;
-        self.done += 1;
-        Ok(Some(finished))
+        Ok(Some((finished, self)))
     }
 }
 
 impl std::fmt::Debug for ClientBatch<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ClientBatch({} of {})", self.done, self.bundles.len())
+        write!(f, "ClientBatch({} left)", self.bundles.len())
     }
 }
 
 impl std::fmt::Debug for ServerBatch<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ServerBatch({} of {})", self.done, self.bundles.len())
+        write!(f, "ServerBatch({} left)", self.bundles.len())
     }
 }
 

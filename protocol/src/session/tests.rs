@@ -100,9 +100,9 @@ async fn client_prepare(
     inputs: &HeaderInputs,
     rng: &mut ChaCha20Rng,
 ) -> Result<ClientBundle, Error> {
-    let mut batch = ClientBatch::start(channel, model, setup, inputs, 1, rng).await?;
-    let bundle = batch.next_bundle(channel).await?.expect("a batch of one");
-    assert!(batch.next_bundle(channel).await?.is_none());
+    let batch = ClientBatch::start(channel, model, setup, inputs, 1, rng).await?;
+    let (bundle, rest) = batch.next_bundle(channel).await?.expect("a batch of one");
+    assert!(rest.next_bundle(channel).await?.is_none());
     Ok(bundle)
 }
 
@@ -114,9 +114,9 @@ async fn server_prepare(
     inputs: &HeaderInputs,
     rng: &mut ChaCha20Rng,
 ) -> Result<ServerBundle, Error> {
-    let mut batch = ServerBatch::start(channel, model, setup, inputs, 1, rng).await?;
-    let bundle = batch.next_bundle(channel).await?.expect("a batch of one");
-    assert!(batch.next_bundle(channel).await?.is_none());
+    let batch = ServerBatch::start(channel, model, setup, inputs, 1, rng).await?;
+    let (bundle, rest) = batch.next_bundle(channel).await?.expect("a batch of one");
+    assert!(rest.next_bundle(channel).await?.is_none());
     Ok(bundle)
 }
 
@@ -190,7 +190,10 @@ impl Models {
                 };
                 loop {
                     match batch.next_bundle(ch).await {
-                        Ok(Some(bundle)) => done.push(bundle),
+                        Ok(Some((bundle, rest))) => {
+                            done.push(bundle);
+                            batch = rest;
+                        }
                         Ok(None) => return (done, None),
                         Err(error) => return (done, Some(error)),
                     }
@@ -206,7 +209,10 @@ impl Models {
                 };
                 loop {
                     match batch.next_bundle(ch).await {
-                        Ok(Some(bundle)) => done.push(bundle),
+                        Ok(Some((bundle, rest))) => {
+                            done.push(bundle);
+                            batch = rest;
+                        }
                         Ok(None) => return (done, None),
                         Err(error) => return (done, Some(error)),
                     }

@@ -65,9 +65,10 @@ impl Connection<'_> {
             ));
             let mut batch = batch.map_err(|e| protocol_error("server", &mut stream, e))?;
             loop {
-                let bundle = compute(batch.next_bundle(&mut stream));
-                let bundle = bundle.map_err(|e| protocol_error("server", &mut stream, e))?;
-                let Some(bundle) = bundle else { break };
+                let next = compute(batch.next_bundle(&mut stream));
+                let next = next.map_err(|e| protocol_error("server", &mut stream, e))?;
+                let Some((bundle, rest)) = next else { break };
+                batch = rest;
                 self.keep(&mut stream, bundle).await?;
                 let now = Spent {
                     wall: started.elapsed(),

@@ -63,10 +63,11 @@ impl Connection {
             let mut batch = batch.map_err(|e| protocol_error("client", stream, e))?;
             loop {
                 let mut channel = InTurn::new(stream, &shared.turns);
-                let bundle = compute(batch.next_bundle(&mut channel));
+                let next = compute(batch.next_bundle(&mut channel));
                 drop(channel);
-                let bundle = bundle.map_err(|e| protocol_error("client", stream, e))?;
-                let Some(bundle) = bundle else { break };
+                let next = next.map_err(|e| protocol_error("client", stream, e))?;
+                let Some((bundle, rest)) = next else { break };
+                batch = rest;
                 let id = bundle.id();
                 failpoint::reach("server-prepare-before-store");
                 block_in_place(|| {

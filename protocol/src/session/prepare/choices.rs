@@ -8,7 +8,8 @@
 //! | OLE corrections | `x - a`, one per slot |
 //! | per layer | `c' - r` of identity elements |
 
-use super::{ClientBatch, part};
+use super::{ClientBatch, ClientExchange, part};
+use crate::header::BundleHeader;
 use crate::indexed_circuit::{IndexedCircuit, activation};
 use crate::nonlinear::relu::{self, Offered, ReluLayer, ReverseOffer};
 use crate::nonlinear::{gather, quadratic};
@@ -55,18 +56,17 @@ pub(super) struct ChosenLayer {
 
 impl ClientBatch<'_> {
     /// The client makes message 3 of a bundle.
-    pub(super) fn choose(&mut self, bundle: usize) -> Result<(Chosen, Vec<u8>), Error> {
-        let (indexed, count) = (self.batch.indexed, self.bundles.len());
+    pub(super) fn choose(
+        &self,
+        bundle: usize,
+        exchange: ClientExchange,
+    ) -> Result<(BundleHeader, Chosen, Vec<u8>), Error> {
+        let (indexed, count) = (self.batch.indexed, self.batch.planned.bundles());
         let masks: Vec<&[u64]> = (self.masks.iter())
             .map(|mask| part(mask, bundle, count))
             .collect();
-        let mut answers = self.answers.iter();
-        let mut convolution = |_, _: &_| {
-            let answer = answers.next().expect("one answer for each convolution");
-            part(answer, bundle, count).to_vec()
-        };
-        let exchange = &mut self.bundles[bundle];
-        let mut transfers = exchange.transfers.take();
+        let mut answers = self.answers.iter().map(|all| part(all, bundle, count));
+        let mut transfers = exchange.transfers;
         let mut message = memory::with_capacity(message_bytes(indexed));
         if let Some(transfers) = &transfers {
             message.extend_from_slice(&transfers.forward_setup);
@@ -75,7 +75,7 @@ impl ClientBatch<'_> {
         let mut identity = Vec::new();
         let mut layers = Vec::with_capacity(indexed.layers.len());
         for (l, (layer, index)) in indexed.layers_with_index().enumerate() {
-            let c = Zeroizing::new(indexed.sum(layer, &masks, &mut convolution));
+            let c = indexed.sum(layer, &masks, &mut answers);
             let Some(activation) = activation(layer) else {
                 layers.push(ChosenLayer {
                     c,
@@ -110,8 +110,7 @@ impl ClientBatch<'_> {
                 let element = element as usize;
                 identity.push(fp::sub(truncated[element], mask[element]));
             }
-            let mut next = gather(mask, &index.relu);
-            next.extend_from_slice(&gather(mask, &index.quadratic));
+            let next = gather(mask, index.relu.iter().chain(&index.quadratic));
             layers.push(ChosenLayer { c, offered, next });
         }
         quadratic::client_offer(
@@ -123,7 +122,7 @@ impl ClientBatch<'_> {
             &mut message,
         );
         message.extend_from_slice(fp::encode(&identity));
-        Ok((Chosen { layers }, message))
+        Ok((exchange.header, Chosen { layers }, message))
     }
 }
 

@@ -8,6 +8,7 @@
 use super::choices::{Choices, Chosen};
 use super::{ClientBatch, ServerBatch, ServerExchange, part};
 use crate::Error;
+use crate::header::BundleHeader;
 use crate::indexed_circuit::{IndexedCircuit, activation};
 use crate::nonlinear::quadratic::{self, ServerOle};
 use crate::nonlinear::relu::{self, ClientRelu, ReluLayer, ServerChoices};
@@ -37,8 +38,9 @@ fn garbled_bytes(indexed: &IndexedCircuit) -> usize {
 impl ServerBatch<'_> {
     /// The server makes message 4 of a bundle from message 3.
     pub(super) fn garble(
-        &mut self,
+        &self,
         bundle: usize,
+        mut exchange: ServerExchange,
         choices: &Choices<'_>,
     ) -> Result<(ServerBundle, Vec<u8>), Error> {
         let indexed = self.batch.indexed;
@@ -46,11 +48,9 @@ impl ServerBatch<'_> {
         let mut reply = memory::zeroed(message_bytes(indexed));
         // The OLE answers are appended.
         reply.truncate(garbled_bytes(indexed));
-        let exchange = &mut self.bundles[bundle];
         let label_seed = exchange.secrets.seed("server labels", 0);
         let (delta, gadgets) = exchange.garble(indexed, &label_seed, choices, &mut reply)?;
-        let exchange = &self.bundles[bundle];
-        let (d0, ole) = self.answer_ole(exchange, choices, &mut reply)?;
+        let (d0, ole) = self.answer_ole(&exchange, choices, &mut reply)?;
         let mut v = ole.iter();
         let mut layers = Vec::with_capacity(indexed.layers.len());
         let parts = offsets.into_iter().zip(d0).zip(gadgets);
@@ -79,7 +79,7 @@ impl ServerBatch<'_> {
     /// Biases less `s`, by layer, after the layer's pool. Biases are the server's own numbers and
     /// enter its share without a message, so the client learns neither them nor their form.
     fn offsets(&self, bundle: usize) -> Vec<Elements> {
-        let (indexed, count) = (self.batch.indexed, self.bundles.len());
+        let (indexed, count) = (self.batch.indexed, self.batch.planned.bundles());
         let mut sums: Vec<Elements> = (indexed.circuit.layers.iter())
             .zip(&self.model.weights().layers)
             .map(|(layer, weights)| {
@@ -97,8 +97,8 @@ impl ServerBatch<'_> {
         }
         let layers = indexed.circuit.layers.iter().zip(sums);
         let weights = &self.model.weights().layers;
-        let pooled = layers.zip(weights).map(|((layer, mut sum), weights)| {
-            let mut pooled = Zeroizing::new(indexed.pool(layer, std::mem::take(&mut *sum)));
+        let pooled = layers.zip(weights).map(|((layer, sum), weights)| {
+            let mut pooled = indexed.pool(layer, sum);
             for (sum, &bias) in pooled.iter_mut().zip(&weights.element_bias) {
                 *sum = fp::add(*sum, fp::from_i64(bias));
             }
@@ -180,6 +180,7 @@ impl ClientBatch<'_> {
     pub(super) fn finish(
         &self,
         bundle: usize,
+        header: BundleHeader,
         chosen: Chosen,
         message: &[u8],
     ) -> Result<ClientBundle, Error> {
@@ -211,9 +212,9 @@ impl ClientBatch<'_> {
         for ((layer, index), own) in indexed.layers_with_index().zip(&mut layers) {
             own.u = sums_of_slots(layer, &index.quadratic, &mut u);
         }
-        let input_mask = part(&self.masks[0], bundle, self.bundles.len());
+        let input_mask = part(&self.masks[0], bundle, self.batch.planned.bundles());
         Ok(ClientBundle {
-            header: self.bundles[bundle].header,
+            header,
             input_mask: Zeroizing::new(input_mask.to_vec()),
             layers,
         })
