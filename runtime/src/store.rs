@@ -8,8 +8,10 @@
 //! # Layout
 //! `store.redb` is the database: one row per setup, artifact, peer and bundle. The content of a
 //! bundle, megabytes of it, is a separate file in `bundles/`, written and synchronised before its
-//! row; the row carries its BLAKE3 digest. A file without a row that says `Ready` was left behind
-//! by a crash and is erased on opening. Directories have mode 0700, files 0600. Contents are not
+//! row; the row carries its BLAKE3 digest. So is the content of a setup, in `setups/`: what was in
+//! the database would stay in its free pages when the setup is replaced, and a file can be erased.
+//! A file to which no row refers, or that of a spent bundle, was left behind by a crash and is
+//! erased on opening. Directories have mode 0700, files 0600. Contents are not
 //! encrypted: whoever can read the files can read the secrets. Copies and snapshots of a store are
 //! outside the guarantee of single use.
 
@@ -23,6 +25,7 @@ pub use error::StoreError;
 use crate::files;
 use crate::fingerprint::{Fingerprint, hex, short};
 use error::{Failure, database_error, file_error};
+use pi_core::SecretBytes;
 use pi_protocol::session::BundleId;
 use redb::{Database, ReadableDatabase, ReadableTable};
 use rows::{
@@ -34,10 +37,14 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
-use zeroize::Zeroizing;
 
 /// Content hash of a compiled network, to which bundles are bound.
 pub type ModelDigest = [u8; 32];
+
+/// Directory of the contents of bundles.
+const BUNDLE_FILES: &str = "bundles";
+/// Directory of the contents of setups.
+const SETUP_FILES: &str = "setups";
 
 /// An open store; the process holds its lock until the value is dropped.
 pub struct Store {
@@ -101,8 +108,10 @@ impl Store {
             move |error| file_error(path, error)
         };
         files::private_directory(state).map_err(at(state))?;
-        let contents = state.join("bundles");
-        files::private_directory(&contents).map_err(at(&contents))?;
+        for name in [BUNDLE_FILES, SETUP_FILES] {
+            let contents = state.join(name);
+            files::private_directory(&contents).map_err(at(&contents))?;
+        }
         let path = state.join("store.redb");
         files::create_private(&path).map_err(at(&path))?;
         let database = Database::create(&path).map_err(|e| database_error(state, e.into()))?;
@@ -125,26 +134,39 @@ impl Store {
     ///
     /// # Errors
     /// Errors of the file system and of the content, as for every method here.
-    pub fn setup(&self, peer: Fingerprint) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
-        self.read(|transaction| {
+    pub fn setup(&self, peer: Fingerprint) -> Result<Option<SecretBytes>, StoreError> {
+        let row = self.read(|transaction| {
             let table = transaction.open_table(SETUPS)?;
             let row = table.get(&peer.0)?;
-            Ok(row.map(|bytes| Zeroizing::new(bytes.value().to_vec())))
-        })
+            Ok(row.map(|row| decode(row.value())).transpose()?)
+        })?;
+        let Some(content): Option<Content> = row else {
+            return Ok(None);
+        };
+        let path = self.setup_path(peer, &content);
+        Reading::new(&self.directory, path, content).run().map(Some)
     }
 
-    /// Keeps the setup with a peer, and replaces an earlier one.
+    /// Keeps the setup with a peer, and replaces an earlier one, which is erased.
     ///
     /// # Errors
     /// As [`Store::setup`].
     pub fn put_setup(&self, peer: Fingerprint, setup: &[u8]) -> Result<(), StoreError> {
-        self.write(|transaction| {
-            transaction
-                .open_table(SETUPS)?
-                .insert(&peer.0, setup)
-                .map(drop)
-                .map_err(Into::into)
-        })
+        let content = Content::of(setup);
+        let path = self.setup_path(peer, &content);
+        // As with bundles: a row never promises what is not on the disk.
+        files::write_private(&path, setup).map_err(|e| file_error(path.clone(), e))?;
+        let earlier: Option<Content> = self.write(|transaction| {
+            let mut table = transaction.open_table(SETUPS)?;
+            let row = table.insert(&peer.0, encode(&content).as_slice())?;
+            Ok(row.map(|row| decode(row.value())).transpose()?)
+        })?;
+        match earlier.map(|earlier| self.setup_path(peer, &earlier)) {
+            Some(earlier) if earlier != path => {
+                files::erase(&earlier).map_err(|e| file_error(earlier, e))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The artifact with a digest, as it was stored; the caller verifies it.
@@ -272,10 +294,7 @@ impl Store {
         let row = BundleRow {
             model: *model,
             stored_at: unix_milliseconds(),
-            content: Some(Content {
-                length: content.len() as u64,
-                digest: *blake3::hash(content).as_bytes(),
-            }),
+            content: Some(Content::of(content)),
         };
         // Of two writers of one name, the second must not touch the first one's file.
         let exists = || StoreError::Exists(*id);
@@ -432,15 +451,28 @@ impl Store {
         Ok(())
     }
 
-    /// Erases every file in `bundles/` that belongs to no ready bundle.
+    /// Erases every file that belongs to no ready bundle and to no setup.
     fn erase_leftovers(&self) -> Result<(), StoreError> {
-        let owned: HashSet<PathBuf> = self
-            .bundles()?
-            .iter()
-            .filter(|entry| entry.state == BundleState::Ready)
-            .map(|entry| self.content_path(entry.peer, &entry.id))
-            .collect();
-        let contents = self.directory.join("bundles");
+        let bundles = self.bundles()?;
+        let ready = bundles.iter().filter(|b| b.state == BundleState::Ready);
+        let ready = ready.map(|entry| self.content_path(entry.peer, &entry.id));
+        self.erase_others(BUNDLE_FILES, &ready.collect())?;
+        let setups = self.read(|transaction| {
+            let table = transaction.open_table(SETUPS)?;
+            let mut paths = HashSet::new();
+            for row in table.iter()? {
+                let (peer, content) = row?;
+                let content = decode(content.value())?;
+                paths.insert(self.setup_path(Fingerprint(*peer.value()), &content));
+            }
+            Ok(paths)
+        })?;
+        self.erase_others(SETUP_FILES, &setups)
+    }
+
+    /// Erases every file in one of the store's directories but these.
+    fn erase_others(&self, name: &str, owned: &HashSet<PathBuf>) -> Result<(), StoreError> {
+        let contents = self.directory.join(name);
         let failed = |error| file_error(contents.clone(), error);
         for file in std::fs::read_dir(&contents).map_err(failed)? {
             let path = file.map_err(failed)?.path();
@@ -451,9 +483,14 @@ impl Store {
         Ok(())
     }
 
+    fn setup_path(&self, peer: Fingerprint, content: &Content) -> PathBuf {
+        let name = format!("{}-{}", short(&peer.0), hex(&content.digest));
+        self.directory.join(SETUP_FILES).join(name)
+    }
+
     fn content_path(&self, peer: Fingerprint, id: &BundleId) -> PathBuf {
         let name = format!("{}-{}", short(&peer.0), hex(&id.0));
-        self.directory.join("bundles").join(name)
+        self.directory.join(BUNDLE_FILES).join(name)
     }
 
     fn read<T>(

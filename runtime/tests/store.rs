@@ -265,6 +265,42 @@ fn setups_artifacts_and_peers_are_kept() {
     assert_eq!(store.peers().unwrap(), [(PEER, record)]);
 }
 
+/// An earlier setup is nowhere in the state directory, even after a crash before its erasure.
+#[test]
+fn a_setup_that_was_replaced_is_erased() {
+    let state = tempfile::tempdir().unwrap();
+    let found = |secret: &[u8]| {
+        let directories = ["", "setups", "bundles"].map(|name| state.path().join(name));
+        let files = directories
+            .iter()
+            .flat_map(|d| std::fs::read_dir(d).unwrap());
+        let files = files
+            .map(|file| file.unwrap().path())
+            .filter(|file| file.is_file());
+        files
+            .filter(|file| {
+                let bytes = std::fs::read(file).unwrap();
+                bytes.windows(secret.len()).any(|window| window == secret)
+            })
+            .count()
+    };
+    let store = Store::open(state.path()).unwrap();
+    let (old, new) = (
+        b"the secret of the old setup",
+        b"the secret of the new setup",
+    );
+    store.put_setup(PEER, old).unwrap();
+    assert_eq!(found(old), 1);
+    store.put_setup(PEER, new).unwrap();
+    store.put_setup(PEER, new).unwrap();
+    assert_eq!((found(old), found(new)), (0, 1));
+    std::fs::write(state.path().join("setups/left-behind"), old).unwrap();
+    drop(store);
+    let store = Store::open(state.path()).unwrap();
+    assert_eq!((found(old), found(new)), (0, 1));
+    assert_eq!(store.setup(PEER).unwrap().unwrap().as_slice(), new);
+}
+
 #[test]
 #[cfg(unix)]
 fn everything_in_a_store_is_private() {
@@ -273,11 +309,13 @@ fn everything_in_a_store_is_private() {
     let state = parent.path().join("state");
     let store = Store::open(&state).unwrap();
     store.put_bundle(PEER, &MODEL, &id(1), b"x").unwrap();
+    store.put_setup(PEER, b"x").unwrap();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&state), 0o700);
-    assert_eq!(mode(&state.join("bundles")), 0o700);
     assert_eq!(mode(&state.join("store.redb")), 0o600);
-    for file in std::fs::read_dir(state.join("bundles")).unwrap() {
-        assert_eq!(mode(&file.unwrap().path()), 0o600);
+    for directory in ["bundles", "setups"] {
+        assert_eq!(mode(&state.join(directory)), 0o700);
+        let file = std::fs::read_dir(state.join(directory)).unwrap().next();
+        assert_eq!(mode(&file.unwrap().unwrap().path()), 0o600);
     }
 }

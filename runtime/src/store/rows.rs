@@ -7,11 +7,11 @@ use redb::TableDefinition;
 use serde::{Deserialize, Serialize};
 
 /// Format of the rows and files; a store with another number is refused.
-pub(super) const FORMAT: u64 = 1;
+pub(super) const FORMAT: u64 = 2;
 
 /// From `"format"` to [`FORMAT`].
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-/// From peer to setup; secret.
+/// From peer to the [`Content`] of the setup.
 pub(super) const SETUPS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("setups");
 /// From model digest to artifact.
 pub(super) const ARTIFACTS: TableDefinition<'_, &[u8; 32], &[u8]> =
@@ -28,11 +28,21 @@ pub(super) struct BundleRow {
     pub(super) content: Option<Content>,
 }
 
-/// Length and digest of the content of a bundle that is not spent; the row of a spent one has none.
+/// Length and digest of the content of a setup, or of a bundle that is not spent; the row of a
+/// spent one has none.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Content {
     pub(super) length: u64,
     pub(super) digest: [u8; 32],
+}
+
+impl Content {
+    pub(super) fn of(bytes: &[u8]) -> Content {
+        Content {
+            length: bytes.len() as u64,
+            digest: *blake3::hash(bytes).as_bytes(),
+        }
+    }
 }
 
 pub(super) fn bundle_key(peer: Fingerprint, id: &BundleId) -> [u8; 64] {
