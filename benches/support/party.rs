@@ -152,7 +152,7 @@ async fn obey(arguments: ClientArguments) -> Result<()> {
                 let model = model.as_ref().context("no model yet")?;
                 let circuit = &model.artifact().circuit;
                 let input = quantise_image(circuit, &draw::image(circuit.image(), number))?;
-                let (bundle, _) = connection.next_bundle()?;
+                let (bundle, _) = connection.next_bundle().await?;
                 // A warm client has read its next bundle: outside the wall time, inside the CPU
                 // time.
                 let cpu = usage::user_seconds();

@@ -8,6 +8,7 @@
 //! | request | then, on the same stream |
 //! | --- | --- |
 //! | `Hello` | server: [`Welcome`] |
+//! | `Probe` | server: [`Held`] |
 //! | `Artifact` | server: the artifact file, one message |
 //! | `Setup` | the protocol's setup messages; server: [`Stored`] with the client key id, once its half is durable |
 //! | `Prepare` | in batches as large as the model has plans for, `count` bundles in all: the linear layers of the batch; then per bundle its own offline messages, and the server's [`Stored`] with the bundle's id, once its half is durable. The client keeps its half only after that |
@@ -21,14 +22,15 @@ use serde::{Deserialize, Serialize};
 /// Largest [`Request`], with room for [`MOST_BUNDLES`] ids.
 pub const REQUEST_LIMIT: usize = 1 << 20;
 
-/// Largest [`Welcome`] or [`Stored`].
+/// Largest [`Welcome`], [`Held`] or [`Stored`].
 pub const REPLY_LIMIT: usize = 16 * 1024;
 
 /// Limit on the bundles that a client may hold with one server, and prepare at once.
 pub const MOST_BUNDLES: usize = 30_000;
 
-/// Limit on the bundle ids that a client may ask for in its hello.
-pub const MOST_PROBES: usize = 64;
+/// Limit on the bundle ids that a client may ask for at once, so that the answer fits
+/// [`REPLY_LIMIT`].
+pub const MOST_PROBES: usize = 8192;
 
 /// The first message of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +45,8 @@ pub enum Request {
     Prepare(Prepare),
     /// Starts the online phase of one bundle.
     Infer,
+    /// Asks for more bundles than the greeting did: ids, at most [`MOST_PROBES`].
+    Probe(Vec<[u8; 32]>),
 }
 
 /// The client's side of the greeting.
@@ -74,6 +78,13 @@ pub struct Welcome {
     /// Client key id of the setup that the server holds for this client.
     pub setup: Option<[u8; 32]>,
     /// One entry for each probe: true if the server holds that bundle of this client, unspent.
+    pub held: Vec<bool>,
+}
+
+/// The server's answer to a probe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// As [`Welcome::held`].
     pub held: Vec<bool>,
 }
 

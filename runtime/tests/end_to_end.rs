@@ -6,12 +6,12 @@ mod common;
 use common::{Model, server_options};
 use pi_ir::interpret::quantise_image;
 use pi_ir::{PublicWeights, verify};
-use pi_protocol::session::ClientModel;
+use pi_protocol::session::{BundleId, ClientModel};
 use pi_runtime::client::{Client, Connection, Patience, TrustOptions};
 use pi_runtime::error::Error;
 use pi_runtime::fingerprint::Fingerprint;
 use pi_runtime::server::{Server, ServerOptions};
-use pi_runtime::store::{BundleState, Store, StoreError};
+use pi_runtime::store::{BundleState, ModelDigest, Store, StoreError};
 use pi_runtime::stream::Refusal;
 use std::path::Path;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 struct Running {
     address: String,
     fingerprint: Fingerprint,
+    model: ModelDigest,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -36,6 +37,7 @@ impl Running {
         Running {
             address: server.address().unwrap().to_string(),
             fingerprint: server.fingerprint(),
+            model: server.model(),
             stop,
             task: tokio::spawn(server.run(stopped)),
         }
@@ -93,13 +95,13 @@ async fn private_logits_are_the_exact_interpreters() {
         let (mut connection, public) = prepared(&client, &server, 2).await;
         let input = model.input();
         for _ in 0..2 {
-            let (id, _) = connection.next_bundle().unwrap();
+            let (id, _) = connection.next_bundle().await.unwrap();
             let answer = connection.infer(&public, &id, &input, true).await.unwrap();
             let trace = answer.trace.as_ref().unwrap();
             let exact = model.interpreter().exact(&input, trace).unwrap();
             assert_eq!(answer.logits, exact.logits);
         }
-        let error = connection.next_bundle().unwrap_err();
+        let error = connection.next_bundle().await.unwrap_err();
         assert!(matches!(error, Error::NoBundle(_)), "{error}");
         connection.close().await;
         server.stop().await;
@@ -121,7 +123,7 @@ async fn a_public_prefix_is_computed_by_the_client_and_bound_to_the_model() {
     let fetched = &public.artifact().circuit;
     let input = quantise_image(fetched, &model.pixels).unwrap();
     assert_eq!(input.len(), fetched.input.len());
-    let (id, _) = connection.next_bundle().unwrap();
+    let (id, _) = connection.next_bundle().await.unwrap();
     let answer = connection.infer(&public, &id, &input, true).await.unwrap();
     let trace = answer.trace.as_ref().unwrap();
     let exact = model.interpreter().exact(&input, trace).unwrap();
@@ -142,7 +144,7 @@ async fn a_public_prefix_is_computed_by_the_client_and_bound_to_the_model() {
     let server = Running::start(&model, &at_server, 8);
     let connecting = client.connect(&server.address, &server.trust()).await;
     let mut connection = connecting.unwrap();
-    let error = connection.next_bundle().unwrap_err();
+    let error = connection.next_bundle().await.unwrap_err();
     assert!(matches!(error, Error::ModelChanged { .. }), "{error}");
     connection.close().await;
     server.stop().await;
@@ -160,7 +162,7 @@ async fn bytes_and_messages_are_those_of_the_cost_formulas() {
         .prepare(&public, &setup, 1, |_| {})
         .await
         .unwrap();
-    let (id, _) = connection.next_bundle().unwrap();
+    let (id, _) = connection.next_bundle().await.unwrap();
     let answer = connection.infer(&public, &id, &model.input(), false).await;
     let online = answer.unwrap().online;
     let cost = public.cost();
@@ -186,7 +188,7 @@ async fn a_bundle_restored_from_a_copy_is_refused_by_the_server() {
     let state = states.path().join("client");
     let client = open(&state);
     let (mut connection, _) = prepared(&client, &server, 1).await;
-    let (id, _) = connection.next_bundle().unwrap();
+    let (id, _) = connection.next_bundle().await.unwrap();
     connection.close().await;
     drop(client);
     // What a backup of the state would hold.
@@ -263,7 +265,7 @@ async fn damage_is_found_when_a_bundle_is_read_ahead_and_when_it_is_used() {
         let connecting = client.connect(&server.address, &server.trust()).await;
         let mut connection = connecting.unwrap();
         let (public, _) = connection.model().await.unwrap();
-        let (id, _) = connection.next_bundle().unwrap();
+        let (id, _) = connection.next_bundle().await.unwrap();
         let loaded = connection.load(&public, &id).await;
         let answer = connection.infer(&public, &id, &model.input(), false).await;
         let found = |error| matches!(error, Error::Store(StoreError::Damaged { .. }));
@@ -306,7 +308,7 @@ async fn a_bundle_of_another_client_is_refused_and_stays_good() {
     let (victim_state, thief_state) = (states.path().join("victim"), states.path().join("thief"));
     let victim = open(&victim_state);
     let (mut connection, _) = prepared(&victim, &server, 1).await;
-    let (id, _) = connection.next_bundle().unwrap();
+    let (id, _) = connection.next_bundle().await.unwrap();
     let digest = connection.model_digest();
     connection.close().await;
     drop(victim);
@@ -337,7 +339,7 @@ async fn a_bundle_of_another_client_is_refused_and_stays_good() {
     let connecting = victim.connect(&server.address, &server.trust()).await;
     let mut connection = connecting.unwrap();
     let (public, _) = connection.model().await.unwrap();
-    let (id, _) = connection.next_bundle().unwrap();
+    let (id, _) = connection.next_bundle().await.unwrap();
     let answer = connection.infer(&public, &id, &model.input(), false).await;
     answer.unwrap();
     connection.close().await;
@@ -354,7 +356,7 @@ async fn clients_at_once_get_their_own_answers() {
         let (mut connection, public) = prepared(&client, &server, 2).await;
         let input = model.input();
         for _ in 0..2 {
-            let (id, _) = connection.next_bundle().unwrap();
+            let (id, _) = connection.next_bundle().await.unwrap();
             let answer = connection.infer(&public, &id, &input, true).await.unwrap();
             let trace = answer.trace.as_ref().unwrap();
             let exact = model.interpreter().exact(&input, trace).unwrap();
@@ -389,7 +391,7 @@ async fn one_client_too_many_is_told_so_and_the_others_go_on() {
     let error = second.connect(&server.address, &server.trust()).await;
     let error = error.err().expect("one too many");
     assert!(matches!(error, Error::ServerFull(_)), "{error}");
-    let (id, _) = connection.next_bundle().unwrap();
+    let (id, _) = connection.next_bundle().await.unwrap();
     let answer = connection.infer(&public, &id, &model.input(), false).await;
     answer.unwrap();
     connection.close().await;
@@ -422,6 +424,93 @@ async fn a_client_gets_no_more_bundles_than_the_server_keeps() {
     server.stop().await;
 }
 
+/// A digest that no model served here has.
+const OTHER_MODEL: ModelDigest = [0xee; 32];
+
+/// Bundles that were made before all others, by the thousandth of a second.
+fn put_bundles(store: &Store, server: Fingerprint, model: &ModelDigest, count: u8) {
+    for n in 0..count {
+        let id = BundleId([n; 32]);
+        store.put_bundle(server, model, &id, b"old").unwrap();
+    }
+}
+
+/// More bundles of an old model than a greeting asks about, and the server's model known or taken
+/// for the old one.
+#[tokio::test(flavor = "multi_thread")]
+async fn bundles_of_an_old_model_do_not_hide_a_new_one() {
+    let states = tempfile::tempdir().unwrap();
+    let model = Model::random(1);
+    let state = states.path().join("client");
+    let server = Running::start(&model, &states.path().join("server"), 8);
+    let store = Store::open(&state).unwrap();
+    put_bundles(&store, server.fingerprint, &OTHER_MODEL, 65);
+    drop(store);
+    let client = open(&state);
+    let (connection, public) = prepared(&client, &server, 2).await;
+    connection.close().await;
+    drop(client);
+    for believed in [public.digest(), OTHER_MODEL] {
+        let store = Store::open(&state).unwrap();
+        let (_, mut record) = store.peers().unwrap().remove(0);
+        record.model = believed;
+        store.put_peer(server.fingerprint, &record).unwrap();
+        drop(store);
+        let client = open(&state);
+        let connecting = client.connect(&server.address, &server.trust()).await;
+        let mut connection = connecting.unwrap();
+        let (id, useless) = connection.next_bundle().await.unwrap();
+        assert_eq!(useless, 0);
+        let answer = connection.infer(&public, &id, &model.input(), false).await;
+        answer.unwrap();
+        connection.close().await;
+    }
+    // The new ones are used up; the old ones are kept, in case their model returns.
+    let client = open(&state);
+    let connecting = client.connect(&server.address, &server.trust()).await;
+    let mut connection = connecting.unwrap();
+    match connection.next_bundle().await.unwrap_err() {
+        Error::ModelChanged {
+            stale, prepared, ..
+        } => assert_eq!((stale, prepared), (65, OTHER_MODEL)),
+        error => panic!("another error: {error}"),
+    }
+    connection.close().await;
+    server.stop().await;
+}
+
+/// All bundles that the server lost are found, however many there are.
+#[tokio::test(flavor = "multi_thread")]
+async fn more_lost_bundles_than_a_greeting_asks_about_are_given_up() {
+    let states = tempfile::tempdir().unwrap();
+    let model = Model::random(1);
+    let server = Running::start(&model, &states.path().join("server"), 8);
+    for how in ["prepare", "infer"] {
+        let state = states.path().join(how);
+        let store = Store::open(&state).unwrap();
+        put_bundles(&store, server.fingerprint, &server.model, 70);
+        drop(store);
+        let client = open(&state);
+        match how {
+            "prepare" => {
+                let (connection, _) = prepared(&client, &server, 1).await;
+                connection.close().await;
+            }
+            _ => {
+                let connecting = client.connect(&server.address, &server.trust()).await;
+                let mut connection = connecting.unwrap();
+                let error = connection.next_bundle().await.unwrap_err();
+                assert!(matches!(error, Error::NotHeld(70)), "{error}");
+                connection.close().await;
+            }
+        }
+        let bundles = client.bundles(server.fingerprint).unwrap();
+        let spent = bundles.iter().filter(|b| b.state == BundleState::Spent);
+        assert_eq!(spent.count(), 70, "{how}");
+    }
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bundles_that_the_server_lost_are_given_up() {
     let states = tempfile::tempdir().unwrap();
@@ -442,7 +531,7 @@ async fn bundles_that_the_server_lost_are_given_up() {
     let connecting = client.connect(&server.address, &server.trust()).await;
     let mut connection = connecting.unwrap();
     let (public, _) = connection.model().await.unwrap();
-    let (id, useless) = connection.next_bundle().unwrap();
+    let (id, useless) = connection.next_bundle().await.unwrap();
     assert_eq!((id, useless), (bundles[1].id, 1));
     let answer = connection.infer(&public, &id, &model.input(), false).await;
     answer.unwrap();

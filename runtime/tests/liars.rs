@@ -154,6 +154,11 @@ async fn oversized_counts_are_refused() {
     assert_eq!(refusal(stream).await, Refusal::Misbehaved);
 
     let connection = liar.greeted().await;
+    let probe = Request::Probe(vec![[0; 32]; MOST_PROBES + 1]);
+    assert_eq!(
+        refusal(say(&connection, &probe).await).await,
+        Refusal::Misbehaved
+    );
     for (count, first_index) in [(MOST_BUNDLES as u32 + 1, 0), (1, 7), (1, u64::MAX)] {
         let request = Request::Prepare(Prepare {
             count,

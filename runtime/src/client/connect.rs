@@ -1,8 +1,8 @@
 //! Connecting: whom to trust, the handshake, and the greeting.
 
-use super::connection::{Connection, connection_lost, open_stream};
+use super::connection::{Candidate, Connection, connection_lost, open_stream};
 use super::{Client, TrustOptions, from_server};
-use crate::control::{Hello, MOST_PROBES, REPLY_LIMIT, Request, Welcome, software};
+use crate::control::{Hello, REPLY_LIMIT, Request, Welcome, software};
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::identity;
@@ -13,6 +13,10 @@ use crate::transport::{self, ClientEndpoint, Trust};
 use pi_protocol::header::PROTOCOL_VERSION;
 use std::net::SocketAddr;
 use std::time::Duration;
+
+/// Bundles that a greeting asks about: one that can be used is enough for the next answer, and
+/// [`Request::Probe`] asks about the others.
+const HELLO_PROBES: usize = 64;
 
 impl Client {
     /// Connects to a server and greets it.
@@ -110,11 +114,28 @@ impl Client {
         quic: quinn::Connection,
         server: Fingerprint,
     ) -> Result<Connection<'_>, Error> {
-        let mut probes = self.bundles(server)?;
-        probes.retain(|entry| entry.state == BundleState::Ready);
-        probes.truncate(MOST_PROBES);
+        let mut ready = self.bundles(server)?;
+        ready.retain(|entry| entry.state == BundleState::Ready);
+        // Those of the model that the server is likely to serve come first, oldest first.
+        let known = self
+            .store
+            .peers()?
+            .into_iter()
+            .find(|(peer, _)| *peer == server);
+        let expected = known.map(|(_, record)| record.model);
+        ready.sort_by_key(|entry| Some(entry.model) != expected);
         let nonce = random();
-        let welcome = self.exchange_greetings(&quic, nonce, &probes).await?;
+        let probes = &ready[..ready.len().min(HELLO_PROBES)];
+        let welcome = self.exchange_greetings(&quic, nonce, probes).await?;
+        let held = welcome.held.iter().copied().map(Some);
+        let mut candidates = Vec::new();
+        let mut stale = Vec::new();
+        for (entry, held) in ready.into_iter().zip(held.chain(std::iter::repeat(None))) {
+            match entry.model == welcome.model {
+                true => candidates.push(Candidate { id: entry.id, held }),
+                false => stale.push(entry),
+            }
+        }
         let greeting = Greeting {
             server,
             client: self.fingerprint(),
@@ -129,7 +150,8 @@ impl Client {
             greeting,
             next_index: 0,
             welcome,
-            probes,
+            candidates,
+            stale,
             loaded: None,
             erasing: None,
         })
@@ -161,14 +183,19 @@ impl Client {
                 welcome.protocol, PROTOCOL_VERSION
             )));
         }
-        if welcome.held.len() != probes.len() {
-            let what = format!("{} answers to {} probes", welcome.held.len(), probes.len());
-            return Err(Error::PeerMisbehaved {
-                peer: "server",
-                what,
-            });
-        }
+        check_answers(&welcome.held, probes.len())?;
         Ok(welcome)
+    }
+}
+
+/// Checks that the server answered for every bundle that it was asked about.
+pub(super) fn check_answers(held: &[bool], probes: usize) -> Result<(), Error> {
+    match held.len() == probes {
+        true => Ok(()),
+        false => Err(Error::PeerMisbehaved {
+            peer: "server",
+            what: format!("{} answers to {probes} probes", held.len()),
+        }),
     }
 }
 

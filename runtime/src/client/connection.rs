@@ -9,7 +9,9 @@ use crate::store::{BundleEntry, ModelDigest};
 use crate::stream::{MessageStream, Refusal, describe};
 use crate::transport::ClientEndpoint;
 use pi_ir::{Artifact, limits};
-use pi_protocol::session::{self, ClientBundle, ClientModel, ClientSetup, is_current_setup};
+use pi_protocol::session::{
+    self, BundleId, ClientBundle, ClientModel, ClientSetup, is_current_setup,
+};
 use rand_core::{OsRng, TryRngCore};
 use std::time::{Duration, Instant};
 use tokio::task::{JoinHandle, block_in_place};
@@ -26,14 +28,22 @@ pub struct Connection<'a> {
     /// Index of the next bundle in the headers of this connection.
     pub(super) next_index: u64,
     pub(super) welcome: Welcome,
-    /// Bundles that the server was asked about and that are not spent since; `welcome.held` has its
-    /// answer for each.
-    pub(super) probes: Vec<BundleEntry>,
+    /// The bundles for the model served that are ready here, oldest first.
+    pub(super) candidates: Vec<Candidate>,
+    /// The bundles for other models.
+    pub(super) stale: Vec<BundleEntry>,
     /// A bundle that was read ahead. Nothing that follows from it is sent before it is marked as
     /// spent.
     pub(super) loaded: Option<ClientBundle>,
     /// The task that erases the bundle spent last.
     pub(super) erasing: Option<JoinHandle<()>>,
+}
+
+/// A bundle that is ready here, and may be at the server.
+pub(super) struct Candidate {
+    pub(super) id: BundleId,
+    /// Whether the server holds the other half, if it was asked.
+    pub(super) held: Option<bool>,
 }
 
 impl Connection<'_> {

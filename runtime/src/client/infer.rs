@@ -1,6 +1,6 @@
 //! The online phase: a bundle is chosen, marked as spent, used for one input, and erased.
 
-use super::connection::connection_lost;
+use super::connection::{Candidate, connection_lost};
 use super::{Connection, Spent, output_frac_bits};
 use crate::control::Request;
 use crate::error::Error;
@@ -46,18 +46,28 @@ impl Connection<'_> {
     /// bundles that had to be given up.
     ///
     /// # Errors
-    /// [`Error::NotPrepared`], [`Error::NoBundle`], [`Error::ModelChanged`] or [`Error::NotHeld`].
-    pub fn next_bundle(&mut self) -> Result<(BundleId, usize), Error> {
-        let useless = self.give_up_unheld()?;
-        let served = self.welcome.model;
-        let next = self.probes.iter().find(|entry| entry.model == served);
-        match (next, useless, self.probes.first()) {
-            (Some(entry), _, _) => Ok((entry.id, useless)),
+    /// [`Error::NotPrepared`], [`Error::NoBundle`], [`Error::ModelChanged`] or [`Error::NotHeld`];
+    /// errors of the connection.
+    pub async fn next_bundle(&mut self) -> Result<(BundleId, usize), Error> {
+        let mut useless = self.give_up_unheld()?;
+        // Those that the greeting asked about come first, so mostly no question is left.
+        if self
+            .candidates
+            .iter()
+            .all(|candidate| candidate.held.is_none())
+        {
+            self.probe_rest().await?;
+            useless += self.give_up_unheld()?;
+        }
+        let held = |candidate: &&Candidate| candidate.held == Some(true);
+        let next = self.candidates.iter().find(held);
+        match (next, useless, self.stale.first()) {
+            (Some(candidate), _, _) => Ok((candidate.id, useless)),
             (None, 1.., _) => Err(Error::NotHeld(useless)),
             (None, 0, Some(other)) => Err(Error::ModelChanged {
-                stale: self.probes.len(),
+                stale: self.stale.len(),
                 prepared: other.model,
-                served,
+                served: self.welcome.model,
             }),
             (None, 0, None) => Err(self.client.no_bundle(&self.address, self.server())?),
         }
@@ -113,10 +123,7 @@ impl Connection<'_> {
         trace: bool,
     ) -> Result<Prediction, Error> {
         let started = Instant::now();
-        if let Some(probe) = self.probes.iter().position(|entry| entry.id == *id) {
-            self.probes.remove(probe);
-            self.welcome.held.remove(probe);
-        }
+        self.candidates.retain(|candidate| candidate.id != *id);
         let loaded = self.loaded.take().filter(|bundle| bundle.id() == *id);
         let reading = match loaded {
             Some(_) => None,

@@ -1,12 +1,13 @@
 //! The offline phase: bundles are made, kept, and given up when the server lost its halves.
 
-use super::connection::await_stored;
-use super::{Connection, Spent};
-use crate::control::{MOST_BUNDLES, Prepare, Request};
+use super::connect::check_answers;
+use super::connection::{Candidate, await_stored};
+use super::{Connection, Spent, from_server};
+use crate::control::{Held, MOST_BUNDLES, MOST_PROBES, Prepare, REPLY_LIMIT, Request};
 use crate::error::Error;
 use crate::failpoint;
 use crate::party::{compute, protocol_error};
-use crate::store::{BundleEntry, BundleState, PeerRecord, unix_milliseconds};
+use crate::store::{BundleState, PeerRecord, unix_milliseconds};
 use crate::stream::MessageStream;
 use pi_protocol::session::{ClientBatch, ClientBundle, ClientModel, ClientSetup};
 use rand_core::{OsRng, TryRngCore};
@@ -29,6 +30,7 @@ impl Connection<'_> {
         mut progress: impl FnMut(&Spent),
     ) -> Result<Spent, Error> {
         let started = Instant::now();
+        self.probe_rest().await?;
         let useless = self.give_up_unheld()?;
         if useless > 0 {
             tracing::warn!("the server lost its halves of {useless} bundles; they were given up");
@@ -100,14 +102,8 @@ impl Connection<'_> {
             store.put_bundle(self.server(), model, &id, &bundle.encode())
         })?;
         failpoint::reach("client-prepare-after-store");
-        self.probes.push(BundleEntry {
-            peer: self.server(),
-            id,
-            model: self.welcome.model,
-            state: BundleState::Ready,
-            stored_at: unix_milliseconds(),
-        });
-        self.welcome.held.push(true);
+        let held = Some(true);
+        self.candidates.push(Candidate { id, held });
         Ok(())
     }
 
@@ -129,21 +125,38 @@ impl Connection<'_> {
         Ok(store.put_peer(self.server(), &record)?)
     }
 
-    /// The bundle to use next, one that both parties hold for the model served; and how many had to
-    /// be given up.
-    /// Gives up the bundles for this model whose other halves the server does not hold: nobody can
-    /// use them any more.
-    pub(super) fn give_up_unheld(&mut self) -> Result<usize, Error> {
-        let mut useless = 0;
-        for index in (0..self.probes.len()).rev() {
-            let entry = self.probes[index];
-            if entry.model == self.welcome.model && !self.welcome.held[index] {
-                block_in_place(|| self.client.store.discard(self.server(), &entry.id))?;
-                self.probes.remove(index);
-                self.welcome.held.remove(index);
-                useless += 1;
+    /// Asks about the bundles for this model that the server was not asked about yet.
+    pub(super) async fn probe_rest(&mut self) -> Result<(), Error> {
+        let unknown = self.candidates.iter().enumerate();
+        let unknown = unknown.filter(|(_, candidate)| candidate.held.is_none());
+        let unknown: Vec<usize> = unknown.map(|(index, _)| index).collect();
+        for part in unknown.chunks(MOST_PROBES) {
+            let ids = part.iter().map(|&index| self.candidates[index].id.0);
+            let mut stream = self.open(&Request::Probe(ids.collect())).await?;
+            let answer: Held = stream
+                .receive_control(REPLY_LIMIT)
+                .await
+                .map_err(from_server)?;
+            check_answers(&answer.held, part.len())?;
+            for (&index, held) in part.iter().zip(answer.held) {
+                self.candidates[index].held = Some(held);
             }
         }
-        Ok(useless)
+        Ok(())
+    }
+
+    /// Gives up the bundles for this model whose other halves the server does not hold: nobody can
+    /// use them any more. Returns their number.
+    pub(super) fn give_up_unheld(&mut self) -> Result<usize, Error> {
+        let before = self.candidates.len();
+        let (server, store) = (self.server(), &self.client.store);
+        let useless = |candidate: &&Candidate| candidate.held == Some(false);
+        block_in_place(|| {
+            let mut useless = self.candidates.iter().filter(useless);
+            useless.try_for_each(|candidate| store.discard(server, &candidate.id))
+        })?;
+        self.candidates
+            .retain(|candidate| candidate.held != Some(false));
+        Ok(before - self.candidates.len())
     }
 }

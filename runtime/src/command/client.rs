@@ -222,7 +222,7 @@ async fn infer(
     let address = server.unwrap_or(record.address());
     client.check_ready(fingerprint, address)?;
     let mut connection = client.connect(address, trust).await?;
-    let (id, useless) = connection.next_bundle()?;
+    let (id, useless) = connection.next_bundle().await?;
     if useless > 0 {
         eprintln!("note: the server lost its halves of {useless} bundles; they were given up");
     }

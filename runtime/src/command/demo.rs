@@ -155,7 +155,7 @@ async fn play(model: &Path, input: &[i64]) -> anyhow::Result<Played> {
     let spent = connection.prepare(&public, &setup, 1, |_| {}).await?;
     let offline = clock.phase(&mut server, spent)?;
     waiting.set_message("classifying (online)");
-    let (id, _) = connection.next_bundle()?;
+    let (id, _) = connection.next_bundle().await?;
     let answer = connection.infer(&public, &id, input, true).await?;
     let online = clock.phase(&mut server, answer.online)?;
     waiting.finish_and_clear();

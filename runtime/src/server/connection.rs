@@ -2,7 +2,7 @@
 
 use super::infer::Loaded;
 use super::{IDLE, Shared};
-use crate::control::{Hello, MOST_PROBES, REQUEST_LIMIT, Request, Stored, Welcome, software};
+use crate::control::{Held, Hello, MOST_PROBES, REQUEST_LIMIT, Request, Stored, Welcome, software};
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
 use crate::party::{Greeting, compute, damaged, protocol_error, random};
@@ -114,6 +114,7 @@ async fn serve_operation(connection: Arc<Connection>, mut stream: MessageStream)
         Request::Setup => "setup",
         Request::Prepare(_) => "prepare",
         Request::Infer => "infer",
+        Request::Probe(_) => "probe",
     };
     let result = connection.answer(request, &mut stream).await;
     let traffic = stream.traffic();
@@ -153,10 +154,19 @@ impl Connection {
             let artifact = self.shared.artifact.clone();
             return stream.send_message(artifact).await.map_err(from_client);
         }
+        if let Request::Probe(probes) = request {
+            let held = block_in_place(|| self.held(&probes))?;
+            return stream
+                .send_control(&Held { held })
+                .await
+                .map_err(from_client);
+        }
         let session = self.shared.sessions.acquire().await;
         let _session = session.map_err(|e| Error::Internal(e.to_string()))?;
         match request {
-            Request::Hello(_) | Request::Artifact => unreachable!("answered above"),
+            Request::Hello(_) | Request::Artifact | Request::Probe(_) => {
+                unreachable!("answered above")
+            }
             Request::Setup => self.setup(greeting, stream).await,
             Request::Prepare(prepare) => self.prepare(greeting, prepare, stream).await,
             Request::Infer => self.infer(stream).await,
@@ -169,9 +179,6 @@ impl Connection {
                 "the client speaks protocol {}, this server {}",
                 hello.protocol, PROTOCOL_VERSION
             )));
-        }
-        if hello.probes.len() > MOST_PROBES {
-            return Err(misbehaved("too many probes"));
         }
         let greeting = Greeting {
             server: self.shared.fingerprint,
@@ -221,6 +228,9 @@ impl Connection {
 
     /// Tells for each of these bundles whether it is ready for the model served.
     fn held(&self, probes: &[[u8; 32]]) -> Result<Vec<bool>, Error> {
+        if probes.len() > MOST_PROBES {
+            return Err(misbehaved("too many probes"));
+        }
         let mut held = Vec::with_capacity(probes.len());
         for &id in probes {
             let entry = self.shared.store.bundle(self.client, &BundleId(id))?;
