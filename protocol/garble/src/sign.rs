@@ -18,6 +18,7 @@
 //! Labels of inputs: `[instance][bit]`, lowest bit first. Tables: `[instance][gate][G, E]`, 32
 //! bytes per gate.
 
+use crate::half_gates::{Keys, TABLE_BYTES};
 use pi_core::hash::LANES;
 use pi_core::{BLOCK_BYTES, Backend, Block, Delta, Error, Labels, Prg, TweakClass, TweakRange};
 use rayon::prelude::*;
@@ -72,9 +73,6 @@ impl SignWidth {
         instances * self.0 as usize * BLOCK_BYTES
     }
 }
-
-/// Bytes of one half-gates table.
-const TABLE_BYTES: usize = 2 * BLOCK_BYTES;
 
 /// Instances per parallel task: 61 KB of tables at `m = 16`, which stay in the second-level cache.
 const TASK: usize = 8 * LANES;
@@ -246,10 +244,15 @@ impl Group<'_> {
         }
     }
 
-    /// Returns the keys of one half of gate `gate`, lane by lane.
+    /// Returns the keys of both halves of gate `gate`, lane by lane.
     #[inline]
-    fn keys(self, class: TweakClass, gate: usize) -> [Block; LANES] {
-        std::array::from_fn(|lane| self.tweaks.key(class, self.first + lane, gate))
+    fn keys(self, gate: usize) -> Keys {
+        let of =
+            |class| std::array::from_fn(|lane| self.tweaks.key(class, self.first + lane, gate));
+        Keys {
+            g: of(TweakClass::GateG),
+            e: of(TweakClass::GateE),
+        }
     }
 
     fn gates(self) -> usize {
