@@ -1,6 +1,7 @@
 //! Peers that are silent, oversized, or someone else end in errors that say so, and nothing waits
 //! for ever.
 
+use pi_runtime::client::{Client, Patience, TrustOptions};
 use pi_runtime::fingerprint::Fingerprint;
 use pi_runtime::identity::{Identity, read_certificates};
 use pi_runtime::stream::{MessageStream, Refusal, StreamError, StreamTraffic};
@@ -270,12 +271,17 @@ async fn a_client_without_a_certificate_or_with_another_protocol_is_refused() {
         roots.add(certificates[0].clone()).unwrap();
         roots
     };
-    for (alpn, certificate, accepted) in [
-        (&b"pianissimo/1"[..], true, true),
-        (b"pianissimo/1", false, false),
-        (b"pianissimo/9", true, false),
+    use rustls::crypto::aws_lc_rs::kx_group::{X25519, X25519MLKEM768};
+    for (alpn, certificate, exchange, accepted) in [
+        (&b"pianissimo/1"[..], true, X25519MLKEM768, true),
+        (b"pianissimo/1", false, X25519MLKEM768, false),
+        (b"pianissimo/9", true, X25519MLKEM768, false),
+        (b"pianissimo/1", true, X25519, false),
     ] {
-        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+        let provider = std::sync::Arc::new(rustls::crypto::CryptoProvider {
+            kx_groups: vec![exchange],
+            ..rustls::crypto::aws_lc_rs::default_provider()
+        });
         let builder = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
@@ -301,8 +307,48 @@ async fn a_client_without_a_certificate_or_with_another_protocol_is_refused() {
         let accepting = async { listening.accept().await.unwrap().await.is_ok() };
         let connecting = async { calling.connect_with(config, to, "localhost").unwrap().await };
         let (got_through, _connection) = soon(async { tokio::join!(accepting, connecting) }).await;
-        assert_eq!(got_through, accepted, "{}", String::from_utf8_lossy(alpn));
+        let what = format!("{}, {exchange:?}", String::from_utf8_lossy(alpn));
+        assert_eq!(got_through, accepted, "{what}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_the_post_quantum_exchange_is_refused_and_the_reason_named() {
+    use rustls::crypto::aws_lc_rs::{default_provider, kx_group::X25519};
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der());
+    let provider = std::sync::Arc::new(rustls::crypto::CryptoProvider {
+        kx_groups: vec![X25519],
+        ..default_provider()
+    });
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.unwrap())
+        .unwrap();
+    tls.alpn_protocols = vec![b"pianissimo/1".to_vec()];
+    let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls).unwrap();
+    let config = quinn::ServerConfig::with_crypto(std::sync::Arc::new(crypto));
+    let listening = quinn::Endpoint::server(config, loopback()).unwrap();
+    let to = listening.local_addr().unwrap();
+    let state = tempfile::tempdir().unwrap();
+    let patience = Patience {
+        connect: SOON,
+        silence: SOON,
+    };
+    let client = Client::open(state.path(), patience).unwrap();
+    let trust = TrustOptions {
+        first_use: true,
+        ..TrustOptions::default()
+    };
+    let address = to.to_string();
+    let accepting = async { listening.accept().await.unwrap().await.is_ok() };
+    let connecting = client.connect(&address, &trust);
+    let (got_through, result) = soon(async { tokio::join!(accepting, connecting) }).await;
+    assert!(!got_through);
+    let error = result.err().expect("no common key exchange").to_string();
+    assert!(error.contains("X25519MLKEM768"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use crate::identity;
 use crate::party::{Greeting, random};
 use crate::store::{BundleEntry, BundleState};
 use crate::stream::{Refusal, StreamError, describe};
-use crate::transport::{self, ClientEndpoint, Trust};
+use crate::transport::{self, ClientEndpoint, Trust, no_common_key_exchange};
 use pi_protocol::header::PROTOCOL_VERSION;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -254,6 +254,11 @@ fn connect_error(
         },
         (ConnectionError::TimedOut, _, _) => Error::Unreachable { server, waited },
         (ConnectionError::VersionMismatch, _, _) => Error::Version("other QUIC versions".into()),
+        _ if no_common_key_exchange(&error) => Error::Version(
+            "the server does not offer the key exchange X25519MLKEM768, without which a recorded \
+             session could be opened later"
+                .into(),
+        ),
         (ConnectionError::ConnectionClosed(close), _, _) => match u64::from(close.error_code) {
             // CONNECTION_REFUSED of RFC 9000.
             2 => Error::ServerFull(server),

@@ -46,6 +46,10 @@ pub(super) async fn serve(
     };
     let quic = match tokio::time::timeout(IDLE, connecting).await {
         Ok(Ok(quic)) => quic,
+        Ok(Err(error)) if transport::no_common_key_exchange(&error) => {
+            tracing::info!(%from, "no connection: the client offers no X25519MLKEM768");
+            return;
+        }
         Ok(Err(error)) => {
             tracing::info!(%from, error = describe(&error), "no connection");
             return;
