@@ -143,6 +143,15 @@ impl Client {
         Ok(bundles)
     }
 
+    /// Number of answers that this client can still get from a server, as that said last; `None` if
+    /// it sets no limit.
+    ///
+    /// # Errors
+    /// Errors of the store.
+    pub fn answers_left(&self, server: Fingerprint) -> Result<Option<u64>, Error> {
+        Ok(self.store.answers_left(server)?)
+    }
+
     /// The circuit of a model for which bundles were prepared.
     ///
     /// # Errors

@@ -79,6 +79,8 @@ pub struct Welcome {
     pub setup: Option<[u8; 32]>,
     /// One entry for each probe: true if the server holds that bundle of this client, unspent.
     pub held: Vec<bool>,
+    /// Answers that this client can still get; `None` without a limit.
+    pub answers_left: Option<u64>,
 }
 
 /// The server's answer to a probe.

@@ -147,6 +147,14 @@ pub enum Error {
     /// The file that the server sent is no sound artifact.
     #[error("the server's model cannot be used: {0}")]
     Artifact(String),
+    /// The file that says whom to serve cannot be used.
+    #[error("the list of clients {path} cannot be used: {reason}")]
+    AllowList {
+        /// The file.
+        path: PathBuf,
+        /// The fault found.
+        reason: String,
+    },
     /// An error of the image file.
     #[error(transparent)]
     ImageFile(#[from] ImageFileError),
@@ -233,6 +241,15 @@ impl Error {
                     "use some of the bundles first, or ask for fewer; the limit is set by \
                      pi-server --max-bundles"
                 }
+                Refusal::NotAllowed => {
+                    "ask whoever runs the server to add this client's identity, which \
+                     pi-client status shows, to the file of pi-server --allow"
+                }
+                Refusal::AnswersUsed => {
+                    "pi-client status shows how many answers are left: ask for no more bundles \
+                     than that; whoever runs the server can raise the limit with \
+                     pi-server --max-answers"
+                }
                 Refusal::ShuttingDown => "try again when the server is back",
                 Refusal::Storage => {
                     "the server's disk is full or its store is broken; its log says which"
@@ -243,6 +260,9 @@ impl Error {
             Error::Model { .. } => {
                 "--model names a directory with model.pia and model.piw as pi-compile writes \
                  them, both from one run"
+            }
+            Error::AllowList { .. } => {
+                "write one fingerprint a line, as pi-client status shows it; # starts a comment"
             }
             Error::ImageFile(ImageFileError::Format(_)) => "convert it to PNG or JPEG",
             Error::ImageFile(ImageFileError::Broken { .. }) => {
@@ -304,6 +324,7 @@ impl Error {
             Error::ModelChanged { .. } => Refusal::ModelChanged,
             Error::Store(StoreError::Spent(_)) => Refusal::SpentBundle,
             Error::Store(StoreError::Unknown(_)) => Refusal::UnknownBundle,
+            Error::Store(StoreError::AnswersUsed(_)) => Refusal::AnswersUsed,
             Error::Store(_) => Refusal::Storage,
             Error::Refused { refusal, .. } => *refusal,
             _ => Refusal::Internal,

@@ -5,14 +5,17 @@
 //! does not starve an inference. An operation that fails (or panics) ends with its stream: other
 //! operations and clients do not notice.
 //!
+//! - `allow`: the list of clients that are served.
 //! - `connection`: a client's connection and the operations on it.
 //! - `prepare`: the offline phase.
 //! - `infer`: the online phase.
 
+mod allow;
 mod connection;
 mod infer;
 mod prepare;
 
+use self::allow::AllowList;
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::identity::Identity;
@@ -45,6 +48,10 @@ pub struct ServerOptions {
     pub max_clients: usize,
     /// Limit on the bundles kept for one client.
     pub max_bundles: usize,
+    /// Limit on the answers that one client ever gets from this state; no limit if `None`.
+    pub max_answers: Option<u64>,
+    /// File with the fingerprints of the clients to serve; all are served if `None`.
+    pub allow: Option<PathBuf>,
     /// Longest silence of a client in the middle of an operation.
     pub patience: Duration,
     /// Binds computing threads to processors.
@@ -68,6 +75,8 @@ struct Shared {
     fingerprint: Fingerprint,
     patience: Duration,
     max_bundles: usize,
+    max_answers: Option<u64>,
+    allow: Option<AllowList>,
     /// Permits for sessions under way; each holds a thread.
     sessions: Semaphore,
     /// Permits for offline exchanges that compute; others wait their turn.
@@ -97,6 +106,7 @@ impl Server {
     /// # Errors
     /// [`Error`] says what stands in the way; nothing listens then.
     pub fn start(options: &ServerOptions) -> Result<Server, Error> {
+        let allow = options.allow.as_deref().map(AllowList::open).transpose()?;
         tracing::info!("loading the model");
         let (model, artifact) = load_model(&options.model)?;
         let store = Arc::new(Store::open(&options.state)?);
@@ -118,6 +128,8 @@ impl Server {
                 fingerprint: identity.fingerprint(),
                 patience: options.patience,
                 max_bundles: options.max_bundles,
+                max_answers: options.max_answers,
+                allow,
                 sessions: Semaphore::new(SESSIONS),
                 turns: Semaphore::new(cores.div_ceil(2)),
                 pools: PinnedPools::new(options.bound),
@@ -155,6 +167,11 @@ impl Server {
         let mine = all.iter().filter(|entry| entry.model == self.shared.digest);
         let mine = mine.count();
         Ok((mine, all.len() - mine))
+    }
+
+    /// Number of clients on the list of those that are served; `None` if all are.
+    pub fn allowed_clients(&self) -> Option<usize> {
+        self.shared.allow.as_ref().map(AllowList::len)
     }
 
     /// Serves until `stop` becomes true or its sender is gone, then lets operations under way end.
@@ -227,6 +244,22 @@ fn load_model(directory: &Path) -> Result<(ServerModel, Vec<u8>), Error> {
 }
 
 impl Shared {
+    /// Ensures that a client is to be served; reads the list anew.
+    fn admit(&self, client: Fingerprint) -> Result<(), Refusal> {
+        match &self.allow {
+            Some(list) if !list.allows(client) => Err(Refusal::NotAllowed),
+            _ => Ok(()),
+        }
+    }
+
+    /// Answers that a client can still get; `None` without a limit.
+    fn answers_left(&self, client: Fingerprint) -> Result<Option<u64>, Error> {
+        let Some(limit) = self.max_answers else {
+            return Ok(None);
+        };
+        Ok(Some(limit.saturating_sub(self.store.answers(client)?)))
+    }
+
     /// Closes an earlier connection of the same client: its state belongs to one process at a time,
     /// so that process is gone, and what was under way with it can end now instead of after a
     /// silence.

@@ -7,11 +7,9 @@
 use crate::control::Request;
 use crate::error::Error;
 use crate::failpoint;
-use crate::fingerprint::Fingerprint;
 use crate::store::{Store, StoreError};
 use crate::stream::{MessageStream, StreamTraffic};
 use pi_protocol::Channel;
-use pi_protocol::session::BundleId;
 use std::sync::Arc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -19,17 +17,16 @@ use tokio::task::{JoinHandle, spawn_blocking};
 pub(crate) struct Mark(JoinHandle<Result<(), StoreError>>);
 
 impl Mark {
-    /// Starts to mark a bundle. The two failpoints are reached before and after.
+    /// Starts to mark a bundle by `spend`. The two failpoints are reached before and after.
     pub(crate) fn start(
         store: &Arc<Store>,
-        peer: Fingerprint,
-        id: &BundleId,
         failpoints: [&'static str; 2],
+        spend: impl FnOnce(&Store) -> Result<(), StoreError> + Send + 'static,
     ) -> Mark {
-        let (store, id) = (store.clone(), *id);
+        let store = store.clone();
         Mark(spawn_blocking(move || {
             failpoint::reach(failpoints[0]);
-            store.spend(peer, &id)?;
+            spend(&store)?;
             failpoint::reach(failpoints[1]);
             Ok(())
         }))
@@ -38,7 +35,7 @@ impl Mark {
     /// Waits until the mark is durable.
     ///
     /// # Errors
-    /// Errors of [`Store::spend`].
+    /// Those of `spend`.
     pub(crate) async fn done(self) -> Result<(), Error> {
         let marked = self.0.await;
         Ok(marked.map_err(|error| Error::Internal(error.to_string()))??)

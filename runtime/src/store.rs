@@ -6,12 +6,12 @@
 //! for good; its content is erased.
 //!
 //! # Layout
-//! `store.redb` is the database: one row per setup, artifact, peer and bundle. The content of a
-//! bundle, megabytes of it, is a separate file in `bundles/`, written and synchronised before its
-//! row; the row carries its BLAKE3 digest. So is the content of a setup, in `setups/`: what was in
-//! the database would stay in its free pages when the setup is replaced, and a file can be erased.
-//! A file to which no row refers, or that of a spent bundle, was left behind by a crash and is
-//! erased on opening. Directories have mode 0700, files 0600. Contents are not
+//! `store.redb` is the database: one row per setup, artifact, peer and bundle, and the counts of
+//! answers. The content of a bundle, megabytes of it, is a separate file in `bundles/`, written and
+//! synchronised before its row; the row carries its BLAKE3 digest. So is the content of a setup, in
+//! `setups/`: what was in the database would stay in its free pages when the setup is replaced, and
+//! a file can be erased. A file to which no row refers, or that of a spent bundle, was left behind
+//! by a crash and is erased on opening. Directories have mode 0700, files 0600. Contents are not
 //! encrypted: whoever can read the files can read the secrets. Copies and snapshots of a store are
 //! outside the guarantee of single use.
 
@@ -29,8 +29,8 @@ use pi_core::SecretBytes;
 use pi_protocol::session::BundleId;
 use redb::{Database, ReadableDatabase, ReadableTable};
 use rows::{
-    ARTIFACTS, BUNDLES, BundleRow, Content, FORMAT, META, PEERS, SETUPS, bundle_key, decode,
-    encode, entry,
+    ANSWERS, ANSWERS_LEFT, ARTIFACTS, BUNDLES, BundleRow, Content, FORMAT, META, PEERS, SETUPS,
+    bundle_key, decode, encode, entry,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -324,16 +324,68 @@ impl Store {
     /// # Errors
     /// [`StoreError::Spent`] and [`StoreError::Unknown`]; else as [`Store::setup`].
     pub fn spend(&self, peer: Fingerprint, id: &BundleId) -> Result<(), StoreError> {
-        // The one transition from ready to spent.
-        let key = bundle_key(peer, id);
+        self.write(|transaction| mark_spent(transaction, peer, id))
+    }
+
+    /// Marks a bundle as spent on an answer, as [`Store::spend`] does, and counts the answer, both
+    /// or neither. The count is for good, and includes answers that never arrived.
+    ///
+    /// # Errors
+    /// [`StoreError::AnswersUsed`] if the peer had `limit` answers before; else as
+    /// [`Store::spend`].
+    pub fn spend_on_answer(
+        &self,
+        peer: Fingerprint,
+        id: &BundleId,
+        limit: Option<u64>,
+    ) -> Result<(), StoreError> {
         self.write(|transaction| {
-            let mut table = transaction.open_table(BUNDLES)?;
-            let mut row: BundleRow = match table.get(&key)? {
-                Some(bytes) => decode(bytes.value())?,
-                None => return Err(StoreError::Unknown(*id).into()),
-            };
-            row.content.take().ok_or(StoreError::Spent(*id))?;
-            table.insert(&key, encode(&row).as_slice())?;
+            mark_spent(transaction, peer, id)?;
+            let mut table = transaction.open_table(ANSWERS)?;
+            let given = table.get(&peer.0)?.map_or(0, |given| given.value());
+            if let Some(limit) = limit
+                && given >= limit
+            {
+                return Err(StoreError::AnswersUsed(limit).into());
+            }
+            table.insert(&peer.0, given + 1)?;
+            Ok(())
+        })
+    }
+
+    /// Number of answers that a peer was given.
+    ///
+    /// # Errors
+    /// As [`Store::setup`].
+    pub fn answers(&self, peer: Fingerprint) -> Result<u64, StoreError> {
+        self.read(|transaction| {
+            let table = transaction.open_table(ANSWERS)?;
+            Ok(table.get(&peer.0)?.map_or(0, |given| given.value()))
+        })
+    }
+
+    /// Number of answers that a peer will still give, as it said last; `None` if it sets no limit.
+    ///
+    /// # Errors
+    /// As [`Store::setup`].
+    pub fn answers_left(&self, peer: Fingerprint) -> Result<Option<u64>, StoreError> {
+        self.read(|transaction| {
+            let table = transaction.open_table(ANSWERS_LEFT)?;
+            Ok(table.get(&peer.0)?.map(|left| left.value()))
+        })
+    }
+
+    /// Keeps what a peer said of the answers that it will still give.
+    ///
+    /// # Errors
+    /// As [`Store::setup`].
+    pub fn put_answers_left(&self, peer: Fingerprint, left: Option<u64>) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            let mut table = transaction.open_table(ANSWERS_LEFT)?;
+            match left {
+                Some(left) => drop(table.insert(&peer.0, left)?),
+                None => drop(table.remove(&peer.0)?),
+            }
             Ok(())
         })
     }
@@ -435,6 +487,8 @@ impl Store {
             transaction.open_table(ARTIFACTS)?;
             transaction.open_table(PEERS)?;
             transaction.open_table(BUNDLES)?;
+            transaction.open_table(ANSWERS)?;
+            transaction.open_table(ANSWERS_LEFT)?;
             let mut table = transaction.open_table(META)?;
             let found = table.get("format")?.map(|value| value.value());
             if found.is_none() {
@@ -517,6 +571,23 @@ impl Store {
         };
         run().map_err(|failure| failure.explain(&self.directory))
     }
+}
+
+/// The one transition of a bundle from ready to spent.
+fn mark_spent(
+    transaction: &redb::WriteTransaction,
+    peer: Fingerprint,
+    id: &BundleId,
+) -> Result<(), Failure> {
+    let key = bundle_key(peer, id);
+    let mut table = transaction.open_table(BUNDLES)?;
+    let mut row: BundleRow = match table.get(&key)? {
+        Some(bytes) => decode(bytes.value())?,
+        None => return Err(StoreError::Unknown(*id).into()),
+    };
+    row.content.take().ok_or(StoreError::Spent(*id))?;
+    table.insert(&key, encode(&row).as_slice())?;
+    Ok(())
 }
 
 /// The right to write the content of one bundle, until it is dropped.

@@ -9,7 +9,9 @@
 
 use bytes::Bytes;
 use pi_protocol::Channel;
-use quinn::{ReadError, ReadExactError, RecvStream, SendStream, VarInt, WriteError};
+use quinn::{
+    ConnectionError, ReadError, ReadExactError, RecvStream, SendStream, VarInt, WriteError,
+};
 use serde::{Serialize, de::DeserializeOwned};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -89,6 +91,12 @@ pub enum Refusal {
     /// The server keeps no more bundles for one client.
     #[error("more bundles than it keeps for one client")]
     TooManyBundles = 12,
+    /// The server serves a list of clients, and this is none of them.
+    #[error("a client that is not on its list")]
+    NotAllowed = 13,
+    /// The server gives no more answers to this client.
+    #[error("more answers than it gives to one client")]
+    AnswersUsed = 14,
 }
 
 impl Refusal {
@@ -112,6 +120,8 @@ impl Refusal {
             ShuttingDown,
             Silent,
             TooManyBundles,
+            NotAllowed,
+            AnswersUsed,
         ]
         .into_iter()
         .find(|refusal| refusal.code() == code)
@@ -303,6 +313,7 @@ impl MessageStream {
             Ok(Err(WriteError::Stopped(code))) => {
                 Err(StreamError::Refused(Refusal::from_code(code)))
             }
+            Ok(Err(WriteError::ConnectionLost(e))) => Err(connection_lost(&e)),
             Ok(Err(e)) => Err(StreamError::Lost(describe(&e))),
             Err(_) => Err(StreamError::Silent(self.patience)),
         }
@@ -332,9 +343,21 @@ impl MessageStream {
         match timeout_at(until, read).await {
             Ok(Ok(bytes)) => Ok(bytes),
             Ok(Err(ReadError::Reset(code))) => Err(StreamError::Refused(Refusal::from_code(code))),
+            Ok(Err(ReadError::ConnectionLost(e))) => Err(connection_lost(&e)),
             Ok(Err(e)) => Err(StreamError::Lost(describe(&e))),
             Err(_) => Err(StreamError::Silent(self.patience)),
         }
+    }
+}
+
+/// The error of a connection that ended. A peer that closes it in good order uses code 0, one that
+/// refuses it the code of its reason.
+pub(crate) fn connection_lost(error: &ConnectionError) -> StreamError {
+    match error {
+        ConnectionError::ApplicationClosed(close) if close.error_code.into_inner() != 0 => {
+            StreamError::Refused(Refusal::from_code(close.error_code))
+        }
+        error => StreamError::Lost(describe(error)),
     }
 }
 

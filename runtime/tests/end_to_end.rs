@@ -6,13 +6,17 @@ mod common;
 use common::{Model, server_options};
 use pi_ir::interpret::quantise_image;
 use pi_ir::{PublicWeights, verify};
+use pi_protocol::header::PROTOCOL_VERSION;
 use pi_protocol::session::{BundleId, ClientModel};
 use pi_runtime::client::{Client, Connection, Patience, TrustOptions};
+use pi_runtime::control::{Hello, Request, Welcome};
 use pi_runtime::error::Error;
 use pi_runtime::fingerprint::Fingerprint;
+use pi_runtime::identity::Identity;
 use pi_runtime::server::{Server, ServerOptions};
 use pi_runtime::store::{BundleState, ModelDigest, Store, StoreError};
-use pi_runtime::stream::Refusal;
+use pi_runtime::stream::{MessageStream, Refusal, StreamError};
+use pi_runtime::transport::{Trust, client_endpoint};
 use std::path::Path;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -28,11 +32,14 @@ struct Running {
 
 impl Running {
     fn start(model: &Model, state: &Path, max_clients: usize) -> Running {
-        let server = Server::start(&ServerOptions {
+        Running::with(&ServerOptions {
             max_clients,
             ..server_options(model, state)
         })
-        .unwrap();
+    }
+
+    fn with(options: &ServerOptions) -> Running {
+        let server = Server::start(options).unwrap();
         let (stop, stopped) = watch::channel(false);
         Running {
             address: server.address().unwrap().to_string(),
@@ -543,6 +550,171 @@ async fn bundles_that_the_server_lost_are_given_up() {
         .collect();
     use BundleState::{Ready, Spent};
     assert_eq!(states, [Spent, Spent, Ready]);
+    connection.close().await;
+    server.stop().await;
+}
+
+/// The limit holds offline and online, across a restart, and for a client that ignores what it is
+/// told; a refusal costs the server's half of no bundle.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_gets_no_more_answers_than_the_server_gives() {
+    let states = tempfile::tempdir().unwrap();
+    let model = Model::random(1);
+    let server_state = states.path().join("server");
+    let options = |max_answers| ServerOptions {
+        max_answers: Some(max_answers),
+        ..server_options(&model, &server_state)
+    };
+    let client = open(&states.path().join("client"));
+    let server = Running::with(&options(3));
+    let (mut connection, public) = prepared(&client, &server, 2).await;
+    assert_eq!(connection.answers_left(), Some(3));
+    let (setup, _) = connection.setup().await.unwrap();
+    // Two bundles and two more are more than three answers.
+    let more = connection.prepare(&public, &setup, 2, |_| {}).await;
+    assert_eq!(refused(more.unwrap_err()), Refusal::AnswersUsed);
+    connection.close().await;
+    let (mut connection, public) = prepared(&client, &server, 1).await;
+    let (id, _) = connection.next_bundle().await.unwrap();
+    let input = model.input();
+    let answer = connection.infer(&public, &id, &input, false).await;
+    answer.unwrap();
+    connection.close().await;
+    assert_eq!(client.answers_left(server.fingerprint).unwrap(), Some(2));
+    server.stop().await;
+
+    // The count outlives the server, whose limit is now reached.
+    let server = Running::with(&options(1));
+    let connecting = client.connect(&server.address, &server.trust()).await;
+    let mut connection = connecting.unwrap();
+    assert_eq!(connection.answers_left(), Some(0));
+    assert_eq!(client.answers_left(server.fingerprint).unwrap(), Some(0));
+    let error = connection.next_bundle().await.unwrap_err();
+    assert_eq!(refused(error), Refusal::AnswersUsed);
+    let bundles = client.bundles(server.fingerprint).unwrap();
+    let ready: Vec<_> = bundles
+        .iter()
+        .filter(|b| b.state == BundleState::Ready)
+        .collect();
+    assert_eq!(ready.len(), 2);
+    let answer = connection.infer(&public, &ready[0].id, &input, false).await;
+    assert_eq!(refused(answer.unwrap_err()), Refusal::AnswersUsed);
+    connection.close().await;
+    server.stop().await;
+    let store = Store::open(&server_state).unwrap();
+    let kept = store.ready(client.fingerprint(), &public.digest()).unwrap();
+    assert_eq!(kept.len(), 2);
+    drop(store);
+
+    // A larger limit lets it go on.
+    let server = Running::with(&options(2));
+    let connecting = client.connect(&server.address, &server.trust()).await;
+    let mut connection = connecting.unwrap();
+    let (id, _) = connection.next_bundle().await.unwrap();
+    let answer = connection.infer(&public, &id, &input, false).await;
+    answer.unwrap();
+    connection.close().await;
+    server.stop().await;
+}
+
+/// Streams of one connection that ask at the same time share one limit.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_at_once_get_no_more_answers_than_one() {
+    let states = tempfile::tempdir().unwrap();
+    let model = Model::random(1);
+    let (state, server_state) = (states.path().join("client"), states.path().join("server"));
+    let client = open(&state);
+    let server = Running::start(&model, &server_state, 8);
+    // As many as a connection has streams at once, less the one of the greeting.
+    let (connection, public) = prepared(&client, &server, 3).await;
+    let bundles = client.bundles(server.fingerprint).unwrap();
+    connection.close().await;
+    server.stop().await;
+    let digest = public.digest();
+    drop(client);
+
+    let server = Running::with(&ServerOptions {
+        max_answers: Some(1),
+        patience: Duration::from_secs(2),
+        ..server_options(&model, &server_state)
+    });
+    let identity = Identity::load_or_create(&state, &["pi-client"]).unwrap();
+    let address = server.address.parse().unwrap();
+    let calling = client_endpoint(&identity, Trust::Pinned(server.fingerprint), address).unwrap();
+    let connecting = calling.endpoint.connect(address, "localhost").unwrap();
+    let quic = connecting.await.unwrap();
+    let open = async || {
+        let (outgoing, incoming) = quic.open_bi().await.unwrap();
+        MessageStream::new(outgoing, incoming, Duration::from_secs(20))
+    };
+    let hello = Request::Hello(Hello {
+        protocol: PROTOCOL_VERSION,
+        software: "liar".into(),
+        nonce: [1; 32],
+        probes: Vec::new(),
+    });
+    let mut stream = open().await;
+    stream.send_control(&hello).await.unwrap();
+    let welcome: Welcome = stream.receive_control(1 << 14).await.unwrap();
+    assert_eq!((welcome.model, welcome.answers_left), (digest, Some(1)));
+
+    let mut asked = Vec::new();
+    for bundle in &bundles {
+        let mut stream = open().await;
+        stream.send_control(&Request::Infer).await.unwrap();
+        // A masked input like any other.
+        let input = vec![0; 8 * model.artifact.circuit.input.len()];
+        let request = [bundle.id.0.to_vec(), input].concat();
+        stream.send_message(request).await.unwrap();
+        asked.push(stream);
+    }
+    let mut answered = 0;
+    for mut stream in asked {
+        match stream.receive_message(1 << 24).await {
+            Ok(_) => answered += 1,
+            Err(StreamError::Refused(refusal)) => assert_eq!(refusal, Refusal::AnswersUsed),
+            Err(error) => panic!("another error: {error}"),
+        }
+    }
+    assert_eq!(answered, 1);
+    quic.close(0u32.into(), b"");
+    server.stop().await;
+}
+
+/// The list says who is served, also while the server runs and in the middle of a connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_clients_on_the_list_are_served() {
+    let states = tempfile::tempdir().unwrap();
+    let model = Model::random(1);
+    let list = states.path().join("clients");
+    let (first, second) = (
+        open(&states.path().join("first")),
+        open(&states.path().join("second")),
+    );
+    std::fs::write(&list, format!("# ours\n{}\n", first.fingerprint())).unwrap();
+    let server = Running::with(&ServerOptions {
+        allow: Some(list.clone()),
+        ..server_options(&model, &states.path().join("server"))
+    });
+    let (mut connection, public) = prepared(&first, &server, 1).await;
+    let refusal = second.connect(&server.address, &server.trust()).await;
+    assert_eq!(refused(refusal.err().unwrap()), Refusal::NotAllowed);
+
+    // A list that breaks changes nothing.
+    std::fs::write(&list, "neither").unwrap();
+    let refusal = second.connect(&server.address, &server.trust()).await;
+    assert_eq!(refused(refusal.err().unwrap()), Refusal::NotAllowed);
+    let (id, _) = connection.next_bundle().await.unwrap();
+    let answer = connection.infer(&public, &id, &model.input(), false).await;
+    answer.unwrap();
+
+    // One that changes is followed.
+    std::fs::write(&list, format!("{}", second.fingerprint())).unwrap();
+    let (other, _) = prepared(&second, &server, 1).await;
+    other.close().await;
+    let (setup, _) = connection.setup().await.unwrap();
+    let more = connection.prepare(&public, &setup, 1, |_| {}).await;
+    assert_eq!(refused(more.unwrap_err()), Refusal::NotAllowed);
     connection.close().await;
     server.stop().await;
 }

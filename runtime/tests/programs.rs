@@ -4,7 +4,10 @@
 mod common;
 
 use assert_cmd::Command;
-use common::{Model, client, complaint, kill, prepare, start_server, start_server_at};
+use common::{
+    Model, client, complaint, kill, prepare, server_command, start_server, start_server_at,
+};
+use pi_runtime::command::child::ServerProcess;
 use pi_runtime::store::Store;
 use std::net::UdpSocket;
 
@@ -406,4 +409,51 @@ fn the_programs_link_neither_burn_nor_onnx() {
             "pi-runtime depends on {name}"
         );
     }
+}
+
+#[test]
+fn limits_of_a_server_are_said_and_explained() {
+    let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
+    let at = |name: &str| states.path().join(name);
+    let (list, server_state) = (at("clients"), at("server"));
+    let limited = |arguments: &[&str]| {
+        let mut command = server(model.path(), &at("server"), "127.0.0.1:0");
+        command.args(arguments);
+        command
+    };
+    std::fs::write(&list, "# ours\nnobody\n").unwrap();
+    let allow = ["--allow", list.to_str().unwrap()];
+    let text = complaint(&mut limited(&allow));
+    says(&text, &["clients", "line 2", "one fingerprint a line"]);
+    let text = complaint(&mut limited(&["--max-answers", "0"]));
+    says(&text, &["positive number", "none"]);
+
+    // The client's identity is what the list needs.
+    let status = client(&at("client")).arg("status").assert().success();
+    let status = String::from_utf8(status.get_output().stdout.clone()).unwrap();
+    let identity = status
+        .lines()
+        .find_map(|line| line.strip_prefix("identity   "));
+    let start = |list_of: &str| {
+        std::fs::write(&list, list_of).unwrap();
+        let mut command = server_command(model.path(), &server_state);
+        command.program.args(allow).args(["--max-answers", "2"]);
+        ServerProcess::start(command).unwrap()
+    };
+    let refusing = start("");
+    let text = complaint(&mut prepare(&at("client"), &refusing, 1));
+    says(&text, &["not on its list", "pi-server --allow"]);
+    kill(refusing);
+    let serving = start(identity.unwrap());
+    prepare(&at("client"), &serving, 1).assert().success();
+    let text = complaint(&mut prepare(&at("client"), &serving, 2));
+    says(
+        &text,
+        &["more answers than", "--max-answers", "pi-client status"],
+    );
+    let infer = ["infer", model.image.to_str().unwrap()];
+    client(&at("client")).args(infer).assert().success();
+    let status = client(&at("client")).arg("status").assert().success();
+    let status = String::from_utf8(status.get_output().stdout.clone()).unwrap();
+    says(&status, &["1 left"]);
 }

@@ -243,6 +243,46 @@ fn reading_ahead_spends_nothing_and_spending_ends_it() {
     assert_eq!(contents(state.path()), 0);
 }
 
+/// Of any number of threads, before and after a restart, as many get an answer as the limit says;
+/// the others leave their bundles as they are.
+#[test]
+fn answers_are_counted_for_good_and_never_beyond_the_limit() {
+    let state = tempfile::tempdir().unwrap();
+    let store = Store::open(state.path()).unwrap();
+    for n in 0..24 {
+        store.put_bundle(PEER, &MODEL, &id(n), b"x").unwrap();
+    }
+    store.put_bundle(OTHER, &MODEL, &id(0), b"x").unwrap();
+    let spend = |store: &Store, ids: std::ops::Range<u8>, limit| {
+        let store = &store;
+        std::thread::scope(|scope| {
+            let threads =
+                ids.map(|n| scope.spawn(move || store.spend_on_answer(PEER, &id(n), Some(limit))));
+            let threads: Vec<_> = threads.collect();
+            let results = threads.into_iter().map(|thread| thread.join().unwrap());
+            let (given, refused): (Vec<_>, Vec<_>) = results.partition(Result::is_ok);
+            let limited = |r: &Result<_, _>| matches!(r, Err(StoreError::AnswersUsed(_)));
+            assert!(refused.iter().all(limited), "{refused:?}");
+            given.len()
+        })
+    };
+    assert_eq!(spend(&store, 0..8, 5), 5);
+    assert_eq!(store.answers(PEER).unwrap(), 5);
+    drop(store);
+    let store = Store::open(state.path()).unwrap();
+    assert_eq!(spend(&store, 8..16, 5), 0);
+    assert_eq!(spend(&store, 16..24, 7), 2);
+    assert_eq!(store.answers(PEER).unwrap(), 7);
+    assert_eq!(store.ready(PEER, &MODEL).unwrap().len(), 24 - 7);
+    // A bundle that is spent already counts no second answer; another peer has its own count.
+    store.spend_on_answer(OTHER, &id(0), None).unwrap();
+    assert!(matches!(
+        store.spend_on_answer(OTHER, &id(0), None),
+        Err(StoreError::Spent(_))
+    ));
+    assert_eq!(store.answers(OTHER).unwrap(), 1);
+}
+
 #[test]
 fn setups_artifacts_and_peers_are_kept() {
     let state = tempfile::tempdir().unwrap();
@@ -263,6 +303,10 @@ fn setups_artifacts_and_peers_are_kept() {
     assert!(store.setup(OTHER).unwrap().is_none());
     assert_eq!(store.artifact(&MODEL).unwrap().unwrap(), b"artifact");
     assert_eq!(store.peers().unwrap(), [(PEER, record)]);
+    for left in [None, Some(3), None] {
+        store.put_answers_left(PEER, left).unwrap();
+        assert_eq!(store.answers_left(PEER).unwrap(), left);
+    }
 }
 
 /// An earlier setup is nowhere in the state directory, even after a crash before its erasure.

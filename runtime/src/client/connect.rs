@@ -13,6 +13,7 @@ use crate::transport::{self, ClientEndpoint, Trust, no_common_key_exchange};
 use pi_protocol::header::PROTOCOL_VERSION;
 use std::net::SocketAddr;
 use std::time::Duration;
+use tokio::task::block_in_place;
 
 /// Bundles that a greeting asks about: one that can be used is enough for the next answer, and
 /// [`Request::Probe`] asks about the others.
@@ -142,7 +143,7 @@ impl Client {
             server_nonce: welcome.nonce,
             client_nonce: nonce,
         };
-        Ok(Connection {
+        let connection = Connection {
             client: self,
             address: address.into(),
             endpoint,
@@ -154,7 +155,9 @@ impl Client {
             stale,
             loaded: None,
             erasing: None,
-        })
+        };
+        block_in_place(|| connection.remember_answers_left())?;
+        Ok(connection)
     }
 
     async fn exchange_greetings(

@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
 use crate::party::{Greeting, compute, damaged, protocol_error};
 use crate::store::{BundleEntry, ModelDigest};
-use crate::stream::{MessageStream, Refusal, describe};
+use crate::stream::{self, MessageStream};
 use crate::transport::ClientEndpoint;
 use pi_ir::{Artifact, limits};
 use pi_protocol::session::{
@@ -137,9 +137,26 @@ impl Connection<'_> {
     /// Says goodbye, so that the server frees the slot at once.
     pub async fn close(mut self) {
         self.erased().await;
+        if let Err(error) = block_in_place(|| self.remember_answers_left()) {
+            tracing::warn!(%error, "the number of answers left is not kept");
+        }
         self.quic.close(quinn::VarInt::from_u32(0), b"");
         let idle = self.endpoint.endpoint.wait_idle();
         let _ = tokio::time::timeout(Duration::from_secs(1), idle).await;
+    }
+
+    /// Answers that this client can still get from the server; `None` without a limit.
+    pub fn answers_left(&self) -> Option<u64> {
+        self.welcome.answers_left
+    }
+
+    /// Keeps the number of answers left, where it changed.
+    pub(super) fn remember_answers_left(&self) -> Result<(), Error> {
+        let (store, left) = (&self.client.store, self.welcome.answers_left);
+        if store.answers_left(self.server())? != left {
+            store.put_answers_left(self.server(), left)?;
+        }
+        Ok(())
     }
 
     pub(super) async fn open(&self, request: &Request) -> Result<MessageStream, Error> {
@@ -160,15 +177,7 @@ pub(super) async fn open_stream(
 }
 
 pub(super) fn connection_lost(error: &quinn::ConnectionError) -> Error {
-    if let quinn::ConnectionError::ApplicationClosed(close) = error
-        && let Ok(code) = quinn::VarInt::try_from(close.error_code.into_inner())
-    {
-        return Error::Refused {
-            peer: "server",
-            refusal: Refusal::from_code(code),
-        };
-    }
-    Error::Lost(describe(error))
+    from_server(stream::connection_lost(error))
 }
 
 /// Waits until the server says that its half of a setup or bundle is durable.

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::party::{self, protocol_error};
 use crate::spending::{Mark, Spending};
 use crate::store::Reading;
-use crate::stream::MessageStream;
+use crate::stream::{MessageStream, Refusal};
 use pi_ir::Trace;
 use pi_protocol::session::{self, BundleId, ClientBundle, ClientModel};
 use std::time::Instant;
@@ -47,7 +47,7 @@ impl Connection<'_> {
     ///
     /// # Errors
     /// [`Error::NotPrepared`], [`Error::NoBundle`], [`Error::ModelChanged`] or [`Error::NotHeld`];
-    /// errors of the connection.
+    /// [`Error::Refused`] if the server gives no further answer; errors of the connection.
     pub async fn next_bundle(&mut self) -> Result<(BundleId, usize), Error> {
         let mut useless = self.give_up_unheld()?;
         // Those that the greeting asked about come first, so mostly no question is left.
@@ -61,6 +61,12 @@ impl Connection<'_> {
         }
         let held = |candidate: &&Candidate| candidate.held == Some(true);
         let next = self.candidates.iter().find(held);
+        if next.is_some() && self.welcome.answers_left == Some(0) {
+            return Err(Error::Refused {
+                peer: "server",
+                refusal: Refusal::AnswersUsed,
+            });
+        }
         match (next, useless, self.stale.first()) {
             (Some(candidate), _, _) => Ok((candidate.id, useless)),
             (None, 1.., _) => Err(Error::NotHeld(useless)),
@@ -130,7 +136,10 @@ impl Connection<'_> {
             None => Some(self.client.store.content(self.server(), id)?),
         };
         let failpoints = ["client-infer-before-spend", "client-infer-after-spend"];
-        let mark = Mark::start(&self.client.store, self.server(), id, failpoints);
+        let (server, spent) = (self.server(), *id);
+        let mark = Mark::start(&self.client.store, failpoints, move |store| {
+            store.spend(server, &spent)
+        });
         let bundle = match loaded {
             Some(bundle) => Ok(bundle),
             None => block_in_place(|| self.read_bundle(model, id, reading)),
@@ -156,6 +165,10 @@ impl Connection<'_> {
         let mut spending = Spending::new(&mut stream, mark, Some(Request::Infer));
         let session = session::client_infer(&mut spending, model, bundle, input, trace);
         let inference = self.client.pools.compute(session);
+        if let Some(left) = &mut self.welcome.answers_left {
+            // The server counts an answer when it marks the bundle, whatever comes of it.
+            *left = left.saturating_sub(1);
+        }
         let online = Spent {
             wall: started.elapsed(),
             traffic: spending.traffic(),

@@ -310,6 +310,12 @@ fn status(client: &Client, state: &Path, json: bool) -> anyhow::Result<()> {
             text.push_str(&format!(", {stale} for other models"));
         }
         text.push('\n');
+        let left = client.answers_left(server)?;
+        if let Some(left) = left {
+            text.push_str(&format!(
+                "  answers     {left} left, when the server last said\n"
+            ));
+        }
         servers.push(json!({
             "addresses": record.addresses,
             "fingerprint": server.to_string(),
@@ -318,6 +324,7 @@ fn status(client: &Client, state: &Path, json: bool) -> anyhow::Result<()> {
             "ready": ready,
             "ready_for_other_models": stale,
             "spent": spent,
+            "answers_left": left,
         }));
     }
     if servers.is_empty() {

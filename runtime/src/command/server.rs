@@ -46,6 +46,14 @@ struct Arguments {
         value_parser = clap::value_parser!(u16).range(1..)
     )]
     max_bundles: u16,
+    /// Limit on the answers that one client ever gets, or `none`. A client learns a little of the
+    /// weights with every answer.
+    #[arg(long, value_name = "N", default_value = "1000")]
+    max_answers: MostAnswers,
+    /// File with the fingerprints of the clients to serve, one a line; # starts a comment. It is
+    /// read again when it changes. Without this option every client is served.
+    #[arg(long, value_name = "FILE")]
+    allow: Option<PathBuf>,
     /// Seconds to wait for a client that falls silent in the middle of an operation.
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     timeout: Duration,
@@ -59,6 +67,22 @@ struct Arguments {
     /// PEM file with the private key of --cert.
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
+}
+
+/// The limit of `--max-answers`.
+#[derive(Clone, Copy)]
+struct MostAnswers(Option<u64>);
+
+impl std::str::FromStr for MostAnswers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<MostAnswers, String> {
+        match text.parse() {
+            Ok(limit @ 1..) => Ok(MostAnswers(Some(limit))),
+            _ if text == "none" => Ok(MostAnswers(None)),
+            _ => Err("a positive number, or the word none".into()),
+        }
+    }
 }
 
 /// Runs `pi-server` with this process's arguments.
@@ -94,6 +118,8 @@ fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
         certificate: arguments.cert.zip(arguments.key),
         max_clients: arguments.max_clients.into(),
         max_bundles: arguments.max_bundles.into(),
+        max_answers: arguments.max_answers.0,
+        allow: arguments.allow,
         patience: arguments.timeout,
         bound: !arguments.unbound,
     };
@@ -104,6 +130,14 @@ fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
         let mut out = std::io::stdout();
         writeln!(out, "model {}", short(&server.model()))?;
         writeln!(out, "bundles {ready} ready, {other} for other models")?;
+        match options.max_answers {
+            Some(limit) => writeln!(out, "answers {limit} at most for each client, ever")?,
+            None => writeln!(out, "answers without limit: logits tell about the weights")?,
+        }
+        match server.allowed_clients() {
+            Some(count) => writeln!(out, "clients {count} on the list")?,
+            None => writeln!(out, "clients all that come")?,
+        }
         writeln!(out, "fingerprint {}", server.fingerprint())?;
         writeln!(out, "listening on {}", server.address()?)?;
         out.flush()?;

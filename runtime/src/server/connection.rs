@@ -64,6 +64,11 @@ pub(super) async fn serve(
         return;
     };
     let name = short(&client.0);
+    if let Err(refusal) = block_in_place(|| shared.admit(client)) {
+        tracing::warn!(client = %client, %from, "refused: not on the list of clients");
+        quic.close(refusal.code(), b"not on the list");
+        return;
+    }
     tracing::info!(client = name, %from, "connected");
     shared.supersede(client, &quic);
     let connection = Arc::new(Connection {
@@ -148,6 +153,8 @@ async fn serve_operation(connection: Arc<Connection>, mut stream: MessageStream)
 
 impl Connection {
     async fn answer(&self, request: Request, stream: &mut MessageStream) -> Result<(), Error> {
+        // The list may have changed since the client connected.
+        block_in_place(|| self.shared.admit(self.client)).map_err(refused)?;
         if let Request::Hello(hello) = request {
             return self.hello(hello, stream).await;
         }
@@ -202,6 +209,7 @@ impl Connection {
                 artifact_bytes: self.shared.artifact.len() as u64,
                 setup: self.setup_of_client()?.map(|setup| setup.id()),
                 held: self.held(&hello.probes)?,
+                answers_left: self.shared.answers_left(self.client)?,
             })
         })?;
         stream.send_control(&welcome).await.map_err(from_client)
@@ -248,6 +256,13 @@ impl Connection {
 
 pub(super) fn from_client(error: StreamError) -> Error {
     Error::from_stream("client", error)
+}
+
+pub(super) fn refused(refusal: Refusal) -> Error {
+    Error::Refused {
+        peer: "server",
+        refusal,
+    }
 }
 
 pub(super) fn misbehaved(what: &str) -> Error {

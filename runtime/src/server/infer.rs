@@ -47,7 +47,7 @@ impl Connection {
         answered.map_err(|e| protocol_error("client", stream, e))
     }
 
-    /// Takes a bundle of this client and starts to mark it as spent.
+    /// Takes a bundle of this client and starts to mark it as spent, which counts the answer.
     ///
     /// The outer error leaves the bundle as it is. If the inner result is an error, the bundle is
     /// spent all the same, because its mark is under way.
@@ -65,11 +65,14 @@ impl Connection {
         }
         let reading = shared.store.content(self.client, id)?;
         let failpoints = ["server-infer-before-spend", "server-infer-after-spend"];
-        let mark = Mark::start(&shared.store, self.client, id, failpoints);
+        let (client, id, limit) = (self.client, *id, shared.max_answers);
+        let mark = Mark::start(&shared.store, failpoints, move |store| {
+            store.spend_on_answer(client, &id, limit)
+        });
         let loaded = self.loaded.lock().expect("no holder panics").take();
         let bundle = match loaded {
-            Some(loaded) if loaded.bundle.id() == *id => Ok(loaded.bundle),
-            _ => self.read_bundle(id, reading),
+            Some(loaded) if loaded.bundle.id() == id => Ok(loaded.bundle),
+            _ => self.read_bundle(&id, reading),
         };
         Ok((bundle, mark))
     }

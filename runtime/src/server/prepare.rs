@@ -1,6 +1,6 @@
 //! The offline phase at the server.
 
-use super::connection::{Connection, from_client, misbehaved};
+use super::connection::{Connection, from_client, misbehaved, refused};
 use crate::control::{MOST_BUNDLES, Prepare, Stored};
 use crate::error::Error;
 use crate::failpoint;
@@ -27,10 +27,7 @@ impl Connection {
             return Err(misbehaved("more bundles than a client may hold"));
         }
         if prepare.held.len() as u64 + count > self.shared.max_bundles as u64 {
-            return Err(Error::Refused {
-                peer: "server",
-                refusal: Refusal::TooManyBundles,
-            });
+            return Err(refused(Refusal::TooManyBundles));
         }
         // Indices of a connection only grow, so no two of its bundles have one header.
         let claimed = self.next_index.compare_exchange(
@@ -44,12 +41,10 @@ impl Connection {
         }
         let setup = block_in_place(|| {
             self.give_up_orphans(prepare.held)?;
+            self.check_answers_left(count)?;
             self.setup_of_client()
         })?;
-        let setup = setup.ok_or(Error::Refused {
-            peer: "server",
-            refusal: Refusal::NoSetup,
-        })?;
+        let setup = setup.ok_or(refused(Refusal::NoSetup))?;
         let (shared, model) = (&self.shared, &self.shared.model);
         let mut index = prepare.first_index;
         for size in model.batches(count as usize) {
@@ -82,6 +77,18 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// Refuses bundles for which the client would get no answer.
+    fn check_answers_left(&self, count: u64) -> Result<(), Error> {
+        let Some(left) = self.shared.answers_left(self.client)? else {
+            return Ok(());
+        };
+        let ready = self.shared.store.ready(self.client, &self.shared.digest)?;
+        match ready.len() as u64 + count > left {
+            true => Err(refused(Refusal::AnswersUsed)),
+            false => Ok(()),
+        }
     }
 
     /// Gives up the halves whose other half the client does not have: they are of no use to anyone.

@@ -51,6 +51,9 @@ pub enum StoreError {
     /// No such bundle is stored for this peer.
     #[error("bundle {} is not known", name(.0))]
     Unknown(BundleId),
+    /// A peer has had as many answers as it may get.
+    #[error("all {0} answers that this peer may get were given")]
+    AnswersUsed(u64),
     /// A bundle of that name is or was stored for this peer.
     #[error("bundle {} is stored already", name(.0))]
     Exists(BundleId),

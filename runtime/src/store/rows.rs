@@ -21,6 +21,13 @@ pub(super) const PEERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition:
 /// From peer and bundle id to [`BundleRow`].
 pub(super) const BUNDLES: TableDefinition<'_, &[u8; 64], &[u8]> = TableDefinition::new("bundles");
 
+/// At a server, from client to the number of answers that it was given.
+pub(super) const ANSWERS: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("answers");
+/// At a client, from server to the number of answers that it will still give, as it said last;
+/// none without a limit.
+pub(super) const ANSWERS_LEFT: TableDefinition<'_, &[u8; 32], u64> =
+    TableDefinition::new("answers left");
+
 #[derive(Serialize, Deserialize)]
 pub(super) struct BundleRow {
     pub(super) model: ModelDigest,

@@ -157,6 +157,8 @@ pub fn server_options(model: &Model, state: &Path) -> ServerOptions {
         certificate: None,
         max_clients: 8,
         max_bundles: 100,
+        max_answers: None,
+        allow: None,
         patience: Duration::from_secs(20),
         bound: true,
     }
