@@ -485,6 +485,30 @@ fn a_frozen_gamma_stays_one_and_collects_no_gradient() {
 }
 
 #[test]
+fn what_is_frozen_whole_only_follows_its_statistics() {
+    let data = data(64, 10, 57);
+    for stages in [
+        "[[stage]]\nepochs = 1\nfreeze = [\"*\"]\n",
+        // The first layer's turn has nothing to train.
+        "[[stage]]\nfreeze = [\"stem.*\"]\n\
+         method = { quail = { norm = \"amm\", layer_epochs = 1, unfreeze_epochs = 0 } }\n",
+    ] {
+        let mut run = run(stages);
+        let stem = |run: &Run| {
+            let weight = run.state.parameter("stem.conv.weight").unwrap();
+            (weight, run.state.buffer("stem.norm.moments").unwrap())
+        };
+        let before = stem(&run);
+        let report = epoch(&mut run, &data);
+        assert!(report.loss.unwrap().is_finite());
+        assert_eq!(report.gradient_norm, [0.0, 0.0]);
+        let after = stem(&run);
+        assert_eq!(after.0, before.0, "{stages}");
+        assert_ne!(after.1, before.1, "{stages}");
+    }
+}
+
+#[test]
 fn nothing_is_learnt_from_a_run_that_is_not_finished() {
     let data = data(64, 10, 64);
     let mut source = run("[[stage]]\nepochs = 2");

@@ -121,8 +121,11 @@ impl Run {
     }
 }
 
-/// Gradients of the leaves, without autodiff.
+/// Gradients of the leaves, without autodiff; none where all that could train is frozen.
 pub(super) fn gradients(loss: &Tensor<1>, leaves: Tensors) -> Tensors {
+    if leaves.is_empty() {
+        return Tensors::new();
+    }
     let mut all = loss.clone().backward();
     leaves
         .into_iter()
