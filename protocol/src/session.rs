@@ -38,7 +38,10 @@
 //! - last, the server's share of the logits.
 //!
 //! All but the last can be simulated from the circuit alone, up to the statistical distance of the
-//! floods, and the last is the output minus the client's own share. Tables are sent before the
+//! floods, and the last is the output minus the client's own share. That output is a function of
+//! the client's shares too, which are therefore an input of the functionality and not only coins of
+//! the protocol: each truncation has a dither that the client knows, and repeated answers tell
+//! weights by it ("What leaks by design" in `docs/threat-model.md`). Tables are sent before the
 //! garbler's input exists, so the argument for the garbling is adaptive, with AES as an ideal
 //! cipher.
 //!

@@ -6,6 +6,10 @@
 //! term right. The result is `x >> f` or one more, and it is one more with the probability of the
 //! fraction.
 //!
+//! It is no secret coin that decides: the result is `ceil((x - u) / 2^f)` with `u = (c + B) mod
+//! 2^f`, and the client knows `u`. An answer is thus the network at known perturbations of its
+//! activations, which is more than the network's output alone.
+//!
 //! The server's truncated share is a *negative integer*, and the sign circuit reduces that integer
 //! modulo `2^m`, not its representative in `F_p`.
 
@@ -69,6 +73,22 @@ mod tests {
         for x in [-300i64, -1, 0, 1, 300] {
             let t = truncate_client(fp::from_i64(x), 4, 20) as i64 + truncate_server(0, 4, 20);
             assert_eq!(t, x >> 4);
+        }
+    }
+
+    #[test]
+    fn truncation_is_a_quantiser_whose_dither_the_client_knows() {
+        let mut rng = ChaCha20Rng::seed_from_u64(4);
+        for (f, bound_bits) in [(0u8, 10u8), (1, 10), (8, 30), (20, 40)] {
+            for _ in 0..1000 {
+                let x = (rng.next_u64() as i64) >> (65 - bound_bits);
+                let c = fp::uniform(&mut rng);
+                let d = fp::sub(fp::from_i64(x), c);
+                let t =
+                    truncate_client(c, f, bound_bits) as i64 + truncate_server(d, f, bound_bits);
+                let u = (fp::add(c, 1 << bound_bits) % (1 << f)) as i64;
+                assert_eq!(t, -((u - x) >> f), "x = {x}, c = {c}, f = {f}");
+            }
         }
     }
 

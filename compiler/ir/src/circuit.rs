@@ -74,7 +74,8 @@ pub struct Layer {
 /// Source of a bound.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Range {
-    /// Interval analysis proves it for every input.
+    /// Interval analysis proves it for every image, given the calibrated bounds before it; other
+    /// vectors over the field are no images, and may exceed it.
     Proved,
     /// The largest magnitude seen on calibration data; the bound leaves head room above it.
     Calibrated {

@@ -1,4 +1,4 @@
-//! Interval analysis of a circuit: the largest magnitudes any input can reach.
+//! Interval analysis of a circuit: the largest magnitudes any image can reach.
 //!
 //! Each element of each tensor has a separate interval, so that padding and shape matter as they do
 //! in the evaluation. Sums are exact for independent inputs (the image's pixels are); deeper,

@@ -1,6 +1,6 @@
 //! Bounds on every value before a truncation, and from them the widths of sign circuits.
 //!
-//! Interval analysis ([`pi_ir::range`]) gives bounds that hold for every input; they grow with each
+//! Interval analysis ([`pi_ir::range`]) gives bounds that hold for every image; they grow with each
 //! layer. Where one is too wide to use, the largest value seen on calibration data, with head room
 //! above it, replaces it, and the circuit marks the bound as calibrated. A proof for a later layer
 //! assumes the bounds of the calibrated layers before it.
