@@ -30,7 +30,6 @@ pub(super) fn take(len: usize) -> Vec<u64> {
 
 /// Keeps a buffer of zeros, unless enough are kept.
 pub(super) fn give(buffer: Vec<u64>) {
-    debug_assert!(buffer.iter().all(|&word| word == 0), "an erased buffer");
     let len = buffer.len();
     if len < SMALLEST {
         return;
