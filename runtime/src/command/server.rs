@@ -125,6 +125,8 @@ fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
     };
     let runtime = runtime()?;
     runtime.block_on(async {
+        // Before the line that tells others that they may interrupt.
+        let interrupts = Interrupts::listen()?;
         let server = Server::start(&options)?;
         let (ready, other) = server.bundles()?;
         let mut out = std::io::stdout();
@@ -146,7 +148,7 @@ fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
             let stop = stop.clone();
             std::thread::spawn(move || obey_parent(&stop));
         }
-        tokio::spawn(stop_on_signal(stop));
+        tokio::spawn(stop_on_signal(interrupts, stop));
         server.run(stopped).await;
         anyhow::Ok(())
     })?;
@@ -167,31 +169,57 @@ fn listen_address(text: &str) -> Result<SocketAddr, Error> {
 }
 
 /// The first interrupt lets operations under way end, the second ends the process.
-async fn stop_on_signal(stop: watch::Sender<bool>) {
-    if interrupted().await.is_err() {
-        // Without signals the process can still be killed, which is safe at any moment.
-        return;
-    }
+async fn stop_on_signal(mut interrupts: Interrupts, stop: watch::Sender<bool>) {
+    interrupts.next().await;
     eprintln!("ending once the operations under way are done; interrupt again to end at once");
     stop.send_replace(true);
-    if interrupted().await.is_ok() {
-        std::process::exit(130);
-    }
+    interrupts.next().await;
+    std::process::exit(130);
+}
+
+/// The user's wish to end the program. Interrupts count from the moment that this is made.
+#[cfg(unix)]
+struct Interrupts {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
 }
 
 #[cfg(unix)]
-async fn interrupted() -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        result = tokio::signal::ctrl_c() => result,
-        _ = terminate.recv() => Ok(()),
+impl Interrupts {
+    fn listen() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for an interrupt or a request to terminate.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }
 
+/// The user's wish to end the program.
 #[cfg(not(unix))]
-async fn interrupted() -> std::io::Result<()> {
-    tokio::signal::ctrl_c().await
+struct Interrupts;
+
+#[cfg(not(unix))]
+impl Interrupts {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self)
+    }
+
+    /// Waits for an interrupt.
+    async fn next(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            // Without signals the process can still be killed, which is safe at any moment.
+            std::future::pending().await
+        }
+    }
 }
 
 fn obey_parent(stop: &watch::Sender<bool>) {
