@@ -9,7 +9,7 @@
 //!
 //! `x = (p - mean) / max(deviation, floor) = (n p - S) / max(sqrt(n Q - S^2), floor n)`,
 //!
-//! and, at scale `2^f`, with [`ROOT_BITS`] `g` of the root behind its point,
+//! and, at scale `2^f`, with `g` bits (`ROOT_BITS`) of the root behind its point,
 //!
 //! `round((n p - S) 2^(f + g) / max(isqrt((n Q - S^2) 2^(2 g)), floor n 2^g))`, ties away from
 //! zero. `isqrt` rounds down. Since the divisor is at least `2^g`, the quotient differs from the

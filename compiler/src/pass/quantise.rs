@@ -3,7 +3,7 @@
 //!
 //! All scales are powers of two. A tensor gets the scale at which the largest sum seen on
 //! calibration data uses [`Precision::activation_bits`] bits; a layer's sum the largest scale at
-//! which every kernel of it fits [`Precision::weight_bits`]. The difference is the layer's
+//! which every kernel of it fits `Precision::weight_bits`. The difference is the layer's
 //! truncation. Two rules couple the layers and lower a tensor's scale where necessary: a residual
 //! is shifted left, never right, and the kernels of one layer share the scale of its sum.
 //!
