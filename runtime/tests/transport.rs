@@ -164,10 +164,21 @@ async fn a_stream_that_ends_inside_a_message_is_an_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closed_connection_is_an_error() {
     let mut pair = Pair::connect().await;
-    pair.client.close(9u32.into(), b"");
+    pair.client.close(0u32.into(), b"");
     let error = soon(pair.server_stream.receive_message(1000)).await;
     assert!(matches!(error, Err(StreamError::Lost(_))), "{error:?}");
     assert!(pair.server.close_reason().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_closed_with_a_refusal_is_that_refusal_on_every_stream() {
+    let mut pair = Pair::connect().await;
+    pair.client.close(Refusal::Storage.code(), b"");
+    let error = soon(pair.server_stream.receive_message(1000)).await;
+    assert!(
+        matches!(error, Err(StreamError::Refused(Refusal::Storage))),
+        "{error:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
