@@ -267,28 +267,12 @@ pub fn activate_adjoint(
     grad: &mut [f32],
 ) -> Vec<f32> {
     let step = Step::new(channels, z.len(), activation);
-    let (size, shares) = (
-        step.positions * channels,
-        shares(z.len() / (step.positions * channels), step.positions),
-    );
+    let shares = shares(z.len() / (step.positions * channels), step.positions);
     let affine = Affine::identity(channels);
     let parts = sums(backend, &step, &affine, (z, grad), by_coefficients, &shares);
     let zero = vec![0.0; matrix::blocks(channels) * LANES];
-    let work: Vec<_> = shares.iter().zip(cut(grad, &shares, size)).collect();
-    work.into_par_iter().for_each(|(share, grad)| {
-        let x = &z[share.start * size..share.end * size];
-        let terms = [&affine.scale[..], &zero, &zero];
-        simd::run(
-            backend,
-            Backward {
-                step: &step,
-                affine: &affine,
-                terms,
-                x,
-                grad,
-            },
-        );
-    });
+    let terms = [&affine.scale[..], &zero, &zero];
+    backward(backend, (&step, &affine), terms, (z, grad), &shares);
     total_coefficients(&parts, activation.coefficients.len())
 }
 
@@ -359,10 +343,7 @@ pub fn normalise_activate_adjoint(
     assert_eq!(x.len(), grad.len(), "an activation keeps the size");
     let c = norm.channels();
     let step = Step::new(c, x.len(), activation);
-    let (size, shares) = (
-        step.positions * c,
-        shares(x.len() / (step.positions * c), step.positions),
-    );
+    let shares = shares(x.len() / (step.positions * c), step.positions);
     let (affine, inverse) = (norm.affine(), norm.inverse());
     let parts = sums(backend, &step, &affine, (x, grad), by_coefficients, &shares);
     let total = |i: usize| parts.iter().map(|part| part.sums[i]).sum::<f64>();
@@ -385,21 +366,8 @@ pub fn normalise_activate_adjoint(
         k1[channel] = slope as f32;
         k2[channel] = (-k0 * by_beta / count - slope * mean) as f32;
     }
-    let work: Vec<_> = shares.iter().zip(cut(grad, &shares, size)).collect();
-    work.into_par_iter().for_each(|(share, grad)| {
-        let x = &x[share.start * size..share.end * size];
-        let terms = [&affine.scale[..], &k1, &k2];
-        simd::run(
-            backend,
-            Backward {
-                step: &step,
-                affine: &affine,
-                terms,
-                x,
-                grad,
-            },
-        );
-    });
+    let terms = [&affine.scale[..], &k1, &k2];
+    backward(backend, (&step, &affine), terms, (x, grad), &shares);
     out
 }
 
@@ -662,7 +630,33 @@ impl Kernel for PartSums<'_> {
     }
 }
 
-/// `k0 d + k1 x + k2`, with `d` the gradient by `z`, over the gradient.
+/// Overwrites the gradient by the outputs with that by the inputs, `k0 d + k1 x + k2` with `d` the
+/// gradient by `z`; `terms` are `k0`, `k1` and `k2` of each channel.
+fn backward(
+    backend: Backend,
+    (step, affine): (&Step, &Affine),
+    terms: [&[f32]; 3],
+    (x, grad): (&[f32], &mut [f32]),
+    shares: &[Range<usize>],
+) {
+    let size = step.positions * step.channels;
+    let work: Vec<_> = shares.iter().zip(cut(grad, shares, size)).collect();
+    work.into_par_iter().for_each(|(share, grad)| {
+        let x = &x[share.start * size..share.end * size];
+        simd::run(
+            backend,
+            Backward {
+                step,
+                affine,
+                terms,
+                x,
+                grad,
+            },
+        );
+    });
+}
+
+/// The work of [`backward`] on a share of the images.
 struct Backward<'a> {
     step: &'a Step,
     affine: &'a Affine,
