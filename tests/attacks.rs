@@ -9,7 +9,7 @@
 
 use pi_core::fp;
 use pi_rlwe::attack::phase;
-use pi_rlwe::noise::{flood_log2, noise_bits};
+use pi_rlwe::noise::{flood_log2, measure, noise_bits};
 use pi_rlwe::{
     Ciphertext, CiphertextModulus, MaskedCiphertext, N, Packed, Params, PlainPoly, Product,
     PublicKey, SecretKey, Seeded, SeededLayout, decrypt, encrypt_seeded, expand_seeded,
@@ -139,13 +139,8 @@ fn noise_shows_the_size_of_the_weights_before_the_flood() {
                 terms.fold(0, fp::add)
             })
             .collect();
-        noise_bits(
-            &p.params,
-            &p.secret,
-            &p.product(&ciphertext, kernel),
-            &useful,
-            &expected,
-        )
+        let packed = p.product(&ciphertext, kernel);
+        noise_bits(&measure(&p.params, &p.secret, &packed, &useful, &expected))
     };
     // Without a flood the phase holds this noise, and two networks are told apart by it.
     let (of_small, of_large) = (noise(&p, &small), noise(&p, &large));

@@ -5,8 +5,8 @@ use super::fixtures::{Client, all_coefficients};
 use criterion::{BatchSize, Throughput};
 use pi_core::fp;
 use pi_rlwe::{
-    Ciphertext, CiphertextModulus, GaloisKeys, N, Packed, PlainPoly, Product, decrypt, ole_receive,
-    ole_respond, pack_rows,
+    Ciphertext, CiphertextModulus, GaloisKeys, N, OLE_SLOTS, Packed, PlainPoly, Product, decrypt,
+    ole_receive, ole_respond, pack_rows,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
@@ -132,11 +132,11 @@ fn answers(criterion: &mut Criterion, client: &Client) {
 }
 
 fn oles(criterion: &mut Criterion, client: &Client) {
-    let mut group = criterion.benchmark_group("OLE of 8192 elements");
-    group.throughput(Throughput::Elements(N as u64));
+    let mut group = criterion.benchmark_group("OLE of 8191 elements");
+    group.throughput(Throughput::Elements(OLE_SLOTS as u64));
     let (params, modulus) = (&client.params, CiphertextModulus::Ole);
     let rng = &mut ChaCha20Rng::seed_from_u64(6);
-    let (y, v) = (fp::uniform_vec(N, rng), fp::uniform_vec(N, rng));
+    let [y, v] = [(); 2].map(|()| fp::uniform_vec(OLE_SLOTS, rng));
     let sent = LazyCell::new(|| client.upload(modulus, &mut ChaCha20Rng::seed_from_u64(3)));
     let input = LazyCell::new(|| client.expand(modulus, &sent));
     group.bench_function("upload", |b| b.iter(|| client.upload(modulus, rng)));

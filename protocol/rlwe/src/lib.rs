@@ -51,7 +51,7 @@ pub use keys::{GaloisKeys, PublicKey, SecretKey};
 #[cfg(feature = "attack")]
 pub use masked::attack;
 pub use masked::{MaskedCiphertext, decrypt, mask_and_flood};
-pub use ole::{ole_receive, ole_respond, ole_slots};
+pub use ole::{OLE_SLOTS, ole_receive, ole_respond, ole_slots};
 pub use pack::{Packed, pack_rows};
 pub use params::{CiphertextModulus, N, Params};
 pub use plain::PlainPoly;

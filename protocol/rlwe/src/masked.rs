@@ -24,19 +24,9 @@
 //! floor(Q / 4p)` is a public constant, never derived from noise or weights: the client sees flood
 //! plus noise in clear, so that a width made from the norm of `W` would show that norm. Its shape,
 //! a sum of four uniforms on `+-F/4`, has finite Fisher information, so that the distances of `M`
-//! coefficients add in quadrature: `TV <= rms(noise) sqrt(12.46 M) / (2 F)`, see
-//! [`crate::noise::distance_log2`]; averaged over the client's honest errors, with all `M = 2^21`
-//! coefficients of a ResNet-18 counted at the noise of the layer in question:
-//!
-//! | layer | noise, rms | worst | distance, per bundle | after 2^20 bundles |
-//! |---|---|---|---|---|
-//! | 3 to 64 channels, 3x3, gap 4 | 2^11.1 | 2^20.2 | 2^-53.6 | 2^-43.6 |
-//! | 64 channels, gap 4 | 2^13.3 | 2^21.4 | 2^-51.4 | 2^-41.4 |
-//! | 128 channels, gap 16 | 2^13.8 | 2^22.8 | 2^-50.9 | 2^-40.9 |
-//! | 256 channels, gap 64 | 2^14.3 | 2^24.5 | 2^-50.4 | 2^-40.4 |
-//! | 512 channels, gap 256 | 2^15.1 | 2^26.2 | 2^-49.6 | 2^-39.6 |
-//! | dense 512, gap 512 | 2^15.5 | 2^27.0 | 2^-49.2 | 2^-39.2 |
-//! | OLE, 2^15 squares | 2^66.4 | 2^76.4 | 2^-47.3 | |
+//! coefficients add in quadrature: `TV <= rms(noise) sqrt(12.463 M) / (2 F)`, averaged over the
+//! client's honest errors. [`crate::noise`] has the derivation, and `pi_protocol::flooding` sums it
+//! over a circuit.
 //!
 //! Everything after the flood is public post-processing.
 //!

@@ -1,11 +1,12 @@
 //! The whole flow at full size, against schoolbook arithmetic in the plaintext field.
 
 use pi_core::fp;
-use pi_rlwe::noise::{budget_log2, conv_noise, noise_bits, ole_noise};
+use pi_rlwe::noise::{budget_log2, conv_noise, measure, noise_bits, ole_noise};
 use pi_rlwe::{
     Ciphertext, CiphertextModulus, CoefficientClass, Error, GaloisKeys, MaskedCiphertext, N,
-    Packed, Params, PlainPoly, Product, PublicKey, SecretKey, Seeded, SeededLayout, decrypt,
-    encrypt_seeded, expand_seeded, mask_and_flood, ole_receive, ole_respond, ole_slots, pack_rows,
+    OLE_SLOTS, Packed, Params, PlainPoly, Product, PublicKey, SecretKey, Seeded, SeededLayout,
+    decrypt, encrypt_seeded, expand_seeded, mask_and_flood, ole_receive, ole_respond, ole_slots,
+    pack_rows,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -124,7 +125,8 @@ fn an_upload_encrypts_its_mask_whatever_the_classes() {
             1,
             Product::new(&p.params, &[(&ciphertext, &one)]),
         );
-        let bits = noise_bits(&p.params, &p.secret, &packed, &multiples(1), &sent.mask);
+        let noise = measure(&p.params, &p.secret, &packed, &multiples(1), &sent.mask);
+        let bits = noise_bits(&noise);
         // Errors are at most 21, and 1/2 of rounding.
         assert!((4..=5).contains(&bits), "{bits} bits of noise");
     }
@@ -270,7 +272,8 @@ fn packing_places_each_product_and_keeps_its_noise_bound() {
                 .fold(0.0, f64::max)
         };
         let bound = conv_noise(sum(|w| w.abs() as f64), sum(|w| (w * w) as f64), levels);
-        let bits = noise_bits(&p.params, &p.secret, &packed, &useful, &expected);
+        let noise = measure(&p.params, &p.secret, &packed, &useful, &expected);
+        let bits = noise_bits(&noise);
         println!(
             "gap {gap}, {levels} levels: noise {bits} bits, bound {:.1}, rms {:.1}",
             bound.worst_log2, bound.rms_log2
@@ -299,14 +302,18 @@ fn shares_of_an_ole_add_up_to_the_product() {
     let mut p = Parties::new(6);
     let (r, ciphertext) = p.uploaded(CiphertextModulus::Ole);
     let x = ole_slots(&p.params, &r);
-    let mut y = fp::uniform_vec(N, &mut p.rng);
-    (y[0], y[1], y[2]) = (0, 1, fp::P - 1);
-    let v = fp::uniform_vec(N, &mut p.rng);
-    let answer = ole_respond(&p.params, &ciphertext, &y, &v, &p.public, &mut p.rng);
-    assert_eq!(answer.encode().len(), MaskedCiphertext::bytes(N));
-    let u = ole_receive(&p.params, &p.secret, &answer);
-    for i in 0..N {
-        assert_eq!(fp::add(u[i], v[i]), fp::mul(x[i], y[i]), "slot {i}");
+    // All slots that can be used, and some of them.
+    for count in [OLE_SLOTS, 700] {
+        let mut y = fp::uniform_vec(count, &mut p.rng);
+        (y[0], y[1], y[2]) = (0, 1, fp::P - 1);
+        let v = fp::uniform_vec(count, &mut p.rng);
+        let answer = ole_respond(&p.params, &ciphertext, &y, &v, &p.public, &mut p.rng);
+        assert_eq!(answer.encode().len(), MaskedCiphertext::bytes(N));
+        let u = ole_receive(&p.params, &p.secret, &answer);
+        assert_eq!((x.len(), u.len()), (OLE_SLOTS, OLE_SLOTS));
+        for i in 0..count {
+            assert_eq!(fp::add(u[i], v[i]), fp::mul(x[i], y[i]), "slot {i}");
+        }
     }
     assert!(ole_noise().worst_log2 + 20.0 < budget_log2(&p.params, CiphertextModulus::Ole));
 }

@@ -11,17 +11,18 @@
 //!
 //! # Slots
 //! The OLEs of a whole bundle travel in its messages 3 and 4, as the SIMD slots of as few RLWE
-//! ciphertexts as hold them, [`N`] each. Slots follow layer by layer, element by element: one for a
-//! square, two for a polynomial (`c^2` first). A ciphertext's slots are random `a`, chosen by a
-//! public seed as masks are. The client moves them onto its inputs by sending `x - a` once it knows
-//! them, and the server adds `(x - a) y` to its `v`. Unused slots at the end hold `y = 0`; they are
-//! masked like all others.
+//! ciphertexts as hold them, [`OLE_SLOTS`] each. Slots follow layer by layer, element by element:
+//! one for a square, two for a polynomial (`c^2` first). A ciphertext's slots are random `a`,
+//! chosen by a public seed as masks are. The client moves them onto its inputs by sending `x - a`
+//! once it knows them, and the server adds `(x - a) y` to its `v`. In unused slots, at least one,
+//! `y` is random, and masked like all others.
 //!
 //! # What each party sees
 //! The server sees encryptions of uniform `a`, and `x - a`. The client sees `u`, masked by the
 //! server's uniform `v` (and a flood in every coefficient, see `pi_rlwe::masked`), and openings
-//! masked by `d0`. The factor `a` of a polynomial is the same in all bundles, so what answers leak
-//! of it statistically adds up, as with weights.
+//! masked by `d0`. What answers tell of the factors statistically adds up over bundles: a
+//! polynomial's `a` is the same in all, and the opening ties `d0` to `d`, which repeats as images
+//! do. The random `y` of an unused slot keeps it at `2^-95` an answer (`pi_rlwe::ole`).
 //!
 //! # Cost
 //! 124 bits per slot up, 134 down, 8 bytes per slot up for `x - a`; online 8 bytes per element each
@@ -33,8 +34,8 @@ use pi_core::fp::{self, ELEMENT_BYTES, Elements};
 use pi_ir::{Kind, Polynomial};
 use pi_rlwe::seeded::seeded_bytes;
 use pi_rlwe::{
-    Ciphertext, CiphertextModulus, MaskedCiphertext, N, Params, PublicKey, SecretKey, Seeded,
-    SeededLayout, encrypt_seeded, expand_seeded, ole_receive, ole_respond, ole_slots,
+    Ciphertext, CiphertextModulus, MaskedCiphertext, N, OLE_SLOTS, Params, PublicKey, SecretKey,
+    Seeded, SeededLayout, encrypt_seeded, expand_seeded, ole_receive, ole_respond, ole_slots,
 };
 use rayon::prelude::*;
 use zeroize::Zeroizing;
@@ -56,7 +57,7 @@ pub(crate) const fn slots(kind: Kind) -> usize {
 
 /// Number of ciphertexts that hold this many slots.
 pub(crate) const fn ciphertexts(slots: usize) -> usize {
-    slots.div_ceil(N)
+    slots.div_ceil(OLE_SLOTS)
 }
 
 /// Bytes of the ciphertexts of offline message 3 for this many slots.
@@ -86,7 +87,7 @@ pub(crate) fn client_offer(
 ) {
     let layout = SeededLayout::all_free();
     let parts: Vec<_> = x
-        .par_chunks(N)
+        .par_chunks(OLE_SLOTS)
         .enumerate()
         .map(|(i, x)| {
             let rng = &mut secrets.rng("OLE errors", i as u64);
@@ -124,7 +125,7 @@ pub(crate) fn client_receive(
             ))
         })
         .collect::<Result<_, Error>>()?;
-    let mut u = Zeroizing::new(Vec::with_capacity(parts.len() * N));
+    let mut u = Zeroizing::new(Vec::with_capacity(parts.len() * OLE_SLOTS));
     parts.iter().for_each(|part| u.extend_from_slice(part));
     u.truncate(slots);
     Ok(u)
@@ -172,24 +173,21 @@ impl ServerOle {
     ) -> Self {
         let answers: Vec<(Vec<u8>, Elements)> = uploads
             .into_par_iter()
+            .zip(y.par_chunks(OLE_SLOTS))
             .enumerate()
-            .map(|(i, ciphertext)| {
-                let used = &y[i * N..y.len().min((i + 1) * N)];
-                let mut factors = Zeroizing::new(vec![0; N]);
-                factors[..used.len()].copy_from_slice(used);
+            .map(|(i, (ciphertext, y))| {
                 let mut rng = secrets.rng("OLE shares", i as u64);
-                let v = Zeroizing::new(fp::uniform_vec(N, &mut rng));
+                let v = Zeroizing::new(fp::uniform_vec(y.len(), &mut rng));
                 let rng = &mut secrets.rng("OLE answer", i as u64);
-                let answer = ole_respond(params, &ciphertext, &factors, &v, public_key, rng);
+                let answer = ole_respond(params, &ciphertext, y, &v, public_key, rng);
                 (answer.encode(), v)
             })
             .collect();
-        let mut v = Zeroizing::new(Vec::with_capacity(answers.len() * N));
+        let mut v = Zeroizing::new(Vec::with_capacity(y.len()));
         for (bytes, values) in &answers {
             message.extend_from_slice(bytes);
             v.extend_from_slice(values);
         }
-        v.truncate(y.len());
         ServerOle { y, v }
     }
 
