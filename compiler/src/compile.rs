@@ -64,6 +64,8 @@ pub struct Compiled {
     pub batches: Vec<Plan>,
     /// `log2` of the probability that one inference loses a value.
     pub failure_log2: f64,
+    /// `log2` of the distance by which the answers of `2^20` bundles tell of the weights.
+    pub flooding_log2: f64,
 }
 
 /// Compiles a graph; deterministic in its arguments.
@@ -126,7 +128,9 @@ pub fn compile(
     let batches = sizes
         .into_iter()
         .map(|bundles| select(&circuit, bundles, &options.link))
-        .collect::<Result<_, _>>()?;
+        .collect::<Result<Vec<Plan>, _>>()?;
+    let plans: Vec<&Plan> = [&plan].into_iter().chain(&batches).collect();
+    let flooding_log2 = emit::check_flooding(&circuit, &plans)?;
     Ok(Compiled {
         real,
         seen,
@@ -137,6 +141,7 @@ pub fn compile(
         plan,
         batches,
         failure_log2,
+        flooding_log2,
     })
 }
 

@@ -4,7 +4,8 @@ use crate::compile::Compiled;
 use crate::fault::Refused;
 use pi_ir::artifact::{Accuracy, Artifact, WeightsFile};
 use pi_ir::failure::failure_log2;
-use pi_ir::{Circuit, Verified, Weights, verify};
+use pi_ir::{Circuit, Plan, Term, Verified, Weights, verify};
+use pi_protocol::flooding::{BUNDLES_LOG2, LIMIT_LOG2, flooding};
 
 /// Binary logarithm of the probability with which an inference may lose a value.
 pub const FAILURE_LIMIT: f64 = -10.0;
@@ -41,6 +42,38 @@ pub fn check(
     Ok((circuit, failure.total))
 }
 
+/// The `log2` of the distance by which answers tell of the weights ([`pi_protocol::flooding`]), for
+/// a circuit with its plans.
+///
+/// # Errors
+/// A distance above [`LIMIT_LOG2`], with the weight bits that stay below it.
+pub fn check_flooding(circuit: &Circuit, plans: &[&Plan]) -> Result<f64, Refused> {
+    let refuse = |why: String| Refused::one("", why);
+    let found = flooding(circuit, plans.iter().copied()).map_err(|e| refuse(e.to_string()))?;
+    if found.total <= LIMIT_LOG2 {
+        return Ok(found.total);
+    }
+    let mut narrower = circuit.clone();
+    let fits = (1..15).rev().find(|&bits| {
+        for term in narrower.layers.iter_mut().flat_map(|l| &mut l.terms) {
+            if let Term::Conv(conv) = term {
+                conv.weight_bits = conv.weight_bits.min(bits);
+            }
+        }
+        flooding(&narrower, plans.iter().copied()).is_ok_and(|f| f.total <= LIMIT_LOG2)
+    });
+    let remedy = match fits {
+        // The sign counts as well.
+        Some(bits) => format!("use --weight-bits {}", bits + 1),
+        None => "use a smaller network".into(),
+    };
+    Err(refuse(format!(
+        "answers for 2^{BUNDLES_LOG2} bundles would tell of the weights with a distance of \
+         2^{:.1}, above 2^{LIMIT_LOG2}: {remedy}",
+        found.total
+    )))
+}
+
 /// The two files of a compiled network. `salt` must be random and secret: with it, the public
 /// digest of the weights says nothing about them.
 pub fn files(
@@ -59,6 +92,7 @@ pub fn files(
         batches: compiled.batches.clone(),
         weights_digest: weights.digest(),
         failure_log2: compiled.failure_log2,
+        flooding_log2: compiled.flooding_log2,
         accuracy,
         note: note.into(),
     };

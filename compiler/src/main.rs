@@ -80,7 +80,8 @@ struct Arguments {
 /// Choices left to the compiler.
 #[derive(Args)]
 struct Choices {
-    /// Bits per weight, sign included.
+    /// Bits per weight, sign included. A network is refused if its weights would show through the
+    /// answers' noise: from 10 bits on for large ones, from 13 for small ones.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=15))]
     weight_bits: u8,
     /// Bits that the largest activation seen on calibration data takes up.

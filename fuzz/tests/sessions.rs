@@ -3,6 +3,7 @@
 
 use pi_ir::artifact::{Artifact, WeightsFile};
 use pi_ir::random;
+use pi_protocol::flooding::flooding;
 use pi_protocol::layout::default_plan;
 use pi_protocol::session::{
     ClientBundle, ClientModel, ClientSetup, OnlineRequest, ServerBundle, ServerModel, ServerSetup,
@@ -13,7 +14,11 @@ fn model() -> (Artifact, WeightsFile) {
     let (circuit, weights) = random::circuit(7, &random::Options::default());
     let weights = random::weights_file(7, weights);
     let plan = default_plan(&circuit, 1).expect("a small circuit fits");
-    (Artifact::new(circuit, plan, weights.digest()), weights)
+    let distance = flooding(&circuit, [&plan]).expect("its plan").total;
+    (
+        Artifact::new(circuit, plan, weights.digest(), distance),
+        weights,
+    )
 }
 
 #[test]

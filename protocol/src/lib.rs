@@ -4,7 +4,8 @@
 //! - [`channel`]: the line it runs over, and an in-memory one; [`header`]: a bundle's identity;
 //! - [`linear`] on [`layout`]: the homomorphic linear layers, offline;
 //! - `nonlinear` on `share`: ReLU, squares and polynomials on additive shares;
-//! - [`cost`]: the exact number of bytes of each exchange.
+//! - [`cost`]: the exact number of bytes of each exchange; [`flooding`]: what answers tell of the
+//!   weights.
 //!
 //! No sockets, no clock, no global source of randomness. The message flow is in `docs/protocol.md`.
 #![forbid(unsafe_code)]
@@ -12,6 +13,7 @@
 pub mod channel;
 pub mod cost;
 mod error;
+pub mod flooding;
 pub mod header;
 mod indexed_circuit;
 pub mod layout;

@@ -49,6 +49,9 @@ pub struct Artifact {
     pub weights_digest: [u8; 32],
     /// `log2` of the probability that one inference loses a value in a truncation.
     pub failure_log2: f64,
+    /// `log2` of the statistical distance by which the answers of `2^20` bundles tell of the
+    /// weights; who has the parameters of the encryption checks it.
+    pub flooding_log2: f64,
     /// Accuracy as measured at compilation, if it was.
     pub accuracy: Option<Accuracy>,
     /// Note of the model's maker to its users.
@@ -178,9 +181,15 @@ pub enum Error {
 impl Artifact {
     /// An artifact whose failure probability is computed from the circuit; without batches,
     /// accuracy and note.
-    pub fn new(circuit: Verified<Circuit>, plan: Plan, weights_digest: [u8; 32]) -> Self {
+    pub fn new(
+        circuit: Verified<Circuit>,
+        plan: Plan,
+        weights_digest: [u8; 32],
+        flooding_log2: f64,
+    ) -> Self {
         Artifact {
             failure_log2: failure_log2(&circuit).total,
+            flooding_log2,
             circuit,
             plan,
             batches: Vec::new(),
@@ -204,7 +213,8 @@ impl Artifact {
         encode(self)
     }
 
-    /// The artifact in a file, its circuit verified. Plans are checked where they are used.
+    /// The artifact in a file, its circuit verified. Plans, and the flooding distance, are checked
+    /// where they are used.
     ///
     /// # Errors
     /// If the bytes are not exactly what [`Artifact::encode`] writes, or the circuit has faults, or
@@ -222,6 +232,7 @@ impl Artifact {
             batches: body.batches,
             weights_digest: body.weights_digest,
             failure_log2: body.failure_log2,
+            flooding_log2: body.flooding_log2,
             accuracy: body.accuracy,
             note: body.note,
         };
@@ -352,6 +363,7 @@ struct Body {
     batches: Vec<Plan>,
     weights_digest: [u8; 32],
     failure_log2: f64,
+    flooding_log2: f64,
     accuracy: Option<Accuracy>,
     note: String,
 }
@@ -360,7 +372,7 @@ impl File for Artifact {
     type Body = Body;
     const WHAT: &'static str = "artifact file";
     const MAGIC: [u8; 8] = *b"PI-ARTIF";
-    const VERSION: u32 = 4;
+    const VERSION: u32 = 5;
     const LIMIT: usize = limits::ARTIFACT_BYTES;
 }
 

@@ -10,6 +10,7 @@ use pi_ir::failure::failure_log2;
 use pi_ir::{
     Artifact, Circuit, Conv, Layer, LayerWeights, Layout, Plan, Prefix, Range, Step, Term,
 };
+use pi_protocol::flooding::{Flooding, flooding};
 use pi_protocol::layout::Packing;
 use pi_protocol::linear::{LinearCost, Operations};
 use pi_protocol::{cost, linear};
@@ -48,6 +49,9 @@ pub struct Report {
     pub exchange_seconds: f64,
     /// `log2` of the probability that one inference loses a value.
     pub failure_log2: f64,
+    /// `log2` of the distance by which the answers of `2^20` bundles tell of the weights, by the
+    /// plan that tells most.
+    pub flooding_log2: f64,
     /// Note that the artifact's maker wrote into it.
     pub note: String,
 }
@@ -147,6 +151,8 @@ pub struct Packed {
     pub server_millis: f64,
     /// The client's processor time, likewise.
     pub client_millis: f64,
+    /// `log2` of this convolution's part in [`Report::flooding_log2`].
+    pub flooding_log2: f64,
     /// Reason for the packing; with the first convolution that reads an upload.
     pub why: Option<Why>,
 }
@@ -177,6 +183,10 @@ impl Report {
         let packing = Packing::new(circuit, &artifact.plan).map_err(|f| refuse(f.join("; ")))?;
         let linear = linear::cost(&packing);
         let failure = failure_log2(circuit);
+        let flooding = flooding(circuit, artifact.plans()).map_err(|e| refuse(e.to_string()))?;
+        flooding
+            .check(artifact.flooding_log2)
+            .map_err(|e| refuse(e.to_string()))?;
         let mut rows: Vec<Row> = (circuit.layers.iter().zip(failure.layers))
             .zip(&cost.per_layer)
             .map(|((layer, f), cost)| row(layer, f, cost))
@@ -196,18 +206,19 @@ impl Report {
             offline: cost.offline,
             online: cost.online,
             round_trips: cost.online_round_trips(),
-            packing: packed(artifact, &linear, link),
+            packing: packed(artifact, &linear, &flooding, link),
             bundles: artifact.plan.bundles,
             linear_seconds: linear.operations().server_micros(&link.rates) * 1e-6,
             client_seconds: linear.operations().client_micros(&link.rates) * 1e-6,
             exchange_seconds: link.seconds(&linear),
             failure_log2: failure.total,
+            flooding_log2: flooding.total,
             note: artifact.note.clone(),
         })
     }
 }
 
-fn packed(artifact: &Artifact, cost: &LinearCost, link: &Link) -> Vec<Packed> {
+fn packed(artifact: &Artifact, cost: &LinearCost, flooding: &Flooding, link: &Link) -> Vec<Packed> {
     let (circuit, plan) = (&artifact.circuit, &artifact.plan);
     let mut others = alternatives(circuit, plan, link);
     let mut first = vec![true; plan.uploads.len()];
@@ -240,6 +251,7 @@ fn packed(artifact: &Artifact, cost: &LinearCost, link: &Link) -> Vec<Packed> {
             bytes_down: cost.answer_bytes[index],
             server_millis: (up + down).server_micros(&link.rates) * 1e-3,
             client_millis: (up + down).client_micros(&link.rates) * 1e-3,
+            flooding_log2: flooding.answers[index],
             why,
         }
     };

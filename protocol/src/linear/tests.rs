@@ -335,6 +335,101 @@ fn output_blocks_lie_behind_each_other() {
     }
 }
 
+/// The measured noise of the only answer of a plan, rms, over what is computed from the public
+/// bound of the weights, which all of them reach.
+fn noise_over_bound(circuit: &Circuit, plan: &Plan, seed: u64) -> f64 {
+    let Keys { params, secret, .. } = keys();
+    let packing = Packing::new(circuit, plan).unwrap();
+    let rng = &mut ChaCha20Rng::seed_from_u64(seed);
+    let mut weights = random_weights(circuit, rng);
+    for weight in &mut weights.layers[0].kernels[0] {
+        *weight = if *weight < 0 { -127 } else { 127 };
+    }
+    let public_seed = [seed as u8; 32];
+    let sent = client_upload(&packing, &public_seed, rng);
+    let kernels = Kernels::prepare(params, &packing, &weights, 0).unwrap();
+    let (map, upload) = (&packing.answers()[0], &packing.uploads()[0]);
+    let received = receive_upload(params, &packing, &public_seed, 0, &sent.messages[0]);
+    let inputs = rows_of(upload, received.unwrap());
+    let (shape, conv) = (packing.tensors()[0], map.conv());
+    let w: Vec<i64> = weights.layers[0].kernels[0]
+        .iter()
+        .map(|&w| i64::from(w))
+        .collect();
+    let mask = sent.masks[0].as_ref().unwrap();
+    let masks = mask.chunks_exact(shape.len());
+    let products: Vec<u64> = masks.flat_map(|r| plain_conv(r, shape, conv, &w)).collect();
+    let mut noise = Vec::new();
+    for (chunks, rows) in job::jobs(map, upload.groups()) {
+        let job = job::Job {
+            params,
+            answer: map,
+            upload,
+            kernels: &kernels.answers[0],
+            inputs: &inputs,
+            galois_keys: &keys().galois,
+            scratch: &job::Scratch::default(),
+            chunks,
+            rows,
+        };
+        let parts = job.run(|index, packed| {
+            let useful = map.useful(upload, index);
+            let coefficients: Vec<u32> = useful.iter().map(|u| u.coefficient).collect();
+            let expected = useful.iter().map(|u| products[u.element as usize]);
+            let expected: Vec<u64> = expected.collect();
+            pi_rlwe::noise::measure(params, secret, &packed, &coefficients, &expected)
+        });
+        noise.extend(parts.into_iter().flatten());
+    }
+    assert_eq!(noise.len(), map.len());
+    // The encryption of zero is added later, and is part of the bound.
+    let answer = &plan.answers[0];
+    let squares = crate::flooding::squares(circuit, answer).unwrap() * plan.bundles as f64;
+    let bound = (squares / noise.len() as f64).log2() / 2.0;
+    (pi_rlwe::noise::rms_log2(&noise) - bound).exp2()
+}
+
+#[test]
+fn noise_is_as_large_as_the_bound_that_the_flooding_distance_rests_on() {
+    let small = single(
+        Shape::new(64, 4, 4),
+        conv(0, 64, (3, 3), (1, 1), Padding::same(1)),
+    );
+    let large = single(
+        Shape::new(16, 20, 20),
+        conv(0, 6, (3, 3), (1, 1), Padding::same(1)),
+    );
+    for (circuit, plan, what) in [
+        (
+            &small,
+            explicit(&small, 1, 64, (4, 4), 2, 1),
+            "one output block",
+        ),
+        (
+            &small,
+            explicit(&small, 1, 64, (4, 4), 2, 4),
+            "four output blocks",
+        ),
+        (
+            &small,
+            explicit(&small, 1, 16, (4, 4), 2, 16),
+            "sixteen output blocks",
+        ),
+        (
+            &small,
+            explicit(&small, 1, 64, (4, 4), 6, 1),
+            "six levels of merging",
+        ),
+        (&small, explicit(&small, 2, 64, (4, 4), 2, 1), "two bundles"),
+        (&large, explicit(&large, 1, 16, (12, 20), 3, 1), "two tiles"),
+    ] {
+        let ratio = noise_over_bound(circuit, &plan, 30);
+        // A thousand coefficients or more, which share errors: a tenth of scatter. Each doubling
+        // of the output blocks makes a factor of 1.4.
+        assert!((0.8..1.2).contains(&ratio), "{what}: {ratio:.2}");
+    }
+}
+
 #[test]
 fn two_bundles_share_ciphertexts() {
     let circuit = single(

@@ -1,6 +1,7 @@
 //! A model as one party holds it.
 
 use super::convolve::{self, Convolution};
+use crate::flooding::flooding;
 use crate::header::{BundleHeader, HeaderInputs};
 use crate::indexed_circuit::{IndexedCircuit, Planned};
 use crate::linear::Kernels;
@@ -17,8 +18,10 @@ pub(crate) struct PublicModel {
 
 impl PublicModel {
     fn new(artifact: Artifact) -> Result<Self, Error> {
+        let indexed = IndexedCircuit::new(&artifact.circuit, artifact.plans())?;
+        flooding(&artifact.circuit, artifact.plans())?.check(artifact.flooding_log2)?;
         Ok(PublicModel {
-            indexed: IndexedCircuit::new(&artifact.circuit, artifact.plans())?,
+            indexed,
             digest: artifact.digest(),
             artifact,
         })
@@ -69,7 +72,8 @@ impl ClientModel {
     /// The model of an artifact.
     ///
     /// # Errors
-    /// [`Error::ApiMisuse`] with all faults if a plan is not sound.
+    /// [`Error::ApiMisuse`] with all faults if a plan is not sound; if the flooding distance is not
+    /// the stated one, or above [`LIMIT_LOG2`](crate::flooding::LIMIT_LOG2).
     pub fn new(artifact: Artifact) -> Result<Self, Error> {
         PublicModel::new(artifact).map(ClientModel)
     }
@@ -108,8 +112,7 @@ impl ServerModel {
     /// The model of an artifact and its weights.
     ///
     /// # Errors
-    /// [`Error::ApiMisuse`] with all faults if a plan is not sound, or the weights are not the
-    /// artifact's.
+    /// As [`ClientModel::new`], and if the weights are not the artifact's.
     pub fn new(artifact: Artifact, weights: WeightsFile) -> Result<Self, Error> {
         artifact
             .check_weights(&weights)

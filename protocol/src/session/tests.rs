@@ -11,6 +11,7 @@ mod streams;
 use super::*;
 use crate::channel::tampered::{Tamper, TamperedChannel, line};
 use crate::cost::Traffic;
+use crate::flooding::flooding;
 use crate::layout::default_plan;
 use crate::{Channel, Error};
 use futures_executor::block_on;
@@ -137,12 +138,14 @@ impl Models {
     fn with_batches(circuit: Verified<Circuit>, weights: Weights, batches: &[u32]) -> Self {
         let plan = default_plan(&circuit, 1).unwrap();
         let batches = batches.iter().map(|&n| default_plan(&circuit, n).unwrap());
-        let batches = batches.collect();
+        let batches: Vec<_> = batches.collect();
+        let plans = [&plan].into_iter().chain(&batches);
+        let distance = flooding(&circuit, plans).unwrap().total;
         let file = WeightsFile {
             salt: [9; 32],
             weights: weights.clone(),
         };
-        let mut artifact = Artifact::new(circuit, plan, file.digest());
+        let mut artifact = Artifact::new(circuit, plan, file.digest(), distance);
         artifact.batches = batches;
         Models {
             client: ClientModel::new(artifact.clone()).unwrap(),

@@ -9,6 +9,7 @@ use assert_cmd::Command;
 use image::{DynamicImage, GrayImage, RgbImage};
 use pi_ir::interpret::{Interpreter, quantise_image};
 use pi_ir::{Artifact, Circuit, Kind, Step, WeightsFile, artifact, random};
+use pi_protocol::flooding::flooding;
 use pi_protocol::layout::default_plan;
 use pi_runtime::command::child::{ServerCommand, ServerProcess};
 use pi_runtime::server::ServerOptions;
@@ -65,7 +66,8 @@ impl Model {
         let batch = default_plan(&circuit, BATCH).unwrap();
         let weights = random::weights_file(seed, weights);
         let pixels = random::pixels(&circuit, seed);
-        let mut artifact = Artifact::new(circuit, plan, weights.digest());
+        let distance = flooding(&circuit, [&plan, &batch]).unwrap().total;
+        let mut artifact = Artifact::new(circuit, plan, weights.digest(), distance);
         artifact.batches.push(batch);
         let directory = tempfile::tempdir().unwrap();
         let image = directory.path().join("image.png");

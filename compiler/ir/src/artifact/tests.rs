@@ -110,6 +110,7 @@ fn artifact() -> Artifact {
     };
     Artifact {
         failure_log2: failure_log2(&circuit).total,
+        flooding_log2: -50.25,
         circuit: verify::circuit(circuit).unwrap(),
         batches: vec![Plan {
             bundles: 4,
@@ -512,7 +513,7 @@ fn golden_bytes() {
     };
     assert_eq!(
         digest(&artifact.encode()),
-        "0f08a96a933b539209ef849273b1fd1817bc399f83a0ae40bd1b2f135ae3ee97"
+        "001fb9733ca42f53bc7717188006c703a04ea9b7e7d4fd8038dbfab5671737ec"
     );
     assert_eq!(
         digest(&graph().encode()),

@@ -1,6 +1,7 @@
 //! The report as text: the tables of layers and packings, and the totals.
 
 use super::{Report, layout_name};
+use pi_protocol::flooding::BUNDLES_LOG2;
 use std::fmt;
 
 /// A table with totals.
@@ -91,6 +92,11 @@ impl fmt::Display for Report {
             "an inference loses a value with probability {}",
             power(self.failure_log2)
         )?;
+        writeln!(
+            f,
+            "answers for 2^{BUNDLES_LOG2} bundles tell of the weights with a distance of {}",
+            power(self.flooding_log2)
+        )?;
         if !self.note.is_empty() {
             writeln!(f, "note: {}", self.note)?;
         }
@@ -112,6 +118,7 @@ impl Report {
             "down",
             "server",
             "client",
+            "flooding",
             "bytes",
             "next best",
             "bytes",
@@ -135,6 +142,7 @@ impl Report {
                 bytes(row.bytes_down as u64),
                 format!("{:.0} ms", row.server_millis),
                 format!("{:.0} ms", row.client_millis),
+                power(row.flooding_log2),
                 why.map_or("-".into(), |why| format!("{:.0} %", 100.0 * why.byte_share)),
                 why.and_then(|why| why.next.clone())
                     .unwrap_or_else(|| "-".into()),

@@ -65,7 +65,8 @@ fn unsound_models_are_refused() {
         weights,
     };
     let plan = default_plan(&circuit, 1).unwrap();
-    let good = Artifact::new(circuit, plan, file.digest());
+    let distance = flooding(&circuit, [&plan]).unwrap().total;
+    let good = Artifact::new(circuit, plan, file.digest(), distance);
     let refused = |change: fn(&mut Artifact)| {
         let mut artifact = good.clone();
         change(&mut artifact);
@@ -75,6 +76,8 @@ fn unsound_models_are_refused() {
     refused(|a| a.plan.bundles = 2);
     refused(|a| a.batches = vec![a.plan.clone()]);
     refused(|a| a.plan.answers.clear());
+    refused(|a| a.flooding_log2 -= 0.001);
+    refused(|a| a.flooding_log2 = f64::NAN);
     let mut unsound = good.circuit.clone().into_inner();
     unsound.layers[0].bound_bits = 90;
     assert!(verify::circuit(unsound).is_err());

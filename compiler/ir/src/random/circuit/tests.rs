@@ -252,7 +252,7 @@ fn text_and_file_round_trip() {
             uploads: vec![],
             answers: vec![],
         };
-        let artifact = Artifact::new(circuit, plan, file.digest());
+        let artifact = Artifact::new(circuit, plan, file.digest(), -50.25);
         let decoded = Artifact::decode(&artifact.encode()).unwrap();
         assert_eq!(decoded, artifact, "seed {seed}");
         decoded.check_weights(&file).unwrap();
@@ -272,7 +272,7 @@ fn changed_artifacts_are_refused_or_usable() {
     for seed in 0..CASES {
         let mut draw = Draw::new(seed);
         let (circuit, weights) = circuit(seed, &Options::default());
-        let good = Artifact::new(circuit, plan.clone(), [0; 32]).encode();
+        let good = Artifact::new(circuit, plan.clone(), [0; 32], -50.25).encode();
         for _ in 0..30 {
             let mut bytes = good.clone();
             let end = bytes.len() - 32;
