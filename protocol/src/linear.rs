@@ -24,7 +24,7 @@
 //! useful coefficients only. The second half carries a fresh encryption of zero and is
 //! pseudorandom; each first half sent decrypts to `W r + s` plus a flood of public width, and `s`
 //! is uniform. A simulator that is given `W r + s` encrypts it, floods it, and is off by the
-//! statistical distance that `pi_rlwe::masked` computes. That distance is computed from the *noise*
+//! statistical distance that [`crate::flooding`] computes. That distance comes from the *noise*
 //! of what a useful coefficient reads, which is why no coefficient may be left uncorrected: its
 //! phase would be of the size of `Q / p`, neither mask nor flood hides a product with it, and some
 //! sixty answers give the weight exactly (a test does it). First halves of other coefficients are

@@ -110,6 +110,8 @@ mod tests {
                 layer(10, vec![Kind::Identity]),
             ],
         };
+        // The figure of docs/parameters.md for one element.
+        assert!(per_element(28, 1).log2() <= -31.0);
         let failure = failure_log2(&circuit);
         close(failure.layers[0].exp2(), 3.0 * first);
         assert_eq!(failure.layers[1], f64::NEG_INFINITY);

@@ -203,6 +203,26 @@ mod tests {
     }
 
     #[test]
+    fn security_bits_are_as_documented() {
+        // A ResNet-18 has 557,056 ReLUs, of 15 ANDs at 16 bits; each AND has two keys, each ReLU
+        // two more.
+        let (bundles, relus) = (20.0, 557_056f64.log2());
+        let (gates, keys) = (
+            bundles + relus + 15f64.log2(),
+            bundles + relus + 32f64.log2(),
+        );
+        assert!((128.0 - gates - 85.0).abs() < 0.1, "with one fixed key");
+        // Keys are random through the bundles' nonces. That any two coincide among all is this
+        // likely, and costs one bit where it occurs; three do not, within 2^-120.
+        assert!(2.0 * keys - 1.0 - 128.0 < -38.0);
+        assert!(3.0 * keys - 6f64.log2() - 2.0 * 128.0 < -120.0);
+        let delta_bits = 127.0;
+        assert!(delta_bits - 1.0 >= 120.0);
+        // Reduced from 128 bits.
+        assert!((fp::P as f64).log2() - 128.0 <= -68.0);
+    }
+
+    #[test]
     fn hash_follows_its_definition() {
         // AES vector of FIPS 197, appendix C.1: choose x so that sigma(x) is its plaintext.
         let key = Block::new(0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f_u128.swap_bytes());

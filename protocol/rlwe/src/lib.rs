@@ -23,8 +23,8 @@
 //! # What is assumed, and what each party learns
 //! Both parties are semi-honest; the client's keys and errors are honestly made. The server learns
 //! nothing of `r` ([`seeded`] has the argument), the client nothing but `W r + s` modulo `p`
-//! ([`masked`] has the argument and the distances). Whatever the bytes of a peer are, decoding
-//! gives an error or a well-formed object; it does not panic.
+//! ([`masked`] has the argument, [`noise`] the distances). Whatever the bytes of a peer are,
+//! decoding gives an error or a well-formed object; it does not panic.
 //!
 //! # Timing
 //! Everything that touches keys, errors, masks, kernels or plaintexts is constant time: no branch,
