@@ -3,10 +3,10 @@
 //!     cargo run --release --example private_inference
 //!
 //! The server has the bundled model; the client has an image of a ship. The client learns the
-//! logits and the public circuit but not the weights, and the server learns nothing of the image.
+//! label and the public circuit but not the weights, and the server learns nothing of the image.
 
 use anyhow::{Context, Result};
-use pi_ir::interpret::{Interpreter, quantise_image};
+use pi_ir::interpret::{Interpreter, label, quantise_image};
 use pi_protocol::Channel;
 use pi_protocol::session::*;
 use pi_runtime::model_files::{read_artifact, read_weights};
@@ -70,15 +70,12 @@ async fn main() -> Result<()> {
         server(&mut far, &private)
     )?;
 
-    // In the clear, with the weights and the client's shares, the same logits come out bit for bit.
+    // In the clear, with the weights and the client's shares, the same label comes out.
     let trace = inference.trace.context("no trace")?;
     let exact = Interpreter::new(&circuit, &weights.weights)?.exact(&input, &trace)?;
-    assert_eq!(inference.logits, exact.logits);
-    let logits = inference.logits.iter().zip(&circuit.classes);
-    let (_, class) = logits
-        .max_by_key(|(logit, _)| **logit)
-        .context("no class")?;
-    println!("The private answer is {class:?}, bit for bit that of the exact interpreter.");
+    assert_eq!(inference.answer, Answer::Label(label(&exact.logits)));
+    let class = &circuit.classes[inference.answer.label()];
+    println!("The private answer is {class:?}, which is that of the exact interpreter.");
     Ok(())
 }
 

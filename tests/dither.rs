@@ -10,9 +10,9 @@
 //! same logits (`tests/oracles.rs`), and the shares of a bundle are uniform.
 
 use pi_ir::artifact::{Artifact, WeightsFile};
-use pi_ir::interpret::{Error, Interpreter, quantise_image};
+use pi_ir::interpret::{Error, Interpreter, label, quantise_image};
 use pi_ir::weights::Weights;
-use pi_ir::{Circuit, Step, Term, Trace, random};
+use pi_ir::{Circuit, Reveal, Step, Term, Trace, random};
 use rayon::prelude::*;
 use std::path::Path;
 
@@ -54,17 +54,12 @@ impl Model {
         )
     }
 
-    /// An image on which every layer stays within its bounds.
-    fn image(&self, interpreter: &Interpreter<'_>) -> Vec<i64> {
+    /// Images on which every layer stays within its bounds.
+    fn images(&self, interpreter: &Interpreter<'_>) -> impl Iterator<Item = Vec<i64>> {
         let drawn = pi_compiler::images::Images::synthetic(self.circuit.image(), 64, 1);
-        let inputs = drawn
-            .pixels
-            .iter()
-            .map(|p| quantise_image(&self.circuit, p).unwrap());
-        let mut inputs = inputs.filter(|input| interpreter.plain(input).is_ok());
-        inputs
-            .next()
-            .expect("one of 64 drawn images stays in bounds")
+        let inputs = drawn.pixels.into_iter();
+        let inputs = inputs.map(|pixels| quantise_image(&self.circuit, &pixels).unwrap());
+        inputs.filter(|input| interpreter.plain(input).is_ok())
     }
 }
 
@@ -121,19 +116,48 @@ fn dither(circuit: &Circuit, trace: &Trace, index: usize) -> Vec<f64> {
     dither
 }
 
+/// What the client learns from one answer, as one number a class: the logit, or whether the class
+/// is the label.
+fn learned(reveal: Reveal, logits: &[i64]) -> Vec<f64> {
+    let label = label(logits);
+    let number = |(class, &logit): (usize, &i64)| match reveal {
+        Reveal::Label => f64::from(class == label),
+        Reveal::Logits => logit as f64,
+    };
+    logits.iter().enumerate().map(number).collect()
+}
+
 /// Asks `answers` times, estimates the weights of the output layer, and returns the correlation of
 /// the estimates with the weights.
-fn correlation_after(model: &Model, answers: usize) -> f64 {
+///
+/// The client chooses the image that serves it best: of labels, one whose label the dither changes
+/// most often, which it finds by asking about each a few times.
+fn correlation_after(model: &Model, reveal: Reveal, answers: usize) -> f64 {
     let interpreter = Interpreter::new(&model.circuit, &model.weights).unwrap();
-    let image = model.image(&interpreter);
+    let image = match reveal {
+        Reveal::Logits => model.images(&interpreter).next(),
+        Reveal::Label => model.images(&interpreter).max_by_key(|image| {
+            let asked = (0..64).filter_map(|seed| {
+                let trace = random::trace(&model.circuit, !seed);
+                Some(label(&interpreter.exact(image, &trace).ok()?.logits))
+            });
+            let mut counts = vec![0; model.circuit.layers.last().unwrap().shape.len()];
+            asked.for_each(|label| counts[label] += 1);
+            64 - counts.into_iter().max().unwrap()
+        }),
+    };
+    let image = image.expect("one of 64 drawn images stays in bounds");
     let (hidden, weights) = model.last_hidden();
     let elements = model.circuit.layers[hidden].shape.len();
-    let seen: Vec<(Vec<f64>, Vec<i64>)> = (0..answers as u64)
+    let seen: Vec<(Vec<f64>, Vec<f64>)> = (0..answers as u64)
         .into_par_iter()
         .filter_map(|seed| {
             let trace = random::trace(&model.circuit, seed);
             match interpreter.exact(&image, &trace) {
-                Ok(run) => Some((dither(&model.circuit, &trace, hidden), run.logits)),
+                Ok(run) => Some((
+                    dither(&model.circuit, &trace, hidden),
+                    learned(reveal, &run.logits),
+                )),
                 // A truncation wrapped: the answer is garbage, and a client would see that.
                 Err(Error::Lost { .. }) => None,
                 Err(error) => panic!("seed {seed}: {error}"),
@@ -143,9 +167,9 @@ fn correlation_after(model: &Model, answers: usize) -> f64 {
     let logits = weights.len() / elements;
     let mut estimates = vec![0.0; weights.len()];
     for k in 0..logits {
-        let mean = seen.iter().map(|(_, y)| y[k] as f64).sum::<f64>() / seen.len() as f64;
+        let mean = seen.iter().map(|(_, y)| y[k]).sum::<f64>() / seen.len() as f64;
         for (u, y) in &seen {
-            let moved = mean - y[k] as f64;
+            let moved = mean - y[k];
             let row = &mut estimates[k * elements..][..elements];
             row.iter_mut().zip(u).for_each(|(sum, u)| *sum += moved * u);
         }
@@ -167,7 +191,7 @@ fn correlation(a: &[f64], b: &[f64]) -> f64 {
 #[test]
 fn weights_of_the_last_layer_show_after_some_hundred_answers() {
     let model = Model::bundled();
-    let found = correlation_after(&model, 512);
+    let found = correlation_after(&model, Reveal::Logits, 512);
     eprintln!("512 answers: correlation {found:.3}");
     // Numbers unrelated to 1,280 weights have one of 0 with a standard deviation of 0.03.
     assert!(found > 0.15, "correlation {found:.3}");
@@ -177,13 +201,21 @@ fn weights_of_the_last_layer_show_after_some_hundred_answers() {
 #[ignore = "minutes: the figures of docs/threat-model.md"]
 fn weights_of_the_last_layer_after_many_answers() {
     let model = Model::bundled();
-    let found = [1024, 4096, 16_384].map(|answers| {
-        let found = correlation_after(&model, answers);
-        eprintln!("{answers} answers: correlation {found:.2}");
-        found
-    });
+    let found = |reveal| {
+        [1024, 4096, 16_384].map(|answers| {
+            let found = correlation_after(&model, reveal, answers);
+            eprintln!("{answers} answers that reveal the {reveal}: correlation {found:.2}");
+            found
+        })
+    };
+    let (logits, labels) = (found(Reveal::Logits), found(Reveal::Label));
     assert!(
-        found.is_sorted() && found[1] > 0.4 && found[2] > 0.6,
-        "{found:?}"
+        logits.is_sorted() && logits[1] > 0.4 && logits[2] > 0.6,
+        "{logits:?}"
     );
+    let less = logits
+        .iter()
+        .zip(labels)
+        .all(|(logits, label)| label < *logits);
+    assert!(less, "{labels:?}");
 }

@@ -113,7 +113,10 @@ pub(crate) fn circuit_of(
         pool: None,
         bound_bits: 30,
         range: Range::Proved,
-        step: Step::Output { frac_bits: 8 },
+        step: Step::Output {
+            frac_bits: 8,
+            reveal: pi_ir::Reveal::Logits,
+        },
     };
     Circuit {
         name: name.into(),

@@ -6,7 +6,8 @@ use super::netem::{self, AS_ECHO, AS_PROBE};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use pi_compiler::images::draw;
-use pi_ir::interpret::{Interpreter, quantise_image};
+use pi_ir::interpret::{Interpreter, label, quantise_image};
+use pi_protocol::session::Answer;
 use pi_runtime::client::{Client, Patience, Spent, TrustOptions};
 use pi_runtime::command::child::{AS_SERVER, ChildProcess, ServerCommand, ServerProcess};
 use pi_runtime::command::server::serve_child;
@@ -74,10 +75,10 @@ pub(crate) struct Operation {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Check {
     /// True if the private logits are those of the exact interpreter with the client's shares, bit
-    /// for bit.
+    /// for bit, or the private label is the one of those.
     pub(crate) exact: bool,
     /// Largest distance of a logit of any run from the plain interpreter's, in units of the last
-    /// binary digit.
+    /// binary digit; 0 if labels are revealed.
     pub(crate) off_by: u64,
 }
 
@@ -175,11 +176,18 @@ async fn obey(arguments: ClientArguments) -> Result<()> {
                     .trace
                     .as_ref()
                     .context("the last run left no trace")?;
-                let exact = interpreter.exact(input, trace)?.logits == answer.logits;
+                let logits = interpreter.exact(input, trace)?.logits;
+                let exact = match &answer.answer {
+                    Answer::Label(found) => *found == label(&logits),
+                    Answer::Logits(found) => *found == logits,
+                };
                 let mut off_by = 0;
                 for (input, answer) in &answers {
+                    let Some(logits) = answer.answer.logits() else {
+                        continue;
+                    };
                     let plain = interpreter.plain(input)?.logits;
-                    let pairs = plain.iter().zip(&answer.logits);
+                    let pairs = plain.iter().zip(logits);
                     off_by = off_by.max(pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0));
                 }
                 serde_json::to_string(&Check { exact, off_by })?

@@ -10,7 +10,7 @@ use crate::pass::{fold, range};
 use crate::prefix::{Disclosed, PublicPrefix};
 use crate::real_circuit::RealCircuit;
 use crate::{emit, import, prefix};
-use pi_ir::{Circuit, Graph, Op, Plan, Verified, Weights, limits};
+use pi_ir::{Circuit, Graph, Op, Plan, Reveal, Verified, Weights, limits};
 
 /// Choices left to the compiler, and the goals by which it makes them.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +19,8 @@ pub struct Options {
     pub precision: Precision,
     /// Treatment of average pools.
     pub pools: Pools,
+    /// What the client learns.
+    pub reveal: Reveal,
     /// The layers that the client computes, if any.
     pub public_prefix: Option<PublicPrefix>,
     /// Numbers of bundles, beside one, for which a plan is made: bundles prepared together may
@@ -35,6 +37,7 @@ impl Default for Options {
         Options {
             precision: Precision::default(),
             pools: Pools::default(),
+            reveal: Reveal::Label,
             public_prefix: None,
             batches: vec![4, 16],
             link: Link::default(),
@@ -120,6 +123,7 @@ pub fn compile(
         &calibration.pixels,
         &options.precision,
     )?;
+    let circuit = circuit.with_reveal(options.reveal);
     let (circuit, failure_log2) = emit::check(circuit, &weights, options.failure_limit)?;
     let plan = select(&circuit, 1, &options.link)?;
     let mut sizes = options.batches.clone();

@@ -14,7 +14,7 @@ use pi_compiler::pass::quantise::Precision;
 use pi_compiler::pass::select::Link;
 use pi_compiler::{Compiled, Options, PublicPrefix, compile, emit};
 use pi_ir::artifact::{ARTIFACT_NAME, Accuracy, GRAPH_NAME, WEIGHTS_NAME};
-use pi_ir::{Artifact, Graph, GraphFile, Shape, WeightsFile};
+use pi_ir::{Artifact, Graph, GraphFile, Reveal, Shape, WeightsFile};
 use rand_core::{OsRng, TryRngCore};
 use std::fs;
 use std::io::ErrorKind;
@@ -98,6 +98,10 @@ struct Choices {
     /// Where to put an average pool that follows an activation.
     #[arg(long, value_enum, default_value_t = PoolChoice::Cheapest)]
     pools: PoolChoice,
+    /// What the client learns: the label, which is the class of the largest logit, or all logits.
+    /// Logits tell far more about the weights with each answer.
+    #[arg(long, value_enum, default_value_t = RevealChoice::Label)]
+    reveal: RevealChoice,
     /// Makes everything up to this node public, so that the client computes it itself: its weights
     /// are in model.pia, and it costs no protocol. For layers that hold no secret, such as filters
     /// that whiten patches.
@@ -129,6 +133,15 @@ enum PoolChoice {
     Absorb,
     /// Make the pool a layer of identities.
     Separate,
+}
+
+/// [`Reveal`] on the command line.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum RevealChoice {
+    /// Reveal the class alone.
+    Label,
+    /// Reveal all logits.
+    Logits,
 }
 
 const EXAMPLES: &str = "Examples:
@@ -374,6 +387,10 @@ impl Choices {
                 PoolChoice::Cheapest => Pools::Cheapest,
                 PoolChoice::Absorb => Pools::Absorb,
                 PoolChoice::Separate => Pools::Separate,
+            },
+            reveal: match self.reveal {
+                RevealChoice::Label => Reveal::Label,
+                RevealChoice::Logits => Reveal::Logits,
             },
             public_prefix: self.public_prefix.clone().map(|node| PublicPrefix {
                 node,

@@ -96,7 +96,10 @@ impl RealCircuit {
             shape: layer.shape,
             bound_bits: 0,
             range: pi_ir::Range::Proved,
-            step: pi_ir::Step::Output { frac_bits: 0 },
+            step: pi_ir::Step::Output {
+                frac_bits: 0,
+                reveal: pi_ir::Reveal::Logits,
+            },
         });
         pi_ir::Circuit {
             name: String::new(),

@@ -65,7 +65,7 @@ fn a_prefix_changes_answers_by_rounding_only() {
     assert!(with <= 1.25 * without, "{with} with, {without} without");
     let logits = |compiled: &Compiled, pixels: &[u8]| -> Vec<f64> {
         let (circuit, weights) = (&compiled.circuit, &compiled.weights);
-        let Some(Step::Output { frac_bits }) = circuit.layers.last().map(|l| &l.step) else {
+        let Some(Step::Output { frac_bits, .. }) = circuit.layers.last().map(|l| &l.step) else {
             panic!("the last layer is the output");
         };
         let input = quantise_image(circuit, pixels).unwrap();

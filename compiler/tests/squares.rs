@@ -15,7 +15,8 @@ use pi_ir::builders::{Builder, ConvShape, Policy, Rest, lean9};
 use pi_ir::count::{Activations, layer_activations};
 use pi_ir::random::{GraphOptions, graph as random_graph};
 use pi_ir::{
-    ActivationKind, Circuit, Graph, Kind, NodeId, Op, Padding, Shape, Verified, Weights, interpret,
+    ActivationKind, Circuit, Graph, Kind, NodeId, Op, Padding, Reveal, Shape, Verified, Weights,
+    interpret,
 };
 use pi_protocol::cost;
 
@@ -456,6 +457,7 @@ fn squares_halve_the_offline_bytes_of_a_quadratic() {
     let images = Images::synthetic(shape(&graph), IMAGES, 5);
     let options = Options {
         batches: Vec::new(),
+        reveal: Reveal::Logits,
         ..Options::default()
     };
     let compiled = compile(&graph, &images, &options).unwrap();

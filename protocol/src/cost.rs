@@ -7,9 +7,10 @@
 use crate::Error;
 use crate::indexed_circuit::IndexedCircuit;
 use crate::linear;
-use crate::nonlinear::{quadratic, relu};
+use crate::nonlinear::{self, quadratic};
 use crate::session::{TREE_DEPTH, infer_bytes, offline_traffic, setup_traffic};
 use pi_core::fp::ELEMENT_BYTES;
+use pi_garble::ArgMax;
 pub use pi_ir::costs::Traffic;
 use pi_ir::{Circuit, Kind, Plan, Step, Verified};
 
@@ -28,6 +29,10 @@ pub struct LayerCost {
     pub identities: usize,
     /// Width of the sign circuit, 0 without ReLUs.
     pub sign_bits: u32,
+    /// AND gates of the layer: those of its sign circuits, or of the label's arg max.
+    pub and_gates: usize,
+    /// Bits that the client puts into them, each by an OT.
+    pub choices: usize,
     /// Offline traffic of this layer alone, its answers included. Digests, set-up of OTs, OLE
     /// ciphertexts and uploads are shared by several layers and count with none.
     pub offline: Traffic,
@@ -120,17 +125,15 @@ fn layers(indexed: &IndexedCircuit) -> Vec<LayerCost> {
         let maps = indexed.single().answers().iter().zip(&answers);
         let answers = maps.filter(|(map, _)| map.layer() as usize == l);
         let mut offline = Traffic {
-            bytes_up: (quadratic::correction_bytes(index.slots)
+            bytes_up: (nonlinear::choice_bytes(TREE_DEPTH, index)
+                + quadratic::correction_bytes(index.slots)
                 + ELEMENT_BYTES * index.identity.len()) as u64,
             bytes_down: answers.map(|(_, &bytes)| bytes as u64).sum(),
             messages: 0,
         };
         let n = index.relu.len();
-        if let Some(width) = index.width {
-            offline.bytes_up += relu::choice_bytes(TREE_DEPTH, width, n) as u64;
-            offline.bytes_down +=
-                (TREE_DEPTH.correction_bytes(n) + relu::garbled_bytes(width, n)) as u64;
-        }
+        offline.bytes_down +=
+            (TREE_DEPTH.correction_bytes(n) + nonlinear::garbled_bytes(index)) as u64;
         layers.push(LayerCost {
             name: layer.name.clone(),
             relus: n,
@@ -138,6 +141,10 @@ fn layers(indexed: &IndexedCircuit) -> Vec<LayerCost> {
             polynomials: count(Kind::Polynomial),
             identities: index.identity.len(),
             sign_bits: index.width.map_or(0, |width| width.bits()),
+            and_gates: index.width.map_or(0, |width| n * width.and_gates())
+                + index.label.map_or(0, ArgMax::and_gates),
+            choices: index.width.map_or(0, |width| n * width.bits() as usize)
+                + index.label.map_or(0, ArgMax::input_bits),
             offline,
             online: crate::session::layer_traffic(indexed, layer, index),
         });

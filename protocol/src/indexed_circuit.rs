@@ -6,9 +6,9 @@ use crate::layout::{MAX_MERGED_GROUP, Packing};
 use crate::linear;
 use crate::nonlinear::quadratic;
 use pi_core::fp::{self, Elements};
-use pi_garble::SignWidth;
+use pi_garble::{ArgMax, SignWidth};
 use pi_ir::{
-    Activation, Circuit, Kind, Layer, Plan, Shape, Step, SumPool, TensorId, Term, Verified,
+    Activation, Circuit, Kind, Layer, Plan, Reveal, Shape, Step, SumPool, TensorId, Term, Verified,
 };
 use zeroize::Zeroizing;
 
@@ -21,8 +21,8 @@ pub(crate) struct IndexedCircuit {
     pub(crate) layers: Vec<LayerIndex>,
     /// OLE slots of a bundle.
     pub(crate) slots: usize,
-    /// ReLUs of a bundle.
-    pub(crate) relus: usize,
+    /// Whether anything is garbled: ReLUs, or the label.
+    pub(crate) garbles: bool,
 }
 
 impl IndexedCircuit {
@@ -55,7 +55,7 @@ impl IndexedCircuit {
         }
         Ok(IndexedCircuit {
             slots: layers.iter().map(|layer| layer.slots).sum(),
-            relus: layers.iter().map(|layer| layer.relu.len()).sum(),
+            garbles: layers.iter().any(LayerIndex::garbles),
             circuit: circuit.clone(),
             plans,
             layers,
@@ -218,7 +218,7 @@ impl Planned {
     }
 }
 
-/// The elements of a layer, kind by kind; all empty at the output.
+/// The elements of a layer, kind by kind; all empty at the output, which may have a label.
 #[derive(Default)]
 pub(crate) struct LayerIndex {
     /// ReLU elements.
@@ -231,13 +231,24 @@ pub(crate) struct LayerIndex {
     pub(crate) identity: Vec<u32>,
     /// OLE slots of the layer.
     pub(crate) slots: usize,
+    /// The arg max, at an output that reveals the label.
+    pub(crate) label: Option<ArgMax>,
 }
 
 impl LayerIndex {
     fn new(layer: &Layer) -> Result<Self, String> {
         let mut index = LayerIndex::default();
-        let Some(activation) = activation(layer) else {
-            return Ok(index);
+        let sign_width = |bits: u8| SignWidth::new(bits.into()).map_err(|e| e.to_string());
+        let activation = match &layer.step {
+            Step::Activate(activation) => activation,
+            Step::Output { reveal, .. } => {
+                if *reveal == Reveal::Label {
+                    let width = sign_width(layer.bound_bits - layer.truncate() + 1)?;
+                    let shape = ArgMax::new(layer.shape.len(), width).map_err(|e| e.to_string());
+                    index.label = Some(shape?);
+                }
+                return Ok(index);
+            }
         };
         for (element, &kind) in activation.kinds.iter().enumerate() {
             let element = element as u32;
@@ -249,10 +260,14 @@ impl LayerIndex {
             }
         }
         if !index.relu.is_empty() {
-            let bits = u32::from(layer.sign_bits().unwrap_or(0));
-            index.width = Some(SignWidth::new(bits).map_err(|error| error.to_string())?);
+            index.width = Some(sign_width(layer.sign_bits().unwrap_or(0))?);
         }
         Ok(index)
+    }
+
+    /// Whether the layer has a garbled circuit.
+    pub(crate) fn garbles(&self) -> bool {
+        self.width.is_some() || self.label.is_some()
     }
 
     /// Elements that take part in the online messages.

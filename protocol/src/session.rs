@@ -35,15 +35,16 @@
 //! - OT messages;
 //! - garbled circuits without output decoding, and later one label for each wire;
 //! - openings masked by `d0`, and rows that are uniform or equal to its own output share;
-//! - last, the server's share of the logits.
+//! - last, the server's share of the logits, or, if the circuit reveals the label only, one label
+//!   for each wire of the arg max and the decoding of its index.
 //!
 //! All but the last can be simulated from the circuit alone, up to the statistical distance of the
-//! floods, and the last is the output minus the client's own share. That output is a function of
-//! the client's shares too, which are therefore an input of the functionality and not only coins of
-//! the protocol: each truncation has a dither that the client knows, and repeated answers tell
-//! weights by it ("What leaks by design" in `docs/threat-model.md`). Tables are sent before the
-//! garbler's input exists, so the argument for the garbling is adaptive, with AES as an ideal
-//! cipher.
+//! floods. The last is the output minus the client's own share, or can be simulated from the label
+//! ([`pi_garble::garble_argmax`]). That output is a function of the client's shares too, which are
+//! therefore an input of the functionality and not only coins of the protocol: each truncation has
+//! a dither that the client knows, and repeated answers tell weights by it ("What leaks by design"
+//! in `docs/threat-model.md`). Tables are sent before the garbler's input exists, so the argument
+//! for the garbling is adaptive, with AES as an ideal cipher.
 //!
 //! *Truncated shares* are not uniform in `F_p`, so every message that carries one is masked as
 //! above. If a truncation wraps, the value of the element is lost; the artifact states the
@@ -69,7 +70,7 @@ mod tests;
 
 pub use crate::header::{BundleHeader, BundleId, HeaderInputs, PROTOCOL_VERSION};
 pub use bundle::{ClientBundle, ServerBundle};
-pub use infer::{Inference, OnlineRequest, client_infer, server_infer};
+pub use infer::{Answer, Inference, OnlineRequest, client_infer, server_infer};
 pub use model::{ClientModel, ServerModel};
 pub use prepare::{ClientBatch, ServerBatch};
 pub use setup::{ClientSetup, ServerSetup, client_setup, is_current_setup, server_setup};

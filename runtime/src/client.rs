@@ -19,7 +19,7 @@ use crate::identity::Identity;
 use crate::pinned_pool::PinnedPools;
 use crate::store::{BundleEntry, BundleState, ModelDigest, PeerRecord, Store};
 use crate::stream::{StreamError, StreamTraffic};
-use pi_ir::{Artifact, Circuit, Step, Verified};
+use pi_ir::{Artifact, Circuit, Verified};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -194,14 +194,6 @@ pub fn class_name(circuit: &Circuit, class: usize) -> String {
     match circuit.classes.get(class) {
         Some(name) => name.clone(),
         None => format!("class {class}"),
-    }
-}
-
-/// Scale of a circuit's logits: the number of their fractional bits.
-pub fn output_frac_bits(circuit: &Circuit) -> u8 {
-    match circuit.layers.last().map(|layer| &layer.step) {
-        Some(Step::Output { frac_bits }) => *frac_bits,
-        _ => 0,
     }
 }
 

@@ -7,9 +7,11 @@ use assert_cmd::Command;
 use common::{
     Model, client, complaint, kill, prepare, server_command, start_server, start_server_at,
 };
-use pi_runtime::command::child::ServerProcess;
+use pi_ir::Reveal;
+use pi_runtime::command::child::{ChildProcess, ServerProcess};
 use pi_runtime::store::Store;
 use std::net::UdpSocket;
+use std::time::Duration;
 
 fn server(model: &std::path::Path, state: &std::path::Path, listen: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pi-server"));
@@ -319,7 +321,8 @@ fn a_server_that_is_gone_costs_no_bundle() {
 
 #[test]
 fn images_of_other_sizes_are_resized_and_said_so() {
-    let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
+    let model = Model::revealing(1, Reveal::Logits);
+    let states = tempfile::tempdir().unwrap();
     let state = states.path().join("client");
     let server = start_server(model.path(), &states.path().join("server"));
     prepare(&state, &server, 1).assert().success();
@@ -336,6 +339,51 @@ fn images_of_other_sizes_are_resized_and_said_so() {
     says(&notice, &["90x60", "resized"]);
     let json: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
     assert!(json["logits"].as_array().is_some_and(|l| !l.is_empty()));
+}
+
+/// The server says what the model reveals and how many answers that allows, and a client of a model
+/// that reveals labels gets the class and no number beside it.
+#[test]
+fn programs_say_what_is_revealed() {
+    let states = tempfile::tempdir().unwrap();
+    let model = Model::revealing(1, Reveal::Label);
+    for (reveal, limit) in [
+        (Reveal::Label, "without limit; labels alone"),
+        (
+            Reveal::Logits,
+            "1000 at most for each client, ever; the model reveals logits",
+        ),
+    ] {
+        let artifact = model.artifact.clone().with_reveal(reveal).unwrap();
+        std::fs::write(model.path().join("model.pia"), artifact.encode()).unwrap();
+        let state = states.path().join(format!("client {reveal}"));
+        let server_state = states.path().join(format!("server {reveal}"));
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_pi-server"));
+        command
+            .args(["--listen", "127.0.0.1:0", "--model"])
+            .arg(model.path());
+        command.arg("--state").arg(&server_state);
+        let started = ChildProcess::start("server", command, None, Duration::from_secs(30));
+        assert_eq!(started.unwrap().line("answers ").unwrap(), limit);
+        let server = start_server(model.path(), &server_state);
+        prepare(&state, &server, 2).assert().success();
+        let infer = |arguments: &[&str]| {
+            let output = client(&state)
+                .arg("infer")
+                .args(arguments)
+                .arg(&model.image)
+                .assert();
+            String::from_utf8(output.success().get_output().stdout.clone()).unwrap()
+        };
+        let json: serde_json::Value = serde_json::from_str(&infer(&["--json"])).unwrap();
+        assert!(json["class_index"].is_u64(), "{json}");
+        let has_logits = reveal == Reveal::Logits;
+        assert_eq!(json["logits"].is_array(), has_logits, "{json}");
+        assert_eq!(json["output_scale"].is_u64(), has_logits, "{json}");
+        // The class, the largest logits if there are any, and the cost.
+        let lines = infer(&[]).lines().count();
+        assert_eq!(lines > 2, has_logits, "{lines} lines");
+    }
 }
 
 #[test]

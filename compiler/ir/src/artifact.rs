@@ -18,7 +18,7 @@
 
 mod frame;
 
-use crate::circuit::Circuit;
+use crate::circuit::{Circuit, Reveal};
 use crate::failure::failure_log2;
 use crate::graph::Graph;
 use crate::limits;
@@ -197,6 +197,24 @@ impl Artifact {
             accuracy: None,
             note: String::new(),
         }
+    }
+
+    /// The same model, which reveals something else: only the circuit's output and the failure
+    /// probability change. Bundles are of one of the two.
+    ///
+    /// # Errors
+    /// [`Error::Faults`] if the output has no label to reveal.
+    pub fn with_reveal(self, reveal: Reveal) -> Result<Self, Error> {
+        let circuit = self.circuit.into_inner().with_reveal(reveal);
+        let circuit = verify::circuit(circuit).map_err(|faults| Error::Faults {
+            what: Self::WHAT,
+            faults,
+        })?;
+        Ok(Artifact {
+            failure_log2: failure_log2(&circuit).total,
+            circuit,
+            ..self
+        })
     }
 
     /// All plans: for one bundle, then the batches.

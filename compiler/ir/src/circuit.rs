@@ -14,6 +14,8 @@
 //! 2. `|z| <= 2^bound_bits - 2^truncate` by range analysis; `y = truncate(z, truncate)`.
 //! 3. Per element of `y`: ReLU `max(y, 0)`; identity `y`; square `truncate(y^2, post)`;
 //!    polynomial `truncate(a y^2 + b y + k, post)` with the server's integers `a, b, k`.
+//! 4. At the output `z` itself are the logits, and their label is the smallest index at which `z`
+//!    is largest.
 //!
 //! Two-party truncation rounds down, and adds one with a probability equal to the discarded
 //! fraction (the interpreter rounds to nearest, or takes the client's shares and reproduces every
@@ -24,6 +26,7 @@ use crate::preprocessing::Preprocessing;
 use crate::shape::{Padding, Shape, windows};
 use crate::{limits, wire};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// A tensor that exists as shares: 0 is the input image, `i + 1` is made by layer `i`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -132,11 +135,32 @@ pub struct SumPool {
 pub enum Step {
     /// Truncate, activate, re-base: makes tensor `layer + 1`.
     Activate(Activation),
-    /// The server sends its share; the client learns the sum, untruncated.
+    /// The client learns the logits, which are the sums untruncated, or what `reveal` says of them.
     Output {
         /// Scale of the logits.
         frac_bits: u8,
+        /// What the client learns.
+        reveal: Reveal,
     },
+}
+
+/// What the client learns of the logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Reveal {
+    /// The index of the largest, the smallest index of several equal ones, by a garbled arg max.
+    /// The output has one element a channel, and at least two.
+    Label,
+    /// All of them: the server sends its share.
+    Logits,
+}
+
+impl fmt::Display for Reveal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reveal::Label => "label",
+            Reveal::Logits => "logits",
+        })
+    }
 }
 
 /// Truncation and activation of one layer.
@@ -210,6 +234,25 @@ impl Circuit {
             input: self.input,
             layers: &self.layers,
         }
+    }
+
+    /// The scale of the logits, and what the client learns of them.
+    ///
+    /// # Panics
+    /// If the last layer is no output; that of a verified circuit is one.
+    pub fn output(&self) -> (u8, Reveal) {
+        match self.layers.last().map(|layer| &layer.step) {
+            Some(Step::Output { frac_bits, reveal }) => (*frac_bits, *reveal),
+            _ => panic!("the last layer is no output"),
+        }
+    }
+
+    /// The same circuit, which reveals something else.
+    pub fn with_reveal(mut self, what: Reveal) -> Self {
+        if let Some(Step::Output { reveal, .. }) = self.layers.last_mut().map(|l| &mut l.step) {
+            *reveal = what;
+        }
+        self
     }
 
     /// Shape of the image that the client begins with.

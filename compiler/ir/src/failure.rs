@@ -1,15 +1,16 @@
-//! The probability that a two-party truncation loses a value.
+//! The probability that a two-party truncation or the arg max loses a value.
 //!
 //! A truncation of `x` with `|x| <= B - 2^f` fails for the at most `B + |x|` client's shares, out
 //! of `p`, for which `(c + B) - (p - d)` is not `x + B` over the integers. Each element contributes
 //! `(B + max|x|) / p`; squares and polynomials contribute that of their second truncation too. The
 //! largest `|x|` seen on calibration data proves nothing, so `max|x|` is the bound `B - 2^f` in
-//! every case.
+//! every case. A value of an arg max is a truncation by no bits, whose result must be right as an
+//! integer.
 
 use crate::P;
-use crate::circuit::{Circuit, Kind, Layer, Step};
+use crate::circuit::{Circuit, Kind, Layer, Reveal, Step};
 
-/// Failure probabilities of a circuit, as `log2`; minus infinity where nothing is truncated.
+/// Failure probabilities of a circuit, as `log2`; minus infinity where nothing is lost.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
     /// Per layer.
@@ -28,8 +29,14 @@ pub fn failure_log2(circuit: &Circuit) -> Failure {
 }
 
 fn probability(layer: &Layer) -> f64 {
-    let Step::Activate(activation) = &layer.step else {
-        return 0.0;
+    let activation = match &layer.step {
+        Step::Activate(activation) => activation,
+        // The arg max compares integers that were not truncated, and a wrap makes one wrong.
+        Step::Output {
+            reveal: Reveal::Label,
+            ..
+        } => return layer.shape.len() as f64 * per_element(layer.bound_bits, 0),
+        Step::Output { .. } => return 0.0,
     };
     let count = |kind: Kind| activation.kinds.iter().filter(|&&k| k == kind).count() as f64;
     // Without bits to cut, field elements stay right where the integers wrap; a garbled sign does
@@ -96,6 +103,18 @@ mod tests {
         close(
             probability(&layer(0, kinds)),
             (2f64.powi(25) - 1.0) / p + square + polynomial,
+        );
+        let output = |reveal| Layer {
+            step: Step::Output {
+                frac_bits: 0,
+                reveal,
+            },
+            ..layer(0, vec![Kind::Identity; 3])
+        };
+        assert_eq!(probability(&output(Reveal::Logits)), 0.0);
+        close(
+            probability(&output(Reveal::Label)),
+            3.0 * (2f64.powi(25) - 1.0) / p,
         );
         let circuit = Circuit {
             name: "c".into(),

@@ -4,7 +4,8 @@
 //! - [`plain`] evaluates a [`Circuit`](crate::Circuit), each truncation rounding to nearest, ties
 //!   up.
 //! - [`exact`] evaluates it with the client's shares of one run and reproduces each carry of the
-//!   two-party truncation: its logits equal the private ones bit for bit.
+//!   two-party truncation: its logits equal the private ones bit for bit, and so does their
+//!   [`label`].
 //!
 //! Written for clarity, independent of the protocol's code, and fast enough for whole test sets:
 //! the callers parallelise over images.
@@ -15,3 +16,24 @@ mod float_graph;
 
 pub use fixed::{Error, Interpreter, PostMagnitudes, Run, Stage, exact, plain, quantise_image};
 pub use float_graph::{float, float_batch, float_values};
+
+/// The label of logits: the index of the largest, the smallest index of several equal ones. 0 for
+/// none.
+pub fn label(logits: &[i64]) -> usize {
+    let order = |&index: &usize| (logits[index], std::cmp::Reverse(index));
+    (0..logits.len()).max_by_key(order).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::label;
+
+    #[test]
+    fn the_first_of_the_largest_logits_is_the_label() {
+        assert_eq!(label(&[]), 0);
+        assert_eq!(label(&[-3]), 0);
+        assert_eq!(label(&[-3, -2, -2, -7]), 1);
+        assert_eq!(label(&[5, i64::MIN, 5]), 0);
+        assert_eq!(label(&[i64::MIN, i64::MAX]), 1);
+    }
+}

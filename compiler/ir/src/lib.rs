@@ -45,8 +45,8 @@ mod wire;
 
 pub use artifact::{Artifact, GraphFile, WeightsFile};
 pub use circuit::{
-    Activation, Circuit, Conv, Kind, Layer, Layers, PostTruncation, Range, Step, SumPool, TensorId,
-    Term,
+    Activation, Circuit, Conv, Kind, Layer, Layers, PostTruncation, Range, Reveal, Step, SumPool,
+    TensorId, Term,
 };
 pub use graph::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op, Origin};
 pub use plan::{Layout, OutputPacking, Plan, Upload};

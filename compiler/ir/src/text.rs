@@ -19,7 +19,7 @@
 //!   kinds relu*4 identity square*3 polynomial
 //! layer "dense" 2x1x1 bound 40 proved
 //!   conv t1 out 2 kernel 3x3 stride 1x1 pad 0,0,0,0 bits 9
-//!   output frac 12
+//!   output frac 12 reveal label
 //! ```
 //!
 //! A public prefix stands before the layers: `prefix 3x32x32 frac 7` (the image), layers each with

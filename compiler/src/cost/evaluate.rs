@@ -83,7 +83,7 @@ pub fn compare(
     ensure!(!images.pixels.is_empty(), "no images to evaluate");
     let interpreter = Interpreter::new(circuit, weights)?;
     let scale = match circuit.layers.last().map(|layer| &layer.step) {
-        Some(Step::Output { frac_bits }) => f64::from(-i32::from(*frac_bits)).exp2(),
+        Some(Step::Output { frac_bits, .. }) => f64::from(-i32::from(*frac_bits)).exp2(),
         _ => anyhow::bail!("the circuit's last layer is not an output"),
     };
     let one = |pixels: &Vec<u8>| -> Result<Outcome> {

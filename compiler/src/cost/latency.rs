@@ -126,16 +126,15 @@ pub struct Work {
 }
 
 impl Work {
-    /// Work of a layer's activation alone.
+    /// Work of a layer's activation alone, or of the label's arg max.
     pub fn of_activation(layer: &LayerCost) -> Self {
-        let (relus, bits) = (layer.relus as f64, f64::from(layer.sign_bits));
         let polynomials = layer.squares + layer.polynomials;
         Work {
-            and_gates: relus * (bits - 1.0).max(0.0),
-            choices: relus * bits,
+            and_gates: layer.and_gates as f64,
+            choices: layer.choices as f64,
             elements: (layer.relus + polynomials + layer.identities) as f64,
             polynomials: polynomials as f64,
-            relus,
+            relus: layer.relus as f64,
             ..Work::default()
         }
     }

@@ -8,7 +8,7 @@ use pi_ir::costs::Traffic;
 use pi_ir::count::{Activations, layer_activations};
 use pi_ir::failure::failure_log2;
 use pi_ir::{
-    Artifact, Circuit, Conv, Layer, LayerWeights, Layout, Plan, Prefix, Range, Step, Term,
+    Artifact, Circuit, Conv, Layer, LayerWeights, Layout, Plan, Prefix, Range, Reveal, Step, Term,
 };
 use pi_protocol::flooding::{Flooding, flooding};
 use pi_protocol::layout::Packing;
@@ -23,6 +23,10 @@ pub struct Report {
     pub name: String,
     /// The layers that the client computes itself, if any.
     pub prefix: Option<PublicLayers>,
+    /// What the client learns.
+    pub reveal: Reveal,
+    /// AND gates of the label's arg max; none if the logits are revealed.
+    pub label_gates: usize,
     /// Per private layer.
     pub layers: Vec<Row>,
     /// Elements by kind over all layers.
@@ -201,6 +205,11 @@ impl Report {
             name: circuit.name.clone(),
             prefix: (circuit.prefix.as_ref()).map(|prefix| PublicLayers::new(circuit, prefix)),
             kinds: rows.iter().map(|row| row.kinds).sum(),
+            reveal: circuit.output().1,
+            label_gates: match circuit.output().1 {
+                Reveal::Label => cost.per_layer.last().map_or(0, |layer| layer.and_gates),
+                Reveal::Logits => 0,
+            },
             layers: rows,
             setup: cost.setup,
             offline: cost.offline,
@@ -317,7 +326,7 @@ fn row(layer: &Layer, failure_log2: f64, cost: &cost::LayerCost) -> Row {
         kinds,
         frac_bits: match &layer.step {
             Step::Activate(a) => a.frac_bits,
-            Step::Output { frac_bits } => *frac_bits,
+            Step::Output { frac_bits, .. } => *frac_bits,
         },
         truncate: layer.truncate(),
         bound_bits: layer.bound_bits,

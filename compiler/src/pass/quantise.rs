@@ -20,7 +20,7 @@ use crate::pass::calibrate::Magnitudes;
 use crate::real_circuit::{self, RealCircuit, Step, Term};
 use pi_ir::{
     Activation, Circuit, Conv, Kind, Layer, LayerWeights, Polynomial, PostTruncation,
-    Preprocessing, Range, SumPool, TensorId, Weights,
+    Preprocessing, Range, Reveal, SumPool, TensorId, Weights,
 };
 
 /// Numbers of bits to spend.
@@ -168,6 +168,7 @@ fn quantise_layer(
     let step = match &layer.step {
         Step::Output => pi_ir::Step::Output {
             frac_bits: byte(sum),
+            reveal: Reveal::Logits,
         },
         Step::Activate { kinds, polynomials } => {
             let result = scales.tensors[index + 1];

@@ -27,7 +27,10 @@ pub(crate) fn circuit_of(input: Shape, layers: &[Vec<Conv>]) -> Circuit {
             shape,
             bound_bits: 27,
             range: Range::Proved,
-            step: Step::Output { frac_bits: 8 },
+            step: Step::Output {
+                frac_bits: 8,
+                reveal: pi_ir::Reveal::Logits,
+            },
         });
     }
     circuit

@@ -6,18 +6,19 @@
 //!
 //! # Cost
 //! Client: `16 m + 32 (m - 1) + 16` bytes per ReLU, 16 per square or polynomial, 8 more for every
-//! element, 8 for each input. Server: 16 bytes and a bit per ReLU, 16 bytes per square or
-//! polynomial, 8 per identity element, 8 more for every element.
+//! element, 8 for each input, and labels and tables of the arg max. Server: 16 bytes and a bit per
+//! ReLU, 16 bytes per square or polynomial, 8 per identity element, 8 more for every element.
 
 use super::model::{ClientModel, ServerModel};
 use crate::Error;
 use crate::header::{BundleHeader, BundleId};
 use crate::indexed_circuit::LayerIndex;
+use crate::nonlinear::label::{ClientLabel, ServerLabel};
 use crate::nonlinear::relu::ClientRelu;
 use crate::wire::Reader;
 use pi_core::fp::{self, ELEMENT_BYTES, Elements};
-use pi_core::{BLOCK_BYTES, Block, Delta, SecretBytes, memory};
-use pi_garble::ServerGadget;
+use pi_core::{BLOCK_BYTES, Bits, Block, Delta, SecretBytes, memory};
+use pi_garble::{ArgMax, ServerGadget};
 use zeroize::Zeroizing;
 
 /// The client's material for one inference.
@@ -40,6 +41,8 @@ pub(crate) struct ClientLayer {
     pub(crate) c: Elements,
     /// The layer's ReLUs, if it has any.
     pub(crate) relu: Option<ClientRelu>,
+    /// The label's arg max, at an output that reveals it.
+    pub(crate) label: Option<ClientLabel>,
     /// Sum of the OLE shares, by square or polynomial.
     pub(crate) u: Elements,
     /// The next tensor's mask at the ReLUs, then at squares and polynomials.
@@ -67,6 +70,8 @@ pub(crate) struct ServerLayer {
     pub(crate) offset: Elements,
     /// The gadgets of the layer's ReLUs, if it has any.
     pub(crate) gadget: Option<ServerGadget>,
+    /// The label's arg max, at an output that reveals it.
+    pub(crate) label: Option<ServerLabel>,
     /// `d0` by square or polynomial.
     pub(crate) d0: Elements,
     /// Sum of the OLE shares, by square or polynomial.
@@ -75,7 +80,7 @@ pub(crate) struct ServerLayer {
     pub(crate) identity: Elements,
 }
 
-const STORED_VERSION: u8 = 1;
+const STORED_VERSION: u8 = 2;
 const CLIENT_TAG: u8 = b'C';
 const SERVER_TAG: u8 = b'S';
 const CHECKSUM_BYTES: usize = 32;
@@ -100,8 +105,9 @@ impl ClientBundle {
             let relu = index.width.map_or(0, |width| {
                 width.label_bytes(n) + width.table_bytes(n) + ELEMENT_BYTES * n
             });
+            let label = (index.label).map_or(0, |shape| shape.label_bytes() + shape.table_bytes());
             let elements = layer.shape.len() + index.quadratic.len() + index.online();
-            relu + ELEMENT_BYTES * elements
+            relu + label + ELEMENT_BYTES * elements
         });
         FRAME_BYTES + ELEMENT_BYTES * indexed.circuit.input.len() + layers.sum::<usize>()
     }
@@ -113,7 +119,9 @@ impl ClientBundle {
         };
         let layers = self.layers.iter().map(|layer| {
             let elements = layer.c.len() + layer.u.len() + layer.next.len();
-            layer.relu.as_ref().map_or(0, relu_bytes) + ELEMENT_BYTES * elements
+            let label = layer.label.as_ref();
+            let label = label.map_or(0, |l| BLOCK_BYTES * l.labels.len() + l.tables.len());
+            layer.relu.as_ref().map_or(0, relu_bytes) + label + ELEMENT_BYTES * elements
         });
         let input = ELEMENT_BYTES * self.input_mask.len();
         let length = FRAME_BYTES + input + layers.sum::<usize>();
@@ -125,6 +133,10 @@ impl ClientBundle {
                 bytes.extend_from_slice(Block::encode(&relu.labels));
                 bytes.extend_from_slice(&relu.tables);
                 bytes.extend_from_slice(fp::encode(&relu.u));
+            }
+            if let Some(label) = &layer.label {
+                bytes.extend_from_slice(Block::encode(&label.labels));
+                bytes.extend_from_slice(&label.tables);
             }
             bytes.extend_from_slice(fp::encode(&layer.u));
             bytes.extend_from_slice(fp::encode(&layer.next));
@@ -146,6 +158,7 @@ impl ClientBundle {
             Ok(ClientLayer {
                 c: elements(&mut reader, layer.shape.len())?,
                 relu: client_relu(&mut reader, index)?,
+                label: client_label(&mut reader, index)?,
                 u: elements(&mut reader, index.quadratic.len())?,
                 next: elements(&mut reader, index.online())?,
             })
@@ -174,6 +187,18 @@ fn client_relu(reader: &mut Reader<'_>, index: &LayerIndex) -> Result<Option<Cli
     }))
 }
 
+fn client_label(reader: &mut Reader<'_>, index: &LayerIndex) -> Result<Option<ClientLabel>, Error> {
+    let Some(shape) = index.label else {
+        return Ok(None);
+    };
+    let labels = reader.take(shape.label_bytes())?;
+    let labels = Block::decode(WHAT, labels, shape.input_bits()).map_err(damaged)?;
+    Ok(Some(ClientLabel {
+        labels,
+        tables: memory::copied(reader.take(shape.table_bytes())?),
+    }))
+}
+
 impl ServerBundle {
     /// The bundle's identity; the same at both parties.
     pub fn id(&self) -> BundleId {
@@ -189,7 +214,8 @@ impl ServerBundle {
     pub fn encoded_len(model: &ServerModel) -> usize {
         let layers = model.indexed().layers_with_index().map(|(layer, index)| {
             let elements = layer.shape.len() + 2 * index.quadratic.len() + index.identity.len();
-            gadget_bytes(index) + ELEMENT_BYTES * elements
+            let label = index.label.map_or(0, ArgMax::decoding_bytes);
+            gadget_bytes(index) + label + ELEMENT_BYTES * elements
         });
         FRAME_BYTES + 32 + BLOCK_BYTES + layers.sum::<usize>()
     }
@@ -200,7 +226,9 @@ impl ServerBundle {
             let elements =
                 layer.offset.len() + layer.d0.len() + layer.v.len() + layer.identity.len();
             let gadget = layer.gadget.as_ref();
+            let label = layer.label.as_ref();
             gadget.map_or(0, |gadget| ServerGadget::stored_bytes(gadget.len()))
+                + label.map_or(0, |label| label.decoding.as_bytes().len())
                 + ELEMENT_BYTES * elements
         });
         let length = FRAME_BYTES + 32 + BLOCK_BYTES + layers.sum::<usize>();
@@ -211,6 +239,9 @@ impl ServerBundle {
             bytes.extend_from_slice(fp::encode(&layer.offset));
             if let Some(gadget) = &layer.gadget {
                 bytes.extend_from_slice(&gadget.to_bytes());
+            }
+            if let Some(label) = &layer.label {
+                bytes.extend_from_slice(label.decoding.as_bytes());
             }
             bytes.extend_from_slice(fp::encode(&layer.d0));
             bytes.extend_from_slice(fp::encode(&layer.v));
@@ -239,6 +270,7 @@ impl ServerBundle {
                         Some(ServerGadget::from_bytes(gadget, index.relu.len())?)
                     }
                 },
+                label: server_label(&mut reader, index)?,
                 d0: elements(&mut reader, index.quadratic.len())?,
                 v: elements(&mut reader, index.quadratic.len())?,
                 identity: elements(&mut reader, index.identity.len())?,
@@ -253,6 +285,15 @@ impl ServerBundle {
             layers,
         })
     }
+}
+
+fn server_label(reader: &mut Reader<'_>, index: &LayerIndex) -> Result<Option<ServerLabel>, Error> {
+    let Some(shape) = index.label else {
+        return Ok(None);
+    };
+    let decoding = reader.take(shape.decoding_bytes())?;
+    let decoding = Bits::decode(WHAT, decoding, shape.index_bits()).map_err(damaged)?;
+    Ok(Some(ServerLabel { decoding }))
 }
 
 /// Bytes of a layer's stored gadgets.

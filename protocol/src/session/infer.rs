@@ -6,7 +6,7 @@
 //! | first | client to server | identity of the bundle, which is the digest of its header; `x - r_0` |
 //! | per such layer | server to client | labels and rows of the ReLUs; openings of squares and polynomials |
 //! | | client to server | `y_c - r` of the ReLUs, then of squares and polynomials |
-//! | last | server to client | its share of the logits |
+//! | last | server to client | its share of the logits; or, for a label, its labels and the decoding bits of the index |
 //!
 //! Everything else is local: the server computes `W (x - r)` in the clear, both parties add
 //! residuals and pool on their shares, and identity elements were settled offline. The client knew
@@ -16,24 +16,52 @@ mod layer;
 
 use self::layer::{Known, Opening, evaluate, message_bytes, renew};
 use super::bundle::{ClientBundle, ServerBundle};
-use super::material::tweaks;
+use super::material::{label_stream, tweaks};
 use super::model::{ClientModel, ServerModel};
 use crate::Error;
 use crate::channel::{Channel, receive_exactly};
 use crate::cost::Traffic;
 use crate::header::BundleId;
 use crate::indexed_circuit::{IndexedCircuit, LayerIndex, activation};
+use crate::nonlinear::label;
 use crate::wire::Reader;
 use pi_core::fp::{self, ELEMENT_BYTES, Elements};
-use pi_ir::{Layer, LayerTrace, Trace};
+use pi_ir::{Layer, LayerTrace, Trace, interpret};
 use pi_ring::conv::ConvScratch;
 use zeroize::Zeroizing;
+
+/// What the client learns: as much as the circuit reveals.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The index of the largest logit, the smallest index of several equal ones.
+    Label(usize),
+    /// The output layer's sums, at its scale.
+    Logits(Vec<i64>),
+}
+
+impl Answer {
+    /// The index of the largest logit, the smallest index of several equal ones.
+    pub fn label(&self) -> usize {
+        match self {
+            Answer::Label(label) => *label,
+            Answer::Logits(logits) => interpret::label(logits),
+        }
+    }
+
+    /// The logits, if they are revealed.
+    pub fn logits(&self) -> Option<&[i64]> {
+        match self {
+            Answer::Label(_) => None,
+            Answer::Logits(logits) => Some(logits),
+        }
+    }
+}
 
 /// The client's result.
 #[derive(Debug)]
 pub struct Inference {
-    /// The output layer's sums, at its scale.
-    pub logits: Vec<i64>,
+    /// The answer.
+    pub answer: Answer,
     /// The client's shares before each truncation, if they were asked for.
     pub trace: Option<Trace>,
 }
@@ -119,7 +147,7 @@ pub async fn client_infer(
     channel.send(message).await?;
 
     let mut traced = Vec::new();
-    let mut logits = Vec::new();
+    let mut answer = Answer::Logits(Vec::new());
     let parts = bundle.layers.into_iter().zip(known).zip(&tweaks);
     for ((layer, index), ((own, known), tweaks)) in indexed.layers_with_index().zip(parts) {
         let mut shares = LayerTrace {
@@ -139,21 +167,25 @@ pub async fn client_infer(
                 }
             }
             None => {
-                let what = "share of the output";
+                let what = "last message";
                 let message = receive_exactly(channel, what, infer_bytes(indexed).1).await?;
-                let d = fp::decode(what, &message, indexed.logits())?;
-                let sum = own
-                    .c
-                    .iter()
-                    .zip(&d)
-                    .map(|(&c, &d)| fp::centre(fp::add(c, d)));
-                logits = sum.collect();
+                answer = match (index.label, own.label, tweaks) {
+                    (Some(shape), Some(label), Some(tweaks)) => {
+                        Answer::Label(label.evaluate(shape, tweaks, &message)?)
+                    }
+                    _ => {
+                        let d = fp::decode(what, &message, indexed.logits())?;
+                        let sums = own.c.iter().zip(&d);
+                        let sums = sums.map(|(&c, &d)| fp::centre(fp::add(c, d)));
+                        Answer::Logits(sums.collect())
+                    }
+                };
             }
         }
         traced.push(shares);
     }
     Ok(Inference {
-        logits,
+        answer,
         trace: trace.then_some(Trace { layers: traced }),
     })
 }
@@ -190,7 +222,14 @@ pub async fn server_infer(
         let offset = std::mem::take(&mut own.offset);
         let mut tensor = model.layer_sum(l, &tensors, offset, &mut scratch);
         let Some(activation) = activation(layer) else {
-            channel.send(fp::encode(&tensor).to_vec()).await?;
+            let message = match index.label.zip(own.label) {
+                Some((shape, label)) => {
+                    let zeros = label_stream(&bundle.label_seed, l);
+                    label.open(shape, &bundle.delta, &zeros, layer, &tensor)?
+                }
+                None => fp::encode(&tensor).to_vec(),
+            };
+            channel.send(message).await?;
             continue;
         };
         let identity = std::mem::take(&mut own.identity);
@@ -226,9 +265,10 @@ const ID_BYTES: usize = 32;
 
 /// Bytes of the first message and of the last.
 pub(crate) fn infer_bytes(indexed: &IndexedCircuit) -> (usize, usize) {
+    let label = indexed.layers.last().and_then(|layer| layer.label);
     (
         ID_BYTES + ELEMENT_BYTES * indexed.circuit.input.len(),
-        ELEMENT_BYTES * indexed.logits(),
+        label.map_or(ELEMENT_BYTES * indexed.logits(), label::online_bytes),
     )
 }
 

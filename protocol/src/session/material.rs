@@ -6,6 +6,7 @@ use crate::header::BundleId;
 use crate::indexed_circuit::{IndexedCircuit, activation};
 use crate::secrets::{derive, public_seed};
 use pi_core::{Block, Prg, TweakCounter, TweakRange};
+use pi_garble::SignWidth;
 use pi_ir::{Kind, Polynomial};
 use pi_ot::TreeDepth;
 
@@ -15,14 +16,22 @@ pub(crate) const TREE_DEPTH: TreeDepth = match TreeDepth::new(4) {
     Err(_) => unreachable!(),
 };
 
-/// The tweaks of every layer with ReLUs; the nonce is public, made of both parties' nonces.
+/// The tweaks of every layer with ReLUs, and of the label; the nonce is public, made of both
+/// parties' nonces.
 pub(super) fn tweaks(indexed: &IndexedCircuit, id: &BundleId) -> Vec<Option<TweakRange>> {
     let seed = public_seed("garbling nonce", &id.0, 0);
     let nonce = seed.first_chunk().expect("32 bytes hold 16");
     let mut counter = TweakCounter::new(Block::from_bytes(*nonce));
     let ranges = indexed.layers.iter().map(|layer| {
-        let width = layer.width?;
-        Some(counter.take(layer.relu.len(), width.bits()))
+        let mut relu = |width: SignWidth| counter.take(layer.relu.len(), width.bits());
+        match (layer.width, layer.label) {
+            (Some(width), _) => Some(relu(width)),
+            (None, Some(shape)) => {
+                let gates = u32::try_from(shape.and_gates());
+                Some(counter.take(1, gates.expect("2^16 values of 60 bits have fewer gates")))
+            }
+            (None, None) => None,
+        }
     });
     ranges.collect()
 }

@@ -6,14 +6,14 @@
 //! | | then per upload | encrypted masks of all bundles | `linear` |
 //! | 2 | server to client | digest of the headers; per bundle the base-OT correction of `delta`, set-up and random choices of the reverse extension | `transfers` |
 //! | | then per answer | encrypted `W r + s` of all bundles | `linear` |
-//! | 3 | per bundle, client to server | set-up of the forward extension; per layer with ReLUs: choices by the bits of `c'`, `tau`; OLE uploads and `x - a`; `c' - r` of identity elements | `choices` |
-//! | 4 | then server to client | per layer with ReLUs: tables and `e`; OLE answers | `tables` |
+//! | 3 | per bundle, client to server | set-up of the forward extension; per layer with ReLUs: choices by the bits of `c'`, `tau`; for the label: choices; OLE uploads and `x - a`; `c' - r` of identity elements | `choices` |
+//! | 4 | then server to client | per layer with ReLUs: tables and `e`; for the label: tables; OLE answers | `tables` |
 //!
 //! The bundles of a batch share the ciphertexts of messages 1 and 2, and nothing else: headers,
 //! offsets, nonces and seeds are each bundle's own, and messages 3 and 4 are an exchange of each
 //! bundle by itself. Parts that a circuit does not need are left out, but every message is sent:
-//! message 4 of a circuit without ReLUs, squares and polynomials is empty. The digests are compared
-//! before anything else is computed. The argument that each message can be simulated is in
+//! message 4 of a circuit without ReLUs, squares, polynomials and label is empty. The digests are
+//! compared before anything else is computed. The argument that each message can be simulated is in
 //! [`super`], in [`crate::linear`], and beside the gadgets.
 //!
 //! # A batch that breaks
@@ -109,7 +109,7 @@ impl<'a> ClientBatch<'a> {
         for header in headers {
             let id = header.id();
             let secrets = Secrets::draw(Role::Client, &id.0, rng);
-            if indexed.relus > 0 {
+            if indexed.garbles {
                 pending.push(transfers::begin(setup, &id, &secrets, &mut message));
             }
             exchanges.push(ClientExchange {
@@ -226,9 +226,9 @@ impl<'a> ServerBatch<'a> {
         for header in headers {
             let id = header.id();
             let secrets = Secrets::draw(Role::Server, &id.0, rng);
-            let transfers = match indexed.relus {
-                0 => None,
-                _ => {
+            let transfers = match indexed.garbles {
+                false => None,
+                true => {
                     let (reader, head) = (&mut reader, &mut head);
                     let accepted =
                         ServerTransfers::accept(indexed, setup, &id, &secrets, reader, head);

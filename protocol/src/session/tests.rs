@@ -3,6 +3,7 @@
 
 mod batches;
 mod circuits;
+mod labels;
 mod liars;
 mod models;
 mod setups;
@@ -18,8 +19,8 @@ use futures_executor::block_on;
 use futures_util::future::join;
 use pi_ir::{
     Activation, Artifact, Circuit, Conv, Kind, Layer, LayerWeights, Padding, Polynomial,
-    PostTruncation, Preprocessing, Range, Shape, Step, SumPool, TensorId, Term, Verified, Weights,
-    WeightsFile, interpret, random, verify,
+    PostTruncation, Preprocessing, Range, Reveal, Shape, Step, SumPool, TensorId, Term, Verified,
+    Weights, WeightsFile, interpret, random, verify,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
@@ -284,7 +285,11 @@ impl Models {
         let trace = inference.trace.unwrap();
         let run = interpret::exact(self.circuit(), &self.weights, input, &trace)
             .unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-        assert_eq!(inference.logits, run.logits, "seed {seed}");
+        let expected = match self.circuit().output().1 {
+            Reveal::Label => Answer::Label(interpret::label(&run.logits)),
+            Reveal::Logits => Answer::Logits(run.logits.clone()),
+        };
+        assert_eq!(inference.answer, expected, "seed {seed}");
         run
     }
 }
@@ -352,7 +357,14 @@ fn edge_circuit() -> (Verified<Circuit>, Weights) {
         prefix: None,
         layers: vec![
             layer("hidden", 0, Step::Activate(activation)),
-            layer("output", 1, Step::Output { frac_bits: 3 }),
+            layer(
+                "output",
+                1,
+                Step::Output {
+                    frac_bits: 3,
+                    reveal: Reveal::Logits,
+                },
+            ),
         ],
     };
     let polynomial = Polynomial {

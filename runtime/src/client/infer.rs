@@ -1,7 +1,7 @@
 //! The online phase: a bundle is chosen, marked as spent, used for one input, and erased.
 
 use super::connection::{Candidate, connection_lost};
-use super::{Connection, Spent, output_frac_bits};
+use super::{Connection, Spent};
 use crate::control::Request;
 use crate::error::Error;
 use crate::party::{self, protocol_error};
@@ -9,15 +9,15 @@ use crate::spending::{Mark, Spending};
 use crate::store::Reading;
 use crate::stream::{MessageStream, Refusal};
 use pi_ir::Trace;
-use pi_protocol::session::{self, BundleId, ClientBundle, ClientModel};
+use pi_protocol::session::{self, Answer, BundleId, ClientBundle, ClientModel};
 use std::time::Instant;
 use tokio::task::{block_in_place, spawn_blocking};
 
 /// The outcome of one inference.
 #[derive(Clone, Debug)]
 pub struct Prediction {
-    /// Logits as integers at scale `2^output_frac_bits`.
-    pub logits: Vec<i64>,
+    /// The label, or the logits as integers at scale `2^output_frac_bits`.
+    pub answer: Answer,
     /// Fractional bits of a logit.
     pub output_frac_bits: u8,
     /// The client's shares, if they were asked for.
@@ -31,13 +31,7 @@ pub struct Prediction {
 impl Prediction {
     /// Index of the largest logit, the first of several equal ones.
     pub fn class(&self) -> usize {
-        let mut best = 0;
-        for (index, logit) in self.logits.iter().enumerate() {
-            if *logit > self.logits[best] {
-                best = index;
-            }
-        }
-        best
+        self.answer.label()
     }
 }
 
@@ -177,8 +171,8 @@ impl Connection<'_> {
         self.erase(id).await;
         let inference = inference.map_err(|e| protocol_error("server", &mut stream, e))?;
         Ok(Prediction {
-            logits: inference.logits,
-            output_frac_bits: output_frac_bits(&model.artifact().circuit),
+            answer: inference.answer,
+            output_frac_bits: model.artifact().circuit.output().0,
             trace: inference.trace,
             bundle: *id,
             online,

@@ -247,11 +247,9 @@ async fn infer(
 }
 
 fn answer_json(circuit: &Circuit, answer: &Prediction) -> serde_json::Value {
-    json!({
+    let mut json = json!({
         "class": class_name(circuit, answer.class()),
         "class_index": answer.class(),
-        "logits": answer.logits,
-        "output_scale": 1u64 << answer.output_frac_bits,
         "bundle": hex(&answer.bundle.0),
         "online": {
             "wall_s": answer.online.wall.as_secs_f64(),
@@ -259,16 +257,22 @@ fn answer_json(circuit: &Circuit, answer: &Prediction) -> serde_json::Value {
             "bytes_down": answer.online.traffic.bytes_received,
             "messages": messages(&answer.online),
         },
-    })
+    });
+    if let Some(logits) = answer.answer.logits() {
+        json["logits"] = json!(logits);
+        json["output_scale"] = json!(1u64 << answer.output_frac_bits);
+    }
+    json
 }
 
-/// The answer as text: the class, the three largest logits, and the cost.
+/// The answer as text: the class, the three largest logits if they are revealed, and the cost.
 fn answer_text(circuit: &Circuit, answer: &Prediction) -> String {
-    let mut order: Vec<usize> = (0..answer.logits.len()).collect();
-    order.sort_by_key(|&class| std::cmp::Reverse(answer.logits[class]));
+    let logits = answer.answer.logits().unwrap_or(&[]);
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by_key(|&class| std::cmp::Reverse(logits[class]));
     let mut text = format!("{}\n", class_name(circuit, answer.class()));
     for &class in order.iter().take(3) {
-        let logit = answer.logits[class] as f64 / f64::from(answer.output_frac_bits).exp2();
+        let logit = logits[class] as f64 / f64::from(answer.output_frac_bits).exp2();
         text.push_str(&format!("  {logit:9.3}  {}\n", class_name(circuit, class)));
     }
     text.push_str(&format!("  online {}\n", line(&answer.online)));

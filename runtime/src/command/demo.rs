@@ -15,8 +15,9 @@ use crate::{draw, image_file, usage};
 use anyhow::{Context, bail};
 use clap::Parser;
 use image::DynamicImage;
-use pi_ir::interpret::{Interpreter, quantise_image};
-use pi_ir::{Circuit, Kind, Step, artifact};
+use pi_ir::interpret::{Interpreter, label as label_of, quantise_image};
+use pi_ir::{Circuit, Kind, Reveal, Step, artifact};
+use pi_protocol::session::Answer;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -30,6 +31,11 @@ struct Arguments {
     /// Directory with model.pia and model.piw [default: the bundled model].
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
+    /// Serve the label alone, as a model does unless it was compiled with --reveal logits. Without
+    /// this option the demo has the logits revealed, because it compares them, to the last bit,
+    /// with what the network computes in the clear.
+    #[arg(long)]
+    label: bool,
     /// A PNG or JPEG image [default: a ship that the demo draws].
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
@@ -59,14 +65,22 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Returns whether private and exact logits are equal.
+/// Returns whether private and exact answers are equal.
 fn run(arguments: Arguments) -> anyhow::Result<bool> {
     pi_core::Backend::chosen()?;
     let model = match arguments.model {
         Some(directory) => directory,
         None => bundled_model()?,
     };
-    let circuit = read_artifact(&model)?.0.circuit;
+    let reveal = match arguments.label {
+        true => Reveal::Label,
+        false => Reveal::Logits,
+    };
+    let variant = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let (model, circuit) = (
+        variant.path(),
+        compiled_to_reveal(&model, reveal, variant.path())?,
+    );
     let (source, drawing) = match &arguments.image {
         Some(path) => {
             let image = image_file::decode(path).map_err(Error::from)?;
@@ -81,8 +95,9 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
     println!(
         "Threat model: both parties follow the protocol and try to learn what they can \
          (semi-honest). The server\n\
-         learns nothing of the image; the client learns the logits and the public circuit, \
-         but not the weights."
+         learns nothing of the image; the client learns the {} and the public circuit, \
+         but not the weights.",
+        learned(reveal)
     );
     println!();
     println!("image      {source}");
@@ -97,19 +112,19 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
         );
     }
 
-    let run = runtime()?.block_on(play(&model, &input))?;
-    let (plain, exact) = in_the_clear(&model, &input, &run.answer)?;
+    let run = runtime()?.block_on(play(model, &input))?;
+    let (plain, exact) = in_the_clear(model, &input, &run.answer)?;
 
     print_answer(&circuit, &run.answer, &plain, &exact);
     print_costs(&run);
-    print_views(&run);
-    let exact_match = exact == run.answer.logits;
+    print_views(&run, reveal);
+    let is_exact = is_exact(&run.answer.answer, &exact);
     if let Some(path) = arguments.json {
         let figures = figures(&circuit, &run, &plain, &exact);
         std::fs::write(&path, format!("{figures:#}\n"))
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    Ok(exact_match)
+    Ok(is_exact)
 }
 
 /// Cost of one phase, of both parties together.
@@ -230,6 +245,32 @@ fn in_the_clear(
     Ok((plain, exact))
 }
 
+/// Whether the private answer is the one of the exact interpreter's logits, bit for bit.
+fn is_exact(private: &Answer, exact: &[i64]) -> bool {
+    match private {
+        Answer::Label(label) => *label == label_of(exact),
+        Answer::Logits(logits) => logits == exact,
+    }
+}
+
+/// What the client learns, in words.
+fn learned(reveal: Reveal) -> &'static str {
+    match reveal {
+        Reveal::Label => "label alone",
+        Reveal::Logits => "logits",
+    }
+}
+
+/// Writes the two files of a model that reveals this into another directory, and returns its
+/// circuit.
+fn compiled_to_reveal(model: &Path, reveal: Reveal, to: &Path) -> anyhow::Result<Circuit> {
+    let artifact = read_artifact(model)?.0.with_reveal(reveal)?;
+    let weights = read_weights(model)?;
+    std::fs::write(to.join(artifact::ARTIFACT_NAME), artifact.encode())?;
+    std::fs::write(to.join(artifact::WEIGHTS_NAME), weights.encode())?;
+    Ok(artifact.circuit.into_inner())
+}
+
 fn bundled_model() -> anyhow::Result<PathBuf> {
     let beside_the_source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/cifar10-small");
     let here = PathBuf::from("models/cifar10-small");
@@ -283,8 +324,19 @@ fn print_answer(circuit: &Circuit, answer: &Prediction, plain: &[i64], exact: &[
     let unit = f64::from(answer.output_frac_bits).exp2();
     println!();
     println!("answer     {}", class_name(circuit, answer.class()));
+    let Some(logits) = answer.answer.logits() else {
+        let verdict = match is_exact(&answer.answer, exact) {
+            true => "it is theirs",
+            false => "it is NOT theirs",
+        };
+        println!(
+            "check      the label of the exact interpreter's logits, which the client did not \
+             get: {verdict}"
+        );
+        return;
+    };
     println!("           class           private      exact      plain");
-    for (class, logit) in answer.logits.iter().enumerate() {
+    for (class, logit) in logits.iter().enumerate() {
         println!(
             "           {:14} {:8.4}   {:8.4}   {:8.4}",
             class_name(circuit, class),
@@ -293,7 +345,7 @@ fn print_answer(circuit: &Circuit, answer: &Prediction, plain: &[i64], exact: &[
             plain[class] as f64 / unit
         );
     }
-    let verdict = match exact == answer.logits {
+    let verdict = match exact == logits {
         true => "equal bit for bit",
         false => "DIFFERENT",
     };
@@ -304,8 +356,11 @@ fn print_answer(circuit: &Circuit, answer: &Prediction, plain: &[i64], exact: &[
     println!("check      private and exact are {verdict}");
     println!(
         "           private and plain are at most {} units of 2^-{} apart",
-        largest_difference(&answer.logits, plain),
+        largest_difference(logits, plain),
         answer.output_frac_bits
+    );
+    println!(
+        "           the logits are revealed for this comparison alone; --label reveals the label"
     );
 }
 
@@ -320,7 +375,7 @@ fn print_costs(run: &Played) {
         ("model", run.model, "once per model: the public circuit"),
         ("keys", run.keys, "once per client and server"),
         ("offline", run.offline, "once per image, before it exists"),
-        ("online", run.online, "from image to logits"),
+        ("online", run.online, "from image to answer"),
     ] {
         println!(
             "{name:10} {}; CPU client {:.3} s, server {:.3} s ({note})",
@@ -331,7 +386,7 @@ fn print_costs(run: &Played) {
     }
 }
 
-fn print_views(run: &Played) {
+fn print_views(run: &Played, reveal: Reveal) {
     let online = run.online.spent.traffic;
     println!();
     println!(
@@ -349,7 +404,8 @@ fn print_views(run: &Played) {
         megabytes(run.offline.spent.traffic.bytes_received + online.bytes_received)
     );
     println!(
-        "                tables and labels, and the logits; no weight in any form that it can open"
+        "                tables and labels, and the {}; no weight in any form that it can open",
+        learned(reveal)
     );
 }
 
@@ -365,15 +421,18 @@ fn figures(circuit: &Circuit, run: &Played, plain: &[i64], exact: &[i64]) -> ser
             "messages": messages(&phase.spent),
         })
     };
+    let private = run.answer.answer.logits();
     json!({
         "model": circuit.name,
         "answer": class_name(circuit, run.answer.class()),
-        "private_logits": run.answer.logits,
+        "reveals": circuit.output().1.to_string(),
+        "private_label": run.answer.class(),
+        "private_logits": private,
         "interpreter_logits": plain,
         "exact_interpreter_logits": exact,
-        "exact_match": exact == run.answer.logits,
+        "exact_match": is_exact(&run.answer.answer, exact),
         "output_scale": 1u64 << run.answer.output_frac_bits,
-        "max_diff_units": largest_difference(&run.answer.logits, plain),
+        "max_diff_units": private.map(|private| largest_difference(private, plain)),
         "fetch_model": phase(&run.model),
         "setup": phase(&run.keys),
         "offline": phase(&run.offline),

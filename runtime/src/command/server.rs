@@ -3,8 +3,10 @@
 use super::{report, runtime, seconds, start_logging, state_directory};
 use crate::error::Error;
 use crate::fingerprint::short;
+use crate::model_files::read_artifact;
 use crate::server::{Server, ServerOptions};
 use clap::Parser;
+use pi_ir::Reveal;
 use std::ffi::OsString;
 use std::io::{BufRead, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -46,10 +48,11 @@ struct Arguments {
         value_parser = clap::value_parser!(u16).range(1..)
     )]
     max_bundles: u16,
-    /// Limit on the answers that one client ever gets, or `none`. A client learns a little of the
-    /// weights with every answer.
-    #[arg(long, value_name = "N", default_value = "1000")]
-    max_answers: MostAnswers,
+    /// Limit on the answers that one client ever gets, or `none` [default: 1000 if the model
+    /// reveals logits, none if it reveals labels]. A client learns a little of the weights with
+    /// every answer.
+    #[arg(long, value_name = "N")]
+    max_answers: Option<MostAnswers>,
     /// File with the fingerprints of the clients to serve, one a line; # starts a comment. It is
     /// read again when it changes. Without this option every client is served.
     #[arg(long, value_name = "FILE")]
@@ -85,6 +88,9 @@ impl std::str::FromStr for MostAnswers {
     }
 }
 
+/// Answers that a client gets unless the operator says otherwise, of a model that reveals logits.
+const MOST_LOGITS: u64 = 1000;
+
 /// Runs `pi-server` with this process's arguments.
 pub fn main() -> ExitCode {
     start_logging("pi_runtime=info,warn");
@@ -111,6 +117,12 @@ pub fn serve_child(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
     pi_core::Backend::chosen()?;
     let listen = listen_address(&arguments.listen)?;
+    let reveal = read_artifact(&arguments.model)?.0.circuit.output().1;
+    let max_answers = match (arguments.max_answers, reveal) {
+        (Some(MostAnswers(limit)), _) => limit,
+        (None, Reveal::Logits) => Some(MOST_LOGITS),
+        (None, Reveal::Label) => None,
+    };
     let options = ServerOptions {
         model: arguments.model,
         listen,
@@ -118,7 +130,7 @@ fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
         certificate: arguments.cert.zip(arguments.key),
         max_clients: arguments.max_clients.into(),
         max_bundles: arguments.max_bundles.into(),
-        max_answers: arguments.max_answers.0,
+        max_answers,
         allow: arguments.allow,
         patience: arguments.timeout,
         bound: !arguments.unbound,
@@ -132,9 +144,15 @@ fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
         let mut out = std::io::stdout();
         writeln!(out, "model {}", short(&server.model()))?;
         writeln!(out, "bundles {ready} ready, {other} for other models")?;
-        match options.max_answers {
-            Some(limit) => writeln!(out, "answers {limit} at most for each client, ever")?,
-            None => writeln!(out, "answers without limit: logits tell about the weights")?,
+        match (options.max_answers, reveal) {
+            (Some(limit), _) => writeln!(
+                out,
+                "answers {limit} at most for each client, ever; the model reveals {reveal}"
+            )?,
+            (None, Reveal::Logits) => {
+                writeln!(out, "answers without limit: logits tell about the weights")?;
+            }
+            (None, Reveal::Label) => writeln!(out, "answers without limit; labels alone")?,
         }
         match server.allowed_clients() {
             Some(count) => writeln!(out, "clients {count} on the list")?,

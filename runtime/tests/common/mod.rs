@@ -8,7 +8,7 @@
 use assert_cmd::Command;
 use image::{DynamicImage, GrayImage, RgbImage};
 use pi_ir::interpret::{Interpreter, quantise_image};
-use pi_ir::{Artifact, Circuit, Kind, Step, WeightsFile, artifact, random};
+use pi_ir::{Artifact, Circuit, Kind, Reveal, Step, WeightsFile, artifact, random};
 use pi_protocol::flooding::flooding;
 use pi_protocol::layout::default_plan;
 use pi_runtime::command::child::{ServerCommand, ServerProcess};
@@ -35,6 +35,11 @@ impl Model {
     /// The first random circuit from this seed on that reads images and has a ReLU.
     pub fn random(seed: u64) -> Model {
         Model::random_with(seed, |_| true)
+    }
+
+    /// The first of those that reveals this.
+    pub fn revealing(seed: u64, reveal: Reveal) -> Model {
+        Model::random_with(seed, |circuit| circuit.output().1 == reveal)
     }
 
     /// The first of those whose client computes a public prefix.

@@ -80,7 +80,10 @@ fn artifact() -> Artifact {
                 shape: Shape::new(2, 1, 1),
                 bound_bits: 40,
                 range: Range::Proved,
-                step: Step::Output { frac_bits: 12 },
+                step: Step::Output {
+                    frac_bits: 12,
+                    reveal: Reveal::Logits,
+                },
             },
         ],
     };
@@ -420,7 +423,12 @@ fn a_public_prefix_is_checked_like_the_layers_behind_it() {
         ),
         (|p| p.image_frac_bits = 60, "image: more than 48"),
         (
-            |p| p.layers[0].step = Step::Output { frac_bits: 6 },
+            |p| {
+                p.layers[0].step = Step::Output {
+                    frac_bits: 6,
+                    reveal: Reveal::Logits,
+                }
+            },
             "not the last private layer",
         ),
         (|p| p.layers[0].name = "conv".into(), "a second \"conv\""),
@@ -491,6 +499,26 @@ fn a_prefix_that_would_compute_for_hours_is_refused() {
 }
 
 /// Written down once: a change here is a change of the format and needs a new version.
+/// What is revealed is bound by the digest, and counts in the failure probability.
+#[test]
+fn an_artifact_reveals_something_else() {
+    let logits = artifact();
+    let label = logits.clone().with_reveal(Reveal::Label).unwrap();
+    assert_eq!(label.circuit.output().1, Reveal::Label);
+    assert_eq!(Artifact::decode(&label.encode()).unwrap(), label);
+    assert_ne!(label.digest(), logits.digest());
+    assert!(label.failure_log2 > logits.failure_log2);
+    assert_eq!(label.clone().with_reveal(Reveal::Logits).unwrap(), logits);
+    let mut circuit = logits.circuit.clone().into_inner();
+    circuit.layers.last_mut().unwrap().shape = Shape::new(1, 2, 1);
+    let wide = Artifact {
+        circuit: Verified::unchecked(circuit),
+        ..logits
+    };
+    let error = wide.with_reveal(Reveal::Label).unwrap_err();
+    assert!(error.to_string().contains("no label"), "{error}");
+}
+
 #[test]
 fn golden_bytes() {
     let weights = concat!(
@@ -513,7 +541,7 @@ fn golden_bytes() {
     };
     assert_eq!(
         digest(&artifact.encode()),
-        "001fb9733ca42f53bc7717188006c703a04ea9b7e7d4fd8038dbfab5671737ec"
+        "a547b3f107ef7d5488b011549f24584ab51f2b230ec531cf6a8991db621ecdbc"
     );
     assert_eq!(
         digest(&graph().encode()),

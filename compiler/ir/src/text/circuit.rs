@@ -70,7 +70,9 @@ fn write_layer(text: &mut String, layer: &Layer) -> std::fmt::Result {
         writeln!(text, "  {}", print_pool(pool))?;
     }
     match &layer.step {
-        Step::Output { frac_bits } => writeln!(text, "  output frac {frac_bits}"),
+        Step::Output { frac_bits, reveal } => {
+            writeln!(text, "  output frac {frac_bits} reveal {reveal}")
+        }
         Step::Activate(activation) => write_activation(text, activation),
     }
 }
@@ -306,7 +308,17 @@ fn parse_layer(
             }
             "output" => {
                 let frac_bits = line.value("frac", "fractional bits")?;
-                Some(Step::Output { frac_bits })
+                line.keyword("reveal")?;
+                let reveal = match line.bare("`label` or `logits`")?.as_str() {
+                    "label" => Reveal::Label,
+                    "logits" => Reveal::Logits,
+                    other => {
+                        return Err(
+                            line.error(format!("expected `label` or `logits`, found `{other}`"))
+                        );
+                    }
+                };
+                Some(Step::Output { frac_bits, reveal })
             }
             "activate" => {
                 let truncate = line.value("truncate", "bits cut off")?;
@@ -420,7 +432,7 @@ layer "conv" 1x3x3 bound 20 proved
   kinds relu*4 identity square*3 polynomial
 layer "dense" 2x1x1 bound 40 proved
   conv t1 out 2 kernel 3x3 stride 1x1 pad 0,0,0,0 bits 9
-  output frac 12
+  output frac 12 reveal label
 "#;
 
     #[test]
@@ -485,7 +497,9 @@ layer "conv""#;
             ),
             ("relu*4", "relu*4000000000", 14, "more than"),
             ("relu*4", "relo", 14, "relo"),
-            ("  output frac 12\n", "", 17, "ends"),
+            ("  output frac 12 reveal label\n", "", 17, "ends"),
+            (" reveal label", "", 17, "`reveal`"),
+            ("reveal label", "reveal both", 17, "`label` or `logits`"),
         ];
         for (from, to, line, problem) in cases {
             let found = error(from, to);

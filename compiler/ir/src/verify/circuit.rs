@@ -1,7 +1,9 @@
 //! Faults of a circuit.
 
 use super::{Fault, Faults, Verified, within_limits};
-use crate::circuit::{Activation, Circuit, Conv, Kind, Layer, Layers, Range, Step, SumPool, Term};
+use crate::circuit::{
+    Activation, Circuit, Conv, Kind, Layer, Layers, Range, Reveal, Step, SumPool, Term,
+};
 use crate::count::multiply_adds;
 use crate::limits;
 use crate::prefix::Prefix;
@@ -338,13 +340,25 @@ impl Check<'_> {
         let last = !self.part.public && index + 1 == self.part.layers.layers.len();
         self.bound(place, layer.bound_bits, layer.truncate(), layer.range);
         match &layer.step {
-            Step::Output { frac_bits } => {
+            Step::Output { frac_bits, reveal } => {
                 self.faults.require(last, place, || {
                     "is an output, but not the last private layer".into()
                 });
                 self.faults.require(*frac_bits <= BOUND_BITS, place, || {
                     format!("more than {BOUND_BITS} fractional bits")
                 });
+                let Shape { c, h, w } = layer.shape;
+                let classes = 2..=limits::CLASSES as u32;
+                let has_label = (h, w) == (1, 1) && classes.contains(&c);
+                self.faults
+                    .require(has_label || *reveal != Reveal::Label, place, || {
+                        format!(
+                            "an output of {} has no label: that takes one row, one column and 2 to \
+                             {} channels; reveal the logits",
+                            layer.shape,
+                            limits::CLASSES
+                        )
+                    });
                 self.residual_scales(index, place, layer, i32::from(*frac_bits));
             }
             Step::Activate(activation) => {

@@ -26,7 +26,7 @@ layer "third" 2x2x2 bound 22 proved
   kinds identity*8
 layer "dense" 2x1x1 bound 40 proved
   conv t3 out 2 kernel 2x2 stride 1x1 pad 0,0,0,0 bits 9
-  output frac 12
+  output frac 12 reveal label
 "#;
 
 fn weights() -> Weights {
@@ -189,12 +189,12 @@ fn each_fault_of_a_circuit_is_found_and_named() {
         ),
         (
             "  activate truncate 9 frac 6\n  kinds relu*8",
-            "  output frac 6",
+            "  output frac 6 reveal logits",
             "layer 1",
             "not the last",
         ),
         (
-            "  output frac 12",
+            "  output frac 12 reveal label",
             "  activate truncate 0 frac 6\n  kinds relu*2",
             "layer 3",
             "not an output",

@@ -1,6 +1,7 @@
 //! The report as text: the tables of layers and packings, and the totals.
 
 use super::{Report, layout_name};
+use pi_ir::Reveal;
 use pi_protocol::flooding::BUNDLES_LOG2;
 use std::fmt;
 
@@ -87,6 +88,18 @@ impl fmt::Display for Report {
              {:.2} s of the server's cores, {:.2} s of the client's, {:.2} s in all",
             self.round_trips, self.linear_seconds, self.client_seconds, self.exchange_seconds
         )?;
+        match self.reveal {
+            Reveal::Label => writeln!(
+                f,
+                "the client learns the label, by a garbled arg max of {} AND gates",
+                self.label_gates
+            )?,
+            Reveal::Logits => writeln!(
+                f,
+                "the client learns all logits, and with repeated answers the weights of the last \
+                 layer: limit the answers of each client, or compile with --reveal label"
+            )?,
+        }
         writeln!(
             f,
             "an inference loses a value with probability {}",

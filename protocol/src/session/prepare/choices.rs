@@ -2,8 +2,9 @@
 //!
 //! | part | content |
 //! | --- | --- |
-//! | forward set-up | once, if there are ReLUs |
+//! | forward set-up | once, if anything is garbled |
 //! | per layer with ReLUs | choices by the bits of `c'`, then `tau` |
+//! | label | choices by the bits of `c'`, if the output reveals one |
 //! | OLE uploads | ciphertexts of random `a` for all squares and polynomials |
 //! | OLE corrections | `x - a`, one per slot |
 //! | per layer | `c' - r` of identity elements |
@@ -11,34 +12,32 @@
 use super::{ClientBatch, ClientExchange, part};
 use crate::header::BundleHeader;
 use crate::indexed_circuit::{IndexedCircuit, activation};
-use crate::nonlinear::relu::{self, Offered, ReluLayer, ReverseOffer};
-use crate::nonlinear::{gather, quadratic};
+use crate::nonlinear::relu::{Offered, ReluLayer, ReverseOffer};
+use crate::nonlinear::{choice_bytes, gather, label, quadratic};
 use crate::session::material::TREE_DEPTH;
 use crate::wire::Reader;
 use crate::{Error, share};
 use pi_core::fp::{self, ELEMENT_BYTES, Elements};
-use pi_core::memory;
+use pi_core::{Labels, memory};
 use pi_ir::Layer;
 use zeroize::Zeroizing;
 
 /// Bytes of the message.
 pub(super) fn message_bytes(indexed: &IndexedCircuit) -> usize {
     let identity: usize = indexed.layers.iter().map(|l| l.identity.len()).sum();
-    let relus = indexed.layers.iter().filter_map(|layer| {
-        let width = layer.width?;
-        Some(relu::choice_bytes(TREE_DEPTH, width, layer.relu.len()))
-    });
+    let layers = indexed.layers.iter();
+    let garbled = layers.map(|layer| choice_bytes(TREE_DEPTH, layer));
     forward_setup_bytes(indexed)
-        + relus.sum::<usize>()
+        + garbled.sum::<usize>()
         + quadratic::offline_upload_bytes(indexed.slots)
         + quadratic::correction_bytes(indexed.slots)
         + ELEMENT_BYTES * identity
 }
 
 fn forward_setup_bytes(indexed: &IndexedCircuit) -> usize {
-    match indexed.relus {
-        0 => 0,
-        _ => TREE_DEPTH.setup_bytes(),
+    match indexed.garbles {
+        false => 0,
+        true => TREE_DEPTH.setup_bytes(),
     }
 }
 
@@ -51,6 +50,8 @@ pub(super) struct ChosenLayer {
     pub(super) c: Elements,
     /// Truncated shares of the ReLUs, and what message 4 completes.
     pub(super) offered: Option<(Elements, Offered)>,
+    /// The client's labels of the arg max.
+    pub(super) label: Option<Labels>,
     pub(super) next: Elements,
 }
 
@@ -76,15 +77,20 @@ impl ClientBatch<'_> {
         let mut layers = Vec::with_capacity(indexed.layers.len());
         for (l, (layer, index)) in indexed.layers_with_index().enumerate() {
             let c = indexed.sum(layer, &masks, &mut answers);
+            let truncated = truncated(layer, &c);
             let Some(activation) = activation(layer) else {
+                let garbled = index.label.zip(transfers.as_mut());
+                let label = garbled.map(|(shape, transfers)| {
+                    label::choose(shape, &truncated, &mut transfers.forward, &mut message)
+                });
                 layers.push(ChosenLayer {
                     c,
                     offered: None,
+                    label,
                     next: Elements::default(),
                 });
                 continue;
             };
-            let truncated = truncated(layer, &c);
             let offered = match (index.width, &exchange.tweaks[l], &mut transfers) {
                 (Some(width), Some(tweaks), Some(transfers)) => {
                     let c = gather(&truncated, &index.relu);
@@ -111,7 +117,12 @@ impl ClientBatch<'_> {
                 identity.push(fp::sub(truncated[element], mask[element]));
             }
             let next = gather(mask, index.relu.iter().chain(&index.quadratic));
-            layers.push(ChosenLayer { c, offered, next });
+            layers.push(ChosenLayer {
+                c,
+                offered,
+                label: None,
+                next,
+            });
         }
         quadratic::client_offer(
             &self.batch.params,
@@ -139,8 +150,8 @@ fn truncated(layer: &Layer, c: &[u64]) -> Elements {
 /// Message 3 as the server reads it, part by part.
 pub(super) struct Choices<'m> {
     pub(super) forward_setup: &'m [u8],
-    /// Choices and `tau` by layer; empty without ReLUs.
-    pub(super) relus: Vec<&'m [u8]>,
+    /// By layer: choices and `tau` of its ReLUs, or choices of the label; empty without either.
+    pub(super) garbled: Vec<&'m [u8]>,
     pub(super) ole_uploads: &'m [u8],
     pub(super) ole_corrections: &'m [u8],
     /// Elements `c' - r` by layer; empty without identity elements.
@@ -152,12 +163,9 @@ impl<'m> Choices<'m> {
     pub(super) fn read(indexed: &IndexedCircuit, message: &'m [u8]) -> Result<Self, Error> {
         let mut reader = Reader::message("choices", message);
         let forward_setup = reader.take(forward_setup_bytes(indexed))?;
-        let relus = indexed.layers.iter().map(|layer| {
-            let n = layer.relu.len();
-            let bytes = (layer.width).map_or(0, |width| relu::choice_bytes(TREE_DEPTH, width, n));
-            reader.take(bytes)
-        });
-        let relus = relus.collect::<Result<_, Error>>()?;
+        let garbled = indexed.layers.iter();
+        let garbled = garbled.map(|layer| reader.take(choice_bytes(TREE_DEPTH, layer)));
+        let garbled = garbled.collect::<Result<_, Error>>()?;
         let ole_uploads = reader.take(quadratic::offline_upload_bytes(indexed.slots))?;
         let ole_corrections = reader.take(quadratic::correction_bytes(indexed.slots))?;
         let identity = indexed.layers.iter();
@@ -166,7 +174,7 @@ impl<'m> Choices<'m> {
         reader.end()?;
         Ok(Choices {
             forward_setup,
-            relus,
+            garbled,
             ole_uploads,
             ole_corrections,
             identity,

@@ -3,6 +3,7 @@
 //! | part | content |
 //! | --- | --- |
 //! | per layer with ReLUs | tables, then `e = colour xor b` |
+//! | label | tables, if the output reveals one |
 //! | OLE answers | `u`, masked by `v` and flooded |
 
 use super::choices::{Choices, Chosen};
@@ -10,6 +11,8 @@ use super::{ClientBatch, ServerBatch, ServerExchange, part};
 use crate::Error;
 use crate::header::BundleHeader;
 use crate::indexed_circuit::{IndexedCircuit, activation};
+use crate::nonlinear::garbled_bytes;
+use crate::nonlinear::label::{ClientLabel, ServerLabel};
 use crate::nonlinear::quadratic::{self, ServerOle};
 use crate::nonlinear::relu::{self, ClientRelu, ReluLayer, ServerChoices};
 use crate::session::bundle::{ClientBundle, ClientLayer, ServerBundle, ServerLayer};
@@ -24,15 +27,12 @@ use zeroize::Zeroizing;
 
 /// Bytes of the message.
 pub(super) fn message_bytes(indexed: &IndexedCircuit) -> usize {
-    garbled_bytes(indexed) + quadratic::offline_answer_bytes(indexed.slots)
+    all_garbled_bytes(indexed) + quadratic::offline_answer_bytes(indexed.slots)
 }
 
 /// Bytes of its tables and `e`.
-fn garbled_bytes(indexed: &IndexedCircuit) -> usize {
-    let layers = indexed.layers.iter();
-    layers
-        .filter_map(|layer| Some(relu::garbled_bytes(layer.width?, layer.relu.len())))
-        .sum()
+fn all_garbled_bytes(indexed: &IndexedCircuit) -> usize {
+    indexed.layers.iter().map(garbled_bytes).sum()
 }
 
 impl ServerBatch<'_> {
@@ -47,21 +47,22 @@ impl ServerBatch<'_> {
         let offsets = self.offsets(bundle);
         let mut reply = memory::zeroed(message_bytes(indexed));
         // The OLE answers are appended.
-        reply.truncate(garbled_bytes(indexed));
+        reply.truncate(all_garbled_bytes(indexed));
         let label_seed = exchange.secrets.seed("server labels", 0);
-        let (delta, gadgets) = exchange.garble(indexed, &label_seed, choices, &mut reply)?;
+        let (delta, garbled) = exchange.garble(indexed, &label_seed, choices, &mut reply)?;
         let (d0, ole) = self.answer_ole(&exchange, choices, &mut reply)?;
         let mut v = ole.iter();
         let mut layers = Vec::with_capacity(indexed.layers.len());
-        let parts = offsets.into_iter().zip(d0).zip(gadgets);
+        let parts = offsets.into_iter().zip(d0).zip(garbled);
         let parts = parts.zip(&choices.identity);
-        for ((layer, index), (((offset, d0), gadget), identity)) in
+        for ((layer, index), (((offset, d0), garbled), identity)) in
             indexed.layers_with_index().zip(parts)
         {
             let identity = fp::decode("identity elements", identity, index.identity.len())?;
             layers.push(ServerLayer {
                 offset,
-                gadget,
+                gadget: garbled.gadget,
+                label: garbled.label,
                 d0,
                 v: sums_of_slots(layer, &index.quadratic, &mut v),
                 identity: Zeroizing::new(identity),
@@ -136,42 +137,56 @@ impl ServerBatch<'_> {
     }
 }
 
+/// What the server keeps of a layer's garbled circuits.
+#[derive(Default)]
+struct Garbled {
+    gadget: Option<ServerGadget>,
+    label: Option<ServerLabel>,
+}
+
 impl ServerExchange {
-    /// Garbles all layers into `reply`, of [`garbled_bytes`]; returns the forward offset, and the
-    /// gadgets by layer. Uses the bundle's transfers up.
+    /// Garbles all layers into `reply`, of [`all_garbled_bytes`]; returns the forward offset, and
+    /// what is kept by layer. Uses the bundle's transfers up.
     fn garble(
         &mut self,
         indexed: &IndexedCircuit,
         label_seed: &[u8; 32],
         choices: &Choices<'_>,
         reply: &mut [u8],
-    ) -> Result<(Delta, Vec<Option<ServerGadget>>), Error> {
-        let mut gadgets = Vec::with_capacity(indexed.layers.len());
+    ) -> Result<(Delta, Vec<Garbled>), Error> {
+        let mut all = Vec::with_capacity(indexed.layers.len());
         let Some(transfers) = self.transfers.take() else {
-            // Without ReLUs nothing is garbled, and the offset serves nowhere.
-            gadgets.resize_with(indexed.layers.len(), || None);
-            return Ok((Delta::from_block(Block::ZERO), gadgets));
+            // Nothing is garbled, and the offset serves nowhere.
+            all.resize_with(indexed.layers.len(), Garbled::default);
+            return Ok((Delta::from_block(Block::ZERO), all));
         };
         let mut forward = transfers.forward.finish(choices.forward_setup)?;
         let delta = forward.delta().clone();
         let mut parts = reply;
         for (l, (index, (t, b))) in indexed.layers.iter().zip(&transfers.reverse).enumerate() {
-            let (Some(width), Some(tweaks)) = (index.width, &self.tweaks[l]) else {
-                gadgets.push(None);
-                continue;
-            };
-            let layer = ReluLayer { width, tweaks };
+            let mut garbled = Garbled::default();
             let zeros = label_stream(label_seed, l);
-            let length = relu::garbled_bytes(width, index.relu.len());
+            let received = choices.garbled[l];
             let part = parts
-                .split_off_mut(..length)
+                .split_off_mut(..garbled_bytes(index))
                 .expect("the message has a part for each layer");
-            let own = ServerChoices { t, b };
-            let received = choices.relus[l];
-            let gadget = relu::garble(layer, &mut forward, &zeros, own, received, part)?;
-            gadgets.push(Some(gadget));
+            match (index.width, index.label, &self.tweaks[l]) {
+                (Some(width), _, Some(tweaks)) => {
+                    let layer = ReluLayer { width, tweaks };
+                    let own = ServerChoices { t, b };
+                    let gadget = relu::garble(layer, &mut forward, &zeros, own, received, part)?;
+                    garbled.gadget = Some(gadget);
+                }
+                (None, Some(shape), Some(tweaks)) => {
+                    let forward = &mut forward;
+                    let label = ServerLabel::garble(shape, tweaks, forward, &zeros, received, part);
+                    garbled.label = Some(label?);
+                }
+                _ => {}
+            }
+            all.push(garbled);
         }
-        Ok((delta, gadgets))
+        Ok((delta, all))
     }
 }
 
@@ -194,9 +209,16 @@ impl ClientBatch<'_> {
                 }
                 _ => None,
             };
+            let label = match (layer.label, index.label) {
+                (Some(labels), Some(shape)) => {
+                    Some(ClientLabel::settle(shape, labels, &mut reader)?)
+                }
+                _ => None,
+            };
             layers.push(ClientLayer {
                 c: layer.c,
                 relu,
+                label,
                 u: Elements::default(),
                 next: layer.next,
             });

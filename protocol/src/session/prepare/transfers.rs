@@ -5,7 +5,8 @@
 //! the forward direction the server sends: the labels that the client chooses in message 3. Each
 //! sender's offset is fresh for the bundle, and enters by a correction of the master's base OTs.
 //!
-//! Without ReLUs there are no transfers, and nothing of this is sent.
+//! If nothing is garbled, neither ReLUs nor the label, there are no transfers, and nothing of this
+//! is sent.
 
 use crate::Error;
 use crate::header::BundleId;
@@ -19,15 +20,15 @@ use pi_ot::{BASE_CORRECTION_BYTES, CotReceiver, CotSender, ExtensionReceiver, Pe
 
 /// Bytes of a bundle's part of the first message of 1.
 pub(super) fn client_bytes(indexed: &IndexedCircuit) -> usize {
-    match indexed.relus {
-        0 => 0,
-        _ => BASE_CORRECTION_BYTES,
+    match indexed.garbles {
+        false => 0,
+        true => BASE_CORRECTION_BYTES,
     }
 }
 
 /// Bytes of a bundle's part of the first message of 2.
 pub(super) fn server_bytes(indexed: &IndexedCircuit) -> usize {
-    if indexed.relus == 0 {
+    if !indexed.garbles {
         return 0;
     }
     let layers = indexed.layers.iter().filter(|layer| layer.width.is_some());

@@ -6,6 +6,7 @@ use super::*;
 #[test]
 fn random_circuits_equal_the_interpreter_bit_for_bit() {
     let mut kinds = [0; 4];
+    let mut labels = 0;
     for seed in 0..40 {
         let (circuit, weights) = random::circuit(seed, &random::Options::default());
         let pixels = random::pixels(&circuit, seed);
@@ -18,8 +19,10 @@ fn random_circuits_equal_the_interpreter_bit_for_bit() {
                     .for_each(|&k| kinds[k as usize] += 1);
             }
         }
+        labels += usize::from(circuit.output().1 == Reveal::Label);
         Models::new(circuit, weights).check(&input, seed);
     }
+    assert!(labels > 5 && labels < 35, "{labels} labels");
     assert!(kinds.iter().all(|&count| count > 100), "{kinds:?}");
 }
 
@@ -207,7 +210,10 @@ fn residuals_pools_and_identity_layers_cost_no_message() {
                 vec![residual(2, None, 0), residual(0, Some(pool), 3)],
                 None,
                 pooled,
-                Step::Output { frac_bits: 4 },
+                Step::Output {
+                    frac_bits: 4,
+                    reveal: Reveal::Logits,
+                },
             ),
         ],
     };

@@ -1,6 +1,6 @@
 use super::truncate::{round_to_nearest, truncate_shares};
 use super::*;
-use crate::circuit::{Activation, Range, TensorId};
+use crate::circuit::{Activation, Range, Reveal, TensorId};
 use crate::shape::Padding;
 use crate::weights::Polynomial;
 
@@ -377,7 +377,10 @@ fn one_layer(kinds: Vec<Kind>, truncate: u8, bound_bits: u8) -> Circuit {
                 shape,
                 bound_bits: 40,
                 range: Range::Proved,
-                step: Step::Output { frac_bits: 0 },
+                step: Step::Output {
+                    frac_bits: 0,
+                    reveal: Reveal::Logits,
+                },
             },
         ],
     }
