@@ -62,6 +62,7 @@ mod bundle;
 mod convolve;
 mod infer;
 mod material;
+mod memory;
 mod model;
 mod prepare;
 mod setup;

@@ -18,12 +18,12 @@ use crate::fingerprint::{Fingerprint, short};
 use crate::identity::Identity;
 use crate::pinned_pool::PinnedPools;
 use crate::store::{BundleEntry, BundleState, ModelDigest, PeerRecord, Store};
-use crate::stream::{StreamError, StreamTraffic};
+use crate::stream::{Refusal, StreamError, StreamTraffic};
 use pi_ir::{Artifact, Circuit, Verified};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A client's state on this machine, and its patience with servers.
 pub struct Client {
@@ -31,6 +31,7 @@ pub struct Client {
     identity: Identity,
     patience: Patience,
     pools: PinnedPools,
+    busy: Box<dyn Fn(Duration) + Send + Sync>,
 }
 
 /// Limits on waiting for a server.
@@ -76,7 +77,37 @@ impl Client {
             identity,
             patience,
             pools: PinnedPools::new(true),
+            busy: Box::new(|wait| tracing::info!(?wait, "the server has no room now")),
         })
+    }
+
+    /// Calls a function with the time until the next try whenever a server has no room for an
+    /// operation.
+    pub fn on_busy(mut self, busy: impl Fn(Duration) + Send + Sync + 'static) -> Client {
+        self.busy = Box::new(busy);
+        self
+    }
+
+    /// Tries an operation until the server has room for it, for as long as the patience with a
+    /// silent server.
+    async fn patiently<T>(
+        &self,
+        mut attempt: impl AsyncFnMut() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let started = Instant::now();
+        loop {
+            match attempt().await {
+                Err(Error::Refused {
+                    refusal: Refusal::ComeBack(seconds),
+                    ..
+                }) if started.elapsed() < self.patience.silence => {
+                    let wait = Duration::from_secs(u64::from(seconds.clamp(1, 60)));
+                    (self.busy)(wait);
+                    tokio::time::sleep(wait).await;
+                }
+                result => return result,
+            }
+        }
     }
 
     /// Lets the system move computing threads between processors, for a machine on which other

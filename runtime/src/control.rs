@@ -14,6 +14,8 @@
 //! | `Prepare` | in batches as large as the model has plans for, `count` bundles in all: the linear layers of the batch; then per bundle its own offline messages, and the server's [`Stored`] with the bundle's id, once its half is durable. The client keeps its half only after that |
 //! | `Infer` | the protocol's online messages, the client's first |
 //!
+//! A server that has no room for `Setup` or `Prepare` says in its refusal when to come back.
+//!
 //! Encoding: postcard; every message has a limit that is checked before it is read.
 
 use crate::store::ModelDigest;
@@ -95,7 +97,8 @@ pub struct Held {
 pub struct Prepare {
     /// Number of bundles to make.
     pub count: u32,
-    /// Index of the first bundle in the headers. No index is used twice on a connection.
+    /// Index of the first bundle in the headers, above those of all earlier requests: no index is
+    /// used twice on a connection.
     pub first_index: u64,
     /// Ids of all bundles that the client holds with this server. Halves of others are orphans of
     /// broken exchanges, and the server gives them up.

@@ -147,6 +147,21 @@ pub enum Error {
     /// The file that the server sent is no sound artifact.
     #[error("the server's model cannot be used: {0}")]
     Artifact(String),
+    /// The server's budget of memory does not suffice for what it is to serve.
+    #[error(
+        "{} MB of memory are not enough for this model and {max_clients} clients at once, \
+         which take at least {} MB",
+        budget / 1_000_000,
+        least.div_ceil(1_000_000)
+    )]
+    Memory {
+        /// The budget in bytes.
+        budget: u64,
+        /// The least that suffices.
+        least: u64,
+        /// Clients at once.
+        max_clients: usize,
+    },
     /// The file that says whom to serve cannot be used.
     #[error("the list of clients {path} cannot be used: {reason}")]
     AllowList {
@@ -250,6 +265,10 @@ impl Error {
                      than that; whoever runs the server can raise the limit with \
                      pi-server --max-answers"
                 }
+                Refusal::ComeBack(_) => {
+                    "the server has been busy for long; try again later, or give it more memory \
+                     with pi-server --memory"
+                }
                 Refusal::ShuttingDown => "try again when the server is back",
                 Refusal::Storage => {
                     "the server's disk is full or its store is broken; its log says which"
@@ -260,6 +279,10 @@ impl Error {
             Error::Model { .. } => {
                 "--model names a directory with model.pia and model.piw as pi-compile writes \
                  them, both from one run"
+            }
+            Error::Memory { .. } => {
+                "give the server more with --memory, or let fewer clients connect at once with \
+                 --max-clients"
             }
             Error::AllowList { .. } => {
                 "write one fingerprint a line, as pi-client status shows it; # starts a comment"

@@ -7,15 +7,20 @@
 //!
 //! - `allow`: the list of clients that are served.
 //! - `connection`: a client's connection and the operations on it.
+//! - `memory`: the memory that clients can make it use.
 //! - `prepare`: the offline phase.
 //! - `infer`: the online phase.
 
 mod allow;
 mod connection;
 mod infer;
+mod memory;
 mod prepare;
 
+pub use self::memory::default_budget;
+
 use self::allow::AllowList;
+use self::memory::{AHEAD_BYTES, Memory};
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::identity::Identity;
@@ -24,11 +29,12 @@ use crate::pinned_pool::PinnedPools;
 use crate::store::{BundleState, ModelDigest, Store};
 use crate::stream::Refusal;
 use crate::transport;
-use pi_protocol::session::ServerModel;
-use std::collections::HashMap;
+use bytes::Bytes;
+use pi_protocol::session::{ServerModel, ServerSetup};
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -50,6 +56,9 @@ pub struct ServerOptions {
     pub max_bundles: usize,
     /// Limit on the answers that one client ever gets from this state; no limit if `None`.
     pub max_answers: Option<u64>,
+    /// Bytes of memory that clients can make the server use, all together; the model is not
+    /// counted.
+    pub memory: u64,
     /// File with the fingerprints of the clients to serve; all are served if `None`.
     pub allow: Option<PathBuf>,
     /// Longest silence of a client in the middle of an operation.
@@ -70,7 +79,7 @@ pub struct Server {
 struct Shared {
     model: ServerModel,
     digest: ModelDigest,
-    artifact: Vec<u8>,
+    artifact: Bytes,
     store: Arc<Store>,
     fingerprint: Fingerprint,
     patience: Duration,
@@ -81,6 +90,12 @@ struct Shared {
     sessions: Semaphore,
     /// Permits for offline exchanges that compute; others wait their turn.
     turns: Semaphore,
+    /// Memory for offline exchanges.
+    memory: Memory,
+    /// The clients with an offline exchange or a setup under way: one at a time each.
+    exchanging: Mutex<HashSet<Fingerprint>>,
+    /// The setups in use, so that operations of one client share what was decoded once.
+    setups: Mutex<HashMap<Fingerprint, Weak<ServerSetup>>>,
     /// Threads of the inferences under way.
     pools: PinnedPools,
     /// Kibibytes left for bundles that are read ahead, for all clients together.
@@ -92,8 +107,6 @@ struct Shared {
 /// Limit on the sessions at once: half of the threads that tokio allows itself. The other half is
 /// for the disk, and keeps the reactor going.
 const SESSIONS: usize = 256;
-/// Memory for bundles that are read before they are asked for; others are read when they are.
-const AHEAD_BYTES: usize = 128 << 20;
 /// Time after which a client that connects, or is connected and does nothing, makes room for
 /// others.
 const IDLE: Duration = Duration::from_secs(60);
@@ -109,6 +122,13 @@ impl Server {
         let allow = options.allow.as_deref().map(AllowList::open).transpose()?;
         tracing::info!("loading the model");
         let (model, artifact) = load_model(&options.model)?;
+        let max_clients = options.max_clients.max(1);
+        let memory = Memory::new(&model, max_clients, options.memory);
+        let memory = memory.map_err(|least| Error::Memory {
+            budget: options.memory,
+            least,
+            max_clients,
+        })?;
         let store = Arc::new(Store::open(&options.state)?);
         let identity = match &options.certificate {
             Some((chain, key)) => Identity::from_files(chain, key)?,
@@ -119,10 +139,10 @@ impl Server {
         Ok(Server {
             endpoint,
             fingerprint: identity.fingerprint(),
-            max_clients: options.max_clients.max(1),
+            max_clients,
             shared: Arc::new(Shared {
                 digest: model.digest(),
-                artifact,
+                artifact: artifact.into(),
                 model,
                 store,
                 fingerprint: identity.fingerprint(),
@@ -132,6 +152,9 @@ impl Server {
                 allow,
                 sessions: Semaphore::new(SESSIONS),
                 turns: Semaphore::new(cores.div_ceil(2)),
+                memory,
+                exchanging: Mutex::default(),
+                setups: Mutex::default(),
                 pools: PinnedPools::new(options.bound),
                 ahead: Arc::new(Semaphore::new(AHEAD_BYTES / 1024)),
                 connections: Mutex::default(),
@@ -243,7 +266,47 @@ fn load_model(directory: &Path) -> Result<(ServerModel, Vec<u8>), Error> {
     Ok((model, bytes))
 }
 
+/// The right of a client to an offline exchange, until it is dropped.
+struct Exchanging<'a> {
+    exchanging: &'a Mutex<HashSet<Fingerprint>>,
+    client: Fingerprint,
+}
+
+impl Drop for Exchanging<'_> {
+    fn drop(&mut self) {
+        lock(self.exchanging).remove(&self.client);
+    }
+}
+
+/// Every change under these locks is one step, so a panic of a holder spoils nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Shared {
+    /// Lets a client begin an exchange, unless it has one under way.
+    fn exchange(&self, client: Fingerprint) -> Result<Exchanging<'_>, Refusal> {
+        match lock(&self.exchanging).insert(client) {
+            true => Ok(Exchanging {
+                exchanging: &self.exchanging,
+                client,
+            }),
+            false => Err(memory::come_back()),
+        }
+    }
+
+    /// The setup of a client as another operation has decoded it, if one uses it now.
+    fn setup_in_use(&self, client: Fingerprint) -> Option<Arc<ServerSetup>> {
+        lock(&self.setups).get(&client)?.upgrade()
+    }
+
+    /// Lets other operations of a client use a setup.
+    fn share_setup(&self, client: Fingerprint, setup: &Arc<ServerSetup>) {
+        let mut setups = lock(&self.setups);
+        setups.retain(|_, setup| setup.strong_count() > 0);
+        setups.insert(client, Arc::downgrade(setup));
+    }
+
     /// Ensures that a client is to be served; reads the list anew.
     fn admit(&self, client: Fingerprint) -> Result<(), Refusal> {
         match &self.allow {

@@ -26,11 +26,11 @@ use crate::files;
 use crate::fingerprint::{Fingerprint, hex, short};
 use error::{Failure, database_error, file_error};
 use pi_core::SecretBytes;
-use pi_protocol::session::BundleId;
+use pi_protocol::session::{BundleId, is_current_setup};
 use redb::{Database, ReadableDatabase, ReadableTable};
 use rows::{
     ANSWERS, ANSWERS_LEFT, ARTIFACTS, BUNDLES, BundleRow, Content, FORMAT, META, PEERS, SETUPS,
-    bundle_key, decode, encode, entry,
+    SetupRow, bundle_key, decode, encode, entry,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -135,33 +135,57 @@ impl Store {
     /// # Errors
     /// Errors of the file system and of the content, as for every method here.
     pub fn setup(&self, peer: Fingerprint) -> Result<Option<SecretBytes>, StoreError> {
-        let row = self.read(|transaction| {
-            let table = transaction.open_table(SETUPS)?;
-            let row = table.get(&peer.0)?;
-            Ok(row.map(|row| decode(row.value())).transpose()?)
-        })?;
-        let Some(content): Option<Content> = row else {
+        let Some(SetupRow { content, .. }) = self.setup_row(peer)? else {
             return Ok(None);
         };
         let path = self.setup_path(peer, &content);
         Reading::new(&self.directory, path, content).run().map(Some)
     }
 
-    /// Keeps the setup with a peer, and replaces an earlier one, which is erased.
+    /// Identity of the keys of the setup with a peer, if it is of the present version: reads
+    /// nothing of its content.
     ///
     /// # Errors
     /// As [`Store::setup`].
-    pub fn put_setup(&self, peer: Fingerprint, setup: &[u8]) -> Result<(), StoreError> {
-        let content = Content::of(setup);
-        let path = self.setup_path(peer, &content);
+    pub fn setup_id(&self, peer: Fingerprint) -> Result<Option<[u8; 32]>, StoreError> {
+        let row = self.setup_row(peer)?;
+        let row = row.filter(|row| is_current_setup(&[row.version]));
+        Ok(row.map(|row| row.id))
+    }
+
+    fn setup_row(&self, peer: Fingerprint) -> Result<Option<SetupRow>, StoreError> {
+        self.read(|transaction| {
+            let table = transaction.open_table(SETUPS)?;
+            let row = table.get(&peer.0)?;
+            Ok(row.map(|row| decode(row.value())).transpose()?)
+        })
+    }
+
+    /// Keeps the setup with a peer, whose keys have this identity, and replaces an earlier one,
+    /// which is erased.
+    ///
+    /// # Errors
+    /// As [`Store::setup`].
+    pub fn put_setup(
+        &self,
+        peer: Fingerprint,
+        id: &[u8; 32],
+        setup: &[u8],
+    ) -> Result<(), StoreError> {
+        let row = SetupRow {
+            content: Content::of(setup),
+            id: *id,
+            version: setup.first().copied().unwrap_or(0),
+        };
+        let path = self.setup_path(peer, &row.content);
         // As with bundles: a row never promises what is not on the disk.
         files::write_private(&path, setup).map_err(|e| file_error(path.clone(), e))?;
-        let earlier: Option<Content> = self.write(|transaction| {
+        let earlier: Option<SetupRow> = self.write(|transaction| {
             let mut table = transaction.open_table(SETUPS)?;
-            let row = table.insert(&peer.0, encode(&content).as_slice())?;
+            let row = table.insert(&peer.0, encode(&row).as_slice())?;
             Ok(row.map(|row| decode(row.value())).transpose()?)
         })?;
-        match earlier.map(|earlier| self.setup_path(peer, &earlier)) {
+        match earlier.map(|earlier| self.setup_path(peer, &earlier.content)) {
             Some(earlier) if earlier != path => {
                 files::erase(&earlier).map_err(|e| file_error(earlier, e))
             }
@@ -515,9 +539,9 @@ impl Store {
             let table = transaction.open_table(SETUPS)?;
             let mut paths = HashSet::new();
             for row in table.iter()? {
-                let (peer, content) = row?;
-                let content = decode(content.value())?;
-                paths.insert(self.setup_path(Fingerprint(*peer.value()), &content));
+                let (peer, row) = row?;
+                let row: SetupRow = decode(row.value())?;
+                paths.insert(self.setup_path(Fingerprint(*peer.value()), &row.content));
             }
             Ok(paths)
         })?;

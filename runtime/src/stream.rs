@@ -38,6 +38,19 @@ pub struct StreamTraffic {
     pub messages_received: u64,
 }
 
+impl std::ops::Add for StreamTraffic {
+    type Output = StreamTraffic;
+
+    fn add(self, other: StreamTraffic) -> StreamTraffic {
+        StreamTraffic {
+            bytes_sent: self.bytes_sent + other.bytes_sent,
+            bytes_received: self.bytes_received + other.bytes_received,
+            messages_sent: self.messages_sent + other.messages_sent,
+            messages_received: self.messages_received + other.messages_received,
+        }
+    }
+}
+
 impl std::ops::Sub for StreamTraffic {
     type Output = StreamTraffic;
 
@@ -53,79 +66,94 @@ impl std::ops::Sub for StreamTraffic {
 
 /// A party's reason to give an operation up; nothing else is sent to the other party.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[repr(u32)]
 pub enum Refusal {
     /// Something went wrong that does not concern the other party.
     #[error("an internal error")]
-    Internal = 1,
+    Internal,
     /// The limit on clients or operations under way is reached.
     #[error("too many clients at once")]
-    Busy = 2,
+    Busy,
     /// The bytes sent break the protocol.
     #[error("bytes that break the protocol")]
-    Misbehaved = 3,
+    Misbehaved,
     /// Versions, parameters or headers do not match.
     #[error("versions or parameters that do not match")]
-    Incompatible = 4,
+    Incompatible,
     /// No keys of this client are known.
     #[error("unknown client keys")]
-    NoSetup = 5,
+    NoSetup,
     /// Another model is served now.
     #[error("another model")]
-    ModelChanged = 6,
+    ModelChanged,
     /// No such bundle of this client.
     #[error("an unknown bundle")]
-    UnknownBundle = 7,
+    UnknownBundle,
     /// The bundle was used before.
     #[error("a bundle that was used before")]
-    SpentBundle = 8,
+    SpentBundle,
     /// The disk is full or the store broken.
     #[error("a store that cannot be written")]
-    Storage = 9,
+    Storage,
     /// The process ends.
     #[error("shutting down")]
-    ShuttingDown = 10,
+    ShuttingDown,
     /// The other party waited too long.
     #[error("a peer that went silent")]
-    Silent = 11,
+    Silent,
     /// The server keeps no more bundles for one client.
     #[error("more bundles than it keeps for one client")]
-    TooManyBundles = 12,
+    TooManyBundles,
     /// The server serves a list of clients, and this is none of them.
     #[error("a client that is not on its list")]
-    NotAllowed = 13,
+    NotAllowed,
     /// The server gives no more answers to this client.
     #[error("more answers than it gives to one client")]
-    AnswersUsed = 14,
+    AnswersUsed,
+    /// There is no room for the operation now; in this many seconds there may be.
+    #[error("no room for this now; try again in {0} s")]
+    ComeBack(u16),
 }
+
+/// Codes of refusals on the wire; `ComeBack` has one for each number of seconds.
+const CODES: [(Refusal, u32); 14] = [
+    (Refusal::Internal, 1),
+    (Refusal::Busy, 2),
+    (Refusal::Misbehaved, 3),
+    (Refusal::Incompatible, 4),
+    (Refusal::NoSetup, 5),
+    (Refusal::ModelChanged, 6),
+    (Refusal::UnknownBundle, 7),
+    (Refusal::SpentBundle, 8),
+    (Refusal::Storage, 9),
+    (Refusal::ShuttingDown, 10),
+    (Refusal::Silent, 11),
+    (Refusal::TooManyBundles, 12),
+    (Refusal::NotAllowed, 13),
+    (Refusal::AnswersUsed, 14),
+];
+/// The code of `ComeBack(0)`.
+const COME_BACK: u32 = 1 << 16;
 
 impl Refusal {
     /// The code on the wire.
     pub fn code(self) -> VarInt {
-        VarInt::from_u32(self as u32)
+        if let Refusal::ComeBack(seconds) = self {
+            return VarInt::from_u32(COME_BACK + u32::from(seconds));
+        }
+        let code = CODES.iter().find(|(refusal, _)| *refusal == self);
+        VarInt::from_u32(code.map_or(1, |(_, code)| *code))
     }
 
     /// The reason behind a code; unknown codes are internal errors of a newer peer.
     pub fn from_code(code: VarInt) -> Refusal {
-        use Refusal::*;
-        [
-            Busy,
-            Misbehaved,
-            Incompatible,
-            NoSetup,
-            ModelChanged,
-            UnknownBundle,
-            SpentBundle,
-            Storage,
-            ShuttingDown,
-            Silent,
-            TooManyBundles,
-            NotAllowed,
-            AnswersUsed,
-        ]
-        .into_iter()
-        .find(|refusal| refusal.code() == code)
-        .unwrap_or(Internal)
+        let code = code.into_inner();
+        if let Some(seconds) = code.checked_sub(COME_BACK.into())
+            && let Ok(seconds) = u16::try_from(seconds)
+        {
+            return Refusal::ComeBack(seconds);
+        }
+        let refusal = CODES.iter().find(|(_, known)| u64::from(*known) == code);
+        refusal.map_or(Refusal::Internal, |(refusal, _)| *refusal)
     }
 }
 
@@ -217,16 +245,16 @@ impl MessageStream {
     ///
     /// # Errors
     /// [`StreamError`].
-    pub async fn send_message(&mut self, message: Vec<u8>) -> Result<(), StreamError> {
-        let length = u32::try_from(message.len()).map_err(|_| StreamError::TooLong {
-            announced: message.len(),
+    pub async fn send_message(&mut self, message: impl Into<Bytes>) -> Result<(), StreamError> {
+        let mut rest = message.into();
+        let length = u32::try_from(rest.len()).map_err(|_| StreamError::TooLong {
+            announced: rest.len(),
             limit: u32::MAX as usize,
         })?;
         let deadline = self.deadline(u64::from(length));
         // The length goes with the first piece: alone it would be a packet, and wake the peer for
         // nothing.
         let mut header = Bytes::copy_from_slice(&length.to_le_bytes());
-        let mut rest = Bytes::from(message);
         loop {
             let piece = rest.split_to(rest.len().min(PIECE_BYTES));
             self.write([std::mem::take(&mut header), piece], deadline)

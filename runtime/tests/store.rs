@@ -293,14 +293,18 @@ fn setups_artifacts_and_peers_are_kept() {
     };
     let store = Store::open(state.path()).unwrap();
     assert!(store.setup(PEER).unwrap().is_none());
-    store.put_setup(PEER, b"old").unwrap();
-    store.put_setup(PEER, &vec![9; 5 << 20]).unwrap();
+    store.put_setup(PEER, &[6; 32], b"old").unwrap();
+    store.put_setup(PEER, &[7; 32], &vec![9; 5 << 20]).unwrap();
     store.put_artifact(&MODEL, b"artifact").unwrap();
     store.put_peer(PEER, &record).unwrap();
     drop(store);
     let store = Store::open(state.path()).unwrap();
     assert_eq!(store.setup(PEER).unwrap().unwrap().len(), 5 << 20);
-    assert!(store.setup(OTHER).unwrap().is_none());
+    assert_eq!(store.setup_id(PEER).unwrap(), Some([7; 32]));
+    assert_eq!(store.setup_id(OTHER).unwrap(), None);
+    // One that an older version made is there and is none.
+    store.put_setup(OTHER, &[8; 32], &[0, 1, 2]).unwrap();
+    assert_eq!(store.setup_id(OTHER).unwrap(), None);
     assert_eq!(store.artifact(&MODEL).unwrap().unwrap(), b"artifact");
     assert_eq!(store.peers().unwrap(), [(PEER, record)]);
     for left in [None, Some(3), None] {
@@ -333,10 +337,10 @@ fn a_setup_that_was_replaced_is_erased() {
         b"the secret of the old setup",
         b"the secret of the new setup",
     );
-    store.put_setup(PEER, old).unwrap();
+    store.put_setup(PEER, &[6; 32], old).unwrap();
     assert_eq!(found(old), 1);
-    store.put_setup(PEER, new).unwrap();
-    store.put_setup(PEER, new).unwrap();
+    store.put_setup(PEER, &[7; 32], new).unwrap();
+    store.put_setup(PEER, &[7; 32], new).unwrap();
     assert_eq!((found(old), found(new)), (0, 1));
     std::fs::write(state.path().join("setups/left-behind"), old).unwrap();
     drop(store);
@@ -353,7 +357,7 @@ fn everything_in_a_store_is_private() {
     let state = parent.path().join("state");
     let store = Store::open(&state).unwrap();
     store.put_bundle(PEER, &MODEL, &id(1), b"x").unwrap();
-    store.put_setup(PEER, b"x").unwrap();
+    store.put_setup(PEER, &[6; 32], b"x").unwrap();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&state), 0o700);
     assert_eq!(mode(&state.join("store.redb")), 0o600);

@@ -218,6 +218,13 @@ impl<'a> ServerBatch<'a> {
         let what = "first message of the client";
         let expected = client_head_bytes(indexed, bundles);
         let message = receive_head(channel, what, expected, &batch.id).await?;
+
+        let secrets = Secrets::draw(Role::Server, &batch.id, rng);
+        let kernels = model.kernels(bundles)?;
+        let answered = batch.answer_masks(channel, kernels, setup, &secrets).await;
+        let (messages, shares) = answered?;
+
+        // Only now, so that a client that sends no uploads has cost nothing but its first message.
         let mut reader = Reader::message(what, &message);
         reader.take(DIGEST_BYTES)?;
         let mut head = Vec::with_capacity(server_head_bytes(indexed, bundles));
@@ -243,11 +250,6 @@ impl<'a> ServerBatch<'a> {
             });
         }
         reader.end()?;
-
-        let secrets = Secrets::draw(Role::Server, &batch.id, rng);
-        let kernels = model.kernels(bundles)?;
-        let answered = batch.answer_masks(channel, kernels, setup, &secrets).await;
-        let (messages, shares) = answered?;
         channel.send(head).await?;
         for message in messages {
             channel.send(message).await?;
@@ -358,12 +360,12 @@ pub(crate) fn offline_traffic(indexed: &IndexedCircuit, planned: &Planned) -> Tr
 const DIGEST_BYTES: usize = 32;
 
 /// Bytes of the first message of 1.
-fn client_head_bytes(indexed: &IndexedCircuit, bundles: usize) -> usize {
+pub(super) fn client_head_bytes(indexed: &IndexedCircuit, bundles: usize) -> usize {
     DIGEST_BYTES + bundles * transfers::client_bytes(indexed)
 }
 
 /// Bytes of the first message of 2.
-fn server_head_bytes(indexed: &IndexedCircuit, bundles: usize) -> usize {
+pub(super) fn server_head_bytes(indexed: &IndexedCircuit, bundles: usize) -> usize {
     DIGEST_BYTES + bundles * transfers::server_bytes(indexed)
 }
 

@@ -100,11 +100,16 @@ impl Connection<'_> {
     }
 
     /// The keys shared with this server, and the cost of exchanging them; no cost if they came from
-    /// the store.
+    /// the store. Waits while the server has no room for the exchange.
     ///
     /// # Errors
     /// Errors of the exchange and of the store.
     pub async fn setup(&mut self) -> Result<(ClientSetup, Option<Spent>), Error> {
+        let client = self.client;
+        client.patiently(async || self.try_setup().await).await
+    }
+
+    async fn try_setup(&mut self) -> Result<(ClientSetup, Option<Spent>), Error> {
         let store = &self.client.store;
         if let Some(bytes) = store.setup(self.server())?
             && is_current_setup(&bytes)
@@ -125,7 +130,7 @@ impl Connection<'_> {
         // durable.
         await_stored(&mut stream, setup.id()).await?;
         let encoded = setup.encode();
-        block_in_place(|| store.put_setup(self.greeting.server, &encoded))?;
+        block_in_place(|| store.put_setup(self.greeting.server, &setup.id(), &encoded))?;
         self.welcome.setup = Some(setup.id());
         let spent = Spent {
             wall: started.elapsed(),

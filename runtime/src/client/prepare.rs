@@ -14,11 +14,19 @@ use rand_core::{OsRng, TryRngCore};
 use std::time::Instant;
 use tokio::task::block_in_place;
 
+/// Bundles under way: how many are left to make, and what was spent so far.
+struct Making {
+    left: u32,
+    started: Instant,
+    spent: Spent,
+}
+
 impl Connection<'_> {
     /// Runs the offline phase for `count` bundles and keeps them.
     ///
     /// Bundles are made in batches as large as the model has plans for. `progress` is called for
     /// each bundle kept with its cost; the first of a batch includes the batch's linear layers.
+    /// Waits while the server has no room for the exchange.
     ///
     /// # Errors
     /// Bundles kept before an error stay.
@@ -29,7 +37,29 @@ impl Connection<'_> {
         count: u32,
         mut progress: impl FnMut(&Spent),
     ) -> Result<Spent, Error> {
-        let started = Instant::now();
+        let mut making = Making {
+            left: count,
+            started: Instant::now(),
+            spent: Spent::default(),
+        };
+        let client = self.client;
+        let attempt = async || {
+            let making = &mut making;
+            self.try_prepare(model, setup, making, &mut progress).await
+        };
+        client.patiently(attempt).await?;
+        Ok(making.spent)
+    }
+
+    /// Makes the bundles that are left to make, as far as it comes.
+    async fn try_prepare(
+        &mut self,
+        model: &ClientModel,
+        setup: &ClientSetup,
+        making: &mut Making,
+        progress: &mut impl FnMut(&Spent),
+    ) -> Result<(), Error> {
+        let count = making.left;
         self.probe_rest().await?;
         let useless = self.give_up_unheld()?;
         if useless > 0 {
@@ -52,7 +82,7 @@ impl Connection<'_> {
             held: held.iter().map(|entry| entry.id.0).collect(),
         });
         let mut stream = self.open(&request).await?;
-        let mut before = Spent::default();
+        let earlier = making.spent.traffic;
         for size in model.batches(count as usize) {
             let inputs = self.greeting.header_inputs(self.next_index);
             self.next_index += size as u64;
@@ -73,17 +103,18 @@ impl Connection<'_> {
                 batch = rest;
                 self.keep(&mut stream, bundle).await?;
                 let now = Spent {
-                    wall: started.elapsed(),
-                    traffic: stream.traffic(),
+                    wall: making.started.elapsed(),
+                    traffic: earlier + stream.traffic(),
                 };
                 progress(&Spent {
-                    wall: now.wall - before.wall,
-                    traffic: now.traffic - before.traffic,
+                    wall: now.wall - making.spent.wall,
+                    traffic: now.traffic - making.spent.traffic,
                 });
-                before = now;
+                making.spent = now;
+                making.left -= 1;
             }
         }
-        Ok(before)
+        Ok(())
     }
 
     /// Stores a bundle once the server has stored its half, so that the other half of every bundle

@@ -134,7 +134,11 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         connect: arguments.connect_timeout,
         silence: arguments.timeout,
     };
-    let mut client = Client::open(&state, patience)?;
+    let client = Client::open(&state, patience)?;
+    let mut client = client.on_busy(|wait| {
+        let seconds = wait.as_secs();
+        eprintln!("the server has no room for this now; trying again in {seconds} s");
+    });
     if arguments.unbound {
         client = client.unbound();
     }

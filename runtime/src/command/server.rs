@@ -4,7 +4,7 @@ use super::{report, runtime, seconds, start_logging, state_directory};
 use crate::error::Error;
 use crate::fingerprint::short;
 use crate::model_files::read_artifact;
-use crate::server::{Server, ServerOptions};
+use crate::server::{Server, ServerOptions, default_budget};
 use clap::Parser;
 use pi_ir::Reveal;
 use std::ffi::OsString;
@@ -53,6 +53,10 @@ struct Arguments {
     /// every answer.
     #[arg(long, value_name = "N")]
     max_answers: Option<MostAnswers>,
+    /// Limit on the memory that clients can make the server use, beside the model's own: a number
+    /// of bytes, or one with K, M or G [default: half of the machine's memory].
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    memory: Option<u64>,
     /// File with the fingerprints of the clients to serve, one a line; # starts a comment. It is
     /// read again when it changes. Without this option every client is served.
     #[arg(long, value_name = "FILE")]
@@ -131,6 +135,7 @@ fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
         max_clients: arguments.max_clients.into(),
         max_bundles: arguments.max_bundles.into(),
         max_answers,
+        memory: arguments.memory.unwrap_or_else(default_budget),
         allow: arguments.allow,
         patience: arguments.timeout,
         bound: !arguments.unbound,
@@ -158,6 +163,11 @@ fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
             Some(count) => writeln!(out, "clients {count} on the list")?,
             None => writeln!(out, "clients all that come")?,
         }
+        writeln!(
+            out,
+            "memory {} MB at most for clients",
+            options.memory / 1_000_000
+        )?;
         writeln!(out, "fingerprint {}", server.fingerprint())?;
         writeln!(out, "listening on {}", server.address()?)?;
         out.flush()?;
@@ -173,6 +183,19 @@ fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
     // A computation for a client that was cut off is not worth waiting for.
     runtime.shutdown_background();
     Ok(())
+}
+
+/// A number of bytes, as the user writes it.
+fn bytes(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.strip_suffix(['K', 'M', 'G']) {
+        Some(number) if text.ends_with('K') => (number, 10),
+        Some(number) if text.ends_with('M') => (number, 20),
+        Some(number) => (number, 30),
+        None => (text, 0),
+    };
+    let number = number.parse::<u64>().ok();
+    let bytes = number.and_then(|number| number.checked_mul(1 << unit));
+    bytes.ok_or_else(|| "a number of bytes, such as 4G, 512M or 800000000".into())
 }
 
 fn listen_address(text: &str) -> Result<SocketAddr, Error> {

@@ -1,16 +1,17 @@
 //! A client's connection: its handshake, the requests on its streams, greeting and keys.
 
 use super::infer::Loaded;
+use super::prepare::Yielding;
 use super::{IDLE, Shared};
 use crate::control::{Held, Hello, MOST_PROBES, REQUEST_LIMIT, Request, Stored, Welcome, software};
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
-use crate::party::{Greeting, compute, damaged, protocol_error, random};
+use crate::party::{Greeting, compute, damaged, random};
 use crate::store::BundleState;
 use crate::stream::{MessageStream, Refusal, StreamError, describe};
 use crate::transport;
 use pi_protocol::header::PROTOCOL_VERSION;
-use pi_protocol::session::{self, BundleId, ServerSetup, is_current_setup};
+use pi_protocol::session::{self, BundleId, ServerModel, ServerSetup, is_current_setup};
 use rand_core::{OsRng, TryRngCore};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -28,6 +29,8 @@ pub(super) struct Connection {
     /// The bundle that will be asked for next, if it was read ahead. Reading it holds the lock, so
     /// that an inference that needs it waits.
     pub(super) loaded: Mutex<Option<Loaded>>,
+    /// One inference at a time, for which memory is set aside.
+    pub(super) inferring: tokio::sync::Mutex<()>,
 }
 
 /// Accepts a connection and serves its requests until either party ends it.
@@ -77,6 +80,7 @@ pub(super) async fn serve(
         greeting: OnceCell::new(),
         next_index: AtomicU64::new(0),
         loaded: Mutex::default(),
+        inferring: tokio::sync::Mutex::default(),
     });
     let mut operations = JoinSet::new();
     let closing = loop {
@@ -162,6 +166,7 @@ impl Connection {
             return Err(misbehaved("a request before the greeting"));
         };
         if request == Request::Artifact {
+            // No copy: however many ask for it, there is one.
             let artifact = self.shared.artifact.clone();
             return stream.send_message(artifact).await.map_err(from_client);
         }
@@ -207,7 +212,7 @@ impl Connection {
                 nonce: greeting.server_nonce,
                 model: self.shared.digest,
                 artifact_bytes: self.shared.artifact.len() as u64,
-                setup: self.setup_of_client()?.map(|setup| setup.id()),
+                setup: self.shared.store.setup_id(self.client)?,
                 held: self.held(&hello.probes)?,
                 answers_left: self.shared.answers_left(self.client)?,
             })
@@ -216,26 +221,44 @@ impl Connection {
     }
 
     async fn setup(&self, greeting: Greeting, stream: &mut MessageStream) -> Result<(), Error> {
+        let shared = &self.shared;
+        let _exchanging = shared.exchange(self.client).map_err(refused)?;
+        let memory = shared.memory.take(self.client, ServerModel::SETUP_MEMORY);
+        let _memory = memory.map_err(refused)?;
         let inputs = greeting.header_inputs(0);
         let rng = &mut OsRng.unwrap_err();
-        let setup = compute(session::server_setup(stream, &inputs, rng));
-        let setup = setup.map_err(|e| protocol_error("client", stream, e))?;
-        let stored = Stored { id: setup.id() };
-        block_in_place(|| self.shared.store.put_setup(self.client, &setup.encode()))?;
-        stream.send_control(&stored).await.map_err(from_client)
+        let mut channel = Yielding::new(stream, &shared.memory);
+        let setup = compute(session::server_setup(&mut channel, &inputs, rng));
+        let setup = channel.finish(setup)?;
+        let id = setup.id();
+        block_in_place(|| {
+            let stored = setup.encode();
+            shared.store.put_setup(self.client, &id, &stored)
+        })?;
+        shared.share_setup(self.client, &Arc::new(setup));
+        stream
+            .send_control(&Stored { id })
+            .await
+            .map_err(from_client)
     }
 
     /// The server's half of the setup with this client, if there is one.
-    pub(super) fn setup_of_client(&self) -> Result<Option<ServerSetup>, Error> {
-        let bytes = self.shared.store.setup(self.client)?;
+    pub(super) fn setup_of_client(&self) -> Result<Option<Arc<ServerSetup>>, Error> {
+        let shared = &self.shared;
+        if let Some(setup) = shared.setup_in_use(self.client) {
+            return Ok(Some(setup));
+        }
+        let bytes = shared.store.setup(self.client)?;
         let Some(bytes) = bytes.filter(|bytes| is_current_setup(bytes)) else {
             return Ok(None);
         };
-        let setup = ServerSetup::decode(&bytes);
-        setup.map(Some).map_err(|e| {
+        let setup = ServerSetup::decode(&bytes).map_err(|e| {
             let reason = format!("setup of client {}: {e}", self.client);
-            damaged(&self.shared.store, reason)
-        })
+            damaged(&shared.store, reason)
+        })?;
+        let setup = Arc::new(setup);
+        shared.share_setup(self.client, &setup);
+        Ok(Some(setup))
     }
 
     /// Tells for each of these bundles whether it is ready for the model served.

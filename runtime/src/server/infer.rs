@@ -15,12 +15,13 @@ use tokio::task::{block_in_place, spawn_blocking};
 /// A bundle in memory, not spent yet: nothing that follows from it is sent before it is.
 pub(super) struct Loaded {
     bundle: ServerBundle,
-    /// The bundle's part of [`super::AHEAD_BYTES`].
+    /// The bundle's part of [`super::memory::AHEAD_BYTES`].
     _memory: OwnedSemaphorePermit,
 }
 
 impl Connection {
     pub(super) async fn infer(&self, stream: &mut MessageStream) -> Result<(), Error> {
+        let _inferring = self.inferring.lock().await;
         let model = &self.shared.model;
         let limit = OnlineRequest::encoded_len(model);
         let message = stream.receive_message(limit).await.map_err(from_client)?;
@@ -85,7 +86,7 @@ impl Connection {
     }
 
     /// Reads ahead, while nobody waits, the bundle that the client will use next, its oldest; see
-    /// [`super::AHEAD_BYTES`].
+    /// [`super::memory::AHEAD_BYTES`].
     pub(super) fn read_ahead(self: Arc<Self>) {
         spawn_blocking(move || {
             if let Err(error) = self.load_next() {

@@ -1,6 +1,8 @@
 //! The offline phase at the server.
 
+use super::Shared;
 use super::connection::{Connection, from_client, misbehaved, refused};
+use super::memory::{self, Memory};
 use crate::control::{MOST_BUNDLES, Prepare, Stored};
 use crate::error::Error;
 use crate::failpoint;
@@ -29,38 +31,43 @@ impl Connection {
         if prepare.held.len() as u64 + count > self.shared.max_bundles as u64 {
             return Err(refused(Refusal::TooManyBundles));
         }
-        // Indices of a connection only grow, so no two of its bundles have one header.
-        let claimed = self.next_index.compare_exchange(
-            prepare.first_index,
-            prepare.first_index.saturating_add(count),
-            Ordering::SeqCst,
-            Ordering::SeqCst,
-        );
+        // Indices of a connection only grow, so no two of its bundles have one header. A client
+        // that was told to come back leaves some out.
+        let first = prepare.first_index;
+        let claim = |next| (first >= next).then(|| first.saturating_add(count));
+        let claimed = (self.next_index).fetch_update(Ordering::SeqCst, Ordering::SeqCst, claim);
         if claimed.is_err() {
-            return Err(misbehaved("bundle indices that do not continue"));
+            return Err(misbehaved("bundle indices that were used before"));
         }
+        let (shared, model) = (&self.shared, &self.shared.model);
+        let _exchanging = shared.exchange(self.client).map_err(refused)?;
+        let sizes = model.batches(count as usize);
+        // The largest comes first.
+        let largest = sizes
+            .first()
+            .map_or(Ok(0), |&size| model.offline_memory(size));
+        let largest = largest.map_err(|e| Error::Internal(e.to_string()))?;
+        let memory = shared.memory.take(self.client, largest);
+        let _memory = memory.map_err(refused)?;
         let setup = block_in_place(|| {
             self.give_up_orphans(prepare.held)?;
             self.check_answers_left(count)?;
             self.setup_of_client()
         })?;
         let setup = setup.ok_or(refused(Refusal::NoSetup))?;
-        let (shared, model) = (&self.shared, &self.shared.model);
-        let mut index = prepare.first_index;
-        for size in model.batches(count as usize) {
+        let mut index = first;
+        for size in sizes {
             let inputs = greeting.header_inputs(index);
             index += size as u64;
             let rng = &mut OsRng.unwrap_err();
-            let mut channel = InTurn::new(stream, &shared.turns);
+            let mut channel = InTurn::new(stream, shared);
             let exchange = ServerBatch::start(&mut channel, model, &setup, &inputs, size, rng);
             let batch = compute(exchange);
-            drop(channel);
-            let mut batch = batch.map_err(|e| protocol_error("client", stream, e))?;
+            let mut batch = channel.finish(batch)?;
             loop {
-                let mut channel = InTurn::new(stream, &shared.turns);
+                let mut channel = InTurn::new(stream, shared);
                 let next = compute(batch.next_bundle(&mut channel));
-                drop(channel);
-                let next = next.map_err(|e| protocol_error("client", stream, e))?;
+                let next = channel.finish(next)?;
                 let Some((bundle, rest)) = next else { break };
                 batch = rest;
                 let id = bundle.id();
@@ -102,21 +109,74 @@ impl Connection {
     }
 }
 
+/// A stream whose session ends when its client keeps it waiting while others need its memory.
+pub(super) struct Yielding<'a> {
+    stream: &'a mut MessageStream,
+    memory: &'a Memory,
+    gave_way: bool,
+}
+
+impl<'a> Yielding<'a> {
+    pub(super) fn new(stream: &'a mut MessageStream, memory: &'a Memory) -> Self {
+        Yielding {
+            stream,
+            memory,
+            gave_way: false,
+        }
+    }
+
+    /// The result of the session: a client that had to give way may come back.
+    pub(super) fn finish<T>(self, result: Result<T, pi_protocol::Error>) -> Result<T, Error> {
+        result.map_err(|error| match self.gave_way {
+            true => refused(memory::come_back()),
+            false => protocol_error("client", self.stream, error),
+        })
+    }
+
+    fn give_way(&mut self) -> pi_protocol::Error {
+        self.gave_way = true;
+        pi_protocol::Error::Channel {
+            what: "the client was slow, and others needed the memory".into(),
+        }
+    }
+}
+
+impl Channel for Yielding<'_> {
+    async fn send(&mut self, message: Vec<u8>) -> Result<(), pi_protocol::Error> {
+        tokio::select! {
+            sent = self.stream.send(message) => sent,
+            () = self.memory.must_give_way() => Err(self.give_way()),
+        }
+    }
+
+    async fn receive(&mut self, limit: usize) -> Result<Vec<u8>, pi_protocol::Error> {
+        tokio::select! {
+            message = self.stream.receive(limit) => message,
+            () = self.memory.must_give_way() => Err(self.give_way()),
+        }
+    }
+}
+
 /// A stream whose session computes only while it holds one of a few permits. It waits for messages
 /// without one.
 struct InTurn<'a> {
-    stream: &'a mut MessageStream,
+    stream: Yielding<'a>,
     turns: &'a Semaphore,
     permit: Option<SemaphorePermit<'a>>,
 }
 
 impl<'a> InTurn<'a> {
-    fn new(stream: &'a mut MessageStream, turns: &'a Semaphore) -> Self {
+    fn new(stream: &'a mut MessageStream, shared: &'a Shared) -> Self {
         InTurn {
-            stream,
-            turns,
+            stream: Yielding::new(stream, &shared.memory),
+            turns: &shared.turns,
             permit: None,
         }
+    }
+
+    /// As [`Yielding::finish`].
+    fn finish<T>(self, result: Result<T, pi_protocol::Error>) -> Result<T, Error> {
+        self.stream.finish(result)
     }
 }
 

@@ -7,11 +7,11 @@ use redb::TableDefinition;
 use serde::{Deserialize, Serialize};
 
 /// Format of the rows and files; a store with another number is refused.
-pub(super) const FORMAT: u64 = 2;
+pub(super) const FORMAT: u64 = 3;
 
 /// From `"format"` to [`FORMAT`].
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-/// From peer to the [`Content`] of the setup.
+/// From peer to [`SetupRow`].
 pub(super) const SETUPS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("setups");
 /// From model digest to artifact.
 pub(super) const ARTIFACTS: TableDefinition<'_, &[u8; 32], &[u8]> =
@@ -27,6 +27,15 @@ pub(super) const ANSWERS: TableDefinition<'_, &[u8; 32], u64> = TableDefinition:
 /// none without a limit.
 pub(super) const ANSWERS_LEFT: TableDefinition<'_, &[u8; 32], u64> =
     TableDefinition::new("answers left");
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct SetupRow {
+    pub(super) content: Content,
+    /// Identity of the keys, so that whoever asks for no more need not read them.
+    pub(super) id: [u8; 32],
+    /// The first byte of the content, which tells whether it is current.
+    pub(super) version: u8,
+}
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct BundleRow {

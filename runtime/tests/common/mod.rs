@@ -165,6 +165,7 @@ pub fn server_options(model: &Model, state: &Path) -> ServerOptions {
         max_clients: 8,
         max_bundles: 100,
         max_answers: None,
+        memory: 4 << 30,
         allow: None,
         patience: Duration::from_secs(20),
         bound: true,
