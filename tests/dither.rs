@@ -189,12 +189,12 @@ fn correlation(a: &[f64], b: &[f64]) -> f64 {
 }
 
 #[test]
-fn weights_of_the_last_layer_show_after_some_hundred_answers() {
+fn weights_of_the_last_layer_show_after_two_thousand_answers() {
     let model = Model::bundled();
-    let found = correlation_after(&model, Reveal::Logits, 512);
-    eprintln!("512 answers: correlation {found:.3}");
-    // Numbers unrelated to 1,280 weights have one of 0 with a standard deviation of 0.03.
-    assert!(found > 0.15, "correlation {found:.3}");
+    let found = correlation_after(&model, Reveal::Logits, 2048);
+    eprintln!("2048 answers: correlation {found:.3}");
+    // Numbers unrelated to 2,560 weights have one of 0 with a standard deviation of 0.02.
+    assert!(found > 0.08, "correlation {found:.3}");
 }
 
 #[test]
@@ -209,10 +209,7 @@ fn weights_of_the_last_layer_after_many_answers() {
         })
     };
     let (logits, labels) = (found(Reveal::Logits), found(Reveal::Label));
-    assert!(
-        logits.is_sorted() && logits[1] > 0.4 && logits[2] > 0.6,
-        "{logits:?}"
-    );
+    assert!(logits.is_sorted() && logits[2] > 0.2, "{logits:?}");
     let less = logits
         .iter()
         .zip(labels)
