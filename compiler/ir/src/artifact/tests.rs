@@ -498,7 +498,6 @@ fn a_prefix_that_would_compute_for_hours_is_refused() {
     );
 }
 
-/// Written down once: a change here is a change of the format and needs a new version.
 /// What is revealed is bound by the digest, and counts in the failure probability.
 #[test]
 fn an_artifact_reveals_something_else() {
@@ -519,6 +518,7 @@ fn an_artifact_reveals_something_else() {
     assert!(error.to_string().contains("no label"), "{error}");
 }
 
+/// Written down once: a change here is a change of the format and needs a new version.
 #[test]
 fn golden_bytes() {
     let weights = concat!(
