@@ -84,10 +84,11 @@ pub fn circuit<'p>(
     circuit: &Verified<Circuit>,
     plans: impl IntoIterator<Item = &'p Plan>,
 ) -> Result<Cost, Error> {
-    Ok(of(&IndexedCircuit::new(circuit, plans)?))
+    of(&IndexedCircuit::new(circuit, plans)?)
 }
 
-pub(crate) fn of(indexed: &IndexedCircuit) -> Cost {
+/// Derives all plans.
+pub(crate) fn of(indexed: &IndexedCircuit) -> Result<Cost, Error> {
     let (request, output) = infer_bytes(indexed);
     let per_layer = layers(indexed);
     let mut online = Traffic {
@@ -100,10 +101,10 @@ pub(crate) fn of(indexed: &IndexedCircuit) -> Cost {
     for layer in &per_layer[..output_layer] {
         online += layer.online;
     }
-    Cost {
+    Ok(Cost {
         setup: setup_traffic(),
-        offline: offline_traffic(indexed, &indexed.plans[0]),
-        batches: (indexed.plans[1..].iter())
+        offline: offline_traffic(indexed, &indexed.single),
+        batches: (indexed.all_planned()?.into_iter().skip(1))
             .map(|planned| BatchCost {
                 bundles: planned.bundles(),
                 offline: offline_traffic(indexed, planned),
@@ -111,7 +112,7 @@ pub(crate) fn of(indexed: &IndexedCircuit) -> Cost {
             .collect(),
         online,
         per_layer,
-    }
+    })
 }
 
 fn layers(indexed: &IndexedCircuit) -> Vec<LayerCost> {

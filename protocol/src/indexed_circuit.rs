@@ -2,7 +2,7 @@
 //! derive from the artifact, and what formulas of costs are computed from.
 
 use crate::Error;
-use crate::layout::{MAX_MERGED_GROUP, Packing};
+use crate::layout::{Budget, MAX_MERGED_GROUP, Packing};
 use crate::linear;
 use crate::nonlinear::quadratic;
 use pi_core::fp::{self, Elements};
@@ -10,13 +10,18 @@ use pi_garble::{ArgMax, SignWidth};
 use pi_ir::{
     Activation, Circuit, Kind, Layer, Plan, Reveal, Shape, Step, SumPool, TensorId, Term, Verified,
 };
+use std::sync::{Mutex, OnceLock, PoisonError};
 use zeroize::Zeroizing;
 
 /// A circuit and its plans, checked and indexed: what both parties derive from the artifact.
 pub(crate) struct IndexedCircuit {
     pub(crate) circuit: Verified<Circuit>,
-    /// The plan for one bundle, then those for batches.
-    pub(crate) plans: Vec<Planned>,
+    /// The plan for one bundle.
+    pub(crate) single: Planned,
+    /// Those for batches, the smallest first.
+    batches: Vec<BatchPlan>,
+    /// What deriving the batches' plans may still take.
+    budget: Mutex<Budget>,
     /// One entry per layer.
     pub(crate) layers: Vec<LayerIndex>,
     /// OLE slots of a bundle.
@@ -26,21 +31,26 @@ pub(crate) struct IndexedCircuit {
 }
 
 impl IndexedCircuit {
-    /// Checks and indexes.
+    /// Checks and indexes. Plans for batches are derived when they are first used, and all within
+    /// one budget: most clients never use most of them.
     ///
     /// # Errors
-    /// All faults of the plans.
+    /// All faults of the first plan, and what is wrong with the order of the others.
     pub(crate) fn new<'p>(
         circuit: &Verified<Circuit>,
         plans: impl IntoIterator<Item = &'p Plan>,
     ) -> Result<Self, Error> {
-        let plans = plans.into_iter().map(|plan| Planned::new(circuit, plan));
-        let plans: Vec<Planned> = plans.collect::<Result<_, Error>>()?;
+        let mut plans = plans.into_iter();
+        let Some(single) = plans.next().filter(|plan| plan.bundles == 1) else {
+            return Err(Error::misuse("the first plan is not for one bundle"));
+        };
+        let mut budget = Budget::new();
+        let single = Planned::new(&mut budget, circuit, single)?;
+        let batches = plans.map(BatchPlan::new);
+        let batches = batches.collect::<Result<Vec<BatchPlan>, Error>>()?;
         let mut faults = Vec::new();
-        if plans.first().is_none_or(|plan| plan.bundles() != 1) {
-            faults.push("the first plan is not for one bundle".to_owned());
-        }
-        if !plans.is_sorted_by(|a, b| a.bundles() < b.bundles()) {
+        let sizes = std::iter::once(1).chain(batches.iter().map(BatchPlan::bundles));
+        if !sizes.is_sorted_by(|a, b| a < b) {
             faults.push("the plans are not for growing numbers of bundles".to_owned());
         }
         let mut layers = Vec::with_capacity(circuit.layers.len());
@@ -57,7 +67,9 @@ impl IndexedCircuit {
             slots: layers.iter().map(|layer| layer.slots).sum(),
             garbles: layers.iter().any(LayerIndex::garbles),
             circuit: circuit.clone(),
-            plans,
+            single,
+            batches,
+            budget: Mutex::new(budget),
             layers,
         })
     }
@@ -65,27 +77,62 @@ impl IndexedCircuit {
     /// The packing of a bundle alone; what does not depend on the number of bundles is the same in
     /// all.
     pub(crate) fn single(&self) -> &Packing {
-        &self.plans[0].packing
+        &self.single.packing
     }
 
-    /// The plan for this many bundles.
-    pub(crate) fn planned(&self, bundles: usize) -> Result<&Planned, Error> {
-        Ok(&self.plans[self.place(bundles)?])
+    /// The numbers of bundles for which there is a plan, the smallest, 1, first.
+    pub(crate) fn sizes(&self) -> impl DoubleEndedIterator<Item = usize> + '_ {
+        std::iter::once(1).chain(self.batches.iter().map(BatchPlan::bundles))
+    }
+
+    /// The digests of the plans, in the same order.
+    pub(crate) fn plan_digests(&self) -> impl Iterator<Item = [u8; 32]> + '_ {
+        std::iter::once(self.single.digest).chain(self.batches.iter().map(|batch| batch.digest))
     }
 
     /// The index of the plan for this many bundles.
+    ///
+    /// # Errors
+    /// [`Error::ApiMisuse`] if there is none.
     pub(crate) fn place(&self, bundles: usize) -> Result<usize, Error> {
-        let mut plans = self.plans.iter();
-        let found = plans.position(|plan| plan.bundles() == bundles);
+        let found = self.sizes().position(|size| size == bundles);
         found.ok_or_else(|| Error::misuse(format!("no plan for a batch of {bundles} bundles")))
+    }
+
+    /// The plan for this many bundles, derived if it has not been.
+    ///
+    /// # Errors
+    /// [`Error::ApiMisuse`] if there is none, or with its faults.
+    pub(crate) fn planned(&self, bundles: usize) -> Result<&Planned, Error> {
+        let Some(batch) = self.place(bundles)?.checked_sub(1) else {
+            return Ok(&self.single);
+        };
+        let BatchPlan { plan, derived, .. } = &self.batches[batch];
+        if let Some(planned) = derived.get() {
+            return Ok(planned);
+        }
+        // Whoever comes second waits, and finds it derived.
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(planned) = derived.get() {
+            return Ok(planned);
+        }
+        let planned = Planned::new(&mut budget, &self.circuit, plan)?;
+        Ok(derived.get_or_init(|| planned))
+    }
+
+    /// All plans, derived, the smallest first.
+    ///
+    /// # Errors
+    /// The first fault of [`IndexedCircuit::planned`].
+    pub(crate) fn all_planned(&self) -> Result<Vec<&Planned>, Error> {
+        self.sizes().map(|size| self.planned(size)).collect()
     }
 
     /// `count` bundles as batches: the largest first.
     pub(crate) fn batches(&self, count: usize) -> Vec<usize> {
         let mut left = count;
         let mut batches = Vec::new();
-        for plan in self.plans.iter().rev() {
-            let bundles = plan.bundles();
+        for bundles in self.sizes().rev() {
             batches.extend(std::iter::repeat_n(bundles, left / bundles));
             left %= bundles;
         }
@@ -170,6 +217,35 @@ impl IndexedCircuit {
     }
 }
 
+/// A plan for a batch, and what is derived from it once it is used.
+struct BatchPlan {
+    plan: Plan,
+    digest: [u8; 32],
+    derived: OnceLock<Planned>,
+}
+
+impl BatchPlan {
+    fn new(plan: &Plan) -> Result<Self, Error> {
+        Ok(BatchPlan {
+            plan: plan.clone(),
+            digest: plan_digest(plan)?,
+            derived: OnceLock::new(),
+        })
+    }
+
+    fn bundles(&self) -> usize {
+        self.plan.bundles as usize
+    }
+}
+
+fn plan_digest(plan: &Plan) -> Result<[u8; 32], Error> {
+    let bytes = postcard::to_stdvec(plan)
+        .map_err(|error| Error::misuse(format!("plan for {} bundles: {error}", plan.bundles)))?;
+    let mut hash = blake3::Hasher::new_derive_key("pianissimo 1 plan");
+    hash.update(&bytes);
+    Ok(hash.finalize().into())
+}
+
 /// A plan, with everything derived from it.
 pub(crate) struct Planned {
     pub(crate) packing: Packing,
@@ -177,9 +253,9 @@ pub(crate) struct Planned {
 }
 
 impl Planned {
-    fn new(circuit: &Circuit, plan: &Plan) -> Result<Self, Error> {
+    fn new(budget: &mut Budget, circuit: &Circuit, plan: &Plan) -> Result<Self, Error> {
         let bundles = plan.bundles;
-        let packing = Packing::new(circuit, plan).map_err(|faults| {
+        let packing = Packing::within(budget, circuit, plan).map_err(|faults| {
             Error::misuse(format!("plan for {bundles} bundles: {}", faults.join("; ")))
         })?;
         let gap = linear::max_gap(&packing);
@@ -191,13 +267,9 @@ impl Planned {
                 "plan for {bundles} bundles: merges groups of {gap} channels, keys reach {reach}"
             )));
         }
-        let bytes = postcard::to_stdvec(plan)
-            .map_err(|error| Error::misuse(format!("plan for {bundles} bundles: {error}")))?;
-        let mut hash = blake3::Hasher::new_derive_key("pianissimo 1 plan");
-        hash.update(&bytes);
         Ok(Planned {
             packing,
-            digest: hash.finalize().into(),
+            digest: plan_digest(plan)?,
         })
     }
 

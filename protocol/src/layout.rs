@@ -33,10 +33,11 @@
 //! position depends on a weight: a tap counts as read whatever its weight is.
 //!
 //! # Hostile plans
-//! Nothing here panics, indexes out of range or allocates beyond [`MAX_CIPHERTEXTS`], whatever the
-//! circuit and the plan say.
+//! Nothing here panics, indexes out of range or allocates beyond [`MAX_CIPHERTEXTS`] and the
+//! [`Budget`] of an artifact, whatever the circuit and the plans say.
 
 mod answer;
+mod budget;
 mod default_plan;
 mod sketch;
 mod upload;
@@ -47,6 +48,8 @@ pub(crate) mod oracle;
 mod tests;
 #[cfg(test)]
 mod vectors;
+
+pub(crate) use budget::Budget;
 
 pub use answer::{AnswerMap, Placement, Tap, Useful};
 pub use default_plan::default_plan;
@@ -67,10 +70,7 @@ const MAX_SIDE: u32 = 1 << 14;
 const MAX_CHANNELS: u64 = 1 << 20;
 /// Elements of one tensor, over all bundles.
 const MAX_ELEMENTS: u128 = 1 << 27;
-/// Steps that deriving the classes of a whole plan may take; bounds memory too, at some 16 bytes
-/// each.
-const MAX_STEPS: u64 = 1 << 28;
-/// Steps charged for a tile: what its bookkeeping takes in memory.
+/// Steps charged for a tile beside its positions.
 const TILE_STEPS: u64 = 16;
 /// The largest group whose channels the plans of this crate and of the compiler merge. Merging a
 /// group of `G` takes `log2 G` Galois keys of 565 KB, once per client; larger groups occur in dense
@@ -96,7 +96,16 @@ impl Packing {
     /// One sentence for each fault found, naming the upload or the layer; a ring degree other than
     /// [`RING_DEGREE`] is one.
     pub fn new(circuit: &Circuit, plan: &Plan) -> Result<Packing, Vec<String>> {
-        let packing = Packing::in_any_ring(circuit, plan);
+        Packing::within(&mut Budget::new(), circuit, plan)
+    }
+
+    /// [`Packing::new`] within what is left of the budget of all plans of an artifact.
+    pub(crate) fn within(
+        budget: &mut Budget,
+        circuit: &Circuit,
+        plan: &Plan,
+    ) -> Result<Packing, Vec<String>> {
+        let packing = Packing::in_any_ring(budget, circuit, plan);
         if plan.ring_degree == RING_DEGREE {
             return packing;
         }
@@ -108,8 +117,13 @@ impl Packing {
         Err(faults)
     }
 
-    /// [`Packing::new`] for any ring degree: index arithmetic alone, which small rings test faster.
-    pub(crate) fn in_any_ring(circuit: &Circuit, plan: &Plan) -> Result<Packing, Vec<String>> {
+    /// [`Packing::within`] for any ring degree: index arithmetic alone, which small rings test
+    /// faster.
+    pub(crate) fn in_any_ring(
+        budget: &mut Budget,
+        circuit: &Circuit,
+        plan: &Plan,
+    ) -> Result<Packing, Vec<String>> {
         let mut faults = check_globals(plan);
         let tensors: Vec<Shape> = std::iter::once(circuit.input)
             .chain(circuit.layers.iter().map(|layer| layer.shape))
@@ -159,7 +173,7 @@ impl Packing {
             return Err(faults);
         }
 
-        let mut builder = upload::Builder::new(plan, &tensors);
+        let mut builder = upload::Builder::new(plan, &tensors, budget);
         let mut uploads = Vec::with_capacity(plan.uploads.len());
         let mut answers: Vec<Option<AnswerMap>> = vec![None; plan.answers.len()];
         let mut answer_ciphertexts = 0u64;
@@ -167,10 +181,18 @@ impl Packing {
             match builder.add(upload, consumers) {
                 Ok(map) => {
                     for consumer in consumers {
-                        match AnswerMap::new(&map, consumer) {
+                        match AnswerMap::new(&map, consumer, builder.budget()) {
                             Ok(answer) => {
                                 answer_ciphertexts += answer.ciphertexts() as u64;
                                 answers[consumer.index] = Some(answer);
+                                // Small convolutions can read a large upload many times.
+                                if answer_ciphertexts > MAX_CIPHERTEXTS {
+                                    faults.push(format!(
+                                        "{answer_ciphertexts} answer ciphertexts, at most \
+                                         {MAX_CIPHERTEXTS} allowed"
+                                    ));
+                                    return Err(faults);
+                                }
                             }
                             Err(fault) => faults.push(format!(
                                 "{}: {fault}",
@@ -186,11 +208,6 @@ impl Packing {
                     }))
                 }
             }
-        }
-        if answer_ciphertexts > MAX_CIPHERTEXTS {
-            faults.push(format!(
-                "{answer_ciphertexts} answer ciphertexts, at most {MAX_CIPHERTEXTS} allowed"
-            ));
         }
         if !faults.is_empty() {
             return Err(faults);

@@ -144,7 +144,7 @@ async fn a_public_prefix_is_computed_by_the_client_and_bound_to_the_model() {
     let exact = model.interpreter().exact(&input, trace).unwrap();
     assert!(is_answer(&answer, &exact.logits));
     // The input goes up as 8 bytes for each value of the prefix's result, not of the image.
-    let cost = public.cost();
+    let cost = public.cost().unwrap();
     assert_eq!(answer.online.traffic.bytes_sent - cost.online.bytes_up, 1);
     connection.close().await;
     server.stop().await;
@@ -180,7 +180,7 @@ async fn bytes_and_messages_are_those_of_the_cost_formulas() {
     let (id, _) = connection.next_bundle().await.unwrap();
     let answer = connection.infer(&public, &id, &model.input(), false).await;
     let online = answer.unwrap().online;
-    let cost = public.cost();
+    let cost = public.cost().unwrap();
     // Beside the protocol's messages: the request, and offline the server's confirmation of 32
     // bytes.
     assert_eq!(online.traffic.bytes_sent - cost.online.bytes_up, 1);

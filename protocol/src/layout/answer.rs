@@ -1,7 +1,7 @@
 //! Convolution results in answer ciphertexts, and kernels as polynomials.
 
-use super::Consumer;
 use super::upload::{Taps, UploadMap, output_columns};
+use super::{Budget, Consumer};
 use pi_ir::{Conv, Layout, Shape};
 
 /// A useful coefficient of an answer.
@@ -56,7 +56,11 @@ pub struct AnswerMap {
 
 impl AnswerMap {
     /// The map of an answer; `upload` has been derived with this consumer.
-    pub(crate) fn new(upload: &UploadMap, consumer: &Consumer<'_>) -> Result<AnswerMap, String> {
+    pub(crate) fn new(
+        upload: &UploadMap,
+        consumer: &Consumer<'_>,
+        budget: &mut Budget,
+    ) -> Result<AnswerMap, String> {
         let Consumer {
             conv,
             answer,
@@ -83,14 +87,23 @@ impl AnswerMap {
                 "{weights} weights or {elements} outputs are too many"
             ));
         }
+        let (down, across) = upload.tiles();
+        let blocks = upload.rows() as u64 * u64::from(layout.blocks);
+        let tile_rows = u64::from(down) * u64::from(layout.tile.0);
+        budget.step(blocks.saturating_add(tile_rows))?;
+        let heights: Vec<usize> = (0..down)
+            .map(|down| upload.output_rows(down, output.h).count())
+            .collect();
+        let widths: Vec<usize> = (0..across)
+            .map(|across| output_columns(layout, across, output) as usize)
+            .collect();
         let mut rows = Vec::new();
         for row in 0..upload.rows() {
             let useful: usize = (0..layout.blocks as usize)
                 .filter_map(|block| upload.tile_and_bundle(row, block))
                 .map(|(tile, _)| {
                     let (down, across) = tile_index(upload, tile);
-                    let rows = upload.output_rows(down, output.h).count();
-                    rows * output_columns(layout, across, output) as usize
+                    heights[down as usize] * widths[across as usize]
                 })
                 .sum();
             if useful > 0 {

@@ -216,7 +216,7 @@ pub(crate) fn products(
 
 /// Checks every answer of a plan against the plain convolution, and the classes against each other.
 pub(crate) fn check(circuit: &Circuit, plan: &Plan, seed: u64) {
-    let packing = Packing::in_any_ring(circuit, plan)
+    let packing = Packing::in_any_ring(&mut Budget::new(), circuit, plan)
         .unwrap_or_else(|faults| panic!("seed {seed}: {faults:?} in {plan:?}"));
     let mut rng = ChaCha20Rng::seed_from_u64(seed);
     let tensors: Vec<Vec<u64>> = packing

@@ -2,7 +2,7 @@
 //! read it. Planners weigh these.
 
 use super::upload::{Builder, Taps, pitch};
-use super::{AnswerMap, Consumer, MAX_SIDE, RING_DEGREE, UploadMap, conv_output};
+use super::{AnswerMap, Budget, Consumer, MAX_SIDE, RING_DEGREE, UploadMap, conv_output};
 use pi_ir::{Conv, Layout, OutputPacking, Padding, Plan, Shape, TensorId, Upload};
 
 /// A tensor and the convolutions that read one upload of it: what a layout is chosen for.
@@ -87,7 +87,7 @@ impl<'a> TensorUse<'a> {
         };
         let packing = output_packing(0, output_blocks);
         let readers = self.readers(&packing)?;
-        let upload = Builder::new(&plan, &[self.shape])
+        let upload = Builder::new(&plan, &[self.shape], &mut Budget::new())
             .add(&upload, &readers)
             .ok()?;
         let consumers = readers
@@ -234,7 +234,7 @@ impl Sketch {
             answer: &packing,
             output: *output,
         };
-        AnswerMap::new(&self.upload, &reader).ok()
+        AnswerMap::new(&self.upload, &reader, &mut Budget::new()).ok()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Layouts of all kinds against the oracle, and layouts that are known.
 
+mod budget;
 mod hostile;
 
 use super::default_plan::plan_in;
@@ -110,7 +111,7 @@ fn random_layouts_compute_the_convolution() {
         );
         check(&circuit, &plan, seed);
         checked += 1;
-        let map = Packing::in_any_ring(&circuit, &plan).unwrap();
+        let map = Packing::in_any_ring(&mut Budget::new(), &circuit, &plan).unwrap();
         let tiles = map.uploads()[0].tiles();
         shared += usize::from(layout.row_stride < layout.tile.1 + layout.window.1 - 1);
         halo += usize::from(tiles.0 * tiles.1 > 1 && layout.window != (1, 1));
@@ -192,7 +193,7 @@ fn tensor_in_two_layouts_is_forced_the_second_time() {
     let plan = plan_in(512, &circuit, 1).unwrap();
     assert_eq!(plan.uploads.len(), 2);
     check(&circuit, &plan, 3);
-    let packing = Packing::in_any_ring(&circuit, &plan).unwrap();
+    let packing = Packing::in_any_ring(&mut Budget::new(), &circuit, &plan).unwrap();
     assert_eq!(packing.uploads()[0].total_counts().free, shape.len());
     assert_eq!(packing.uploads()[1].total_counts().free, 0);
 }
@@ -212,7 +213,7 @@ fn stacked_bundles_share_rows_of_zeros() {
     assert_eq!((layout.row_stride, layout.block, layout.blocks), (4, 33, 1));
     let plan = plan_of(128, 3, &circuit, layout, 1, 1);
     check(&circuit, &plan, 12);
-    let packing = Packing::in_any_ring(&circuit, &plan).unwrap();
+    let packing = Packing::in_any_ring(&mut Budget::new(), &circuit, &plan).unwrap();
     assert_eq!(packing.uploads()[0].tiles(), (2, 1));
     let roles = packing.uploads()[0].roles(0);
     // The second bundle's first element is four rows below the first bundle's, the zeros between
@@ -238,7 +239,7 @@ fn stacked_and_separate_layouts_of_one_tensor_agree() {
             plan.answers[upload].merge = 2;
         }
         check(&circuit, &plan, 13);
-        let packing = Packing::in_any_ring(&circuit, &plan).unwrap();
+        let packing = Packing::in_any_ring(&mut Budget::new(), &circuit, &plan).unwrap();
         assert_eq!(packing.uploads()[0].total_counts().free, 3 * shape.len());
         assert_eq!(packing.uploads()[1].total_counts().free, 0);
     }
@@ -297,7 +298,7 @@ fn two_bundles_lie_side_by_side() {
     assert_eq!((layout.block, layout.blocks), (21, 2));
     let plan = plan_of(128, 2, &circuit, layout, 1, 1);
     check(&circuit, &plan, 5);
-    let packing = Packing::in_any_ring(&circuit, &plan).unwrap();
+    let packing = Packing::in_any_ring(&mut Budget::new(), &circuit, &plan).unwrap();
     let roles = packing.uploads()[0].roles(0);
     // Element 0 of channel 0 at virtual (1, 1): flat 1 * 4 + 1; the second bundle one block later.
     assert_eq!(roles[(4 + 1) * 2], CoefficientRole::Free(0));
@@ -314,7 +315,10 @@ fn absent_channels_and_phases_are_unused() {
     let layout = layout_in(64, 1, shape, &[&c], 16, (2, 2)).unwrap();
     let plan = plan_of(64, 1, &circuit, layout, 4, 1);
     check(&circuit, &plan, 6);
-    let roles = Packing::in_any_ring(&circuit, &plan).unwrap().uploads()[0].roles(0);
+    let roles = Packing::in_any_ring(&mut Budget::new(), &circuit, &plan)
+        .unwrap()
+        .uploads()[0]
+        .roles(0);
     for (at, role) in roles.iter().enumerate() {
         let used = [0, 4, 8].contains(&(at % 16));
         assert_eq!(
@@ -333,7 +337,12 @@ fn weights_do_not_change_the_map() {
     let c = conv(0, 3, (3, 3), (1, 1), Padding::same(1));
     let circuit = circuit_of(shape, &[vec![c.clone()]]);
     let layout = layout_in(128, 1, shape, &[&c], 2, (4, 4)).unwrap();
-    let packing = Packing::in_any_ring(&circuit, &plan_of(128, 1, &circuit, layout, 1, 1)).unwrap();
+    let packing = Packing::in_any_ring(
+        &mut Budget::new(),
+        &circuit,
+        &plan_of(128, 1, &circuit, layout, 1, 1),
+    )
+    .unwrap();
     let (upload, answer) = (&packing.uploads()[0], &packing.answers()[0]);
     let taps = answer.taps(upload, 0);
     assert_eq!(taps.len(), 18);

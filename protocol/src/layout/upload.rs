@@ -10,9 +10,10 @@ pub(super) use reads::{Taps, output_columns};
 
 use pi_ir::{Layout, Shape, TensorId};
 use reads::output_rows;
+use std::sync::Arc;
 
 /// The role of a coefficient of an uploaded ciphertext. Elements are numbered `[bundle][c][y][x]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CoefficientRole {
     /// No useful output reads it: encrypts a random number that both parties forget.
     Unused,
@@ -54,15 +55,27 @@ pub struct UploadMap {
     /// `None` if each bundle has separate tiles, else virtual rows from one bundle's map to the
     /// next one's.
     pitch: Option<u32>,
-    /// Per tile, the roles of one channel per phase: `[flat][phase]`. Roles do not depend on the
-    /// channel, beyond its being there.
+    /// The different roles that tiles have; most tiles of a large map differ in their place alone.
     planes: Vec<Plane>,
+    /// By tile.
+    at: Vec<Tile>,
 }
 
-/// Roles in one tile; elements are numbered `[y][x]`, or `[bundle][y][x]` in a stack.
+/// A tile: its roles, and where it lies.
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    /// Index of its plane.
+    plane: u32,
+    /// The element that the plane's numbers count from: `[y][x]`, or `[bundle][y][x]` in a stack.
+    first: u32,
+}
+
+/// Roles of one channel per phase in a tile: `[flat][phase]`. They do not depend on the channel,
+/// beyond its being there.
 #[derive(Clone, Debug)]
 struct Plane {
-    roles: Vec<CoefficientRole>,
+    /// Elements count from the tile's first.
+    roles: Arc<[CoefficientRole]>,
     /// Per phase: free and forced roles.
     counts: Vec<(usize, usize)>,
     /// True if any role is a repeat.
@@ -126,7 +139,12 @@ impl UploadMap {
     pub(crate) fn tile_and_bundle(&self, row: usize, block: usize) -> Option<(usize, usize)> {
         let index = row * self.layout.blocks as usize + block;
         let copies = self.copies();
-        (index < self.planes.len() * copies).then(|| (index / copies, index % copies))
+        (index < self.at.len() * copies).then(|| (index / copies, index % copies))
+    }
+
+    /// The roles of a tile.
+    fn plane(&self, tile: usize) -> &Plane {
+        &self.planes[self.at[tile].plane as usize]
     }
 
     /// Bundles that have tiles of their own.
@@ -175,11 +193,13 @@ impl UploadMap {
             };
             let first = bundle as u32 * self.shape.len() as u32;
             let base = block * self.layout.block as usize;
-            for (flat, classes) in self.planes[tile].roles.chunks_exact(phases).enumerate() {
+            let from = self.at[tile].first;
+            for (flat, classes) in self.plane(tile).roles.chunks_exact(phases).enumerate() {
                 let at = (base + flat) * size;
                 for (channel, role) in channels.clone().zip(&mut out[at..at + size]) {
                     let offset = first + (channel / phases) as u32 * map_len;
                     let place = |element: u32| {
+                        let element = from + element;
                         let (bundle, element) = (element / map_len, element % map_len);
                         offset + bundle * self.shape.len() as u32 + element
                     };
@@ -198,7 +218,7 @@ impl UploadMap {
     pub(crate) fn repeats(&self, row: usize) -> bool {
         (0..self.layout.blocks as usize)
             .map_while(|block| self.tile_and_bundle(row, block))
-            .any(|(tile, _)| self.planes[tile].repeats)
+            .any(|(tile, _)| self.plane(tile).repeats)
     }
 
     /// Counts the roles in ciphertext `index` without listing them.
@@ -209,7 +229,7 @@ impl UploadMap {
             let channels = count_congruent(self.channels(group), phase, self.phases());
             for block in 0..self.layout.blocks as usize {
                 if let Some((tile, _)) = self.tile_and_bundle(row, block) {
-                    let (a, b) = self.planes[tile].counts[phase];
+                    let (a, b) = self.plane(tile).counts[phase];
                     free += channels * a;
                     forced += channels * b;
                 }
@@ -225,8 +245,8 @@ impl UploadMap {
     /// Sum of [`UploadMap::counts`] over all ciphertexts.
     pub fn total_counts(&self) -> ClassCounts {
         let (mut free, mut forced) = (0, 0);
-        for plane in &self.planes {
-            for (a, b) in &plane.counts {
+        for tile in 0..self.at.len() {
+            for (a, b) in &self.plane(tile).counts {
                 free += a;
                 forced += b;
             }

@@ -86,7 +86,7 @@ fn packing(case: &Value) -> Packing {
             })
             .collect(),
     };
-    Packing::in_any_ring(&circuit_of(shape, &[convs]), &plan)
+    Packing::in_any_ring(&mut Budget::new(), &circuit_of(shape, &[convs]), &plan)
         .unwrap_or_else(|faults| panic!("{}: {faults:?}", case["name"]))
 }
 

@@ -44,9 +44,9 @@ impl ServerModel {
 
     /// The most bytes that any batch takes.
     pub fn most_offline_memory(&self) -> u64 {
-        let plans = self.indexed().plans.iter();
-        plans
-            .map(|planned| self.exchange_bytes(planned))
+        let batches = self.indexed().sizes();
+        batches
+            .filter_map(|bundles| self.offline_memory(bundles).ok())
             .max()
             .unwrap_or(0)
     }

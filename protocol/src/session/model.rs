@@ -44,8 +44,8 @@ impl PublicModel {
 
     /// Ensures that a bundle was prepared for this model, in a batch of any of its plans.
     pub(crate) fn check_header(&self, header: &BundleHeader) -> Result<(), Error> {
-        let planned = self.indexed.plans.iter();
-        match header.model == self.digest && planned.map(|p| p.digest).any(|d| d == header.plan) {
+        let mut digests = self.indexed.plan_digests();
+        match header.model == self.digest && digests.any(|digest| digest == header.plan) {
             true => Ok(()),
             false => Err(Error::misuse("the bundle was prepared for another model")),
         }
@@ -69,11 +69,13 @@ pub struct ServerModel {
 const KERNEL_CACHE_BYTES: usize = 256 << 20;
 
 impl ClientModel {
-    /// The model of an artifact.
+    /// The model of an artifact. Plans for batches are derived when they are first used, since the
+    /// artifact is the server's word.
     ///
     /// # Errors
-    /// [`Error::ApiMisuse`] with all faults if a plan is not sound; if the flooding distance is not
-    /// the stated one, or above [`LIMIT_LOG2`](crate::flooding::LIMIT_LOG2).
+    /// [`Error::ApiMisuse`] with all faults if the plan for one bundle is not sound; if the
+    /// flooding distance is not the stated one, or above
+    /// [`LIMIT_LOG2`](crate::flooding::LIMIT_LOG2).
     pub fn new(artifact: Artifact) -> Result<Self, Error> {
         PublicModel::new(artifact).map(ClientModel)
     }
@@ -89,7 +91,10 @@ impl ClientModel {
     }
 
     /// Costs of the model's set-up, bundles and answers.
-    pub fn cost(&self) -> cost::Cost {
+    ///
+    /// # Errors
+    /// [`Error::ApiMisuse`] if a plan for batches is not sound.
+    pub fn cost(&self) -> Result<cost::Cost, Error> {
         cost::of(&self.0.indexed)
     }
 
@@ -97,6 +102,16 @@ impl ClientModel {
     /// the order in which both parties prepare them.
     pub fn batches(&self, count: usize) -> Vec<usize> {
         self.0.indexed.batches(count)
+    }
+
+    /// Derives the plans for batches of these sizes, unless they were used before: at most about a
+    /// second for all plans of a model.
+    ///
+    /// # Errors
+    /// [`Error::ApiMisuse`] if there is none for a size, or with all its faults.
+    pub fn check_batches(&self, sizes: &[usize]) -> Result<(), Error> {
+        let mut plans = sizes.iter().map(|&size| self.0.indexed.planned(size));
+        plans.try_for_each(|planned| planned.map(|_| ()))
     }
 
     pub(crate) fn indexed(&self) -> &IndexedCircuit {
@@ -109,10 +124,10 @@ impl ClientModel {
 }
 
 impl ServerModel {
-    /// The model of an artifact and its weights.
+    /// The model of an artifact and its weights, with all its plans.
     ///
     /// # Errors
-    /// As [`ClientModel::new`], and if the weights are not the artifact's.
+    /// As [`ClientModel::new`] for every plan, and if the weights are not the artifact's.
     pub fn new(artifact: Artifact, weights: WeightsFile) -> Result<Self, Error> {
         artifact
             .check_weights(&weights)
@@ -122,7 +137,7 @@ impl ServerModel {
         let weights = weights.weights;
         // A batch transforms a kernel once for many ciphertexts, so what is kept serves bundles
         // alone.
-        let plans = &public.indexed.plans;
+        let plans = public.indexed.all_planned()?;
         let alone = Kernels::prepare(&params, &plans[0].packing, &weights, KERNEL_CACHE_BYTES);
         let mut kernels = vec![alone.map_err(Error::misuse)?];
         for plan in &plans[1..] {
@@ -144,11 +159,6 @@ impl ServerModel {
     /// The model digest, which binds the weights.
     pub fn digest(&self) -> [u8; 32] {
         self.public.digest
-    }
-
-    /// Costs of the model's set-up, bundles and answers.
-    pub fn cost(&self) -> cost::Cost {
-        cost::of(&self.public.indexed)
     }
 
     /// `count` bundles as batches for which the model has plans, the largest first: the sizes, in

@@ -253,7 +253,7 @@ impl Models {
     /// Prepares a bundle, stores and restores it, spends it, and compares with the interpreter and
     /// with the formulas.
     fn check(&self, input: &[i64], seed: u64) -> interpret::Run {
-        let cost = self.client.cost();
+        let cost = self.client.cost().unwrap();
         let prepared = self.prepare(line(), seed);
         assert_eq!(prepared.traffic, cost.offline, "seed {seed}");
         let (client, server) = (prepared.client.unwrap(), prepared.server.unwrap());
@@ -279,7 +279,11 @@ impl Models {
         seed: u64,
     ) -> interpret::Run {
         let answered = self.infer(line(), client, server, input);
-        assert_eq!(answered.traffic, self.client.cost().online, "seed {seed}");
+        assert_eq!(
+            answered.traffic,
+            self.client.cost().unwrap().online,
+            "seed {seed}"
+        );
         answered.server.unwrap();
         let inference = answered.client.unwrap();
         let trace = inference.trace.unwrap();

@@ -74,6 +74,9 @@ impl Connection<'_> {
                 asked: count as usize,
             });
         }
+        let sizes = model.batches(count as usize);
+        let sound = block_in_place(|| model.check_batches(&sizes));
+        sound.map_err(|e| Error::Artifact(e.to_string()))?;
         // Known from here on, so that a broken exchange does not lose the pin.
         block_in_place(|| self.remember_server())?;
         let request = Request::Prepare(Prepare {
@@ -83,7 +86,7 @@ impl Connection<'_> {
         });
         let mut stream = self.open(&request).await?;
         let earlier = making.spent.traffic;
-        for size in model.batches(count as usize) {
+        for size in sizes {
             let inputs = self.greeting.header_inputs(self.next_index);
             self.next_index += size as u64;
             let rng = &mut OsRng.unwrap_err();

@@ -15,7 +15,7 @@ fn legal() -> (Circuit, Plan) {
 fn faults_are_named() {
     let (circuit, plan) = legal();
     let faults_in = |plan: &Plan| {
-        Packing::in_any_ring(&circuit, plan)
+        Packing::in_any_ring(&mut Budget::new(), &circuit, plan)
             .err()
             .unwrap_or_default()
     };
@@ -135,7 +135,7 @@ fn hostile_plans_and_circuits_end_in_faults() {
             let index = below(&mut rng, 33) as usize;
             *numbers.into_iter().nth(index).expect("33 numbers") = value;
         }
-        refused += usize::from(Packing::in_any_ring(&circuit, &plan).is_err());
+        refused += usize::from(Packing::in_any_ring(&mut Budget::new(), &circuit, &plan).is_err());
     }
     assert!(refused > 10_000, "{refused}");
 }

@@ -2,31 +2,37 @@
 
 use super::check::{check_consumer, check_layout};
 use super::reads::{Content, TileReads};
-use super::{CoefficientRole, Plane, UploadMap};
-use crate::layout::{Consumer, MAX_CIPHERTEXTS, MAX_STEPS, TILE_STEPS};
+use super::{CoefficientRole, Plane, Tile, UploadMap};
+use crate::layout::{Budget, Consumer, MAX_CIPHERTEXTS, TILE_STEPS};
 use pi_ir::{Layout, Plan, Shape, TensorId, Upload};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 /// Builds the maps of a plan's uploads in order, remembering which elements have occurred.
 pub(crate) struct Builder<'a> {
     ring_degree: u32,
     bundles: u32,
     tensors: &'a [Shape],
-    seen: BTreeMap<TensorId, Vec<bool>>,
+    seen: BTreeMap<TensorId, ElementSet>,
     ciphertexts: u64,
-    steps: Steps,
+    budget: &'a mut Budget,
 }
 
 impl<'a> Builder<'a> {
-    pub(crate) fn new(plan: &Plan, tensors: &'a [Shape]) -> Self {
+    pub(crate) fn new(plan: &Plan, tensors: &'a [Shape], budget: &'a mut Budget) -> Self {
         Builder {
             ring_degree: plan.ring_degree,
             bundles: plan.bundles,
             tensors,
             seen: BTreeMap::new(),
             ciphertexts: 0,
-            steps: Steps(0),
+            budget,
         }
+    }
+
+    /// What is left of the budget.
+    pub(crate) fn budget(&mut self) -> &mut Budget {
+        self.budget
     }
 
     /// The map of the next upload, read by `consumers`.
@@ -72,19 +78,19 @@ impl<'a> Builder<'a> {
         }
         let map_len = u64::from(shape.h) * u64::from(shape.w);
         let stacked = u64::from(self.bundles / copies);
-        self.steps
-            .charge(tile_count.saturating_mul(TILE_STEPS))
-            .and_then(|()| self.steps.charge(map_len * stacked))
+        let budget = &mut *self.budget;
+        budget
+            .step(tile_count.saturating_mul(TILE_STEPS))
+            .and_then(|()| budget.step((map_len * stacked).div_ceil(64)))
+            .and_then(|()| budget.keep(tile_count))
             .map_err(|fault| vec![fault])?;
 
-        let seen = self
+        let earlier = self
             .seen
             .entry(upload.tensor)
-            .or_insert_with(|| vec![false; map_len as usize]);
-        // Every bundle's outputs read the same elements: one bundle stands for all before and after
-        // an upload.
-        let mut seen_in_stack = seen.repeat(stacked as usize);
-        let mut planes = Vec::with_capacity(tile_count as usize);
+            .or_insert_with(|| ElementSet::new(map_len));
+        let mut planes = Planes::new(earlier, map_len, stacked, phases as usize);
+        let mut at = Vec::with_capacity(tile_count as usize);
         for ty in 0..tiles.0 {
             for tx in 0..tiles.1 {
                 let reads = TileReads {
@@ -95,13 +101,14 @@ impl<'a> Builder<'a> {
                     positions: self.ring_degree / layout.group,
                     tile: (ty, tx),
                 };
-                let contents = reads
-                    .contents(consumers, &mut self.steps)
-                    .map_err(|fault| vec![fault])?;
-                planes.push(Plane::new(contents, phases as usize, &mut seen_in_stack));
+                let tile = reads
+                    .contents(consumers, budget)
+                    .and_then(|contents| planes.place(contents, budget));
+                at.push(tile.map_err(|fault| vec![fault])?);
             }
         }
-        seen.copy_from_slice(&seen_in_stack[..map_len as usize]);
+        let Planes { planes, seen, .. } = planes;
+        earlier.add(&seen);
         Ok(UploadMap {
             tensor: upload.tensor,
             shape,
@@ -113,52 +120,117 @@ impl<'a> Builder<'a> {
             tiles,
             pitch,
             planes,
+            at,
         })
     }
 }
 
-/// Work done so far, against [`MAX_STEPS`].
-pub(super) struct Steps(u64);
+/// A set of elements of a map.
+struct ElementSet(Vec<u64>);
 
-impl Steps {
-    /// Adds steps that are about to be taken.
-    pub(super) fn charge(&mut self, steps: u64) -> Result<(), String> {
-        self.0 = self.0.saturating_add(steps);
-        if self.0 > MAX_STEPS {
-            return Err("the plan is too large to derive".to_owned());
+impl ElementSet {
+    /// The empty set, for elements below `count`.
+    fn new(count: u64) -> Self {
+        ElementSet(vec![0; count.div_ceil(64) as usize])
+    }
+
+    fn contains(&self, element: u32) -> bool {
+        self.0[element as usize / 64] >> (element % 64) & 1 == 1
+    }
+
+    /// Adds an element; true if it was not there.
+    fn insert(&mut self, element: u32) -> bool {
+        let fresh = !self.contains(element);
+        self.0[element as usize / 64] |= 1 << (element % 64);
+        fresh
+    }
+
+    /// Adds those of `other` that this set is for.
+    fn add(&mut self, other: &ElementSet) {
+        for (word, more) in self.0.iter_mut().zip(&other.0) {
+            *word |= more;
         }
-        Ok(())
     }
 }
 
-impl Plane {
-    fn new(contents: Vec<Content>, phases: usize, seen: &mut [bool]) -> Plane {
-        let mut counts = vec![(0, 0); phases];
-        let mut repeats = false;
-        let roles = contents
+/// The planes of an upload as its tiles are derived one by one: equal ones are kept once.
+struct Planes<'a> {
+    /// Elements that earlier uploads of the tensor hold. Every bundle's outputs read the same
+    /// elements: one bundle stands for all.
+    earlier: &'a ElementSet,
+    /// Elements of a bundle's map.
+    map_len: u64,
+    /// Elements that occurred in this upload: of a bundle, or of all that are stacked.
+    seen: ElementSet,
+    phases: usize,
+    planes: Vec<Plane>,
+    known: HashMap<Arc<[CoefficientRole]>, u32>,
+}
+
+impl<'a> Planes<'a> {
+    fn new(earlier: &'a ElementSet, map_len: u64, stacked: u64, phases: usize) -> Self {
+        Planes {
+            earlier,
+            map_len,
+            seen: ElementSet::new(map_len * stacked),
+            phases,
+            planes: Vec::new(),
+            known: HashMap::new(),
+        }
+    }
+
+    /// The tile with these contents, which comes after all that were placed.
+    fn place(&mut self, contents: Vec<Content>, budget: &mut Budget) -> Result<Tile, String> {
+        let elements = contents.iter().filter_map(|content| match content {
+            Content::Element(element) => Some(*element),
+            Content::Nothing | Content::Zero => None,
+        });
+        let first = elements.min().unwrap_or(0);
+        let roles: Arc<[CoefficientRole]> = contents
             .into_iter()
-            .enumerate()
-            .map(|(index, content)| {
-                let (free, forced) = &mut counts[index % phases];
-                match content {
-                    Content::Nothing => CoefficientRole::Unused,
-                    Content::Zero => {
-                        *forced += 1;
-                        CoefficientRole::Zero
-                    }
-                    Content::Element(element) => {
-                        if std::mem::replace(&mut seen[element as usize], true) {
-                            *forced += 1;
-                            repeats = true;
-                            CoefficientRole::Repeat(element)
-                        } else {
-                            *free += 1;
-                            CoefficientRole::Free(element)
-                        }
+            .map(|content| match content {
+                Content::Nothing => CoefficientRole::Unused,
+                Content::Zero => CoefficientRole::Zero,
+                Content::Element(element) => {
+                    let of_bundle = (u64::from(element) % self.map_len) as u32;
+                    let fresh = self.seen.insert(element) && !self.earlier.contains(of_bundle);
+                    match fresh {
+                        true => CoefficientRole::Free(element - first),
+                        false => CoefficientRole::Repeat(element - first),
                     }
                 }
             })
             .collect();
+        let plane = match self.known.get(&roles) {
+            Some(&plane) => plane,
+            None => {
+                budget.keep((roles.len() + 2 * self.phases) as u64)?;
+                let plane = self.planes.len() as u32;
+                self.planes.push(Plane::new(roles.clone(), self.phases));
+                self.known.insert(roles, plane);
+                plane
+            }
+        };
+        Ok(Tile { plane, first })
+    }
+}
+
+impl Plane {
+    fn new(roles: Arc<[CoefficientRole]>, phases: usize) -> Plane {
+        let mut counts = vec![(0, 0); phases];
+        let mut repeats = false;
+        for (index, role) in roles.iter().enumerate() {
+            let (free, forced) = &mut counts[index % phases];
+            match role {
+                CoefficientRole::Unused => {}
+                CoefficientRole::Free(_) => *free += 1,
+                CoefficientRole::Zero => *forced += 1,
+                CoefficientRole::Repeat(_) => {
+                    *forced += 1;
+                    repeats = true;
+                }
+            }
+        }
         Plane {
             roles,
             counts,

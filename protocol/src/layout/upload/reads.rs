@@ -1,7 +1,6 @@
 //! Positions that the useful outputs of a tile read, and the content that they expect there.
 
-use super::build::Steps;
-use crate::layout::Consumer;
+use crate::layout::{Budget, Consumer};
 use pi_ir::{Conv, Layout, Shape};
 
 /// The taps of a convolution along one axis of the padded map: tap `k` of output `o` reads padded
@@ -77,13 +76,15 @@ impl TileReads<'_> {
     pub(super) fn contents(
         &self,
         consumers: &[Consumer<'_>],
-        steps: &mut Steps,
+        budget: &mut Budget,
     ) -> Result<Vec<Content>, String> {
         let layout = self.layout;
         let phases = (layout.stride.0 * layout.stride.1) as usize;
         let single = layout.blocks == 1;
         let span = if single { self.positions } else { layout.block };
-        steps.charge(u64::from(span).saturating_mul(phases as u64))?;
+        let size = u64::from(span).saturating_mul(phases as u64);
+        budget.step(size)?;
+        budget.ensure(size.saturating_add(2 * phases as u64))?;
         let mut contents = vec![Content::Nothing; span as usize * phases];
         for consumer in consumers {
             let outputs: Vec<(u32, u32, u32)> = output_rows(
@@ -115,7 +116,7 @@ impl TileReads<'_> {
             // expects.
             for bundle in outputs.chunk_by(|a, b| a.1 == b.1) {
                 let rows = vertical.reads(bundle.iter().map(|(i, ..)| *i));
-                steps.charge((rows.len() as u64 * columns.len() as u64).saturating_mul(copies))?;
+                budget.step((rows.len() as u64 * columns.len() as u64).saturating_mul(copies))?;
                 for &row in &rows {
                     for &column in &columns {
                         let (i, row_phase) = (row / layout.stride.0, row % layout.stride.0);

@@ -16,7 +16,7 @@ fn bundles_of_a_batch_are_spent_one_by_one_in_any_order() {
         assert_eq!(models.client.batches(3 + 2), [3, 2]);
         assert_eq!(models.client.batches(4), [3, 1]);
         assert!(models.client.batches(0).is_empty());
-        for cost in models.client.cost().batches {
+        for cost in models.client.cost().unwrap().batches {
             // Headers of earlier batches of the seed are not used again.
             let first = 10 * seed + 5 * cost.bundles as u64;
             let prepared = models.prepare_batch(line(), first, cost.bundles);

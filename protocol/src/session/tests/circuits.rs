@@ -229,5 +229,5 @@ fn residuals_pools_and_identity_layers_cost_no_message() {
     let models = Models::new(verify::circuit(circuit).unwrap(), weights);
     let input: Vec<i64> = (0..shape.len() as i64).map(|x| 37 * x - 800).collect();
     models.check(&input, 300);
-    assert_eq!(models.client.cost().online_round_trips(), 1);
+    assert_eq!(models.client.cost().unwrap().online_round_trips(), 1);
 }

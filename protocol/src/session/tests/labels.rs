@@ -79,7 +79,7 @@ fn labels_are_those_of_the_exact_logits_with_ties_and_at_the_bounds() {
 fn costs_of_a_label_are_those_of_the_specification() {
     let with = classifier(CLASSES, Some(Kind::Relu), Reveal::Label);
     let without = classifier(CLASSES, Some(Kind::Relu), Reveal::Logits);
-    let (label, logits) = (with.client.cost(), without.client.cost());
+    let (label, logits) = (with.client.cost().unwrap(), without.client.cost().unwrap());
     let w = u64::from(BOUND_BITS) + 1;
     let gates = 5 * (w - 1) + 2 * (2 * w) + (2 * w + 1) + (w + 2);
     let (up, down) = (32 * (5 * w).div_ceil(8), 32 * gates);

@@ -87,6 +87,35 @@ fn unsound_models_are_refused() {
     assert!(matches!(error, Error::ApiMisuse { .. }), "{error}");
 }
 
+/// A client finds the fault of a plan for batches when it asks for such a batch, and before it says
+/// anything; a server finds it when it loads its model.
+#[test]
+fn plans_for_batches_are_derived_on_first_use() {
+    let (circuit, weights) = edge_circuit();
+    let file = WeightsFile {
+        salt: [0; 32],
+        weights,
+    };
+    let plans: Vec<_> = [1, 2, 3].map(|n| default_plan(&circuit, n).unwrap()).into();
+    let distance = flooding(&circuit, &plans).unwrap().total;
+    let mut artifact = Artifact::new(circuit, plans[0].clone(), file.digest(), distance);
+    artifact.batches = plans[1..].to_vec();
+    artifact.batches[1].uploads[0].layout.block = 1;
+
+    let client = ClientModel::new(artifact.clone()).unwrap();
+    assert_eq!(client.batches(6), [3, 3]);
+    client.check_batches(&[1, 2, 2]).unwrap();
+    let refused = |outcome: Result<(), Error>| {
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.contains("plan for 3 bundles: upload 0"), "{error}");
+    };
+    refused(client.check_batches(&[1, 3]));
+    refused(client.cost().map(|_| ()));
+    refused(ServerModel::new(artifact, file).map(|_| ()));
+    let missing = client.check_batches(&[4]).unwrap_err().to_string();
+    assert!(missing.contains("no plan for a batch of 4"), "{missing}");
+}
+
 /// A trace is secret, and made only on request; without one the result is the same.
 #[test]
 fn traces_are_made_on_request_only() {
