@@ -19,6 +19,7 @@
 //! Encoding: postcard; every message has a limit that is checked before it is read.
 
 use crate::store::ModelDigest;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Largest [`Request`], with room for [`MOST_BUNDLES`] ids.
@@ -117,9 +118,56 @@ pub fn software() -> String {
     concat!("pianissimo ", env!("CARGO_PKG_VERSION")).into()
 }
 
+/// Reads a control message; says what is wrong with it otherwise.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((message, [])) => Ok(message),
+        Ok((_, rest)) => Err(format!("{} bytes behind its end", rest.len())),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fmt::Debug;
+
+    fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(bytes: &[u8]) {
+        if let Ok(message) = decode::<T>(bytes) {
+            let again = postcard::to_stdvec(&message).unwrap();
+            assert_eq!(decode(&again), Ok(message));
+        }
+    }
+
+    /// The bytes of a request for bundles, from which some inputs start.
+    fn request() -> Vec<u8> {
+        let request = Request::Hello(Hello {
+            protocol: 4,
+            software: software(),
+            nonce: [1; 32],
+            probes: vec![[2; 32]; 3],
+        });
+        postcard::to_stdvec(&request).unwrap()
+    }
+
+    #[test]
+    fn any_bytes_are_a_message_or_an_error() {
+        let valid = request();
+        assert!(decode::<Request>(&valid).is_ok());
+        assert!(decode::<Request>(&[&valid[..], &[0]].concat()).is_err());
+        bolero::check!().for_each(|input: &[u8]| {
+            check::<Request>(input);
+            check::<Welcome>(input);
+            check::<Held>(input);
+            check::<Stored>(input);
+            let mut changed = valid.clone();
+            for change in input.chunks_exact(2) {
+                changed[usize::from(change[0]) % valid.len()] = change[1];
+            }
+            check::<Request>(&changed);
+            check::<Welcome>(&changed[1..]);
+        });
+    }
 
     #[test]
     fn a_request_with_the_most_bundles_fits_its_limit() {

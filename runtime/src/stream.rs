@@ -7,6 +7,7 @@
 //! Every wait ends: a peer that sends no byte for the configured time, or a message slower than
 //! [`SLOWEST_BYTES_PER_SECOND`], is an error.
 
+use crate::control;
 use bytes::Bytes;
 use pi_protocol::Channel;
 use quinn::{
@@ -231,14 +232,7 @@ impl MessageStream {
         limit: usize,
     ) -> Result<T, StreamError> {
         let bytes = self.receive_message(limit).await?;
-        match postcard::take_from_bytes(&bytes) {
-            Ok((message, [])) => Ok(message),
-            Ok((_, rest)) => Err(StreamError::Malformed(format!(
-                "{} bytes behind its end",
-                rest.len()
-            ))),
-            Err(e) => Err(StreamError::Malformed(e.to_string())),
-        }
+        control::decode(&bytes).map_err(StreamError::Malformed)
     }
 
     /// Sends one message.

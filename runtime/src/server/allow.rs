@@ -108,6 +108,23 @@ mod tests {
     const B: Fingerprint = Fingerprint([0xbb; 32]);
 
     #[test]
+    fn any_bytes_are_a_list_or_a_complaint() {
+        let valid = format!("# ours\n\n  {A}  # the first\r\n{B}\n");
+        assert_eq!(parse(valid.as_bytes()), Ok(HashSet::from([A, B])));
+        bolero::check!().for_each(|input: &[u8]| {
+            let _ = parse(input);
+            let mut changed = valid.clone().into_bytes();
+            for change in input.chunks_exact(2) {
+                changed[usize::from(change[0]) % valid.len()] = change[1];
+            }
+            if let Ok(clients) = parse(&changed) {
+                let again: Vec<String> = clients.iter().map(Fingerprint::to_string).collect();
+                assert_eq!(parse(again.join("\n").as_bytes()), Ok(clients));
+            }
+        });
+    }
+
+    #[test]
     fn a_list_has_comments_and_follows_its_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("clients");

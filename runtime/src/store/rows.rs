@@ -89,3 +89,26 @@ pub(super) fn encode<T: Serialize>(row: &T) -> Vec<u8> {
 pub(super) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, postcard::Error> {
     postcard::from_bytes(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::PeerRecord;
+    use super::*;
+    use serde::de::DeserializeOwned;
+
+    fn check<T: Serialize + DeserializeOwned>(bytes: &[u8]) {
+        if let Ok(row) = decode::<T>(bytes) {
+            let bytes = encode(&row);
+            assert_eq!(encode(&decode::<T>(&bytes).unwrap()), bytes);
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_a_row_or_an_error() {
+        bolero::check!().for_each(|input: &[u8]| {
+            check::<SetupRow>(input);
+            check::<BundleRow>(input);
+            check::<PeerRecord>(input);
+        });
+    }
+}
