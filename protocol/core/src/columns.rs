@@ -104,12 +104,19 @@ mod tests {
     use rand_chacha::ChaCha20Rng;
     use rand_core::{RngCore, SeedableRng};
 
+    /// Bytes of a stream and how many of them are used. Under Miri the longest are left out.
+    const LENGTHS: &[(usize, usize)] = if cfg!(miri) {
+        &[(1, 1), (16, 0), (20, 18)]
+    } else {
+        &[(1, 1), (16, 0), (96, 80), (128, 128), (1024, 1000)]
+    };
+
     #[test]
     fn columns_are_sums_by_the_bits_of_the_index() {
         let mut rng = ChaCha20Rng::seed_from_u64(51);
         for backend in supported() {
-            for k in 1..=6 {
-                for (stride, used) in [(1, 1), (16, 0), (96, 80), (128, 128), (1024, 1000)] {
+            for k in if cfg!(miri) { 1..=3 } else { 1..=6 } {
+                for &(stride, used) in LENGTHS {
                     let mut streams = vec![0; stride << k];
                     rng.fill_bytes(&mut streams);
                     let original = streams.clone();

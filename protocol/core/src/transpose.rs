@@ -107,6 +107,7 @@ mod tests {
     use rand_core::{RngCore, SeedableRng};
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes for one tile, and safe code")]
     fn rows_hold_the_bits_of_the_columns() {
         let mut rng = ChaCha20Rng::seed_from_u64(21);
         for (count, stride) in [
