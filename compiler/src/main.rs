@@ -26,9 +26,11 @@ use std::process::ExitCode;
 #[derive(Parser)]
 #[command(name = "pi-compile", version, after_help = EXAMPLES)]
 struct Arguments {
-    /// Graph file, as pi-train exports it. With --inspect, or with --evaluate and no --out: a model
-    /// directory.
+    /// The trained network: an ONNX model (.onnx), or a graph file as pi-train exports it. With
+    /// --inspect, or with --evaluate and no --out: a model directory.
     graph: PathBuf,
+    #[command(flatten)]
+    onnx: OnnxChoices,
     /// Directory for model.pia and model.piw; created if it does not exist.
     #[arg(
         long,
@@ -75,6 +77,25 @@ struct Arguments {
     /// Prints JSON instead of the table.
     #[arg(long)]
     json: bool,
+}
+
+/// What an ONNX model may leave open.
+#[derive(Args)]
+#[command(next_help_heading = "ONNX models")]
+struct OnnxChoices {
+    /// Shape of the input, if the model leaves it open.
+    #[arg(long, value_name = "CxHxW", value_parser = shape)]
+    input: Option<Shape>,
+    /// The output to compute, if the model has several; any of its tensors may be one.
+    #[arg(long, value_name = "NAME")]
+    output: Option<String>,
+    /// Means of the pixels, from 0 to 1, that the network was trained with: one number, or one for
+    /// each channel. Not needed if the model normalises pixels itself, or if its metadata has them.
+    #[arg(long, value_delimiter = ',', value_name = "M,M,M")]
+    mean: Option<Vec<f32>>,
+    /// Deviations of the pixels, in the same way.
+    #[arg(long, value_delimiter = ',', value_name = "D,D,D")]
+    deviation: Option<Vec<f32>>,
 }
 
 /// Choices left to the compiler.
@@ -145,6 +166,7 @@ enum RevealChoice {
 }
 
 const EXAMPLES: &str = "Examples:
+  pi-compile mine.onnx --calibration photographs --out mine
   pi-compile mine/model.graph --calibration ../shared/data/cifar10 --out mine
   pi-compile mine/model.graph --calibration ../shared/data/cifar10 --costs costs.json
   pi-compile mine --inspect
@@ -220,7 +242,13 @@ fn graph_of(arguments: &Arguments) -> Result<(PathBuf, Graph)> {
         true => arguments.graph.join(GRAPH_NAME),
         false => arguments.graph.clone(),
     };
-    let graph = load_graph(&path)?;
+    let graph = match path
+        .extension()
+        .is_some_and(|extension| extension == "onnx")
+    {
+        true => import_onnx(&path, &arguments.onnx)?,
+        false => load_graph(&path)?,
+    };
     Ok((path, graph))
 }
 
@@ -417,6 +445,29 @@ fn input_shape(graph: &Graph) -> Result<Shape> {
     match graph.nodes.first().map(|node| &node.op) {
         Some(pi_ir::Op::Input { shape }) => Ok(*shape),
         _ => bail!("the graph's first node is not the input"),
+    }
+}
+
+fn import_onnx(path: &Path, choices: &OnnxChoices) -> Result<Graph> {
+    let options = pi_onnx::Options {
+        input: choices.input,
+        output: choices.output.clone(),
+        mean: choices.mean.clone(),
+        deviation: choices.deviation.clone(),
+    };
+    let import = pi_onnx::read(path, &options);
+    let import = import.with_context(|| format!("cannot import {}", path.display()))?;
+    for note in &import.notes {
+        eprintln!("note: {note}");
+    }
+    Ok(import.graph)
+}
+
+fn shape(text: &str) -> Result<Shape, String> {
+    let sides: Result<Vec<u32>, _> = text.split('x').map(str::parse).collect();
+    match sides.as_deref() {
+        Ok([c, h, w]) if ![*c, *h, *w].contains(&0) => Ok(Shape::new(*c, *h, *w)),
+        _ => Err("channels, rows and columns, such as 3x32x32".into()),
     }
 }
 

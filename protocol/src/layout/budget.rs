@@ -10,8 +10,8 @@ pub(crate) struct Budget {
     words: u64,
 }
 
-/// Steps for all plans of an artifact: positions that are looked at. They take about a second of one
-/// core. A ResNet-50 for 224 pixels with three plans takes a sixty-fourth (`tests::budget`).
+/// Steps for all plans of an artifact: positions that are looked at. They take about a second of
+/// one core. A ResNet-50 for 224 pixels with three plans takes a sixty-fourth (`tests::budget`).
 const STEPS: u64 = 1 << 26;
 
 /// Words of eight bytes that all plans of an artifact may keep: 32 MiB, and while a tile is derived

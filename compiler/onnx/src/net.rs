@@ -1,0 +1,471 @@
+//! The graph while it is built: nodes, and how functions and concatenations become nodes.
+
+use crate::field::{Field, Function};
+use crate::value::{Axis, Live, Part, View};
+use pi_ir::{
+    ActivationKind, BatchNorm, Graph, Node, NodeId, Op, Origin, Padding, Preprocessing, Shape,
+    limits,
+};
+use std::collections::{HashMap, HashSet};
+
+/// A graph in the making.
+pub(crate) struct Net {
+    nodes: Vec<Node>,
+    shapes: Vec<Shape>,
+    names: HashSet<String>,
+    elements: usize,
+    /// What the network does to its input before anything else reads it.
+    input: Option<Function>,
+    /// Functions that were computed, by the node that they are of.
+    computed: HashMap<NodeId, Vec<(Function, NodeId)>>,
+}
+
+/// Weights of a window that treats every channel alike, and reads no other: one tap after the
+/// other.
+pub(crate) struct Window<'a> {
+    pub(crate) taps: &'a [f64],
+    pub(crate) kernel: (u32, u32),
+    pub(crate) stride: (u32, u32),
+    pub(crate) padding: Padding,
+}
+
+impl Net {
+    /// A graph of its input alone.
+    pub(crate) fn new(name: &str, shape: Shape) -> Self {
+        let mut net = Net {
+            nodes: Vec::new(),
+            shapes: Vec::new(),
+            names: HashSet::new(),
+            elements: 0,
+            input: None,
+            computed: HashMap::new(),
+        };
+        net.push(name, Op::Input { shape }, Vec::new(), shape);
+        net
+    }
+
+    fn push(&mut self, name: &str, op: Op, inputs: Vec<NodeId>, shape: Shape) -> NodeId {
+        let mut end = name.len().min(limits::NAME - 16);
+        while !name.is_char_boundary(end) {
+            end -= 1;
+        }
+        let base = if end == 0 { "node" } else { &name[..end] };
+        let mut unique = base.to_owned();
+        for number in 2.. {
+            if self.names.insert(unique.clone()) {
+                break;
+            }
+            unique = format!("{base}.{number}");
+        }
+        self.elements = self.elements.saturating_add(shape.len());
+        self.nodes.push(Node {
+            name: unique,
+            op,
+            inputs,
+            origin: Origin::Unmarked,
+        });
+        self.shapes.push(shape);
+        NodeId(self.nodes.len() as u32 - 1)
+    }
+
+    /// Adds a node.
+    ///
+    /// # Errors
+    /// If its inputs do not fit it, or the network becomes too large.
+    pub(crate) fn emit(
+        &mut self,
+        name: &str,
+        op: Op,
+        inputs: Vec<NodeId>,
+    ) -> Result<(NodeId, Shape), String> {
+        let shapes: Vec<Shape> = inputs.iter().map(|id| self.shapes[id.0 as usize]).collect();
+        let shape = op.output(&shapes)?;
+        if self.nodes.len() >= limits::NODES {
+            return Err(format!(
+                "the network needs more than {} nodes",
+                limits::NODES
+            ));
+        }
+        let sides = [shape.c, shape.h, shape.w]
+            .iter()
+            .all(|&n| n <= limits::SIDE);
+        let elements = u64::from(shape.c) * u64::from(shape.h) * u64::from(shape.w);
+        if !sides || elements > limits::ELEMENTS as u64 {
+            return Err(format!(
+                "its result of {shape} has more than {} elements: use a smaller input",
+                limits::ELEMENTS
+            ));
+        }
+        if self.elements + elements as usize > 4 * limits::TOTAL_ELEMENTS {
+            return Err("the tensors of the network are too large: use a smaller input".into());
+        }
+        Ok((self.push(name, op, inputs, shape), shape))
+    }
+
+    /// A window over every channel by itself, as a convolution whose other weights are 0.
+    pub(crate) fn window(
+        &mut self,
+        name: &str,
+        id: NodeId,
+        window: &Window<'_>,
+    ) -> Result<(NodeId, Shape), String> {
+        let c = self.shapes[id.0 as usize].c as usize;
+        let taps = window.taps;
+        check_kernel(c, c, taps.len())?;
+        let mut weight = vec![0.0; c * c * taps.len()];
+        for channel in 0..c {
+            let own = &mut weight[(channel * c + channel) * taps.len()..][..taps.len()];
+            (own.iter_mut().zip(taps)).for_each(|(weight, &tap)| *weight = tap as f32);
+        }
+        let op = Op::Conv2d {
+            weight,
+            bias: Vec::new(),
+            out_channels: c as u32,
+            kernel: window.kernel,
+            stride: window.stride,
+            padding: window.padding,
+        };
+        self.emit(name, op, vec![id])
+    }
+
+    /// `scale x + shift`, channel by channel.
+    fn affine(
+        &mut self,
+        name: &str,
+        id: NodeId,
+        scale: &Field,
+        shift: &Field,
+    ) -> Result<NodeId, String> {
+        if scale.is(1.0) && shift.is(0.0) {
+            return Ok(id);
+        }
+        let shape = self.shapes[id.0 as usize];
+        let (Some(gamma), Some(beta)) = (scale.channels(shape), shift.channels(shape)) else {
+            return Err(
+                "multiplies or adds numbers that differ from position to position: they may differ \
+                 from channel to channel"
+                    .into(),
+            );
+        };
+        let single = |all: Vec<f64>| all.into_iter().map(|v| v as f32).collect::<Vec<f32>>();
+        let norm = BatchNorm {
+            gamma: single(gamma),
+            beta: single(beta),
+            ..BatchNorm::new(shape.c as usize, 0.0)
+        };
+        Ok(self.emit(name, Op::BatchNorm(norm), vec![id])?.0)
+    }
+
+    /// The function of a part, as a node; the part's padding is left to its reader.
+    ///
+    /// # Errors
+    /// If no node computes it.
+    pub(crate) fn compute(&mut self, part: &Part) -> Result<View, String> {
+        let id = part.view.id;
+        let known = self.computed.get(&id).into_iter().flatten();
+        let known = { known }.find(|(function, _)| *function == part.function);
+        let id = match known {
+            Some((_, id)) => *id,
+            None => {
+                let computed = self.function(&part.name, id, &part.function)?;
+                let own = (part.function.clone(), computed);
+                self.computed.entry(id).or_default().push(own);
+                computed
+            }
+        };
+        Ok(View {
+            id,
+            ..part.view.clone()
+        })
+    }
+
+    fn function(&mut self, name: &str, id: NodeId, f: &Function) -> Result<NodeId, String> {
+        if id == NodeId(0) && f.is_affine() {
+            return self.of_input(name, f);
+        }
+        if f.is_affine() {
+            return self.affine(name, id, &f.linear, &f.constant);
+        }
+        let id = match id {
+            NodeId(0) => self.of_input(name, &Function::identity())?,
+            id => id,
+        };
+        let shape = self.shapes[id.0 as usize];
+        if let Some((kinds, coefficients)) = f.activation(shape) {
+            let op = Op::Activation {
+                kinds,
+                coefficients,
+            };
+            return Ok(self.emit(name, op, vec![id])?.0);
+        }
+        if !f.square.is(0.0) {
+            return Err(
+                "this function has no private form: an element is a ReLU, itself, or a quadratic \
+                 with coefficients of its channel"
+                    .into(),
+            );
+        }
+        // A weighted sum of x and its ReLU.
+        let relu = Op::Activation {
+            kinds: vec![ActivationKind::Relu; shape.len()],
+            coefficients: Vec::new(),
+        };
+        let (relu, _) = self.emit(name, relu, vec![id])?;
+        let relu = self.affine(name, relu, &f.relu, &Field::ZERO)?;
+        if f.linear.is(0.0) && f.constant.is(0.0) {
+            return Ok(relu);
+        }
+        let rest = self.affine(name, id, &f.linear, &f.constant)?;
+        Ok(self.emit(name, Op::Add, vec![relu, rest])?.0)
+    }
+
+    /// A function of the input. The first becomes what is done to pixels before node 0 gives them
+    /// out, and others are computed from that.
+    fn of_input(&mut self, name: &str, f: &Function) -> Result<NodeId, String> {
+        let shape = self.shapes[0];
+        let channels = |field: &Field| field.channels(shape);
+        let positive = channels(&f.linear).filter(|all| all.iter().all(|&v| v > 0.0));
+        if self.input.is_none() && positive.is_some() && channels(&f.constant).is_some() {
+            self.input = Some(f.clone());
+            return Ok(NodeId(0));
+        }
+        let first = self.input.get_or_insert_with(Function::identity).clone();
+        if first == *f {
+            return Ok(NodeId(0));
+        }
+        // Of y = a x + b: f(x) = c (y - b) / a + d.
+        let scale = f.linear.zip(&first.linear, shape, |c, a| c / a);
+        let taken = scale.zip(&first.constant, shape, |s, b| s * b);
+        let shift = f.constant.zip(&taken, shape, |d, t| d - t);
+        self.affine(name, NodeId(0), &scale, &shift)
+    }
+
+    /// The part as a node, with its padding.
+    ///
+    /// # Errors
+    /// As [`Net::compute`].
+    pub(crate) fn settle(&mut self, part: &Part) -> Result<View, String> {
+        let view = self.compute(part)?;
+        if part.padding == Padding::default() {
+            return Ok(view);
+        }
+        let window = Window {
+            taps: &[1.0],
+            kernel: (1, 1),
+            stride: (1, 1),
+            padding: part.padding,
+        };
+        let (id, shape) = self.window(&part.name, view.id, &window)?;
+        Ok(View { id, shape, ..view })
+    }
+
+    /// The part, whose padding is in a node if it has any.
+    ///
+    /// # Errors
+    /// As [`Net::compute`].
+    pub(crate) fn settle_if_padded(&mut self, part: &Part) -> Result<Part, String> {
+        match part.padding == Padding::default() {
+            true => Ok(part.clone()),
+            false => Ok(Part::of(&part.name, self.settle(part)?)),
+        }
+    }
+
+    /// The tensor as one node: parts of a concatenation are copied to their channels.
+    ///
+    /// # Errors
+    /// As [`Net::compute`]; and if parts lie along another axis than channels.
+    pub(crate) fn joined(&mut self, name: &str, live: &Live) -> Result<View, String> {
+        if let [part] = &live.parts[..] {
+            return self.settle(part);
+        }
+        let views: Vec<View> = live
+            .parts
+            .iter()
+            .map(|part| self.settle(part))
+            .collect::<Result<_, String>>()?;
+        let (h, w) = (views[0].shape.h, views[0].shape.w);
+        let maps = views.iter().all(|view| {
+            let flat = (view.shape.h, view.shape.w) == (1, 1);
+            (view.shape.h, view.shape.w) == (h, w) && (flat || view.is_only(live.axis, Axis::C))
+        });
+        if !maps {
+            return Err(
+                "reads a concatenation along rows, columns or flattened maps: only along channels \
+                 can it be put together"
+                    .into(),
+            );
+        }
+        let total: u32 = views.iter().map(|view| view.shape.c).sum();
+        let (mut first, mut sum) = (0, None);
+        for view in &views {
+            let own = view.shape.c as usize;
+            check_kernel(total as usize, own, 1)?;
+            let mut weight = vec![0.0; total as usize * own];
+            (0..own).for_each(|c| weight[(first + c) * own + c] = 1.0);
+            first += own;
+            let op = Op::Conv2d {
+                weight,
+                bias: Vec::new(),
+                out_channels: total,
+                kernel: (1, 1),
+                stride: (1, 1),
+                padding: Padding::default(),
+            };
+            let (id, _) = self.emit(name, op, vec![view.id])?;
+            sum = Some(match sum {
+                None => id,
+                Some(sum) => self.emit(name, Op::Add, vec![sum, id])?.0,
+            });
+        }
+        let id = sum.expect("a tensor has parts");
+        Ok(View {
+            id,
+            shape: Shape::new(total, h, w),
+            ..views[0].clone()
+        })
+    }
+
+    /// Returns whether no element of a node's result can be negative.
+    pub(crate) fn never_negative(&self, id: NodeId) -> bool {
+        let node = &self.nodes[id.0 as usize];
+        match &node.op {
+            Op::Activation { kinds, .. } => kinds.iter().all(|k| *k == ActivationKind::Relu),
+            Op::AvgPool { .. } | Op::Flatten | Op::Add => {
+                node.inputs.iter().all(|&input| self.never_negative(input))
+            }
+            _ => false,
+        }
+    }
+
+    /// The graph that ends with a node: what it does not read is left out.
+    pub(crate) fn finish(mut self, name: &str, output: NodeId) -> Graph {
+        let mut needed = vec![false; self.nodes.len()];
+        needed[0] = true;
+        needed[output.0 as usize] = true;
+        for index in (0..self.nodes.len()).rev() {
+            if needed[index] {
+                let inputs = &self.nodes[index].inputs;
+                inputs.iter().for_each(|id| needed[id.0 as usize] = true);
+            }
+        }
+        let shape = self.shapes[0];
+        let preprocessing = preprocessing(shape, self.input.as_ref());
+        let mut new_id = vec![NodeId(0); self.nodes.len()];
+        let mut nodes = Vec::new();
+        for (index, mut node) in self.nodes.drain(..).enumerate() {
+            if needed[index] {
+                node.inputs
+                    .iter_mut()
+                    .for_each(|id| *id = new_id[id.0 as usize]);
+                new_id[index] = NodeId(nodes.len() as u32);
+                nodes.push(node);
+            }
+        }
+        let mut graph = Graph {
+            name: name.to_owned(),
+            preprocessing,
+            classes: Vec::new(),
+            nodes,
+        };
+        spell_out_norms(&mut graph);
+        graph
+    }
+}
+
+/// Ensures that a kernel is not too large to be written out.
+///
+/// # Errors
+/// If it is.
+pub(crate) fn check_kernel(out: usize, input: usize, taps: usize) -> Result<(), String> {
+    let weights = out.checked_mul(input).and_then(|n| n.checked_mul(taps));
+    match weights {
+        Some(weights) if weights <= limits::KERNEL => Ok(()),
+        _ => Err(format!(
+            "a kernel from {input} to {out} channels with {taps} taps has more than {} weights",
+            limits::KERNEL
+        )),
+    }
+}
+
+/// Pixels are divided by 255, and become what the network does to its input first.
+fn preprocessing(shape: Shape, input: Option<&Function>) -> Preprocessing {
+    let identity = Function::identity();
+    let f = input.unwrap_or(&identity);
+    let list = |field: &Field| field.channels(shape).expect("of_input saw to it");
+    let (scale, shift) = (list(&f.linear), list(&f.constant));
+    // a x + b = (x - mean) / std
+    let mean = shift.iter().zip(&scale).map(|(b, a)| (-b / a) as f32 + 0.0);
+    Preprocessing::Channels {
+        mean: mean.collect(),
+        std: scale.iter().map(|a| (1.0 / a) as f32).collect(),
+    }
+}
+
+/// Turns norms into convolutions of one tap, where no convolution or dense node can take them in
+/// and none behind them can take in their scale.
+fn spell_out_norms(graph: &mut Graph) {
+    let mut readers = vec![Vec::new(); graph.nodes.len()];
+    for (index, node) in graph.nodes.iter().enumerate() {
+        for input in &node.inputs {
+            readers[input.0 as usize].push(index);
+        }
+    }
+    for index in 0..graph.nodes.len() {
+        let Op::BatchNorm(norm) = &graph.nodes[index].op else {
+            continue;
+        };
+        let before = graph.nodes[index].inputs[0].0 as usize;
+        let positive = norm.gamma.iter().all(|&g| g > 1e-6);
+        if belongs_to_linear(graph, &readers, before)
+            || (positive
+                && is_linear(&graph.nodes[before].op)
+                && takes_gain(graph, &readers, index))
+        {
+            continue;
+        }
+        let c = norm.gamma.len();
+        if check_kernel(c, c, 1).is_err() {
+            continue;
+        }
+        let mut weight = vec![0.0; c * c];
+        (0..c).for_each(|channel| weight[channel * c + channel] = norm.gamma[channel]);
+        graph.nodes[index].op = Op::Conv2d {
+            weight,
+            bias: norm.beta.clone(),
+            out_channels: c as u32,
+            kernel: (1, 1),
+            stride: (1, 1),
+            padding: Padding::default(),
+        };
+    }
+}
+
+fn is_linear(op: &Op) -> bool {
+    matches!(op, Op::Conv2d { .. } | Op::Dense { .. } | Op::Add)
+}
+
+/// A convolution or dense node that nothing else reads, perhaps behind average pools.
+fn belongs_to_linear(graph: &Graph, readers: &[Vec<usize>], mut node: usize) -> bool {
+    while readers[node].len() == 1 {
+        match &graph.nodes[node].op {
+            Op::Conv2d { .. } | Op::Dense { .. } => return true,
+            Op::AvgPool { .. } => node = graph.nodes[node].inputs[0].0 as usize,
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// Everything behind a node ends in weights.
+fn takes_gain(graph: &Graph, readers: &[Vec<usize>], node: usize) -> bool {
+    !readers[node].is_empty()
+        && readers[node]
+            .iter()
+            .all(|&reader| match graph.nodes[reader].op {
+                Op::Conv2d { .. } | Op::Dense { .. } => true,
+                Op::Activation { .. } | Op::AvgPool { .. } | Op::Flatten => {
+                    takes_gain(graph, readers, reader)
+                }
+                _ => false,
+            })
+}

@@ -1,0 +1,323 @@
+//! What a tensor of the model is while the network is built.
+//!
+//! The graph knows maps `[c, h, w]` only. A tensor of the model is such a map with its axes in some
+//! order and perhaps flattened, behind a function of each element that no node computes yet, with
+//! padding that the next window takes in; or several of them, concatenated.
+
+use crate::field::{Field, Function};
+use crate::tensor::Tensor;
+use pi_ir::{NodeId, Padding, Shape};
+
+/// An axis of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Axis {
+    C,
+    H,
+    W,
+}
+
+/// A node's result with its axes as the model has them.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct View {
+    pub(crate) id: NodeId,
+    pub(crate) shape: Shape,
+    /// The axes that each dimension of the model's tensor stands for, the slowest first: none for a
+    /// batch of one, several for what was flattened.
+    pub(crate) order: Vec<Vec<Axis>>,
+}
+
+impl View {
+    fn size(&self, axis: Axis) -> usize {
+        let size = match axis {
+            Axis::C => self.shape.c,
+            Axis::H => self.shape.h,
+            Axis::W => self.shape.w,
+        };
+        size as usize
+    }
+
+    pub(crate) fn dims(&self) -> Vec<usize> {
+        let groups = self.order.iter();
+        groups
+            .map(|group| group.iter().map(|&axis| self.size(axis)).product())
+            .collect()
+    }
+
+    /// The axes that matter, those of size 1 left out, dimension by dimension.
+    fn axes(&self) -> Vec<Vec<Axis>> {
+        let matter = |group: &Vec<Axis>| {
+            let group = group.iter().copied();
+            group.filter(|&axis| self.size(axis) > 1).collect()
+        };
+        self.order.iter().map(matter).collect()
+    }
+
+    /// Returns whether dimension `at` holds no other axis than `axis`.
+    pub(crate) fn is_only(&self, at: usize, axis: Axis) -> bool {
+        let axes = self.axes();
+        axes.get(at)
+            .is_some_and(|group| group.iter().all(|&own| own == axis))
+            && (axes.iter().enumerate()).all(|(i, group)| i == at || !group.contains(&axis))
+    }
+
+    /// Returns whether two views have their axes in the same order.
+    pub(crate) fn like(&self, other: &View) -> bool {
+        self.shape == other.shape && self.axes() == other.axes()
+    }
+
+    /// The same map with other dimensions, each of which must hold whole axes.
+    ///
+    /// # Errors
+    /// If a dimension would split an axis.
+    pub(crate) fn regrouped(&self, dims: &[usize]) -> Result<View, String> {
+        let mut axes = self.axes().concat().into_iter().peekable();
+        let mut order = Vec::with_capacity(dims.len());
+        let splits = || {
+            format!(
+                "reshapes {:?} to {dims:?}, which splits channels, rows or columns: only whole \
+                 axes can be joined or taken apart",
+                self.dims()
+            )
+        };
+        for &dim in dims {
+            let (mut group, mut size) = (Vec::new(), 1);
+            while size < dim {
+                let Some(axis) = axes.next() else { break };
+                size *= self.size(axis);
+                group.push(axis);
+            }
+            if size != dim {
+                return Err(splits());
+            }
+            order.push(group);
+        }
+        if axes.next().is_some() {
+            return Err(splits());
+        }
+        Ok(View {
+            order,
+            ..self.clone()
+        })
+    }
+
+    /// The place of each element of the model's tensor in the map `[c][h][w]`.
+    pub(crate) fn places(&self) -> Vec<usize> {
+        let (h, w) = (self.shape.h as usize, self.shape.w as usize);
+        let step = |axis| match axis {
+            Axis::C => h * w,
+            Axis::H => w,
+            Axis::W => 1,
+        };
+        let axes = self.axes().concat();
+        let dims: Vec<usize> = axes.iter().map(|&axis| self.size(axis)).collect();
+        let steps: Vec<usize> = axes.iter().map(|&axis| step(axis)).collect();
+        crate::tensor::walk(&dims, &steps)
+    }
+
+    /// A constant that is combined with this tensor, as one number per element of the map.
+    ///
+    /// # Errors
+    /// If it is larger than the tensor.
+    pub(crate) fn field(&self, constant: &Tensor) -> Result<Field, String> {
+        if constant.len() == 1 {
+            return Ok(Field::One(constant.scalar()?.into()));
+        }
+        let dims = self.dims();
+        let spread = constant.broadcast(&dims).map_err(|_| {
+            format!(
+                "combines a tensor of {dims:?} with a constant of {:?}, which does not fit it",
+                constant.dims
+            )
+        })?;
+        let values = spread.to_floats()?;
+        let mut elements = vec![0.0; self.shape.len()];
+        for (place, value) in self.places().into_iter().zip(values) {
+            elements[place] = f64::from(value);
+        }
+        let field = Field::Elements(elements);
+        Ok(match field.channels(self.shape) {
+            Some(channels) if channels.iter().all(|&v| v == channels[0]) => Field::One(channels[0]),
+            Some(channels) => Field::Channels(channels),
+            None => field,
+        })
+    }
+}
+
+/// A function of a node's result.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Part {
+    /// Name of the node that will compute it.
+    pub(crate) name: String,
+    pub(crate) view: View,
+    pub(crate) function: Function,
+    /// Zeros around the function's result.
+    pub(crate) padding: Padding,
+}
+
+impl Part {
+    pub(crate) fn of(name: &str, view: View) -> Self {
+        Part {
+            name: name.to_owned(),
+            view,
+            function: Function::identity(),
+            padding: Padding::default(),
+        }
+    }
+
+    pub(crate) fn dims(&self) -> Vec<usize> {
+        let Padding {
+            top,
+            left,
+            bottom,
+            right,
+        } = self.padding;
+        let mut padded = self.view.clone();
+        padded.shape.h += top + bottom;
+        padded.shape.w += left + right;
+        let mut dims = padded.dims();
+        // A group without rows or columns, because there was one of them, may have been padded.
+        if self.padding != Padding::default() && dims.len() >= 4 {
+            dims[2] = padded.shape.h as usize;
+            dims[3] = padded.shape.w as usize;
+        }
+        dims
+    }
+}
+
+/// Several parts one after the other along a dimension, or one alone.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Live {
+    pub(crate) parts: Vec<Part>,
+    pub(crate) axis: usize,
+}
+
+impl Live {
+    pub(crate) fn one(part: Part) -> Self {
+        Live {
+            parts: vec![part],
+            axis: 0,
+        }
+    }
+
+    pub(crate) fn dims(&self) -> Vec<usize> {
+        let mut dims = self.parts[0].dims();
+        for part in &self.parts[1..] {
+            dims[self.axis] += part.dims()[self.axis];
+        }
+        dims
+    }
+
+    /// The number of axes.
+    pub(crate) fn rank(&self) -> usize {
+        self.parts[0].view.order.len()
+    }
+
+    /// The part of a constant that belongs to each part.
+    ///
+    /// # Errors
+    /// If the constant does not fit.
+    pub(crate) fn split(&self, constant: &Tensor) -> Result<Vec<Tensor>, String> {
+        let (rank, own) = (self.rank(), constant.dims.len());
+        let along = (self.axis + own).checked_sub(rank);
+        let Some(along) = along.filter(|&at| self.parts.len() > 1 && constant.dims[at] > 1) else {
+            return Ok(vec![constant.clone(); self.parts.len()]);
+        };
+        let sizes: Vec<usize> = self.parts.iter().map(|p| p.dims()[self.axis]).collect();
+        if constant.dims[along] != sizes.iter().sum::<usize>() {
+            return Err(format!(
+                "combines a tensor of {:?} with a constant of {:?}, which does not fit it",
+                self.dims(),
+                constant.dims
+            ));
+        }
+        let mut start = 0;
+        let parts = sizes.into_iter().map(|size| {
+            start += size;
+            constant.part(along, start - size..start)
+        });
+        Ok(parts.collect())
+    }
+
+    /// Returns whether both are cut into the same parts.
+    pub(crate) fn cut_like(&self, other: &Live) -> bool {
+        let pairs = self.parts.iter().zip(&other.parts);
+        self.parts.len() == other.parts.len()
+            && (self.axis == other.axis || self.parts.len() == 1)
+            && { pairs }.all(|(a, b)| a.view.like(&b.view) && a.padding == b.padding)
+    }
+}
+
+/// The columns of a dense layer's weights `[out][in]`, put into the order of a flattened map.
+pub(crate) fn columns(weight: &[f32], inputs: usize, view: &View) -> Vec<f32> {
+    let places = view.places();
+    let mut out = vec![0.0; weight.len()];
+    for (row, moved) in weight
+        .chunks_exact(inputs)
+        .zip(out.chunks_exact_mut(inputs))
+    {
+        for (&value, &place) in row.iter().zip(&places) {
+            moved[place] = value;
+        }
+    }
+    out
+}
+
+/// A tensor of the model.
+#[derive(Clone, Debug)]
+pub(crate) enum Value {
+    /// Known before the network runs.
+    Constant(crate::tensor::Shared),
+    /// Computed from the input.
+    Live(Live),
+    /// Computed from the input, and only fit to be the result: behind a softmax, say. The operator.
+    Final(Live, &'static str),
+    /// Behind a fault.
+    Unknown,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(shape: Shape, order: &[&[Axis]]) -> View {
+        View {
+            id: NodeId(0),
+            shape,
+            order: order.iter().map(|group| group.to_vec()).collect(),
+        }
+    }
+
+    #[test]
+    fn reshapes_join_whole_axes_only() {
+        use Axis::{C, H, W};
+        let map = view(Shape::new(6, 2, 5), &[&[], &[C], &[H], &[W]]);
+        let flat = map.regrouped(&[1, 60]).unwrap();
+        assert_eq!(flat.order, [vec![], vec![C, H, W]]);
+        assert_eq!(flat.regrouped(&[1, 6, 10, 1]).unwrap().order[2], [H, W]);
+        assert!(
+            map.regrouped(&[1, 2, 3, 2, 5])
+                .unwrap_err()
+                .contains("splits")
+        );
+        assert!(map.regrouped(&[1, 6, 2]).is_err());
+    }
+
+    #[test]
+    fn places_follow_the_order_of_axes() {
+        use Axis::{C, H, W};
+        let last = view(Shape::new(2, 1, 3), &[&[], &[H], &[W], &[C]]);
+        assert_eq!(last.places(), [0, 3, 1, 4, 2, 5]);
+        let weight: Vec<f32> = (0..6).map(|v| v as f32).collect();
+        let flat = last.regrouped(&[1, 6]).unwrap();
+        assert_eq!(columns(&weight, 6, &flat), [0.0, 2.0, 4.0, 1.0, 3.0, 5.0]);
+        let by_channel = Tensor::floats(vec![2], vec![7.0, 9.0]);
+        assert_eq!(
+            last.field(&by_channel).unwrap(),
+            Field::Channels(vec![7.0, 9.0])
+        );
+        let too_large = Tensor::floats(vec![2, 1, 1, 1], vec![7.0, 9.0]);
+        assert!(last.field(&too_large).is_err());
+        assert!(last.is_only(3, C) && !last.is_only(1, C));
+        assert!(last.is_only(1, H));
+    }
+}

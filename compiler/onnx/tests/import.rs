@@ -1,0 +1,656 @@
+//! Imported models compute what ONNX's definitions say, and what cannot be imported is refused with
+//! all its faults.
+
+mod support;
+
+use pi_ir::{ActivationKind, Graph, Op};
+use pi_onnx::proto::{EXTERNAL, StringStringEntryProto};
+use pi_onnx::{Options, parse, read};
+use support::Attr::{Float, Int, Ints, Text};
+use support::{Array, Attributes, Builder, info};
+
+fn kinds(graph: &Graph) -> Vec<&[ActivationKind]> {
+    let nodes = graph.nodes.iter();
+    nodes
+        .filter_map(|node| match &node.op {
+            Op::Activation { kinds, .. } => Some(&kinds[..]),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_residual_network_with_norms_equals_its_definition() {
+    let mut b = Builder::new(&[1, 3, 8, 8]);
+    b.weights("w1", &[4, 3, 3, 3]).weights("b1", &[4]);
+    b.weights("w2", &[4, 4, 3, 3]).weights("w3", &[4, 4, 1, 1]);
+    for name in ["g", "h", "m"] {
+        b.weights(name, &[4]);
+    }
+    b.constant("v", Array::new(&[4], vec![0.5, 1.0, 2.0, 0.1]));
+    b.weights("d", &[5, 4]).weights("e", &[5]);
+    b.node("Conv", "x w1 b1 > c1", &[("pads", Ints(vec![1; 4]))])
+        .node(
+            "BatchNormalization",
+            "c1 g h m v > n1",
+            &[("epsilon", Float(1e-3))],
+        )
+        .node("Relu", "n1 > r1", &[])
+        .node(
+            "Conv",
+            "r1 w2 > c2",
+            &[("pads", Ints(vec![1; 4])), ("strides", Ints(vec![2, 2]))],
+        )
+        .node("Conv", "r1 w3 > c3", &[("strides", Ints(vec![2, 2]))])
+        .node("Add", "c2 c3 > s", &[])
+        .node("Relu", "s > r2", &[])
+        .node("GlobalAveragePool", "r2 > p", &[])
+        .node("Flatten", "p > f", &[])
+        .node("Gemm", "f d e > y", &[("transB", Int(1))]);
+    let import = b.check();
+    // A Relu that two nodes read is one activation, and the norm is nobody's convolution.
+    assert_eq!(kinds(&import.graph).len(), 2);
+    let norms = import.graph.nodes.iter();
+    assert_eq!(
+        norms.filter(|n| matches!(n.op, Op::BatchNorm(_))).count(),
+        1
+    );
+}
+
+#[test]
+fn windows_of_all_kinds_equal_their_definition() {
+    for (input, weight, attributes) in [
+        (
+            [1, 3, 7, 5],
+            [4, 3, 3, 3],
+            vec![
+                ("auto_pad", Text("SAME_UPPER")),
+                ("strides", Ints(vec![2, 2])),
+            ],
+        ),
+        (
+            [1, 3, 7, 6],
+            [4, 3, 2, 4],
+            vec![
+                ("auto_pad", Text("SAME_LOWER")),
+                ("strides", Ints(vec![1, 2])),
+            ],
+        ),
+        (
+            [1, 3, 6, 6],
+            [4, 3, 3, 3],
+            vec![
+                ("pads", Ints(vec![0, 0, 1, 1])),
+                ("strides", Ints(vec![2, 2])),
+            ],
+        ),
+        (
+            [1, 3, 9, 9],
+            [2, 3, 3, 2],
+            vec![("dilations", Ints(vec![2, 3]))],
+        ),
+        (
+            [1, 4, 6, 6],
+            [6, 2, 3, 3],
+            vec![("group", Int(2)), ("pads", Ints(vec![1, 0, 2, 1]))],
+        ),
+        ([1, 4, 6, 6], [4, 1, 3, 3], vec![("group", Int(4))]),
+        ([1, 3, 10, 10], [4, 3, 3, 3], vec![]),
+    ] {
+        let mut b = Builder::new(&input);
+        b.weights("w", &weight).weights("b", &weight[..1]);
+        b.node("Conv", "x w b > y", &attributes);
+        b.check();
+    }
+}
+
+#[test]
+fn signals_and_vectors_are_maps_of_one_row() {
+    let mut b = Builder::new(&[1, 2, 12]);
+    b.weights("w", &[4, 2, 5])
+        .weights("d", &[8, 3])
+        .weights("k", &[4, 4, 2]);
+    b.node(
+        "Conv",
+        "x w > c",
+        &[("pads", Ints(vec![2, 2])), ("strides", Ints(vec![2]))],
+    )
+    .node("Relu", "c > r", &[])
+    .node(
+        "AveragePool",
+        "r > a",
+        &[("kernel_shape", Ints(vec![2])), ("strides", Ints(vec![2]))],
+    )
+    .node("Conv", "a k > e", &[])
+    .node("Flatten", "e > f", &[])
+    .node("MatMul", "f d > y", &[]);
+    b.check();
+    let mut b = Builder::new(&[1, 7]);
+    b.weights("w", &[7, 5])
+        .weights("b", &[5])
+        .weights("v", &[5, 2]);
+    b.node("MatMul", "x w > m", &[])
+        .node("Add", "b m > s", &[])
+        .node("Identity", "s > i", &[])
+        .node("Relu", "i > r", &[])
+        .node("MatMul", "r v > y", &[]);
+    b.check();
+}
+
+#[test]
+fn masks_and_quadratics_are_read_as_exporters_write_them() {
+    use ActivationKind::{Identity, Polynomial, Relu};
+    let mask: Vec<bool> = (0..2 * 3 * 3).map(|i| i % 3 == 0).collect();
+    let expected: Vec<ActivationKind> = mask
+        .iter()
+        .map(|&m| if m { Relu } else { Identity })
+        .collect();
+    let start = || {
+        let mut b = Builder::new(&[1, 1, 3, 3]);
+        b.weights("w", &[2, 1, 1, 1]).weights("d", &[2, 2, 3, 3]);
+        b.node("Conv", "x w > c", &[]);
+        b
+    };
+    let end = |b: &mut Builder| {
+        b.node("Conv", "a d > z", &[]).node("Flatten", "z > y", &[]);
+    };
+    let mut where_ = start();
+    where_
+        .mask("m", &[1, 2, 3, 3], &mask)
+        .node("Relu", "c > r", &[])
+        .node("Where", "m r c > a", &[]);
+    end(&mut where_);
+    let found = where_.check();
+    assert_eq!(kinds(&found.graph), [&expected[..]]);
+    assert!(found.graph.nodes.iter().any(|node| node.name == "a.node"));
+
+    let mut sums = start();
+    let flags: Vec<f64> = mask.iter().map(|&m| f64::from(u8::from(m))).collect();
+    let rest = flags.iter().map(|m| 1.0 - m).collect();
+    sums.constant("m", Array::new(&[2, 3, 3], flags))
+        .constant("n", Array::new(&[2, 3, 3], rest));
+    sums.node("Relu", "c > r", &[])
+        .node("Mul", "m r > p", &[])
+        .node("Mul", "c n > q", &[])
+        .node("Add", "p q > a", &[]);
+    end(&mut sums);
+    assert_eq!(kinds(&sums.check().graph), [&expected[..]]);
+
+    let mut squares = start();
+    squares
+        .constant("a2", Array::new(&[2, 1, 1], vec![0.2, 0.3]))
+        .constant("a1", Array::new(&[1], vec![0.5]))
+        .constant("a0", Array::new(&[2, 1, 1], vec![0.1, -0.1]));
+    squares
+        .node("Mul", "c c > s", &[])
+        .node("Mul", "s a2 > p", &[])
+        .node("Mul", "c a1 > q", &[])
+        .node("Add", "p q > t", &[])
+        .node("Add", "t a0 > a", &[]);
+    end(&mut squares);
+    assert_eq!(kinds(&squares.check().graph), [[Polynomial; 18]]);
+
+    let mut power = start();
+    power
+        .constant("two", Array::new(&[], vec![2.0]))
+        .mask("m", &[2, 1, 1], &[true, false])
+        .node("Pow", "c two > p", &[])
+        .node("Relu", "c > r", &[])
+        .node("Where", "m p r > a", &[]);
+    end(&mut power);
+    assert_eq!(
+        kinds(&power.check().graph),
+        [[[Polynomial; 9], [Relu; 9]].concat()]
+    );
+}
+
+#[test]
+fn functions_that_are_sums_of_relus_equal_their_definition() {
+    let functions: [(&str, &str, Attributes); 8] = [
+        ("LeakyRelu", "c > a", vec![("alpha", Float(0.2))]),
+        ("PRelu", "c slope > a", vec![]),
+        ("Clip", "c low high > a", vec![]),
+        ("Clip", "c - high > a", vec![]),
+        ("Abs", "c > a", vec![]),
+        ("Max", "c o > a", vec![]),
+        ("Min", "c low > a", vec![]),
+        ("Sub", "c o > a", vec![]),
+    ];
+    for (operator, line, attributes) in functions {
+        let mut b = Builder::new(&[1, 2, 4, 4]);
+        b.weights("w", &[3, 2, 3, 3])
+            .weights("u", &[3, 2, 3, 3])
+            .weights("d", &[2, 3, 2, 2]);
+        b.constant("slope", Array::new(&[3, 1, 1], vec![0.1, 0.5, -0.5]));
+        b.constant("low", Array::new(&[], vec![-0.25]));
+        b.constant("high", Array::new(&[], vec![0.5]));
+        b.node("Conv", "x w > c", &[("pads", Ints(vec![1; 4]))])
+            .node("Conv", "x u > o", &[("pads", Ints(vec![1; 4]))])
+            .node(operator, line, &attributes)
+            .node("Conv", "a d > z", &[])
+            .node("Flatten", "z > y", &[]);
+        b.check();
+    }
+}
+
+#[test]
+fn pools_equal_their_definition() {
+    let cases: [(&str, Attributes); 7] = [
+        (
+            "MaxPool",
+            vec![
+                ("kernel_shape", Ints(vec![2, 2])),
+                ("strides", Ints(vec![2, 2])),
+            ],
+        ),
+        (
+            "MaxPool",
+            vec![
+                ("kernel_shape", Ints(vec![3, 2])),
+                ("strides", Ints(vec![1, 2])),
+            ],
+        ),
+        (
+            "MaxPool",
+            vec![
+                ("kernel_shape", Ints(vec![3, 3])),
+                ("strides", Ints(vec![2, 2])),
+                ("pads", Ints(vec![1; 4])),
+            ],
+        ),
+        (
+            "MaxPool",
+            vec![
+                ("kernel_shape", Ints(vec![3, 3])),
+                ("strides", Ints(vec![2, 2])),
+                ("ceil_mode", Int(1)),
+            ],
+        ),
+        (
+            "AveragePool",
+            vec![
+                ("kernel_shape", Ints(vec![3, 2])),
+                ("strides", Ints(vec![2, 1])),
+            ],
+        ),
+        (
+            "AveragePool",
+            vec![
+                ("kernel_shape", Ints(vec![3, 3])),
+                ("pads", Ints(vec![1; 4])),
+                ("count_include_pad", Int(1)),
+            ],
+        ),
+        ("GlobalAveragePool", vec![]),
+    ];
+    for (operator, attributes) in cases {
+        for relu in [false, true] {
+            let unpadded = !attributes
+                .iter()
+                .any(|(name, _)| ["pads", "ceil_mode"].contains(name));
+            if !relu && !unpadded && operator == "MaxPool" {
+                continue;
+            }
+            let mut b = Builder::new(&[1, 2, 8, 8]);
+            b.weights("w", &[3, 2, 1, 1]);
+            b.node("Conv", "x w > c", &[]);
+            let from = if relu { "r" } else { "c" };
+            if relu {
+                b.node("Relu", "c > r", &[]);
+            }
+            b.node(operator, &format!("{from} > p"), &attributes)
+                .node("Flatten", "p > y", &[]);
+            b.check();
+        }
+    }
+    // A Relu behind the maximum is the same as one before it, once for each window.
+    let mut b = Builder::new(&[1, 1, 4, 4]);
+    b.weights("w", &[2, 1, 1, 1]);
+    b.node("Conv", "x w > c", &[])
+        .node("Relu", "c > r", &[])
+        .node(
+            "MaxPool",
+            "r > p",
+            &[
+                ("kernel_shape", Ints(vec![2, 2])),
+                ("strides", Ints(vec![2, 2])),
+            ],
+        )
+        .node("Flatten", "p > y", &[]);
+    let import = b.check();
+    let sizes: Vec<usize> = kinds(&import.graph)
+        .iter()
+        .map(|kinds| kinds.len())
+        .collect();
+    assert_eq!(sizes, [16, 8, 8]);
+    assert!(
+        import
+            .notes
+            .iter()
+            .any(|note| note.contains("takes 24 ReLUs")),
+        "{:?}",
+        import.notes
+    );
+}
+
+#[test]
+fn concatenations_stay_apart() {
+    let mut b = Builder::new(&[1, 2, 4, 4]);
+    b.weights("w", &[3, 2, 3, 3]).weights("u", &[2, 2, 1, 1]);
+    b.weights("k", &[4, 5, 3, 3]).weights("l", &[6, 9, 1, 1]);
+    for name in ["g", "h", "m"] {
+        b.weights(name, &[5]);
+    }
+    b.constant("v", Array::new(&[5], vec![0.5, 1.0, 2.0, 0.1, 0.3]));
+    b.weights("d", &[96, 3]);
+    b.node("Conv", "x w > a", &[("pads", Ints(vec![1; 4]))])
+        .node("Conv", "x u > b", &[])
+        .node("Concat", "a b > c", &[("axis", Int(1))])
+        .node("BatchNormalization", "c g h m v > n", &[])
+        .node("Relu", "n > r", &[])
+        .node("Conv", "r k > e", &[("pads", Ints(vec![1; 4]))])
+        .node("Concat", "c e > f", &[("axis", Int(1))])
+        .node("Conv", "f l > o", &[])
+        .node("Relu", "o > q", &[])
+        .node("Flatten", "q > t", &[])
+        .node("MatMul", "t d > y", &[]);
+    b.check();
+    // Flattened maps of different sizes, one behind the other.
+    let mut b = Builder::new(&[1, 2, 4, 4]);
+    b.weights("w", &[3, 2, 3, 3]).weights("d", &[12 + 32, 2]);
+    b.node("Conv", "x w > a", &[])
+        .node("Flatten", "a > p", &[])
+        .node("Flatten", "x > q", &[])
+        .node("Concat", "p q > f", &[("axis", Int(1))])
+        .node("MatMul", "f d > y", &[]);
+    b.check();
+}
+
+#[test]
+fn exports_with_channels_last_are_followed() {
+    let mut b = Builder::new(&[1, 6, 6, 3]);
+    b.constant("mean", Array::new(&[3], vec![0.4, 0.5, 0.6]));
+    b.constant("std", Array::new(&[1, 1, 1, 3], vec![0.2, 0.25, 0.3]));
+    b.weights("w", &[4, 3, 3, 3])
+        .weights("b", &[4])
+        .weights("d", &[64, 5]);
+    b.ints("flat", &[1, -1]);
+    b.node("Sub", "x mean > c", &[])
+        .node("Div", "c std > s", &[])
+        .node("Transpose", "s > t", &[("perm", Ints(vec![0, 3, 1, 2]))])
+        .node("Conv", "t w b > k", &[])
+        .node("Transpose", "k > l", &[("perm", Ints(vec![0, 2, 3, 1]))])
+        .node("Relu", "l > r", &[])
+        .node("Reshape", "r flat > f", &[])
+        .node("MatMul", "f d > y", &[]);
+    let import = b.check();
+    // The normalisation is done to pixels, and no layer of the network.
+    let pi_ir::Preprocessing::Channels { mean, std } = &import.graph.preprocessing else {
+        panic!("statistics by channel");
+    };
+    assert!(
+        (mean[1] - 0.5).abs() < 1e-6 && (std[2] - 0.3).abs() < 1e-6,
+        "{mean:?} {std:?}"
+    );
+    assert!(
+        !import
+            .graph
+            .nodes
+            .iter()
+            .any(|n| matches!(n.op, Op::BatchNorm(_)))
+    );
+}
+
+#[test]
+fn padding_nodes_reductions_and_squeezes_are_followed() {
+    let mut b = Builder::new(&[1, 1, 5, 6]);
+    b.ints("pads", &[0, 0, 1, 0, 0, 0, 2, 1])
+        .ints("axes", &[2, 3]);
+    b.weights("w", &[4, 1, 3, 3]).weights("d", &[4, 3]);
+    b.node("Pad", "x pads > p", &[])
+        .node("Conv", "p w > c", &[])
+        .node("Relu", "c > r", &[])
+        .node("ReduceMean", "r axes > m", &[("keepdims", Int(0))])
+        .node("MatMul", "m d > y", &[]);
+    b.check();
+    let mut b = Builder::new(&[1, 1, 5, 6]);
+    b.ints("axes", &[2, 3])
+        .weights("w", &[4, 1, 5, 6])
+        .weights("d", &[4, 3]);
+    b.node("Conv", "x w > c", &[])
+        .node("Squeeze", "c axes > s", &[])
+        .node("Relu", "s > r", &[])
+        .node("Gemm", "r d > y", &[("alpha", Float(0.5))]);
+    b.check();
+}
+
+#[test]
+fn every_fault_is_listed_with_node_operator_and_remedy() {
+    let mut b = Builder::new(&[1, 3, 8, 8]);
+    b.weights("w", &[4, 3, 3, 3]).weights("v", &[4, 5, 1, 1]);
+    b.node("Conv", "x w > c", &[])
+        .node("HardSwish", "c > h", &[])
+        .node("Conv", "c v > k", &[])
+        .node("InstanceNormalization", "h > n", &[])
+        .node("Mystery", "n k > q", &[])
+        .node("Flatten", "q > y", &[]);
+    let refusal = b.refusal();
+    for part in [
+        "4 faults:",
+        "h.node (HardSwish): not supported: it has no private form",
+        "k.node (Conv): weights of [4, 5, 1, 1] in 1 groups do not fit 4 channels",
+        "n.node (InstanceNormalization): not supported: it divides by statistics",
+        "q.node (Mystery): not supported",
+    ] {
+        assert!(refusal.contains(part), "{part}: {refusal}");
+    }
+}
+
+#[test]
+fn products_of_different_tensors_and_padded_maxima_are_refused() {
+    let mut b = Builder::new(&[1, 2, 4, 4]);
+    b.weights("w", &[2, 2, 1, 1]).weights("u", &[2, 2, 1, 1]);
+    b.node("Conv", "x w > a", &[])
+        .node("Conv", "x u > c", &[])
+        .node("Mul", "a c > m", &[])
+        .node("Flatten", "m > y", &[]);
+    assert!(
+        b.refusal()
+            .contains("m.node (Mul): it multiplies two different"),
+        "{}",
+        b.refusal()
+    );
+    let mut b = Builder::new(&[1, 2, 4, 4]);
+    b.weights("w", &[2, 2, 1, 1]);
+    let pool = [
+        ("kernel_shape", Ints(vec![3, 3])),
+        ("pads", Ints(vec![1; 4])),
+    ];
+    b.node("Conv", "x w > a", &[])
+        .node("MaxPool", "a > m", &pool)
+        .node("Flatten", "m > y", &[]);
+    assert!(b.refusal().contains("put a Relu before"), "{}", b.refusal());
+    let mut b = Builder::new(&[1, 2, 4, 4]);
+    b.weights("w", &[2, 2, 1, 1]);
+    b.node("Conv", "x w > a", &[])
+        .node("AveragePool", "a > m", &pool)
+        .node("Flatten", "m > y", &[]);
+    assert!(
+        b.refusal().contains("count_include_pad 1"),
+        "{}",
+        b.refusal()
+    );
+}
+
+#[test]
+fn cycles_missing_tensors_and_versions_are_named() {
+    let mut b = Builder::new(&[1, 4]);
+    b.weights("w", &[4, 4]);
+    b.node("Add", "x z > a", &[]).node("MatMul", "a w > z", &[]);
+    assert!(
+        b.refusal().contains("computed from its own result"),
+        "{}",
+        b.refusal()
+    );
+    let mut b = Builder::new(&[1, 4]);
+    b.node("MatMul", "x lost > y", &[]);
+    assert!(
+        b.refusal().contains("it reads lost, which nothing makes"),
+        "{}",
+        b.refusal()
+    );
+    let mut b = Builder::new(&[1, 4]);
+    b.weights("w", &[4, 4]).node("MatMul", "x w > y", &[]);
+    b.opset = 5;
+    assert!(b.refusal().contains("version 5"), "{}", b.refusal());
+    b.opset = 18;
+    b.graph.node.push(b.graph.node[0].clone());
+    assert!(
+        b.refusal().contains("two nodes make the tensor y"),
+        "{}",
+        b.refusal()
+    );
+}
+
+#[test]
+fn what_a_file_leaves_open_is_asked_for() {
+    let mut b = Builder::new(&[1, 3, 8, 8]);
+    b.weights("w", &[4, 3, 3, 3]);
+    b.node("Conv", "x w > c", &[]).node("Flatten", "c > y", &[]);
+    b.graph.input[0] = info("x", &[None, Some(3), None, None]);
+    assert!(b.refusal().contains("--input CxHxW"), "{}", b.refusal());
+    let options = Options {
+        input: Some(pi_ir::Shape::new(3, 6, 5)),
+        mean: Some(vec![0.5]),
+        deviation: Some(vec![0.1, 0.2, 0.4]),
+        ..Options::default()
+    };
+    let import = parse(&b.bytes(), "open", &options).unwrap();
+    assert_eq!(import.graph.shapes().unwrap().last().unwrap().c, 4 * 4 * 3);
+    let expected = pi_ir::Preprocessing::Channels {
+        mean: vec![0.5; 3],
+        std: vec![0.1, 0.2, 0.4],
+    };
+    assert_eq!(import.graph.preprocessing, expected);
+    b.graph.output = vec![info("c", &[]), info("y", &[])];
+    assert!(b.refusal().contains("--output"), "{}", b.refusal());
+    let wrong = Options {
+        input: Some(pi_ir::Shape::new(1, 6, 5)),
+        ..Options::default()
+    };
+    assert!(parse(&b.bytes(), "open", &wrong).is_err());
+}
+
+#[test]
+fn a_softmax_at_the_end_is_left_out_and_said_and_none_is_allowed_inside() {
+    let mut b = Builder::new(&[1, 4]);
+    b.weights("w", &[4, 3]).weights("v", &[3, 2]);
+    b.node("MatMul", "x w > m", &[])
+        .node("Softmax", "m > y", &[]);
+    let import = b.import().unwrap();
+    assert!(matches!(
+        import.graph.nodes.last().unwrap().op,
+        Op::Dense { .. }
+    ));
+    assert!(
+        import.notes.iter().any(|note| note.starts_with("Softmax")),
+        "{:?}",
+        import.notes
+    );
+    b.node("MatMul", "y v > z", &[]);
+    assert!(
+        b.refusal().contains("Softmax may only come last"),
+        "{}",
+        b.refusal()
+    );
+}
+
+#[test]
+fn a_filter_of_zeros_gives_its_bias_and_weights_that_are_no_numbers_are_refused() {
+    let mut b = Builder::new(&[1, 1, 3, 3]);
+    b.constant("w", Array::new(&[2, 1, 1, 1], vec![0.0, 1.0]))
+        .weights("b", &[2]);
+    b.node("Conv", "x w b > c", &[])
+        .node("Flatten", "c > y", &[]);
+    b.check();
+    b.graph.initializer[0].float_data[1] = f32::NAN;
+    assert!(
+        b.refusal().contains("c.node (Conv): value 1"),
+        "{}",
+        b.refusal()
+    );
+}
+
+#[test]
+fn external_data_is_read_from_the_folder_and_from_nowhere_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut b = Builder::new(&[1, 2]);
+    b.weights("w", &[2, 2]).node("MatMul", "x w > y", &[]);
+    let weights = std::mem::take(&mut b.graph.initializer[0].float_data);
+    let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let entry = |key: &str, value: &str| StringStringEntryProto {
+        key: Some(key.into()),
+        value: Some(value.into()),
+    };
+    let tensor = &mut b.graph.initializer[0];
+    tensor.data_location = Some(EXTERNAL);
+    tensor.external_data = vec![entry("location", "weights.bin"), entry("offset", "4")];
+    let model = folder.path().join("model.onnx");
+    std::fs::write(&model, b.bytes()).unwrap();
+    let data = folder.path().join("weights.bin");
+    let refusal = || read(&model, &Options::default()).unwrap_err().to_string();
+    assert!(refusal().contains("weights.bin"), "{}", refusal());
+    std::fs::write(&data, [&[0; 4][..], &bytes[..15]].concat()).unwrap();
+    assert!(
+        refusal().contains("needs 16 bytes from 4 of"),
+        "{}",
+        refusal()
+    );
+    std::fs::write(&data, [&[0; 4][..], &bytes[..]].concat()).unwrap();
+    let import = read(&model, &Options::default()).unwrap();
+    let Op::Dense { weight, .. } = &import.graph.nodes[1].op else {
+        panic!("a dense node");
+    };
+    assert_eq!(weight[..], [weights[0], weights[2], weights[1], weights[3]]);
+    for outside in ["../weights.bin", "/etc/passwd"] {
+        b.graph.initializer[0].external_data[0] = entry("location", outside);
+        std::fs::write(&model, b.bytes()).unwrap();
+        assert!(
+            refusal().contains("outside the model's folder"),
+            "{}",
+            refusal()
+        );
+    }
+    assert!(
+        b.refusal().contains("outside the model's folder"),
+        "{}",
+        b.refusal()
+    );
+}
+
+/// Files that end early, or have any byte changed: an error or another model, and no panic.
+#[test]
+fn damaged_files_end_in_errors() {
+    let mut b = Builder::new(&[1, 2, 4, 4]);
+    b.weights("w", &[3, 2, 3, 3])
+        .weights("d", &[12, 2])
+        .ints("flat", &[1, -1]);
+    b.node("Conv", "x w > c", &[("pads", Ints(vec![0; 4]))])
+        .node("Relu", "c > r", &[])
+        .node("Reshape", "r flat > f", &[])
+        .node("MatMul", "f d > y", &[]);
+    let bytes = b.bytes();
+    for end in 0..bytes.len() {
+        assert!(
+            parse(&bytes[..end], "cut", &Options::default()).is_err(),
+            "{end}"
+        );
+    }
+    for index in 0..bytes.len() {
+        for flip in [0x01, 0x80, 0xff] {
+            let mut damaged = bytes.clone();
+            damaged[index] ^= flip;
+            let _ = parse(&damaged, "damaged", &Options::default());
+        }
+    }
+}
