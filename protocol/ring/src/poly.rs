@@ -7,7 +7,7 @@ pub use automorphism::Automorphism;
 
 use crate::{Modulus46, Ntt, kernels};
 use std::sync::Arc;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::ZeroizeOnDrop;
 
 /// Representation of a polynomial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,8 +214,7 @@ impl Clone for RnsPoly {
 
 impl Drop for RnsPoly {
     fn drop(&mut self) {
-        // The slice: a vector would erase itself, and then its capacity again.
-        self.data.as_mut_slice().zeroize();
+        pi_core::memory::erase(&mut self.data);
         pool::give(std::mem::take(&mut self.data));
     }
 }

@@ -3,10 +3,10 @@
 use crate::params::{CiphertextModulus, N, Params};
 use crate::plain::PlainPoly;
 use crate::seeded::Ciphertext;
+use pi_core::memory::erase_all;
 use pi_ring::dot::{InterleavedRow, MAX_TERMS, Term, dot_matrix, dot_pair};
 use pi_ring::{Domain, RnsPoly, kernels};
 use std::ops::Range;
-use zeroize::Zeroize;
 
 /// A sum of products of ciphertexts and kernels, ready to be packed.
 #[derive(Clone)]
@@ -82,9 +82,9 @@ pub struct Workspace {
 
 impl Drop for Workspace {
     fn drop(&mut self) {
-        self.small.zeroize();
-        self.coefficients.zeroize();
-        self.values.zeroize();
+        erase_all(&mut self.small);
+        erase_all(&mut self.coefficients);
+        erase_all(&mut self.values);
     }
 }
 
