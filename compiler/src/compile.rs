@@ -65,6 +65,8 @@ pub struct Compiled {
     pub plan: Plan,
     /// The packings of batches, the smallest first.
     pub batches: Vec<Plan>,
+    /// Numbers of bundles that have no packing, and why.
+    pub unplanned: Vec<(u32, Refused)>,
     /// `log2` of the probability that one inference loses a value.
     pub failure_log2: f64,
     /// `log2` of the distance by which the answers of `2^20` bundles tell of the weights.
@@ -129,10 +131,14 @@ pub fn compile(
     let mut sizes = options.batches.clone();
     sizes.sort_unstable();
     sizes.dedup();
-    let batches = sizes
-        .into_iter()
-        .map(|bundles| select(&circuit, bundles, &options.link))
-        .collect::<Result<Vec<Plan>, _>>()?;
+    let (mut batches, mut unplanned) = (Vec::new(), Vec::new());
+    for bundles in sizes {
+        // A batch of a large network may have too many ciphertexts, and the network goes without.
+        match select(&circuit, bundles, &options.link) {
+            Ok(plan) => batches.push(plan),
+            Err(why) => unplanned.push((bundles, why)),
+        }
+    }
     let plans: Vec<&Plan> = [&plan].into_iter().chain(&batches).collect();
     let flooding_log2 = emit::check_flooding(&circuit, &plans)?;
     Ok(Compiled {
@@ -144,6 +150,7 @@ pub fn compile(
         weights,
         plan,
         batches,
+        unplanned,
         failure_log2,
         flooding_log2,
     })

@@ -265,6 +265,11 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     for disclosed in &compiled.disclosed {
         eprintln!("public: {disclosed}");
     }
+    for (bundles, why) in &compiled.unplanned {
+        eprintln!(
+            "note: no batches of {bundles} bundles, which are prepared in smaller ones: {why}"
+        );
+    }
     let comparison = match &arguments.evaluate {
         Some(data) => {
             let images = Images::load(data, shape, arguments.evaluate_images)

@@ -7,9 +7,12 @@ use pi_compiler::pass::fold::fold;
 use pi_compiler::pass::lower::{Pools, lower_and_measure};
 use pi_compiler::pass::quantise::Precision;
 use pi_compiler::{Compiled, Options, Refused, compile, emit};
-use pi_ir::builders::{Policy, Rest, lean9, resnet20, resnet50, wrn22_8};
+use pi_ir::builders::{Builder, ConvShape, Policy, Rest, lean9, resnet20, resnet50, wrn22_8};
 use pi_ir::random::{GraphOptions, graph};
-use pi_ir::{Artifact, Graph, Kind, Op, Range, Shape, Step, WeightsFile, interpret, verify};
+use pi_ir::{
+    ActivationKind, Artifact, Graph, Kind, NodeId, Op, Range, Shape, Step, WeightsFile, interpret,
+    verify,
+};
 use pi_protocol::layout;
 
 const POOLS: [Pools; 3] = [Pools::Cheapest, Pools::Absorb, Pools::Separate];
@@ -289,4 +292,32 @@ fn unsound_graphs_and_options_are_refused_whole() {
 
 fn names(graph: &Graph) -> Vec<&str> {
     graph.nodes.iter().map(|node| node.name.as_str()).collect()
+}
+
+/// Three maps of a million elements: alone they fit, and 64 of them do not.
+#[test]
+fn a_batch_that_is_too_large_is_left_out_and_named() {
+    let mut net = Builder::new("wide", Shape::new(1, 180, 180), 1);
+    let mut x = NodeId(0);
+    for name in ["a", "b", "c"] {
+        let from = x;
+        x = net.conv(name, from, ConvShape::same(32, 1, 1));
+        let kinds = vec![ActivationKind::Identity; net.shape(x).len()];
+        x = net.activation(&format!("{name}.act"), x, kinds);
+    }
+    x = net.pool("pool", x, (180, 180), (180, 180));
+    x = net.flatten("flat", x);
+    let last = net.dense("dense", x, 2);
+    let graph = net.finish(last);
+    let options = Options {
+        batches: vec![2, 64],
+        ..Options::default()
+    };
+    let compiled = compile(&graph, &images(&graph, 1, 1), &options).unwrap();
+    let planned: Vec<u32> = compiled.batches.iter().map(|plan| plan.bundles).collect();
+    assert_eq!(planned, [2]);
+    let [(64, why)] = &compiled.unplanned[..] else {
+        panic!("{:?}", compiled.unplanned);
+    };
+    assert!(why.to_string().contains("ciphertexts"), "{why}");
 }

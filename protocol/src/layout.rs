@@ -33,8 +33,8 @@
 //! position depends on a weight: a tap counts as read whatever its weight is.
 //!
 //! # Hostile plans
-//! Nothing here panics, indexes out of range or allocates beyond [`MAX_CIPHERTEXTS`] and the
-//! [`Budget`] of an artifact, whatever the circuit and the plans say.
+//! Nothing here panics, indexes out of range or allocates beyond [`MAX_CIPHERTEXTS`] and the budget
+//! of an artifact (`budget`), whatever the circuit and the plans say.
 
 mod answer;
 mod budget;

@@ -166,7 +166,12 @@ pub(crate) struct Converter<'m> {
     notes: Vec<String>,
     /// The batch that the file fixes; taken as 1.
     batch: usize,
+    /// Elements of the constants that were computed: a short file may ask for any number.
+    computed: usize,
 }
+
+/// Elements of all constants that nodes compute from others.
+const MAX_COMPUTED: usize = 1 << 28;
 
 /// A node as its operator's code sees it.
 #[derive(Clone, Copy)]
@@ -246,6 +251,7 @@ pub(crate) fn convert(model: &Model, name: &str, options: &Options) -> Result<Im
         faults: Vec::new(),
         notes,
         batch,
+        computed: 0,
     };
     let live = Live::one(Part::of(&input_name, view));
     converter.values.insert(input_name, Value::Live(live));
@@ -253,7 +259,7 @@ pub(crate) fn convert(model: &Model, name: &str, options: &Options) -> Result<Im
         let Some(name) = tensor
             .name
             .as_deref()
-            .filter(|name| order.reads.contains(*name))
+            .filter(|name| order.reads.contains_key(*name))
         else {
             continue;
         };
@@ -266,8 +272,19 @@ pub(crate) fn convert(model: &Model, name: &str, options: &Options) -> Result<Im
         };
         converter.values.insert(name.to_owned(), value);
     }
-    for &index in &order.nodes {
-        converter.visit(&graph.node[index]);
+    let Order { nodes, mut reads } = order;
+    for index in nodes {
+        let node = &graph.node[index];
+        converter.visit(node);
+        // Masks and coefficients of large maps are not kept longer than they are needed.
+        for name in &node.input {
+            if let Some(left) = reads.get_mut(name) {
+                *left -= 1;
+                if *left == 0 {
+                    converter.values.remove(name);
+                }
+            }
+        }
     }
     converter.finish(name, &output, &scales)
 }
@@ -320,7 +337,14 @@ impl Converter<'_> {
         if let Some(constants) = constants
             && let Some(folded) = fold::evaluate(self.model, operator, attributes, &constants)
         {
-            return folded.map(|tensor| Value::Constant(Rc::new(tensor)));
+            let tensor = folded?;
+            self.computed = self.computed.saturating_add(tensor.len());
+            return match self.computed <= MAX_COMPUTED {
+                true => Ok(Value::Constant(Rc::new(tensor))),
+                false => Err(format!(
+                    "the constants that nodes compute have more than {MAX_COMPUTED} elements"
+                )),
+            };
         }
         if !SUPPORTED.contains(&operator) {
             let remedy = REMEDIES.iter().find(|(names, _)| names.contains(&operator));
@@ -589,10 +613,11 @@ fn output_name(graph: &GraphProto, options: &Options) -> Result<String, String> 
     }
 }
 
-/// The nodes that an output needs, each after those that it reads, and all names that they read.
+/// The nodes that an output needs, each after those that it reads, and how often they read each
+/// tensor, the output itself once.
 struct Order {
     nodes: Vec<usize>,
-    reads: HashSet<String>,
+    reads: HashMap<String, usize>,
 }
 
 fn needed(graph: &GraphProto, output: &str) -> Result<Order, Fault> {
@@ -614,7 +639,7 @@ fn needed(graph: &GraphProto, output: &str) -> Result<Order, Fault> {
     }
     let mut order = Order {
         nodes: Vec::new(),
-        reads: HashSet::from([output.to_owned()]),
+        reads: HashMap::from([(output.to_owned(), 1)]),
     };
     // 1: being visited, 2: done.
     let mut state = vec![0u8; graph.node.len()];
@@ -633,7 +658,7 @@ fn needed(graph: &GraphProto, output: &str) -> Result<Order, Fault> {
         if name.is_empty() {
             continue;
         }
-        order.reads.insert(name.clone());
+        *order.reads.entry(name.clone()).or_default() += 1;
         let operator = node.op_type.as_deref().unwrap_or_default();
         match maker.get(name.as_str()) {
             Some(&made) if state[made] == 1 => {
@@ -661,7 +686,7 @@ fn input_of<'g>(
 ) -> Result<&'g ValueInfoProto, String> {
     let named = |input: &&ValueInfoProto| {
         let name = input.name.as_deref().unwrap_or_default();
-        order.reads.contains(name) && !initializers.contains(name)
+        order.reads.contains_key(name) && !initializers.contains(name)
     };
     let inputs: Vec<&ValueInfoProto> = graph.input.iter().filter(named).collect();
     match inputs[..] {

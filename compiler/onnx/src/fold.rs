@@ -336,8 +336,12 @@ fn slice(tensor: &Tensor, attributes: Attributes<'_>, inputs: &Inputs) -> Result
     let mut offset = 0;
     let own = strides(&tensor.dims);
     let mut walked = own.clone();
+    let mut cut = vec![false; dims.len()];
     for (index, &number) in axes.iter().enumerate() {
         let axis = axis(number, dims.len())?;
+        if std::mem::replace(&mut cut[axis], true) {
+            return Err(format!("axes {axes:?} name one twice"));
+        }
         let size = tensor.dims[axis] as i64;
         let step = usize::try_from(steps[index]).ok().filter(|&step| step > 0);
         let step = step.ok_or("steps below 1 are not supported")?;

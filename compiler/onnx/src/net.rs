@@ -12,6 +12,8 @@ use std::collections::{HashMap, HashSet};
 pub(crate) struct Net {
     nodes: Vec<Node>,
     shapes: Vec<Shape>,
+    /// Whether no element of a node's result can be negative.
+    never_negative: Vec<bool>,
     names: HashSet<String>,
     elements: usize,
     /// What the network does to its input before anything else reads it.
@@ -35,6 +37,7 @@ impl Net {
         let mut net = Net {
             nodes: Vec::new(),
             shapes: Vec::new(),
+            never_negative: Vec::new(),
             names: HashSet::new(),
             elements: 0,
             input: None,
@@ -58,6 +61,13 @@ impl Net {
             unique = format!("{base}.{number}");
         }
         self.elements = self.elements.saturating_add(shape.len());
+        self.never_negative.push(match &op {
+            Op::Activation { kinds, .. } => kinds.iter().all(|k| *k == ActivationKind::Relu),
+            Op::AvgPool { .. } | Op::Flatten | Op::Add => {
+                inputs.iter().all(|&input| self.never_negative(input))
+            }
+            _ => false,
+        });
         self.nodes.push(Node {
             name: unique,
             op,
@@ -90,6 +100,9 @@ impl Net {
             .iter()
             .all(|&n| n <= limits::SIDE);
         let elements = u64::from(shape.c) * u64::from(shape.h) * u64::from(shape.w);
+        if sides && elements == 0 {
+            return Err(format!("its result of {shape} is empty"));
+        }
         if !sides || elements > limits::ELEMENTS as u64 {
             return Err(format!(
                 "its result of {shape} has more than {} elements: use a smaller input",
@@ -327,14 +340,7 @@ impl Net {
 
     /// Returns whether no element of a node's result can be negative.
     pub(crate) fn never_negative(&self, id: NodeId) -> bool {
-        let node = &self.nodes[id.0 as usize];
-        match &node.op {
-            Op::Activation { kinds, .. } => kinds.iter().all(|k| *k == ActivationKind::Relu),
-            Op::AvgPool { .. } | Op::Flatten | Op::Add => {
-                node.inputs.iter().all(|&input| self.never_negative(input))
-            }
-            _ => false,
-        }
+        self.never_negative[id.0 as usize]
     }
 
     /// The graph that ends with a node: what it does not read is left out.

@@ -150,7 +150,7 @@ pub(crate) struct Part {
     pub(crate) name: String,
     pub(crate) view: View,
     pub(crate) function: Function,
-    /// Zeros around the function's result.
+    /// Zeros around the function's result; rows and columns have dimensions of their own then.
     pub(crate) padding: Padding,
 }
 
@@ -174,13 +174,7 @@ impl Part {
         let mut padded = self.view.clone();
         padded.shape.h += top + bottom;
         padded.shape.w += left + right;
-        let mut dims = padded.dims();
-        // A group without rows or columns, because there was one of them, may have been padded.
-        if self.padding != Padding::default() && dims.len() >= 4 {
-            dims[2] = padded.shape.h as usize;
-            dims[3] = padded.shape.w as usize;
-        }
-        dims
+        padded.dims()
     }
 }
 

@@ -424,6 +424,67 @@ fn padding_nodes_reductions_and_squeezes_are_followed() {
     b.check();
 }
 
+/// As exporters of channels-last networks write it; padding stays with the convolution.
+#[test]
+fn padding_before_a_transposition_belongs_to_the_convolution_behind_it() {
+    let mut b = Builder::new(&[1, 5, 6, 3]);
+    b.ints("pads", &[0, 1, 0, 0, 0, 2, 1, 0])
+        .weights("w", &[4, 3, 3, 3]);
+    b.node("Pad", "x pads > p", &[])
+        .node("Transpose", "p > t", &[("perm", Ints(vec![0, 3, 1, 2]))])
+        .node("Conv", "t w > c", &[])
+        .node("Flatten", "c > y", &[]);
+    let import = b.check();
+    assert_eq!(
+        import.graph.nodes.len(),
+        3,
+        "input, convolution, flattening"
+    );
+}
+
+/// Files that are short and ask for much, or for what does not exist.
+#[test]
+fn what_would_take_forever_or_does_not_exist_is_refused() {
+    // Sums of sums: 2^40 paths, and a maximum that asks whether any can be negative.
+    let mut b = Builder::new(&[1, 1, 4, 4]);
+    b.weights("w", &[1, 1, 1, 1]).weights("v", &[1, 1, 1, 1]);
+    b.node("Conv", "x w > s0", &[])
+        .node("Conv", "x v > s1", &[]);
+    for i in 2..60 {
+        b.node("Add", &format!("s{} s{} > s{i}", i - 1, i - 2), &[]);
+    }
+    let pool = [
+        ("kernel_shape", Ints(vec![2, 2])),
+        ("pads", Ints(vec![1; 4])),
+    ];
+    b.node("MaxPool", "s59 > m", &pool)
+        .node("Flatten", "m > y", &[]);
+    assert!(b.refusal().contains("put a Relu before"), "{}", b.refusal());
+
+    let mut b = Builder::new(&[1, 4]);
+    b.ints("huge", &[1 << 26, 4]);
+    b.node("ConstantOfShape", "huge > c", &[])
+        .node("Add", "x c > y", &[]);
+    assert!(b.refusal().contains("is too large"), "{}", b.refusal());
+
+    let mut b = Builder::new(&[1, 4]);
+    b.ints("twice", &[1, 1])
+        .ints("zero", &[0, 0])
+        .weights("w", &[4, 4]);
+    b.node("Slice", "w twice zero zero > v", &[])
+        .node("MatMul", "x v > y", &[]);
+    assert!(b.refusal().contains("name one twice"), "{}", b.refusal());
+    let mut b = Builder::new(&[1, 4]);
+    b.ints("flat", &[4]).weights("e", &[0]);
+    b.node("Reshape", "x flat > f", &[])
+        .node("BatchNormalization", "f e e e e > y", &[]);
+    assert!(b.refusal().contains("without channels"), "{}", b.refusal());
+    let mut b = Builder::new(&[1, 1, 3, 3]);
+    b.weights("w", &[0, 1, 1, 1]);
+    b.node("Conv", "x w > c", &[]).node("Flatten", "c > y", &[]);
+    assert!(b.refusal().contains("is empty"), "{}", b.refusal());
+}
+
 #[test]
 fn every_fault_is_listed_with_node_operator_and_remedy() {
     let mut b = Builder::new(&[1, 3, 8, 8]);

@@ -324,7 +324,8 @@ impl Converter<'_> {
         let list = |index| at.constant(index)?.to_floats();
         let (gamma, beta, mean, var) = (list(1)?, list(2)?, list(3)?, list(4)?);
         let eps = f64::from(at.attributes.float("epsilon", 1e-5)?);
-        let channels = live.dims().get(1).copied().unwrap_or(0);
+        let channels = live.dims().get(1).copied();
+        let channels = channels.ok_or("it reads a tensor without channels")?;
         if [&gamma, &beta, &mean, &var]
             .iter()
             .any(|all| all.len() != channels)

@@ -17,13 +17,15 @@ impl Converter<'_> {
         let live = at.live(0)?;
         if at.operator == "Transpose" {
             let order = fold::order(at.attributes, live.rank())?;
-            let moved = self.each(live, |this, part| {
-                let view = this.net.settle_if_padded(part)?;
-                let groups = order.iter().map(|&axis| view.view.order[axis].clone());
-                let order = groups.collect();
+            let moved = self.each(live, |_, part| {
+                let groups = order.iter().map(|&axis| part.view.order[axis].clone());
+                let view = View {
+                    order: groups.collect(),
+                    ..part.view.clone()
+                };
                 Ok(Part {
-                    view: View { order, ..view.view },
-                    ..view
+                    view,
+                    ..part.clone()
                 })
             })?;
             let axis = order.iter().position(|&axis| axis == live.axis);
@@ -164,7 +166,7 @@ impl Converter<'_> {
             return Err(format!("pads are {pads:?} for {} axes", axes.len()));
         }
         let (before, after) = pads.split_at(axes.len());
-        self.each(live, |this, part| {
+        self.each(live, |_, part| {
             let mut padding = Padding::default();
             for ((&axis, &before), &after) in axes.iter().zip(before).zip(after) {
                 let sides = u32::try_from(before).ok().zip(u32::try_from(after).ok());
@@ -175,16 +177,12 @@ impl Converter<'_> {
                 if (before, after) == (0, 0) {
                     continue;
                 }
-                let is = |wanted| part.view.is_only(axis, wanted);
-                if rank == 4 && axis == 2 && is(Axis::H) {
-                    (padding.top, padding.bottom) = (before, after);
-                } else if axis + 1 == rank && rank > 2 && is(Axis::W) {
-                    (padding.left, padding.right) = (before, after);
-                } else {
-                    return Err("it pads other axes than rows and columns".into());
+                match part.view.order[axis][..] {
+                    [Axis::H] => (padding.top, padding.bottom) = (before, after),
+                    [Axis::W] => (padding.left, padding.right) = (before, after),
+                    _ => return Err("it pads other axes than rows and columns".into()),
                 }
             }
-            let _ = &this;
             Ok(Part {
                 padding: both(part.padding, padding),
                 ..part.clone()
