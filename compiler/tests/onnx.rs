@@ -3,9 +3,7 @@
 use pi_ir::artifact::{ARTIFACT_NAME, Artifact, WEIGHTS_NAME, WeightsFile};
 use pi_ir::interpret::{float, plain, quantise_image};
 use pi_onnx::proto::{
-    AttributeProto, Dimension, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
-    StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto, TypeProtoTensor,
-    ValueInfoProto, data_type,
+    GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto,
 };
 use prost::Message;
 use rand_chacha::ChaCha20Rng;
@@ -17,48 +15,16 @@ fn tensor(name: &str, dims: &[i64], rng: &mut ChaCha20Rng) -> TensorProto {
     let count = dims.iter().product::<i64>();
     let inputs = dims[1..].iter().product::<i64>().max(1) as f32;
     let mut uniform = || (rng.next_u32() % 2001) as f32 / 1000.0 - 1.0;
-    TensorProto {
-        name: Some(name.into()),
-        dims: dims.to_vec(),
-        data_type: Some(data_type::FLOAT),
-        float_data: (0..count)
-            .map(|_| uniform() * (3.0 / inputs).sqrt())
-            .collect(),
-        ..TensorProto::default()
-    }
+    let values = (0..count).map(|_| uniform() * (3.0 / inputs).sqrt());
+    TensorProto::floats(name, dims, values)
 }
 
+/// A node with a name as PyTorch gives it.
 fn node(operator: &str, line: &str, lists: &[(&str, &[i64])]) -> NodeProto {
-    let mut words = line.split_whitespace().map(str::to_owned);
-    let output: Vec<String> = words.next_back().into_iter().collect();
-    let attribute = lists.iter().map(|(name, list)| AttributeProto {
-        name: Some((*name).into()),
-        ints: list.to_vec(),
-        ..AttributeProto::default()
-    });
+    let node = NodeProto::of(operator, line, lists);
     NodeProto {
-        name: Some(format!("/features/{}", output[0])),
-        op_type: Some(operator.into()),
-        input: words.collect(),
-        output,
-        attribute: attribute.collect(),
-        ..NodeProto::default()
-    }
-}
-
-fn value(name: &str, dims: &[i64]) -> ValueInfoProto {
-    let dim = dims.iter().map(|&dim| Dimension {
-        dim_value: (dim > 0).then_some(dim),
-        dim_param: (dim == 0).then(|| "batch".into()),
-    });
-    ValueInfoProto {
-        name: Some(name.into()),
-        r#type: Some(TypeProto {
-            tensor_type: Some(TypeProtoTensor {
-                elem_type: Some(data_type::FLOAT),
-                shape: Some(TensorShapeProto { dim: dim.collect() }),
-            }),
-        }),
+        name: node.name.map(|name| format!("/features/{name}")),
+        ..node
     }
 }
 
@@ -87,25 +53,23 @@ fn lenet(activation: &[NodeProto]) -> Vec<u8> {
             tensor("d", &[54, 3], rng),
             tensor("e", &[3], rng),
         ],
-        input: vec![value("image", &[0, 1, 14, 14])],
-        output: vec![value("logits", &[0, 3])],
+        input: vec![ValueInfoProto::of(
+            "image",
+            &[None, Some(1), Some(14), Some(14)],
+        )],
+        output: vec![ValueInfoProto::of("logits", &[None, Some(3)])],
     };
     let entry = |key: &str, value: &str| StringStringEntryProto {
         key: Some(key.into()),
         value: Some(value.into()),
     };
     let model = ModelProto {
-        ir_version: Some(8),
-        graph: Some(graph),
-        opset_import: vec![OperatorSetIdProto {
-            domain: None,
-            version: Some(17),
-        }],
         metadata_props: vec![
             entry("classes", "[\"one\", \"two\", \"three\"]"),
             entry("mean", "0.5"),
             entry("deviation", "0.25"),
         ],
+        ..ModelProto::of(graph, 17)
     };
     model.encode_to_vec()
 }

@@ -228,7 +228,8 @@ pub(crate) fn convert(model: &Model, name: &str, options: &Options) -> Result<Im
     let input = input_of(graph, &order, &initializers);
     let input = input.map_err(|why| refused(Fault::of_model(why)))?;
     let (view, batch, mut notes) =
-        input_view(input, options.input).map_err(|why| refused(Fault::of_model(why)))?;
+        input_view(input, options.input, channels_may_be_last(graph, &order))
+            .map_err(|why| refused(Fault::of_model(why)))?;
     let scales =
         Scales::new(model, options, view.shape.c).map_err(|why| refused(Fault::of_model(why)))?;
     if batch > 1 {
@@ -704,10 +705,25 @@ fn input_of<'g>(
     }
 }
 
+/// Convolutions read channels first, so an input with channels last is transposed before the first.
+fn channels_may_be_last(graph: &GraphProto, order: &Order) -> bool {
+    let mut nodes = order.nodes.iter().map(|&index| &graph.node[index]);
+    let first = nodes.find_map(|node| match node.op_type.as_deref() {
+        Some("Conv") => Some(false),
+        Some("Transpose") => {
+            let perm = Attributes(node).ints("perm").ok().flatten();
+            (perm == Some(&[0, 3, 1, 2])).then_some(true)
+        }
+        _ => None,
+    });
+    first.unwrap_or(true)
+}
+
 /// The input as a map, the batch that the file fixes, and what was assumed.
 fn input_view(
     input: &ValueInfoProto,
     wanted: Option<Shape>,
+    channels_may_be_last: bool,
 ) -> Result<(View, usize, Vec<String>), String> {
     let name = input.name.as_deref().unwrap_or_default();
     let tensor = input
@@ -730,7 +746,7 @@ fn input_view(
     let image = |n: Option<usize>| matches!(n, Some(1 | 3));
     use Axis::{C, H, W};
     let axes: &[Axis] = match dims.len() {
-        4 if image(dims[3]) && !image(dims[1]) => &[H, W, C],
+        4 if channels_may_be_last && image(dims[3]) && !image(dims[1]) => &[H, W, C],
         4 => &[C, H, W],
         3 => &[C, W],
         2 => &[C],

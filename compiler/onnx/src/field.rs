@@ -146,6 +146,17 @@ impl Function {
         }
     }
 
+    /// This `c x + d` as a function of `y = a x + b`: `c (y - b) / a + d`.
+    pub(crate) fn of(&self, y: &Function, shape: Shape) -> Function {
+        let linear = self.linear.zip(&y.linear, shape, |c, a| c / a);
+        let taken = linear.zip(&y.constant, shape, |slope, b| slope * b);
+        Function {
+            constant: self.constant.zip(&taken, shape, |d, taken| d - taken),
+            linear,
+            ..Function::identity()
+        }
+    }
+
     /// The product, if it is a quadratic.
     pub(crate) fn product(&self, other: &Function, shape: Shape) -> Option<Function> {
         if other.is_affine() && other.linear.is(0.0) {

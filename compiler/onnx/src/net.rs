@@ -192,6 +192,33 @@ impl Net {
         })
     }
 
+    /// The part as a function of the node `onto`, if that computes a function of the same node and
+    /// the one follows from the other: of a norm and its ReLU, only the second knows that the first
+    /// has a node by now.
+    pub(crate) fn rebased(&self, part: &Part, onto: NodeId) -> Part {
+        let shape = part.view.shape;
+        let known = self.computed.get(&part.view.id).into_iter().flatten();
+        let known = { known }.find(|(_, id)| *id == onto && part.view.id != onto);
+        let function = known.and_then(|(known, _)| {
+            if *known == part.function {
+                return Some(Function::identity());
+            }
+            let invertible = known.is_affine() && !known.linear.elements(shape).contains(&0.0);
+            (invertible && part.function.is_affine()).then(|| part.function.of(known, shape))
+        });
+        match function {
+            None => part.clone(),
+            Some(function) => Part {
+                function,
+                view: View {
+                    id: onto,
+                    ..part.view.clone()
+                },
+                ..part.clone()
+            },
+        }
+    }
+
     fn function(&mut self, name: &str, id: NodeId, f: &Function) -> Result<NodeId, String> {
         if id == NodeId(0) && f.is_affine() {
             return self.of_input(name, f);
@@ -246,11 +273,8 @@ impl Net {
         if first == *f {
             return Ok(NodeId(0));
         }
-        // Of y = a x + b: f(x) = c (y - b) / a + d.
-        let scale = f.linear.zip(&first.linear, shape, |c, a| c / a);
-        let taken = scale.zip(&first.constant, shape, |s, b| s * b);
-        let shift = f.constant.zip(&taken, shape, |d, t| d - t);
-        self.affine(name, NodeId(0), &scale, &shift)
+        let f = f.of(&first, shape);
+        self.affine(name, NodeId(0), &f.linear, &f.constant)
     }
 
     /// The part as a node, with its padding.

@@ -105,6 +105,99 @@ pub struct TensorProto {
     pub data_location: Option<i32>,
 }
 
+impl NodeProto {
+    /// A node of one output, which it is named after, with lists of integers as attributes.
+    ///
+    /// `line` has the names of its inputs and of its output, in this order.
+    pub fn of(operator: &str, line: &str, lists: &[(&str, &[i64])]) -> Self {
+        let mut words = line.split_whitespace().map(str::to_owned);
+        let output: Vec<String> = words.next_back().into_iter().collect();
+        let attribute = lists.iter().map(|(name, list)| AttributeProto {
+            name: Some((*name).into()),
+            ints: list.to_vec(),
+            r#type: Some(attribute_type::INTS),
+            ..AttributeProto::default()
+        });
+        NodeProto {
+            name: output.first().cloned(),
+            op_type: Some(operator.into()),
+            input: words.collect(),
+            output,
+            attribute: attribute.collect(),
+            domain: None,
+        }
+    }
+}
+
+impl TensorProto {
+    /// A constant of single precision, row-major.
+    pub fn floats(name: &str, dims: &[i64], values: impl IntoIterator<Item = f32>) -> Self {
+        TensorProto {
+            name: Some(name.into()),
+            dims: dims.to_vec(),
+            data_type: Some(data_type::FLOAT),
+            float_data: values.into_iter().collect(),
+            ..TensorProto::default()
+        }
+    }
+
+    /// A list of integers.
+    pub fn ints(name: &str, values: &[i64]) -> Self {
+        TensorProto {
+            name: Some(name.into()),
+            dims: vec![values.len() as i64],
+            data_type: Some(data_type::INT64),
+            int64_data: values.to_vec(),
+            ..TensorProto::default()
+        }
+    }
+
+    /// Flags, row-major.
+    pub fn flags(name: &str, dims: &[i64], values: impl IntoIterator<Item = bool>) -> Self {
+        TensorProto {
+            name: Some(name.into()),
+            dims: dims.to_vec(),
+            data_type: Some(data_type::BOOL),
+            int32_data: values.into_iter().map(i32::from).collect(),
+            ..TensorProto::default()
+        }
+    }
+}
+
+impl ValueInfoProto {
+    /// A tensor of single precision; `None` stands for a dimension that the model leaves open.
+    pub fn of(name: &str, dims: &[Option<i64>]) -> Self {
+        let dim = dims.iter().enumerate().map(|(axis, &dim)| Dimension {
+            dim_value: dim,
+            dim_param: dim.is_none().then(|| format!("unk__{axis}")),
+        });
+        ValueInfoProto {
+            name: Some(name.into()),
+            r#type: Some(TypeProto {
+                tensor_type: Some(TypeProtoTensor {
+                    elem_type: Some(data_type::FLOAT),
+                    shape: Some(TensorShapeProto { dim: dim.collect() }),
+                }),
+            }),
+        }
+    }
+}
+
+impl ModelProto {
+    /// A model of one graph, with this version of ONNX's operators.
+    pub fn of(graph: GraphProto, opset: i64) -> Self {
+        ModelProto {
+            ir_version: Some(8),
+            graph: Some(graph),
+            opset_import: vec![OperatorSetIdProto {
+                domain: None,
+                version: Some(opset),
+            }],
+            metadata_props: Vec::new(),
+        }
+    }
+}
+
 /// [`TensorProto::data_location`] of data in another file.
 pub const EXTERNAL: i32 = 1;
 

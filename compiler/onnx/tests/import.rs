@@ -4,10 +4,10 @@
 mod support;
 
 use pi_ir::{ActivationKind, Graph, Op};
-use pi_onnx::proto::{EXTERNAL, StringStringEntryProto};
+use pi_onnx::proto::{EXTERNAL, StringStringEntryProto, ValueInfoProto};
 use pi_onnx::{Options, parse, read};
 use support::Attr::{Float, Int, Ints, Text};
-use support::{Array, Attributes, Builder, info};
+use support::{Array, Attributes, Builder};
 
 fn kinds(graph: &Graph) -> Vec<&[ActivationKind]> {
     let nodes = graph.nodes.iter();
@@ -204,6 +204,50 @@ fn masks_and_quadratics_are_read_as_exporters_write_them() {
     );
 }
 
+/// The usual place of a mask: behind a norm, whose result the ReLU and the mask both read.
+#[test]
+fn masks_and_quadratics_behind_norms_are_read_too() {
+    let mask: Vec<bool> = (0..2 * 3 * 3).map(|i| i % 4 == 0).collect();
+    let flags: Vec<f64> = mask.iter().map(|&m| f64::from(u8::from(m))).collect();
+    let rest = flags.iter().map(|m| 1.0 - m).collect();
+    let cases: [&[(&str, &str)]; 4] = [
+        &[("Relu", "n > r"), ("Where", "m r n > a")],
+        &[
+            ("Relu", "n > r"),
+            ("Mul", "f r > p"),
+            ("Mul", "g n > q"),
+            ("Add", "q p > a"),
+        ],
+        &[
+            ("Relu", "n > r"),
+            ("Mul", "n n > s"),
+            ("Where", "m r s > a"),
+        ],
+        &[
+            ("Mul", "n n > s"),
+            ("Relu", "n > r"),
+            ("Where", "m s r > a"),
+        ],
+    ];
+    for nodes in cases {
+        let mut b = Builder::new(&[1, 1, 3, 3]);
+        b.weights("w", &[2, 1, 1, 1]).weights("d", &[2, 2, 3, 3]);
+        b.weights("h", &[2])
+            .constant("v", Array::new(&[2], vec![0.5, 2.0]));
+        b.mask("m", &[1, 2, 3, 3], &mask);
+        b.constant("f", Array::new(&[2, 3, 3], flags.clone()));
+        b.constant("g", Array::new(&[2, 3, 3], Vec::clone(&rest)));
+        b.node("Conv", "x w > c", &[])
+            .node("BatchNormalization", "c v h h v > n", &[]);
+        for (operator, line) in nodes {
+            b.node(operator, line, &[]);
+        }
+        b.node("Conv", "a d > z", &[]).node("Flatten", "z > y", &[]);
+        let import = b.check();
+        assert_eq!(kinds(&import.graph).len(), 1, "{nodes:?}");
+    }
+}
+
 #[test]
 fn functions_that_are_sums_of_relus_equal_their_definition() {
     let functions: [(&str, &str, Attributes); 8] = [
@@ -366,6 +410,21 @@ fn concatenations_stay_apart() {
     b.check();
 }
 
+/// With channels last, a flattened concatenation has its parts side by side at every position.
+#[test]
+fn concatenations_are_put_together_where_they_must_be() {
+    let mut b = Builder::new(&[1, 2, 3, 4]);
+    b.weights("w", &[3, 2, 1, 1])
+        .weights("d", &[60, 4])
+        .ints("flat", &[1, -1]);
+    b.node("Conv", "x w > a", &[])
+        .node("Concat", "a x > c", &[("axis", Int(1))])
+        .node("Transpose", "c > t", &[("perm", Ints(vec![0, 2, 3, 1]))])
+        .node("Reshape", "t flat > f", &[])
+        .node("MatMul", "f d > y", &[]);
+    b.check();
+}
+
 #[test]
 fn exports_with_channels_last_are_followed() {
     let mut b = Builder::new(&[1, 6, 6, 3]);
@@ -398,6 +457,19 @@ fn exports_with_channels_last_are_followed() {
             .nodes
             .iter()
             .any(|n| matches!(n.op, Op::BatchNorm(_)))
+    );
+}
+
+/// Signals of 22 channels as a map of one column: channels come first, whatever the sizes suggest.
+#[test]
+fn a_last_axis_of_one_is_no_channel_where_a_convolution_says_so() {
+    let mut b = Builder::new(&[1, 22, 4, 1]);
+    b.weights("w", &[2, 22, 3, 1]);
+    b.node("Conv", "x w > c", &[]).node("Flatten", "c > y", &[]);
+    let import = b.import().unwrap();
+    assert_eq!(
+        import.graph.shapes().unwrap()[0],
+        pi_ir::Shape::new(22, 4, 1)
     );
 }
 
@@ -578,7 +650,7 @@ fn what_a_file_leaves_open_is_asked_for() {
     let mut b = Builder::new(&[1, 3, 8, 8]);
     b.weights("w", &[4, 3, 3, 3]);
     b.node("Conv", "x w > c", &[]).node("Flatten", "c > y", &[]);
-    b.graph.input[0] = info("x", &[None, Some(3), None, None]);
+    b.graph.input[0] = ValueInfoProto::of("x", &[None, Some(3), None, None]);
     assert!(b.refusal().contains("--input CxHxW"), "{}", b.refusal());
     let options = Options {
         input: Some(pi_ir::Shape::new(3, 6, 5)),
@@ -593,7 +665,7 @@ fn what_a_file_leaves_open_is_asked_for() {
         std: vec![0.1, 0.2, 0.4],
     };
     assert_eq!(import.graph.preprocessing, expected);
-    b.graph.output = vec![info("c", &[]), info("y", &[])];
+    b.graph.output = vec![ValueInfoProto::of("c", &[]), ValueInfoProto::of("y", &[])];
     assert!(b.refusal().contains("--output"), "{}", b.refusal());
     let wrong = Options {
         input: Some(pi_ir::Shape::new(1, 6, 5)),

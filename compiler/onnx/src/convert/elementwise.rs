@@ -249,6 +249,7 @@ impl Converter<'_> {
     }
 
     fn sum_of_parts(&mut self, name: &str, a: &Part, b: &Part) -> Result<Part, String> {
+        let (a, b) = &self.aligned(a, b);
         if a.view == b.view && a.padding == b.padding {
             let shape = a.view.shape;
             let (a, b) = (self.net.settle_if_padded(a)?, self.net.settle_if_padded(b)?);
@@ -270,6 +271,13 @@ impl Converter<'_> {
         Ok(Part::of(name, crate::value::View { id, ..left }))
     }
 
+    /// Two parts as functions of one node, if they can be.
+    fn aligned(&self, a: &Part, b: &Part) -> (Part, Part) {
+        let a = self.net.rebased(a, b.view.id);
+        let b = self.net.rebased(b, a.view.id);
+        (a, b)
+    }
+
     fn product(&mut self, name: &str, a: &Live, b: &Live) -> Result<Live, String> {
         const REFUSED: &str = "it multiplies two different tensors that depend on the input (as \
                                squeeze-and-excitation, gates and attention do), which has no \
@@ -280,6 +288,17 @@ impl Converter<'_> {
         let mut others = b.parts.iter();
         self.each(a, |this, part| {
             let other = others.next().expect("as many parts");
+            let (part, other) = &this.aligned(part, other);
+            if part == other {
+                // A tensor squared: of a norm, not of what the norm reads, as its ReLU would be.
+                let bare = this.bare(part)?;
+                let square = bare.function.product(&bare.function, bare.view.shape);
+                return Ok(Part {
+                    name: name.to_owned(),
+                    function: square.expect("the square of a tensor is a quadratic"),
+                    ..bare
+                });
+            }
             let same = part.view == other.view;
             let product = part.function.product(&other.function, part.view.shape);
             match product.filter(|_| same) {
@@ -288,16 +307,6 @@ impl Converter<'_> {
                     function,
                     ..part.clone()
                 }),
-                _ if part == other => {
-                    // A node of its own, squared.
-                    let bare = this.bare(part)?;
-                    let square = bare.function.product(&bare.function, bare.view.shape);
-                    Ok(Part {
-                        name: name.to_owned(),
-                        function: square.expect("the square of a tensor is a quadratic"),
-                        ..bare
-                    })
-                }
                 _ => Err(REFUSED.into()),
             }
         })
@@ -362,7 +371,22 @@ impl Converter<'_> {
         let (Some(Some(x)), Some(Some(y))) = (at.inputs.get(1), at.inputs.get(2)) else {
             return Err("an operand is missing".into());
         };
-        let live = match (x, y) {
+        // Functions of the same nodes, where one of the two has been given a node of its own.
+        let (x, y) = match (x, y) {
+            (Value::Live(x), Value::Live(y)) if x.cut_like(y) => {
+                let parts = x.parts.iter().zip(&y.parts);
+                let (left, right) = parts.map(|(a, b)| self.aligned(a, b)).unzip();
+                let of = |parts, live: &Live| {
+                    Value::Live(Live {
+                        parts,
+                        axis: live.axis,
+                    })
+                };
+                (of(left, x), of(right, y))
+            }
+            _ => (x.clone(), y.clone()),
+        };
+        let live = match (&x, &y) {
             (Value::Live(live), _) | (_, Value::Live(live)) => live,
             _ => return Err("its operands are both constants".into()),
         };
@@ -394,7 +418,7 @@ impl Converter<'_> {
             let flag = view.field(&mask)?;
             parts.push(Part {
                 name: at.name.to_owned(),
-                function: own(x)?.select(&own(y)?, &flag, shape),
+                function: own(&x)?.select(&own(&y)?, &flag, shape),
                 ..part.clone()
             });
         }

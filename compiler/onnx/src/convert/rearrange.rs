@@ -57,10 +57,10 @@ impl Converter<'_> {
                 }
             }
         };
-        self.regroup(live, &wanted)
+        self.regroup(at.name, live, &wanted)
     }
 
-    fn regroup(&mut self, live: &Live, wanted: &[usize]) -> Result<Live, String> {
+    fn regroup(&mut self, name: &str, live: &Live, wanted: &[usize]) -> Result<Live, String> {
         let regroup = |this: &mut Self, part: &Part, dims: &[usize]| {
             let part = this.net.settle_if_padded(part)?;
             let view = part.view.regrouped(dims)?;
@@ -76,9 +76,8 @@ impl Converter<'_> {
         let place = wanted.iter().position(|&n| n > 1).unwrap_or(0);
         let whole: usize = dims[live.axis..].iter().product();
         if !single(&dims[..live.axis]) || wanted[place] != whole || !single(&wanted[place + 1..]) {
-            return Err(
-                "it reshapes a concatenation in another way than flattening all of it".into(),
-            );
+            let whole = Part::of(name, self.net.joined(name, live)?);
+            return Ok(Live::one(regroup(self, &whole, wanted)?));
         }
         let mut parts = Vec::with_capacity(live.parts.len());
         for part in &live.parts {

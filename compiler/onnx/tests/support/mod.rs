@@ -2,8 +2,7 @@
 //! the other.
 
 use pi_onnx::proto::{
-    AttributeProto, Dimension, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
-    TensorShapeProto, TypeProto, TypeProtoTensor, ValueInfoProto, attribute_type, data_type,
+    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, attribute_type,
 };
 use pi_onnx::{Error, Import, Options, parse};
 use prost::Message;
@@ -94,7 +93,7 @@ impl Builder {
             opset: 18,
         };
         let dims: Vec<Option<i64>> = input.iter().map(|&d| Some(d as i64)).collect();
-        builder.graph.input.push(info("x", &dims));
+        builder.graph.input.push(ValueInfoProto::of("x", &dims));
         builder
     }
 
@@ -110,26 +109,18 @@ impl Builder {
 
     /// A constant of single precision.
     pub(crate) fn constant(&mut self, name: &str, array: Array) -> &mut Self {
-        self.graph.initializer.push(TensorProto {
-            name: Some(name.into()),
-            dims: array.dims.iter().map(|&d| d as i64).collect(),
-            data_type: Some(data_type::FLOAT),
-            float_data: array.data.iter().map(|&v| v as f32).collect(),
-            ..TensorProto::default()
-        });
+        let dims: Vec<i64> = array.dims.iter().map(|&d| d as i64).collect();
+        let values = array.data.iter().map(|&v| v as f32);
+        self.graph
+            .initializer
+            .push(TensorProto::floats(name, &dims, values));
         self.constants.insert(name.into(), array);
         self
     }
 
     /// A list of integers.
     pub(crate) fn ints(&mut self, name: &str, values: &[i64]) -> &mut Self {
-        self.graph.initializer.push(TensorProto {
-            name: Some(name.into()),
-            dims: vec![values.len() as i64],
-            data_type: Some(data_type::INT64),
-            int64_data: values.to_vec(),
-            ..TensorProto::default()
-        });
+        self.graph.initializer.push(TensorProto::ints(name, values));
         let data = values.iter().map(|&v| v as f64).collect();
         self.constants
             .insert(name.into(), Array::new(&[values.len()], data));
@@ -138,13 +129,11 @@ impl Builder {
 
     /// A mask.
     pub(crate) fn mask(&mut self, name: &str, dims: &[usize], values: &[bool]) -> &mut Self {
-        self.graph.initializer.push(TensorProto {
-            name: Some(name.into()),
-            dims: dims.iter().map(|&d| d as i64).collect(),
-            data_type: Some(data_type::BOOL),
-            int32_data: values.iter().map(|&v| v.into()).collect(),
-            ..TensorProto::default()
-        });
+        let sizes: Vec<i64> = dims.iter().map(|&d| d as i64).collect();
+        let flags = values.iter().copied();
+        self.graph
+            .initializer
+            .push(TensorProto::flags(name, &sizes, flags));
         let data = values.iter().map(|&v| f64::from(u8::from(v))).collect();
         self.constants.insert(name.into(), Array::new(dims, data));
         self
@@ -207,18 +196,9 @@ impl Builder {
         let mut graph = self.graph.clone();
         if graph.output.is_empty() {
             let last = graph.node.last().map_or("x", |node| &node.output[0]);
-            graph.output.push(info(last, &[]));
+            graph.output.push(ValueInfoProto::of(last, &[]));
         }
-        let model = ModelProto {
-            ir_version: Some(8),
-            graph: Some(graph),
-            opset_import: vec![OperatorSetIdProto {
-                domain: None,
-                version: Some(self.opset),
-            }],
-            ..ModelProto::default()
-        };
-        model.encode_to_vec()
+        ModelProto::of(graph, self.opset).encode_to_vec()
     }
 
     pub(crate) fn import(&self) -> Result<Import, Error> {
@@ -286,25 +266,6 @@ impl Builder {
             known.insert(last.clone(), value);
         }
         known.remove(&last).expect("the last node's output")
-    }
-}
-
-pub(crate) fn info(name: &str, dims: &[Option<i64>]) -> ValueInfoProto {
-    let dim = dims
-        .iter()
-        .map(|&dim| Dimension {
-            dim_value: dim,
-            dim_param: dim.is_none().then(|| "unk__6".into()),
-        })
-        .collect();
-    ValueInfoProto {
-        name: Some(name.into()),
-        r#type: Some(TypeProto {
-            tensor_type: Some(TypeProtoTensor {
-                elem_type: Some(data_type::FLOAT),
-                shape: Some(TensorShapeProto { dim }),
-            }),
-        }),
     }
 }
 
