@@ -200,7 +200,12 @@ impl<'n> At<'n> {
         found.ok_or_else(|| format!("input {index} is missing"))
     }
 
-    /// The same for an input that may be left out.
+    /// The axes that a node names: an attribute first, an input in later versions.
+    fn axes(self) -> Result<Option<Vec<i64>>, String> {
+        fold::axes_or(self.attributes, || self.constant_if(1))
+    }
+
+    /// The same as [`At::constant`] for an input that may be left out.
     fn constant_if(self, index: usize) -> Result<Option<&'n Tensor>, String> {
         match self.inputs.get(index) {
             None | Some(None) => Ok(None),

@@ -105,14 +105,19 @@ pub(crate) fn dims(ints: &[i64]) -> Result<Vec<usize>, String> {
 }
 
 /// The axes of Squeeze, Unsqueeze and reductions: an attribute first, an input later.
-pub(crate) fn axes(
+fn axes(attributes: Attributes<'_>, inputs: &Inputs) -> Result<Option<Vec<i64>>, String> {
+    axes_or(attributes, || Ok(optional(inputs, 1)))
+}
+
+/// The same with an input that is looked at only without the attribute.
+pub(crate) fn axes_or<'t>(
     attributes: Attributes<'_>,
-    inputs: &Inputs,
+    input: impl FnOnce() -> Result<Option<&'t Tensor>, String>,
 ) -> Result<Option<Vec<i64>>, String> {
     if let Some(axes) = attributes.ints("axes")? {
         return Ok(Some(axes.to_vec()));
     }
-    optional(inputs, 1).map(Tensor::to_ints).transpose()
+    input()?.map(Tensor::to_ints).transpose()
 }
 
 /// The order of the axes after Transpose.

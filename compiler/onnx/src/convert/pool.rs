@@ -3,7 +3,6 @@
 use super::linear::{Geometry, Layout, both, padded};
 use super::{At, Converter};
 use crate::field::Function;
-use crate::fold;
 use crate::net::Window;
 use crate::tensor::axis;
 use crate::value::{Axis, Live, Part, View};
@@ -57,10 +56,7 @@ impl Converter<'_> {
     }
 
     fn reduce_mean(&mut self, at: At<'_>, live: &Live) -> Result<Live, String> {
-        let given = at
-            .constant_if(1)?
-            .map(|t| Some(std::rc::Rc::new(t.clone())));
-        let axes = fold::axes(at.attributes, &[None, given.flatten()])?;
+        let axes = at.axes()?;
         let rank = live.rank();
         let numbers = match axes {
             Some(axes) => axes,
@@ -232,7 +228,6 @@ impl Converter<'_> {
             return Err("it reads a Relu of the input itself".into());
         }
         let mut at = (view.id, view.shape);
-        let before = self.notes.len();
         let across = Line {
             size: view.shape.w,
             kernel: geometry.kernel.1,
@@ -250,7 +245,6 @@ impl Converter<'_> {
             rows: true,
         };
         at = self.max_along(name, at, &down, &mut relus)?;
-        debug_assert_eq!(before, self.notes.len());
         self.notes.push(format!(
             "{name} (MaxPool): takes {relus} ReLUs; AveragePool would take none"
         ));

@@ -49,8 +49,7 @@ impl Converter<'_> {
                 reshape(&dims, &wanted, at.attributes.int("allowzero", 0)? != 0)?
             }
             squeeze => {
-                let given = at.constant_if(1)?.map(|t| std::rc::Rc::new(t.clone()));
-                let axes = fold::axes(at.attributes, &[None, given])?;
+                let axes = at.axes()?;
                 match squeeze {
                     "Squeeze" => fold::squeezed(&dims, axes.as_deref())?,
                     _ => fold::unsqueezed(&dims, &axes.ok_or("axes are missing")?)?,
