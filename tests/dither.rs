@@ -92,8 +92,9 @@ fn dither(circuit: &Circuit, trace: &Trace, index: usize) -> Vec<f64> {
     if let [
         Term::Residual {
             input,
-            pool: Some(pool),
+            window: Some(window),
             shift,
+            negative: false,
         },
     ] = &layer.terms[..]
         && let Some(behind) = (input.0 as usize).checked_sub(1)
@@ -101,16 +102,9 @@ fn dither(circuit: &Circuit, trace: &Trace, index: usize) -> Vec<f64> {
         let scale = 2f64.powi(i32::from(*shift) - i32::from(activation.truncate));
         let from = circuit.tensor_shape(*input);
         let summed = self::dither(circuit, trace, behind);
-        let (rows, columns) = (layer.shape.h as usize, layer.shape.w as usize);
-        for (element, dither) in dither.iter_mut().enumerate() {
-            let (channel, place) = (element / (rows * columns), element % (rows * columns));
-            for at in 0..pool.kernel.0 as usize * pool.kernel.1 as usize {
-                let (ky, kx) = (at / pool.kernel.1 as usize, at % pool.kernel.1 as usize);
-                let y = place / columns * pool.stride.0 as usize + ky;
-                let x = place % columns * pool.stride.1 as usize + kx;
-                let row = channel * from.h as usize + y;
-                *dither += scale * summed[row * from.w as usize + x];
-            }
+        let summed = window.sums(&summed, from, 0.0, |a, b| a + b);
+        for (dither, summed) in dither.iter_mut().zip(summed) {
+            *dither += scale * summed;
         }
     }
     dither

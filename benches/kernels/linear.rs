@@ -93,6 +93,7 @@ pub(crate) fn convolution(out_channels: u32, kernel: u32, stride: u32) -> Conv {
     Conv {
         input: TensorId(0),
         out_channels,
+        groups: 1,
         kernel: (kernel, kernel),
         stride: (stride, stride),
         padding: Padding::same(kernel / 2),

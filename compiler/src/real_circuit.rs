@@ -3,12 +3,12 @@
 //!
 //! Between lowering and quantisation every pass reads and writes this form. A layer computes
 //!
-//! `z = pool(sum(conv(W_k, t_k)) + bias + sum(2^-halvings_j pool_j(t_j))) 2^-pool_bits +
+//! `z = pool(sum(conv(W_k, t_k)) + bias + sum(+-2^-halvings_j window_j(t_j))) 2^-pool_bits +
 //! element_bias`, then its activation;
 //!
 //! all pools are sums. A divisor that is no power of two already sits in weights and bias.
 
-use pi_ir::{Conv, Kind, Shape, SumPool, TensorId};
+use pi_ir::{Conv, Kind, Shape, SumPool, TensorId, Window};
 use std::fmt;
 
 /// A circuit of real numbers. Tensor 0 is the normalised image, tensor `i + 1` the result of layer
@@ -51,7 +51,7 @@ pub enum Term {
     Conv {
         /// Shape of the convolution; quantisation sets `weight_bits`.
         conv: Conv,
-        /// `[out][in][kernel_h][kernel_w]`.
+        /// `[out][in / groups][kernel_h][kernel_w]`.
         weights: Vec<f64>,
     },
     /// An earlier tensor.
@@ -59,9 +59,11 @@ pub enum Term {
         /// The tensor.
         input: TensorId,
         /// Windows summed first.
-        pool: Option<SumPool>,
+        window: Option<Window>,
         /// Binary logarithm of the divisor: the tensor counts `2^-halvings`.
         halvings: u8,
+        /// Whether it is subtracted.
+        negative: bool,
     },
 }
 
@@ -151,8 +153,10 @@ impl Term {
     pub fn output(&self, input: Shape) -> Option<Shape> {
         match self {
             Term::Conv { conv, .. } => conv.output(input),
-            Term::Residual { pool: None, .. } => Some(input),
-            Term::Residual { pool: Some(p), .. } => p.output(input),
+            Term::Residual { window: None, .. } => Some(input),
+            Term::Residual {
+                window: Some(w), ..
+            } => Some(w.output(input)),
         }
     }
 }
@@ -191,18 +195,23 @@ impl Layer {
                         "    conv t{} {}x{}",
                         conv.input.0, conv.kernel.0, conv.kernel.1
                     )?;
+                    if conv.groups > 1 {
+                        write!(f, " groups {}", conv.groups)?;
+                    }
                     write!(f, " stride {}x{}", conv.stride.0, conv.stride.1)?;
                     write!(f, " pad {},{},{},{}", p.top, p.left, p.bottom, p.right)?;
                     writeln!(f, " weights {}", numbers(weights))?;
                 }
                 Term::Residual {
                     input,
-                    pool,
+                    window,
                     halvings,
+                    negative,
                 } => {
-                    write!(f, "    residual t{}", input.0)?;
-                    if let Some(pool) = pool {
-                        write!(f, " sum {}", windows(pool))?;
+                    let sign = if *negative { "minus " } else { "" };
+                    write!(f, "    residual {sign}t{}", input.0)?;
+                    if let Some(window) = window {
+                        write!(f, " sum {window}")?;
                     }
                     if *halvings > 0 {
                         write!(f, " / 2^{halvings}")?;

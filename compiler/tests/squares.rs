@@ -119,6 +119,7 @@ fn chain(mask: Mask, coefficients: fn(usize) -> [f32; 3]) -> Graph {
     };
     let shape = ConvShape {
         out_channels: 6,
+        groups: 1,
         kernel: (3, 2),
         stride: (1, 1),
         padding: uneven,

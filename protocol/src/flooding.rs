@@ -136,7 +136,8 @@ pub(crate) fn squares(circuit: &Circuit, answer: &OutputPacking) -> Option<f64> 
     }
     let input = circuit.tensor_shape(conv.input);
     let output = conv.output(input)?;
-    let taps = f64::from(input.c) * f64::from(conv.kernel.0) * f64::from(conv.kernel.1);
+    let taps =
+        f64::from(conv.channels_read(input)) * f64::from(conv.kernel.0) * f64::from(conv.kernel.1);
     let largest = f64::from(conv.weight_bits).exp2() - 1.0;
     let positions = f64::from(output.h) * f64::from(output.w);
     // The squared noises of this many channels that lie in one ciphertext.

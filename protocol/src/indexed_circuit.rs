@@ -8,7 +8,7 @@ use crate::nonlinear::quadratic;
 use pi_core::fp::{self, Elements};
 use pi_garble::{ArgMax, SignWidth};
 use pi_ir::{
-    Activation, Circuit, Kind, Layer, Plan, Reveal, Shape, Step, SumPool, TensorId, Term, Verified,
+    Activation, Circuit, Kind, Layer, Plan, Reveal, Shape, Step, TensorId, Term, Verified, Window,
 };
 use std::sync::{Mutex, OnceLock, PoisonError};
 use zeroize::Zeroizing;
@@ -155,8 +155,8 @@ impl IndexedCircuit {
         self.circuit.layers.iter().zip(&self.layers)
     }
 
-    /// The sum of a layer on one party's shares: `pool(sum of conv(W, t) + sum of 2^shift
-    /// pool(t))`.
+    /// The sum of a layer on one party's shares: `pool(sum of conv(W, t) + sum of +-2^shift
+    /// window(t))`.
     ///
     /// `convolutions` gives the party's shares of the layer's convolutions, in order.
     pub(crate) fn sum<'s>(
@@ -171,41 +171,48 @@ impl IndexedCircuit {
             match term {
                 Term::Conv(_) => {
                     let share = convolutions.next().expect("one share per convolution");
-                    add_scaled(&mut sum, share, 0);
+                    add_scaled(&mut sum, share, 1);
                 }
-                Term::Residual { input, pool, shift } => {
-                    let x = tensors[input.0 as usize];
-                    self.add_residual(&mut sum, layer, (*input, x), pool.as_ref(), *shift);
+                Term::Residual {
+                    input,
+                    window,
+                    shift,
+                    negative,
+                } => {
+                    let x = (*input, tensors[input.0 as usize]);
+                    self.add_residual(&mut sum, x, window.as_ref(), scale(*shift, *negative));
                 }
             }
         }
         self.pool(layer, sum)
     }
 
-    /// Adds `2^shift` times a residual term to the sum of a layer's terms: a share of a tensor,
-    /// pooled if the term has a pool.
+    /// Adds a residual term, times its [`scale`], to the sum of a layer's terms: a share of a
+    /// tensor, or the sums over its windows if the term has some.
     pub(crate) fn add_residual(
         &self,
         sum: &mut [u64],
-        layer: &Layer,
         (input, x): (TensorId, &[u64]),
-        pool: Option<&SumPool>,
-        shift: u8,
+        window: Option<&Window>,
+        scale: u64,
     ) {
-        match pool {
-            Some(pool) => {
-                let from = self.circuit.tensor_shape(input);
-                let pooled = sum_windows(x, from, pool, self.sum_shape(layer));
-                add_scaled(sum, &pooled, shift);
+        match window {
+            Some(window) => {
+                let sums = sum_windows(x, self.circuit.tensor_shape(input), window);
+                add_scaled(sum, &sums, scale);
             }
-            None => add_scaled(sum, x, shift),
+            None => add_scaled(sum, x, scale),
         }
     }
 
     /// The layer's own pool of a sum of its terms.
     pub(crate) fn pool(&self, layer: &Layer, sum: Elements) -> Elements {
         match &layer.pool {
-            Some(pool) => sum_windows(&sum, self.sum_shape(layer), pool, layer.shape),
+            Some(pool) => {
+                let from = self.sum_shape(layer);
+                let window = pool.window(from);
+                sum_windows(&sum, from, &window.expect("a verified circuit's pools fit"))
+            }
             None => sum,
         }
     }
@@ -356,38 +363,27 @@ pub(crate) fn activation(layer: &Layer) -> Option<&Activation> {
     }
 }
 
-/// Adds `2^shift values` to `sum`.
-pub(crate) fn add_scaled(sum: &mut [u64], values: &[u64], shift: u8) {
+/// The factor of a residual: `2^shift`, or its negative.
+pub(crate) fn scale(shift: u8, negative: bool) -> u64 {
+    let power = fp::reduce_u64(1 << shift);
+    if negative { fp::sub(0, power) } else { power }
+}
+
+/// Adds `scale` times `values` to `sum`.
+pub(crate) fn add_scaled(sum: &mut [u64], values: &[u64], scale: u64) {
     debug_assert_eq!(sum.len(), values.len());
-    if shift == 0 {
+    if scale == 1 {
         for (sum, &value) in sum.iter_mut().zip(values) {
             *sum = fp::add(*sum, value);
         }
         return;
     }
-    let factor = fp::reduce_u64(1 << shift);
     for (sum, &value) in sum.iter_mut().zip(values) {
-        *sum = fp::add(*sum, fp::mul(value, factor));
+        *sum = fp::add(*sum, fp::mul(value, scale));
     }
 }
 
-/// The window sums of a map of shape `from`; `to` is the shape of the result.
-fn sum_windows(x: &[u64], from: Shape, pool: &SumPool, to: Shape) -> Elements {
-    let (width, area) = (from.w as usize, from.h as usize * from.w as usize);
-    let mut out = Zeroizing::new(Vec::with_capacity(to.len()));
-    for plane in x.chunks_exact(area) {
-        for i in 0..to.h as usize {
-            for j in 0..to.w as usize {
-                let corner = i * pool.stride.0 as usize * width + j * pool.stride.1 as usize;
-                let mut sum = 0;
-                for k in 0..pool.kernel.0 as usize {
-                    for &value in &plane[corner + k * width..][..pool.kernel.1 as usize] {
-                        sum = fp::add(sum, value);
-                    }
-                }
-                out.push(sum);
-            }
-        }
-    }
-    out
+/// The sums over the windows of a map of shape `from`.
+fn sum_windows(x: &[u64], from: Shape, window: &Window) -> Elements {
+    Zeroizing::new(window.sums(x, from, 0, fp::add))
 }

@@ -354,7 +354,9 @@ pub fn conv_output(input: Shape, conv: &Conv) -> Option<Shape> {
         }
         Some((n + before + after).checked_sub(kernel)? / stride + 1)
     };
-    let channels = |c: u32| (1..=MAX_CHANNELS).contains(&u64::from(c));
+    let channels = |c: u32| {
+        (1..=MAX_CHANNELS).contains(&u64::from(c)) && conv.groups > 0 && c % conv.groups == 0
+    };
     if !channels(input.c) || !channels(conv.out_channels) {
         return None;
     }

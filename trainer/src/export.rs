@@ -231,6 +231,7 @@ impl<'a> Emit<'a> {
                     Vec::new()
                 },
                 out_channels: c,
+                groups: 1,
                 kernel: (kernel as u32, kernel as u32),
                 stride: (stride as u32, stride as u32),
                 padding: Padding::same(padding as u32),

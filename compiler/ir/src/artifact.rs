@@ -390,7 +390,7 @@ impl File for Artifact {
     type Body = Body;
     const WHAT: &'static str = "artifact file";
     const MAGIC: [u8; 8] = *b"PI-ARTIF";
-    const VERSION: u32 = 5;
+    const VERSION: u32 = 6;
     const LIMIT: usize = limits::ARTIFACT_BYTES;
 }
 
@@ -406,7 +406,7 @@ impl File for GraphFile {
     type Body = Self;
     const WHAT: &'static str = "graph file";
     const MAGIC: [u8; 8] = *b"PI-GRAPH";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const LIMIT: usize = limits::WEIGHTS_BYTES;
 }
 

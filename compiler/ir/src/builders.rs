@@ -6,7 +6,7 @@
 use crate::graph::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op, Origin};
 use crate::preprocessing::Preprocessing;
 use crate::random::Draw;
-use crate::shape::{Padding, Shape};
+use crate::shape::{Padding, Shape, Window};
 
 /// Choice of a network's activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,6 +168,7 @@ pub fn lean9(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
     let mut net = Builder::new("lean9", Shape::new(3, size, size), seed);
     let whiten = ConvShape {
         out_channels: 24,
+        groups: 1,
         kernel: (2, 2),
         stride: (1, 1),
         padding: Padding::default(),
@@ -192,6 +193,8 @@ pub fn lean9(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
 pub struct ConvShape {
     /// Channels of the result.
     pub out_channels: u32,
+    /// Groups of channels, as in [`Conv`](crate::Conv).
+    pub groups: u32,
     /// Rows and columns of the kernel.
     pub kernel: (u32, u32),
     /// Vertical and horizontal stride.
@@ -207,6 +210,7 @@ impl ConvShape {
     pub fn same(out_channels: u32, kernel: u32, stride: u32) -> Self {
         ConvShape {
             out_channels,
+            groups: 1,
             kernel: (kernel, kernel),
             stride: (stride, stride),
             padding: Padding::same(kernel / 2),
@@ -281,20 +285,23 @@ impl Builder {
         NodeId(self.shapes.len() as u32 - 1)
     }
 
-    /// A convolution with normal weights of variance `2 / (in * kernel_h * kernel_w)`, biases zero.
+    /// A convolution with normal weights of variance `2 / (in * kernel_h * kernel_w)`, with `in`
+    /// channels a group, and biases zero.
     pub fn conv(&mut self, name: &str, from: NodeId, shape: ConvShape) -> NodeId {
         let ConvShape {
             out_channels,
+            groups,
             kernel,
             stride,
             padding,
             bias,
         } = shape;
-        let taps = self.shape(from).c * kernel.0 * kernel.1;
+        let taps = self.shape(from).c / groups * kernel.0 * kernel.1;
         let op = Op::Conv2d {
             weight: self.he_normal(out_channels, taps),
             bias: vec![0.0; if bias { out_channels as usize } else { 0 }],
             out_channels,
+            groups,
             kernel,
             stride,
             padding,
@@ -336,6 +343,30 @@ impl Builder {
         stride: (u32, u32),
     ) -> NodeId {
         self.push(name, Op::AvgPool { kernel, stride }, &[from])
+    }
+
+    /// The difference of two nodes, the first less the second.
+    pub fn sub(&mut self, name: &str, a: NodeId, b: NodeId) -> NodeId {
+        self.push(name, Op::Sub, &[a, b])
+    }
+
+    /// The largest of every two columns, by ReLUs: `max(a, b) = a + relu(b - a)`. Of an odd number
+    /// of columns, the last is left out.
+    pub fn max_of_pairs(&mut self, name: &str, from: NodeId) -> NodeId {
+        let Shape { h, w, .. } = self.shape(from);
+        let mut columns = |part: &str, first: i32| {
+            let window = Window {
+                kernel: (1, 1),
+                stride: (1, 2),
+                origin: (0, first),
+                count: (h, w / 2),
+            };
+            self.push(&format!("{name}.{part}"), Op::WindowSum(window), &[from])
+        };
+        let (even, odd) = (columns("even", 0), columns("odd", 1));
+        let rise = self.sub(&format!("{name}.rise"), odd, even);
+        let rise = self.relu(&format!("{name}.relu"), rise);
+        self.add(name, even, rise)
     }
 
     /// ReLU at every position, for now: [`Builder::finish_with`] applies a policy.

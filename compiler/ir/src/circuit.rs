@@ -8,8 +8,8 @@
 //!
 //! Arithmetic, exactly (all integers; `x` at scale `2^s` stands for the number `x / 2^s`):
 //!
-//! 1. `z = sum(conv(W_k, t_k)) + bias + sum(2^shift_j pool_j(t_j))` per output element, then the
-//!    layer's own [`SumPool`] if any (`bias` is added before it, once per position), then the
+//! 1. `z = sum(conv(W_k, t_k)) + bias + sum(+-2^shift_j window_j(t_j))` per output element, then
+//!    the layer's own [`SumPool`] if any (`bias` is added before it, once per position), then the
 //!    server's `element_bias`, if it has one.
 //! 2. `|z| <= 2^bound_bits - 2^truncate` by range analysis; `y = truncate(z, truncate)`.
 //! 3. Per element of `y`: ReLU `max(y, 0)`; identity `y`; square `truncate(y^2, post)`;
@@ -23,7 +23,7 @@
 
 use crate::prefix::Prefix;
 use crate::preprocessing::Preprocessing;
-use crate::shape::{Padding, Shape, windows};
+use crate::shape::{Padding, Shape, Window, windows};
 use crate::{limits, wire};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -92,15 +92,17 @@ pub enum Range {
 pub enum Term {
     /// A convolution with weights that the server holds.
     Conv(Conv),
-    /// `2^shift` times an earlier tensor (after summing windows, if `pool`): local, no
-    /// cryptography.
+    /// `2^shift` times an earlier tensor (after summing windows, if `window`), added or
+    /// subtracted: local, no cryptography.
     Residual {
-        /// The tensor added.
+        /// The tensor.
         input: TensorId,
         /// Windows summed first.
-        pool: Option<SumPool>,
+        window: Option<Window>,
         /// Power of two that brings it to the layer's scale.
         shift: u8,
+        /// Whether it is subtracted.
+        negative: bool,
     },
 }
 
@@ -111,6 +113,10 @@ pub struct Conv {
     pub input: TensorId,
     /// Output channels.
     pub out_channels: u32,
+    /// Groups of equally many input channels, each of which equally many output channels read;
+    /// both in order. 1 for a convolution of all channels, the number of channels for a depthwise
+    /// one.
+    pub groups: u32,
     /// Rows and columns of the kernel.
     pub kernel: (u32, u32),
     /// Vertical and horizontal stride.
@@ -276,9 +282,13 @@ impl Circuit {
 }
 
 impl Conv {
-    /// Shape of the result on a tensor of shape `input`; `None` if no window fits.
+    /// Shape of the result on a tensor of shape `input`; `None` if no window fits, or channels are
+    /// not divided by the groups.
     pub fn output(&self, input: Shape) -> Option<Shape> {
         let (p, k, s) = (&self.padding, self.kernel, self.stride);
+        if !divides(self.groups, input.c) || !divides(self.groups, self.out_channels) {
+            return None;
+        }
         Some(Shape {
             c: self.out_channels,
             h: windows(input.h, (p.top, p.bottom), k.0, s.0)?,
@@ -288,12 +298,45 @@ impl Conv {
 
     /// Number of weights on a tensor of shape `input`, at most `usize::MAX`.
     pub fn weight_count(&self, input: Shape) -> usize {
-        [input.c, self.kernel.0, self.kernel.1]
+        [self.channels_read(input), self.kernel.0, self.kernel.1]
             .iter()
             .fold(self.out_channels as usize, |n, &side| {
                 n.saturating_mul(side as usize)
             })
     }
+
+    /// Input channels that each output channel reads, of a tensor of shape `input`.
+    pub fn channels_read(&self, input: Shape) -> u32 {
+        input.c / self.groups.max(1)
+    }
+
+    /// The input channels that output channel `channel` reads, of a tensor of shape `input`.
+    ///
+    /// # Panics
+    /// If the convolution has no result on such a tensor.
+    pub fn reads(&self, input: Shape, channel: u32) -> std::ops::Range<u32> {
+        group_reads(self.groups, (input.c, self.out_channels), channel)
+    }
+}
+
+/// The input channels that output channel `channel` reads, where `groups` groups divide this many
+/// channels in and out.
+///
+/// # Panics
+/// If there are no groups, or less than one output channel a group.
+pub fn group_reads(
+    groups: u32,
+    (inputs, outputs): (u32, u32),
+    channel: u32,
+) -> std::ops::Range<u32> {
+    let of_group = inputs / groups;
+    let first = channel / (outputs / groups) * of_group;
+    first..first + of_group
+}
+
+/// Whether channels divide into groups.
+pub(crate) fn divides(groups: u32, channels: u32) -> bool {
+    groups > 0 && channels.is_multiple_of(groups)
 }
 
 impl SumPool {
@@ -303,6 +346,17 @@ impl SumPool {
             c: input.c,
             h: windows(input.h, (0, 0), self.kernel.0, self.stride.0)?,
             w: windows(input.w, (0, 0), self.kernel.1, self.stride.1)?,
+        })
+    }
+
+    /// The windows of a tensor of shape `input`; `None` if none fits.
+    pub fn window(&self, input: Shape) -> Option<Window> {
+        let output = self.output(input)?;
+        Some(Window {
+            kernel: self.kernel,
+            stride: self.stride,
+            origin: (0, 0),
+            count: (output.h, output.w),
         })
     }
 }
@@ -328,8 +382,10 @@ impl Term {
     pub fn output(&self, input: Shape) -> Option<Shape> {
         match self {
             Term::Conv(conv) => conv.output(input),
-            Term::Residual { pool: None, .. } => Some(input),
-            Term::Residual { pool: Some(p), .. } => p.output(input),
+            Term::Residual { window: None, .. } => Some(input),
+            Term::Residual {
+                window: Some(w), ..
+            } => Some(w.output(input)),
         }
     }
 }

@@ -134,6 +134,11 @@ pub fn node_parameters(op: &Op) -> usize {
         }
         Op::BatchNorm(norm) => norm.gamma.len() + norm.beta.len(),
         Op::Activation { coefficients, .. } => 3 * coefficients.len(),
-        Op::Input { .. } | Op::Add | Op::AvgPool { .. } | Op::Flatten => 0,
+        Op::Input { .. }
+        | Op::Add
+        | Op::Sub
+        | Op::AvgPool { .. }
+        | Op::WindowSum(_)
+        | Op::Flatten => 0,
     }
 }

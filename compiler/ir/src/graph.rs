@@ -1,7 +1,8 @@
 //! The float network as a trainer leaves it: a list of nodes in topological order.
 
+use crate::circuit::divides;
 use crate::preprocessing::Preprocessing;
-use crate::shape::{Padding, Shape, windows};
+use crate::shape::{Padding, Shape, Window, windows};
 use crate::{limits, wire};
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +32,8 @@ pub struct Node {
     pub name: String,
     /// Operation of the node.
     pub op: Op,
-    /// The nodes it reads: none for the input, two for [`Op::Add`], one for everything else.
+    /// The nodes it reads: none for the input, two for [`Op::Add`] and [`Op::Sub`], one for
+    /// everything else.
     pub inputs: Vec<NodeId>,
     /// Source of its numbers, if it has any.
     pub origin: Origin,
@@ -60,7 +62,7 @@ pub enum Op {
     },
     /// Cross-correlation, as deep-learning frameworks define `conv2d`.
     Conv2d {
-        /// `[out][in][kernel_h][kernel_w]`, row-major.
+        /// `[out][in / groups][kernel_h][kernel_w]`, row-major.
         #[serde(with = "wire::f32s")]
         weight: Vec<f32>,
         /// One per output channel, or empty.
@@ -68,6 +70,8 @@ pub enum Op {
         bias: Vec<f32>,
         /// Output channels.
         out_channels: u32,
+        /// Groups of channels, as in [`Conv`](crate::Conv).
+        groups: u32,
         /// Rows and columns of the kernel.
         kernel: (u32, u32),
         /// Vertical and horizontal stride.
@@ -107,6 +111,10 @@ pub enum Op {
         /// Per channel `(a, b, c)` of `a x^2 + b x + c`; empty when no element is polynomial.
         coefficients: Vec<[f32; 3]>,
     },
+    /// Element-wise difference of two tensors of equal shape, the first less the second.
+    Sub,
+    /// Sums over windows: no more than a choice of rows and columns where windows have one element.
+    WindowSum(Window),
 }
 
 /// Parameters and running statistics of a batch norm, one number per channel.
@@ -177,7 +185,7 @@ impl Op {
     pub fn arity(&self) -> usize {
         match self {
             Op::Input { .. } => 0,
-            Op::Add => 2,
+            Op::Add | Op::Sub => 2,
             _ => 1,
         }
     }
@@ -207,6 +215,16 @@ impl Op {
             Op::Input { shape } => Ok(*shape),
             Op::Conv2d {
                 out_channels,
+                groups,
+                ..
+            } if !divides(*groups, inputs[0].c) || !divides(*groups, *out_channels) => {
+                Err(format!(
+                    "{groups} groups do not divide {} channels in and {out_channels} out",
+                    inputs[0].c
+                ))
+            }
+            Op::Conv2d {
+                out_channels,
                 kernel,
                 stride,
                 padding: p,
@@ -223,8 +241,20 @@ impl Op {
                 "reads {}, which must be flattened first",
                 inputs[0]
             )),
-            Op::Add if inputs[0] != inputs[1] => {
+            Op::Add | Op::Sub if inputs[0] != inputs[1] => {
                 Err(format!("adds {} and {}", inputs[0], inputs[1]))
+            }
+            Op::WindowSum(window) => {
+                let sides = [
+                    window.kernel.0,
+                    window.kernel.1,
+                    window.stride.0,
+                    window.stride.1,
+                ];
+                match sides.contains(&0) {
+                    true => Err("windows without rows or columns".into()),
+                    false => Ok(window.output(inputs[0])),
+                }
             }
             Op::AvgPool { kernel, stride } => Ok(Shape {
                 c: inputs[0].c,
@@ -238,7 +268,7 @@ impl Op {
                 let c = count.ok_or_else(|| format!("flattens {}, too large", inputs[0]))?;
                 Ok(Shape::new(c, 1, 1))
             }
-            Op::Add | Op::BatchNorm(_) | Op::Activation { .. } => Ok(inputs[0]),
+            Op::Add | Op::Sub | Op::BatchNorm(_) | Op::Activation { .. } => Ok(inputs[0]),
         }
     }
 }

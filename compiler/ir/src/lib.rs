@@ -46,13 +46,13 @@ mod wire;
 pub use artifact::{Artifact, GraphFile, WeightsFile};
 pub use circuit::{
     Activation, Circuit, Conv, Kind, Layer, Layers, PostTruncation, Range, Reveal, Step, SumPool,
-    TensorId, Term,
+    TensorId, Term, group_reads,
 };
 pub use graph::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op, Origin};
 pub use plan::{Layout, OutputPacking, Plan, Upload};
 pub use prefix::Prefix;
 pub use preprocessing::Preprocessing;
-pub use shape::{Padding, Shape};
+pub use shape::{Padding, Shape, Window};
 pub use trace::{LayerTrace, Trace};
 pub use verify::Verified;
 pub use weights::{LayerWeights, Polynomial, PublicWeights, Weights};

@@ -21,6 +21,8 @@ pub const ELEMENTS: usize = 1 << 24;
 pub const TOTAL_ELEMENTS: usize = 1 << 26;
 /// Weights of a kernel.
 pub const KERNEL: usize = 1 << 28;
+/// Elements that the sums over the windows of one term read: seconds of one core.
+pub const WINDOW_READS: u64 = 1 << 32;
 /// Multiply-adds of a public prefix: a minute of one core.
 pub const PREFIX_MULTIPLY_ADDS: u64 = 1 << 36;
 /// Uploads or answers of a plan.

@@ -5,12 +5,10 @@
 //! intervals forget that elements depend on each other and may be wider than the truth, never
 //! narrower. Truncation adds what either rounding can: floor up to ceiling.
 
-use crate::circuit::{
-    Activation, Circuit, Kind, Layer, Layers, PostTruncation, Range, Step, SumPool, Term,
-};
-use crate::interpret::convolve::{Windows, convolve, sum_windows};
+use crate::circuit::{Activation, Circuit, Kind, Layer, Layers, PostTruncation, Range, Step, Term};
+use crate::interpret::convolve::{Windows, convolve};
 use crate::interpret::fixed::{Interpreter, preprocess};
-use crate::shape::Shape;
+use crate::shape::{Shape, Window};
 use crate::verify::Verified;
 use crate::weights::{LayerWeights, Polynomial, Weights};
 
@@ -206,24 +204,31 @@ pub(crate) fn sums(
                 let windows = Windows {
                     input,
                     output: shape,
+                    groups: conv.groups,
                     kernel: conv.kernel,
                     stride: conv.stride,
                     padding: conv.padding,
                 };
                 conv_ends(x, kernel, &windows)
             }
-            Term::Residual { pool, shift, .. } => {
+            Term::Residual {
+                window,
+                shift,
+                negative,
+                ..
+            } => {
                 let scaled: Vec<Option<Interval>> =
                     x.iter().map(|i| shift_left(*i, *shift)).collect();
                 let scaled: Option<Vec<Interval>> = scaled.into_iter().collect();
-                let ends = split(&scaled.ok_or_else(unbounded)?);
-                match pool {
-                    Some(pool) => (
-                        pool_sums(&ends.0, input, pool, shape),
-                        pool_sums(&ends.1, input, pool, shape),
-                    ),
-                    None => ends,
+                let mut ends = split(&scaled.ok_or_else(unbounded)?);
+                if let Some(window) = window {
+                    ends = window_ends(&ends, input, window);
                 }
+                if *negative {
+                    let minus = |ends: Vec<i128>| ends.into_iter().map(|end| -end).collect();
+                    ends = (minus(ends.1), minus(ends.0));
+                }
+                ends
             }
         };
         for (sum, value) in ends.0.iter_mut().zip(low) {
@@ -234,10 +239,9 @@ pub(crate) fn sums(
         }
     }
     if let Some(pool) = &layer.pool {
-        ends = (
-            pool_sums(&ends.0, shape, pool, layer.shape),
-            pool_sums(&ends.1, shape, pool, layer.shape),
-        );
+        let window = pool.window(shape);
+        let window = window.ok_or_else(|| Error::Malformed(format!("layer {}", layer.name)))?;
+        ends = window_ends(&ends, shape, &window);
     }
     for ends in [&mut ends.0, &mut ends.1] {
         for (end, &bias) in ends.iter_mut().zip(&weights.element_bias) {
@@ -260,7 +264,10 @@ fn interval(low: i128, high: i128) -> Option<Interval> {
     })
 }
 
-fn split(x: &[Interval]) -> (Vec<i128>, Vec<i128>) {
+/// Low ends and high ends.
+type Ends = (Vec<i128>, Vec<i128>);
+
+fn split(x: &[Interval]) -> Ends {
     x.iter()
         .map(|i| (i128::from(i.low), i128::from(i.high)))
         .unzip()
@@ -273,7 +280,7 @@ fn shift_left(x: Interval, shift: u8) -> Option<Interval> {
 
 /// With centre and radius doubled, `2 low = W (l + h) - |W| (h - l)` and `2 high` likewise with a
 /// plus.
-fn conv_ends(x: &[Interval], kernel: &[i16], windows: &Windows) -> (Vec<i128>, Vec<i128>) {
+fn conv_ends(x: &[Interval], kernel: &[i16], windows: &Windows) -> Ends {
     let weights: Vec<i64> = kernel.iter().map(|&w| w.into()).collect();
     let magnitudes: Vec<i64> = weights.iter().map(|w| w.abs()).collect();
     // A tap's product is at most 2 * largest * 2^15; within i64 for the sum of a row's taps.
@@ -298,8 +305,10 @@ fn conv_ends(x: &[Interval], kernel: &[i16], windows: &Windows) -> (Vec<i128>, V
     pairs.map(|(m, s)| ((m - s) / 2, (m + s) / 2)).unzip()
 }
 
-fn pool_sums(x: &[i128], input: Shape, pool: &SumPool, output: Shape) -> Vec<i128> {
-    sum_windows(x, input, pool.kernel, pool.stride, output)
+/// Low and high ends of the sums over windows.
+fn window_ends(ends: &Ends, input: Shape, window: &Window) -> Ends {
+    let sums = |ends| window.sums(ends, input, 0, |a, b| a + b);
+    (sums(&ends.0), sums(&ends.1))
 }
 
 /// Intervals of the tensor a layer makes of these sums, with its magnitudes.
@@ -445,6 +454,7 @@ mod tests {
         let windows = Windows {
             input: Shape::new(1, 2, 2),
             output: Shape::new(1, 1, 1),
+            groups: 1,
             kernel: (2, 2),
             stride: (1, 1),
             padding: Default::default(),

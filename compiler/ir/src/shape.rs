@@ -55,6 +55,82 @@ impl Padding {
     }
 }
 
+/// Windows of a tensor: where they lie, and how many there are. What they read outside the tensor
+/// is zero.
+///
+/// Window `(i, j)` covers `kernel` rows and columns from row `origin.0 + i stride.0` and column
+/// `origin.1 + j stride.1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Window {
+    /// Rows and columns of a window.
+    pub kernel: (u32, u32),
+    /// Rows and columns from one window to the next.
+    pub stride: (u32, u32),
+    /// First row and column of the first window; negative in the zeros before the tensor.
+    pub origin: (i32, i32),
+    /// Windows down and across.
+    pub count: (u32, u32),
+}
+
+impl Window {
+    /// Shape of the sums over the windows of a tensor of shape `input`.
+    pub fn output(&self, input: Shape) -> Shape {
+        Shape::new(input.c, self.count.0, self.count.1)
+    }
+
+    /// Whether all windows lie in a tensor of shape `input`.
+    pub fn inside(&self, input: Shape) -> bool {
+        let side = |origin: i32, index: u32, stride: u32, kernel: u32, size: u32| {
+            let last = u64::from(index) * u64::from(stride) + u64::from(kernel);
+            origin >= 0 && origin as u64 + last <= u64::from(size)
+        };
+        let last = (
+            self.count.0.saturating_sub(1),
+            self.count.1.saturating_sub(1),
+        );
+        let (origin, stride, kernel) = (self.origin, self.stride, self.kernel);
+        side(origin.0, last.0, stride.0, kernel.0, input.h)
+            && side(origin.1, last.1, stride.1, kernel.1, input.w)
+    }
+
+    /// The sum over each window of `x` (`[c][h][w]`, of shape `input`): `[c][i][j]`.
+    ///
+    /// # Panics
+    /// If `x` is not of that shape.
+    pub fn sums<T: Copy>(&self, x: &[T], input: Shape, zero: T, add: impl Fn(T, T) -> T) -> Vec<T> {
+        assert_eq!(x.len(), input.len(), "a tensor of {input}");
+        let (rows, columns) = (input.h as usize, input.w as usize);
+        let covered = |origin: i32, index: u32, stride: u32, kernel: u32, size: usize| {
+            let first = i128::from(origin) + i128::from(index) * i128::from(stride);
+            let clip = |at: i128| at.clamp(0, size as i128) as usize;
+            clip(first)..clip(first + i128::from(kernel))
+        };
+        let mut sums = Vec::with_capacity(self.output(input).len());
+        for plane in x.chunks_exact((rows * columns).max(1)) {
+            for i in 0..self.count.0 {
+                let down = covered(self.origin.0, i, self.stride.0, self.kernel.0, rows);
+                for j in 0..self.count.1 {
+                    let across = covered(self.origin.1, j, self.stride.1, self.kernel.1, columns);
+                    let lines = down
+                        .clone()
+                        .map(|row| &plane[row * columns..][across.clone()]);
+                    sums.push(lines.flatten().fold(zero, |sum, &value| add(sum, value)));
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// Prints `2x2 stride 2x2 from 0,0 count 16x16`.
+impl std::fmt::Display for Window {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (k, s, o, n) = (self.kernel, self.stride, self.origin, self.count);
+        write!(f, "{}x{} stride {}x{} ", k.0, k.1, s.0, s.1)?;
+        write!(f, "from {},{} count {}x{}", o.0, o.1, n.0, n.1)
+    }
+}
+
 /// Prints `3x32x32`.
 impl std::fmt::Display for Shape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -12,12 +12,13 @@ mod graph;
 mod weights;
 
 pub use circuit::circuit;
+pub(crate) use circuit::unread_element;
 pub use graph::graph;
 pub use weights::weights;
 
 use crate::limits;
 use crate::preprocessing::Preprocessing;
-use crate::shape::Shape;
+use crate::shape::{Shape, Window};
 use serde::Serialize;
 use std::collections::HashSet;
 use std::fmt;
@@ -108,6 +109,41 @@ impl Faults {
                 format!("a second {name:?}; names are unique")
             });
         }
+    }
+
+    /// Windows that are not empty, near the tensor, and quickly summed.
+    fn window(&mut self, place: &str, input: Shape, window: &Window) {
+        let (kernel, stride, origin) = (window.kernel, window.stride, window.origin);
+        let sides = [kernel.0, kernel.1, stride.0, stride.1];
+        let none = sides.contains(&0) || window.output(input).is_empty();
+        self.require(!none, place, || {
+            "no windows, or windows without rows, columns or stride".into()
+        });
+        let largest = sides
+            .into_iter()
+            .chain([origin.0.unsigned_abs(), origin.1.unsigned_abs()]);
+        self.require(largest.max() <= Some(limits::SIDE), place, || {
+            format!(
+                "a side or the origin of its windows exceeds {}",
+                limits::SIDE
+            )
+        });
+        self.window_reads(place, window.output(input), kernel);
+    }
+
+    /// Elements that are read for the sums over windows.
+    fn window_reads(&mut self, place: &str, output: Shape, kernel: (u32, u32)) {
+        let reads = [output.h, output.w, kernel.0, kernel.1]
+            .iter()
+            .fold(u64::from(output.c), |n, &side| {
+                n.saturating_mul(side.into())
+            });
+        self.require(reads <= limits::WINDOW_READS, place, || {
+            format!(
+                "windows that read {reads} elements, the limit is {}",
+                limits::WINDOW_READS
+            )
+        });
     }
 
     fn shape(&mut self, place: &str, shape: Shape) {

@@ -358,13 +358,19 @@ fn terms(layer: &Layer) -> String {
     let term = |term: &Term| match term {
         Term::Conv(conv) => conv_term(conv),
         Term::Residual {
-            input, pool: None, ..
-        } => format!("+t{}", input.0),
-        Term::Residual {
             input,
-            pool: Some(p),
+            window,
+            negative,
             ..
-        } => format!("+t{} pool {}x{}", input.0, p.kernel.0, p.kernel.1),
+        } => {
+            let sign = if *negative { '-' } else { '+' };
+            let tensor = format!("{sign}t{}", input.0);
+            match window.map(|window| window.kernel) {
+                None => tensor,
+                Some((1, 1)) => format!("{tensor} some"),
+                Some((rows, columns)) => format!("{tensor} pool {rows}x{columns}"),
+            }
+        }
     };
     let mut text: Vec<String> = layer.terms.iter().map(term).collect();
     if let Some(pool) = &layer.pool {
@@ -378,8 +384,12 @@ fn conv_term(conv: &Conv) -> String {
         (1, 1) => String::new(),
         (s, _) => format!("/{s}"),
     };
+    let groups = match conv.groups {
+        1 => String::new(),
+        groups => format!(" in {groups}"),
+    };
     format!(
-        "{}x{}{stride} t{}",
+        "{}x{}{stride}{groups} t{}",
         conv.kernel.0, conv.kernel.1, conv.input.0
     )
 }

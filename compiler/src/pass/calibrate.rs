@@ -1,10 +1,10 @@
 //! Float evaluation of a lowered network, and how large its values get on sample images.
 
 use crate::real_circuit::{Layer, RealCircuit, Step, Term};
-use pi_ir::{Conv, Kind, Shape, SumPool, TensorId};
+use pi_ir::{Conv, Kind, Shape, TensorId, Window};
 use rayon::prelude::*;
 use std::iter::Sum;
-use std::ops::{AddAssign, Mul};
+use std::ops::{Add, AddAssign, Mul};
 
 /// Largest magnitudes on the calibration images, per layer, and means.
 #[derive(Clone, Debug, PartialEq)]
@@ -134,16 +134,23 @@ fn layer_sum(
                 let kernel = kernels.next().expect("one kernel per convolution");
                 add_convolution(&mut sum, x, kernel, conv, input, shape);
             }
-            Term::Residual { pool, halvings, .. } => {
-                let factor = (-f32::from(*halvings)).exp2();
-                let pooled = pool.map(|pool| sum_windows(x, input, &pool, shape));
-                let x = pooled.as_ref().unwrap_or(x);
+            Term::Residual {
+                window,
+                halvings,
+                negative,
+                ..
+            } => {
+                let size = (-f32::from(*halvings)).exp2();
+                let factor = if *negative { -size } else { size };
+                let sums = window.map(|window| sum_windows(x, input, &window));
+                let x = sums.as_ref().unwrap_or(x);
                 sum.iter_mut().zip(x).for_each(|(s, v)| *s += factor * v);
             }
         }
     }
     if let Some(pool) = &layer.pool {
-        sum = sum_windows(&sum, shape, pool, layer.shape);
+        let window = pool.window(shape).expect("lowering checked every window");
+        sum = sum_windows(&sum, shape, &window);
     }
     let factor = (-f32::from(layer.pool_bits)).exp2();
     sum.iter_mut().for_each(|s| *s *= factor);
@@ -173,7 +180,7 @@ fn activate(sum: &[f32], kinds: &[Kind], polynomials: &[[f64; 3]]) -> Vec<f32> {
 
 /// Single or double precision.
 pub(crate) trait Float:
-    Copy + Default + PartialEq + AddAssign + Mul<Output = Self> + Sum
+    Copy + Default + PartialEq + Add<Output = Self> + AddAssign + Mul<Output = Self> + Sum
 {
 }
 
@@ -196,11 +203,13 @@ pub(crate) fn add_convolution<T: Float>(
     let (top, left) = (conv.padding.top as usize, conv.padding.left as usize);
     let (down, across) = (conv.stride.0 as usize, conv.stride.1 as usize);
     let taps = kernel_h * kernel_w;
-    for (row, out) in kernel
-        .chunks_exact(taps * input.c as usize)
+    for (channel, (row, out)) in kernel
+        .chunks_exact(taps * conv.channels_read(input) as usize)
         .zip(sum.chunks_exact_mut(rows * columns))
+        .enumerate()
     {
-        for (tap, plane) in row.chunks_exact(taps).zip(x.chunks_exact(h * w)) {
+        let read = &x[conv.reads(input, channel as u32).start as usize * h * w..];
+        for (tap, plane) in row.chunks_exact(taps).zip(read.chunks_exact(h * w)) {
             for i in 0..kernel_h {
                 for j in 0..kernel_w {
                     let weight = tap[i * kernel_w + j];
@@ -236,23 +245,6 @@ pub(crate) fn add_convolution<T: Float>(
 }
 
 /// Sums over the windows of every channel of `x`.
-pub(crate) fn sum_windows<T: Float>(
-    x: &[T],
-    input: Shape,
-    pool: &SumPool,
-    output: Shape,
-) -> Vec<T> {
-    let (h, w) = (input.h as usize, input.w as usize);
-    let mut sums = Vec::with_capacity(output.len());
-    for plane in x.chunks_exact(h * w) {
-        for y in 0..output.h as usize {
-            for x in 0..output.w as usize {
-                let (top, left) = (y * pool.stride.0 as usize, x * pool.stride.1 as usize);
-                let line = |row: usize| &plane[row * w + left..][..pool.kernel.1 as usize];
-                let window = (top..top + pool.kernel.0 as usize).flat_map(line);
-                sums.push(window.copied().sum());
-            }
-        }
-    }
-    sums
+pub(crate) fn sum_windows<T: Float>(x: &[T], input: Shape, window: &Window) -> Vec<T> {
+    window.sums(x, input, T::default(), |a, b| a + b)
 }

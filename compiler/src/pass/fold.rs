@@ -9,7 +9,7 @@
 //! - Anything else is refused, with the node's name.
 
 use crate::fault::{Fault, Refused};
-use pi_ir::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op, Shape};
+use pi_ir::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op, Shape, group_reads};
 
 /// Returns a graph of the same function whose batch norms are pure shifts (scale exactly 1).
 ///
@@ -118,7 +118,7 @@ impl Fold {
         }
         let before = self.nodes[index].inputs[0].0 as usize;
         match &self.nodes[before].op {
-            Op::Add | Op::Conv2d { .. } | Op::Dense { .. } => {
+            Op::Add | Op::Sub | Op::Conv2d { .. } | Op::Dense { .. } => {
                 self.fold_stream(index, &scale, &shift)?
             }
             other => {
@@ -179,7 +179,7 @@ impl Fold {
         for &reader in &self.consumers[index] {
             match &self.nodes[reader].op {
                 Op::Conv2d { .. } | Op::Dense { .. } => {}
-                Op::Activation { .. } | Op::AvgPool { .. } | Op::Flatten => {
+                Op::Activation { .. } | Op::AvgPool { .. } | Op::WindowSum(_) | Op::Flatten => {
                     self.check_gain(reader)?
                 }
                 other => {
@@ -200,9 +200,20 @@ impl Fold {
         for reader in self.consumers[index].clone() {
             let positions = self.shapes[index].h as usize * self.shapes[index].w as usize;
             match &mut self.nodes[reader].op {
-                Op::Conv2d { weight, kernel, .. } => {
+                Op::Conv2d {
+                    weight,
+                    kernel,
+                    groups,
+                    out_channels,
+                    ..
+                } => {
                     let taps = kernel.0 as usize * kernel.1 as usize;
-                    scale_inputs(weight, taps, gain);
+                    let sizes = (gain.len() as u32, *out_channels);
+                    let row = weight.len() / *out_channels as usize;
+                    for (channel, row) in weight.chunks_exact_mut(row).enumerate() {
+                        let read = group_reads(*groups, sizes, channel as u32);
+                        scale_inputs(row, taps, &gain[read.start as usize..read.end as usize]);
+                    }
                 }
                 Op::Dense { weight, .. } => scale_inputs(weight, 1, gain),
                 Op::Activation { coefficients, .. } => {
@@ -213,7 +224,7 @@ impl Fold {
                     }
                     self.push_gain(reader, gain);
                 }
-                Op::AvgPool { .. } => self.push_gain(reader, gain),
+                Op::AvgPool { .. } | Op::WindowSum(_) => self.push_gain(reader, gain),
                 Op::Flatten => {
                     let spread: Vec<f64> = gain
                         .iter()
@@ -221,7 +232,7 @@ impl Fold {
                         .collect();
                     self.push_gain(reader, &spread);
                 }
-                Op::Add | Op::BatchNorm(_) | Op::Input { .. } => {
+                Op::Add | Op::Sub | Op::BatchNorm(_) | Op::Input { .. } => {
                     unreachable!("check_gain refused it")
                 }
             }
@@ -279,6 +290,8 @@ pub(crate) fn describe(op: &Op) -> &'static str {
         Op::Dense { .. } => "a dense node",
         Op::BatchNorm(_) => "a batch norm",
         Op::Add => "an addition",
+        Op::Sub => "a subtraction",
+        Op::WindowSum(_) => "sums over windows",
         Op::AvgPool { .. } => "an average pool",
         Op::Flatten => "a flatten",
         Op::Activation { kinds, .. } => {

@@ -20,7 +20,7 @@ use crate::pass::calibrate::{Magnitudes, add_convolution, magnitudes, sum_window
 use crate::pass::fold::{consumers, pure_shift};
 use crate::real_circuit::{Layer, RealCircuit, Step, Term};
 use pi_ir::{
-    ActivationKind, Conv, Graph, Kind, Node, NodeId, Op, Padding, Shape, SumPool, TensorId,
+    ActivationKind, Conv, Graph, Kind, Node, NodeId, Op, Padding, Shape, SumPool, TensorId, Window,
 };
 use square::{Meaning, Site};
 use std::collections::{BTreeSet, HashSet};
@@ -159,7 +159,7 @@ fn readers_take_factors(nodes: &[Node], readers: &[Vec<usize>]) -> Vec<bool> {
             Op::Conv2d { .. } | Op::Dense { .. } => true,
             Op::AvgPool { .. } | Op::Flatten => takes[reader],
             Op::Activation { kinds, .. } => all_identity(kinds) && takes[reader],
-            Op::Add | Op::BatchNorm(_) | Op::Input { .. } => false,
+            Op::Add | Op::Sub | Op::WindowSum(_) | Op::BatchNorm(_) | Op::Input { .. } => false,
         };
         takes[index] = !readers[index].is_empty() && readers[index].iter().all(takes_it);
     }
@@ -176,11 +176,14 @@ enum Value {
     Sum(Sum),
 }
 
-/// A tensor seen through a mean over windows and a flattening.
+/// A tensor seen through a mean or a sum over windows, and a flattening.
 #[derive(Clone)]
 struct View {
     tensor: TensorId,
+    /// Windows of which it is the mean; none beside `window`.
     pool: Option<SumPool>,
+    /// Windows of which it is the sum.
+    window: Option<Window>,
     /// Before flattening.
     shape: Shape,
     flat: bool,
@@ -228,6 +231,7 @@ impl Lower<'_> {
             Op::Input { shape } => Ok(Value::Tensor(View {
                 tensor: TensorId(0),
                 pool: None,
+                window: None,
                 shape: *shape,
                 flat: false,
                 meaning: None,
@@ -236,21 +240,25 @@ impl Lower<'_> {
                 weight,
                 bias,
                 out_channels,
+                groups,
                 kernel,
                 stride,
                 padding,
             } => {
                 let view = self.view_of(next());
                 let flattened = view.flat && (view.shape.h, view.shape.w) != (1, 1);
-                if flattened && (*kernel != (1, 1) || *padding != Padding::default()) {
+                let dense = (*kernel, *groups, *padding) == ((1, 1), 1, Padding::default());
+                if flattened && !dense {
                     return Err(
-                        "a convolution with a window on a flattened tensor: use a dense node"
+                        "a convolution with a window or groups on a flattened tensor: use a dense \
+                         node"
                             .into(),
                     );
                 }
                 let conv = Conv {
                     input: view.tensor,
                     out_channels: *out_channels,
+                    groups: *groups,
                     kernel: if flattened {
                         (view.shape.h, view.shape.w)
                     } else {
@@ -267,6 +275,7 @@ impl Lower<'_> {
                 let conv = Conv {
                     input: view.tensor,
                     out_channels: *out,
+                    groups: 1,
                     kernel: (view.shape.h, view.shape.w),
                     stride: (1, 1),
                     padding: Padding::default(),
@@ -297,7 +306,23 @@ impl Lower<'_> {
             }
             Op::Add => {
                 let (left, right) = (next(), next());
-                self.add(name, left, right)
+                self.add(name, left, right, false)
+            }
+            Op::Sub => {
+                let (left, right) = (next(), next());
+                self.add(name, left, right, true)
+            }
+            Op::WindowSum(window) => {
+                let view = self.view_of(next());
+                if view.flat && (view.shape.h, view.shape.w) != (1, 1) {
+                    return Err("windows of a flattened tensor: take them before that".into());
+                }
+                let view = self.own_tensor(view, name)?;
+                Ok(Value::Tensor(View {
+                    window: Some(*window),
+                    shape: window.output(view.shape),
+                    ..view
+                }))
             }
             Op::AvgPool { kernel, stride } => {
                 let pool = SumPool {
@@ -328,6 +353,14 @@ impl Lower<'_> {
 
     /// A convolution of a view; its pool is absorbed or becomes a layer.
     fn linear(&mut self, name: &str, view: View, conv: Conv, weight: &[f32], bias: &[f32]) -> Sum {
+        let (view, conv) = match view.window {
+            None => (view, conv),
+            Some(_) => {
+                let view = self.materialise_view(view, name);
+                let input = view.tensor;
+                (view, Conv { input, ..conv })
+            }
+        };
         let mut weights: Vec<f64> = weight.iter().map(|&w| f64::from(w)).collect();
         let mut bias: Vec<f64> = bias.iter().map(|&b| f64::from(b)).collect();
         bias.resize(conv.out_channels as usize, 0.0);
@@ -347,8 +380,10 @@ impl Lower<'_> {
                 );
             }
             let taps = conv.kernel.0 as usize * conv.kernel.1 as usize;
-            let factors = meaning.factor.iter().cycle();
-            for (tap, factor) in weights.chunks_exact_mut(taps).zip(factors) {
+            let channels = 0..conv.out_channels;
+            let read = channels.flat_map(|channel| conv.reads(view.shape, channel));
+            for (tap, channel) in weights.chunks_exact_mut(taps).zip(read) {
+                let factor = meaning.factor[channel as usize];
                 tap.iter_mut().for_each(|w| *w *= factor);
             }
         }
@@ -420,7 +455,14 @@ impl Lower<'_> {
         Some((composed, wide))
     }
 
-    fn add(&mut self, name: &str, left: Value, right: Value) -> Result<Value, String> {
+    /// The sum of two values, or their difference.
+    fn add(
+        &mut self,
+        name: &str,
+        left: Value,
+        right: Value,
+        subtract: bool,
+    ) -> Result<Value, String> {
         let mut parts = Vec::new();
         for value in [left, right] {
             // A layer's own pool covers its whole sum: a summand with a pool becomes a tensor
@@ -431,8 +473,11 @@ impl Lower<'_> {
             };
             parts.push(self.sum_of(value, name)?);
         }
-        let right = parts.pop().expect("two parts");
+        let mut right = parts.pop().expect("two parts");
         let left = parts.pop().expect("two parts");
+        if subtract {
+            right.negate();
+        }
         if left.shape != right.shape {
             return Err(format!(
                 "adds a flattened tensor of {} and one of {}: add before flattening",
@@ -480,7 +525,8 @@ impl Lower<'_> {
                     let factor = f64::from(bits).exp2() / f64::from(count);
                     sum.scale(factor);
                     if !sum.element_bias.is_empty() {
-                        let sums = sum_windows(&sum.element_bias, sum.shape, &pool, output);
+                        let window = pool.window(sum.shape).expect("the graph's shapes fit");
+                        let sums = sum_windows(&sum.element_bias, sum.shape, &window);
                         let mean = |sum| sum / f64::from(count);
                         sum.element_bias = sums.into_iter().map(mean).collect();
                     }
@@ -491,6 +537,7 @@ impl Lower<'_> {
                 }
                 self.materialise(sum)
             }
+            Value::Tensor(view) if view.window.is_some() => self.materialise_view(view, "pool"),
             Value::Tensor(view) => view,
         };
         let joined = match &view.pool {
@@ -600,7 +647,8 @@ impl Lower<'_> {
             return meaning.constant.clone();
         };
         let input = self.real.tensor_shape(view.tensor);
-        let sums = sum_windows(&meaning.constant, input, pool, view.shape);
+        let window = pool.window(input).expect("the graph's shapes fit");
+        let sums = sum_windows(&meaning.constant, input, &window);
         let count = f64::from(pool.kernel.0) * f64::from(pool.kernel.1);
         sums.into_iter().map(|sum| sum / count).collect()
     }
@@ -634,25 +682,30 @@ impl Lower<'_> {
                 let conv = Conv {
                     input: view.tensor,
                     out_channels: view.shape.c,
+                    groups: view.shape.c,
                     kernel: (1, 1),
                     stride: (1, 1),
                     padding: Padding::default(),
                     weight_bits: 0,
                 };
-                let mut diagonal = vec![0.0; channels * channels];
                 let count = f64::from(pool.kernel.0) * f64::from(pool.kernel.1);
-                (0..channels).for_each(|c| diagonal[c * channels + c] = 1.0 / count);
+                let mean = vec![1.0 / count; channels];
                 let input = self.real.tensor_shape(view.tensor);
-                let (conv, weights) = pool::compose(&conv, &diagonal, &pool, input)
+                let (conv, weights) = pool::compose(&conv, &mean, &pool, input)
                     .ok_or("its windows are too large to be a kernel")?;
                 self.read_by_conv.insert(view.tensor);
                 Term::Conv { conv, weights }
             }
-            pool => Term::Residual {
-                input: view.tensor,
-                pool,
-                halvings: pool.map_or(0, |p| (p.kernel.0 * p.kernel.1).trailing_zeros() as u8),
-            },
+            pool => {
+                let from = self.real.tensor_shape(view.tensor);
+                let windows = |pool: SumPool| pool.window(from).expect("the graph's shapes fit");
+                Term::Residual {
+                    input: view.tensor,
+                    window: pool.map(windows).or(view.window),
+                    halvings: pool.map_or(0, |p| (p.kernel.0 * p.kernel.1).trailing_zeros() as u8),
+                    negative: false,
+                }
+            }
         };
         Ok(Sum {
             name: name.into(),
@@ -671,7 +724,9 @@ impl Lower<'_> {
     fn end_prefix(&mut self, value: Value, name: &str) -> Result<View, String> {
         let view = match value {
             Value::Sum(sum) => self.materialise(sum),
-            Value::Tensor(view) if view.pool.is_some() => self.materialise_view(view, name),
+            Value::Tensor(view) if view.pool.is_some() || view.window.is_some() => {
+                self.materialise_view(view, name)
+            }
             Value::Tensor(view) => view,
         };
         if view.flat && (view.shape.h, view.shape.w) != (1, 1) {
@@ -697,12 +752,14 @@ impl Lower<'_> {
 
     /// An identity layer of sums over windows, `2^-halvings` of them.
     fn push_pooled(&mut self, view: &View, pool: SumPool, halvings: u8, name: String) -> View {
+        let window = pool.window(self.real.tensor_shape(view.tensor));
         self.materialise(Sum {
             name,
             terms: vec![Term::Residual {
                 input: view.tensor,
-                pool: Some(pool),
+                window,
                 halvings,
+                negative: false,
             }],
             bias: vec![0.0; view.shape.c as usize],
             element_bias: Vec::new(),
@@ -731,6 +788,15 @@ impl Lower<'_> {
         }
     }
 
+    /// A view as a tensor of its own, whose elements are the numbers that it stands for.
+    fn own_tensor(&mut self, view: View, before: &str) -> Result<View, String> {
+        if view.pool.is_none() && view.window.is_none() && view.meaning.is_none() {
+            return Ok(view);
+        }
+        let sum = self.sum_of(Value::Tensor(view), &format!("{before}.tensor"))?;
+        Ok(self.materialise(sum))
+    }
+
     /// Makes a layer; the view of its tensor.
     fn push(&mut self, mut sum: Sum, step: Step) -> View {
         sum.settle();
@@ -751,6 +817,7 @@ impl Lower<'_> {
         View {
             tensor: TensorId(self.real.layers.len() as u32),
             pool: None,
+            window: None,
             shape: sum.shape,
             flat: sum.flat,
             meaning: None,
@@ -770,6 +837,18 @@ impl Sum {
             }
         }
         self.bias.iter_mut().for_each(|b| *b *= factor);
+    }
+
+    /// Turns the sign of everything.
+    fn negate(&mut self) {
+        for term in &mut self.terms {
+            match term {
+                Term::Conv { weights, .. } => weights.iter_mut().for_each(|w| *w = -*w),
+                Term::Residual { negative, .. } => *negative = !*negative,
+            }
+        }
+        let biases = self.bias.iter_mut().chain(&mut self.element_bias);
+        biases.for_each(|b| *b = -*b);
     }
 
     /// Scales one channel; only for sums without residuals (or by 1).

@@ -20,7 +20,7 @@ use crate::pass::calibrate::Magnitudes;
 use crate::real_circuit::{self, RealCircuit, Step, Term};
 use pi_ir::{
     Activation, Circuit, Conv, Kind, Layer, LayerWeights, Polynomial, PostTruncation,
-    Preprocessing, Range, Reveal, SumPool, TensorId, Weights,
+    Preprocessing, Range, Reveal, Weights, group_reads,
 };
 
 /// Numbers of bits to spend.
@@ -134,8 +134,13 @@ fn quantise_layer(
                 let taps = conv.kernel.0 as usize * conv.kernel.1 as usize;
                 let unit = f64::from(scales.tensors[tensor]).exp2();
                 let row = weights.len() / bias.len();
-                for (bias, row) in bias.iter_mut().zip(weights.chunks_exact(row)) {
-                    for (taps, mean) in row.chunks_exact(taps).zip(&seen.means[tensor]) {
+                let means = &seen.means[tensor];
+                let rows = bias.iter_mut().zip(weights.chunks_exact(row));
+                for (channel, (bias, row)) in rows.enumerate() {
+                    let inputs = (means.len() as u32, conv.out_channels);
+                    let read = group_reads(conv.groups, inputs, channel as u32);
+                    let means = &means[read.start as usize..read.end as usize];
+                    for (taps, mean) in row.chunks_exact(taps).zip(means) {
                         let lost = taps.iter().map(|w| w * scale - (w * scale).round());
                         *bias += lost.sum::<f64>() * mean * unit;
                     }
@@ -148,9 +153,18 @@ fn quantise_layer(
             }
             Term::Residual {
                 input,
-                pool,
+                window,
                 halvings,
-            } => residual(*input, *pool, *halvings, sum, scales),
+                negative,
+            } => {
+                let shift = sum - scales.tensors[input.0 as usize] - i32::from(*halvings);
+                pi_ir::Term::Residual {
+                    input: *input,
+                    window: *window,
+                    shift: byte(shift),
+                    negative: *negative,
+                }
+            }
         });
     }
     let bias = bias.into_iter().map(|b| b.round() as i64).collect();
@@ -210,21 +224,6 @@ fn quantise_layer(
         polynomials: integers,
     };
     (public, private)
-}
-
-fn residual(
-    input: TensorId,
-    pool: Option<SumPool>,
-    halvings: u8,
-    sum: i32,
-    scales: &Scales,
-) -> pi_ir::Term {
-    let shift = sum - scales.tensors[input.0 as usize] - i32::from(halvings);
-    pi_ir::Term::Residual {
-        input,
-        pool,
-        shift: byte(shift),
-    }
 }
 
 /// `a` at `2^u`, `b` at `2^(s+u)`, `k` at `2^(2s+u)`.

@@ -103,6 +103,8 @@ const TERMS_AT_ONCE: usize = 128;
 
 /// A matrix of kernels that are made when they are multiplied.
 pub struct KernelMatrix<F> {
+    /// The ciphertexts of each row that are multiplied; kernels of the others are zero.
+    pub ciphertexts: Range<usize>,
     /// Kernels of each ciphertext: products of each row.
     pub outputs: usize,
     /// Levels of the packing that follows, of all kernels.
@@ -127,8 +129,8 @@ impl Product {
     /// A transform for each kernel and prime, about 5 us a product, 64 KB of workspace a kernel (at
     /// most 128 ciphertexts' kernels at once).
     /// # Panics
-    /// If there is no row, rows differ in length, or an exponent is not below `2 N` or beyond the
-    /// reach.
+    /// If there is no row, rows differ in length or are shorter than the matrix says, or an
+    /// exponent is not below `2 N` or beyond the reach.
     pub fn matrix<T, F>(
         params: &Params,
         rows: &[&CiphertextRow],
@@ -140,6 +142,7 @@ impl Product {
         F: Fn(usize, usize) -> T,
     {
         let KernelMatrix {
+            ref ciphertexts,
             outputs,
             levels,
             reach,
@@ -149,7 +152,8 @@ impl Product {
         // nothing.
         let short = reach.map(usize::next_power_of_two).filter(|&s| s < N);
         let support = short.unwrap_or(N);
-        sums_in_parts(params, rows, outputs, levels, |part, sums| {
+        let size = (outputs, levels);
+        sums_in_parts(params, rows, ciphertexts.clone(), size, |part, sums| {
             let polynomials = outputs * part.len();
             let small = sized(&mut workspace.small, polynomials * support);
             small.fill(0);
@@ -189,17 +193,18 @@ impl Product {
     }
 
     /// [`Product::matrix`] with kernels that were made before, all of the same levels:
-    /// `[output][i]`.
+    /// `[output][i]`, for the same ciphertexts of each row.
     ///
     /// # Panics
-    /// If there is no row, rows or outputs differ in length, levels differ, or a modulus is not
-    /// [`CiphertextModulus::Conv`].
+    /// If there is no row, rows differ in length or are shorter than that, outputs have not a
+    /// kernel a ciphertext, levels differ, or a modulus is not [`CiphertextModulus::Conv`].
     pub fn matrix_of(
         params: &Params,
         rows: &[&CiphertextRow],
+        ciphertexts: Range<usize>,
         polynomials: &[&[PlainPoly]],
     ) -> Vec<Vec<Self>> {
-        let count = check_rows(rows);
+        let count = ciphertexts.len();
         assert!(
             polynomials.iter().all(|kernels| kernels.len() == count),
             "kernels of an output"
@@ -213,11 +218,13 @@ impl Product {
                 .all(|kernel| (kernel.levels, kernel.modulus) == (levels, modulus)),
             "levels or moduli of kernels"
         );
-        sums_in_parts(params, rows, polynomials.len(), levels, |part, sums| {
+        let (first, size) = (ciphertexts.start, (polynomials.len(), levels));
+        sums_in_parts(params, rows, ciphertexts, size, |part, sums| {
+            let kernels_of = part.start - first..part.end - first;
             for limb in 0..CONV_LIMBS {
                 let factors: Vec<&[u64]> = polynomials
                     .iter()
-                    .flat_map(|kernels| &kernels[part.clone()])
+                    .flat_map(|kernels| &kernels[kernels_of.clone()])
                     .map(|kernel| kernel.values.limb(limb))
                     .collect();
                 multiply_limb(params, limb, part.clone(), rows, &factors, sums);
@@ -226,19 +233,20 @@ impl Product {
     }
 }
 
-/// Sums over all ciphertexts of the rows, of which `set` sets the sums over some.
+/// Sums over some ciphertexts of the rows, of which `set` sets the sums over fewer; of so many
+/// outputs, and with so many levels.
 fn sums_in_parts(
     params: &Params,
     rows: &[&CiphertextRow],
-    outputs: usize,
-    levels: u32,
+    ciphertexts: Range<usize>,
+    (outputs, levels): (usize, u32),
     mut set: impl FnMut(Range<usize>, &mut [Vec<Product>]),
 ) -> Vec<Vec<Product>> {
-    let count = check_rows(rows);
+    assert!(ciphertexts.end <= check_rows(rows), "ciphertexts of a row");
     let mut sums = zero_sums(rows.len(), outputs, levels);
-    for first in (0..count).step_by(TERMS_AT_ONCE) {
-        let part = first..count.min(first + TERMS_AT_ONCE);
-        if first == 0 {
+    for first in ciphertexts.clone().step_by(TERMS_AT_ONCE) {
+        let part = first..ciphertexts.end.min(first + TERMS_AT_ONCE);
+        if first == ciphertexts.start {
             set(part, &mut sums);
         } else {
             let mut more = zero_sums(rows.len(), outputs, levels);
@@ -425,18 +433,25 @@ mod tests {
             let packed: Vec<&CiphertextRow> = packed.iter().collect();
             let terms = |output: usize, i: usize| kernels[output][i].iter().copied();
             let workspace = &mut Workspace::default();
-            let matrix = KernelMatrix {
+            let mut matrix = KernelMatrix {
+                ciphertexts: 0..count,
                 outputs,
                 levels,
                 reach,
                 terms,
             };
-            let fresh = Product::matrix(&params, &packed, &matrix, workspace);
-            let borrowed: Vec<&[PlainPoly]> = polynomials.iter().map(|p| &p[..]).collect();
-            let kept = Product::matrix_of(&params, &packed, &borrowed);
-            for (output, polynomials) in polynomials.iter().enumerate() {
-                for (row, inputs) in inputs.iter().enumerate() {
-                    let pairs: Vec<_> = inputs.iter().zip(polynomials).collect();
+            // All ciphertexts of a row, and those that a grouped convolution may read.
+            for some in [0..count, count / 3..count.div_ceil(2)] {
+                matrix.ciphertexts = some.clone();
+                let fresh = Product::matrix(&params, &packed, &matrix, workspace);
+                let borrowed = polynomials.iter().map(|p| &p[some.clone()]);
+                let borrowed: Vec<&[PlainPoly]> = borrowed.collect();
+                let kept = Product::matrix_of(&params, &packed, some.clone(), &borrowed);
+                let places =
+                    (0..outputs).flat_map(|output| (0..rows).map(move |row| (output, row)));
+                for (output, row) in places {
+                    let own = inputs[row].iter().zip(&polynomials[output]);
+                    let pairs: Vec<_> = own.skip(some.start).take(some.len()).collect();
                     let expected = Product::new(&params, &pairs);
                     for found in [&fresh[output][row], &kept[output][row]] {
                         assert_eq!(found.levels, expected.levels);

@@ -2,7 +2,8 @@
 
 use super::upload::{Taps, UploadMap, output_columns};
 use super::{Budget, Consumer};
-use pi_ir::{Conv, Layout, Shape};
+use pi_ir::{Conv, Layout, Shape, group_reads};
+use std::ops::Range;
 
 /// A useful coefficient of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub struct Useful {
 pub struct Tap {
     /// The weight's monomial is `X^-shift` (before it moves to its output block); `shift < N`.
     pub shift: u32,
-    /// Place of the weight in `[in][kernel_h][kernel_w]`.
+    /// Place of the weight in `[in][kernel_h][kernel_w]`, all input channels counted.
     pub weight: u32,
 }
 
@@ -29,7 +30,7 @@ pub struct Placement {
     pub coefficient: u32,
     /// True if the weight is subtracted there (`X^-t = -X^(N-t)`).
     pub negative: bool,
-    /// Place of the weight in `[out][in][kernel_h][kernel_w]`.
+    /// Place of the weight in `[out][in / groups][kernel_h][kernel_w]`.
     pub weight: u32,
 }
 
@@ -75,7 +76,7 @@ impl AnswerMap {
             ));
         }
         let weights = u128::from(output.c)
-            * u128::from(upload.shape().c)
+            * u128::from(conv.channels_read(upload.shape()))
             * u128::from(conv.kernel.0)
             * u128::from(conv.kernel.1);
         let elements = u128::from(output.c)
@@ -176,13 +177,33 @@ impl AnswerMap {
         self.rows.iter().map(|(row, _)| *row)
     }
 
-    /// Weights of the convolution: `out * in * kernel_h * kernel_w`.
+    /// Weights of the convolution: `out * in / groups * kernel_h * kernel_w`.
     pub fn weights(&self, upload: &UploadMap) -> usize {
-        let (kernel, channels) = (self.conv.kernel, upload.shape().c);
-        [self.output.c, channels, kernel.0, kernel.1]
-            .iter()
-            .map(|&n| n as usize)
-            .product()
+        self.conv.weight_count(upload.shape())
+    }
+
+    /// The ciphertexts of each row that hold input channels of chunk `chunk`: all of them but for
+    /// grouped convolutions. Kernels of the others are zero, and are neither made nor multiplied.
+    pub fn groups_read(&self, upload: &UploadMap, chunk: usize) -> Range<usize> {
+        let first = chunk * self.channels_per_ciphertext();
+        let last = first
+            + self
+                .channels_left(chunk)
+                .min(self.channels_per_ciphertext())
+            - 1;
+        let (from, to) = (
+            self.channels_read(first as u32),
+            self.channels_read(last as u32),
+        );
+        let layout = upload.layout();
+        let phases = (layout.stride.0 * layout.stride.1) as usize;
+        let group = layout.group as usize;
+        from.start as usize * phases / group..(to.end as usize * phases).div_ceil(group)
+    }
+
+    /// The input channels that an output channel reads.
+    fn channels_read(&self, channel: u32) -> Range<u32> {
+        group_reads(self.conv.groups, (self.in_channels, self.output.c), channel)
     }
 
     /// Levels of merging.
@@ -259,7 +280,8 @@ impl AnswerMap {
         out
     }
 
-    /// The taps that fall on the input channels of `group`; the same for every output channel.
+    /// The taps that fall on the input channels of `group`, by ascending weight; the same for every
+    /// output channel that reads these channels.
     pub fn taps(&self, upload: &UploadMap, group: usize) -> Vec<Tap> {
         let layout = upload.layout();
         let channels = upload.channels(group);
@@ -291,7 +313,7 @@ impl AnswerMap {
     }
 
     /// The kernel polynomial of place `place` of chunk `chunk`, for the group that `taps` are of:
-    /// every weight of its output channels, zero or not.
+    /// every weight of its output channels there, zero or not.
     pub fn kernel<'a>(
         &'a self,
         upload: &'a UploadMap,
@@ -301,21 +323,25 @@ impl AnswerMap {
     ) -> impl Iterator<Item = Placement> + 'a {
         let layout: &Layout = upload.layout();
         let degree = upload.ring_degree() as u32;
-        let per_channel = self.in_channels * self.conv.kernel.0 * self.conv.kernel.1;
+        let area = self.conv.kernel.0 * self.conv.kernel.1;
+        let per_channel = self.in_channels / self.conv.groups * area;
         let first = (chunk * self.channels_per_ciphertext() + place) as u32;
         (0..self.output_blocks)
             .map(move |block| (block, first + (block << self.merge)))
             .filter(|(_, channel)| *channel < self.output.c)
             .flat_map(move |(block, channel)| {
                 let base = block * layout.block * layout.group;
-                taps.iter().map(move |tap| Placement {
+                let read = self.channels_read(channel);
+                let before = |end: u32| taps.partition_point(|tap| tap.weight < end * area);
+                let own = &taps[before(read.start)..before(read.end)];
+                own.iter().map(move |tap| Placement {
                     coefficient: if base >= tap.shift {
                         base - tap.shift
                     } else {
                         degree + base - tap.shift
                     },
                     negative: base < tap.shift,
-                    weight: channel * per_channel + tap.weight,
+                    weight: channel * per_channel + tap.weight - read.start * area,
                 })
             })
     }

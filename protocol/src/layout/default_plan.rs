@@ -58,7 +58,7 @@ pub(crate) fn plan_in(ring_degree: u32, circuit: &Circuit, bundles: u32) -> Resu
             "{shape:?} {stride:?} {:?}",
             consumers
                 .iter()
-                .map(|c| (c.out_channels, c.kernel, c.padding))
+                .map(|c| (c.out_channels, c.groups, c.kernel, c.padding))
                 .collect::<Vec<_>>()
         );
         let choice = match known.get(&key) {

@@ -46,6 +46,7 @@ pub(crate) fn conv(
     Conv {
         input: TensorId(input),
         out_channels,
+        groups: 1,
         kernel,
         stride,
         padding,
@@ -77,11 +78,13 @@ fn mul(a: u64, w: i64) -> u64 {
 pub(crate) fn plain_conv(x: &[u64], shape: Shape, conv: &Conv, weights: &[i64]) -> Vec<u64> {
     let out = conv_output(shape, conv).expect("fits");
     let mut result = Vec::with_capacity(out.len());
+    let of_group = shape.c / conv.groups;
     for o in 0..out.c {
+        let first = o / (out.c / conv.groups) * of_group;
         for y in 0..out.h {
             for x0 in 0..out.w {
                 let mut sum = 0;
-                for c in 0..shape.c {
+                for c in 0..of_group {
                     for k in 0..conv.kernel.0 {
                         for l in 0..conv.kernel.1 {
                             let i = i64::from(y * conv.stride.0 + k) - i64::from(conv.padding.top);
@@ -91,10 +94,10 @@ pub(crate) fn plain_conv(x: &[u64], shape: Shape, conv: &Conv, weights: &[i64]) 
                             {
                                 continue;
                             }
-                            let at = (c as usize * shape.h as usize + i as usize)
+                            let at = ((first + c) as usize * shape.h as usize + i as usize)
                                 * shape.w as usize
                                 + j as usize;
-                            let w = ((o * shape.c + c) * conv.kernel.0 + k) * conv.kernel.1 + l;
+                            let w = ((o * of_group + c) * conv.kernel.0 + k) * conv.kernel.1 + l;
                             sum = add(sum, mul(x[at], weights[w as usize]));
                         }
                     }
@@ -158,6 +161,7 @@ fn answer_of(
         );
         for place in 0..answer.kernels(chunk) {
             let mut kernels = Vec::new();
+            let read = answer.groups_read(upload, chunk);
             for g in 0..upload.groups() {
                 let taps = answer.taps(upload, g);
                 let mut kernel = vec![0i64; degree];
@@ -165,6 +169,8 @@ fn answer_of(
                     let w = weights[p.weight as usize];
                     kernel[p.coefficient as usize] += if p.negative { -w } else { w };
                 }
+                let zero = kernel.iter().all(|&w| w == 0);
+                assert!(zero || read.contains(&g), "ciphertext {g} is not read");
                 kernels.push(kernel);
             }
             for u in useful
@@ -228,7 +234,7 @@ pub(crate) fn check(circuit: &Circuit, plan: &Plan, seed: u64) {
     for (index, answer) in packing.answers().iter().enumerate() {
         let conv = answer.conv();
         let shape = packing.tensors()[conv.input.0 as usize];
-        let count = (conv.out_channels * shape.c * conv.kernel.0 * conv.kernel.1) as usize;
+        let count = conv.weight_count(shape);
         let weights: Vec<i64> = (0..count)
             .map(|_| i64::from(below(&mut rng, 255)) - 127)
             .collect();

@@ -58,6 +58,7 @@ fn random_layouts_compute_the_convolution() {
     let mut rng = ChaCha20Rng::seed_from_u64(1);
     let (mut checked, mut shared, mut halo, mut blocks, mut outputs, mut bundled, mut stacked) =
         (0, 0, 0, 0, 0, 0, 0);
+    let mut partly = 0;
     for seed in 0..2000 {
         let degree = pick(&mut rng, &[64, 128, 256, 512]);
         let shape = Shape::new(
@@ -75,7 +76,10 @@ fn random_layouts_compute_the_convolution() {
                     right: below(&mut rng, 3),
                 };
                 let kernel = (1 + below(&mut rng, 5), 1 + below(&mut rng, 5));
-                conv(0, 1 + below(&mut rng, 7), kernel, stride, padding)
+                let mut conv = conv(0, 1 + below(&mut rng, 7), kernel, stride, padding);
+                let divides = |n: &u32| shape.c % n == 0 && conv.out_channels % n == 0;
+                conv.groups = pick(&mut rng, &(1..=6).filter(divides).collect::<Vec<u32>>());
+                conv
             })
             .filter(|conv| conv_output(shape, conv).is_some())
             .collect();
@@ -113,6 +117,11 @@ fn random_layouts_compute_the_convolution() {
         checked += 1;
         let map = Packing::in_any_ring(&mut Budget::new(), &circuit, &plan).unwrap();
         let tiles = map.uploads()[0].tiles();
+        partly += usize::from(map.answers().iter().any(|answer| {
+            let upload = &map.uploads()[0];
+            let mut chunks = 0..answer.chunks();
+            chunks.any(|chunk| answer.groups_read(upload, chunk).len() < upload.groups())
+        }));
         shared += usize::from(layout.row_stride < layout.tile.1 + layout.window.1 - 1);
         halo += usize::from(tiles.0 * tiles.1 > 1 && layout.window != (1, 1));
         blocks += usize::from(layout.blocks > 1);
@@ -134,6 +143,7 @@ fn random_layouts_compute_the_convolution() {
         ("output blocks", outputs),
         ("bundles", bundled),
         ("stacks", stacked),
+        ("ciphertexts that no product reads", partly),
     ] {
         assert!(count > 60, "{what}: {count} of {checked}");
     }

@@ -75,7 +75,7 @@ impl<'a> Answers<'a> {
         let map = &self.packing.answers()[answer];
         let upload = &self.packing.uploads()[map.upload()];
         assert_eq!(inputs.len(), upload.rows(), "rows of another upload");
-        let finished: Vec<Vec<Finished>> = jobs(map, upload.groups())
+        let finished: Vec<Vec<Finished>> = jobs(map, upload)
             .into_par_iter()
             .map(|(chunks, rows)| {
                 let job = Job {

@@ -45,17 +45,20 @@ impl Operations {
 
     /// Counts the operations of one answer; `upload` is the map that it reads.
     pub fn of_answer(upload: &UploadMap, answer: &AnswerMap) -> Operations {
-        let (rows, groups, outputs) = (answer.rows().len(), upload.groups(), answer.ciphertexts());
+        let (rows, outputs) = (answer.rows().len(), answer.ciphertexts());
         let places = 1usize << answer.merge();
         let sums = answer.chunks() * places;
+        let chunks = 0..answer.chunks();
+        let groups = chunks.map(|chunk| answer.groups_read(upload, chunk).len());
+        let kernels = groups.sum::<usize>() * places;
         // A merge at distance m computes N / m coefficients, and the level with distance m has
         // places / m merges for every place at the distance of the result: each level computes as
         // many as the result has.
         let kept = upload.ring_degree() * places / upload.layout().group as usize;
         Operations {
-            kernels: (sums * groups) as u64,
+            kernels: kernels as u64,
             kernel_terms: answer.weights(upload) as u64,
-            products: (rows * sums * groups) as u64,
+            products: (rows * kernels) as u64,
             sums: (rows * sums) as u64,
             key_switches: (outputs * (places - 1)) as u64,
             switched_coefficients: (outputs * answer.merge() as usize * kept) as u64,

@@ -49,10 +49,19 @@ fn together(answer: &AnswerMap, groups: usize, rows: usize) -> u32 {
         .ilog2()
 }
 
+/// Most ciphertexts of a row that an output channel's products are summed over.
+fn groups_read(answer: &AnswerMap, upload: &UploadMap) -> usize {
+    let chunks = 0..answer.chunks();
+    let most = chunks
+        .map(|chunk| answer.groups_read(upload, chunk).len())
+        .max();
+    most.expect("an answer has a chunk")
+}
+
 /// Chunks and rows (by number among the answer's) of what is done together.
-pub(super) fn jobs(answer: &AnswerMap, groups: usize) -> Vec<(Range<usize>, Range<usize>)> {
+pub(super) fn jobs(answer: &AnswerMap, upload: &UploadMap) -> Vec<(Range<usize>, Range<usize>)> {
     let rows = answer.rows().len();
-    let at_once = together(answer, groups, rows.min(ROWS_AT_ONCE));
+    let at_once = together(answer, groups_read(answer, upload), rows.min(ROWS_AT_ONCE));
     let chunks = 1usize << at_once.saturating_sub(answer.merge());
     let mut jobs = Vec::new();
     for first_chunk in (0..answer.chunks()).step_by(chunks) {
@@ -94,7 +103,7 @@ impl Job<'_> {
                 (self.chunks.clone()).map(|_| Mutex::new(products.by_ref().take(places).collect())),
             );
         }
-        let at_once = together(answer, self.upload.groups(), self.rows.len());
+        let at_once = together(answer, groups_read(answer, self.upload), self.rows.len());
         let gap = self.upload.layout().group as usize;
         let packed = self.chunks.clone().into_par_iter().map(|chunk| {
             let (together, made) = match ready.get(chunk - self.chunks.start) {
@@ -130,6 +139,15 @@ impl Job<'_> {
 
     /// The sums over the groups for these places: `[output][row]`.
     fn products(&self, outputs: &[OutputPlace]) -> Vec<Vec<Product>> {
+        let read = |output: &OutputPlace| self.answer.groups_read(self.upload, output.chunk);
+        let alike = outputs.chunk_by(|a, b| read(a) == read(b));
+        alike
+            .flat_map(|outputs| self.products_of(outputs, read(&outputs[0])))
+            .collect()
+    }
+
+    /// The sums over the groups that all of these places read.
+    fn products_of(&self, outputs: &[OutputPlace], groups: Range<usize>) -> Vec<Vec<Product>> {
         let answer = self.answer;
         let rows: Vec<&CiphertextRow> = answer
             .rows()
@@ -138,15 +156,15 @@ impl Job<'_> {
             .map(|row| &self.inputs[row])
             .collect();
         if let Some(all) = self.kernels.cached() {
-            let groups = self.upload.groups();
-            let of = |output: &OutputPlace| &all[output.index(answer) * groups..][..groups];
+            let of = |output: &OutputPlace| all[output.index(answer)].as_slice();
             let polynomials: Vec<&[PlainPoly]> = outputs.iter().map(of).collect();
-            return Product::matrix_of(self.params, &rows, &polynomials);
+            return Product::matrix_of(self.params, &rows, groups, &polynomials);
         }
         let terms = |output: usize, group: usize| {
             (self.kernels).terms(answer, self.upload, outputs[output], group)
         };
         let matrix = KernelMatrix {
+            ciphertexts: groups,
             outputs: outputs.len(),
             levels: answer.merge(),
             reach: self.kernels.reach(answer),

@@ -16,12 +16,13 @@ pub struct Kernels {
 }
 
 pub(super) struct AnswerKernels {
-    /// `[out][in][kernel_h][kernel_w]`.
+    /// `[out][in / groups][kernel_h][kernel_w]`.
     weights: Arc<Zeroizing<Vec<i16>>>,
     /// Taps by group of input channels.
     taps: Vec<Vec<Tap>>,
-    /// Transformed kernels, `[chunk][place][group]`, where memory was granted.
-    cached: Option<Vec<PlainPoly>>,
+    /// Transformed kernels by [`OutputPlace::index`], of the groups that the chunk reads, where
+    /// memory was granted.
+    cached: Option<Vec<Vec<PlainPoly>>>,
 }
 
 /// The place of one kernel polynomial's results: a chunk of output channels, and a place of the
@@ -94,22 +95,21 @@ impl Kernels {
                 taps: taps(answer, upload),
                 cached: None,
             };
-            let polynomials = (answer.chunks() * upload.groups()) << answer.merge();
+            let groups_read = |chunk| answer.groups_read(upload, chunk);
+            let groups = (0..answer.chunks()).map(|chunk| groups_read(chunk).len());
+            let polynomials = groups.sum::<usize>() << answer.merge();
             if polynomials.saturating_mul(KERNEL_BYTES) <= left {
                 left -= polynomials * KERNEL_BYTES;
                 let places = (0..answer.chunks()).flat_map(|chunk| {
                     (0..1 << answer.merge()).map(move |place| OutputPlace { chunk, place })
                 });
-                let all: Vec<(OutputPlace, usize)> = places
-                    .flat_map(|output| (0..upload.groups()).map(move |group| (output, group)))
-                    .collect();
-                placed.cached = Some(
-                    all.into_par_iter()
-                        .map(|(output, group)| {
-                            placed.polynomial(params, answer, upload, output, group)
-                        })
-                        .collect(),
-                );
+                let all: Vec<OutputPlace> = places.collect();
+                let kernels = |output: OutputPlace| {
+                    let groups = groups_read(output.chunk);
+                    let of = |group| placed.polynomial(params, answer, upload, output, group);
+                    groups.map(of).collect()
+                };
+                placed.cached = Some(all.into_par_iter().map(kernels).collect());
             }
             answers.push(placed);
         }
@@ -161,8 +161,9 @@ impl AnswerKernels {
             })
     }
 
-    /// The transformed kernels, `[chunk][place][group]`, where memory was granted.
-    pub(super) fn cached(&self) -> Option<&[PlainPoly]> {
+    /// The transformed kernels, by [`OutputPlace::index`] and the groups that the chunk reads,
+    /// where memory was granted.
+    pub(super) fn cached(&self) -> Option<&[Vec<PlainPoly>]> {
         self.cached.as_deref()
     }
 

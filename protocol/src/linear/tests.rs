@@ -41,8 +41,7 @@ fn random_weights(circuit: &Circuit, rng: &mut impl RngCore) -> Weights {
     let layers = circuit.layers.iter().map(|layer| {
         let kernels = layer.terms.iter().filter_map(|term| match term {
             Term::Conv(conv) => {
-                let inputs = circuit.tensor_shape(conv.input).c;
-                let count = conv.out_channels * inputs * conv.kernel.0 * conv.kernel.1;
+                let count = conv.weight_count(circuit.tensor_shape(conv.input));
                 let weight = |_| {
                     let x = rng.next_u32();
                     if x & 7 == 0 {
@@ -194,6 +193,35 @@ fn strided_3x3_and_its_1x1_shortcut_share_an_upload() {
     let plan = default_plan(&circuit, 1).unwrap();
     assert_eq!(plan.uploads.len(), 1);
     check(&circuit, &plan, 0, 2);
+}
+
+/// Depthwise, in groups of three with two outputs each, and strided; kernels cached or not.
+#[test]
+fn grouped_convolutions_multiply_what_they_read_alone() {
+    let grouped = |channels, groups, stride| Conv {
+        groups,
+        ..conv(0, channels, (3, 3), (stride, stride), Padding::same(1))
+    };
+    let of = |shape, conv: Conv| {
+        let circuit = single(shape, conv);
+        let plan = default_plan(&circuit, 1).unwrap();
+        check(&circuit, &plan, 0, 5);
+        check(&circuit, &plan, 1 << 30, 5);
+        let packing = Packing::new(&circuit, &plan).unwrap();
+        let upload = &packing.uploads()[0];
+        (
+            crate::linear::cost(&packing).operations(),
+            upload.layout().group,
+            upload.groups(),
+        )
+    };
+    // As many kernels as channels: a fifth of what a convolution of all channels would take.
+    let (depthwise, group, groups) = of(Shape::new(40, 24, 24), grouped(40, 40, 1));
+    assert!(groups >= 5, "{groups} groups of {group}");
+    assert_eq!((depthwise.kernels, depthwise.kernel_terms), (40, 360));
+    let (pairs, _, _) = of(Shape::new(24, 16, 16), grouped(16, 8, 1));
+    assert_eq!(pairs.kernel_terms, 16 * 3 * 9);
+    of(Shape::new(12, 15, 9), grouped(12, 12, 2));
 }
 
 #[test]
@@ -360,7 +388,7 @@ fn noise_over_bound(circuit: &Circuit, plan: &Plan, seed: u64) -> f64 {
     let masks = mask.chunks_exact(shape.len());
     let products: Vec<u64> = masks.flat_map(|r| plain_conv(r, shape, conv, &w)).collect();
     let mut noise = Vec::new();
-    for (chunks, rows) in job::jobs(map, upload.groups()) {
+    for (chunks, rows) in job::jobs(map, upload) {
         let job = job::Job {
             params,
             answer: map,

@@ -2,15 +2,17 @@
 //! when the model is loaded, and the sums of layers.
 
 use super::model::ServerModel;
-use crate::indexed_circuit::add_scaled;
+use crate::indexed_circuit::{add_scaled, scale};
 use pi_core::fp::{self, Elements};
 use pi_ir::{Circuit, Conv, Layer, Shape, Term, Weights};
 use pi_ring::conv::{ConvScratch, ConvShape, Padding, PreparedConv};
+use rayon::prelude::*;
 use zeroize::Zeroizing;
 
 /// A convolution of the circuit.
 pub(crate) struct Convolution {
-    prepared: PreparedConv,
+    /// One for each group of channels, all of the same shape.
+    groups: Vec<PreparedConv>,
     /// Stride of the rows and columns that are kept of what is computed.
     kept: (usize, usize),
 }
@@ -39,10 +41,10 @@ impl Convolution {
         let stride = common_divisor(rows, columns);
         let padding = &conv.padding;
         let shape = ConvShape {
-            channels_in: input.c as usize,
+            channels_in: conv.channels_read(input) as usize,
             height: input.h as usize,
             width: input.w as usize,
-            channels_out: conv.out_channels as usize,
+            channels_out: (conv.out_channels / conv.groups) as usize,
             kernel_height: conv.kernel.0 as usize,
             kernel_width: conv.kernel.1 as usize,
             stride,
@@ -53,23 +55,48 @@ impl Convolution {
                 right: padding.right as usize,
             },
         };
+        // Public: what the circuit says of its weights, so that the time does not depend on them.
+        let prepare = |kernel| PreparedConv::new(kernel, shape, conv.weight_bits);
         Convolution {
-            // Public: what the circuit says of its weights, so that the time does not depend on
-            // them.
-            prepared: PreparedConv::new(kernel, shape, conv.weight_bits),
+            groups: kernel
+                .chunks_exact(shape.weights_len())
+                .map(prepare)
+                .collect(),
             kept: (rows / stride, columns / stride),
         }
     }
 
     /// Adds the convolution of `x` to `sum`.
     pub(crate) fn add_to(&self, x: &[u64], scratch: &mut ConvScratch, sum: &mut [u64]) {
-        if self.kept == (1, 1) {
-            return self.prepared.add_to(x, scratch, sum);
+        if let [only] = &self.groups[..] {
+            return self.add_group_to(only, x, scratch, sum);
         }
-        let shape = self.prepared.shape();
+        let groups = self.groups.par_iter();
+        let inputs = x.par_chunks_exact(x.len() / self.groups.len());
+        let sums = sum.par_chunks_exact_mut(sum.len() / self.groups.len());
+        groups
+            .zip(inputs)
+            .zip(sums)
+            .for_each_init(ConvScratch::default, |scratch, ((group, x), sum)| {
+                self.add_group_to(group, x, scratch, sum)
+            });
+    }
+
+    /// Adds the convolution of one group's channels `x` to theirs of the sum.
+    fn add_group_to(
+        &self,
+        group: &PreparedConv,
+        x: &[u64],
+        scratch: &mut ConvScratch,
+        sum: &mut [u64],
+    ) {
+        if self.kept == (1, 1) {
+            return group.add_to(x, scratch, sum);
+        }
+        let shape = group.shape();
         let (height, width) = (shape.out_height(), shape.out_width());
         let mut dense = Zeroizing::new(vec![0; shape.output_len()]);
-        self.prepared.add_to(x, scratch, &mut dense);
+        group.add_to(x, scratch, &mut dense);
         let planes = dense.chunks_exact(height * width);
         let rows = planes.flat_map(|plane| plane.chunks_exact(width).step_by(self.kept.0));
         let kept = rows.flat_map(|row| row.iter().step_by(self.kept.1));
@@ -105,9 +132,14 @@ impl ServerModel {
                         .expect("the model prepared every convolution");
                     convolution.add_to(&tensors[conv.input.0 as usize], scratch, &mut sum);
                 }
-                Term::Residual { input, pool, shift } => {
-                    let x = &tensors[input.0 as usize];
-                    indexed.add_residual(&mut sum, layer, (*input, x), pool.as_ref(), *shift);
+                Term::Residual {
+                    input,
+                    window,
+                    shift,
+                    negative,
+                } => {
+                    let x = (*input, tensors[input.0 as usize].as_slice());
+                    indexed.add_residual(&mut sum, x, window.as_ref(), scale(*shift, *negative));
                 }
             }
         }
@@ -115,7 +147,7 @@ impl ServerModel {
             None => sum,
             Some(offset) => {
                 let mut pooled = indexed.pool(layer, sum);
-                add_scaled(&mut pooled, &offset, 0);
+                add_scaled(&mut pooled, &offset, 1);
                 pooled
             }
         }

@@ -302,6 +302,7 @@ fn identity_conv(input: u32, channels: u32) -> Term {
     Term::Conv(Conv {
         input: TensorId(input),
         out_channels: channels,
+        groups: 1,
         kernel: (1, 1),
         stride: (1, 1),
         padding: Padding::default(),

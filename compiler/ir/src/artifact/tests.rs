@@ -25,6 +25,7 @@ fn artifact() -> Artifact {
                 terms: vec![Term::Conv(Conv {
                     input: TensorId(0),
                     out_channels: 1,
+                    groups: 1,
                     kernel: (2, 2),
                     stride: (1, 1),
                     padding: Padding {
@@ -71,6 +72,7 @@ fn artifact() -> Artifact {
                 terms: vec![Term::Conv(Conv {
                     input: TensorId(1),
                     out_channels: 2,
+                    groups: 1,
                     kernel: (3, 3),
                     stride: (1, 1),
                     padding: Padding::default(),
@@ -359,6 +361,7 @@ fn prefix() -> Prefix {
     let conv = Conv {
         input: TensorId(0),
         out_channels: 1,
+        groups: 1,
         kernel: (2, 2),
         stride: (1, 1),
         padding: Padding::default(),
@@ -541,10 +544,10 @@ fn golden_bytes() {
     };
     assert_eq!(
         digest(&artifact.encode()),
-        "a547b3f107ef7d5488b011549f24584ab51f2b230ec531cf6a8991db621ecdbc"
+        "bea56f11f1e09b8180aa73d5194defe22f4285b7fe41088a722225333258de86"
     );
     assert_eq!(
         digest(&graph().encode()),
-        "bd9aae897e843dca527c62a328208e75423a1d1d62b133084a6d3454c85412ac"
+        "5fcf2067eb356e0922cf0187161aef152c4681583e2e5f8e690316e78f37738d"
     );
 }

@@ -1,4 +1,4 @@
-//! Cross-correlation and sums of windows over any number type: what they mean, in one place.
+//! Cross-correlation over any number type: what it means, in one place.
 
 use crate::shape::{Padding, Shape};
 use std::ops::{AddAssign, Mul};
@@ -15,6 +15,7 @@ impl Number for i128 {}
 pub(crate) struct Windows {
     pub(crate) input: Shape,
     pub(crate) output: Shape,
+    pub(crate) groups: u32,
     pub(crate) kernel: (u32, u32),
     pub(crate) stride: (u32, u32),
     pub(crate) padding: Padding,
@@ -25,13 +26,25 @@ pub(crate) struct Windows {
 const LANES: usize = 16;
 const CHANNELS: usize = 2;
 
-/// The convolution of `x` (`[c][h][w]`) with `kernel` (`[out][in][kernel_h][kernel_w]`).
+/// The convolution of `x` (`[c][h][w]`) with `kernel` (`[out][in / groups][kernel_h][kernel_w]`).
+pub(crate) fn convolve<T: Number>(x: &[T], kernel: &[T], windows: &Windows) -> Vec<T> {
+    let groups = windows.groups.max(1) as usize;
+    let of_group = |size: usize| (size / groups).max(1);
+    let inputs = x.chunks_exact(of_group(x.len()));
+    let kernels = kernel.chunks_exact(of_group(kernel.len()));
+    let channels = windows.output.c as usize / groups;
+    inputs
+        .zip(kernels)
+        .flat_map(|(x, kernel)| convolve_group(x, kernel, channels, windows))
+        .collect()
+}
+
+/// The output channels of one group, from its input channels and kernels.
 ///
 /// Positions are gathered in panels `[in * kernel_h * kernel_w][LANES]`, so that the inner loop is
 /// a product of a weight with a vector.
-pub(crate) fn convolve<T: Number>(x: &[T], kernel: &[T], windows: &Windows) -> Vec<T> {
+fn convolve_group<T: Number>(x: &[T], kernel: &[T], channels: usize, windows: &Windows) -> Vec<T> {
     let positions = windows.output.h as usize * windows.output.w as usize;
-    let channels = windows.output.c as usize;
     let taps = kernel.len() / channels;
     let mut output = vec![T::default(); channels * positions];
     let mut panel = vec![[T::default(); LANES]; taps];
@@ -54,33 +67,6 @@ pub(crate) fn convolve<T: Number>(x: &[T], kernel: &[T], windows: &Windows) -> V
         }
     }
     output
-}
-
-/// Sums over windows of `x` (`[c][h][w]`), rows and columns rounded down.
-pub(crate) fn sum_windows<T: Number>(
-    x: &[T],
-    input: Shape,
-    kernel: (u32, u32),
-    stride: (u32, u32),
-    output: Shape,
-) -> Vec<T> {
-    let (h, w) = (input.h as usize, input.w as usize);
-    let mut sums = Vec::with_capacity(output.len());
-    for plane in x.chunks_exact(h * w) {
-        for i in 0..output.h as usize {
-            for j in 0..output.w as usize {
-                let (top, left) = (i * stride.0 as usize, j * stride.1 as usize);
-                let mut sum = T::default();
-                for row in top..top + kernel.0 as usize {
-                    for &v in &plane[row * w + left..][..kernel.1 as usize] {
-                        sum += v;
-                    }
-                }
-                sums.push(sum);
-            }
-        }
-    }
-    sums
 }
 
 fn two_rows<T: Number>(even: &[T], odd: &[T], panel: &[[T; LANES]]) -> [[T; LANES]; CHANNELS] {
@@ -107,7 +93,8 @@ fn one_row<T: Number>(row: &[T], panel: &[[T; LANES]]) -> [T; LANES] {
 impl Windows {
     /// Number of weights of the kernel.
     pub(crate) fn weight_count(&self) -> usize {
-        [self.input.c, self.kernel.0, self.kernel.1]
+        let channels = self.input.c / self.groups.max(1);
+        [channels, self.kernel.0, self.kernel.1]
             .iter()
             .fold(self.output.c as usize, |n, &side| {
                 n.saturating_mul(side as usize)

@@ -4,9 +4,9 @@ mod activation;
 mod error;
 mod truncate;
 
-use super::convolve::{Windows, convolve, sum_windows};
+use super::convolve::{Windows, convolve};
 use crate::P;
-use crate::circuit::{Circuit, Conv, Kind, Layer, Layers, PostTruncation, Step, SumPool, Term};
+use crate::circuit::{Circuit, Conv, Kind, Layer, Layers, PostTruncation, Step, Term};
 use crate::prefix::Prefix;
 use crate::preprocessing::Preprocessing;
 use crate::shape::Shape;
@@ -247,10 +247,18 @@ impl<'a> Interpreter<'a> {
                     let kernel = kernels.next().expect("one kernel per convolution");
                     convolve_exactly(x, kernel, &windows(conv, input, shape))
                 }
-                Term::Residual { pool, shift, .. } => {
-                    let wide = x.iter().map(|&v| v.into()).collect();
-                    let mut values = sum_pool(wide, input, pool.as_ref(), shape);
-                    let factor = 1i128 << shift;
+                Term::Residual {
+                    window,
+                    shift,
+                    negative,
+                    ..
+                } => {
+                    let wide: Vec<i128> = x.iter().map(|&v| v.into()).collect();
+                    let mut values = match window {
+                        Some(window) => window.sums(&wide, input, 0, |a, b| a + b),
+                        None => wide,
+                    };
+                    let factor = if *negative { -1i128 } else { 1 } << shift;
                     values
                         .iter_mut()
                         .for_each(|v| *v = v.saturating_mul(factor));
@@ -265,7 +273,10 @@ impl<'a> Interpreter<'a> {
                 *sum += value;
             }
         }
-        let mut sums = sum_pool(sums, shape, layer.pool.as_ref(), layer.shape);
+        if let Some(pool) = &layer.pool {
+            let window = pool.window(shape).expect("the pool was checked to fit");
+            sums = window.sums(&sums, shape, 0, |a, b| a + b);
+        }
         let element_bias = &self.weights.layers[index].element_bias;
         for (sum, &bias) in sums.iter_mut().zip(element_bias) {
             *sum += i128::from(bias);
@@ -403,6 +414,7 @@ fn windows(conv: &Conv, input: Shape, output: Shape) -> Windows {
     Windows {
         input,
         output,
+        groups: conv.groups,
         kernel: conv.kernel,
         stride: conv.stride,
         padding: conv.padding,
@@ -431,14 +443,6 @@ fn convolve_exactly(x: &[i64], kernel: &Kernel, windows: &Windows) -> Vec<i128> 
         let x: Vec<i128> = x.iter().map(|&v| v.into()).collect();
         let weights: Vec<i128> = kernel.weights.iter().map(|&w| w as i128).collect();
         convolve(&x, &weights, windows)
-    }
-}
-
-/// Sums over the windows of a pool; the values as they are if there is none.
-fn sum_pool(x: Vec<i128>, input: Shape, pool: Option<&SumPool>, output: Shape) -> Vec<i128> {
-    match pool {
-        Some(pool) => sum_windows(&x, input, pool.kernel, pool.stride, output),
-        None => x,
     }
 }
 

@@ -1,8 +1,8 @@
 //! The float network, node by node, in single precision.
 
-use super::convolve::{Windows, convolve, sum_windows};
+use super::convolve::{Windows, convolve};
 use crate::graph::{ActivationKind, BatchNorm, Graph, Op};
-use crate::shape::{Padding, Shape};
+use crate::shape::{Padding, Shape, Window};
 
 /// Logits of one normalised image `[c][h][w]`.
 ///
@@ -67,6 +67,7 @@ fn evaluate(
         Op::Conv2d {
             weight,
             bias,
+            groups,
             kernel,
             stride,
             padding,
@@ -75,6 +76,7 @@ fn evaluate(
             let windows = Windows {
                 input: inputs[0].1,
                 output: shape,
+                groups: *groups,
                 kernel: *kernel,
                 stride: *stride,
                 padding: *padding,
@@ -85,6 +87,7 @@ fn evaluate(
             let windows = Windows {
                 input: inputs[0].1,
                 output: shape,
+                groups: 1,
                 kernel: (1, 1),
                 stride: (1, 1),
                 padding: Padding::default(),
@@ -115,12 +118,21 @@ fn evaluate(
         Op::Add => (inputs[0].0.iter().zip(inputs[1].0))
             .map(|(a, b)| a + b)
             .collect(),
+        Op::Sub => (inputs[0].0.iter().zip(inputs[1].0))
+            .map(|(a, b)| a - b)
+            .collect(),
         Op::AvgPool { kernel, stride } => {
-            let (x, input) = inputs[0];
+            let window = Window {
+                kernel: *kernel,
+                stride: *stride,
+                origin: (0, 0),
+                count: (shape.h, shape.w),
+            };
             let count = kernel.0 as f32 * kernel.1 as f32;
-            let sums = sum_windows(x, input, *kernel, *stride, shape);
+            let sums = window.sums(inputs[0].0, inputs[0].1, 0.0, |a, b| a + b);
             sums.into_iter().map(|sum| sum / count).collect()
         }
+        Op::WindowSum(window) => window.sums(inputs[0].0, inputs[0].1, 0.0, |a, b| a + b),
         Op::Flatten => inputs[0].0.to_vec(),
         Op::Activation {
             kinds,
@@ -191,6 +203,7 @@ mod tests {
                         weight: vec![1.0, 0.0, 0.0, -2.0],
                         bias: vec![1.0],
                         out_channels: 1,
+                        groups: 1,
                         kernel: (2, 2),
                         stride: (1, 1),
                         padding: Padding {

@@ -104,6 +104,8 @@ const QUADRATIC_INPUT: u64 = 1 << 12;
 
 struct Maker<'a> {
     draw: Draw,
+    /// A second stream, for what random circuits learned later: what else a seed draws stays.
+    later: Draw,
     options: &'a Options,
     circuit: Circuit,
     weights: Weights,
@@ -148,6 +150,7 @@ impl<'a> Maker<'a> {
         let intervals = range::input(&circuit).expect("one mean and deviation per channel");
         Maker {
             draw,
+            later: Draw::new(seed ^ 0x6c61_7465_7200_0001),
             options,
             circuit,
             weights: Weights { layers: Vec::new() },
@@ -235,6 +238,22 @@ impl<'a> Maker<'a> {
         self.finish_hidden(layer, sum_shape);
     }
 
+    /// Adds all residuals from inside their tensors, if an element of the layer would read nothing.
+    fn read_something(&self, layer: &mut Layer) {
+        if verify::unread_element(self.circuit.as_layers(), layer).is_none() {
+            return;
+        }
+        for term in &mut layer.terms {
+            if let Term::Residual {
+                window, negative, ..
+            } = term
+            {
+                *negative = false;
+                window.iter_mut().for_each(|window| window.origin = (0, 0));
+            }
+        }
+    }
+
     /// A term that decides the shape of its layer's sum.
     fn first_term(&mut self, id: u32) -> (Vec<Term>, Shape) {
         let input = self.shape(id);
@@ -244,13 +263,9 @@ impl<'a> Maker<'a> {
                 true => self.window(input),
                 false => None,
             };
-            let shape = pool.map_or(Some(input), |p| p.output(input));
-            let term = Term::Residual {
-                input: TensorId(id),
-                pool,
-                shift: 0,
-            };
-            return (vec![term], shape.expect("the window was drawn to fit"));
+            let term = self.residual(id, pool);
+            let shape = term.output(input).expect("the window was drawn to fit");
+            return (vec![term], shape);
         }
         loop {
             let conv = self.conv(id);
@@ -292,9 +307,11 @@ impl<'a> Maker<'a> {
             1 => (2, 2),
             _ => (self.draw.size(1, 3), self.draw.size(1, 3)),
         };
+        let out_channels = self.draw.size(1, self.options.channels);
         Conv {
             input: TensorId(id),
-            out_channels: self.draw.size(1, self.options.channels),
+            out_channels,
+            groups: self.groups(input.c, out_channels),
             kernel,
             stride,
             padding,
@@ -314,11 +331,7 @@ impl<'a> Maker<'a> {
                     stride: (sh, sw),
                 };
                 let plain = input == shape && (kh, kw, sh, sw) == (1, 1, 1, 1);
-                return Some(Term::Residual {
-                    input: TensorId(id),
-                    pool: Some(pool).filter(|_| !plain),
-                    shift: 0,
-                });
+                return Some(self.residual(id, Some(pool).filter(|_| !plain)));
             }
         }
         let (kh, sh, top, bottom) = self.fit_conv(input.h, shape.h)?;
@@ -326,6 +339,7 @@ impl<'a> Maker<'a> {
         Some(Term::Conv(Conv {
             input: TensorId(id),
             out_channels: shape.c,
+            groups: self.groups(input.c, shape.c),
             kernel: (kh, kw),
             stride: (sh, sw),
             padding: Padding {
@@ -368,6 +382,36 @@ impl<'a> Maker<'a> {
         None
     }
 
+    /// The tensor, or sums over its windows, which may lie a row or a column beside the pool's; now
+    /// and then it is subtracted.
+    fn residual(&mut self, id: u32, pool: Option<SumPool>) -> Term {
+        let window = pool.map(|pool| {
+            let window = pool.window(self.shape(id));
+            let mut window = window.expect("the window was drawn to fit");
+            if self.later.one_in(3) {
+                let mut beside = || self.later.between(-1, 1) as i32;
+                window.origin = (beside(), beside());
+            }
+            window
+        });
+        Term::Residual {
+            input: TensorId(id),
+            window,
+            shift: 0,
+            negative: self.later.one_in(3),
+        }
+    }
+
+    /// A number of groups that divides both numbers of channels.
+    fn groups(&mut self, inputs: u32, outputs: u32) -> u32 {
+        let divides = |groups: &u32| divides(*groups, inputs) && divides(*groups, outputs);
+        let all: Vec<u32> = (1..=inputs).filter(divides).collect();
+        match self.later.one_in(2) {
+            true => *self.later.pick(&all),
+            false => 1,
+        }
+    }
+
     fn window(&mut self, shape: Shape) -> Option<SumPool> {
         let kernel = (
             self.draw.size(1, shape.h.min(3)),
@@ -383,6 +427,7 @@ impl<'a> Maker<'a> {
     /// Weights, shifts, bound, truncation and kinds of a layer that has its shape.
     fn finish_hidden(&mut self, mut layer: Layer, sum_shape: Shape) {
         let scale = self.shift_residuals(&mut layer);
+        self.read_something(&mut layer);
         let mut weights = self.layer_weights(&layer, sum_shape);
         let sums = self.read_and_sum(&layer, &weights);
         let magnitude = range::largest(&sums);
@@ -426,7 +471,9 @@ impl<'a> Maker<'a> {
             .iter()
             .filter_map(|term| match term {
                 Term::Residual {
-                    input, pool: None, ..
+                    input,
+                    window: None,
+                    ..
                 } => Some(input.0),
                 _ => None,
             })
@@ -438,8 +485,9 @@ impl<'a> Maker<'a> {
                 (
                     Term::Residual {
                         input,
-                        pool: None,
+                        window: None,
                         shift,
+                        ..
                     },
                     Some(scale),
                 ) => *shift = scale - self.frac_bits(input.0),
@@ -568,6 +616,7 @@ impl<'a> Maker<'a> {
                     Term::Conv(Conv {
                         input: TensorId(*id),
                         out_channels: classes,
+                        groups: 1,
                         kernel: (input.h, input.w),
                         stride: (1, 1),
                         padding: Padding::default(),
@@ -591,6 +640,7 @@ impl<'a> Maker<'a> {
             },
         };
         let scale = self.shift_residuals(&mut layer);
+        self.read_something(&mut layer);
         let frac_bits = scale.unwrap_or_else(|| self.draw.between(8, 16) as u8);
         let reveal = Reveal::Logits;
         layer.step = Step::Output { frac_bits, reveal };

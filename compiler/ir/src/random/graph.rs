@@ -37,6 +37,8 @@ impl Default for GraphOptions {
 /// convolution, a norm, a sum or a pool; pools occur before and after activations.
 pub fn graph(seed: u64, options: &GraphOptions) -> Graph {
     let mut draw = Draw::new(seed);
+    // A second stream, for what random graphs learned later: what else a seed draws stays.
+    let mut later = Draw::new(seed ^ 0x6c61_7465_7200_0002);
     let input = Shape::new(
         draw.size(1, options.channels.min(3)),
         draw.size(4, options.side),
@@ -51,6 +53,12 @@ pub fn graph(seed: u64, options: &GraphOptions) -> Graph {
     let mut activated = vec![current];
     for layer in 0..draw.size(1, options.layers) {
         current = block(&mut draw, &mut builder, options, layer, current, &activated);
+        if builder.shape(current).w >= 4 && later.one_in(4) {
+            current = builder.max_of_pairs(&format!("max{layer}"), current);
+        }
+        if later.one_in(4) {
+            current = depthwise(&mut builder, layer, current);
+        }
         activated.push(current);
     }
     let shape = builder.shape(current);
@@ -91,6 +99,7 @@ fn block(
     let out = draw.size(1, options.channels);
     let conv = ConvShape {
         out_channels: out,
+        groups: 1,
         kernel,
         stride,
         padding,
@@ -138,6 +147,17 @@ fn block(
         x = builder.pool(&name("after"), x, (2, 2), (2, 2));
     }
     x
+}
+
+/// A convolution of each channel by itself, and its activation.
+fn depthwise(builder: &mut Builder, layer: u32, from: NodeId) -> NodeId {
+    let channels = builder.shape(from).c;
+    let conv = ConvShape {
+        groups: channels,
+        ..ConvShape::same(channels, 3, 1)
+    };
+    let x = builder.conv(&format!("depthwise{layer}"), from, conv);
+    builder.relu(&format!("depthwise{layer}.act"), x)
 }
 
 fn shape_after(shape: Shape, stride: (u32, u32), channels: u32) -> Shape {
@@ -196,7 +216,7 @@ mod tests {
             assert_eq!(count::graph_activations(&graph).polynomial, 0);
         }
         let mut polynomials = 0;
-        let mut adds = 0;
+        let (mut adds, mut windows, mut grouped) = (0, 0, 0);
         for seed in 0..300 {
             let graph = graph(seed, &GraphOptions::default());
             assert_eq!(verify::graph(&graph), [], "seed {seed}");
@@ -204,7 +224,14 @@ mod tests {
             let parsed = text::parse_graph(&structure).unwrap();
             assert_eq!(text::print_graph(&parsed), structure, "seed {seed}");
             polynomials += count::graph_activations(&graph).polynomial;
-            adds += graph.nodes.iter().filter(|n| n.op == Op::Add).count();
+            for node in &graph.nodes {
+                match &node.op {
+                    Op::Add => adds += 1,
+                    Op::WindowSum(_) => windows += 1,
+                    Op::Conv2d { groups, .. } if *groups > 1 => grouped += 1,
+                    _ => {}
+                }
+            }
             let Op::Input { shape } = graph.nodes[0].op else {
                 panic!("node 0 is the input");
             };
@@ -215,5 +242,6 @@ mod tests {
             assert_eq!(GraphFile::decode(&file.encode()).as_ref(), Ok(&file));
         }
         assert!(polynomials > 1000 && adds > 50, "{polynomials} {adds}");
+        assert!(windows > 50 && grouped > 50, "{windows} {grouped}");
     }
 }

@@ -1,8 +1,8 @@
 //! Text form of a circuit.
 
 use super::line::{
-    Line, Lines, ParseError, lines, next_with, parse_preprocessing, print_kinds, quote,
-    write_preprocessing,
+    Line, Lines, ParseError, lines, next_with, parse_preprocessing, print_groups, print_kinds,
+    quote, write_preprocessing,
 };
 use crate::circuit::*;
 use crate::prefix::Prefix;
@@ -102,9 +102,10 @@ fn write_term(text: &mut String, term: &Term) -> std::fmt::Result {
             let (k, s, p) = (conv.kernel, conv.stride, conv.padding);
             writeln!(
                 text,
-                "  conv t{} out {} kernel {}x{} stride {}x{} pad {},{},{},{} bits {}",
+                "  conv t{} out {}{} kernel {}x{} stride {}x{} pad {},{},{},{} bits {}",
                 conv.input.0,
                 conv.out_channels,
+                print_groups(conv.groups),
                 k.0,
                 k.1,
                 s.0,
@@ -116,10 +117,18 @@ fn write_term(text: &mut String, term: &Term) -> std::fmt::Result {
                 conv.weight_bits
             )
         }
-        Term::Residual { input, pool, shift } => {
+        Term::Residual {
+            input,
+            window,
+            shift,
+            negative,
+        } => {
             write!(text, "  residual t{} shift {shift}", input.0)?;
-            match pool {
-                Some(pool) => writeln!(text, " {}", print_pool(pool)),
+            if *negative {
+                text.push_str(" minus");
+            }
+            match window {
+                Some(window) => writeln!(text, " window {window}"),
                 None => writeln!(text),
             }
         }
@@ -361,6 +370,7 @@ fn parse_conv(line: &mut Line) -> Result<Term, ParseError> {
     Ok(Term::Conv(Conv {
         input: TensorId(line.id('t')?),
         out_channels: line.value("out", "output channels")?,
+        groups: line.groups()?,
         kernel: line.pair("kernel")?,
         stride: line.pair("stride")?,
         padding: line.padding()?,
@@ -371,11 +381,17 @@ fn parse_conv(line: &mut Line) -> Result<Term, ParseError> {
 fn parse_residual(line: &mut Line) -> Result<Term, ParseError> {
     let input = TensorId(line.id('t')?);
     let shift = line.value("shift", "bits")?;
-    let pool = match line.takes("pool") {
-        true => Some(parse_pool(line)?),
+    let negative = line.takes("minus");
+    let window = match line.takes("window") {
+        true => Some(line.window()?),
         false => None,
     };
-    Ok(Term::Residual { input, pool, shift })
+    Ok(Term::Residual {
+        input,
+        window,
+        shift,
+        negative,
+    })
 }
 
 /// A pool after its keyword.
@@ -423,7 +439,7 @@ std 0.25
 classes "no" "yes # or no"
 layer "conv" 1x3x3 bound 20 proved
   conv t0 out 1 kernel 2x2 stride 1x1 pad 0,0,1,1 bits 7
-  residual t0 shift 3 pool 1x1 stride 1x1
+  residual t0 shift 3 minus window 2x1 stride 1x1 from -1,0 count 3x3
   residual t0 shift 7
   pool 1x1 stride 1x1
   activate truncate 7 frac 6

@@ -1,8 +1,10 @@
 //! Text form of a graph's structure.
 
 use super::line::{
-    Line, ParseError, lines, parse_preprocessing, print_kinds, quote, write_preprocessing,
+    Line, ParseError, lines, parse_preprocessing, print_groups, print_kinds, quote,
+    write_preprocessing,
 };
+use crate::circuit::divides;
 use crate::graph::*;
 use crate::limits;
 use crate::shape::Shape;
@@ -46,6 +48,7 @@ fn write_graph(text: &mut String, graph: &Graph) -> std::fmt::Result {
             Op::Conv2d {
                 bias,
                 out_channels,
+                groups,
                 kernel: k,
                 stride: s,
                 padding: p,
@@ -53,8 +56,16 @@ fn write_graph(text: &mut String, graph: &Graph) -> std::fmt::Result {
             } => {
                 write!(
                     text,
-                    " conv{inputs} out {out_channels} kernel {}x{} stride {}x{} pad {},{},{},{}",
-                    k.0, k.1, s.0, s.1, p.top, p.left, p.bottom, p.right
+                    " conv{inputs} out {out_channels}{} kernel {}x{} stride {}x{} pad {},{},{},{}",
+                    print_groups(*groups),
+                    k.0,
+                    k.1,
+                    s.0,
+                    s.1,
+                    p.top,
+                    p.left,
+                    p.bottom,
+                    p.right
                 )?;
                 text.push_str(if bias.is_empty() { "" } else { " bias" });
             }
@@ -64,6 +75,8 @@ fn write_graph(text: &mut String, graph: &Graph) -> std::fmt::Result {
             }
             Op::BatchNorm(norm) => write!(text, " norm{inputs} eps {}", norm.eps)?,
             Op::Add => write!(text, " add{inputs}")?,
+            Op::Sub => write!(text, " sub{inputs}")?,
+            Op::WindowSum(window) => write!(text, " window{inputs} {window}")?,
             Op::AvgPool {
                 kernel: k,
                 stride: s,
@@ -138,7 +151,7 @@ impl Parser {
         let word = line.bare("an operation")?;
         let count = match word.as_str() {
             "input" => 0,
-            "add" => 2,
+            "add" | "sub" => 2,
             _ => 1,
         };
         let mut inputs = Vec::new();
@@ -169,13 +182,19 @@ impl Parser {
             },
             "conv" => {
                 let out_channels = line.value("out", "output channels")?;
+                let groups = line.groups()?;
+                if !divides(groups, channels) {
+                    return Err(line.error(format!("{groups} groups of {channels} channels")));
+                }
                 let kernel = line.pair("kernel")?;
                 let stride = line.pair("stride")?;
                 let padding = line.padding()?;
                 Op::Conv2d {
-                    weight: self.zeros(line, &[out_channels, channels, kernel.0, kernel.1])?,
+                    weight: self
+                        .zeros(line, &[out_channels, channels / groups, kernel.0, kernel.1])?,
                     bias: self.bias(line, out_channels)?,
                     out_channels,
+                    groups,
                     kernel,
                     stride,
                     padding,
@@ -195,6 +214,8 @@ impl Parser {
                 Op::BatchNorm(BatchNorm::new(channels, eps))
             }
             "add" => Op::Add,
+            "sub" => Op::Sub,
+            "window" => Op::WindowSum(line.window()?),
             "pool" => Op::AvgPool {
                 kernel: line.pair("kernel")?,
                 stride: line.pair("stride")?,
@@ -248,9 +269,13 @@ node "conv" learned conv %0 out 3 kernel 3x2 stride 1x1 pad 1,0,1,1 bias
 node "norm" statistics norm %1 eps 0.00001
 node "act" act %2 kinds relu*30 identity polynomial*17
 node "add" add %3 %2
-node "pool" pool %4 kernel 3x3 stride 1x3
-node "flat" flatten %5
-node "fc" dense %6 out 2
+node "by channel" conv %4 out 6 groups 3 kernel 1x1 stride 1x1 pad 0,0,0,0
+node "halves" conv %5 out 3 kernel 1x1 stride 1x1 pad 0,0,0,0
+node "second" window %6 1x1 stride 2x1 from -1,0 count 4x4
+node "sub" sub %6 %7
+node "pool" pool %8 kernel 3x3 stride 1x3
+node "flat" flatten %9
+node "fc" dense %10 out 2
 "#;
 
     #[test]
@@ -269,8 +294,11 @@ node "fc" dense %6 out 2
             ("out 3", "out 4000000000", 6, "more than"),
             ("pad 1,0,1,1", "pad 1,0,1", 6, "top, left"),
             ("add %3 %2", "add %3 %0", 9, "adds"),
-            ("dense %6", "dense %4", 12, "flattened"),
-            ("flatten", "flat", 11, "not an operation"),
+            ("groups 3", "groups 2", 10, "groups"),
+            ("window %6 1x1", "window %6 0x1", 12, "without rows"),
+            ("sub %6 %7", "sub %6 %5", 13, "adds"),
+            ("dense %10", "dense %8", 16, "flattened"),
+            ("flatten", "flat", 15, "not an operation"),
         ];
         for (from, to, line, problem) in cases {
             let found = parse_graph(&TEXT.replacen(from, to, 1)).unwrap_err();

@@ -2,7 +2,7 @@
 
 use crate::limits;
 use crate::preprocessing::Preprocessing;
-use crate::shape::{Padding, Shape};
+use crate::shape::{Padding, Shape, Window};
 use std::fmt::Write;
 
 /// Reason why a text was not understood.
@@ -193,13 +193,13 @@ impl Line {
         id.ok_or_else(|| self.error(format!("expected {what}, found `{word}`")))
     }
 
-    fn list<const N: usize>(
+    fn list<T: std::str::FromStr, const N: usize>(
         &mut self,
         separator: char,
         what: &str,
-    ) -> Result<[u32; N], ParseError> {
+    ) -> Result<[T; N], ParseError> {
         let word = self.bare(what)?;
-        let numbers: Option<Vec<u32>> = word.split(separator).map(|n| n.parse().ok()).collect();
+        let numbers: Option<Vec<T>> = word.split(separator).map(|n| n.parse().ok()).collect();
         numbers
             .and_then(|n| n.try_into().ok())
             .ok_or_else(|| self.error(format!("expected {what}, found `{word}`")))
@@ -229,6 +229,28 @@ impl Line {
             left,
             bottom,
             right,
+        })
+    }
+
+    /// The groups of a convolution, 1 unless they are written.
+    pub(super) fn groups(&mut self) -> Result<u32, ParseError> {
+        match self.takes("groups") {
+            true => self.number("groups of channels"),
+            false => Ok(1),
+        }
+    }
+
+    /// Windows after their keyword, as [`Window`] prints them.
+    pub(super) fn window(&mut self) -> Result<Window, ParseError> {
+        let kernel = self.rows_and_columns()?;
+        let stride = self.pair("stride")?;
+        self.keyword("from")?;
+        let [row, column] = self.list(',', "a row and a column such as -1,0")?;
+        Ok(Window {
+            kernel,
+            stride,
+            origin: (row, column),
+            count: self.pair("count")?,
         })
     }
 
@@ -287,6 +309,14 @@ impl Line {
             None => Ok(()),
             extra => Err(self.expected("the end of the line", extra)),
         }
+    }
+}
+
+/// What [`Line::groups`] reads.
+pub(super) fn print_groups(groups: u32) -> String {
+    match groups {
+        1 => String::new(),
+        groups => format!(" groups {groups}"),
     }
 }
 

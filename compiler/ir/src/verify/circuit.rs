@@ -2,12 +2,13 @@
 
 use super::{Fault, Faults, Verified, within_limits};
 use crate::circuit::{
-    Activation, Circuit, Conv, Kind, Layer, Layers, Range, Reveal, Step, SumPool, Term,
+    Activation, Circuit, Conv, Kind, Layer, Layers, Range, Reveal, Step, SumPool, Term, divides,
 };
 use crate::count::multiply_adds;
 use crate::limits;
 use crate::prefix::Prefix;
 use crate::preprocessing::Preprocessing;
+use crate::random::Draw;
 use crate::shape::Shape;
 
 /// Largest scale of a tensor or of logits.
@@ -225,6 +226,17 @@ impl Check<'_> {
         if let Some(sum) = sum_shape {
             self.result_shape(place, layer, sum);
         }
+        // What is left must be sound for that.
+        if !self.part.public
+            && self.faults.0.is_empty()
+            && let Some(element) = unread_element(self.part.layers, layer)
+        {
+            let problem = format!(
+                "element {element} of its sum reads nothing, or what it reads cancels: no mask \
+                 hides it, and it would be truncated wrongly"
+            );
+            self.faults.add(place, problem);
+        }
         self.step(index, place, layer);
         let is_tensor = matches!(layer.step, Step::Activate(_)) && usable(layer.shape);
         self.shapes.push(Some(layer.shape).filter(|_| is_tensor));
@@ -244,13 +256,16 @@ impl Check<'_> {
         self.read[id] = true;
         match term {
             Term::Conv(conv) => self.conv(place, conv, id),
-            Term::Residual { pool, shift, .. } => {
+            Term::Residual { window, shift, .. } => {
                 self.faults.require(*shift <= BOUND_BITS, place, || {
                     format!("shifted by {shift} bits; at most {BOUND_BITS} fit the field")
                 });
                 let input = self.shapes[id]?;
-                match pool {
-                    Some(pool) => self.pool(place, pool, input),
+                match window {
+                    Some(window) => {
+                        self.faults.window(place, input, window);
+                        self.intermediate(place, window.output(input))
+                    }
                     None => Some(input),
                 }
             }
@@ -268,6 +283,7 @@ impl Check<'_> {
         let p = conv.padding;
         let sides = [
             conv.out_channels,
+            conv.groups,
             conv.kernel.0,
             conv.kernel.1,
             conv.stride.0,
@@ -287,6 +303,13 @@ impl Check<'_> {
         self.faults.require(weights <= limits::KERNEL, place, || {
             format!("{weights} weights, the limit is {}", limits::KERNEL)
         });
+        let groups = conv.groups;
+        if !divides(groups, input.c) || !divides(groups, conv.out_channels) {
+            let (from, to) = (input.c, conv.out_channels);
+            let problem = format!("{groups} groups do not divide {from} channels in and {to} out");
+            self.faults.add(place, problem);
+            return None;
+        }
         let output = conv.output(input);
         if output.is_none() {
             let (k, s) = (conv.kernel, conv.stride);
@@ -312,6 +335,9 @@ impl Check<'_> {
                     k.0, k.1, s.0, s.1
                 ),
             );
+        }
+        if let Some(output) = output {
+            self.faults.window_reads(place, output, pool.kernel);
         }
         output
     }
@@ -439,8 +465,9 @@ impl Check<'_> {
         for (term_index, term) in layer.terms.iter().enumerate() {
             let Term::Residual {
                 input,
-                pool: None,
+                window: None,
                 shift,
+                ..
             } = term
             else {
                 continue;
@@ -486,6 +513,60 @@ impl Check<'_> {
             }
         }
     }
+}
+
+/// The first element of a layer's sum that depends on no element of a tensor, if there is one: its
+/// shares would not be random, and two-party truncation relies on that.
+///
+/// Each answer of a convolution is masked anew, so only layers without one can have such elements:
+/// where windows lie beyond the map, or where a subtraction takes away all that is read. The sums
+/// are evaluated on numbers that do not cancel by chance (with a probability of `2^-60`).
+pub(crate) fn unread_element(layers: Layers<'_>, layer: &Layer) -> Option<usize> {
+    let suspicious = |term: &Term| match term {
+        Term::Conv(_) => false,
+        Term::Residual {
+            input,
+            window,
+            negative,
+            ..
+        } => {
+            let shape = layers.tensor_shape(*input);
+            *negative || window.is_some_and(|window| !window.inside(shape))
+        }
+    };
+    let has_conv = layer.terms.iter().any(|term| matches!(term, Term::Conv(_)));
+    if has_conv || !layer.terms.iter().any(suspicious) {
+        return None;
+    }
+    let add = |a: i128, b: i128| a.wrapping_add(b);
+    let sum_shape = layer.sum_shape(layers)?;
+    let mut sums = vec![0; sum_shape.len()];
+    for term in &layer.terms {
+        let Term::Residual {
+            input,
+            window,
+            shift,
+            negative,
+        } = term
+        else {
+            continue;
+        };
+        let shape = layers.tensor_shape(*input);
+        let mut draw = Draw::new(u64::from(input.0));
+        let values: Vec<i128> = (0..shape.len()).map(|_| i128::from(draw.u64())).collect();
+        let values = match window {
+            Some(window) => window.sums(&values, shape, 0, add),
+            None => values,
+        };
+        let scale = if *negative { -1i128 } else { 1 } << shift;
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum = add(*sum, value.wrapping_mul(scale));
+        }
+    }
+    if let Some(pool) = &layer.pool {
+        sums = pool.window(sum_shape)?.sums(&sums, sum_shape, 0, add);
+    }
+    sums.iter().position(|&sum| sum == 0)
 }
 
 fn place(public: bool, index: usize, layer: &Layer) -> String {

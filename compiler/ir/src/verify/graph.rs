@@ -102,14 +102,16 @@ fn check_node(
 fn check_parameters(faults: &mut Faults, place: &str, op: &Op, inputs: &[Shape], shape: Shape) {
     let channels = shape.c as usize;
     match op {
-        Op::Input { .. } | Op::Add | Op::AvgPool { .. } | Op::Flatten => {}
+        Op::Input { .. } | Op::Add | Op::Sub | Op::AvgPool { .. } | Op::Flatten => {}
+        Op::WindowSum(window) => faults.window(place, inputs[0], window),
         Op::Conv2d {
             weight,
             bias,
+            groups,
             kernel,
             ..
         } => {
-            let count = [inputs[0].c, kernel.0, kernel.1]
+            let count = [inputs[0].c / groups, kernel.0, kernel.1]
                 .iter()
                 .fold(channels, |n, &side| n.saturating_mul(side as usize));
             check_linear(faults, place, weight, bias, count, channels);

@@ -21,7 +21,7 @@ layer "second" 2x2x2 bound 22 calibrated 1000
   kinds relu*8
 layer "third" 2x2x2 bound 22 proved
   residual t2 shift 4
-  residual t1 shift 0 pool 2x2 stride 2x2
+  residual t1 shift 0 window 2x2 stride 2x2 from 0,0 count 2x2
   activate truncate 4 frac 6
   kinds identity*8
 layer "dense" 2x1x1 bound 40 proved
@@ -162,6 +162,41 @@ fn each_fault_of_a_circuit_is_found_and_named() {
             "pad 100,1000000,1,1",
             "term 0",
             "exceeds the limits",
+        ),
+        (
+            "out 2 kernel 3x3",
+            "out 2 groups 2 kernel 3x3",
+            "term 0",
+            "2 groups do not divide",
+        ),
+        (
+            "out 2 kernel 3x3",
+            "out 2 groups 0 kernel 3x3",
+            "term 0",
+            "0 groups",
+        ),
+        ("from 0,0 count", "from 0,9999999 count", "term 1", "origin"),
+        (
+            "residual t2 shift 4\n  residual t1 shift 0 window 2x2 stride 2x2 from 0,0",
+            "residual t2 shift 4 window 1x1 stride 1x1 from 0,1 count 2x2\n  residual t2 shift 4 \
+             minus window 1x1 stride 1x1 from 0,1",
+            "layer 2 (third)",
+            "element 0 of its sum reads nothing",
+        ),
+        (
+            "residual t2 shift 4\n  residual t1 shift 0 window 2x2 stride 2x2 from 0,0",
+            "residual t2 shift 4 window 1x1 stride 1x1 from 0,1 count 2x2\n  residual t1 shift 0 \
+             window 1x1 stride 2x2 from 0,3",
+            "layer 2 (third)",
+            "element 1 of its sum reads nothing",
+        ),
+        ("count 2x2", "count 2x3", "term 1", "makes 2x2x3"),
+        ("window 2x2", "window 0x2", "term 1", "without rows"),
+        (
+            "window 2x2 stride 2x2 from 0,0",
+            "window 1000000x1000000 stride 2x2 from 0,0",
+            "term 1",
+            "windows that read",
         ),
         (
             "residual t1 shift 7",

@@ -242,6 +242,7 @@ impl Converter<'_> {
                 weight: dense.kernel(out, first..first + size),
                 bias: if first == 0 { bias.clone() } else { Vec::new() },
                 out_channels: out as u32,
+                groups: 1,
                 kernel: reach,
                 stride: geometry.stride,
                 padding: both(geometry.padding, part.padding),

@@ -139,6 +139,7 @@ mod tests {
             let conv = Conv {
                 input: TensorId(0),
                 out_channels: 2,
+                groups: 1,
                 kernel: (1 + digit(7, 3), 1 + digit(8, 2)),
                 stride: (1 + digit(2, 2), 1 + digit(3, 2)),
                 padding: Padding {
@@ -169,8 +170,9 @@ mod tests {
                 name: "pool".into(),
                 terms: vec![Term::Residual {
                     input: TensorId(0),
-                    pool: Some(pool),
+                    window: pool.window(input),
                     halvings: 0,
+                    negative: false,
                 }],
                 bias: vec![0.0; input.c as usize],
                 element_bias: vec![],
@@ -202,6 +204,7 @@ mod tests {
         let conv = Conv {
             input: TensorId(0),
             out_channels: 1,
+            groups: 1,
             kernel: (3, 3),
             stride: (1, 1),
             padding: Padding::same(1),

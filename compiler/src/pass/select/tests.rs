@@ -39,6 +39,7 @@ fn same(channels: u32, side: u32, out_channels: u32, kernel: u32) -> Circuit {
     let conv = Conv {
         input: TensorId(0),
         out_channels,
+        groups: 1,
         kernel: (kernel, kernel),
         stride: (1, 1),
         padding: pi_ir::Padding::same(kernel / 2),

@@ -2,6 +2,7 @@
 //! count.
 
 use super::*;
+use pi_ir::Window;
 
 #[test]
 fn random_circuits_equal_the_interpreter_bit_for_bit() {
@@ -149,8 +150,8 @@ fn elements_beyond_one_ciphertext_and_one_task_come_out_right() {
     models.check(&input, 301);
 }
 
-/// A residual stream without activation, pools on both sides, and a tensor that no convolution
-/// reads.
+/// A residual stream without activation, pools on both sides, a difference of windows that reach
+/// beyond the map, and a tensor that no convolution reads.
 #[test]
 fn residuals_pools_and_identity_layers_cost_no_message() {
     let calibrated = Range::Calibrated { max_seen: 1 };
@@ -168,10 +169,11 @@ fn residuals_pools_and_identity_layers_cost_no_message() {
             polynomial: None,
         })
     };
-    let residual = |input, pool, shift| Term::Residual {
+    let residual = |input, window, shift| Term::Residual {
         input: TensorId(input),
-        pool,
+        window,
         shift,
+        negative: false,
     };
     let layer = |name: &str, terms, pool, shape, step| Layer {
         name: name.into(),
@@ -207,7 +209,21 @@ fn residuals_pools_and_identity_layers_cost_no_message() {
             ),
             layer(
                 "output",
-                vec![residual(2, None, 0), residual(0, Some(pool), 3)],
+                vec![
+                    residual(2, None, 0),
+                    residual(0, pool.window(shape), 3),
+                    Term::Residual {
+                        input: TensorId(1),
+                        window: Some(Window {
+                            kernel: (2, 1),
+                            stride: (3, 4),
+                            origin: (-1, 1),
+                            count: (2, 2),
+                        }),
+                        shift: 2,
+                        negative: true,
+                    },
+                ],
                 None,
                 pooled,
                 Step::Output {

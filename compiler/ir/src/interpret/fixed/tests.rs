@@ -1,7 +1,7 @@
 use super::truncate::{round_to_nearest, truncate_shares};
 use super::*;
-use crate::circuit::{Activation, Range, Reveal, TensorId};
-use crate::shape::Padding;
+use crate::circuit::{Activation, Range, Reveal, SumPool, TensorId};
+use crate::shape::{Padding, Window};
 use crate::weights::Polynomial;
 
 const F: u8 = 8;
@@ -123,8 +123,9 @@ fn a_value_over_its_bound_names_layer_and_element() {
     let mut shifted = circuit;
     shifted.layers[0].terms.push(Term::Residual {
         input: TensorId(0),
-        pool: None,
+        window: None,
         shift: 58,
+        negative: false,
     });
     let huge = plain(&shifted, &weights, &[0, i64::MAX]).unwrap_err();
     assert!(
@@ -219,6 +220,7 @@ fn sums_match_a_direct_computation() {
     let conv = Conv {
         input: TensorId(0),
         out_channels: 2,
+        groups: 1,
         kernel: (2, 3),
         stride: (2, 1),
         padding: Padding {
@@ -272,16 +274,63 @@ fn sums_match_a_direct_computation() {
     };
     let output = pool.output(Shape::new(2, 5, 4)).unwrap();
     assert_eq!(output, Shape::new(2, 2, 2));
-    let sums = sum_windows(
-        &input,
-        Shape::new(2, 5, 4),
-        pool.kernel,
-        pool.stride,
-        output,
+    let window = pool.window(Shape::new(2, 5, 4)).unwrap();
+    let sums = |window: &Window| window.sums(&input, Shape::new(2, 5, 4), 0, |a, b| a + b);
+    let at = |places: &[usize]| places.iter().map(|&i| input[i]).sum::<i64>();
+    let all = sums(&window);
+    assert_eq!(all.len(), 8);
+    let ends = (at(&[0, 1, 2, 4, 5, 6]), at(&[29, 30, 31, 33, 34, 35]));
+    assert_eq!((all[0], all[7]), ends);
+    // From the row above to the row below, and from the second column to one behind the last.
+    let beside = Window {
+        origin: (-1, 1),
+        count: (3, 2),
+        ..window
+    };
+    let all = sums(&beside);
+    assert_eq!(all.len(), 12);
+    assert_eq!((all[0], all[1]), (at(&[1, 2, 3]), at(&[2, 3])));
+    assert_eq!(
+        (all[4], all[11]),
+        (at(&[13, 14, 15, 17, 18, 19]), at(&[34, 35, 38, 39]))
     );
-    let first: i64 = [0, 1, 2, 4, 5, 6].iter().map(|&i| input[i]).sum();
-    let last: i64 = [29, 30, 31, 33, 34, 35].iter().map(|&i| input[i]).sum();
-    assert_eq!((sums[0], sums[7]), (first, last));
+    assert!(window.inside(Shape::new(2, 5, 4)));
+    assert!(!beside.inside(Shape::new(2, 5, 4)));
+}
+
+/// Three groups of two channels in and one out, against each group by itself.
+#[test]
+fn groups_of_channels_are_convolutions_of_their_own() {
+    let input = Shape::new(6, 4, 3);
+    let x: Vec<i64> = (0..input.len())
+        .map(|i| (i as i64 * 41 % 103) - 50)
+        .collect();
+    let weights: Vec<i16> = (0..3 * 2 * 4).map(|i| (i * 31 % 63 - 31) as i16).collect();
+    let conv = |channels: u32, groups: u32| Conv {
+        input: TensorId(0),
+        out_channels: channels,
+        groups,
+        kernel: (2, 2),
+        stride: (1, 2),
+        padding: Padding::same(1),
+        weight_bits: 7,
+    };
+    let run = |x: &[i64], weights: &[i16], conv: &Conv, input: Shape| {
+        let kernel = Kernel {
+            weights: weights.iter().map(|&w| w.into()).collect(),
+            gain: 8 * 31,
+        };
+        let output = conv.output(input).unwrap();
+        convolve_exactly(x, &kernel, &windows(conv, input, output))
+    };
+    let together = run(&x, &weights, &conv(3, 3), input);
+    let apart = (x.chunks(2 * 12).zip(weights.chunks(2 * 4)))
+        .flat_map(|(x, weights)| run(x, weights, &conv(1, 1), Shape::new(2, 4, 3)));
+    assert_eq!(together, apart.collect::<Vec<i128>>());
+    assert_eq!(conv(3, 3).weight_count(input), weights.len());
+    assert_eq!(conv(3, 2).output(input), None);
+    assert_eq!(conv(4, 3).output(input), None);
+    assert_eq!(conv(3, 0).output(input), None);
 }
 
 #[test]
@@ -290,8 +339,9 @@ fn residuals_shift_and_bias_counts_once_per_position() {
     let layer = &mut circuit.layers[0];
     layer.terms.push(Term::Residual {
         input: TensorId(0),
-        pool: None,
+        window: None,
         shift: 3,
+        negative: false,
     });
     layer.pool = Some(SumPool {
         kernel: (1, 2),
@@ -307,6 +357,14 @@ fn residuals_shift_and_bias_counts_once_per_position() {
     weights.layers[0].bias = vec![100];
     let run = plain(&circuit, &weights, &[1, 2, 3, -4]).unwrap();
     assert_eq!(run.logits, [200 + 6 * 3, 200 - 6]);
+    if let Term::Residual { negative, .. } = &mut circuit.layers[0].terms[1] {
+        *negative = true;
+    }
+    let run = plain(&circuit, &weights, &[1, 2, 3, -4]).unwrap();
+    assert_eq!(run.logits, [200 - 10 * 3, 200 + 10]);
+    if let Term::Residual { negative, .. } = &mut circuit.layers[0].terms[1] {
+        *negative = false;
+    }
     // A bias by element comes after the pool.
     weights.layers[0].element_bias = vec![1000, -1];
     let run = plain(&circuit, &weights, &[1, 2, 3, -4]).unwrap();
@@ -341,6 +399,7 @@ fn one_layer(kinds: Vec<Kind>, truncate: u8, bound_bits: u8) -> Circuit {
         Term::Conv(Conv {
             input: TensorId(input),
             out_channels: 1,
+            groups: 1,
             kernel: (1, 1),
             stride: (1, 1),
             padding: Padding::default(),
