@@ -1,6 +1,7 @@
 //! The walk over a model's nodes: constants are computed, everything else becomes nodes of the
 //! graph.
 
+mod channels;
 mod elementwise;
 mod linear;
 mod pool;
@@ -34,9 +35,12 @@ const SUPPORTED: &[&str] = &[
     "Conv",
     "Div",
     "Dropout",
+    "Expand",
     "Flatten",
+    "Gather",
     "Gemm",
     "GlobalAveragePool",
+    "GlobalMaxPool",
     "Identity",
     "LeakyRelu",
     "LogSoftmax",
@@ -49,13 +53,17 @@ const SUPPORTED: &[&str] = &[
     "PRelu",
     "Pad",
     "Pow",
+    "ReduceMax",
     "ReduceMean",
+    "ReduceSum",
     "Relu",
     "Reshape",
     "Shape",
     "Sigmoid",
     "Size",
+    "Slice",
     "Softmax",
+    "Split",
     "Squeeze",
     "Sub",
     "Sum",
@@ -83,10 +91,6 @@ const REMEDIES: &[(&[&str], &str)] = &[
             "Erf",
         ],
         "it has no private form: train the network with Relu, or with quadratics",
-    ),
-    (
-        &["GlobalMaxPool"],
-        "train the network with GlobalAveragePool, or a MaxPool of small windows",
     ),
     (
         &[
@@ -127,18 +131,15 @@ const REMEDIES: &[(&[&str], &str)] = &[
     ),
     (
         &[
-            "Split",
-            "Slice",
-            "Gather",
             "GatherElements",
             "GatherND",
             "ScatterElements",
             "ScatterND",
-            "Expand",
             "Tile",
+            "Col2Im",
         ],
-        "tensors that depend on the input cannot be cut or copied yet: fold it into weights, or \
-         export with constant folding",
+        "of what depends on the input, parts can be taken by Split, Slice and Gather only: fold it \
+         into weights, or export with constant folding",
     ),
     (
         &["Attention", "MultiHeadAttention"],
@@ -146,15 +147,17 @@ const REMEDIES: &[(&[&str], &str)] = &[
     ),
     (
         &[
-            "ReduceMax",
             "ReduceMin",
             "ReduceL1",
             "ReduceL2",
-            "ReduceSum",
             "ReduceProd",
+            "ReduceLogSum",
+            "ReduceLogSumExp",
+            "ReduceSumSquare",
             "TopK",
         ],
-        "of the reductions only ReduceMean over rows and columns is supported",
+        "of the reductions only ReduceMean, ReduceSum and ReduceMax over rows and columns are \
+         supported",
     ),
 ];
 
@@ -190,8 +193,19 @@ impl<'n> At<'n> {
             Some(Some(Value::Constant(_))) => Err(format!(
                 "input {index} is a constant; it must depend on the network's input"
             )),
+            Some(Some(Value::Apart(apart))) => Err(format!(
+                "input {index} has its channels taken apart, as {:?}: put them together by \
+                 Transpose and Reshape first",
+                apart.dims()
+            )),
             _ => Err(format!("input {index} is missing")),
         }
+    }
+
+    /// An input, whatever it is.
+    fn value(self, index: usize) -> Result<&'n Value, String> {
+        let value = self.inputs.get(index).and_then(|input| input.as_ref());
+        value.ok_or_else(|| format!("input {index} is missing"))
     }
 
     /// An input that is known before the network runs.
@@ -303,14 +317,22 @@ impl Converter<'_> {
             None | Some("") => first,
             Some(name) => name,
         };
-        let value = self.value_of(node, name, operator).unwrap_or_else(|why| {
+        let values = self.values_of(node, name, operator).unwrap_or_else(|why| {
             self.faults.push(Fault::new(name, operator, why));
-            Value::Unknown
+            vec![Value::Unknown; node.output.len()]
         });
-        self.values.insert(first.to_owned(), value);
+        for (output, value) in node.output.iter().zip(values) {
+            self.values.insert(output.clone(), value);
+        }
     }
 
-    fn value_of(&mut self, node: &NodeProto, name: &str, operator: &str) -> Result<Value, String> {
+    /// The node's outputs, or the first of them where others are not supported.
+    fn values_of(
+        &mut self,
+        node: &NodeProto,
+        name: &str,
+        operator: &str,
+    ) -> Result<Vec<Value>, String> {
         if let Some(domain) = node
             .domain
             .as_deref()
@@ -344,13 +366,8 @@ impl Converter<'_> {
             && let Some(folded) = fold::evaluate(self.model, operator, attributes, &constants)
         {
             let tensor = folded?;
-            self.computed = self.computed.saturating_add(tensor.len());
-            return match self.computed <= MAX_COMPUTED {
-                true => Ok(Value::Constant(Rc::new(tensor))),
-                false => Err(format!(
-                    "the constants that nodes compute have more than {MAX_COMPUTED} elements"
-                )),
-            };
+            self.count_computed(tensor.len())?;
+            return Ok(vec![Value::Constant(Rc::new(tensor))]);
         }
         if !SUPPORTED.contains(&operator) {
             let remedy = REMEDIES.iter().find(|(names, _)| names.contains(&operator));
@@ -364,7 +381,7 @@ impl Converter<'_> {
             .flatten()
             .any(|value| matches!(value, Value::Unknown))
         {
-            return Ok(Value::Unknown);
+            return Ok(vec![Value::Unknown; node.output.len()]);
         }
         let at = At {
             name,
@@ -376,20 +393,36 @@ impl Converter<'_> {
             Value::Final(live, last) => Some((live, *last)),
             _ => None,
         }) {
-            return behind_the_end(at, live, last);
+            return Ok(vec![behind_the_end(at, live, last)?]);
         }
-        self.operator(at)
+        if operator != "Split" {
+            return Ok(vec![self.operator(at)?]);
+        }
+        if let Some(Some(Value::Constant(tensor))) = inputs.first() {
+            self.count_computed(tensor.len())?;
+        }
+        self.split(at, node.output.len())
+    }
+
+    /// Ensures that computed constants stay within bounds.
+    fn count_computed(&mut self, elements: usize) -> Result<(), String> {
+        self.computed = self.computed.saturating_add(elements);
+        match self.computed <= MAX_COMPUTED {
+            true => Ok(()),
+            false => Err(format!(
+                "the constants that nodes compute have more than {MAX_COMPUTED} elements"
+            )),
+        }
     }
 
     fn operator(&mut self, at: At<'_>) -> Result<Value, String> {
         let live = match at.operator {
             "Shape" => {
-                let dims = at.live(0)?.dims();
-                let dims = fold::shape(&dims, at.attributes)?;
+                let dims = fold::shape(&at.value(0)?.dims()?, at.attributes)?;
                 return Ok(Value::Constant(Rc::new(dims)));
             }
             "Size" => {
-                let size = at.live(0)?.dims().iter().product::<usize>();
+                let size = at.value(0)?.dims()?.iter().product::<usize>();
                 let size = Tensor::ints(vec![size as i64]).reshaped(Vec::new())?;
                 return Ok(Value::Constant(Rc::new(size)));
             }
@@ -409,10 +442,15 @@ impl Converter<'_> {
             "Conv" => self.conv(at)?,
             "Gemm" => self.gemm(at)?,
             "MatMul" => self.matmul(at)?,
-            "AveragePool" | "GlobalAveragePool" | "ReduceMean" | "MaxPool" => self.pool(at)?,
-            "Flatten" | "Reshape" | "Squeeze" | "Unsqueeze" | "Transpose" | "Concat" | "Pad" => {
-                self.rearrange(at)?
-            }
+            "AveragePool" | "GlobalAveragePool" | "GlobalMaxPool" | "MaxPool" | "ReduceMean"
+            | "ReduceSum" | "ReduceMax" => self.pool(at)?,
+            "Flatten" | "Reshape" | "Squeeze" | "Unsqueeze" => return self.reshape(at),
+            "Transpose" => return self.transpose(at),
+            "Slice" => return self.slice(at),
+            "Gather" => return self.gather(at),
+            "Expand" => self.expand(at)?,
+            "Concat" => self.concat(at)?,
+            "Pad" => self.pad(at)?,
             _ => self.elementwise(at)?,
         };
         Ok(Value::Live(live))
@@ -424,6 +462,11 @@ impl Converter<'_> {
             Some(Value::Final(live, last)) => (Some(live), Some(last)),
             Some(Value::Constant(_)) => {
                 let why = "the output does not depend on the input";
+                self.faults.push(Fault::of_model(why.into()));
+                (None, None)
+            }
+            Some(Value::Apart(_)) => {
+                let why = "the output has its channels taken apart by a Reshape";
                 self.faults.push(Fault::of_model(why.into()));
                 (None, None)
             }
@@ -488,7 +531,7 @@ impl Converter<'_> {
         let parts = live.parts.iter().map(|part| f(self, part));
         Ok(Live {
             parts: parts.collect::<Result<_, String>>()?,
-            axis: live.axis,
+            ..live.clone()
         })
     }
 }
@@ -764,6 +807,9 @@ fn input_view(
     };
     let mut notes = Vec::new();
     let batch = dims[0].unwrap_or(1);
+    if dims[0].is_none() {
+        notes.push("the file leaves the batch open; one image at a time is computed".into());
+    }
     let mut shape = Shape::new(1, 1, 1);
     for (&axis, &dim) in axes.iter().zip(&dims[1..]) {
         let (side, given) = match axis {

@@ -3,7 +3,7 @@
 
 use crate::attributes::Attributes;
 use crate::file::Model;
-use crate::tensor::{Data, Shared, Tensor, axis, common, count, reshape, strides, walk};
+use crate::tensor::{Data, Shared, Tensor, axis, common, count, reshape};
 
 /// The inputs of a node that are constants; `None` for one that is left out.
 pub(crate) type Inputs = [Option<Shared>];
@@ -59,6 +59,7 @@ pub(crate) fn evaluate(
             let dims = dims(&input(1)?.to_ints()?)?;
             t.broadcast(&common(&t.dims, &dims)?)
         }),
+        "Tile" => input(0).and_then(|t| tile(t, input(1)?)),
         "Range" => range(inputs),
         "Add" => binary(inputs, i64::checked_add, |a, b| a + b),
         "Sub" => binary(inputs, i64::checked_sub, |a, b| a - b),
@@ -299,32 +300,42 @@ fn concat(attributes: Attributes<'_>, inputs: &Inputs) -> Result<Tensor, String>
     Ok(Tensor { dims, data })
 }
 
+/// The elements that Gather takes from an axis of this size.
+pub(crate) fn indices(indices: &Tensor, size: usize) -> Result<Vec<usize>, String> {
+    let wanted = indices.to_ints()?;
+    let place = |&i: &i64| axis(i, size).map_err(|_| format!("index {i} of {size} elements"));
+    wanted.iter().map(place).collect()
+}
+
 fn gather(tensor: &Tensor, indices: &Tensor, at: i64) -> Result<Tensor, String> {
     let at = axis(at, tensor.dims.len())?;
-    let size = tensor.dims[at];
-    let wanted = indices.to_ints()?;
-    let wanted: Vec<usize> = wanted
-        .iter()
-        .map(|&i| axis(i, size).map_err(|_| format!("index {i} of {size} elements")))
-        .collect::<Result<_, String>>()?;
-    let inner: usize = tensor.dims[at + 1..].iter().product();
-    let outer: usize = tensor.dims[..at].iter().product();
+    let wanted = self::indices(indices, tensor.dims[at])?;
     let mut dims = tensor.dims[..at].to_vec();
     dims.extend(&indices.dims);
     dims.extend(&tensor.dims[at + 1..]);
     count(&dims)?;
-    let places: Vec<usize> = (0..outer)
-        .flat_map(|o| wanted.iter().map(move |&i| (o * size + i) * inner))
-        .flat_map(|start| start..start + inner)
-        .collect();
-    Ok(tensor.gather(dims, &places))
+    tensor.picked(at, &wanted).reshaped(dims)
 }
 
 fn slice(tensor: &Tensor, attributes: Attributes<'_>, inputs: &Inputs) -> Result<Tensor, String> {
+    let cuts = cuts(&tensor.dims, attributes, |index| {
+        Ok(optional(inputs, index))
+    })?;
+    let cut =
+        |tensor: Tensor, (axis, elements): (usize, Vec<usize>)| tensor.picked(axis, &elements);
+    Ok(cuts.into_iter().fold(tensor.clone(), cut))
+}
+
+/// The axes that Slice cuts, each with the elements that are left.
+pub(crate) fn cuts<'t>(
+    dims: &[usize],
+    attributes: Attributes<'_>,
+    input: impl Fn(usize) -> Result<Option<&'t Tensor>, String>,
+) -> Result<Vec<(usize, Vec<usize>)>, String> {
     let listed = |name: &str, index: usize| -> Result<Option<Vec<i64>>, String> {
         match attributes.ints(name)? {
             Some(list) => Ok(Some(list.to_vec())),
-            None => optional(inputs, index).map(Tensor::to_ints).transpose(),
+            None => input(index)?.map(Tensor::to_ints).transpose(),
         }
     };
     let starts = listed("starts", 1)?.ok_or("starts are missing")?;
@@ -337,31 +348,89 @@ fn slice(tensor: &Tensor, attributes: Attributes<'_>, inputs: &Inputs) -> Result
     {
         return Err("starts, ends, axes and steps are not of one length".into());
     }
-    let mut dims = tensor.dims.clone();
-    let mut offset = 0;
-    let own = strides(&tensor.dims);
-    let mut walked = own.clone();
     let mut cut = vec![false; dims.len()];
+    let mut cuts = Vec::with_capacity(axes.len());
     for (index, &number) in axes.iter().enumerate() {
         let axis = axis(number, dims.len())?;
         if std::mem::replace(&mut cut[axis], true) {
             return Err(format!("axes {axes:?} name one twice"));
         }
-        let size = tensor.dims[axis] as i64;
-        let step = usize::try_from(steps[index]).ok().filter(|&step| step > 0);
-        let step = step.ok_or("steps below 1 are not supported")?;
-        let place = |at: i64| (if at < 0 { at.saturating_add(size) } else { at }).clamp(0, size);
-        let (start, end) = (place(starts[index]) as usize, place(ends[index]) as usize);
-        dims[axis] = end.saturating_sub(start).div_ceil(step);
-        offset += start * own[axis];
-        walked[axis] = step.saturating_mul(own[axis]);
+        let elements = sliced(dims[axis], starts[index], ends[index], steps[index])?;
+        cuts.push((axis, elements));
     }
-    if count(&dims)? == 0 {
-        return Ok(tensor.gather(dims, &[]));
+    Ok(cuts)
+}
+
+/// The elements from `start` up to `end` of an axis; negative numbers count from its end.
+fn sliced(size: usize, start: i64, end: i64, step: i64) -> Result<Vec<usize>, String> {
+    let size = size as i64;
+    let from_start = |at: i64| if at < 0 { at.saturating_add(size) } else { at };
+    let (start, end) = (from_start(start), from_start(end));
+    let (mut at, end) = match step {
+        0 => return Err("a step is 0".into()),
+        1.. => (start.clamp(0, size), end.clamp(0, size)),
+        _ => (start.clamp(-1, size - 1), end.clamp(-1, size - 1)),
+    };
+    let mut elements = Vec::new();
+    while if step > 0 { at < end } else { at > end } {
+        elements.push(at as usize);
+        at = at.saturating_add(step);
     }
-    let places = walk(&dims, &walked);
-    let places: Vec<usize> = places.into_iter().map(|place| place + offset).collect();
-    Ok(tensor.gather(dims, &places))
+    Ok(elements)
+}
+
+/// The tensor repeated along each axis.
+fn tile(tensor: &Tensor, repeats: &Tensor) -> Result<Tensor, String> {
+    let repeats = dims(&repeats.to_ints()?)?;
+    if repeats.len() != tensor.dims.len() {
+        return Err(format!("repeats {:?} {repeats:?} times", tensor.dims));
+    }
+    let total = tensor.dims.iter().zip(&repeats);
+    let total: Option<Vec<usize>> = total.map(|(dim, times)| dim.checked_mul(*times)).collect();
+    count(&total.ok_or("its result is too large")?)?;
+    let tiled = |tensor: Tensor, (axis, &times): (usize, &usize)| {
+        let once: Vec<usize> = (0..tensor.dims[axis]).collect();
+        tensor.picked(axis, &once.repeat(times))
+    };
+    Ok(repeats.iter().enumerate().fold(tensor.clone(), tiled))
+}
+
+/// The sizes of the pieces that Split cuts an axis into.
+///
+/// # Errors
+/// If they do not make up the axis.
+pub(crate) fn pieces<'t>(
+    size: usize,
+    attributes: Attributes<'_>,
+    input: impl FnOnce() -> Result<Option<&'t Tensor>, String>,
+    outputs: usize,
+) -> Result<Vec<usize>, String> {
+    let listed = match attributes.ints("split")? {
+        Some(list) => Some(list.to_vec()),
+        None => input()?.map(Tensor::to_ints).transpose()?,
+    };
+    let sizes = match listed {
+        Some(list) => dims(&list)?,
+        None => {
+            let pieces = attributes.int("num_outputs", outputs as i64)?;
+            let pieces = usize::try_from(pieces)
+                .ok()
+                .filter(|n| (1..=size).contains(n));
+            let pieces = pieces.ok_or_else(|| format!("cannot split {size} elements so"))?;
+            // The last piece is smaller if they cannot be equal.
+            let own = size.div_ceil(pieces);
+            (0..pieces)
+                .map(|i| own.min(size.saturating_sub(i * own)))
+                .collect()
+        }
+    };
+    let total = sizes.iter().try_fold(0usize, |sum, &n| sum.checked_add(n));
+    match total == Some(size) && sizes.len() >= outputs {
+        true => Ok(sizes),
+        false => Err(format!(
+            "pieces of {sizes:?} for {outputs} outputs do not make up {size} elements"
+        )),
+    }
 }
 
 fn range(inputs: &Inputs) -> Result<Tensor, String> {

@@ -31,6 +31,51 @@ pub(crate) struct Window<'a> {
     pub(crate) padding: Padding,
 }
 
+/// Windows along one axis: the taps of one after the other, and what lies around the axis.
+#[derive(Clone, Debug)]
+pub(crate) struct Reading {
+    taps: Vec<f64>,
+    stride: u32,
+    padding: (u32, u32),
+}
+
+impl Reading {
+    /// `count` windows of an axis of `size` elements: the first begins at element `first`, which
+    /// may lie before the axis, as the last may reach behind it.
+    pub(crate) fn new(size: u32, first: i64, taps: &[f64], stride: u32, count: u32) -> Self {
+        let last = first + i64::from(count - 1) * i64::from(stride) + taps.len() as i64;
+        let positive = |n: i64| u32::try_from(n).unwrap_or(0);
+        // What is not read is skipped by taps of 0, unless the stride skips it.
+        let behind = positive(i64::from(size) - last).saturating_sub(stride - 1);
+        let zeros = |count: u32| std::iter::repeat_n(0.0, count as usize);
+        let taps = zeros(positive(first)).chain(taps.iter().copied());
+        Reading {
+            taps: taps.chain(zeros(behind)).collect(),
+            stride,
+            padding: (positive(-first), positive(last - i64::from(size))),
+        }
+    }
+
+    /// Every element times a factor, with zeros around.
+    pub(crate) fn placed(factor: f64, padding: (u32, u32)) -> Self {
+        Reading {
+            taps: vec![factor],
+            stride: 1,
+            padding,
+        }
+    }
+
+    /// Returns whether a window is the mean of what it reads.
+    fn is_mean(&self) -> bool {
+        let own = 1.0 / self.taps.len() as f64;
+        self.padding == (0, 0) && self.taps.iter().all(|&tap| tap == own)
+    }
+
+    fn changes_nothing(&self) -> bool {
+        self.is_mean() && self.taps.len() == 1 && self.stride == 1
+    }
+}
+
 impl Net {
     /// A graph of its input alone.
     pub(crate) fn new(name: &str, shape: Shape) -> Self {
@@ -139,7 +184,50 @@ impl Net {
             stride: window.stride,
             padding: window.padding,
         };
-        self.emit(name, op, vec![id])
+        let made = self.emit(name, op, vec![id])?;
+        if self.never_negative(id) && taps.iter().all(|&tap| tap >= 0.0) {
+            self.say_never_negative(made.0);
+        }
+        Ok(made)
+    }
+
+    /// Windows along rows and along columns, over every channel by itself. Plain means become
+    /// pools, which are cheaper.
+    pub(crate) fn read(
+        &mut self,
+        name: &str,
+        id: NodeId,
+        rows: &Reading,
+        columns: &Reading,
+    ) -> Result<(NodeId, Shape), String> {
+        if rows.changes_nothing() && columns.changes_nothing() {
+            return Ok((id, self.shapes[id.0 as usize]));
+        }
+        let side = |reading: &Reading| {
+            let side = u32::try_from(reading.taps.len());
+            side.map_err(|_| String::from("its windows are too large"))
+        };
+        let (kernel, stride) = ((side(rows)?, side(columns)?), (rows.stride, columns.stride));
+        if rows.is_mean() && columns.is_mean() {
+            return self.emit(name, Op::AvgPool { kernel, stride }, vec![id]);
+        }
+        check_kernel(1, rows.taps.len(), columns.taps.len())?;
+        let taps = rows.taps.iter();
+        let taps: Vec<f64> = taps
+            .flat_map(|&row| columns.taps.iter().map(move |&column| row * column))
+            .collect();
+        let window = Window {
+            taps: &taps,
+            kernel,
+            stride,
+            padding: Padding {
+                top: rows.padding.0,
+                bottom: rows.padding.1,
+                left: columns.padding.0,
+                right: columns.padding.1,
+            },
+        };
+        self.window(name, id, &window)
     }
 
     /// `scale x + shift`, channel by channel.
@@ -155,11 +243,10 @@ impl Net {
         }
         let shape = self.shapes[id.0 as usize];
         let (Some(gamma), Some(beta)) = (scale.channels(shape), shift.channels(shape)) else {
-            return Err(
-                "multiplies or adds numbers that differ from position to position: they may differ \
-                 from channel to channel"
-                    .into(),
-            );
+            return Err(format!(
+                "{name} multiplies or adds numbers that differ from position to position: they may \
+                 differ from channel to channel"
+            ));
         };
         let single = |all: Vec<f64>| all.into_iter().map(|v| v as f32).collect::<Vec<f32>>();
         let norm = BatchNorm {
@@ -240,15 +327,22 @@ impl Net {
             return Ok(self.emit(name, op, vec![id])?.0);
         }
         if !f.square.is(0.0) {
-            return Err(
-                "this function has no private form: an element is a ReLU, itself, or a quadratic \
-                 with coefficients of its channel"
-                    .into(),
-            );
+            return Err(format!(
+                "{name} has no private form: an element is a ReLU, itself, or a quadratic with \
+                 coefficients of its channel"
+            ));
         }
-        // A weighted sum of x and its ReLU.
+        // A weighted sum of x and its ReLU, which is taken where it has a weight.
+        let kinds = f
+            .relu
+            .elements(shape)
+            .into_iter()
+            .map(|weight| match weight {
+                0.0 => ActivationKind::Identity,
+                _ => ActivationKind::Relu,
+            });
         let relu = Op::Activation {
-            kinds: vec![ActivationKind::Relu; shape.len()],
+            kinds: kinds.collect(),
             coefficients: Vec::new(),
         };
         let (relu, _) = self.emit(name, relu, vec![id])?;
@@ -313,8 +407,8 @@ impl Net {
     /// # Errors
     /// As [`Net::compute`]; and if parts lie along another axis than channels.
     pub(crate) fn joined(&mut self, name: &str, live: &Live) -> Result<View, String> {
-        if let [part] = &live.parts[..] {
-            return self.settle(part);
+        if live.is_one() {
+            return self.settle(&live.parts[0]);
         }
         let views: Vec<View> = live
             .parts
@@ -333,14 +427,17 @@ impl Net {
                     .into(),
             );
         }
-        let total: u32 = views.iter().map(|view| view.shape.c).sum();
+        let (places, total) = (live.places(live.axis), live.dims()[live.axis]);
         let (mut first, mut sum) = (0, None);
         for view in &views {
             let own = view.shape.c as usize;
-            check_kernel(total as usize, own, 1)?;
-            let mut weight = vec![0.0; total as usize * own];
-            (0..own).for_each(|c| weight[(first + c) * own + c] = 1.0);
+            check_kernel(total, own, 1)?;
+            let mut weight = vec![0.0; total * own];
+            for (c, place) in places[first..first + own].iter().enumerate() {
+                place.iter().for_each(|place| weight[place * own + c] = 1.0);
+            }
             first += own;
+            let total = u32::try_from(total).expect("channels of nodes that exist");
             let op = Op::Conv2d {
                 weight,
                 bias: Vec::new(),
@@ -357,16 +454,27 @@ impl Net {
             });
         }
         let id = sum.expect("a tensor has parts");
+        // A single channel may have stood anywhere.
+        let order = views[0].order.iter().enumerate().map(|(at, group)| {
+            let rest = group.iter().copied().filter(|&axis| axis != Axis::C);
+            let channels = (at == live.axis).then_some(Axis::C);
+            channels.into_iter().chain(rest).collect()
+        });
         Ok(View {
             id,
-            shape: Shape::new(total, h, w),
-            ..views[0].clone()
+            shape: Shape::new(total as u32, h, w),
+            order: order.collect(),
         })
     }
 
     /// Returns whether no element of a node's result can be negative.
     pub(crate) fn never_negative(&self, id: NodeId) -> bool {
         self.never_negative[id.0 as usize]
+    }
+
+    /// Notes that no element of a node's result can be negative.
+    pub(crate) fn say_never_negative(&mut self, id: NodeId) {
+        self.never_negative[id.0 as usize] = true;
     }
 
     /// The graph that ends with a node: what it does not read is left out.

@@ -24,11 +24,18 @@ pub(crate) enum Data {
 /// Elements of a tensor with these dimensions.
 ///
 /// # Errors
-/// If they are more than [`MAX_ELEMENTS`].
+/// If they are more than [`MAX_ELEMENTS`], or would be if no dimension were 0: lists of the
+/// elements of an axis are made, too.
 pub(crate) fn count(dims: &[usize]) -> Result<usize, String> {
-    let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-    let fits = count.filter(|&count| count <= MAX_ELEMENTS);
-    fits.ok_or_else(|| format!("a constant of {dims:?} elements is too large"))
+    let sizes = dims.iter().map(|&d| d.max(1));
+    let fits = { sizes }
+        .try_fold(1usize, |n, d| n.checked_mul(d))
+        .filter(|&count| count <= MAX_ELEMENTS);
+    match fits {
+        Some(_) if dims.contains(&0) => Ok(0),
+        Some(count) => Ok(count),
+        None => Err(format!("a constant of {dims:?} elements is too large")),
+    }
 }
 
 impl Tensor {
@@ -173,13 +180,21 @@ impl Tensor {
     /// # Panics
     /// If the part is beyond the axis.
     pub(crate) fn part(&self, axis: usize, range: std::ops::Range<usize>) -> Tensor {
+        self.picked(axis, &range.collect::<Vec<usize>>())
+    }
+
+    /// These elements along an axis, in this order.
+    ///
+    /// # Panics
+    /// If one is beyond the axis.
+    pub(crate) fn picked(&self, axis: usize, elements: &[usize]) -> Tensor {
         let inner: usize = self.dims[axis + 1..].iter().product();
         let outer: usize = self.dims[..axis].iter().product();
         let mut dims = self.dims.clone();
-        dims[axis] = range.len();
-        let whole = self.dims[axis] * inner;
+        let size = std::mem::replace(&mut dims[axis], elements.len());
         let indices: Vec<usize> = (0..outer)
-            .flat_map(|o| o * whole + range.start * inner..o * whole + range.end * inner)
+            .flat_map(|o| elements.iter().map(move |&e| (o * size + e) * inner))
+            .flat_map(|start| start..start + inner)
             .collect();
         self.gather(dims, &indices)
     }

@@ -178,11 +178,15 @@ impl Part {
     }
 }
 
-/// Several parts one after the other along a dimension, or one alone.
+/// Several parts one after the other along a dimension, or one alone; perhaps only some of their
+/// elements along it, in another order.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Live {
     pub(crate) parts: Vec<Part>,
     pub(crate) axis: usize,
+    /// For each element along `axis`, its place in the parts one after the other; no place comes
+    /// twice. `None` stands for all of them in their order.
+    pub(crate) picked: Option<Vec<usize>>,
 }
 
 impl Live {
@@ -190,15 +194,100 @@ impl Live {
         Live {
             parts: vec![part],
             axis: 0,
+            picked: None,
         }
+    }
+
+    /// Returns whether it is one part as it is.
+    pub(crate) fn is_one(&self) -> bool {
+        self.parts.len() == 1 && self.picked.is_none()
     }
 
     pub(crate) fn dims(&self) -> Vec<usize> {
         let mut dims = self.parts[0].dims();
-        for part in &self.parts[1..] {
-            dims[self.axis] += part.dims()[self.axis];
+        if !self.is_one() {
+            dims[self.axis] = match &self.picked {
+                Some(picked) => picked.len(),
+                None => self.sizes().iter().sum(),
+            };
         }
         dims
+    }
+
+    /// Elements of each part along the axis.
+    pub(crate) fn sizes(&self) -> Vec<usize> {
+        let sizes = self.parts.iter().map(|part| part.dims()[self.axis]);
+        sizes.collect()
+    }
+
+    /// These elements along an axis, none twice. It is the axis of the parts, unless they are one.
+    /// Parts of which nothing is left are dropped.
+    pub(crate) fn pick(&self, axis: usize, elements: &[usize]) -> Live {
+        let mut whole = self.clone();
+        whole.axis = axis;
+        let places = elements.iter().map(|&element| match &self.picked {
+            Some(picked) => picked[element],
+            None => element,
+        });
+        let places: Vec<usize> = places.collect();
+        let sizes = whole.sizes();
+        let mut moved = vec![0; sizes.iter().sum()];
+        let (mut parts, mut first, mut kept) = (Vec::new(), 0, 0);
+        for (part, size) in self.parts.iter().zip(sizes) {
+            if { places.iter() }.any(|place| (first..first + size).contains(place)) {
+                (0..size).for_each(|i| moved[first + i] = kept + i);
+                kept += size;
+                parts.push(part.clone());
+            }
+            first += size;
+        }
+        let picked: Vec<usize> = places.iter().map(|&place| moved[place]).collect();
+        let all = picked.iter().copied().eq(0..kept);
+        Live {
+            parts,
+            axis,
+            picked: (!all).then_some(picked),
+        }
+    }
+
+    /// For each element of the parts along an axis, its place in this tensor, if it has one. It is
+    /// the axis of the parts, unless they are one.
+    pub(crate) fn places(&self, axis: usize) -> Vec<Option<usize>> {
+        let total = self.parts.iter().map(|part| part.dims()[axis]).sum();
+        match &self.picked {
+            None => (0..total).map(Some).collect(),
+            Some(picked) => {
+                let mut places = vec![None; total];
+                (picked.iter().enumerate()).for_each(|(place, &from)| places[from] = Some(place));
+                places
+            }
+        }
+    }
+
+    /// Returns whether a part has elements that are not picked.
+    pub(crate) fn leaves_out(&self) -> bool {
+        self.picked.is_some() && self.places(self.axis).contains(&None)
+    }
+
+    /// The tensor with its axes in another order.
+    pub(crate) fn transposed(&self, order: &[usize]) -> Live {
+        let moved = self.parts.iter().map(|part| Part {
+            view: View {
+                order: { order.iter() }
+                    .map(|&axis| part.view.order[axis].clone())
+                    .collect(),
+                ..part.view.clone()
+            },
+            ..part.clone()
+        });
+        Live {
+            parts: moved.collect(),
+            axis: order
+                .iter()
+                .position(|&axis| axis == self.axis)
+                .unwrap_or(0),
+            picked: self.picked.clone(),
+        }
     }
 
     /// The number of axes.
@@ -213,17 +302,24 @@ impl Live {
     pub(crate) fn split(&self, constant: &Tensor) -> Result<Vec<Tensor>, String> {
         let (rank, own) = (self.rank(), constant.dims.len());
         let along = (self.axis + own).checked_sub(rank);
-        let Some(along) = along.filter(|&at| self.parts.len() > 1 && constant.dims[at] > 1) else {
+        let Some(along) = along.filter(|&at| !self.is_one() && constant.dims[at] > 1) else {
             return Ok(vec![constant.clone(); self.parts.len()]);
         };
-        let sizes: Vec<usize> = self.parts.iter().map(|p| p.dims()[self.axis]).collect();
-        if constant.dims[along] != sizes.iter().sum::<usize>() {
+        let sizes = self.sizes();
+        if constant.dims[along] != self.dims()[self.axis] {
             return Err(format!(
                 "combines a tensor of {:?} with a constant of {:?}, which does not fit it",
                 self.dims(),
                 constant.dims
             ));
         }
+        // Elements that are not picked may have any number.
+        let places = self.places(self.axis).into_iter();
+        let places: Vec<usize> = places.map(|place| place.unwrap_or(0)).collect();
+        let constant = match self.picked {
+            None => constant.clone(),
+            Some(_) => constant.picked(along, &places),
+        };
         let mut start = 0;
         let parts = sizes.into_iter().map(|size| {
             start += size;
@@ -236,9 +332,23 @@ impl Live {
     pub(crate) fn cut_like(&self, other: &Live) -> bool {
         let pairs = self.parts.iter().zip(&other.parts);
         self.parts.len() == other.parts.len()
-            && (self.axis == other.axis || self.parts.len() == 1)
+            && (self.axis == other.axis || (self.is_one() && other.is_one()))
+            && self.picked == other.picked
             && { pairs }.all(|(a, b)| a.view.like(&b.view) && a.padding == b.padding)
     }
+}
+
+/// A tensor whose channels a Reshape has taken apart, as for a shuffle of channels.
+#[derive(Clone, Debug)]
+pub(crate) struct Apart {
+    /// The tensor with its channels in one dimension.
+    pub(crate) live: Live,
+    /// That dimension.
+    pub(crate) at: usize,
+    /// The dimensions that stand in its place.
+    pub(crate) factors: Vec<usize>,
+    /// Where each dimension of the model's tensor was when the channels were taken apart.
+    pub(crate) order: Vec<usize>,
 }
 
 /// The columns of a dense layer's weights `[out][in]`, put into the order of a flattened map.
@@ -265,8 +375,25 @@ pub(crate) enum Value {
     Live(Live),
     /// Computed from the input, and only fit to be the result: behind a softmax, say. The operator.
     Final(Live, &'static str),
+    /// Computed from the input, on its way to another order of channels.
+    Apart(Apart),
     /// Behind a fault.
     Unknown,
+}
+
+impl Value {
+    /// The dimensions of the model's tensor.
+    ///
+    /// # Errors
+    /// If it is behind a fault.
+    pub(crate) fn dims(&self) -> Result<Vec<usize>, String> {
+        match self {
+            Value::Constant(tensor) => Ok(tensor.dims.clone()),
+            Value::Live(live) | Value::Final(live, _) => Ok(live.dims()),
+            Value::Apart(apart) => Ok(apart.dims()),
+            Value::Unknown => Err("input 0 is missing".into()),
+        }
+    }
 }
 
 #[cfg(test)]

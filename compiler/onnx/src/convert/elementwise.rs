@@ -54,7 +54,9 @@ impl Converter<'_> {
             match value {
                 Value::Live(live) => Ok(Live(live)),
                 Value::Constant(tensor) => Ok(Constant(tensor)),
-                Value::Final(..) | Value::Unknown => Err("an operand is missing".into()),
+                Value::Final(..) | Value::Apart(_) | Value::Unknown => {
+                    Err("an operand is missing".into())
+                }
             }
         }
         let name = at.name;
@@ -116,7 +118,7 @@ impl Converter<'_> {
         f: impl Fn(&Function, &Field, pi_ir::Shape) -> Result<Function, String>,
     ) -> Result<Live, String> {
         let mut constants = live.split(constant)?.into_iter();
-        self.each(live, |this, part| {
+        let changed = self.each(live, |this, part| {
             let part = this.net.settle_if_padded(part)?;
             let constant = constants.next().expect("one for each part");
             let field = part.view.field(&constant)?;
@@ -126,12 +128,17 @@ impl Converter<'_> {
                 function,
                 ..part
             })
-        })
+        })?;
+        unpicked_stay(live, changed)
     }
 
     pub(super) fn scaled(&mut self, name: &str, live: &Live, factor: f64) -> Result<Live, String> {
         let factor = Tensor::floats(vec![1], vec![factor as f32]);
         self.with(name, live, &factor, |f, c, shape| Ok(f.times(c, shape)))
+    }
+
+    pub(super) fn moved(&mut self, name: &str, live: &Live, by: f32) -> Result<Live, String> {
+        self.shifted(name, live, &Tensor::floats(vec![1], vec![by]), 1.0)
     }
 
     fn shifted(
@@ -156,7 +163,7 @@ impl Converter<'_> {
     }
 
     pub(super) fn relu(&mut self, name: &str, live: &Live) -> Result<Live, String> {
-        self.each(live, |this, part| {
+        let relu = self.each(live, |this, part| {
             if part.function.is_relu() {
                 return Ok(part.clone());
             }
@@ -165,7 +172,8 @@ impl Converter<'_> {
                 function: Function::relu(),
                 ..this.bare(part)?
             })
-        })
+        })?;
+        unpicked_stay(live, relu)
     }
 
     /// `x` where it is above 0, `slope x` elsewhere.
@@ -286,7 +294,7 @@ impl Converter<'_> {
             return Err(REFUSED.into());
         }
         let mut others = b.parts.iter();
-        self.each(a, |this, part| {
+        let product = self.each(a, |this, part| {
             let other = others.next().expect("as many parts");
             let (part, other) = &this.aligned(part, other);
             if part == other {
@@ -309,7 +317,8 @@ impl Converter<'_> {
                 }),
                 _ => Err(REFUSED.into()),
             }
-        })
+        })?;
+        unpicked_stay(a, product)
     }
 
     fn power(&mut self, at: At<'_>) -> Result<Live, String> {
@@ -379,7 +388,7 @@ impl Converter<'_> {
                 let of = |parts, live: &Live| {
                     Value::Live(Live {
                         parts,
-                        axis: live.axis,
+                        ..live.clone()
                     })
                 };
                 (of(left, x), of(right, y))
@@ -422,9 +431,38 @@ impl Converter<'_> {
                 ..part.clone()
             });
         }
-        Ok(Live {
-            parts,
-            axis: live.axis,
-        })
+        unpicked_stay(
+            live,
+            Live {
+                parts,
+                ..live.clone()
+            },
+        )
     }
+}
+
+/// A function of a tensor, whose parts stay as they were where nothing is picked from them: no ReLU
+/// is spent on what nobody reads.
+fn unpicked_stay(before: &Live, mut after: Live) -> Result<Live, String> {
+    if !before.leaves_out() {
+        return Ok(after);
+    }
+    let places = before.places(before.axis);
+    let mut flags = places
+        .iter()
+        .map(|place| f32::from(u8::from(place.is_some())));
+    let sizes = before.sizes();
+    for ((old, new), size) in before.parts.iter().zip(&mut after.parts).zip(sizes) {
+        let mut dims = vec![1; before.rank()];
+        dims[before.axis] = size;
+        let flags = Tensor::floats(dims, flags.by_ref().take(size).collect());
+        let same = old.view == new.view && old.padding == new.padding;
+        let kept = match same {
+            true => old.function.clone(),
+            false => Function::identity(),
+        };
+        let flag = new.view.field(&flags)?;
+        new.function = new.function.select(&kept, &flag, new.view.shape);
+    }
+    Ok(after)
 }

@@ -182,7 +182,7 @@ impl Converter<'_> {
         let (live, weight) = (at.live(0)?, at.constant(1)?);
         let view = &live.parts[0].view;
         let layout = Layout::of(view)?;
-        if live.parts.len() > 1 && live.axis != 1 {
+        if !live.is_one() && live.axis != 1 {
             return Err("it reads a concatenation that is not along channels".into());
         }
         let rank = weight.dims.len();
@@ -224,7 +224,6 @@ impl Converter<'_> {
         let geometry = Geometry::new(at.attributes, layout, &sides, padded)?;
         let reach = geometry.reach()?;
         let taps = reach.0 as usize * reach.1 as usize;
-        check_kernel(out, channels, taps)?;
         let values = weight.to_floats()?;
         let dense = Dense {
             values: &values,
@@ -233,13 +232,14 @@ impl Converter<'_> {
             geometry,
             reach,
         };
-        let mut first = 0;
+        let (mut first, places) = (0, live.places(1));
         let mut sum: Option<(NodeId, Shape)> = None;
         for part in &live.parts {
             let own = self.net.compute(part)?;
             let size = own.shape.c as usize;
+            check_kernel(out, size, taps)?;
             let op = Op::Conv2d {
-                weight: dense.kernel(out, first..first + size),
+                weight: dense.kernel(out, &places[first..first + size]),
                 bias: if first == 0 { bias.clone() } else { Vec::new() },
                 out_channels: out as u32,
                 groups: 1,
@@ -279,9 +279,14 @@ impl Converter<'_> {
     }
 
     pub(super) fn gemm(&mut self, at: At<'_>) -> Result<Live, String> {
-        if at.attributes.int("transA", 0)? != 0 {
-            return Err("transA is set: transpose its input, or export a MatMul".into());
+        let live = at.live(0)?;
+        if live.rank() != 2 {
+            return Err(format!("it reads a tensor of {} axes, not 2", live.rank()));
         }
+        let live = &match at.attributes.int("transA", 0)? {
+            0 => live.clone(),
+            _ => live.transposed(&[1, 0]),
+        };
         let weight = at.constant(1)?;
         let alpha = at.attributes.float("alpha", 1.0)?;
         let beta = at.attributes.float("beta", 1.0)?;
@@ -305,11 +310,11 @@ impl Converter<'_> {
                 spread.into_iter().map(|b| beta * b).collect()
             }
         };
-        self.dense(at, &weight, inputs, bias)
+        self.dense(at.name, live, &weight, inputs, bias)
     }
 
     pub(super) fn matmul(&mut self, at: At<'_>) -> Result<Live, String> {
-        let weight = at.constant(1)?;
+        let (live, weight) = (at.live(0)?, at.constant(1)?);
         let [inputs, _] = weight.dims[..] else {
             return Err(format!(
                 "its weights have {:?} elements; [inputs, outputs] are expected",
@@ -317,18 +322,18 @@ impl Converter<'_> {
             ));
         };
         let weight = weight.transposed(&[1, 0])?.to_floats()?;
-        self.dense(at, &weight, inputs, Vec::new())
+        self.dense(at.name, live, &weight, inputs, Vec::new())
     }
 
     /// `y = W x + b` over the last axis of a vector.
     fn dense(
         &mut self,
-        at: At<'_>,
+        name: &str,
+        live: &Live,
         weight: &[f32],
         inputs: usize,
         bias: Vec<f32>,
     ) -> Result<Live, String> {
-        let live = at.live(0)?;
         let dims = live.dims();
         let (&last, before) = dims.split_last().ok_or("it reads a tensor without axes")?;
         if last != inputs || before.iter().any(|&n| n != 1) {
@@ -339,19 +344,24 @@ impl Converter<'_> {
         if inputs == 0 || weight.is_empty() {
             return Err("its weights are empty".into());
         }
-        if live.parts.len() > 1 && live.axis + 1 != dims.len() {
+        if !live.is_one() && live.axis + 1 != dims.len() {
             return Err("it reads a concatenation along another axis than its last".into());
         }
         let out = weight.len() / inputs;
+        let places = live.places(dims.len() - 1);
         let (mut first, mut sum) = (0, None);
         for part in &live.parts {
             let view = self.net.settle(part)?;
             let size = view.shape.len();
-            let rows = weight.chunks_exact(inputs);
-            let own: Vec<f32> = rows
-                .flat_map(|row| &row[first..first + size])
-                .copied()
-                .collect();
+            check_kernel(out, size, 1)?;
+            let own = &places[first..first + size];
+            let picked = |row: &[f32]| -> Vec<f32> {
+                let weights = own
+                    .iter()
+                    .map(|place| place.map_or(0.0, |place| row[place]));
+                weights.collect()
+            };
+            let own: Vec<f32> = weight.chunks_exact(inputs).flat_map(picked).collect();
             let op = Op::Dense {
                 weight: columns(&own, size, &view),
                 bias: if first == 0 { bias.clone() } else { Vec::new() },
@@ -362,20 +372,20 @@ impl Converter<'_> {
                 (1, 1) => view.id,
                 _ => {
                     self.net
-                        .emit(&format!("{}.flatten", at.name), Op::Flatten, vec![view.id])?
+                        .emit(&format!("{name}.flatten"), Op::Flatten, vec![view.id])?
                         .0
                 }
             };
-            let dense = self.net.emit(at.name, op, vec![id])?;
+            let dense = self.net.emit(name, op, vec![id])?;
             sum = Some(match sum {
                 None => dense,
-                Some((sum, _)) => self.net.emit(at.name, Op::Add, vec![sum, dense.0])?,
+                Some((sum, _)) => self.net.emit(name, Op::Add, vec![sum, dense.0])?,
             });
         }
         let (id, shape) = sum.expect("a tensor has parts");
         let mut order = vec![Vec::new(); dims.len()];
         order[dims.len() - 1] = vec![Axis::C];
-        Ok(Live::one(Part::of(at.name, View { id, shape, order })))
+        Ok(Live::one(Part::of(name, View { id, shape, order })))
     }
 }
 
@@ -390,8 +400,9 @@ struct Dense<'a> {
 }
 
 impl Dense<'_> {
-    /// The kernel that reads these input channels, with zeros between groups and between taps.
-    fn kernel(&self, out: usize, channels: std::ops::Range<usize>) -> Vec<f32> {
+    /// The kernel that reads channels at these places of the convolution's input, with zeros for
+    /// those at none, between groups and between taps.
+    fn kernel(&self, out: usize, channels: &[Option<usize>]) -> Vec<f32> {
         let (kh, kw) = (
             self.geometry.kernel.0 as usize,
             self.geometry.kernel.1 as usize,
@@ -402,14 +413,11 @@ impl Dense<'_> {
         );
         let (rh, rw) = (self.reach.0 as usize, self.reach.1 as usize);
         let mut kernel = vec![0.0; out * channels.len() * rh * rw];
-        for o in 0..out {
-            let group = o / self.out_per_group;
-            for i in 0..self.per_group {
-                let channel = group * self.per_group + i;
-                if !channels.contains(&channel) {
-                    continue;
-                }
-                let to = (o * channels.len() + channel - channels.start) * rh * rw;
+        for (column, place) in channels.iter().enumerate() {
+            let Some(place) = place else { continue };
+            let (group, i) = (place / self.per_group, place % self.per_group);
+            for o in group * self.out_per_group..(group + 1) * self.out_per_group {
+                let to = (o * channels.len() + column) * rh * rw;
                 let from = (o * self.per_group + i) * kh * kw;
                 for y in 0..kh {
                     for x in 0..kw {

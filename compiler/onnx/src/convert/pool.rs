@@ -3,7 +3,7 @@
 use super::linear::{Geometry, Layout, both, padded};
 use super::{At, Converter};
 use crate::field::Function;
-use crate::net::Window;
+use crate::net::{Reading, Window};
 use crate::tensor::axis;
 use crate::value::{Axis, Live, Part, View};
 use pi_ir::{ActivationKind, NodeId, Op, Padding, Shape};
@@ -17,7 +17,7 @@ impl Converter<'_> {
         match at.operator {
             "GlobalAveragePool" => self.each(live, |this, part| {
                 let layout = Layout::of(&part.view)?;
-                let view = this.mean(at.name, part, None)?;
+                let view = this.mean(at.name, part, (true, true))?;
                 Ok(Part::of(
                     at.name,
                     View {
@@ -26,20 +26,60 @@ impl Converter<'_> {
                     },
                 ))
             }),
-            "ReduceMean" => self.reduce_mean(at, live),
+            "GlobalMaxPool" => {
+                let live = self.read_whole(at.name, live)?;
+                self.each(&live, |this, part| {
+                    Layout::of(&part.view)?;
+                    this.largest_of(at.name, part, (true, true))
+                })
+            }
+            "ReduceMean" | "ReduceSum" | "ReduceMax" => self.reduce(at, live),
+            "MaxPool" => {
+                let live = self.read_whole(at.name, live)?;
+                self.each(&live, |this, part| this.window(at, part))
+            }
             _ => self.each(live, |this, part| this.window(at, part)),
         }
     }
 
-    /// The mean over rows, columns or both; over all if nothing is said.
+    /// The tensor without channels that nobody reads: each would cost ReLUs.
+    fn read_whole(&mut self, name: &str, live: &Live) -> Result<Live, String> {
+        match live.leaves_out() {
+            false => Ok(live.clone()),
+            true => Ok(Live::one(Part::of(name, self.net.joined(name, live)?))),
+        }
+    }
+
+    /// The largest over rows, columns or both.
+    fn largest_of(
+        &mut self,
+        name: &str,
+        part: &Part,
+        (rows, columns): (bool, bool),
+    ) -> Result<Part, String> {
+        let part = self.net.settle_if_padded(part)?;
+        let shape = part.view.shape;
+        let kernel = (
+            if rows { shape.h } else { 1 },
+            if columns { shape.w } else { 1 },
+        );
+        let geometry = Geometry {
+            kernel,
+            stride: (1, 1),
+            dilation: (1, 1),
+            padding: Padding::default(),
+        };
+        self.max_pool(name, &part, &geometry, (0, 0))
+    }
+
+    /// The mean over rows, columns or both.
     fn mean(
         &mut self,
         name: &str,
         part: &Part,
-        sides: Option<(bool, bool)>,
+        (rows, columns): (bool, bool),
     ) -> Result<View, String> {
         let view = self.net.settle(part)?;
-        let (rows, columns) = sides.unwrap_or((true, true));
         let kernel = (
             if rows { view.shape.h } else { 1 },
             if columns { view.shape.w } else { 1 },
@@ -55,22 +95,27 @@ impl Converter<'_> {
         Ok(View { id, shape, ..view })
     }
 
-    fn reduce_mean(&mut self, at: At<'_>, live: &Live) -> Result<Live, String> {
-        let axes = at.axes()?;
+    /// ReduceMean, ReduceSum or ReduceMax over rows, columns or both.
+    fn reduce(&mut self, at: At<'_>, live: &Live) -> Result<Live, String> {
         let rank = live.rank();
-        let numbers = match axes {
-            Some(axes) => axes,
-            None => (0..rank as i64).collect(),
+        let numbers = match at.axes()? {
+            Some(axes) if !axes.is_empty() => axes,
+            _ if at.attributes.int("noop_with_empty_axes", 0)? != 0 => return Ok(live.clone()),
+            _ => (0..rank as i64).collect(),
         };
         let mut reduced = vec![false; rank];
         for number in numbers {
             reduced[axis(number, rank)?] = true;
         }
         let keep = at.attributes.int("keepdims", 1)? != 0;
-        if live.parts.len() > 1 && reduced[live.axis] {
-            return Err("it takes a mean over channels".into());
+        const CHANNELS: &str = "it reduces channels: only rows and columns may be reduced";
+        if !live.is_one() && reduced[live.axis] {
+            return Err(CHANNELS.into());
         }
-        let mut gone = 0;
+        let live = &match at.operator {
+            "ReduceMax" => self.read_whole(at.name, live)?,
+            _ => live.clone(),
+        };
         let result = self.each(live, |this, part| {
             let order = &part.view.order;
             let has = |wanted: Axis| {
@@ -81,11 +126,9 @@ impl Converter<'_> {
                 !cut || !group.contains(&Axis::C) || part.view.shape.c == 1
             });
             if !whole {
-                return Err(
-                    "it takes a mean over channels: only rows and columns may be reduced".into(),
-                );
+                return Err(CHANNELS.into());
             }
-            let view = this.mean(at.name, part, Some((has(Axis::H), has(Axis::W))))?;
+            let sides = (has(Axis::H), has(Axis::W));
             let kept = order.iter().zip(&reduced);
             let order = kept.filter_map(|(group, &cut)| match (cut, keep) {
                 (false, _) => Some(group.clone()),
@@ -93,16 +136,28 @@ impl Converter<'_> {
                 (true, false) => None,
             });
             let order = order.collect();
-            gone = match keep {
-                true => 0,
-                false => reduced[..live.axis].iter().filter(|&&cut| cut).count(),
+            let own = match at.operator {
+                "ReduceMax" => this.largest_of(at.name, part, sides)?,
+                _ => Part::of(at.name, this.mean(at.name, part, sides)?),
             };
-            Ok(Part::of(at.name, View { order, ..view }))
+            let view = View { order, ..own.view };
+            Ok(Part { view, ..own })
         })?;
-        Ok(Live {
+        let gone = match keep {
+            true => 0,
+            false => reduced[..live.axis].iter().filter(|&&cut| cut).count(),
+        };
+        let result = Live {
             axis: result.axis - gone,
             ..result
-        })
+        };
+        if at.operator != "ReduceSum" {
+            return Ok(result);
+        }
+        let dims = live.dims();
+        let cut = dims.iter().zip(&reduced).filter(|(_, cut)| **cut);
+        let count: usize = cut.map(|(dim, _)| dim).product();
+        self.scaled(at.name, &result, count as f64)
     }
 
     /// `AveragePool` or `MaxPool` of one part.
@@ -123,14 +178,14 @@ impl Converter<'_> {
         })?;
         let shape = padded(part);
         let geometry = Geometry::new(at.attributes, layout, &sides, shape)?;
-        if geometry.dilation != (1, 1) {
-            return Err("dilations other than 1 are not supported here".into());
-        }
         let ceil = at.attributes.int("ceil_mode", 0)? != 0;
         // Zeros that only rounding up adds.
         let beyond = beyond(&geometry, shape, ceil)?;
         let view = match at.operator {
             "AveragePool" => self.average(at, part, &geometry, beyond)?,
+            _ if geometry.dilation != (1, 1) => {
+                return Err("dilations of a maximum are not supported: train without them".into());
+            }
             _ => self.max_pool(at.name, part, &geometry, beyond)?,
         };
         let part = Part::of(
@@ -146,6 +201,8 @@ impl Converter<'_> {
         })
     }
 
+    /// The mean over windows. Those at a border may have fewer elements than the others: then it is
+    /// a sum of windows over the whole map and over parts of it, each of which has zeros around.
     fn average(
         &mut self,
         at: At<'_>,
@@ -153,37 +210,51 @@ impl Converter<'_> {
         geometry: &Geometry,
         beyond: (u32, u32),
     ) -> Result<Part, String> {
-        let (own, none) = (geometry.padding, Padding::default());
-        if beyond != (0, 0) {
-            return Err(
-                "ceil_mode makes windows of fewer elements at the border: export it with \
-                 ceil_mode 0"
-                    .into(),
-            );
-        }
-        if own != none && at.attributes.int("count_include_pad", 0)? == 0 {
-            return Err(
-                "windows at the border have fewer elements: export it with count_include_pad 1, or \
-                 without padding"
-                    .into(),
-            );
-        }
         let view = self.net.compute(part)?;
-        let (kernel, stride) = (geometry.kernel, geometry.stride);
-        let padding = both(own, part.padding);
-        let (id, shape) = if padding == none {
-            self.net
-                .emit(at.name, Op::AvgPool { kernel, stride }, vec![view.id])?
-        } else {
-            let count = kernel.0 as usize * kernel.1 as usize;
-            let window = Window {
-                taps: &vec![1.0 / count as f64; count],
-                kernel,
-                stride,
-                padding,
-            };
-            self.net.window(at.name, view.id, &window)?
-        };
+        let all = at.attributes.int("count_include_pad", 0)? != 0;
+        let (own, around) = (geometry.padding, part.padding);
+        let height = around.top + view.shape.h + around.bottom;
+        let rows = Side::new(height, (own.top, own.bottom), beyond.0, all);
+        let width = around.left + view.shape.w + around.right;
+        let columns = Side::new(width, (own.left, own.right), beyond.1, all);
+        let Geometry {
+            kernel,
+            stride,
+            dilation,
+            ..
+        } = geometry;
+        let rows = Means::new(&rows, kernel.0, dilation.0, stride.0)?;
+        let columns = Means::new(&columns, kernel.1, dilation.1, stride.1)?;
+        let pieces = rows.pieces.len() * columns.pieces.len();
+        if pieces > MOST_PIECES {
+            return Err(format!(
+                "its windows at the border have too many different numbers of elements: export it \
+                 with count_include_pad 1, or without padding (it would take {pieces} layers)"
+            ));
+        }
+        let mut sum = None;
+        let columns = columns.readings(view.shape.w, own.left + around.left);
+        for (read_rows, place_rows) in rows.readings(view.shape.h, own.top + around.top) {
+            for (read_columns, place_columns) in &columns {
+                let (id, _) = self.net.read(at.name, view.id, &read_rows, read_columns)?;
+                let (id, shape) = self.net.read(at.name, id, &place_rows, place_columns)?;
+                sum = Some(match sum {
+                    None => (id, shape),
+                    Some((sum, _)) => self.net.emit(at.name, Op::Add, vec![sum, id])?,
+                });
+            }
+        }
+        let (id, shape) = sum.expect("a pool has windows");
+        if self.net.never_negative(view.id) {
+            self.net.say_never_negative(id);
+        }
+        if pieces > 1 {
+            self.notes.push(format!(
+                "{} (AveragePool): windows at the border have fewer elements, which takes {pieces} \
+                 layers instead of one; count_include_pad 1 without ceil_mode would not",
+                at.name
+            ));
+        }
         Ok(Part::of(at.name, View { id, shape, ..view }))
     }
 
@@ -356,6 +427,111 @@ impl Converter<'_> {
     }
 }
 
+/// Layers that one AveragePool may take: of windows of 3x3 it takes 4, of 5x5 9.
+const MOST_PIECES: usize = 16;
+
+/// What windows along one axis cover.
+struct Side {
+    /// Elements with all padding.
+    whole: u32,
+    /// Those of them before the map.
+    before: u32,
+    /// Places that count, from the map's first element on.
+    counted: std::ops::Range<i64>,
+}
+
+impl Side {
+    /// A map of `size` elements with padding, and what rounding up lets windows reach; only the
+    /// padding may count.
+    fn new(size: u32, padding: (u32, u32), beyond: u32, padding_counts: bool) -> Self {
+        let counted = match padding_counts {
+            true => -i64::from(padding.0)..i64::from(size + padding.1),
+            false => 0..i64::from(size),
+        };
+        Side {
+            whole: padding.0 + size + padding.1 + beyond,
+            before: padding.0,
+            counted,
+        }
+    }
+}
+
+/// Means over windows along one axis, as a sum over stretches of windows.
+struct Means {
+    /// Taps of a window that is whole.
+    taps: Vec<f64>,
+    stride: u32,
+    windows: u32,
+    /// Factor, first window, and the window behind the last.
+    pieces: Vec<(f64, u32, u32)>,
+}
+
+impl Means {
+    fn new(side: &Side, kernel: u32, dilation: u32, stride: u32) -> Result<Self, String> {
+        let (before, counted) = (side.before, side.counted.clone());
+        let reach = (kernel - 1) * dilation + 1;
+        let rest = side.whole.checked_sub(reach);
+        let windows = rest.ok_or("its windows are larger than its input")? / stride + 1;
+        let count = |window: u32| {
+            let first = i64::from(window * stride) - i64::from(before);
+            // The first tap at or behind an element.
+            let tap = |element: i64| {
+                let step = i64::from(dilation);
+                (element - first + step - 1)
+                    .div_euclid(step)
+                    .clamp(0, kernel.into())
+            };
+            (tap(counted.end) - tap(counted.start)).max(0)
+        };
+        let counts: Vec<i64> = (0..windows).map(count).collect();
+        if counts.contains(&0) {
+            return Err(
+                "a window lies in padding as a whole, and has no mean: pads must be smaller than \
+                 the window"
+                    .into(),
+            );
+        }
+        let mut taps = vec![0.0; reach as usize];
+        let share = 1.0 / f64::from(kernel);
+        (0..kernel).for_each(|tap| taps[(tap * dilation) as usize] = share);
+        // The factor of the windows at the ends of a stretch holds for all of it; what is left over
+        // is a shorter stretch.
+        let factor = |count: i64| f64::from(kernel) / count as f64;
+        let (mut pieces, mut known) = (Vec::new(), 0.0);
+        let (mut first, mut end) = (0, counts.len());
+        while first < end {
+            pieces.push((factor(counts[first]) - known, first as u32, end as u32));
+            let own = counts[first];
+            known = factor(own);
+            first += { counts[first..end].iter() }
+                .take_while(|&&c| c == own)
+                .count();
+            end -= { counts[first..end].iter() }
+                .rev()
+                .take_while(|&&c| c == own)
+                .count();
+        }
+        Ok(Means {
+            taps,
+            stride,
+            windows,
+            pieces,
+        })
+    }
+
+    /// For each stretch, how it is read, and how it is put into its place.
+    fn readings(&self, size: u32, before: u32) -> Vec<(Reading, Reading)> {
+        let reading = |&(factor, first, end): &(f64, u32, u32)| {
+            let start = i64::from(first * self.stride) - i64::from(before);
+            (
+                Reading::new(size, start, &self.taps, self.stride, end - first),
+                Reading::placed(factor, (first, self.windows - end)),
+            )
+        };
+        self.pieces.iter().map(reading).collect()
+    }
+}
+
 /// Windows along one axis.
 struct Line {
     size: u32,
@@ -367,6 +543,7 @@ struct Line {
 
 /// Rows and columns behind the padding that `ceil_mode` lets windows reach into.
 fn beyond(geometry: &Geometry, shape: Shape, ceil: bool) -> Result<(u32, u32), String> {
+    let reach = geometry.reach()?;
     let side = |size: u32, before: u32, after: u32, kernel: u32, stride: u32| {
         let rest = (size + before + after).checked_sub(kernel);
         let rest = rest.ok_or("its windows are larger than its input")?;
@@ -387,7 +564,7 @@ fn beyond(geometry: &Geometry, shape: Shape, ceil: bool) -> Result<(u32, u32), S
         right,
     } = geometry.padding;
     Ok((
-        side(shape.h, top, bottom, geometry.kernel.0, geometry.stride.0)?,
-        side(shape.w, left, right, geometry.kernel.1, geometry.stride.1)?,
+        side(shape.h, top, bottom, reach.0, geometry.stride.0)?,
+        side(shape.w, left, right, reach.1, geometry.stride.1)?,
     ))
 }

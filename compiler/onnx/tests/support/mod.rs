@@ -1,6 +1,8 @@
 //! Models put together node by node, and what they compute by ONNX's definitions, one element after
 //! the other.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 use pi_onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, attribute_type,
 };
@@ -127,6 +129,21 @@ impl Builder {
         self
     }
 
+    /// A single integer, without axes.
+    pub(crate) fn index(&mut self, name: &str, value: i64) -> &mut Self {
+        self.ints(name, &[value]);
+        let tensor = self.graph.initializer.last_mut().expect("just added");
+        tensor.dims.clear();
+        let array = Array::new(&[], vec![value as f64]);
+        self.constants.insert(name.into(), array);
+        self
+    }
+
+    /// The values of a constant.
+    pub(crate) fn values(&self, name: &str) -> &[f64] {
+        &self.constants[name].data
+    }
+
     /// A mask.
     pub(crate) fn mask(&mut self, name: &str, dims: &[usize], values: &[bool]) -> &mut Self {
         let sizes: Vec<i64> = dims.iter().map(|&d| d as i64).collect();
@@ -220,6 +237,8 @@ impl Builder {
             Err(error) => panic!("{error}"),
         };
         assert_eq!(pi_ir::verify::graph(&import.graph), []);
+        let mut notes = import.notes.iter();
+        let channels_last = notes.any(|note| note.contains("as rows, columns, channels"));
         let n: usize = self.input[1..].iter().product();
         let mut rng = ChaCha20Rng::seed_from_u64(5);
         for image in 0..3 {
@@ -228,7 +247,7 @@ impl Builder {
             let x = bytes.iter().map(|&b| f64::from(b) / 255.0).collect();
             let expected = self.reference(Array::new(&self.input, x));
             let pixels = match self.input[..] {
-                [_, h, w, c @ (1 | 3)] if ![1, 3].contains(&h) => {
+                [_, h, w, c] if channels_last => {
                     let order = places(&[c, h, w]);
                     order
                         .iter()
@@ -261,9 +280,13 @@ impl Builder {
                 .iter()
                 .map(|name| (!name.is_empty()).then(|| &known[name]))
                 .collect();
-            let value = evaluate(node, &inputs);
             last.clone_from(&node.output[0]);
-            known.insert(last.clone(), value);
+            match node.op_type.as_deref() {
+                Some("Split") => known.extend(split(node, &inputs)),
+                _ => {
+                    known.insert(last.clone(), evaluate(node, &inputs));
+                }
+            }
         }
         known.remove(&last).expect("the last node's output")
     }
@@ -299,6 +322,8 @@ struct Windows {
     kernel: Vec<usize>,
     starts: Vec<Vec<i64>>,
     dilation: Vec<usize>,
+    /// Where the padding behind the map ends.
+    ends: Vec<i64>,
 }
 
 fn windows(node: &NodeProto, spatial: &[usize], kernel: &[usize]) -> Windows {
@@ -312,7 +337,8 @@ fn windows(node: &NodeProto, spatial: &[usize], kernel: &[usize]) -> Windows {
         .find(|a| a.name.as_deref() == Some("auto_pad"));
     let auto = auto.and_then(|a| a.s.clone()).unwrap_or_default();
     let ceil = int(node, "ceil_mode", 0) == 1;
-    let starts = (0..n).map(|axis| {
+    let (mut starts, mut ends) = (Vec::new(), Vec::new());
+    for axis in 0..n {
         let (size, reach) = (
             spatial[axis] as i64,
             (kernel[axis] as i64 - 1) * dilation[axis] + 1,
@@ -333,10 +359,12 @@ fn windows(node: &NodeProto, spatial: &[usize], kernel: &[usize]) -> Windows {
         if ceil && padded % stride[axis] != 0 && count * stride[axis] < size + pads[axis] {
             count += 1;
         }
-        (0..count).map(|o| o * stride[axis] - pads[axis]).collect()
-    });
+        ends.push(size + pads[n + axis]);
+        starts.push((0..count).map(|o| o * stride[axis] - pads[axis]).collect());
+    }
     Windows {
-        starts: starts.collect(),
+        starts,
+        ends,
         kernel: kernel.to_vec(),
         dilation: dilation.iter().map(|&d| d as usize).collect(),
     }
@@ -356,6 +384,51 @@ fn window(w: &Windows, out: &[usize], spatial: &[usize]) -> Vec<(Vec<usize>, Vec
             Some((tap, place?))
         })
         .collect()
+}
+
+/// The axes that an attribute or an input names, all without them.
+fn axes(node: &NodeProto, listed: Option<&Array>, rank: usize) -> Vec<usize> {
+    let listed = listed.map(|axes| axes.data.iter().map(|&v| v as i64).collect());
+    let axes = ints(node, "axes")
+        .or(listed)
+        .filter(|axes: &Vec<i64>| !axes.is_empty());
+    let axes = axes.unwrap_or_else(|| (0..rank as i64).collect());
+    let place = |a: &i64| (if *a < 0 { a + rank as i64 } else { *a }) as usize;
+    axes.iter().map(place).collect()
+}
+
+fn split(node: &NodeProto, inputs: &[Option<&Array>]) -> Vec<(String, Array)> {
+    let x = inputs[0].expect("a first input");
+    let axis = int(node, "axis", 0);
+    let axis = (if axis < 0 {
+        axis + x.dims.len() as i64
+    } else {
+        axis
+    }) as usize;
+    let n = node.output.len();
+    let listed = inputs.get(1).copied().flatten();
+    let sizes: Vec<usize> = match (ints(node, "split"), listed) {
+        (Some(list), _) => list.iter().map(|&v| v as usize).collect(),
+        (None, Some(list)) => list.data.iter().map(|&v| v as usize).collect(),
+        (None, None) => {
+            let own = x.dims[axis].div_ceil(n);
+            (0..n).map(|i| own.min(x.dims[axis] - i * own)).collect()
+        }
+    };
+    let mut first = 0;
+    let pieces = node.output.iter().zip(sizes).map(|(name, size)| {
+        let start = first;
+        first += size;
+        let mut dims = x.dims.clone();
+        dims[axis] = size;
+        let piece = build(&dims, |place| {
+            let mut place = place.to_vec();
+            place[axis] += start;
+            x.at(&place)
+        });
+        (name.clone(), piece)
+    });
+    pieces.collect()
 }
 
 fn evaluate(node: &NodeProto, inputs: &[Option<&Array>]) -> Array {
@@ -418,8 +491,15 @@ fn evaluate(node: &NodeProto, inputs: &[Option<&Array>]) -> Array {
                 match max {
                     true => values.into_iter().fold(f64::NEG_INFINITY, f64::max),
                     false => {
+                        // Rounding up lets windows reach out of the padding.
+                        let inside = |axis: usize| {
+                            let taps = 0..w.kernel[axis];
+                            let start = w.starts[axis][place[axis + 2]];
+                            let at = |tap: usize| start + (tap * w.dilation[axis]) as i64;
+                            taps.filter(|&tap| at(tap) < w.ends[axis]).count()
+                        };
                         let count = if all {
-                            w.kernel.iter().product()
+                            (0..spatial.len()).map(inside).product()
                         } else {
                             values.len()
                         };
@@ -440,14 +520,12 @@ fn evaluate(node: &NodeProto, inputs: &[Option<&Array>]) -> Array {
                 sum / all.len() as f64
             })
         }
-        "ReduceMean" => {
-            let axes = ints(node, "axes")
-                .or_else(|| other(1).map(|axes| axes.data.iter().map(|&v| v as i64).collect()));
-            let axes: Vec<usize> = axes
-                .expect("axes")
-                .iter()
-                .map(|&a| (if a < 0 { a + x.dims.len() as i64 } else { a }) as usize)
-                .collect();
+        "ReduceMean" | "ReduceSum" | "ReduceMax" | "GlobalMaxPool" => {
+            let operator = node.op_type.as_deref();
+            let axes = match operator {
+                Some("GlobalMaxPool") => (2..x.dims.len()).collect(),
+                _ => axes(node, other(1), x.dims.len()),
+            };
             let dims: Vec<usize> = (x.dims.iter().enumerate())
                 .map(|(i, &d)| if axes.contains(&i) { 1 } else { d })
                 .collect();
@@ -457,7 +535,12 @@ fn evaluate(node: &NodeProto, inputs: &[Option<&Array>]) -> Array {
                     (0..dims.len()).all(|i| axes.contains(&i) || at[i] == place[i])
                 };
                 let all = places(&x.dims);
-                all.iter().filter(inner).map(|at| x.at(at)).sum::<f64>() / count as f64
+                let values = all.iter().filter(inner).map(|at| x.at(at));
+                match operator {
+                    Some("ReduceMean") => values.sum::<f64>() / count as f64,
+                    Some("ReduceSum") => values.sum(),
+                    _ => values.fold(f64::NEG_INFINITY, f64::max),
+                }
             });
             match int(node, "keepdims", 1) {
                 1 => kept,
@@ -466,6 +549,55 @@ fn evaluate(node: &NodeProto, inputs: &[Option<&Array>]) -> Array {
                     Array::new(&dims.map(|(_, &d)| d).collect::<Vec<_>>(), kept.data)
                 }
             }
+        }
+        "Slice" => {
+            let list = |index: usize| other(index).map(|a| a.data.clone());
+            let (starts, ends) = (list(1).expect("starts"), list(2).expect("ends"));
+            let axes = match other(3) {
+                Some(listed) => axes(node, Some(listed), x.dims.len()),
+                None => (0..starts.len()).collect(),
+            };
+            let steps = list(4).unwrap_or_else(|| vec![1.0; starts.len()]);
+            let mut taken: Vec<Vec<usize>> = x.dims.iter().map(|&d| (0..d).collect()).collect();
+            for (i, &axis) in axes.iter().enumerate() {
+                let size = x.dims[axis] as f64;
+                let turn = |v: f64| if v < 0.0 { v + size } else { v };
+                let (mut at, end) = (turn(starts[i]), turn(ends[i]));
+                taken[axis].clear();
+                at = at
+                    .min(if steps[i] < 0.0 { size - 1.0 } else { size })
+                    .max(0.0);
+                while at >= 0.0 && at < size && (end - at) * steps[i] > 0.0 {
+                    taken[axis].push(at as usize);
+                    at += steps[i];
+                }
+            }
+            let dims: Vec<usize> = taken.iter().map(Vec::len).collect();
+            build(&dims, |place| {
+                let from = taken.iter().zip(place).map(|(taken, &at)| taken[at]);
+                x.at(&from.collect::<Vec<_>>())
+            })
+        }
+        "Gather" => {
+            let (indices, axis) = (other(1).expect("indices"), int(node, "axis", 0) as usize);
+            let mut dims = x.dims[..axis].to_vec();
+            dims.extend(&indices.dims);
+            dims.extend(&x.dims[axis + 1..]);
+            let n = indices.dims.len();
+            build(&dims, |place| {
+                let index = indices.at(&place[axis..axis + n]);
+                let index = if index < 0.0 {
+                    index + x.dims[axis] as f64
+                } else {
+                    index
+                };
+                x.at(&[&place[..axis], &[index as usize], &place[axis + n..]].concat())
+            })
+        }
+        "Expand" => {
+            let wanted = &other(1).expect("a shape").data;
+            let dims: Vec<usize> = wanted.iter().map(|&d| d as usize).collect();
+            build(&dims, |place| x.spread(place))
         }
         "Gemm" | "MatMul" => {
             let (weight, gemm) = (
@@ -478,6 +610,7 @@ fn evaluate(node: &NodeProto, inputs: &[Option<&Array>]) -> Array {
                 false => (weight.dims[1], weight.dims[0]),
             };
             let (alpha, beta) = (float(node, "alpha", 1.0), float(node, "beta", 1.0));
+            // A vector is the same either way round, so transA changes nothing here.
             build(&[1, n], |place| {
                 let o = place[1];
                 let sum: f64 = (0..k)
@@ -499,7 +632,7 @@ fn evaluate(node: &NodeProto, inputs: &[Option<&Array>]) -> Array {
         "Relu" => each(&|v| v.max(0.0)),
         "Abs" => each(&f64::abs),
         "Neg" => each(&|v| -v),
-        "Identity" | "Dropout" => x.clone(),
+        "Identity" | "Dropout" | "Cast" => x.clone(),
         "LeakyRelu" => {
             let slope = float(node, "alpha", 0.01);
             each(&|v| if v < 0.0 { slope * v } else { v })
@@ -584,11 +717,9 @@ fn evaluate(node: &NodeProto, inputs: &[Option<&Array>]) -> Array {
             Array::new(&dims, x.data.clone())
         }
         "Transpose" => {
-            let perm: Vec<usize> = ints(node, "perm")
-                .expect("perm")
-                .iter()
-                .map(|&p| p as usize)
-                .collect();
+            let reversed = || (0..x.dims.len() as i64).rev().collect();
+            let perm = ints(node, "perm").unwrap_or_else(reversed);
+            let perm: Vec<usize> = perm.iter().map(|&p| p as usize).collect();
             let dims: Vec<usize> = perm.iter().map(|&p| x.dims[p]).collect();
             build(&dims, |place| {
                 let mut from = vec![0; place.len()];
@@ -610,7 +741,8 @@ fn evaluate(node: &NodeProto, inputs: &[Option<&Array>]) -> Array {
                             .filter(|&at| at < x.dims[i])
                     })
                     .collect();
-                from.map_or(0.0, |from| x.at(&from))
+                let around = other(2).map_or(0.0, |value| value.data[0]);
+                from.map_or(around, |from| x.at(&from))
             })
         }
         other => panic!("no definition of {other} here"),
