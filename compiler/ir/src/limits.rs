@@ -17,8 +17,13 @@ pub const NOTE: usize = 65536;
 pub const SIDE: u32 = 1 << 20;
 /// Elements of a tensor.
 pub const ELEMENTS: usize = 1 << 24;
-/// Elements of all tensors together.
+/// Elements of all tensors of a circuit together. An artifact of [`ARTIFACT_BYTES`] has room for no
+/// more kinds, and each takes a party at least 16 bytes of shares.
 pub const TOTAL_ELEMENTS: usize = 1 << 26;
+/// Elements of all nodes of a graph together: 1 GiB of single precision, which only trainer and
+/// compiler hold. DenseNet-121 has 82 million at 224 x 224 pixels, a layer's concatenated inputs
+/// being nodes by themselves, of which a circuit keeps a third.
+pub const GRAPH_ELEMENTS: usize = 1 << 28;
 /// Weights of a kernel.
 pub const KERNEL: usize = 1 << 28;
 /// Elements that the sums over the windows of one term read: seconds of one core.

@@ -154,8 +154,11 @@ impl Net {
                 limits::ELEMENTS
             ));
         }
-        if self.elements + elements as usize > 4 * limits::TOTAL_ELEMENTS {
-            return Err("the tensors of the network are too large: use a smaller input".into());
+        if self.elements + elements as usize > limits::GRAPH_ELEMENTS {
+            return Err(format!(
+                "the tensors of the network have more than {} elements: use a smaller input",
+                limits::GRAPH_ELEMENTS
+            ));
         }
         Ok((self.push(name, op, inputs, shape), shape))
     }

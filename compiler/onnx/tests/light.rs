@@ -86,6 +86,7 @@ fn well_known_networks_give_the_results_of_others() {
             &Options::default(),
         );
         let import = import.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(pi_ir::verify::graph(&import.graph), [], "{name}");
         let Op::Input { shape } = import.graph.nodes[0].op else {
             panic!("{name}: no input");
         };

@@ -27,10 +27,10 @@ pub fn graph(graph: &Graph) -> Vec<Fault> {
         shapes.push(shape);
     }
     let total: usize = shapes.iter().flatten().map(Shape::len).sum();
-    faults.require(total <= limits::TOTAL_ELEMENTS, "graph", || {
+    faults.require(total <= limits::GRAPH_ELEMENTS, "graph", || {
         format!(
             "{total} elements in all nodes, the limit is {}",
-            limits::TOTAL_ELEMENTS
+            limits::GRAPH_ELEMENTS
         )
     });
     let last = graph.nodes.len().saturating_sub(1);
