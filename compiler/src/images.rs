@@ -3,7 +3,7 @@
 pub mod draw;
 
 use anyhow::{Context, Result, bail, ensure};
-use pi_ir::{Preprocessing, Shape};
+use pi_ir::{Preprocessing, Shape, jpeg};
 use std::fs;
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -64,7 +64,7 @@ impl Images {
         let files = list(path)?;
         ensure!(
             !files.is_empty(),
-            "no images in {}: expected .bin records, .tar.xz archives, .png or .jpg files, or \
+            "no images in {}: expected .bin records, .tar.xz archives, .png, .jpg or .webp files, or \
              the word `synthetic`",
             path.display()
         );
@@ -145,7 +145,7 @@ fn has_suffix(path: &Path, suffix: &str) -> bool {
 }
 
 fn is_image(path: &Path) -> bool {
-    [".png", ".jpg", ".jpeg"]
+    [".png", ".jpg", ".jpeg", ".webp"]
         .iter()
         .any(|suffix| has_suffix(path, suffix))
 }
@@ -157,7 +157,7 @@ fn list(path: &Path) -> Result<Vec<PathBuf>> {
     if path.is_file() {
         if !usable(path) {
             bail!(
-                "{} is not a .bin, .tar.xz, .png or .jpg file",
+                "{} is not a .bin, .tar.xz, .png, .jpg or .webp file",
                 path.display()
             );
         }
@@ -211,7 +211,7 @@ fn unpack(path: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
     }
     ensure!(
         !members.is_empty(),
-        "the archive has no .png or .jpg members"
+        "the archive has no .png, .jpg or .webp members"
     );
     members.sort();
     Ok(members)
@@ -237,6 +237,10 @@ impl Write for Bounded {
 }
 
 fn decode(bytes: &[u8], shape: Shape) -> Result<Vec<u8>> {
+    ensure!(
+        !jpeg::is_cut_short(bytes),
+        "the picture is cut short: it ends before its end marker; get the file again"
+    );
     let mut reader = image::ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format()?;
     let mut limits = image::Limits::default();
     limits.max_image_width = Some(1 << 14);
@@ -310,6 +314,32 @@ mod tests {
             assert!(error.contains(name), "{error}");
         }
         assert!(Images::load(&directory.path().join("absent"), SHAPE, 1).is_err());
+    }
+
+    #[test]
+    fn pictures_that_are_cut_short_are_named_and_webp_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let picture = image::RgbImage::from_fn(143, 97, |x, y| image::Rgb([x as u8, y as u8, 9]));
+        for name in ["cut.jpg", "cut.webp", "cut.png"] {
+            let path = directory.path().join(name);
+            picture.save(&path).unwrap();
+            assert!(Images::load(&path, SHAPE, 1).is_ok(), "{name}");
+            let bytes = fs::read(&path).unwrap();
+            for end in [bytes.len() / 2, bytes.len() * 9 / 10] {
+                fs::write(&path, &bytes[..end]).unwrap();
+                let error = format!("{:#}", Images::load(&path, SHAPE, 1).unwrap_err());
+                assert!(error.contains(name), "{error}");
+                assert!(
+                    !name.ends_with("jpg") || error.contains("is cut short"),
+                    "{error}"
+                );
+            }
+        }
+        let path = directory.path().join("flat_4.webp");
+        save(&path, 4, [10, 20, 30]);
+        let images = Images::load(&path, SHAPE, 1).unwrap();
+        assert_eq!(images.pixels[0], [[10; 16], [20; 16], [30; 16]].concat());
+        assert_eq!(images.labels, [4]);
     }
 
     #[test]

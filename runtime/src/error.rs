@@ -287,7 +287,7 @@ impl Error {
             Error::AllowList { .. } => {
                 "write one fingerprint a line, as pi-client status shows it; # starts a comment"
             }
-            Error::ImageFile(ImageFileError::Format(_)) => "convert it to PNG or JPEG",
+            Error::ImageFile(ImageFileError::Format(_)) => "convert it to PNG, JPEG or WebP",
             Error::ImageFile(ImageFileError::Broken { .. }) => {
                 "open it in an image viewer; if that fails too, get the file again"
             }

@@ -3,9 +3,9 @@
 use image::imageops::FilterType;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
-use pi_ir::Shape;
+use pi_ir::{Shape, jpeg};
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
 
 /// Pixels for a model, and notices of what was done to get them.
@@ -28,8 +28,8 @@ pub enum ImageFileError {
         /// The error of the system.
         error: io::Error,
     },
-    /// The file is neither PNG nor JPEG.
-    #[error("{0} is neither a PNG nor a JPEG image")]
+    /// The file is of another format.
+    #[error("{0} is neither a PNG nor a JPEG nor a WebP image")]
     Format(PathBuf),
     /// The file is damaged.
     #[error("the image {path} is damaged: {reason}")]
@@ -54,7 +54,7 @@ const LARGEST_SIDE: u32 = 16_384;
 const LARGEST_FILE: u64 = 64 << 20;
 const LARGEST_MEMORY: u64 = 1 << 30;
 
-/// Reads a PNG or JPEG file and brings it to the model's shape.
+/// Reads a PNG, JPEG or WebP file and brings it to the model's shape.
 ///
 /// An image of another aspect ratio is cut to its middle, one of another size is resampled
 /// (Catmull-Rom), and transparency is laid on white. Grey becomes three equal channels, and colours
@@ -95,7 +95,7 @@ pub fn to_shape(image: DynamicImage, shape: Shape) -> Result<InputImage, ImageFi
     Ok(InputImage { pixels, notices })
 }
 
-/// Reads a PNG or JPEG file, upright.
+/// Reads a PNG, JPEG or WebP file, upright.
 ///
 /// # Errors
 /// [`ImageFileError`] names the file.
@@ -112,7 +112,20 @@ pub fn decode(path: &Path) -> Result<DynamicImage, ImageFileError> {
     if metadata.len() > LARGEST_FILE {
         return Err(ImageFileError::TooLarge(path.into()));
     }
-    let mut reader = ImageReader::new(BufReader::new(file))
+    // The file may have grown since.
+    let mut bytes = Vec::new();
+    let read = file.take(LARGEST_FILE + 1).read_to_end(&mut bytes);
+    if read.map_err(unreadable)? as u64 > LARGEST_FILE {
+        return Err(ImageFileError::TooLarge(path.into()));
+    }
+    let broken = |reason| ImageFileError::Broken {
+        path: path.into(),
+        reason,
+    };
+    if jpeg::is_cut_short(&bytes) {
+        return Err(broken("it is cut short, before its end marker".into()));
+    }
+    let mut reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
         .map_err(unreadable)?;
     let mut limits = Limits::default();
@@ -126,10 +139,7 @@ pub fn decode(path: &Path) -> Result<DynamicImage, ImageFileError> {
     let explain = |error| match error {
         ImageError::Unsupported(_) => ImageFileError::Format(path.into()),
         ImageError::Limits(_) => ImageFileError::TooLarge(path.into()),
-        error => ImageFileError::Broken {
-            path: path.into(),
-            reason: error.to_string(),
-        },
+        error => broken(error.to_string()),
     };
     let mut decoder = reader.into_decoder().map_err(explain)?;
     // A camera's note on how it was held; an image without one is upright.
@@ -279,6 +289,21 @@ mod tests {
             load(&at("half.png")),
             ImageFileError::Broken { .. }
         ));
+
+        // Decoders of JPEG would paint the rest in grey.
+        for name in ["whole.jpg", "whole.webp"] {
+            let path = at(name);
+            let picture = RgbImage::from_fn(143, 97, |x, y| Rgb([x as u8, y as u8, 200]));
+            picture.save(&path).unwrap();
+            assert!(decode(&path).is_ok(), "{name}");
+            let whole = std::fs::read(&path).unwrap();
+            for end in [whole.len() / 2, whole.len() * 9 / 10] {
+                std::fs::write(&path, &whole[..end]).unwrap();
+                let error = load(&path);
+                assert!(matches!(error, ImageFileError::Broken { .. }), "{error}");
+                assert!(!name.ends_with("jpg") || error.to_string().contains("cut short"));
+            }
+        }
 
         // The header of an image of 60,000 by 60,000 pixels, with its checksum.
         let mut huge = bytes.clone();

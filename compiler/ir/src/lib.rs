@@ -7,6 +7,7 @@
 //! - [`weights`]: integer kernels, biases and polynomial coefficients, which only the server may
 //!   hold.
 //! - [`preprocessing`]: from the bytes of an image to the numbers that a network reads.
+//! - [`jpeg`]: whether a picture is whole.
 //! - [`prefix`]: the layers that the client computes itself, with public weights.
 //! - [`plan`]: the packing of tensors into ciphertexts, which both parties read.
 //! - [`trace`]: the client's shares of one run, which make the interpreter exact.
@@ -30,6 +31,7 @@ pub mod count;
 pub mod failure;
 pub mod graph;
 pub mod interpret;
+pub mod jpeg;
 pub mod limits;
 pub mod plan;
 pub mod prefix;

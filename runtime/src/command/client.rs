@@ -75,7 +75,7 @@ enum Command {
     },
     /// Classify an image. This spends one bundle.
     Infer {
-        /// The image, a PNG or JPEG file.
+        /// The image, a PNG, JPEG or WebP file.
         image: PathBuf,
         /// Address of the server; may be left out while only one is known.
         #[arg(long, value_name = "HOST:PORT")]

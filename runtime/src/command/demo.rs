@@ -36,7 +36,7 @@ struct Arguments {
     /// with what the network computes in the clear.
     #[arg(long)]
     label: bool,
-    /// A PNG or JPEG image [default: a ship that the demo draws].
+    /// A PNG, JPEG or WebP image [default: a ship that the demo draws].
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
     /// File for the figures, as JSON.
