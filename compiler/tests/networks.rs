@@ -120,8 +120,8 @@ fn errors(seed: u64, options: &GraphOptions) -> Option<(f64, f64)> {
 }
 
 /// Eight-bit weights are off by up to 1/256 of the largest, ten bits of activation by 1/2000, in
-/// each of up to a dozen layers: a few percent of the logits.
-const COARSE: f64 = 0.08;
+/// each of up to two dozen layers: a tenth of the logits at worst.
+const COARSE: f64 = 0.12;
 
 #[test]
 fn quantised_random_graphs_track_the_float_graph() {

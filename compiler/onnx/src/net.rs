@@ -108,7 +108,7 @@ impl Net {
         self.elements = self.elements.saturating_add(shape.len());
         self.never_negative.push(match &op {
             Op::Activation { kinds, .. } => kinds.iter().all(|k| *k == ActivationKind::Relu),
-            Op::AvgPool { .. } | Op::Flatten | Op::Add => {
+            Op::AvgPool { .. } | Op::WindowSum(_) | Op::Flatten | Op::Add => {
                 inputs.iter().all(|&input| self.never_negative(input))
             }
             _ => false,
@@ -163,26 +163,22 @@ impl Net {
         Ok((self.push(name, op, inputs, shape), shape))
     }
 
-    /// A window over every channel by itself, as a convolution whose other weights are 0.
+    /// A window over every channel by itself, as a convolution of as many groups.
     pub(crate) fn window(
         &mut self,
         name: &str,
         id: NodeId,
         window: &Window<'_>,
     ) -> Result<(NodeId, Shape), String> {
-        let c = self.shapes[id.0 as usize].c as usize;
+        let channels = self.shapes[id.0 as usize].c;
         let taps = window.taps;
-        check_kernel(c, c, taps.len())?;
-        let mut weight = vec![0.0; c * c * taps.len()];
-        for channel in 0..c {
-            let own = &mut weight[(channel * c + channel) * taps.len()..][..taps.len()];
-            (own.iter_mut().zip(taps)).for_each(|(weight, &tap)| *weight = tap as f32);
-        }
+        check_kernel(channels as usize, 1, taps.len())?;
+        let own: Vec<f32> = taps.iter().map(|&tap| tap as f32).collect();
         let op = Op::Conv2d {
-            weight,
+            weight: own.repeat(channels as usize),
             bias: Vec::new(),
-            out_channels: c as u32,
-            groups: 1,
+            out_channels: channels,
+            groups: channels,
             kernel: window.kernel,
             stride: window.stride,
             padding: window.padding,
@@ -566,17 +562,12 @@ fn spell_out_norms(graph: &mut Graph) {
         {
             continue;
         }
-        let c = norm.gamma.len();
-        if check_kernel(c, c, 1).is_err() {
-            continue;
-        }
-        let mut weight = vec![0.0; c * c];
-        (0..c).for_each(|channel| weight[channel * c + channel] = norm.gamma[channel]);
+        let channels = norm.gamma.len() as u32;
         graph.nodes[index].op = Op::Conv2d {
-            weight,
+            weight: norm.gamma.clone(),
             bias: norm.beta.clone(),
-            out_channels: c as u32,
-            groups: 1,
+            out_channels: channels,
+            groups: channels,
             kernel: (1, 1),
             stride: (1, 1),
             padding: Padding::default(),
@@ -585,7 +576,7 @@ fn spell_out_norms(graph: &mut Graph) {
 }
 
 fn is_linear(op: &Op) -> bool {
-    matches!(op, Op::Conv2d { .. } | Op::Dense { .. } | Op::Add)
+    matches!(op, Op::Conv2d { .. } | Op::Dense { .. } | Op::Add | Op::Sub)
 }
 
 /// A convolution or dense node that nothing else reads, perhaps behind average pools.

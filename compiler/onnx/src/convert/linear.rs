@@ -237,12 +237,22 @@ impl Converter<'_> {
         for part in &live.parts {
             let own = self.net.compute(part)?;
             let size = own.shape.c as usize;
-            check_kernel(out, size, taps)?;
+            // Channels that are put together from parts, or picked, belong to no group.
+            let (weight, groups) = match live.is_one() {
+                true => {
+                    check_kernel(out, per_group, taps)?;
+                    (dense.grouped(out), groups as u32)
+                }
+                false => {
+                    check_kernel(out, size, taps)?;
+                    (dense.kernel(out, &places[first..first + size]), 1)
+                }
+            };
             let op = Op::Conv2d {
-                weight: dense.kernel(out, &places[first..first + size]),
+                weight,
                 bias: if first == 0 { bias.clone() } else { Vec::new() },
                 out_channels: out as u32,
-                groups: 1,
+                groups,
                 kernel: reach,
                 stride: geometry.stride,
                 padding: both(geometry.padding, part.padding),
@@ -400,33 +410,49 @@ struct Dense<'a> {
 }
 
 impl Dense<'_> {
+    /// The kernel by groups, with zeros between taps.
+    fn grouped(&self, out: usize) -> Vec<f32> {
+        let (area, reach) = self.areas();
+        let mut kernel = vec![0.0; out * self.per_group * reach];
+        for (to, from) in kernel
+            .chunks_exact_mut(reach)
+            .zip(self.values.chunks_exact(area))
+        {
+            self.spread(from, to);
+        }
+        kernel
+    }
+
     /// The kernel that reads channels at these places of the convolution's input, with zeros for
     /// those at none, between groups and between taps.
     fn kernel(&self, out: usize, channels: &[Option<usize>]) -> Vec<f32> {
-        let (kh, kw) = (
-            self.geometry.kernel.0 as usize,
-            self.geometry.kernel.1 as usize,
-        );
-        let (dh, dw) = (
-            self.geometry.dilation.0 as usize,
-            self.geometry.dilation.1 as usize,
-        );
-        let (rh, rw) = (self.reach.0 as usize, self.reach.1 as usize);
-        let mut kernel = vec![0.0; out * channels.len() * rh * rw];
+        let (area, reach) = self.areas();
+        let mut kernel = vec![0.0; out * channels.len() * reach];
         for (column, place) in channels.iter().enumerate() {
             let Some(place) = place else { continue };
             let (group, i) = (place / self.per_group, place % self.per_group);
             for o in group * self.out_per_group..(group + 1) * self.out_per_group {
-                let to = (o * channels.len() + column) * rh * rw;
-                let from = (o * self.per_group + i) * kh * kw;
-                for y in 0..kh {
-                    for x in 0..kw {
-                        kernel[to + y * dh * rw + x * dw] = self.values[from + y * kw + x];
-                    }
-                }
+                let to = &mut kernel[(o * channels.len() + column) * reach..][..reach];
+                self.spread(&self.values[(o * self.per_group + i) * area..][..area], to);
             }
         }
         kernel
+    }
+
+    /// Taps of a window, and elements from its first to its last, both included.
+    fn areas(&self) -> (usize, usize) {
+        let area = |(rows, columns): (u32, u32)| rows as usize * columns as usize;
+        (area(self.geometry.kernel), area(self.reach))
+    }
+
+    /// Puts the taps of a window to their places.
+    fn spread(&self, from: &[f32], to: &mut [f32]) {
+        let (columns, wide) = (self.geometry.kernel.1 as usize, self.reach.1 as usize);
+        let (down, across) = self.geometry.dilation;
+        for (tap, &weight) in from.iter().enumerate() {
+            let (y, x) = (tap / columns, tap % columns);
+            to[y * down as usize * wide + x * across as usize] = weight;
+        }
     }
 }
 

@@ -183,9 +183,6 @@ impl Converter<'_> {
         let beyond = beyond(&geometry, shape, ceil)?;
         let view = match at.operator {
             "AveragePool" => self.average(at, part, &geometry, beyond)?,
-            _ if geometry.dilation != (1, 1) => {
-                return Err("dilations of a maximum are not supported: train without them".into());
-            }
             _ => self.max_pool(at.name, part, &geometry, beyond)?,
         };
         let part = Part::of(
@@ -302,6 +299,7 @@ impl Converter<'_> {
         let across = Line {
             size: view.shape.w,
             kernel: geometry.kernel.1,
+            dilation: geometry.dilation.1,
             stride: geometry.stride.1,
             padding: (padding.left, padding.right),
             rows: false,
@@ -311,6 +309,7 @@ impl Converter<'_> {
         let down = Line {
             size: view.shape.h,
             kernel: geometry.kernel.0,
+            dilation: geometry.dilation.0,
             stride: geometry.stride.0,
             padding: (padding.top, padding.bottom),
             rows: true,
@@ -343,87 +342,53 @@ impl Converter<'_> {
         line: &Line,
         relus: &mut usize,
     ) -> Result<(NodeId, Shape), String> {
-        let Line {
-            size,
-            kernel,
-            stride,
-            padding,
-            rows,
-        } = *line;
-        if (kernel, stride, padding) == (1, 1, (0, 0)) {
+        if (line.kernel, line.stride, line.padding) == (1, 1, (0, 0)) {
             return Ok((x, shape));
         }
-        let pair = |n: u32| if rows { (n, 1) } else { (1, n) };
-        let zeros = match rows {
-            true => Padding {
-                top: padding.0,
-                bottom: padding.1,
-                ..Padding::default()
-            },
-            false => Padding {
-                left: padding.0,
-                right: padding.1,
-                ..Padding::default()
-            },
-        };
-        let windows = (size + padding.0 + padding.1).checked_sub(kernel);
-        let windows = windows.ok_or("its windows are larger than its input")? / stride + 1;
-        let picks = |taps: &[(u32, f64)]| {
-            let mut all = vec![0.0; kernel as usize];
-            taps.iter()
-                .for_each(|&(tap, weight)| all[tap as usize] = weight);
-            all
-        };
-        let read = |this: &mut Self, taps: &[(u32, f64)]| {
+        let windows = line.windows()?;
+        let (mut from, mut before) = (x, line.padding.0);
+        if !line.reads_something(windows) {
+            // Zeros of their own: where nothing is read, shares would not be random.
             let window = Window {
-                taps: &picks(taps),
-                kernel: pair(kernel),
-                stride: pair(stride),
-                padding: zeros,
+                taps: &[1.0],
+                kernel: (1, 1),
+                stride: (1, 1),
+                padding: line.zeros(),
             };
-            this.net.window(name, x, &window)
+            (from, before) = (self.net.window(name, x, &window)?.0, 0);
+        }
+        // One element of each window: a choice of rows or columns, which costs nothing.
+        let element = |this: &mut Self, tap: u32| {
+            let first = (tap * line.dilation) as i32 - before as i32;
+            let window = pi_ir::Window {
+                kernel: (1, 1),
+                stride: line.along(line.stride, 1),
+                origin: line.along(first, 0),
+                count: match line.rows {
+                    true => (windows, shape.w),
+                    false => (shape.h, windows),
+                },
+            };
+            this.net.emit(name, Op::WindowSum(window), vec![from])
         };
-        // The first element of each window: without padding a pool of single elements, which costs
-        // nothing.
-        let plain = padding.0 == 0 && size.div_ceil(stride) == windows;
-        let first = match plain {
-            true if stride == 1 => (x, shape),
-            true => {
-                let op = Op::AvgPool {
-                    kernel: (1, 1),
-                    stride: pair(stride),
-                };
-                self.net.emit(name, op, vec![x])?
-            }
-            false => read(self, &[(0, 1.0)])?,
-        };
-        let (mut largest, mut risen) = (first.0, None);
-        for tap in 1..kernel {
-            // How far the next element is above the largest so far, first + risen.
-            let (mut above, shape) = read(self, &[(0, -1.0), (tap, 1.0)])?;
-            if let Some(risen) = risen {
-                let minus = Window {
-                    taps: &[-1.0],
-                    kernel: (1, 1),
-                    stride: (1, 1),
-                    padding: Padding::default(),
-                };
-                let (minus, _) = self.net.window(name, risen, &minus)?;
-                above = self.net.emit(name, Op::Add, vec![above, minus])?.0;
+        let (first, shape) = element(self, 0)?;
+        let (mut largest, mut rises) = (first, Vec::new());
+        for tap in 1..line.kernel {
+            // How far the next element is above the largest so far, first and all rises.
+            let mut above = element(self, tap)?.0;
+            for &part in [first].iter().chain(&rises) {
+                above = self.net.emit(name, Op::Sub, vec![above, part])?.0;
             }
             let relu = Op::Activation {
                 kinds: vec![ActivationKind::Relu; shape.len()],
                 coefficients: Vec::new(),
             };
-            let (relu, _) = self.net.emit(name, relu, vec![above])?;
+            let (rise, _) = self.net.emit(name, relu, vec![above])?;
             *relus += shape.len();
-            risen = Some(match risen {
-                None => relu,
-                Some(risen) => self.net.emit(name, Op::Add, vec![risen, relu])?.0,
-            });
-            largest = self.net.emit(name, Op::Add, vec![largest, relu])?.0;
+            rises.push(rise);
+            largest = self.net.emit(name, Op::Add, vec![largest, rise])?.0;
         }
-        Ok((largest, first.1))
+        Ok((largest, shape))
     }
 }
 
@@ -536,9 +501,48 @@ impl Means {
 struct Line {
     size: u32,
     kernel: u32,
+    dilation: u32,
     stride: u32,
     padding: (u32, u32),
     rows: bool,
+}
+
+impl Line {
+    /// A value for this axis beside one for the other, as rows and columns.
+    fn along<T>(&self, own: T, other: T) -> (T, T) {
+        match self.rows {
+            true => (own, other),
+            false => (other, own),
+        }
+    }
+
+    /// The padding, as zeros around a map.
+    fn zeros(&self) -> Padding {
+        let (top, left) = self.along(self.padding.0, 0);
+        let (bottom, right) = self.along(self.padding.1, 0);
+        Padding {
+            top,
+            left,
+            bottom,
+            right,
+        }
+    }
+
+    fn windows(&self) -> Result<u32, String> {
+        let reach = (self.kernel - 1) * self.dilation + 1;
+        let rest = (self.size + self.padding.0 + self.padding.1).checked_sub(reach);
+        Ok(rest.ok_or("its windows are larger than its input")? / self.stride + 1)
+    }
+
+    /// Whether the first or the second element of every window lies in the map.
+    fn reads_something(&self, windows: u32) -> bool {
+        let inside = |at: i64| (0..i64::from(self.size)).contains(&at);
+        let second = if self.kernel > 1 { self.dilation } else { 0 };
+        (0..windows).all(|window| {
+            let first = i64::from(window) * i64::from(self.stride) - i64::from(self.padding.0);
+            inside(first) || inside(first + i64::from(second))
+        })
+    }
 }
 
 /// Rows and columns behind the padding that `ceil_mode` lets windows reach into.
