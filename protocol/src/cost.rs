@@ -5,14 +5,15 @@
 //! [`crate::linear::cost`].
 
 use crate::Error;
-use crate::indexed_circuit::IndexedCircuit;
-use crate::linear;
+use crate::indexed_circuit::{IndexedCircuit, Planned};
+use crate::linear::{self, Operations};
 use crate::nonlinear::{self, quadratic};
-use crate::session::{TREE_DEPTH, infer_bytes, offline_traffic, setup_traffic};
+use crate::session::{self, TREE_DEPTH, infer_bytes, offline_traffic, setup_traffic};
 use pi_core::fp::ELEMENT_BYTES;
 use pi_garble::ArgMax;
 pub use pi_ir::costs::Traffic;
 use pi_ir::{Circuit, Kind, Plan, Step, Verified};
+use serde::Serialize;
 
 /// One layer's elements and bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub struct LayerCost {
 pub struct Cost {
     /// Once per client key.
     pub setup: Traffic,
+    /// A bundle at rest, from its preparation to the inference that spends it.
+    pub stored: Stored,
     /// Once per bundle that is prepared alone.
     pub offline: Traffic,
     /// Once per batch, for batches of more than one bundle.
@@ -55,6 +58,15 @@ pub struct Cost {
     pub per_layer: Vec<LayerCost>,
 }
 
+/// Bytes that each party stores of a bundle, headers and checksums included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Stored {
+    /// The client's half: shares, masks, labels and garbled tables.
+    pub client: u64,
+    /// The server's half: shares, and what its gadgets keep.
+    pub server: u64,
+}
+
 /// Bytes and messages of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchCost {
@@ -62,6 +74,10 @@ pub struct BatchCost {
     pub bundles: usize,
     /// Traffic of the whole batch.
     pub offline: Traffic,
+    /// Operations of the linear layers of the whole batch.
+    pub operations: Operations,
+    /// Convolutions, each once for all bundles of the batch.
+    pub convolutions: usize,
 }
 
 impl Cost {
@@ -103,16 +119,26 @@ pub(crate) fn of(indexed: &IndexedCircuit) -> Result<Cost, Error> {
     }
     Ok(Cost {
         setup: setup_traffic(),
+        stored: Stored {
+            client: session::client_bytes(indexed) as u64,
+            server: session::server_bytes(indexed) as u64,
+        },
         offline: offline_traffic(indexed, &indexed.single),
         batches: (indexed.all_planned()?.into_iter().skip(1))
-            .map(|planned| BatchCost {
-                bundles: planned.bundles(),
-                offline: offline_traffic(indexed, planned),
-            })
+            .map(|planned| batch(indexed, planned))
             .collect(),
         online,
         per_layer,
     })
+}
+
+fn batch(indexed: &IndexedCircuit, planned: &Planned) -> BatchCost {
+    BatchCost {
+        bundles: planned.bundles(),
+        offline: offline_traffic(indexed, planned),
+        operations: linear::cost(&planned.packing).operations(),
+        convolutions: planned.packing.answers().len(),
+    }
 }
 
 fn layers(indexed: &IndexedCircuit) -> Vec<LayerCost> {

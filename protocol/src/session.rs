@@ -76,6 +76,7 @@ pub use model::{ClientModel, ServerModel};
 pub use prepare::{ClientBatch, ServerBatch};
 pub use setup::{ClientSetup, ServerSetup, client_setup, is_current_setup, server_setup};
 
+pub(crate) use bundle::{client_bytes, server_bytes};
 pub(crate) use infer::{infer_bytes, layer_traffic};
 pub(crate) use material::TREE_DEPTH;
 pub(crate) use prepare::offline_traffic;

@@ -12,7 +12,7 @@
 use super::model::{ClientModel, ServerModel};
 use crate::Error;
 use crate::header::{BundleHeader, BundleId};
-use crate::indexed_circuit::LayerIndex;
+use crate::indexed_circuit::{IndexedCircuit, LayerIndex};
 use crate::nonlinear::label::{ClientLabel, ServerLabel};
 use crate::nonlinear::relu::ClientRelu;
 use crate::wire::Reader;
@@ -86,6 +86,30 @@ const SERVER_TAG: u8 = b'S';
 const CHECKSUM_BYTES: usize = 32;
 const FRAME_BYTES: usize = 2 + BundleHeader::BYTES + CHECKSUM_BYTES;
 
+/// Bytes of the client's half of a bundle as it is stored.
+pub(crate) fn client_bytes(indexed: &IndexedCircuit) -> usize {
+    let layers = indexed.layers_with_index().map(|(layer, index)| {
+        let n = index.relu.len();
+        let relu = index.width.map_or(0, |width| {
+            width.label_bytes(n) + width.table_bytes(n) + ELEMENT_BYTES * n
+        });
+        let label = (index.label).map_or(0, |shape| shape.label_bytes() + shape.table_bytes());
+        let elements = layer.shape.len() + index.quadratic.len() + index.online();
+        relu + label + ELEMENT_BYTES * elements
+    });
+    FRAME_BYTES + ELEMENT_BYTES * indexed.circuit.input.len() + layers.sum::<usize>()
+}
+
+/// Bytes of the server's half of a bundle as it is stored.
+pub(crate) fn server_bytes(indexed: &IndexedCircuit) -> usize {
+    let layers = indexed.layers_with_index().map(|(layer, index)| {
+        let elements = layer.shape.len() + 2 * index.quadratic.len() + index.identity.len();
+        let label = index.label.map_or(0, ArgMax::decoding_bytes);
+        gadget_bytes(index) + label + ELEMENT_BYTES * elements
+    });
+    FRAME_BYTES + 32 + BLOCK_BYTES + layers.sum::<usize>()
+}
+
 impl ClientBundle {
     /// The bundle's identity; the same at both parties.
     pub fn id(&self) -> BundleId {
@@ -99,17 +123,7 @@ impl ClientBundle {
 
     /// Bytes of the stored form of a bundle of this model.
     pub fn encoded_len(model: &ClientModel) -> usize {
-        let indexed = model.indexed();
-        let layers = indexed.layers_with_index().map(|(layer, index)| {
-            let n = index.relu.len();
-            let relu = index.width.map_or(0, |width| {
-                width.label_bytes(n) + width.table_bytes(n) + ELEMENT_BYTES * n
-            });
-            let label = (index.label).map_or(0, |shape| shape.label_bytes() + shape.table_bytes());
-            let elements = layer.shape.len() + index.quadratic.len() + index.online();
-            relu + label + ELEMENT_BYTES * elements
-        });
-        FRAME_BYTES + ELEMENT_BYTES * indexed.circuit.input.len() + layers.sum::<usize>()
+        client_bytes(model.indexed())
     }
 
     /// The form to be stored: secret.
@@ -212,12 +226,7 @@ impl ServerBundle {
 
     /// Bytes of the stored form of a bundle of this model.
     pub fn encoded_len(model: &ServerModel) -> usize {
-        let layers = model.indexed().layers_with_index().map(|(layer, index)| {
-            let elements = layer.shape.len() + 2 * index.quadratic.len() + index.identity.len();
-            let label = index.label.map_or(0, ArgMax::decoding_bytes);
-            gadget_bytes(index) + label + ELEMENT_BYTES * elements
-        });
-        FRAME_BYTES + 32 + BLOCK_BYTES + layers.sum::<usize>()
+        server_bytes(model.indexed())
     }
 
     /// The form to be stored: secret.

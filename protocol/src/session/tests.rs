@@ -261,10 +261,12 @@ impl Models {
 
         let (stored, header) = (client.encode(), *client.header());
         assert_eq!(stored.len(), ClientBundle::encoded_len(&self.client));
+        assert_eq!(stored.len() as u64, cost.stored.client);
         let client = ClientBundle::decode(&stored, &self.client).unwrap();
         assert_eq!(client.header(), &header);
         let stored = server.encode();
         assert_eq!(stored.len(), ServerBundle::encoded_len(&self.server));
+        assert_eq!(stored.len() as u64, cost.stored.server);
         let server = ServerBundle::decode(&stored, &self.server).unwrap();
 
         self.spend(client, server, input, seed)
