@@ -28,6 +28,7 @@ pub mod fault;
 pub mod file;
 pub mod images;
 pub mod import;
+pub mod number;
 pub mod pass;
 pub mod prefix;
 pub mod real_circuit;

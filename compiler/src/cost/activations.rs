@@ -5,35 +5,18 @@
 //! model with measured rates, for three lines, by the formulas of [`crate::cost::latency`].
 
 use crate::compile::Compiled;
-use crate::cost::latency::{HOP_S, Line, MARKS_S, Machine, Work};
+use crate::cost::latency::Work;
+use crate::cost::per_layer::{LINES, PerLayer, predict, predict_whole, profile, profiles};
 use crate::fault::Refused;
-use pi_ir::costs::{Costs, ElementCosts, LayerCosts, Profile, Seconds, Traffic, VERSION};
-use pi_ir::count::{layer_activations, layer_multiply_adds};
+use pi_ir::costs::{Costs, ElementCosts, LayerCosts, VERSION};
+use pi_ir::count::layer_activations;
 use pi_ir::{
     Activation, ActivationKind, Circuit, Graph, Kind, Layer, Op, PostTruncation, Range, Step,
     Verified, verify,
 };
 use pi_protocol::cost::{self, Cost, LayerCost};
 use pi_protocol::layout::Packing;
-use pi_protocol::linear::{self, Operations};
 use std::collections::BTreeMap;
-
-/// The lines that predictions are for, those of the benchmarks. On loopback, QUIC reaches this
-/// bandwidth with both parties on two cores.
-const LINES: [(&str, Line); 3] = [
-    ("loopback", Line::LOOPBACK),
-    ("lan", Line::LAN),
-    ("wan", Line::WAN),
-];
-
-fn profile(name: &str, line: &Line) -> Profile {
-    Profile {
-        name: name.into(),
-        bits_per_second: 8.0 * line.bytes_per_second,
-        round_trip_s: line.round_trip_s,
-        exchange_s: line.round_trip_s + HOP_S,
-    }
-}
 
 /// Kinds by the name they have in the file.
 const KINDS: [(&str, Kind); 4] = [
@@ -55,7 +38,7 @@ pub fn costs(graph: &Graph, compiled: &Compiled, calibration: &str) -> Result<Co
     };
     let whole = measure(circuit)?;
     let packing = Packing::new(circuit, &compiled.plan).map_err(|f| refuse(f.join("; ")))?;
-    let linear = PerLayer::new(circuit, compiled, &packing);
+    let linear = PerLayer::new(circuit, &compiled.plan, &packing);
     let sites = sites(graph, circuit)?;
     let variants = (KINDS.iter())
         .map(|&(name, kind)| {
@@ -94,26 +77,18 @@ pub fn costs(graph: &Graph, compiled: &Compiled, calibration: &str) -> Result<Co
     }
     let (offline, online) = (whole.offline, whole.online);
     let round_trips = whole.online_round_trips();
-    let mut predicted = predict(
-        (&offline, Cost::offline_round_trips(1)),
-        (&online, round_trips),
-        &work,
-    );
-    for seconds in predicted.values_mut() {
-        seconds.online_s += MARKS_S;
-    }
     Ok(Costs {
         version: VERSION,
         network: circuit.name.clone(),
         calibration: calibration.into(),
-        profiles: LINES.map(|(name, line)| profile(name, &line)).into(),
+        profiles: profiles(),
         kinds: layers.iter().map(|layer| layer.kinds).sum(),
         multiply_adds: linear.multiply_adds.iter().sum(),
         setup: whole.setup,
         offline,
         online,
         round_trips,
-        predicted,
+        predicted: predict_whole(&whole, &work),
         layers,
         empty_sites: sites.empty,
     })
@@ -143,64 +118,6 @@ fn layer_costs(
         // Round trips offline are shared by all layers.
         predicted: predict((&offline, 0), (&online, round_trips), &work),
         element,
-    }
-}
-
-/// Linear work and traffic, by layer: an upload counts with the first layer that reads it.
-struct PerLayer {
-    operations: Vec<Operations>,
-    convolutions: Vec<usize>,
-    upload_bytes: Vec<u64>,
-    answer_bytes: Vec<u64>,
-    multiply_adds: Vec<u64>,
-    elements: usize,
-}
-
-impl PerLayer {
-    fn new(circuit: &Circuit, compiled: &Compiled, packing: &Packing) -> Self {
-        let (plan, linear, layers) = (&compiled.plan, linear::cost(packing), circuit.layers.len());
-        let mut all = PerLayer {
-            operations: vec![Operations::default(); layers],
-            convolutions: vec![0; layers],
-            upload_bytes: vec![0; layers],
-            answer_bytes: vec![0; layers],
-            multiply_adds: vec![0; layers],
-            elements: 0,
-        };
-        let mut first = vec![true; plan.uploads.len()];
-        for (index, answer) in plan.answers.iter().enumerate() {
-            let (layer, upload) = (answer.layer as usize, answer.upload as usize);
-            all.operations[layer] += linear.answers[index];
-            all.convolutions[layer] += 1;
-            all.answer_bytes[layer] += linear.answer_bytes[index] as u64;
-            if std::mem::take(&mut first[upload]) {
-                all.operations[layer] += linear.uploads[upload];
-                all.upload_bytes[layer] += linear.upload_bytes[upload] as u64;
-            }
-        }
-        for (index, layer) in circuit.layers.iter().enumerate() {
-            all.multiply_adds[index] = layer_multiply_adds(circuit.as_layers(), layer);
-            if matches!(layer.step, Step::Activate(_)) {
-                all.elements += layer.shape.len();
-            }
-        }
-        all
-    }
-
-    /// A layer's work in a bundle prepared alone.
-    fn work(&self, index: usize, own: &LayerCost) -> Work {
-        let (operations, convolutions) = (&self.operations[index], self.convolutions[index]);
-        let activation = Work::of_activation(own);
-        let mut work = activation.with_linear(operations, convolutions, 1.0, &Machine::MEASURED);
-        work.multiply_adds = self.multiply_adds[index] as f64;
-        work
-    }
-
-    /// A layer's traffic with its uploads.
-    fn offline(&self, index: usize, own: &LayerCost) -> Traffic {
-        let mut traffic = own.offline;
-        traffic.bytes_up += self.upload_bytes[index];
-        traffic
     }
 }
 
@@ -319,20 +236,4 @@ fn sites(graph: &Graph, circuit: &Circuit) -> Result<Sites, Refused> {
             .chain(free)
             .collect(),
     })
-}
-
-/// Seconds by profile, from the traffic and the round trips of each phase.
-fn predict(
-    (offline, offline_trips): (&Traffic, u32),
-    (online, online_trips): (&Traffic, u32),
-    work: &Work,
-) -> BTreeMap<String, Seconds> {
-    let bytes = |traffic: &Traffic| (traffic.bytes_up + traffic.bytes_down) as f64;
-    let machine = &Machine::MEASURED;
-    let on = |line: &Line| Seconds {
-        offline_s: work.offline_s(bytes(offline), offline_trips.into(), line, machine),
-        online_s: work.online_s(bytes(online), online_trips.into(), line, machine),
-    };
-    let predictions = LINES.iter().map(|(name, line)| ((*name).into(), on(line)));
-    predictions.collect()
 }

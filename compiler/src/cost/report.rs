@@ -1,20 +1,33 @@
-//! The report on a compiled network, layer by layer.
+//! The report on a compiled network, layer by layer: what `pi-compile` prints as a table or as
+//! JSON, and what [`crate::page`] draws.
 
+mod costs;
+mod share;
 mod table;
 
+pub use costs::{COSTLIEST, answer_learnt, artifact_learnt, estimates, line_name, shown_profiles};
+pub use share::{Measure, Share};
+
+use crate::cost::latency::Work;
+use crate::cost::per_layer::{PerLayer, predict, predict_whole, profiles};
+use crate::cost::processor::{AVX2_OFFLINE, AVX2_ONLINE, Cpu, Effort, Processor};
 use crate::fault::Refused;
 use crate::pass::select::{Alternative, Link, alternatives, conv_terms};
-use pi_ir::costs::Traffic;
-use pi_ir::count::{Activations, layer_activations};
+use pi_ir::artifact::Accuracy;
+use pi_ir::costs::{Profile, Seconds, Traffic};
+use pi_ir::count::{Activations, layer_activations, multiply_adds};
 use pi_ir::failure::failure_log2;
 use pi_ir::{
-    Artifact, Circuit, Conv, Layer, LayerWeights, Layout, Plan, Prefix, Range, Reveal, Step, Term,
+    Artifact, Circuit, Conv, Layer, LayerWeights, Layout, Plan, PostTruncation, Prefix, Range,
+    Reveal, Step, Term,
 };
+use pi_protocol::cost::{self, Cost, Stored};
 use pi_protocol::flooding::{Flooding, flooding};
 use pi_protocol::layout::Packing;
-use pi_protocol::linear::{LinearCost, Operations};
-use pi_protocol::{cost, linear};
+use pi_protocol::linear::{self, LinearCost, Operations};
 use serde::Serialize;
+use std::collections::BTreeMap;
+use std::ops::Add;
 
 /// Everything the table shows, also as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -27,16 +40,41 @@ pub struct Report {
     pub reveal: Reveal,
     /// AND gates of the label's arg max; none if the logits are revealed.
     pub label_gates: usize,
+    /// Accuracy on test images, if the artifact records one.
+    pub accuracy: Option<Accuracy>,
+    /// Length of the artifact, which each client fetches once.
+    pub artifact_bytes: usize,
     /// Per private layer.
     pub layers: Vec<Row>,
+    /// What belongs to no layer: digests, set-up of OTs, OLE ciphertexts and the request, and the
+    /// work that their bytes take.
+    pub shared: Shared,
     /// Elements by kind over all layers.
     pub kinds: Activations,
+    /// Multiplications by weights of one private inference.
+    pub multiply_adds: u64,
     /// Once per client key.
     pub setup: Traffic,
-    /// Once per bundle: the rows' share, and what layers share.
+    /// Once per bundle that is prepared alone: the rows' share, and what layers share.
     pub offline: Traffic,
+    /// Bundles prepared together.
+    pub batches: Vec<Batch>,
+    /// What both parties store of a bundle until it is spent.
+    pub stored: Stored,
     /// Once per input: the rows' share, and the request.
     pub online: Traffic,
+    /// The processor that `offline_cpu` and `online_cpu`, here and everywhere, are estimates for.
+    pub processor: &'static str,
+    /// Estimated processor seconds of a bundle that is prepared alone.
+    pub offline_cpu: Cpu,
+    /// Estimated processor seconds of an inference.
+    pub online_cpu: Cpu,
+    /// Estimates of both for a processor with AVX2 alone.
+    pub avx2: Phases,
+    /// The lines that `predicted` is for, here and in the rows.
+    pub profiles: Vec<Profile>,
+    /// Predicted seconds of a bundle prepared alone and of an inference, by line.
+    pub predicted: BTreeMap<String, Seconds>,
     /// Round trips of an inference.
     pub round_trips: u32,
     /// Packing of each convolution, for one exchange.
@@ -63,14 +101,16 @@ pub struct Report {
 /// The public prefix.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PublicLayers {
-    /// Names of its layers.
-    pub layers: Vec<String>,
+    /// Its layers.
+    pub layers: Vec<PublicLayer>,
     /// Shape of the image, `CxHxW`.
     pub image: String,
     /// Shape of its result, with which the private layers begin.
     pub result: String,
     /// Elements by kind, which cost no protocol.
     pub kinds: Activations,
+    /// Multiplications by weights, which the client computes in the clear.
+    pub multiply_adds: u64,
     /// Integers in the artifact that would otherwise be the server's secret.
     pub disclosed: usize,
 }
@@ -79,13 +119,71 @@ impl PublicLayers {
     fn new(circuit: &Circuit, prefix: &Prefix) -> Self {
         let weights = prefix.weights.layers.iter();
         PublicLayers {
-            layers: prefix.layers.iter().map(|l| l.name.clone()).collect(),
+            layers: prefix.layers.iter().map(PublicLayer::new).collect(),
             image: prefix.image.to_string(),
             result: circuit.input.to_string(),
             kinds: prefix.layers.iter().map(layer_activations).sum(),
+            multiply_adds: multiply_adds(prefix.as_layers()),
             disclosed: weights.map(LayerWeights::count).sum(),
         }
     }
+}
+
+/// One layer of the public prefix. All its bounds are proved.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PublicLayer {
+    /// Name of the layer.
+    pub name: String,
+    /// Shape of its result, `CxHxW`.
+    pub shape: String,
+    /// Elements by kind.
+    pub kinds: Activations,
+    /// `log2 B`.
+    pub bound_bits: u8,
+}
+
+impl PublicLayer {
+    fn new(layer: &Layer) -> Self {
+        PublicLayer {
+            name: layer.name.clone(),
+            shape: layer.shape.to_string(),
+            kinds: layer_activations(layer),
+            bound_bits: layer.bound_bits,
+        }
+    }
+}
+
+/// Traffic and work that belong to no layer.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Shared {
+    /// Per bundle.
+    pub offline: Traffic,
+    /// Per input.
+    pub online: Traffic,
+    /// Estimated processor seconds of a bundle.
+    pub offline_cpu: Cpu,
+    /// Estimated processor seconds of an inference.
+    pub online_cpu: Cpu,
+}
+
+/// Estimated processor seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Phases {
+    /// Of a bundle that is prepared alone.
+    pub offline: Cpu,
+    /// Of an inference.
+    pub online: Cpu,
+}
+
+/// Bundles prepared in one exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Batch {
+    /// Their number.
+    pub bundles: usize,
+    /// Traffic of all together.
+    pub offline: Traffic,
+    /// Estimated processor seconds of each.
+    pub offline_cpu: Cpu,
 }
 
 /// One layer.
@@ -111,8 +209,8 @@ pub struct Row {
     pub range: &'static str,
     /// Head room in bits above the largest value seen, for calibrated bounds.
     pub head_room: Option<f64>,
-    /// `log2 B` before the second truncation of squares and polynomials, and how it is known.
-    pub post: Vec<(u8, &'static str)>,
+    /// Bounds before the second truncation of squares and of polynomials.
+    pub post: Vec<Post>,
     /// `log2` of the layer's failure probability.
     pub failure_log2: f64,
     /// Per bundle: uploads of the tensors that this layer reads first, answers, corrections,
@@ -120,6 +218,40 @@ pub struct Row {
     pub offline: Traffic,
     /// Per input.
     pub online: Traffic,
+    /// Round trips online.
+    pub round_trips: u32,
+    /// Multiplications by weights for one input.
+    pub multiply_adds: u64,
+    /// Estimated processor seconds of a bundle.
+    pub offline_cpu: Cpu,
+    /// Estimated processor seconds of an inference.
+    pub online_cpu: Cpu,
+    /// The layer's share of the predicted seconds, by line, its round trip included.
+    pub predicted: BTreeMap<String, Seconds>,
+}
+
+/// A bound before the second truncation of squares or polynomials.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Post {
+    /// `square` or `polynomial`.
+    pub kind: &'static str,
+    /// `log2 B`.
+    pub bound_bits: u8,
+    /// Source of the bound: a proof, or calibration.
+    pub range: &'static str,
+    /// Head room in bits above the largest value seen, for calibrated bounds.
+    pub head_room: Option<f64>,
+}
+
+impl Post {
+    fn new(kind: &'static str, post: &PostTruncation) -> Self {
+        Post {
+            kind,
+            bound_bits: post.bound_bits,
+            range: range(post.range),
+            head_room: head_room(post.bound_bits, post.range),
+        }
+    }
 }
 
 /// The packing of one convolution, for one exchange: all bundles together.
@@ -172,6 +304,9 @@ pub struct Why {
     pub next_costs: Option<[f64; 3]>,
 }
 
+/// The processor that estimates are for.
+const PROCESSOR: Processor = Processor::ZEN_4;
+
 impl Report {
     /// Report of an artifact, with predictions for a link.
     ///
@@ -191,16 +326,9 @@ impl Report {
         flooding
             .check(artifact.flooding_log2)
             .map_err(|e| refuse(e.to_string()))?;
-        let mut rows: Vec<Row> = (circuit.layers.iter().zip(failure.layers))
-            .zip(&cost.per_layer)
-            .map(|((layer, f), cost)| row(layer, f, cost))
-            .collect();
-        for (upload, bytes) in linear.upload_bytes.iter().enumerate() {
-            let mut answers = artifact.plan.answers.iter();
-            if let Some(reader) = answers.find(|answer| answer.upload as usize == upload) {
-                rows[reader.layer as usize].offline.bytes_up += *bytes as u64;
-            }
-        }
+        let layers = PerLayer::new(circuit, &artifact.plan, &packing);
+        let rows = rows(circuit, &failure.layers, &cost, &layers);
+        let whole = Whole::new(&cost, &layers, &rows);
         Ok(Report {
             name: circuit.name.clone(),
             prefix: (circuit.prefix.as_ref()).map(|prefix| PublicLayers::new(circuit, prefix)),
@@ -210,10 +338,25 @@ impl Report {
                 Reveal::Label => cost.per_layer.last().map_or(0, |layer| layer.and_gates),
                 Reveal::Logits => 0,
             },
+            accuracy: artifact.accuracy,
+            artifact_bytes: artifact.encode().len(),
             layers: rows,
+            shared: whole.shared,
+            multiply_adds: layers.multiply_adds.iter().sum(),
             setup: cost.setup,
             offline: cost.offline,
+            batches: whole.batches,
+            stored: cost.stored,
             online: cost.online,
+            processor: PROCESSOR.name,
+            offline_cpu: whole.offline_cpu,
+            online_cpu: whole.online_cpu,
+            avx2: Phases {
+                offline: whole.offline_cpu * AVX2_OFFLINE,
+                online: whole.online_cpu * AVX2_ONLINE,
+            },
+            profiles: profiles(),
+            predicted: predict_whole(&cost, &whole.work),
             round_trips: cost.online_round_trips(),
             packing: packed(artifact, &linear, &flooding, link),
             bundles: artifact.plan.bundles,
@@ -309,16 +452,96 @@ fn layout_name(group: u32, tile: (u32, u32), blocks: u32, output_blocks: u32) ->
     format!("{group} {}x{}/{blocks}/{output_blocks}", tile.0, tile.1)
 }
 
-fn row(layer: &Layer, failure_log2: f64, cost: &cost::LayerCost) -> Row {
+fn rows(circuit: &Circuit, failure: &[f64], cost: &Cost, layers: &PerLayer) -> Vec<Row> {
+    let all = circuit.layers.iter().zip(failure).zip(&cost.per_layer);
+    all.enumerate()
+        .map(|(index, ((layer, &failure), cost))| row(layer, index, failure, cost, layers))
+        .collect()
+}
+
+/// What follows from all layers together.
+struct Whole {
+    shared: Shared,
+    batches: Vec<Batch>,
+    offline_cpu: Cpu,
+    online_cpu: Cpu,
+    work: Work,
+}
+
+impl Whole {
+    fn new(cost: &Cost, layers: &PerLayer, rows: &[Row]) -> Self {
+        let each = cost.per_layer.iter().enumerate();
+        let efforts = each.clone().map(|(index, own)| layers.effort(index, own));
+        let effort = Effort {
+            round_trips: cost.online_round_trips(),
+            ..efforts.sum::<Effort>()
+        }
+        .with_traffic(&cost.offline, &cost.online);
+        let (offline_cpu, online_cpu) = (PROCESSOR.offline(&effort), PROCESSOR.online(&effort));
+        let rest = |all: Traffic, of: fn(&Row) -> Traffic| rows.iter().map(of).fold(all, without);
+        let sum = |of: fn(&Row) -> Cpu| rows.iter().map(of).fold(Cpu::default(), Cpu::add);
+        let mut work = Work::default();
+        for (index, own) in each {
+            work += &layers.work(index, own);
+        }
+        Whole {
+            shared: Shared {
+                offline: rest(cost.offline, |row| row.offline),
+                online: rest(cost.online, |row| row.online),
+                offline_cpu: offline_cpu - sum(|row| row.offline_cpu),
+                online_cpu: online_cpu - sum(|row| row.online_cpu),
+            },
+            batches: cost.batches.iter().map(|b| batch(b, &effort)).collect(),
+            offline_cpu,
+            online_cpu,
+            work,
+        }
+    }
+}
+
+/// Traffic less a part of it.
+fn without(all: Traffic, part: Traffic) -> Traffic {
+    Traffic {
+        bytes_up: all.bytes_up - part.bytes_up,
+        bytes_down: all.bytes_down - part.bytes_down,
+        messages: all.messages - part.messages,
+    }
+}
+
+/// `effort` is that of a bundle prepared alone.
+fn batch(batch: &cost::BatchCost, effort: &Effort) -> Batch {
+    let bundles = batch.bundles as f64;
+    let linear = PROCESSOR.linear(&batch.operations, batch.convolutions);
+    let own = Effort {
+        offline_bytes: (batch.offline.bytes_up + batch.offline.bytes_down) / batch.bundles as u64,
+        ..*effort
+    };
+    Batch {
+        bundles: batch.bundles,
+        offline: batch.offline,
+        offline_cpu: linear * (1.0 / bundles) + PROCESSOR.transfers(&own),
+    }
+}
+
+fn row(
+    layer: &Layer,
+    index: usize,
+    failure_log2: f64,
+    cost: &cost::LayerCost,
+    layers: &PerLayer,
+) -> Row {
+    let (effort, work) = (layers.effort(index, cost), layers.work(index, cost));
+    let offline = layers.offline(index, cost);
     let activation = match &layer.step {
         Step::Activate(activation) => Some(activation),
         Step::Output { .. } => None,
     };
     let kinds = layer_activations(layer);
-    let posts = activation
-        .into_iter()
-        .flat_map(|a| [&a.square, &a.polynomial])
-        .flatten();
+    let posts = activation.into_iter().flat_map(|a| {
+        [("square", &a.square), ("polynomial", &a.polynomial)]
+            .into_iter()
+            .filter_map(|(kind, post)| Some(Post::new(kind, post.as_ref()?)))
+    });
     Row {
         name: layer.name.clone(),
         shape: layer.shape.to_string(),
@@ -332,18 +555,26 @@ fn row(layer: &Layer, failure_log2: f64, cost: &cost::LayerCost) -> Row {
         bound_bits: layer.bound_bits,
         sign_bits: layer.sign_bits().filter(|_| kinds.relu > 0),
         range: range(layer.range),
-        head_room: match layer.range {
-            Range::Proved => None,
-            Range::Calibrated { max_seen } => {
-                Some(f64::from(layer.bound_bits) - (max_seen.max(1) as f64).log2())
-            }
-        },
-        post: posts
-            .map(|post| (post.bound_bits, range(post.range)))
-            .collect(),
+        head_room: head_room(layer.bound_bits, layer.range),
+        post: posts.collect(),
         failure_log2,
-        offline: cost.offline,
+        // Round trips offline are shared by all layers.
+        predicted: predict((&offline, 0), (&cost.online, effort.round_trips), &work),
+        offline,
         online: cost.online,
+        round_trips: effort.round_trips,
+        multiply_adds: effort.multiply_adds,
+        offline_cpu: PROCESSOR.offline(&effort),
+        online_cpu: PROCESSOR.online(&effort),
+    }
+}
+
+fn head_room(bound_bits: u8, range: Range) -> Option<f64> {
+    match range {
+        Range::Proved => None,
+        Range::Calibrated { max_seen } => {
+            Some(f64::from(bound_bits) - (max_seen.max(1) as f64).log2())
+        }
     }
 }
 

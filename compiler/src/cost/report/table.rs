@@ -1,8 +1,8 @@
 //! The report as text: the tables of layers and packings, and the totals.
 
+use super::costs::Costs;
 use super::{Report, layout_name};
-use pi_ir::Reveal;
-use pi_protocol::flooding::BUNDLES_LOG2;
+use crate::number::{self, power};
 use std::fmt;
 
 /// A table with totals.
@@ -16,7 +16,7 @@ impl fmt::Display for Report {
             let post: Vec<String> = row
                 .post
                 .iter()
-                .map(|(b, range)| format!("2^{b} {}", &range[..1]))
+                .map(|post| format!("2^{} {}", post.bound_bits, &post.range[..1]))
                 .collect();
             table.push(vec![
                 row.name.clone(),
@@ -44,18 +44,6 @@ impl fmt::Display for Report {
             ]);
         }
         writeln!(f, "{}", self.name)?;
-        if let Some(prefix) = &self.prefix {
-            writeln!(
-                f,
-                "public prefix, which the client computes: {} ({} to {}, {} activations); it \
-                 discloses {} integers",
-                prefix.layers.join(", "),
-                prefix.image,
-                prefix.result,
-                prefix.kinds.total(),
-                prefix.disclosed
-            )?;
-        }
         write!(f, "{table}")?;
         writeln!(
             f,
@@ -69,47 +57,13 @@ impl fmt::Display for Report {
             "elements: {} ReLU, {} identity, {} square, {} polynomial",
             kinds.relu, kinds.identity, kinds.square, kinds.polynomial
         )?;
-        for (phase, traffic) in [
-            ("setup, once per client key", &self.setup),
-            ("offline, per bundle", &self.offline),
-            ("online, per input", &self.online),
-        ] {
-            writeln!(
-                f,
-                "{phase}: {} up, {} down, {} messages",
-                bytes(traffic.bytes_up),
-                bytes(traffic.bytes_down),
-                traffic.messages
-            )?;
-        }
         writeln!(
             f,
-            "online round trips: {}; linear layers of an exchange, predicted: \
-             {:.2} s of the server's cores, {:.2} s of the client's, {:.2} s in all",
-            self.round_trips, self.linear_seconds, self.client_seconds, self.exchange_seconds
+            "linear layers of an exchange, predicted: {:.2} s of the server's cores, {:.2} s of \
+             the client's, {:.2} s in all",
+            self.linear_seconds, self.client_seconds, self.exchange_seconds
         )?;
-        match self.reveal {
-            Reveal::Label => writeln!(
-                f,
-                "the client learns the label, by a garbled arg max of {} AND gates",
-                self.label_gates
-            )?,
-            Reveal::Logits => writeln!(
-                f,
-                "the client learns all logits, and with repeated answers the weights of the last \
-                 layer: limit the answers of each client, or compile with --reveal label"
-            )?,
-        }
-        writeln!(
-            f,
-            "an inference loses a value with probability {}",
-            power(self.failure_log2)
-        )?;
-        writeln!(
-            f,
-            "answers for 2^{BUNDLES_LOG2} bundles tell of the weights with a distance of {}",
-            power(self.flooding_log2)
-        )?;
+        write!(f, "{}", Costs(self))?;
         if !self.note.is_empty() {
             writeln!(f, "note: {}", self.note)?;
         }
@@ -171,17 +125,7 @@ impl Report {
 fn bytes(count: u64) -> String {
     match count {
         0 => "-".into(),
-        1..10_000 => format!("{count} B"),
-        10_000..10_000_000 => format!("{:.0} KB", count as f64 / 1e3),
-        _ => format!("{:.1} MB", count as f64 / 1e6),
-    }
-}
-
-fn power(log2: f64) -> String {
-    if log2 == f64::NEG_INFINITY {
-        "0".into()
-    } else {
-        format!("2^{log2:.1}")
+        _ => number::bytes(count),
     }
 }
 
