@@ -29,6 +29,7 @@ pub mod file;
 pub mod images;
 pub mod import;
 pub mod number;
+pub mod page;
 pub mod pass;
 pub mod prefix;
 pub mod real_circuit;

@@ -9,6 +9,7 @@ use pi_compiler::cost::evaluate::{Comparison, compare};
 use pi_compiler::cost::report::Report;
 use pi_compiler::file::write_whole;
 use pi_compiler::images::Images;
+use pi_compiler::page::{self, Model};
 use pi_compiler::pass::lower::Pools;
 use pi_compiler::pass::quantise::Precision;
 use pi_compiler::pass::select::Link;
@@ -29,6 +30,9 @@ struct Arguments {
     /// The trained network: an ONNX model (.onnx), or a graph file as pi-train exports it. With
     /// --inspect, or with --evaluate and no --out: a model directory.
     graph: PathBuf,
+    /// With --inspect: more model directories, to be compared with the first.
+    #[arg(value_name = "DIRECTORY")]
+    others: Vec<PathBuf>,
     #[command(flatten)]
     onnx: OnnxChoices,
     /// Directory for model.pia and model.piw; created if it does not exist.
@@ -66,7 +70,11 @@ struct Arguments {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     verify: u32,
-    /// Prints the table of an existing model directory and exits.
+    /// Writes the costs as a page of HTML with charts, to be kept or sent to others: of the model
+    /// that --out makes, or of all those that --inspect names.
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Prints the tables of existing model directories and exits.
     #[arg(long, conflicts_with_all = ["out", "evaluate", "costs"])]
     inspect: bool,
     #[command(flatten)]
@@ -170,6 +178,7 @@ const EXAMPLES: &str = "Examples:
   pi-compile mine/model.graph --calibration ../shared/data/cifar10 --out mine
   pi-compile mine/model.graph --calibration ../shared/data/cifar10 --costs costs.json
   pi-compile mine --inspect
+  pi-compile --inspect mine yours --report costs.html
   pi-compile mine --evaluate ../shared/data/cifar10/cifar10_jpeg_test_batch.tar.xz";
 
 fn main() -> ExitCode {
@@ -184,9 +193,17 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     if arguments.inspect {
-        let link = arguments.choices.options().link;
-        let report = Report::new(&load_artifact(&arguments.graph)?, &link)?;
-        return print(&report, None, arguments.json);
+        return inspect(arguments);
+    }
+    // Not by clap, which waives a requirement that conflicts with another argument.
+    if let Some(other) = arguments.others.first() {
+        bail!(
+            "one model at a time, unless with --inspect: {}",
+            other.display()
+        );
+    }
+    if arguments.report.is_some() && arguments.out.is_none() {
+        bail!("--report works with --out or with --inspect");
     }
     match (&arguments.out, &arguments.evaluate, &arguments.costs) {
         (Some(out), ..) => compile_to(arguments, out),
@@ -196,6 +213,34 @@ fn run(arguments: &Arguments) -> Result<()> {
         (None, Some(data), None) => evaluate_model(arguments, data),
         (None, None, Some(file)) => costs_of_graph(arguments, file),
         (None, None, None) => bail!("nothing to do: give --out, --evaluate, --costs or --inspect"),
+    }
+}
+
+/// Prints what the artifacts of model directories cost, and writes the page on all of them.
+fn inspect(arguments: &Arguments) -> Result<()> {
+    let link = arguments.choices.options().link;
+    let paths = std::iter::once(&arguments.graph).chain(&arguments.others);
+    let models = paths.map(|path| {
+        let report = Report::new(&load_artifact(path)?, &link);
+        Model::of(path, report.with_context(|| path.display().to_string())?)
+    });
+    let models = models.collect::<Result<Vec<Model>>>()?;
+    write_page(arguments, &models)?;
+    match models.as_slice() {
+        [model] => print(&model.report, None, arguments.json)?,
+        _ if arguments.json => {
+            let all = serde_json::json!({ "models": models });
+            println!("{}", serde_json::to_string_pretty(&all)?);
+        }
+        _ => models.iter().for_each(|model| println!("{}", model.report)),
+    }
+    Ok(())
+}
+
+fn write_page(arguments: &Arguments, models: &[Model]) -> Result<()> {
+    match &arguments.report {
+        Some(file) => write_whole(file, page::html(models).as_bytes()),
+        None => Ok(()),
     }
 }
 
@@ -304,11 +349,10 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     if let Some(file) = &arguments.costs {
         write_costs(file, &graph, &compiled, &calibration)?;
     }
-    print(
-        &Report::new(&artifact, &arguments.choices.options().link)?,
-        Some(&comparison),
-        arguments.json,
-    )
+    let report = Report::new(&artifact, &arguments.choices.options().link)?;
+    let model = Model::of(out, report)?;
+    write_page(arguments, std::slice::from_ref(&model))?;
+    print(&model.report, Some(&comparison), arguments.json)
 }
 
 /// The images that `--calibration` names, `count` unless the user says how many.

@@ -68,8 +68,15 @@ fn a_graph_file_becomes_a_model_directory() {
         &out,
         "--evaluate",
         &data,
+        "--report",
+        &at("made.html"),
     ]);
     assert!(compiled.status.success(), "{}", text(&compiled));
+    assert!(
+        fs::read_to_string(at("made.html"))
+            .unwrap()
+            .contains("of 20 test images right")
+    );
     for says in [
         "stem",
         "probability 2^-",
@@ -97,6 +104,23 @@ fn a_graph_file_becomes_a_model_directory() {
     let json = pi_compile(&[&out, "--inspect", "--json"]);
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json["report"]["kinds"]["relu"], 300);
+    pages_on_it(&at("model"), &at("copy"), &at("page.html"));
+    refused(
+        &[
+            &graph,
+            "--calibration",
+            &data,
+            "--costs",
+            &at("c.json"),
+            "--report",
+            &at("page.html"),
+        ],
+        "--report works with --out or with --inspect",
+    );
+    refused(
+        &[&graph, &out, "--calibration", &data, "--out", &out],
+        "--inspect",
+    );
 
     fs::copy(&graph, at("model/model.graph")).unwrap();
     let evaluated = pi_compile(&[&out, "--evaluate", &data]);
@@ -130,6 +154,25 @@ fn a_graph_file_becomes_a_model_directory() {
     damaged[40] ^= 1;
     fs::write(at("model/model.pia"), damaged).unwrap();
     refused(&[&out, "--inspect"], "digest");
+}
+
+/// The page on a model, and on it beside a copy.
+fn pages_on_it(model: &str, copy: &str, file: &str) {
+    fs::create_dir(copy).unwrap();
+    fs::copy(format!("{model}/model.pia"), format!("{copy}/model.pia")).unwrap();
+    let one = pi_compile(&[model, "--inspect", "--report", file]);
+    assert!(one.status.success(), "{}", text(&one));
+    let page = fs::read_to_string(file).unwrap();
+    assert!(page.contains("<title>model: private inference") && !page.contains("Side by side"));
+    let both = pi_compile(&["--inspect", model, copy, "--report", file, "--json"]);
+    assert!(both.status.success(), "{}", text(&both));
+    let page = fs::read_to_string(file).unwrap();
+    assert!(page.contains("<title>2 models: private") && page.contains("Side by side"));
+    let json: serde_json::Value = serde_json::from_slice(&both.stdout).unwrap();
+    assert_eq!(json["models"][1]["name"], "copy");
+    assert_eq!(json["models"][0]["report"], json["models"][1]["report"]);
+    refused(&[model, "--inspect", "--report", copy], "cannot write");
+    refused(&["--inspect", model, "nowhere"], "nowhere does not exist");
 }
 
 #[test]
