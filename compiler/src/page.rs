@@ -5,7 +5,7 @@
 //! Charts are inline SVG whose lengths are shares of the width, so that text keeps its size on a
 //! telephone, and colours follow the reader's choice of light or dark.
 //!
-//! Names come from model files, which may be anyone's: all text passes through [`markup`], which
+//! Names come from model files, which may be anyone's: all text passes through `markup`, which
 //! escapes it.
 
 mod bars;

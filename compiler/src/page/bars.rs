@@ -49,6 +49,8 @@ impl Colour {
     }
 }
 
+/// Characters of a name from which on names get a wider column.
+const LONG: usize = 20;
 /// Steps of the axis, about.
 const MARKS: usize = 3;
 
@@ -58,7 +60,9 @@ impl Bars {
         let longest = self.rows.iter().map(Bar::length).fold(0.0, f64::max);
         let scale = Scale::from_zero(longest, MARKS);
         let rows = self.rows.iter().map(|row| self.row(row, &scale));
-        let table = Element::classed("table", "bars").child(
+        let long = self.rows.iter().any(|row| row.name.chars().count() > LONG);
+        let class = if long { "bars long" } else { "bars" };
+        let table = Element::classed("table", class).child(
             Element::new("tbody")
                 .children(rows)
                 .child(self.axis(&scale)),

@@ -138,8 +138,8 @@ fn activations_chart(report: &Report) -> Bars {
         .map(|row| bar(row.name.clone(), &row.kinds));
     Bars {
         title: "Activations",
-        note: "ReLUs cost most, squares and polynomials a tenth of that, identities next to \
-               nothing; those of a public prefix cost no protocol."
+        note: "ReLUs cost most, squares and polynomials far less, identities next to nothing; \
+               those of a public prefix cost no protocol."
             .into(),
         series: vec![
             ("ReLUs", Colour::Orange),
