@@ -174,7 +174,9 @@ fn names_from_model_files_are_text() {
         &net.finish(dense),
         None,
     );
-    model.report.note = "<!-- <style> </main>".into();
+    model.report.note = "<!-- <style> </main>\u{1b}[2J".into();
+    let table = model.report.to_string();
+    assert!(!table.contains('\u{1b}') && table.contains("note: <!-- <style>"));
     assert!(model.report.layers[0].name.contains("</script>"));
     let (elements, words) = parse(&page::html(&[model.clone(), model]));
     for name in ["script", "b", "img"] {
@@ -187,7 +189,7 @@ fn names_from_model_files_are_text() {
     for text in [
         "&lt;/script&gt;&lt;b&gt;bold&lt;/b&gt;",
         "&lt;img src=x onerror=alert(1)&gt;",
-        "&lt;!-- &lt;style&gt; &lt;/main&gt;",
+        "&lt;!-- &lt;style&gt; &lt;/main&gt;\u{fffd}[2J",
     ] {
         assert!(words.contains(text), "{text}");
     }

@@ -95,6 +95,7 @@ fn escaped(text: &str) -> String {
                 safe.push(char::REPLACEMENT_CHARACTER);
             }
             '\u{fffe}' | '\u{ffff}' => safe.push(char::REPLACEMENT_CHARACTER),
+            '\n' | '\t' => safe.push(c),
             c if c.is_control() => safe.push(char::REPLACEMENT_CHARACTER),
             c => safe.push(c),
         }
@@ -108,8 +109,8 @@ mod tests {
 
     #[test]
     fn text_and_attributes_cannot_become_markup() {
-        let hostile = "</script><b>&\"'\0\u{1b}\u{202e}";
-        let safe = "&lt;/script&gt;&lt;b&gt;&amp;&quot;&#39;\u{fffd}\u{fffd}\u{fffd}";
+        let hostile = "</script><b>&\"'\n\0\u{1b}\u{202e}";
+        let safe = "&lt;/script&gt;&lt;b&gt;&amp;&quot;&#39;\n\u{fffd}\u{fffd}\u{fffd}";
         let element = Element::new("p").attribute("title", hostile).text(hostile);
         let expected = format!("<p title=\"{safe}\">{safe}</p>");
         assert_eq!(element.to_string(), expected);

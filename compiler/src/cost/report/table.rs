@@ -65,7 +65,7 @@ impl fmt::Display for Report {
         )?;
         write!(f, "{}", Costs(self))?;
         if !self.note.is_empty() {
-            writeln!(f, "note: {}", self.note)?;
+            writeln!(f, "note: {}", printable(&self.note))?;
         }
         Ok(())
     }
@@ -120,6 +120,16 @@ impl Report {
         }
         table
     }
+}
+
+/// A note without what a terminal would obey: anyone may have written it. Names have no control
+/// characters, as the verifier ensures.
+fn printable(note: &str) -> String {
+    let safe = |c: char| match c.is_control() && c != '\n' {
+        true => char::REPLACEMENT_CHARACTER,
+        false => c,
+    };
+    note.chars().map(safe).collect()
 }
 
 fn bytes(count: u64) -> String {
