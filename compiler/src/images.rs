@@ -64,8 +64,8 @@ impl Images {
         let files = list(path)?;
         ensure!(
             !files.is_empty(),
-            "no images in {}: expected .bin records, .tar.xz archives, .png, .jpg or .webp files, or \
-             the word `synthetic`",
+            "no images in {}: expected .bin records, .tar.xz archives, .png, .jpg or .webp files, \
+             or the word `synthetic`",
             path.display()
         );
         // Archives cost seconds each: do not open more of them than needed.

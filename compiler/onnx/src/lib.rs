@@ -3,9 +3,9 @@
 //! [`read`] understands networks that are made of convolutions, dense layers, batch norms, pools,
 //! sums, concatenations and functions of one element that are ReLUs, quadratics or sums of those.
 //! Everything that depends on constants alone is computed, layouts are followed (`NHWC` exports,
-//! reshapes, transpositions, channels that are split or shuffled), and what a network does to its pixels first becomes the graph's
-//! preprocessing. Activations may be spelt as exporters spell them: a ReLU mask as
-//! `Where(mask, Relu(x), x)` or `m * Relu(x) + (1 - m) * x`, a quadratic as
+//! reshapes, transpositions, channels that are split or shuffled), and what a network does to its
+//! pixels first becomes the graph's preprocessing. Activations may be spelt as exporters spell
+//! them: a ReLU mask as `Where(mask, Relu(x), x)` or `m * Relu(x) + (1 - m) * x`, a quadratic as
 //! `a * x * x + b * x + c`.
 //!
 //! A model that cannot be imported is refused with all its faults, each with the node, its operator

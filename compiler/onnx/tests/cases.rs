@@ -535,8 +535,8 @@ fn a_picture_of_zeros_gives_finite_numbers() {
     says(&b.refusal(), &["y.node (BatchNormalization)", "variance"]);
 }
 
-/// Every operator with no inputs, with fewer than it needs, with inputs left out, and with inputs of
-/// odd shapes: an error or an import, and no panic.
+/// Every operator with no inputs, with fewer than it needs, with inputs left out, and with inputs
+/// of odd shapes: an error or an import, and no panic.
 #[test]
 fn nodes_without_their_operands_end_in_errors() {
     let operators = [

@@ -94,6 +94,10 @@ pub fn quantise(
         layers: Vec::with_capacity(real.layers.len()),
     };
     for (index, layer) in real.layers.iter().enumerate() {
+        if let Err(message) = check_output(layer, scales.sums[index]) {
+            faults.push(Fault::new(&layer.name, message));
+            continue;
+        }
         let is_public = index < real.public;
         let weight_bits = precision.weight_bits(is_public);
         let (public, private) = quantise_layer(index, layer, scales, seen, weight_bits);
@@ -233,6 +237,18 @@ fn polynomial(&[a, b, k]: &[f64; 3], s: i32, u: i32) -> Polynomial {
         a: at(a, u),
         b: at(b, s + u),
         k: at(k, 2 * s + u),
+    }
+}
+
+/// Results have fractional bits, or none; no more than a circuit can state.
+fn check_output(layer: &real_circuit::Layer, sum: i32) -> Result<(), String> {
+    match (&layer.step, u8::try_from(sum)) {
+        (Step::Output, Err(_)) => Err(format!(
+            "its weights are of such size that its results would be multiples of 2^{}: multiply \
+             the last layer's weights and biases by a constant, which changes no label",
+            -sum
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -3,6 +3,8 @@ use super::*;
 use crate::circuit::{Activation, Range, Reveal, SumPool, TensorId};
 use crate::shape::{Padding, Window};
 use crate::weights::Polynomial;
+use rand_chacha::ChaCha20Rng;
+use rand_core::{RngCore, SeedableRng};
 
 const F: u8 = 8;
 const BOUND_BITS: u8 = 23;
@@ -30,6 +32,38 @@ fn truncation_with_shares_is_floor_or_one_more() {
     // -1 becomes -1 or 0, by the share's low bits.
     assert_eq!(truncate_shares(-1, SHARE, F, BOUND_BITS), 0);
     assert_eq!(truncate_shares(-1, SHARE + 255, F, BOUND_BITS), -1);
+}
+
+/// Ten million of the largest value, which is lost most often, with shares as the client draws
+/// them: at an ordinary bound none is lost, and at one that is far too wide for the field as many
+/// as are stated.
+#[test]
+fn values_are_lost_as_often_as_is_stated() {
+    let count = 10_000_000;
+    let lost = |bound_bits: u8| {
+        let circuit = one_layer(vec![Kind::Identity], F, bound_bits);
+        let stated = crate::failure::failure_log2(&circuit).layers[0].exp2();
+        let largest = (1i128 << bound_bits) - (1 << F);
+        let rng = &mut ChaCha20Rng::seed_from_u64(11);
+        let lost = (0..count).filter(|_| {
+            let t = truncate_shares(largest, rng.next_u64() % P, F, bound_bits);
+            t != largest >> F
+        });
+        (lost.count() as f64, stated * f64::from(count))
+    };
+    let (found, stated) = lost(BOUND_BITS);
+    assert!(
+        stated < 1e-3 && found == 0.0,
+        "{found} lost, {stated} stated"
+    );
+    let (found, stated) = lost(43);
+    assert!(stated > 50.0, "{stated} are too few to tell");
+    // Five deviations of a Poisson distribution.
+    let slack = 5.0 * stated.sqrt();
+    assert!(
+        (found - stated).abs() < slack,
+        "{found} lost, {stated} stated"
+    );
 }
 
 #[test]
