@@ -232,9 +232,11 @@ impl Live {
         let places: Vec<usize> = places.collect();
         let sizes = whole.sizes();
         let mut moved = vec![0; sizes.iter().sum()];
+        let mut used = vec![false; moved.len()];
+        places.iter().for_each(|&place| used[place] = true);
         let (mut parts, mut first, mut kept) = (Vec::new(), 0, 0);
         for (part, size) in self.parts.iter().zip(sizes) {
-            if { places.iter() }.any(|place| (first..first + size).contains(place)) {
+            if used[first..first + size].contains(&true) {
                 (0..size).for_each(|i| moved[first + i] = kept + i);
                 kept += size;
                 parts.push(part.clone());

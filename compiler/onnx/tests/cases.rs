@@ -1032,3 +1032,35 @@ fn constants_are_repeated_and_cut_before_the_network_runs() {
         }
     }
 }
+
+/// Forty Concats of a tensor with itself would have 2^40 parts; a hundred branches are joined.
+#[test]
+fn concatenations_of_many_tensors_are_joined_and_endless_ones_refused() {
+    let mut b = Builder::new(&[1, 1, 2, 2]);
+    b.weights("w", &[1, 1, 1, 1]).node("Conv", "x w > c0", &[]);
+    for i in 0..40 {
+        let line = format!("c{i} c{i} > c{}", i + 1);
+        b.node("Concat", &line, &[("axis", Int(1))]);
+    }
+    b.node("Flatten", "c40 > y", &[]);
+    says(&b.refusal(), &["(Concat)"]);
+    let mut b = Builder::new(&[1, 1, 2, 2]);
+    b.weights("d", &[400, 3]);
+    let names: Vec<String> = (0..100).map(|i| format!("c{i}")).collect();
+    for name in &names {
+        b.weights(&format!("w{name}"), &[1, 1, 1, 1]);
+        b.node("Conv", &format!("x w{name} > {name}"), &[]);
+    }
+    b.node(
+        "Concat",
+        &format!("{} > c", names.join(" ")),
+        &[("axis", Int(1))],
+    )
+    .node("Flatten", "c > f", &[])
+    .node("MatMul", "f d > y", &[]);
+    b.check();
+    let line = format!("{} > c", vec!["x"; 300].join(" "));
+    let mut b = Builder::new(&[1, 1, 2, 2]);
+    b.node("Concat", &line, &[("axis", Int(1))]);
+    says(&b.refusal(), &["c.node (Concat)", "more than 256 tensors"]);
+}

@@ -258,6 +258,15 @@ impl Converter<'_> {
         let axis = axis(at.attributes.int("axis", 0)?, dims.len())?;
         let input = || at.constant_if(1);
         let sizes = fold::pieces(dims[axis], at.attributes, input, outputs)?;
+        // A function of every element is computed once, and not kept once for each output.
+        let value = &match value {
+            Value::Live(live) => Value::Live(self.each(live, |this, part| this.bare(part))?),
+            Value::Apart(apart) => Value::Apart(Apart {
+                live: self.each(&apart.live, |this, part| this.bare(part))?,
+                ..apart.clone()
+            }),
+            other => other.clone(),
+        };
         let mut first = 0;
         let pieces = sizes.into_iter().map(|size| {
             let elements: Vec<usize> = (first..first + size).collect();

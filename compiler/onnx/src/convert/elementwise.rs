@@ -154,7 +154,7 @@ impl Converter<'_> {
     }
 
     /// The part as a node's result itself, unless it is one.
-    fn bare(&mut self, part: &Part) -> Result<Part, String> {
+    pub(super) fn bare(&mut self, part: &Part) -> Result<Part, String> {
         let part = self.net.settle_if_padded(part)?;
         match part.function.is_identity() {
             true => Ok(part),

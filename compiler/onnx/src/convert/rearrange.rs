@@ -5,7 +5,10 @@ use super::{At, Converter};
 use crate::fold;
 use crate::tensor::{axis, common, reshape};
 use crate::value::{Axis, Live, Part, Value};
-use pi_ir::Padding;
+use pi_ir::{Padding, limits};
+
+/// Tensors that one Concat may put side by side, those of Concats before it included.
+const MOST_PARTS: usize = 4 * limits::TERMS;
 
 impl Converter<'_> {
     pub(super) fn transpose(&mut self, at: At<'_>) -> Result<Value, String> {
@@ -134,6 +137,9 @@ impl Converter<'_> {
                 Some(picked) => picked.clone(),
                 None => (0..places.len()).collect(),
             };
+            if parts.len() + live.parts.len() > MOST_PARTS {
+                return Err(format!("it concatenates more than {MOST_PARTS} tensors"));
+            }
             picked.extend(own.into_iter().map(|place| total + place));
             total += places.len();
             parts.extend(live.parts);
@@ -149,11 +155,19 @@ impl Converter<'_> {
             }
         }
         let all = picked.iter().copied().eq(0..total);
-        Ok(Live {
+        let live = Live {
             parts,
             axis: at_axis,
             picked: (!all).then_some(picked),
-        })
+        };
+        // A layer has no more terms than that.
+        match live.parts.len() <= limits::TERMS {
+            true => Ok(live),
+            false => Ok(Live::one(Part::of(
+                at.name,
+                self.net.joined(at.name, &live)?,
+            ))),
+        }
     }
 
     pub(super) fn pad(&mut self, at: At<'_>) -> Result<Live, String> {
