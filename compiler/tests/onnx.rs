@@ -58,6 +58,7 @@ fn lenet(activation: &[NodeProto]) -> Vec<u8> {
             &[None, Some(1), Some(14), Some(14)],
         )],
         output: vec![ValueInfoProto::of("logits", &[None, Some(3)])],
+        ..GraphProto::default()
     };
     let entry = |key: &str, value: &str| StringStringEntryProto {
         key: Some(key.into()),

@@ -1,9 +1,10 @@
-//! Hostile bytes for the importer of ONNX models: an error, or a graph without faults.
+//! Hostile bytes for the importer of ONNX models, and for the masks beside them: an error, or a
+//! graph without faults.
 
 use pi_fuzz::edited;
 use pi_ir::verify;
 use pi_onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
-use pi_onnx::{Options, parse};
+use pi_onnx::{Masks, Options, parse};
 use prost::Message;
 
 fn tensor(name: &str, dims: &[i64]) -> TensorProto {
@@ -95,6 +96,7 @@ fn encoded(node: Vec<NodeProto>, initializer: Vec<TensorProto>) -> Vec<u8> {
         initializer,
         input: vec![ValueInfoProto::of("x", &[1, 1, 4, 4].map(Some))],
         output: vec![ValueInfoProto::of("y", &[1, 3].map(Some))],
+        ..GraphProto::default()
     };
     ModelProto::of(graph, 18).encode_to_vec()
 }
@@ -113,6 +115,41 @@ fn onnx_importer_survives_any_bytes() {
                 // What the verifier refuses (numbers that are not finite, say) it names.
                 let _ = verify::graph(&import.graph);
             }
+        }
+    });
+}
+
+/// Masks of the model's activation, in safetensors: the length of a header, the header, the data.
+fn masks() -> Vec<u8> {
+    let header = r#"{"r.coefficients":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},
+        "r.kinds":{"dtype":"U8","shape":[2,4,4],"data_offsets":[24,56]}}"#;
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.extend(
+        [0.5f32, -1.0, 0.25, 0.0, 1.0, 2.0]
+            .iter()
+            .flat_map(|v| v.to_le_bytes()),
+    );
+    bytes.extend((0..32).map(|i| i % 3));
+    bytes
+}
+
+#[test]
+fn onnx_masks_survive_any_bytes() {
+    let (model, valid) = (model(), masks());
+    let masked = |bytes: &[u8]| {
+        let masks = Masks::parse(bytes).ok()?;
+        let options = Options {
+            masks: Some(masks),
+            ..Options::default()
+        };
+        parse(&model, "masked", &options).ok()
+    };
+    masked(&valid).expect("masks without faults");
+    bolero::check!().for_each(|input: &[u8]| {
+        let _ = Masks::parse(input);
+        if let Some(import) = masked(&edited(&valid, input)) {
+            assert_eq!(verify::graph(&import.graph), []);
         }
     });
 }

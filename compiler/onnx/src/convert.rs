@@ -4,18 +4,22 @@
 mod channels;
 mod elementwise;
 mod linear;
+mod masked;
 mod pool;
 mod rearrange;
 
 use crate::attributes::Attributes;
 use crate::file::Model;
 use crate::fold;
-use crate::net::Net;
+use crate::masks::Masks;
+use crate::metadata::Metadata;
+use crate::net::{Net, RAW};
 use crate::proto::{GraphProto, NodeProto, ValueInfoProto};
 use crate::tensor::{Shared, Tensor};
+use crate::trace::Trace;
 use crate::value::{Axis, Live, Part, Value, View};
 use crate::{Error, Fault, Import, Options};
-use pi_ir::{Graph, NodeId, Op, Preprocessing, Shape, limits};
+use pi_ir::{NodeId, Op, Preprocessing, Shape, limits};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
@@ -163,6 +167,7 @@ const REMEDIES: &[(&[&str], &str)] = &[
 
 pub(crate) struct Converter<'m> {
     model: &'m Model,
+    masks: Option<&'m Masks>,
     net: Net,
     values: HashMap<String, Value>,
     faults: Vec<Fault>,
@@ -171,6 +176,8 @@ pub(crate) struct Converter<'m> {
     batch: usize,
     /// Elements of the constants that were computed: a short file may ask for any number.
     computed: usize,
+    /// The input and the tensors so far, if they are kept.
+    traced: Option<(View, Vec<(String, Live)>)>,
 }
 
 /// Elements of all constants that nodes compute from others.
@@ -180,6 +187,8 @@ const MAX_COMPUTED: usize = 1 << 28;
 #[derive(Clone, Copy)]
 struct At<'n> {
     name: &'n str,
+    /// Its first output.
+    output: &'n str,
     operator: &'n str,
     attributes: Attributes<'n>,
     inputs: &'n [Option<Value>],
@@ -249,16 +258,18 @@ pub(crate) fn convert(model: &Model, name: &str, options: &Options) -> Result<Im
     let (view, batch, mut notes) =
         input_view(input, options.input, channels_may_be_last(graph, &order))
             .map_err(|why| refused(Fault::of_model(why)))?;
-    let scales =
-        Scales::new(model, options, view.shape.c).map_err(|why| refused(Fault::of_model(why)))?;
+    let metadata = Metadata::new(&model.proto, options, view.shape.c);
+    let metadata = metadata.map_err(|why| refused(Fault::of_model(why)))?;
     if batch > 1 {
         notes.push(format!(
             "the file fixes a batch of {batch} images; one at a time is computed"
         ));
     }
     let input_name = input.name.clone().unwrap_or_default();
+    let masks = options.masks.as_ref();
     let mut converter = Converter {
         model,
+        masks,
         net: Net::new(
             if input_name.is_empty() {
                 "input"
@@ -268,11 +279,15 @@ pub(crate) fn convert(model: &Model, name: &str, options: &Options) -> Result<Im
             view.shape,
         ),
         values: HashMap::new(),
-        faults: Vec::new(),
+        faults: masks.map_or_else(Vec::new, |masks| masks.faults(graph, &order.nodes)),
         notes,
         batch,
         computed: 0,
+        traced: options.trace.then(|| (view.clone(), Vec::new())),
     };
+    if metadata.is_by_image() {
+        converter.net.keep_input();
+    }
     let live = Live::one(Part::of(&input_name, view));
     converter.values.insert(input_name, Value::Live(live));
     for tensor in &graph.initializer {
@@ -306,7 +321,7 @@ pub(crate) fn convert(model: &Model, name: &str, options: &Options) -> Result<Im
             }
         }
     }
-    converter.finish(name, &output, &scales)
+    converter.finish(name, &output, &metadata)
 }
 
 impl Converter<'_> {
@@ -322,6 +337,9 @@ impl Converter<'_> {
             vec![Value::Unknown; node.output.len()]
         });
         for (output, value) in node.output.iter().zip(values) {
+            if let (Some((_, tensors)), Value::Live(live)) = (&mut self.traced, &value) {
+                tensors.push((output.clone(), live.clone()));
+            }
             self.values.insert(output.clone(), value);
         }
     }
@@ -366,6 +384,10 @@ impl Converter<'_> {
             && let Some(folded) = fold::evaluate(self.model, operator, attributes, &constants)
         {
             let tensor = folded?;
+            let output = node.output.first().map_or("", String::as_str);
+            if self.masks.and_then(|masks| masks.site(output)).is_some() {
+                return Err("it is masked, and does not depend on the network's input".into());
+            }
             self.count_computed(tensor.len())?;
             return Ok(vec![Value::Constant(Rc::new(tensor))]);
         }
@@ -385,6 +407,7 @@ impl Converter<'_> {
         }
         let at = At {
             name,
+            output: node.output.first().map_or("", String::as_str),
             operator,
             attributes,
             inputs: &inputs,
@@ -439,6 +462,9 @@ impl Converter<'_> {
                 1 | 10 | 11 | 16 => at.live(0)?.clone(),
                 _ => return Err("casts to integers have no private form".into()),
             },
+            "Relu" if let Some(site) = self.masks.and_then(|masks| masks.site(at.output)) => {
+                self.masked(at, site)?
+            }
             "Conv" => self.conv(at)?,
             "Gemm" => self.gemm(at)?,
             "MatMul" => self.matmul(at)?,
@@ -456,7 +482,7 @@ impl Converter<'_> {
         Ok(Value::Live(live))
     }
 
-    fn finish(mut self, name: &str, output: &str, scales: &Scales) -> Result<Import, Error> {
+    fn finish(mut self, name: &str, output: &str, metadata: &Metadata) -> Result<Import, Error> {
         let (live, last) = match self.values.remove(output) {
             Some(Value::Live(live)) => (Some(live), None),
             Some(Value::Final(live, last)) => (Some(live), Some(last)),
@@ -481,8 +507,8 @@ impl Converter<'_> {
         let finished = live.map(|live| self.output_node(output, &live));
         match finished.transpose() {
             Ok(Some(id)) if self.faults.is_empty() => {
-                let mut graph = self.net.finish(name, id);
-                scales.apply(&mut graph);
+                let (mut graph, new_id, function) = self.net.finish(name, id);
+                metadata.apply(&mut graph);
                 if let Preprocessing::Channels { mean, std } = &graph.preprocessing {
                     let plain = mean.iter().all(|&m| m == 0.0) && std.iter().all(|&s| s == 1.0);
                     let image = matches!(graph.nodes[0].op, Op::Input { shape } if shape.h > 1);
@@ -494,9 +520,13 @@ impl Converter<'_> {
                         );
                     }
                 }
+                let trace = self
+                    .traced
+                    .map(|(input, tensors)| Trace::new(input, function, tensors, &new_id));
                 Ok(Import {
                     graph,
                     notes: self.notes,
+                    trace,
                 })
             }
             Ok(_) => Err(Error::Refused(self.faults)),
@@ -545,77 +575,6 @@ fn behind_the_end(at: At<'_>, live: &Live, last: &'static str) -> Result<Value, 
             "it reads what {last} gives, which has no private form: {last} may only come last"
         )),
     }
-}
-
-/// Normalisation that the file or the user states.
-struct Scales {
-    mean: Vec<f32>,
-    deviation: Vec<f32>,
-    classes: Vec<String>,
-}
-
-impl Scales {
-    fn new(model: &Model, options: &Options, channels: u32) -> Result<Self, String> {
-        let entry = |key: &str| {
-            let mut entries = model.proto.metadata_props.iter();
-            let found = entries.find(|entry| entry.key.as_deref() == Some(key));
-            found.and_then(|entry| entry.value.as_deref())
-        };
-        let numbers = |what: &str, given: &Option<Vec<f32>>, default: f32| {
-            let list: Vec<f32> = match (given, entry(what)) {
-                (Some(given), _) => given.clone(),
-                (None, Some(text)) => listed(text)
-                    .iter()
-                    .map(|number| number.parse::<f32>())
-                    .collect::<Result<_, _>>()
-                    .map_err(|_| format!("the file's {what} is {text:?}: numbers are expected"))?,
-                (None, None) => vec![default],
-            };
-            match list.len() {
-                1 => Ok(vec![list[0]; channels as usize]),
-                n if n == channels as usize => Ok(list),
-                n => Err(format!("{n} numbers of {what} for {channels} channels")),
-            }
-        };
-        let mean = numbers("mean", &options.mean, 0.0)?;
-        let deviation = numbers("deviation", &options.deviation, 1.0)?;
-        if !deviation.iter().all(|&d| d > 0.0 && d.is_finite())
-            || !mean.iter().all(|m| m.is_finite())
-        {
-            return Err("mean and deviation must be finite, and deviations above 0".into());
-        }
-        Ok(Scales {
-            mean,
-            deviation,
-            classes: entry("classes").map(listed).unwrap_or_default(),
-        })
-    }
-
-    /// `(pixel / 255 - mean) / deviation` comes before what the network does itself.
-    fn apply(&self, graph: &mut Graph) {
-        if let Preprocessing::Channels { mean, std } = &mut graph.preprocessing {
-            let own = self.mean.iter().zip(&self.deviation);
-            for ((mean, std), (&m, &d)) in mean.iter_mut().zip(std).zip(own) {
-                *mean = m + d * *mean;
-                *std *= d;
-            }
-        }
-        if self.classes.len() <= limits::CLASSES {
-            graph.classes = self.classes.clone();
-        }
-    }
-}
-
-/// A list as metadata has it: `a, b, c`, with or without brackets and quotes.
-fn listed(text: &str) -> Vec<String> {
-    let inner = text.trim().trim_start_matches('[').trim_end_matches(']');
-    let items = inner
-        .split(',')
-        .map(|item| item.trim().trim_matches(['"', '\'']));
-    items
-        .filter(|item| !item.is_empty())
-        .map(str::to_owned)
-        .collect()
 }
 
 fn check_opsets(model: &Model) -> Result<(), String> {
@@ -854,7 +813,7 @@ fn input_view(
     }
     let order = std::iter::once(Vec::new()).chain(axes.iter().map(|&axis| vec![axis]));
     let view = View {
-        id: NodeId(0),
+        id: RAW,
         shape,
         order: order.collect(),
     };

@@ -20,9 +20,14 @@ impl Field {
 
     /// Returns whether all numbers are this one.
     pub(crate) fn is(&self, value: f64) -> bool {
+        self.every(|own| own == value)
+    }
+
+    /// Returns whether all numbers have a property.
+    fn every(&self, has: impl Fn(f64) -> bool) -> bool {
         match self {
-            Field::One(own) => *own == value,
-            Field::Channels(all) | Field::Elements(all) => all.iter().all(|&own| own == value),
+            Field::One(own) => has(*own),
+            Field::Channels(all) | Field::Elements(all) => all.iter().all(|&own| has(own)),
         }
     }
 
@@ -146,15 +151,48 @@ impl Function {
         }
     }
 
-    /// This `c x + d` as a function of `y = a x + b`: `c (y - b) / a + d`.
-    pub(crate) fn of(&self, y: &Function, shape: Shape) -> Function {
-        let linear = self.linear.zip(&y.linear, shape, |c, a| c / a);
+    /// This as a function `k y + d` of `y`, whose `k` and `d` may differ from element to element;
+    /// `None` if it is none.
+    pub(crate) fn of(&self, y: &Function, shape: Shape) -> Option<Function> {
+        if !self.is_affine() || !y.is_affine() {
+            return self.multiple_of(y, shape);
+        }
+        // c x + d = (c / a) (a x + b) + d - (c / a) b; where a and c are 0, any k is right.
+        let slope = |c: f64, a: f64| if c == 0.0 { 0.0 } else { c / a };
+        let linear = self.linear.zip(&y.linear, shape, slope);
         let taken = linear.zip(&y.constant, shape, |slope, b| slope * b);
-        Function {
-            constant: self.constant.zip(&taken, shape, |d, taken| d - taken),
+        let constant = self.constant.zip(&taken, shape, |d, taken| d - taken);
+        let finite = [&linear, &constant].map(|field| field.every(f64::is_finite));
+        (finite == [true; 2]).then(|| Function {
+            constant,
             linear,
             ..Function::identity()
+        })
+    }
+
+    fn multiple_of(&self, y: &Function, shape: Shape) -> Option<Function> {
+        let fields = |f: &Function| {
+            [&f.square, &f.linear, &f.relu, &f.constant].map(|field| field.elements(shape))
+        };
+        let (own, other) = (fields(self), fields(y));
+        let (mut linear, mut constant) = (Vec::new(), Vec::new());
+        for element in 0..shape.len() {
+            let [own, other] = [&own, &other].map(|all| [0, 1, 2, 3].map(|i| all[i][element]));
+            let leading = other[..3].iter().position(|&v| v != 0.0);
+            let slope = leading.map_or(0.0, |i| own[i] / other[i]);
+            // Products of single-precision numbers, rounded in double precision.
+            let near = |i: usize| (own[i] - slope * other[i]).abs() <= 1e-12 * own[i].abs();
+            if !(0..3).all(near) {
+                return None;
+            }
+            linear.push(slope);
+            constant.push(own[3] - slope * other[3]);
         }
+        Some(Function {
+            linear: Field::Elements(linear),
+            constant: Field::Elements(constant),
+            ..Function::identity()
+        })
     }
 
     /// The product, if it is a quadratic.
@@ -256,6 +294,30 @@ mod tests {
         assert_eq!(coefficients, [[2.0, 2.0, 0.0], [2.0, 6.0, 0.0]]);
         assert!(square.product(&x, SHAPE).is_none());
         assert!(Function::relu().product(&x, SHAPE).is_none());
+    }
+
+    #[test]
+    fn multiples_of_a_function_are_found() {
+        let y = Function {
+            square: Field::Channels(vec![0.0, 0.3]),
+            relu: Field::Elements(vec![1.0, 0.0, 0.0, 0.0]),
+            linear: Field::Elements(vec![0.0, 0.0, 0.7, 1.0]),
+            constant: Field::One(0.1),
+        };
+        let factor = Field::Channels(vec![0.9, 0.3]);
+        let shifted = Function::constant(Field::One(0.25));
+        let of = y
+            .times(&factor, SHAPE)
+            .plus(&shifted, SHAPE)
+            .of(&y, SHAPE)
+            .unwrap();
+        // The second element is a constant of any multiple.
+        for (element, expected) in [(0, 0.9), (2, 0.3), (3, 0.3)] {
+            assert!((of.linear.elements(SHAPE)[element] - expected).abs() < 1e-12);
+            assert!((of.constant.elements(SHAPE)[element] - 0.25).abs() < 1e-12);
+        }
+        assert!(Function::identity().of(&y, SHAPE).is_none());
+        assert!(y.of(&Function::identity(), SHAPE).is_none());
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //! reshapes, transpositions, channels that are split or shuffled), and what a network does to its
 //! pixels first becomes the graph's preprocessing. Activations may be spelt as exporters spell
 //! them: a ReLU mask as `Where(mask, Relu(x), x)` or `m * Relu(x) + (1 - m) * x`, a quadratic as
-//! `a * x * x + b * x + c`.
+//! `a * x * x + b * x + c`; or as plain `Relu` nodes, with a file of [`Masks`] beside the model.
+//! [`write()`] makes such a model of a graph.
 //!
 //! A model that cannot be imported is refused with all its faults, each with the node, its operator
 //! and a remedy.
@@ -22,10 +23,18 @@ mod convert;
 mod field;
 mod file;
 mod fold;
+mod masks;
+mod metadata;
 mod net;
 pub mod proto;
 mod tensor;
+mod trace;
 mod value;
+mod write;
+
+pub use masks::Masks;
+pub use trace::TensorValue;
+pub use write::{input_in_words, write};
 
 use pi_ir::{Graph, Shape};
 use std::fmt;
@@ -43,6 +52,10 @@ pub struct Options {
     pub mean: Option<Vec<f32>>,
     /// Deviations, in the same way (`deviation`).
     pub deviation: Option<Vec<f32>>,
+    /// The kinds of elements of Relu nodes, from a file beside the model.
+    pub masks: Option<Masks>,
+    /// Keeps what [`Import::tensors`] needs: some memory for every tensor of the model.
+    pub trace: bool,
 }
 
 /// An imported model.
@@ -52,6 +65,7 @@ pub struct Import {
     pub graph: Graph,
     /// What was assumed or left out, for the user to read.
     pub notes: Vec<String>,
+    trace: Option<trace::Trace>,
 }
 
 /// One reason why a model cannot be imported.
@@ -79,11 +93,12 @@ impl Fault {
     }
 }
 
-/// Prints `node (operator): problem`.
+/// Prints `node (operator): problem`, without what is empty.
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.node[..], &self.operator[..]) {
             ("", "") => f.write_str(&self.problem),
+            (node, "") => write!(f, "{node}: {}", self.problem),
             (node, operator) => write!(f, "{node} ({operator}): {}", self.problem),
         }
     }
@@ -103,6 +118,9 @@ pub enum Error {
     /// The file is no ONNX model, or is damaged.
     #[error("this is no ONNX model: {0}")]
     Format(String),
+    /// The file of masks is no safetensors file, or is damaged.
+    #[error("these are no masks in safetensors: {0}")]
+    Masks(String),
     /// The model has no private form, or one that is not supported: all reasons.
     #[error("{}", list(.0))]
     Refused(Vec<Fault>),

@@ -8,6 +8,10 @@ use pi_ir::{
 };
 use std::collections::{HashMap, HashSet};
 
+/// The model's input as it is, before what the network does to it first: the graph's node 0 gives
+/// out the result of that.
+pub(crate) const RAW: NodeId = NodeId(u32::MAX);
+
 /// A graph in the making.
 pub(crate) struct Net {
     nodes: Vec<Node>,
@@ -71,6 +75,13 @@ impl Reading {
         self.padding == (0, 0) && self.taps.iter().all(|&tap| tap == own)
     }
 
+    /// The element of each window that it is, if it is one, and zeros around play no part.
+    fn choice(&self) -> Option<usize> {
+        let chosen = self.taps.iter().position(|&tap| tap == 1.0)?;
+        let others = self.taps.iter().filter(|&&tap| tap != 0.0).count();
+        (self.padding == (0, 0) && others == 1).then_some(chosen)
+    }
+
     fn changes_nothing(&self) -> bool {
         self.is_mean() && self.taps.len() == 1 && self.stride == 1
     }
@@ -98,13 +109,7 @@ impl Net {
             end -= 1;
         }
         let base = if end == 0 { "node" } else { &name[..end] };
-        let mut unique = base.to_owned();
-        for number in 2.. {
-            if self.names.insert(unique.clone()) {
-                break;
-            }
-            unique = format!("{base}.{number}");
-        }
+        let unique = unique(&mut self.names, base);
         self.elements = self.elements.saturating_add(shape.len());
         self.never_negative.push(match &op {
             Op::Activation { kinds, .. } => kinds.iter().all(|k| *k == ActivationKind::Relu),
@@ -207,6 +212,16 @@ impl Net {
             side.map_err(|_| String::from("its windows are too large"))
         };
         let (kernel, stride) = ((side(rows)?, side(columns)?), (rows.stride, columns.stride));
+        if let (Some(row), Some(column)) = (rows.choice(), columns.choice()) {
+            let Shape { h, w, .. } = self.shapes[id.0 as usize];
+            let chosen = pi_ir::Window {
+                kernel: (1, 1),
+                stride,
+                origin: (row as i32, column as i32),
+                count: ((h - kernel.0) / stride.0 + 1, (w - kernel.1) / stride.1 + 1),
+            };
+            return self.emit(name, Op::WindowSum(chosen), vec![id]);
+        }
         if rows.is_mean() && columns.is_mean() {
             return self.emit(name, Op::AvgPool { kernel, stride }, vec![id]);
         }
@@ -290,8 +305,7 @@ impl Net {
             if *known == part.function {
                 return Some(Function::identity());
             }
-            let invertible = known.is_affine() && !known.linear.elements(shape).contains(&0.0);
-            (invertible && part.function.is_affine()).then(|| part.function.of(known, shape))
+            part.function.of(known, shape)
         });
         match function {
             None => part.clone(),
@@ -307,14 +321,14 @@ impl Net {
     }
 
     fn function(&mut self, name: &str, id: NodeId, f: &Function) -> Result<NodeId, String> {
-        if id == NodeId(0) && f.is_affine() {
+        if id == RAW && f.is_affine() {
             return self.of_input(name, f);
         }
         if f.is_affine() {
             return self.affine(name, id, &f.linear, &f.constant);
         }
         let id = match id {
-            NodeId(0) => self.of_input(name, &Function::identity())?,
+            RAW => self.of_input(name, &Function::identity())?,
             id => id,
         };
         let shape = self.shapes[id.0 as usize];
@@ -324,6 +338,16 @@ impl Net {
                 coefficients,
             };
             return Ok(self.emit(name, op, vec![id])?.0);
+        }
+        // What goes around an activation and is added behind it.
+        let minus = Function::identity().times(&Field::One(-1.0), shape);
+        if let Some((kinds, coefficients)) = f.plus(&minus, shape).activation(shape) {
+            let op = Op::Activation {
+                kinds,
+                coefficients,
+            };
+            let (activated, _) = self.emit(name, op, vec![id])?;
+            return Ok(self.emit(name, Op::Add, vec![activated, id])?.0);
         }
         if !f.square.is(0.0) {
             return Err(format!(
@@ -353,6 +377,11 @@ impl Net {
         Ok(self.emit(name, Op::Add, vec![relu, rest])?.0)
     }
 
+    /// Leaves the input as it is: no function of it becomes part of what is done to pixels.
+    pub(crate) fn keep_input(&mut self) {
+        self.input = Some(Function::identity());
+    }
+
     /// A function of the input. The first becomes what is done to pixels before node 0 gives them
     /// out, and others are computed from that.
     fn of_input(&mut self, name: &str, f: &Function) -> Result<NodeId, String> {
@@ -368,6 +397,7 @@ impl Net {
             return Ok(NodeId(0));
         }
         let f = f.of(&first, shape);
+        let f = f.ok_or("its numbers are beyond single precision")?;
         self.affine(name, NodeId(0), &f.linear, &f.constant)
     }
 
@@ -476,8 +506,13 @@ impl Net {
         self.never_negative[id.0 as usize] = true;
     }
 
-    /// The graph that ends with a node: what it does not read is left out.
-    pub(crate) fn finish(mut self, name: &str, output: NodeId) -> Graph {
+    /// The graph that ends with a node: what it does not read is left out. Where each node went,
+    /// and what node 0 does to the input.
+    pub(crate) fn finish(
+        mut self,
+        name: &str,
+        output: NodeId,
+    ) -> (Graph, Vec<Option<NodeId>>, Function) {
         let mut needed = vec![false; self.nodes.len()];
         needed[0] = true;
         needed[output.0 as usize] = true;
@@ -488,15 +523,16 @@ impl Net {
             }
         }
         let shape = self.shapes[0];
-        let preprocessing = preprocessing(shape, self.input.as_ref());
-        let mut new_id = vec![NodeId(0); self.nodes.len()];
+        let function = self.input.take().unwrap_or_else(Function::identity);
+        let preprocessing = preprocessing(shape, &function);
+        let mut new_id = vec![None; self.nodes.len()];
         let mut nodes = Vec::new();
         for (index, mut node) in self.nodes.drain(..).enumerate() {
             if needed[index] {
                 node.inputs
                     .iter_mut()
-                    .for_each(|id| *id = new_id[id.0 as usize]);
-                new_id[index] = NodeId(nodes.len() as u32);
+                    .for_each(|id| *id = new_id[id.0 as usize].expect("a needed node is kept"));
+                new_id[index] = Some(NodeId(nodes.len() as u32));
                 nodes.push(node);
             }
         }
@@ -507,8 +543,20 @@ impl Net {
             nodes,
         };
         spell_out_norms(&mut graph);
-        graph
+        (graph, new_id, function)
     }
+}
+
+/// The name, or with the first number behind it that makes it a new one; then it is none any more.
+pub(crate) fn unique(names: &mut HashSet<String>, base: &str) -> String {
+    let mut unique = base.to_owned();
+    for number in 2.. {
+        if names.insert(unique.clone()) {
+            break;
+        }
+        unique = format!("{base}.{number}");
+    }
+    unique
 }
 
 /// Ensures that a kernel is not too large to be written out.
@@ -527,9 +575,7 @@ pub(crate) fn check_kernel(out: usize, input: usize, taps: usize) -> Result<(), 
 }
 
 /// Pixels are divided by 255, and become what the network does to its input first.
-fn preprocessing(shape: Shape, input: Option<&Function>) -> Preprocessing {
-    let identity = Function::identity();
-    let f = input.unwrap_or(&identity);
+fn preprocessing(shape: Shape, f: &Function) -> Preprocessing {
     let list = |field: &Field| field.channels(shape).expect("of_input saw to it");
     let (scale, shift) = (list(&f.linear), list(&f.constant));
     // a x + b = (x - mean) / std

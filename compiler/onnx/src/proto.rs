@@ -8,6 +8,12 @@ use prost::Message;
 pub struct ModelProto {
     #[prost(int64, optional, tag = "1")]
     pub ir_version: Option<i64>,
+    #[prost(string, optional, tag = "2")]
+    pub producer_name: Option<String>,
+    #[prost(string, optional, tag = "3")]
+    pub producer_version: Option<String>,
+    #[prost(string, optional, tag = "6")]
+    pub doc_string: Option<String>,
     #[prost(message, optional, tag = "7")]
     pub graph: Option<GraphProto>,
     #[prost(message, repeated, tag = "8")]
@@ -36,6 +42,8 @@ pub struct StringStringEntryProto {
 pub struct GraphProto {
     #[prost(message, repeated, tag = "1")]
     pub node: Vec<NodeProto>,
+    #[prost(string, optional, tag = "2")]
+    pub name: Option<String>,
     #[prost(message, repeated, tag = "5")]
     pub initializer: Vec<TensorProto>,
     #[prost(message, repeated, tag = "11")]
@@ -112,12 +120,9 @@ impl NodeProto {
     pub fn of(operator: &str, line: &str, lists: &[(&str, &[i64])]) -> Self {
         let mut words = line.split_whitespace().map(str::to_owned);
         let output: Vec<String> = words.next_back().into_iter().collect();
-        let attribute = lists.iter().map(|(name, list)| AttributeProto {
-            name: Some((*name).into()),
-            ints: list.to_vec(),
-            r#type: Some(attribute_type::INTS),
-            ..AttributeProto::default()
-        });
+        let attribute = lists
+            .iter()
+            .map(|(name, list)| AttributeProto::ints(name, list.to_vec()));
         NodeProto {
             name: output.first().cloned(),
             op_type: Some(operator.into()),
@@ -125,6 +130,38 @@ impl NodeProto {
             output,
             attribute: attribute.collect(),
             domain: None,
+        }
+    }
+}
+
+impl AttributeProto {
+    /// A list of integers.
+    pub fn ints(name: &str, values: Vec<i64>) -> Self {
+        AttributeProto {
+            name: Some(name.into()),
+            ints: values,
+            r#type: Some(attribute_type::INTS),
+            ..AttributeProto::default()
+        }
+    }
+
+    /// An integer.
+    pub fn int(name: &str, value: i64) -> Self {
+        AttributeProto {
+            name: Some(name.into()),
+            i: Some(value),
+            r#type: Some(attribute_type::INT),
+            ..AttributeProto::default()
+        }
+    }
+
+    /// A number of single precision.
+    pub fn float(name: &str, value: f32) -> Self {
+        AttributeProto {
+            name: Some(name.into()),
+            f: Some(value),
+            r#type: Some(attribute_type::FLOAT),
+            ..AttributeProto::default()
         }
     }
 }
@@ -137,6 +174,18 @@ impl TensorProto {
             dims: dims.to_vec(),
             data_type: Some(data_type::FLOAT),
             float_data: values.into_iter().collect(),
+            ..TensorProto::default()
+        }
+    }
+
+    /// A constant whose elements are bytes, row-major and little-endian: what weights take least
+    /// time and space as.
+    pub fn raw(name: &str, dims: &[i64], kind: i32, bytes: Vec<u8>) -> Self {
+        TensorProto {
+            name: Some(name.into()),
+            dims: dims.to_vec(),
+            data_type: Some(kind),
+            raw_data: Some(bytes),
             ..TensorProto::default()
         }
     }
@@ -193,7 +242,7 @@ impl ModelProto {
                 domain: None,
                 version: Some(opset),
             }],
-            metadata_props: Vec::new(),
+            ..ModelProto::default()
         }
     }
 }

@@ -165,6 +165,11 @@ impl Part {
     }
 
     pub(crate) fn dims(&self) -> Vec<usize> {
+        self.padded().dims()
+    }
+
+    /// The view, its padding included.
+    pub(crate) fn padded(&self) -> View {
         let Padding {
             top,
             left,
@@ -174,7 +179,7 @@ impl Part {
         let mut padded = self.view.clone();
         padded.shape.h += top + bottom;
         padded.shape.w += left + right;
-        padded.dims()
+        padded
     }
 }
 

@@ -248,6 +248,51 @@ fn masks_and_quadratics_behind_norms_are_read_too() {
     }
 }
 
+/// The input's normalisation leaves the network; what reads its result does not read the input.
+#[test]
+fn functions_of_a_normalised_input_are_not_those_of_the_input() {
+    let functions: [&[(&str, &str)]; 3] = [
+        &[("Relu", "n > a")],
+        &[("Mul", "n n > a")],
+        &[("Relu", "n > r"), ("Add", "r n > a")],
+    ];
+    for nodes in functions {
+        let mut b = Builder::new(&[1, 3, 4, 4]);
+        b.constant("m", Array::new(&[3, 1, 1], vec![0.5, 0.4, 0.6]))
+            .constant("s", Array::new(&[3, 1, 1], vec![4.0, 5.0, 3.0]))
+            .weights("w", &[2, 3, 3, 3]);
+        b.node("Sub", "x m > d", &[]).node("Mul", "d s > n", &[]);
+        for (operator, line) in nodes {
+            b.node(operator, line, &[]);
+        }
+        b.node("Conv", "a w > c", &[]).node("Flatten", "c > y", &[]);
+        b.check();
+    }
+}
+
+/// Training often leaves channels without any weight; their norm gives out a constant.
+#[test]
+fn masks_and_quadratics_may_follow_norms_with_dead_channels() {
+    let mut b = Builder::new(&[1, 1, 3, 3]);
+    b.weights("w", &[2, 1, 1, 1]).weights("d", &[2, 2, 3, 3]);
+    b.constant("g", Array::new(&[2], vec![0.0, 1.5]))
+        .constant("h", Array::new(&[2], vec![0.6, -0.2]))
+        .constant("v", Array::new(&[2], vec![0.5, 2.0]))
+        .constant("b1", Array::new(&[2, 1, 1], vec![0.3, 0.4]));
+    b.mask("m", &[2, 3, 3], &[true, false, true].repeat(6));
+    b.node("Conv", "x w > c", &[])
+        .node("BatchNormalization", "c g h h v > n", &[])
+        .node("Mul", "n n > s", &[])
+        .node("Mul", "n b1 > l", &[])
+        .node("Add", "s l > q", &[])
+        .node("Relu", "n > r", &[])
+        .node("Where", "m q r > a", &[])
+        .node("Conv", "a d > z", &[])
+        .node("Flatten", "z > y", &[]);
+    let import = b.check();
+    assert_eq!(kinds(&import.graph).len(), 1);
+}
+
 #[test]
 fn functions_that_are_sums_of_relus_equal_their_definition() {
     let functions: [(&str, &str, Attributes); 8] = [

@@ -3,7 +3,7 @@
 use super::linear::{Geometry, Layout, both, padded};
 use super::{At, Converter};
 use crate::field::Function;
-use crate::net::{Reading, Window};
+use crate::net::{RAW, Reading, Window};
 use crate::tensor::axis;
 use crate::value::{Axis, Live, Part, View};
 use pi_ir::{ActivationKind, NodeId, Op, Padding, Shape};
@@ -292,7 +292,7 @@ impl Converter<'_> {
                     .into(),
             );
         }
-        if relu && view.id == NodeId(0) {
+        if relu && view.id == RAW {
             return Err("it reads a Relu of the input itself".into());
         }
         let mut at = (view.id, view.shape);

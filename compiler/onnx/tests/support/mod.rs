@@ -271,24 +271,29 @@ impl Builder {
     }
 
     fn reference(&self, x: Array) -> Array {
+        let last = self.graph.node.last().map_or("x", |node| &node.output[0]);
+        let all = self.references(x).remove(last);
+        all.expect("the last node's output")
+    }
+
+    /// Every tensor, constants included.
+    pub(crate) fn references(&self, x: Array) -> HashMap<String, Array> {
         let mut known = self.constants.clone();
         known.insert("x".into(), x);
-        let mut last = "x".to_owned();
         for node in &self.graph.node {
             let inputs: Vec<Option<&Array>> = node
                 .input
                 .iter()
                 .map(|name| (!name.is_empty()).then(|| &known[name]))
                 .collect();
-            last.clone_from(&node.output[0]);
             match node.op_type.as_deref() {
                 Some("Split") => known.extend(split(node, &inputs)),
                 _ => {
-                    known.insert(last.clone(), evaluate(node, &inputs));
+                    known.insert(node.output[0].clone(), evaluate(node, &inputs));
                 }
             }
         }
-        known.remove(&last).expect("the last node's output")
+        known
     }
 }
 
