@@ -18,7 +18,8 @@
 //!    size of batch. It verifies every plan it returns.
 //!
 //! [`emit::files`] then makes the two files of the result. [`cost`] computes what the network
-//! costs, [`images`] reads or draws the images that calibration and evaluation need.
+//! costs, [`images`] reads or draws the images that calibration and evaluation need, and [`trace`]
+//! tells what became of the tensors of an ONNX model.
 #![forbid(unsafe_code)]
 
 pub mod compile;
@@ -28,11 +29,13 @@ pub mod fault;
 pub mod file;
 pub mod images;
 pub mod import;
+pub mod npy;
 pub mod number;
 pub mod page;
 pub mod pass;
 pub mod prefix;
 pub mod real_circuit;
+pub mod trace;
 
 pub use compile::{Compiled, Options, compile};
 pub use fault::{Fault, Refused};

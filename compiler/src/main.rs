@@ -13,7 +13,7 @@ use pi_compiler::page::{self, Model};
 use pi_compiler::pass::lower::Pools;
 use pi_compiler::pass::quantise::Precision;
 use pi_compiler::pass::select::Link;
-use pi_compiler::{Compiled, Options, PublicPrefix, compile, emit};
+use pi_compiler::{Compiled, Options, PublicPrefix, compile, emit, npy, trace};
 use pi_ir::artifact::{ARTIFACT_NAME, Accuracy, GRAPH_NAME, WEIGHTS_NAME};
 use pi_ir::{Artifact, Graph, GraphFile, Reveal, Shape, WeightsFile};
 use rand_core::{OsRng, TryRngCore};
@@ -38,7 +38,7 @@ struct Arguments {
     /// Directory for model.pia and model.piw; created if it does not exist.
     #[arg(
         long,
-        required_unless_present_any = ["inspect", "evaluate", "costs"],
+        required_unless_present_any = ["inspect", "evaluate", "costs", "export_onnx", "trace"],
         requires = "calibration"
     )]
     out: Option<PathBuf>,
@@ -77,6 +77,10 @@ struct Arguments {
     /// Prints the tables of existing model directories and exits.
     #[arg(long, conflicts_with_all = ["out", "evaluate", "costs"])]
     inspect: bool,
+    /// Writes the float graph to this file as an ONNX model, masks and quadratics included. Without
+    /// --out, nothing else is written.
+    #[arg(long, value_name = "FILE.onnx", conflicts_with = "inspect")]
+    export_onnx: Option<PathBuf>,
     #[command(flatten)]
     choices: Choices,
     /// Note for the users of the model; kept in the artifact.
@@ -104,6 +108,23 @@ struct OnnxChoices {
     /// Deviations of the pixels, in the same way.
     #[arg(long, value_delimiter = ',', value_name = "D,D,D")]
     deviation: Option<Vec<f32>>,
+    /// Masks of a network whose activations are plain Relu nodes: which elements are ReLUs, which
+    /// are left as they are and which are quadratics (docs/onnx.md has the format).
+    #[arg(long, value_name = "FILE.safetensors")]
+    masks: Option<PathBuf>,
+    /// Computes every tensor of the model on this input, an array of float32 as numpy.save writes
+    /// it, and nothing else: tools/onnx-check compares them with onnxruntime's. With --calibration,
+    /// those in fixed point too.
+    #[arg(
+        long,
+        value_name = "INPUT.npy",
+        requires = "trace_out",
+        conflicts_with_all = ["out", "evaluate", "costs", "inspect", "public_prefix"]
+    )]
+    trace: Option<PathBuf>,
+    /// Directory for the tensors of --trace and their list, trace.json.
+    #[arg(long, value_name = "DIR", requires = "trace")]
+    trace_out: Option<PathBuf>,
 }
 
 /// Choices left to the compiler.
@@ -205,6 +226,15 @@ fn run(arguments: &Arguments) -> Result<()> {
     if arguments.report.is_some() && arguments.out.is_none() {
         bail!("--report works with --out or with --inspect");
     }
+    if let (Some(input), Some(out)) = (&arguments.onnx.trace, &arguments.onnx.trace_out) {
+        return trace_model(arguments, input, out);
+    }
+    if let Some(file) = &arguments.export_onnx {
+        export_onnx(arguments, file)?;
+        if arguments.out.is_none() && arguments.evaluate.is_none() && arguments.costs.is_none() {
+            return Ok(());
+        }
+    }
     match (&arguments.out, &arguments.evaluate, &arguments.costs) {
         (Some(out), ..) => compile_to(arguments, out),
         (None, Some(_), Some(_)) => {
@@ -212,7 +242,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         }
         (None, Some(data), None) => evaluate_model(arguments, data),
         (None, None, Some(file)) => costs_of_graph(arguments, file),
-        (None, None, None) => bail!("nothing to do: give --out, --evaluate, --costs or --inspect"),
+        (None, None, None) => bail!(
+            "nothing to do: give --out, --evaluate, --costs, --export-onnx, --trace or --inspect"
+        ),
     }
 }
 
@@ -242,6 +274,39 @@ fn write_page(arguments: &Arguments, models: &[Model]) -> Result<()> {
         Some(file) => write_whole(file, page::html(models).as_bytes()),
         None => Ok(()),
     }
+}
+
+/// Writes the graph as an ONNX model.
+fn export_onnx(arguments: &Arguments, file: &Path) -> Result<()> {
+    let (path, graph) = graph_of(arguments)?;
+    let model = pi_onnx::write(&graph);
+    let model = model.with_context(|| format!("cannot export {}", path.display()))?;
+    write_whole(file, &model)?;
+    eprintln!(
+        "{}: {}",
+        file.display(),
+        pi_onnx::input_in_words(&graph.preprocessing)
+    );
+    Ok(())
+}
+
+/// Writes every tensor of an ONNX model, of its circuit too if there are calibration images.
+fn trace_model(arguments: &Arguments, input: &Path, out: &Path) -> Result<()> {
+    let (_, values) = npy::read(input)?;
+    let import = import_onnx(&arguments.graph, &arguments.onnx)?;
+    let compiled = match &arguments.calibration {
+        Some(_) => {
+            let shape = input_shape(&import.graph)?;
+            let calibration = calibration_of(arguments, shape, COSTS_IMAGES)?;
+            let options = Options {
+                batches: Vec::new(),
+                ..arguments.choices.options()
+            };
+            Some(compile(&import.graph, &calibration, &options)?)
+        }
+        None => None,
+    };
+    trace::write(out, &trace::trace(&import, compiled.as_ref(), &values)?)
 }
 
 /// Writes the costs alone: no batch is planned, and a network that would fail too often is not
@@ -291,7 +356,7 @@ fn graph_of(arguments: &Arguments) -> Result<(PathBuf, Graph)> {
         .extension()
         .is_some_and(|extension| extension == "onnx")
     {
-        true => import_onnx(&path, &arguments.onnx)?,
+        true => import_onnx(&path, &arguments.onnx)?.graph,
         false => load_graph(&path)?,
     };
     Ok((path, graph))
@@ -497,19 +562,25 @@ fn input_shape(graph: &Graph) -> Result<Shape> {
     }
 }
 
-fn import_onnx(path: &Path, choices: &OnnxChoices) -> Result<Graph> {
+fn import_onnx(path: &Path, choices: &OnnxChoices) -> Result<pi_onnx::Import> {
     let options = pi_onnx::Options {
         input: choices.input,
         output: choices.output.clone(),
         mean: choices.mean.clone(),
         deviation: choices.deviation.clone(),
+        masks: choices.masks.as_deref().map(masks).transpose()?,
+        trace: choices.trace.is_some(),
     };
     let import = pi_onnx::read(path, &options);
     let import = import.with_context(|| format!("cannot import {}", path.display()))?;
     for note in &import.notes {
         eprintln!("note: {note}");
     }
-    Ok(import.graph)
+    Ok(import)
+}
+
+fn masks(path: &Path) -> Result<pi_onnx::Masks> {
+    pi_onnx::Masks::read(path).with_context(|| format!("cannot use {}", path.display()))
 }
 
 fn shape(text: &str) -> Result<Shape, String> {

@@ -30,6 +30,7 @@ fn model(input: [i64; 4], nodes: &[(&str, &str, Lists<'_>)], tensors: Vec<Tensor
     let node: Vec<NodeProto> = nodes.collect();
     let last = node.last().map_or("x", |node| &node.output[0]).to_owned();
     let graph = GraphProto {
+        name: None,
         input: vec![ValueInfoProto::of("x", &input.map(Some))],
         output: vec![ValueInfoProto::of(&last, &[])],
         node,

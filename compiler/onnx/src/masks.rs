@@ -21,9 +21,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 
-/// Bytes of a file: the kinds of the largest network, and coefficients of as many channels as it
-/// can have.
-const MAX_FILE: u64 = (limits::TOTAL_ELEMENTS + limits::NODES * 4096 * 12) as u64;
+/// Bytes of a file: the kinds of the largest network, and coefficients of a thousand channels for
+/// each of its nodes.
+const MAX_FILE: u64 = (limits::TOTAL_ELEMENTS + limits::NODES * 1024 * 12) as u64;
 /// Bytes of its header, which names two tensors for each node.
 const MAX_HEADER: u64 = (limits::NODES * 2 * 512) as u64;
 /// Faults in names for which near ones are looked up.

@@ -54,8 +54,8 @@ pub fn input_in_words(preprocessing: &Preprocessing) -> String {
              {std:?} by channel."
         ),
         Preprocessing::Image { floor } => format!(
-            "The input is (pixel - mean) / max(deviation, {floor}), with the mean and the deviation \
-             of each image over all its pixels and channels, in bytes from 0 to 255."
+            "The input is (pixel - mean) / max(deviation, {floor}), with the mean and the \
+             deviation of each image over all its pixels and channels, in bytes from 0 to 255."
         ),
     }
 }

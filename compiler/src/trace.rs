@@ -1,0 +1,124 @@
+//! What a model's tensors become in the float graph and in the fixed-point circuit, on one input:
+//! `tools/onnx-check` holds it against onnxruntime.
+
+use crate::compile::Compiled;
+use crate::file::write_whole;
+use crate::npy;
+use crate::pass::calibrate::FloatWeights;
+use anyhow::{Context, Result, anyhow};
+use pi_ir::{Step, interpret};
+use pi_onnx::{Import, TensorValue};
+use serde::Serialize;
+use std::fs;
+use std::path::Path;
+
+/// The list of the files in a folder of traces.
+pub const INDEX: &str = "trace.json";
+
+/// A tensor of the model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Traced {
+    /// Its name, dimensions and values in the float graph.
+    pub float: TensorValue,
+    /// Its values in the circuit, in the same order; `None` where no layer gives it out.
+    pub fixed: Option<Vec<f32>>,
+}
+
+/// Every tensor of a model that was imported with its trace.
+///
+/// A layer of the circuit gives out a tensor if the layer in real numbers, before quantisation, has
+/// the tensor's values: the compiler merges and rescales layers, so that names alone say little.
+///
+/// # Errors
+/// If the input has another size, or a value in the circuit leaves its bound.
+pub fn trace(import: &Import, compiled: Option<&Compiled>, input: &[f32]) -> Result<Vec<Traced>> {
+    let tensors = import.tensors(input).map_err(|why| anyhow!(why))?;
+    let layers = match compiled {
+        Some(compiled) => {
+            let image = import.image(input).map_err(|why| anyhow!(why))?;
+            layers(compiled, &image)?
+        }
+        None => Vec::new(),
+    };
+    let traced = |float: TensorValue| {
+        let layer = layers.iter().find(|layer| layer.gives_out(&float));
+        let fixed = layer.map(|layer| float.places.iter().map(|&at| layer.fixed[at]).collect());
+        Traced { float, fixed }
+    };
+    Ok(tensors.into_iter().map(traced).collect())
+}
+
+/// A layer's result, channels first.
+struct Layer {
+    real: Vec<f32>,
+    fixed: Vec<f32>,
+}
+
+impl Layer {
+    fn gives_out(&self, tensor: &TensorValue) -> bool {
+        let largest = tensor.values.iter().fold(0f32, |max, v| max.max(v.abs()));
+        let near = |(value, &at): (&f32, &usize)| (value - self.real[at]).abs() <= 1e-4 * largest;
+        tensor.places.len() == self.real.len() && tensor.values.iter().zip(&tensor.places).all(near)
+    }
+}
+
+/// The results of all layers, the image first and the logits last.
+fn layers(compiled: &Compiled, image: &[f32]) -> Result<Vec<Layer>> {
+    let circuit = &compiled.circuit;
+    let scale = f64::from(circuit.input_frac_bits).exp2();
+    let input: Vec<i64> = (image.iter())
+        .map(|&value| (f64::from(value) * scale).round() as i64)
+        .collect();
+    let run = interpret::plain(circuit, &compiled.weights, &input)
+        .context("the circuit cannot take this input: calibrate on inputs like it")?;
+    let real = FloatWeights::new(&compiled.real).evaluate(&compiled.real, image);
+    let mut scales = vec![circuit.input_frac_bits];
+    scales.extend(circuit.layers.iter().map(|layer| match &layer.step {
+        Step::Activate(activation) => activation.frac_bits,
+        Step::Output { frac_bits, .. } => *frac_bits,
+    }));
+    let logits = real.sums.into_iter().last();
+    let reals = real.tensors.into_iter().chain(logits);
+    let fixed = run.tensors.into_iter().chain([run.logits]);
+    let layers = reals.zip(fixed).zip(scales);
+    let layer = |((real, fixed), frac_bits): ((Vec<f32>, Vec<i64>), u8)| {
+        let unit = (-f64::from(frac_bits)).exp2();
+        Layer {
+            real,
+            fixed: fixed.iter().map(|&v| (v as f64 * unit) as f32).collect(),
+        }
+    };
+    Ok(layers.map(layer).collect())
+}
+
+/// An entry of the list of files.
+#[derive(Serialize)]
+struct Entry<'t> {
+    name: &'t str,
+    float: String,
+    fixed: Option<String>,
+}
+
+/// Writes a trace: an array for each tensor, and the list of them by name, [`INDEX`].
+///
+/// # Errors
+/// The file system's.
+pub fn write(folder: &Path, traced: &[Traced]) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut entries = Vec::with_capacity(traced.len());
+    for (index, Traced { float, fixed }) in traced.iter().enumerate() {
+        let array = |kind: &str, values: &[f32]| -> Result<String> {
+            let name = format!("{index}.{kind}.npy");
+            write_whole(&folder.join(&name), &npy::bytes(&float.dims, values))?;
+            Ok(name)
+        };
+        let fixed = fixed.as_ref().map(|values| array("fixed", values));
+        entries.push(Entry {
+            name: &float.name,
+            float: array("float", &float.values)?,
+            fixed: fixed.transpose()?,
+        });
+    }
+    let list = serde_json::to_vec_pretty(&entries)?;
+    write_whole(&folder.join(INDEX), &list)
+}
