@@ -16,7 +16,7 @@ use crate::metadata::Metadata;
 use crate::net::{Net, RAW};
 use crate::proto::{GraphProto, NodeProto, ValueInfoProto};
 use crate::tensor::{Shared, Tensor};
-use crate::trace::Trace;
+use crate::trace::{Recording, Trace};
 use crate::value::{Axis, Live, Part, Value, View};
 use crate::{Error, Fault, Import, Options};
 use pi_ir::{NodeId, Op, Preprocessing, Shape, limits};
@@ -176,8 +176,8 @@ pub(crate) struct Converter<'m> {
     batch: usize,
     /// Elements of the constants that were computed: a short file may ask for any number.
     computed: usize,
-    /// The input and the tensors so far, if they are kept.
-    traced: Option<(View, Vec<(String, Live)>)>,
+    /// The tensors so far, if they are kept.
+    recording: Option<Recording>,
 }
 
 /// Elements of all constants that nodes compute from others.
@@ -283,7 +283,7 @@ pub(crate) fn convert(model: &Model, name: &str, options: &Options) -> Result<Im
         notes,
         batch,
         computed: 0,
-        traced: options.trace.then(|| (view.clone(), Vec::new())),
+        recording: options.trace.then(|| Recording::new(view.clone())),
     };
     if metadata.is_by_image() {
         converter.net.keep_input();
@@ -337,8 +337,8 @@ impl Converter<'_> {
             vec![Value::Unknown; node.output.len()]
         });
         for (output, value) in node.output.iter().zip(values) {
-            if let (Some((_, tensors)), Value::Live(live)) = (&mut self.traced, &value) {
-                tensors.push((output.clone(), live.clone()));
+            if let (Some(recording), Value::Live(live)) = (&mut self.recording, &value) {
+                recording.push(output, live);
             }
             self.values.insert(output.clone(), value);
         }
@@ -520,9 +520,8 @@ impl Converter<'_> {
                         );
                     }
                 }
-                let trace = self
-                    .traced
-                    .map(|(input, tensors)| Trace::new(input, function, tensors, &new_id));
+                let trace = self.recording.take();
+                let trace = trace.map(|all| Trace::new(all, function, &new_id));
                 Ok(Import {
                     graph,
                     notes: self.notes,

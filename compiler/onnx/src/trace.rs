@@ -11,15 +11,48 @@ use crate::net::RAW;
 use crate::value::{Live, Part, View};
 use pi_ir::{NodeId, interpret, limits};
 
+/// Elements of all tensors together: what a network of the largest size has, with what its model
+/// spells out beside it.
+const MAX_ELEMENTS: usize = 4 * limits::TOTAL_ELEMENTS;
+
+/// The tensors while a model is read.
+pub(crate) struct Recording {
+    /// The model's input.
+    input: View,
+    /// By name, in the order of the nodes.
+    tensors: Vec<(String, Live)>,
+    elements: usize,
+}
+
+impl Recording {
+    pub(crate) fn new(input: View) -> Self {
+        Recording {
+            input,
+            tensors: Vec::new(),
+            elements: 0,
+        }
+    }
+
+    /// Keeps a tensor, unless it or all together are too large.
+    pub(crate) fn push(&mut self, name: &str, live: &Live) {
+        let sizes = live.dims().into_iter();
+        let elements = sizes.fold(1usize, |n, side| n.saturating_mul(side));
+        self.elements = self.elements.saturating_add(elements);
+        if self.elements <= MAX_ELEMENTS {
+            self.tensors.push((name.to_owned(), live.clone()));
+        }
+    }
+}
+
 /// What the importer knows of the tensors; kept if [`Options::trace`](crate::Options) is set.
 #[derive(Clone, Debug)]
 pub(crate) struct Trace {
-    /// The model's input.
-    pub(crate) input: View,
-    /// What node 0 does to it.
-    pub(crate) function: Function,
-    /// By name, in the order of the nodes.
-    pub(crate) tensors: Vec<(String, Live)>,
+    input: View,
+    /// What node 0 does to the input.
+    function: Function,
+    tensors: Vec<(String, Live)>,
+    /// Elements of all tensors, those that are not kept included.
+    elements: usize,
 }
 
 /// A tensor of the model on one input.
@@ -49,9 +82,16 @@ impl Import {
     /// end, in the order of the model's nodes.
     ///
     /// # Errors
-    /// As [`Import::image`].
+    /// As [`Import::image`]; and if all tensors together are too large.
     pub fn tensors(&self, input: &[f32]) -> Result<Vec<TensorValue>, String> {
         let trace = self.trace()?;
+        if trace.elements > MAX_ELEMENTS {
+            return Err(format!(
+                "the model's tensors have {} elements together; {MAX_ELEMENTS} can be traced: use \
+                 a smaller input, or an inner tensor as the output",
+                trace.elements
+            ));
+        }
         let nodes = interpret::float_values(&self.graph, &self.image(input)?)?;
         let values = Values {
             raw: trace.raw(input)?,
@@ -68,18 +108,20 @@ impl Import {
 }
 
 impl Trace {
-    /// The tensors that the finished graph computes; `new_id` says where its nodes went.
+    /// The tensors that the finished graph computes; `new_id` says where its nodes went, `function`
+    /// what node 0 does to the input.
     pub(crate) fn new(
-        input: View,
+        recording: Recording,
         function: Function,
-        mut tensors: Vec<(String, Live)>,
         new_id: &[Option<NodeId>],
     ) -> Trace {
+        let Recording {
+            input,
+            mut tensors,
+            elements,
+        } = recording;
         tensors.retain_mut(|(_, live)| {
-            // Padding that a file only announces may be of any size.
-            let sizes = live.dims().into_iter().try_fold(1usize, usize::checked_mul);
-            let fits = sizes.is_some_and(|elements| elements <= limits::ELEMENTS);
-            fits && live.parts.iter_mut().all(|part| {
+            live.parts.iter_mut().all(|part| {
                 let id = &mut part.view.id;
                 let moved = match *id {
                     RAW => Some(RAW),
@@ -93,6 +135,7 @@ impl Trace {
             input,
             function,
             tensors,
+            elements,
         }
     }
 

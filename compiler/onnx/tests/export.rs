@@ -115,7 +115,11 @@ fn all_of_it() -> Graph {
     let less = b.sub("less", larger, beside);
     let pool = b.pool("pool", less, (2, 3), (2, 2));
     let count = b.shape(pool).len();
-    let third = b.activation("all quadratic", pool, kinds(count, &[Polynomial]));
+    // A quartic, as the trainer writes it.
+    let inner = b.activation("inner", pool, kinds(count, &[Polynomial]));
+    let outer = b.activation("outer", inner, kinds(count, &[Polynomial]));
+    let low = b.activation("low", pool, kinds(count, &[Polynomial]));
+    let third = b.add("quartic", outer, low);
     let flat = b.flatten("flat", third);
     let dense = b.dense("dense", flat, 6);
     let vector = b.activation("vector", dense, kinds(6, &[Relu, Identity, Polynomial]));
