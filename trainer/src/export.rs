@@ -411,6 +411,16 @@ pub fn export(run: &Run, set: &DeviceSet, count: usize, path: &Path) -> Result<(
     Ok((bytes.len(), worst))
 }
 
+/// Writes the run's graph as an ONNX model; returns in words what the model's input is.
+///
+/// # Errors
+/// As [`graph`], and the file system's; a network whose weights exceed 2 GiB.
+pub fn export_onnx(run: &Run, path: &Path) -> Result<String> {
+    let graph = graph(run)?;
+    atomic::write(path, &pi_onnx::write(&graph)?)?;
+    Ok(pi_onnx::input_in_words(&graph.preprocessing))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

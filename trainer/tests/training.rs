@@ -405,6 +405,13 @@ fn the_exported_file_is_the_graph() {
     let graph = GraphFile::decode(&read).unwrap().graph;
     assert_eq!(graph, export::graph(&run).unwrap());
     assert_eq!(graph.classes.len(), 10);
+    // So does the ONNX model, as the compiler reads it.
+    let path = folder.path().join("model.onnx");
+    let words = export::export_onnx(&run, &path).unwrap();
+    assert!(words.starts_with("The input is (pixel"), "{words}");
+    let model = pi_onnx::read(&path, &pi_onnx::Options::default()).unwrap();
+    let worst = export::check(&run, &model.graph, &data.holdout, 20).unwrap();
+    assert!(worst <= export::TOLERANCE / 10.0 * largest, "{worst}");
 }
 
 #[test]

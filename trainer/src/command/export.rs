@@ -17,6 +17,9 @@ pub struct ExportArguments {
     /// File to write, conventionally model.graph.
     #[arg(long)]
     out: PathBuf,
+    /// Writes the same network to this file as an ONNX model, masks and quadratics included.
+    #[arg(long, value_name = "FILE.onnx")]
+    onnx: Option<PathBuf>,
     /// Test images that the graph is checked on.
     #[arg(long, default_value_t = 64)]
     images: usize,
@@ -35,5 +38,9 @@ pub fn export(arguments: &ExportArguments, device: &NamedDevice) -> Result<()> {
         arguments.out.display(),
         arguments.images.min(test.len())
     );
+    if let Some(path) = &arguments.onnx {
+        let words = export::export_onnx(&run, path)?;
+        eprintln!("{}: {words}", path.display());
+    }
     Ok(())
 }
