@@ -14,22 +14,16 @@
 //!
 //!     cargo test --test oracles -- --ignored --nocapture
 
-use futures_executor::block_on;
+mod common;
+
+use common::{Model, Pair};
 use pi_compiler::images::Images;
-use pi_compiler::{Options, compile, emit};
+use pi_compiler::{Options, compile};
 use pi_ir::artifact::{Accuracy, Artifact, WeightsFile};
-use pi_ir::builders::{Policy, Rest, lean9};
+use pi_ir::builders::{Builder, Policy, Rest, lean9};
 use pi_ir::count::{Activations, layer_activations};
 use pi_ir::interpret::{Interpreter, label, quantise_image};
-use pi_ir::{Op, Reveal};
-use pi_protocol::Channel;
-use pi_protocol::channel::memory;
-use pi_protocol::session::{
-    ClientBatch, ClientModel, ClientSetup, HeaderInputs, Inference, OnlineRequest, ServerBatch,
-    ServerModel, ServerSetup, client_infer, client_setup, server_infer, server_setup,
-};
-use rand_chacha::ChaCha20Rng;
-use rand_core::SeedableRng;
+use pi_ir::{NodeId, Op, Reveal, Shape};
 use rayon::prelude::*;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -43,11 +37,6 @@ fn bundled() -> PathBuf {
 /// The bundled model reveals labels, which would show less of what the protocol computes.
 fn revealing_logits(artifact: Artifact) -> Artifact {
     artifact.with_reveal(Reveal::Logits).unwrap()
-}
-
-struct Model {
-    artifact: Artifact,
-    weights: WeightsFile,
 }
 
 impl Model {
@@ -82,90 +71,6 @@ impl Model {
         let circuit = &self.artifact.circuit;
         let input = quantise_image(circuit, pixels).unwrap();
         pi_ir::interpret::plain(circuit, &self.weights.weights, &input).is_ok()
-    }
-}
-
-/// Client and server on an in-memory line, set up once.
-struct Pair {
-    client: ClientModel,
-    server: ServerModel,
-    client_setup: ClientSetup,
-    server_setup: ServerSetup,
-    rng: [ChaCha20Rng; 2],
-    index: u64,
-}
-
-fn inputs(index: u64) -> HeaderInputs {
-    HeaderInputs {
-        server_peer: [1; 32],
-        client_peer: [2; 32],
-        server_nonce: [3; 32],
-        client_nonce: [4; 32],
-        index,
-    }
-}
-
-/// Runs both parties on threads of their own, as they would run apart.
-fn both<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
-    std::thread::scope(|scope| {
-        let a = scope.spawn(a);
-        let b = b();
-        (a.join().expect("the client's side panicked"), b)
-    })
-}
-
-impl Pair {
-    fn new(model: &Model, seed: u64) -> Self {
-        let client = ClientModel::new(model.artifact.clone()).unwrap();
-        let server = ServerModel::new(model.artifact.clone(), model.weights.clone()).unwrap();
-        let mut rng = [0, 1].map(|party| ChaCha20Rng::seed_from_u64(2 * seed + party));
-        let (mut near, mut far) = memory();
-        let [client_rng, server_rng] = &mut rng;
-        let (client_setup, server_setup) = both(
-            || block_on(client_setup(&mut near, &inputs(0), client_rng)).unwrap(),
-            || block_on(server_setup(&mut far, &inputs(0), server_rng)).unwrap(),
-        );
-        Pair {
-            client,
-            server,
-            client_setup,
-            server_setup,
-            rng,
-            index: 0,
-        }
-    }
-
-    fn classify(&mut self, input: &[i64]) -> Inference {
-        self.index += 1;
-        let inputs = inputs(self.index);
-        let (mut near, mut far) = memory();
-        let [client_rng, server_rng] = &mut self.rng;
-        let (inference, ()) = both(
-            || {
-                block_on(async {
-                    let (channel, model, setup) = (&mut near, &self.client, &self.client_setup);
-                    let start = ClientBatch::start(channel, model, setup, &inputs, 1, client_rng);
-                    let batch = start.await.unwrap();
-                    let (bundle, _) = batch.next_bundle(channel).await.unwrap().unwrap();
-                    let infer = client_infer(channel, model, bundle, input, true);
-                    infer.await.unwrap()
-                })
-            },
-            || {
-                block_on(async {
-                    let (channel, model, setup) = (&mut far, &self.server, &self.server_setup);
-                    let start = ServerBatch::start(channel, model, setup, &inputs, 1, server_rng);
-                    let batch = start.await.unwrap();
-                    let (bundle, _) = batch.next_bundle(channel).await.unwrap().unwrap();
-                    let limit = OnlineRequest::encoded_len(model);
-                    let message = channel.receive(limit).await.unwrap();
-                    let request = OnlineRequest::decode(&message, model).unwrap();
-                    let infer = server_infer(channel, model, bundle, request);
-                    infer.await.unwrap();
-                })
-            },
-        );
-        inference
     }
 }
 
@@ -356,17 +261,40 @@ fn squares_with_biases_by_element_in_full() {
         reveal: Reveal::Logits,
         ..Options::default()
     };
-    let compiled = compile(&graph, &images, &options).unwrap();
-    let (artifact, weights) = emit::files(&compiled, [9; 32], None, "");
+    let model = Model::of(&compile(&graph, &images, &options).unwrap());
+    let Model { artifact, weights } = &model;
     let by_element = |layer: &&pi_ir::LayerWeights| !layer.element_bias.is_empty();
     assert!(weights.weights.layers.iter().filter(by_element).count() > 4);
     let layers = artifact.circuit.layers.iter();
     let kinds = layers.map(layer_activations).sum::<Activations>();
     assert_eq!((kinds.relu, kinds.polynomial), (500, 0));
     assert!(kinds.square > 10_000);
-    let model = Model { artifact, weights };
     images.pixels.truncate(3);
     run(&model, &images);
+}
+
+/// The same bits with any number of threads, at lengths beside and above powers of two.
+#[test]
+fn dense_layers_of_any_length_in_full_whatever_the_threads() {
+    for (inputs, outputs) in [(512, 10), (4097, 1)] {
+        let shape = Shape::new(inputs, 1, 1);
+        let mut net = Builder::new("dense", shape, 6);
+        let last = net.dense("dense", NodeId(0), outputs);
+        let graph = net.finish(last);
+        let options = Options {
+            batches: Vec::new(),
+            reveal: Reveal::Logits,
+            ..Options::default()
+        };
+        let mut images = Images::synthetic(shape, 8, 5);
+        let model = Model::of(&compile(&graph, &images, &options).unwrap());
+        images.pixels.truncate(2);
+        let differences = [1, 2, 5].map(|threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.unwrap().install(|| run(&model, &images)).differences
+        });
+        assert!(differences.iter().all(|found| found == &differences[0]));
+    }
 }
 
 #[test]
