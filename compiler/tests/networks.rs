@@ -1,7 +1,7 @@
 //! Whole compilations: random graphs and the common networks, against the float interpreter.
 
 use pi_compiler::cost::evaluate::compare;
-use pi_compiler::images::Images;
+use pi_compiler::examples::Examples;
 use pi_compiler::pass::calibrate::FloatWeights;
 use pi_compiler::pass::fold::fold;
 use pi_compiler::pass::lower::{Pools, lower_and_measure};
@@ -24,14 +24,14 @@ fn input(graph: &Graph) -> Shape {
     }
 }
 
-fn images(graph: &Graph, count: usize, seed: u64) -> Images {
-    Images::synthetic(input(graph), count, seed)
+fn images(graph: &Graph, count: usize, seed: u64) -> Examples {
+    Examples::synthetic(input(graph), count, seed)
 }
 
 /// Folding and lowering change no value beyond the rounding of single precision.
 fn assert_same_function(graph: &Graph, seed: u64) {
     let folded = fold(graph).unwrap();
-    let images = images(graph, 2, seed).reals(&graph.preprocessing);
+    let images = images(graph, 2, seed).reals(&graph.preprocessing).unwrap();
     for pools in POOLS {
         let (network, _) = lower_and_measure(&folded, pools, None, &images).unwrap();
         let weights = FloatWeights::new(&network);
@@ -79,14 +79,14 @@ fn fine() -> Options {
 
 /// Root mean square difference of the logits, over the root mean square of the float logits'
 /// spread.
-fn relative_error(graph: &Graph, compiled: &Compiled, images: &Images) -> f64 {
+fn relative_error(graph: &Graph, compiled: &Compiled, images: &Examples) -> f64 {
     let found = compare(graph, &compiled.circuit, &compiled.weights, images).unwrap();
     assert_eq!(
         found.out_of_bound, 0,
         "calibration images stay within the bounds"
     );
-    let logits = images.pixels.iter().flat_map(|pixels| {
-        let image = graph.preprocessing.reals(pixels);
+    let logits = images.inputs.iter().flat_map(|input| {
+        let image = graph.preprocessing.reals_of(input).unwrap();
         interpret::float(graph, &image).unwrap()
     });
     let logits: Vec<f64> = logits.map(f64::from).collect();

@@ -1,7 +1,7 @@
 //! An ONNX model from its file to a circuit, by the program as users run it.
 
 use pi_ir::artifact::{ARTIFACT_NAME, Artifact, WEIGHTS_NAME, WeightsFile};
-use pi_ir::interpret::{float, plain, quantise_image};
+use pi_ir::interpret::{float, plain, quantise};
 use pi_onnx::proto::{
     GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto,
 };
@@ -108,10 +108,10 @@ fn a_model_goes_in_and_computes_what_it_did() {
     let graph = pi_onnx::read(&file, &pi_onnx::Options::default())
         .unwrap()
         .graph;
-    let images = pi_compiler::images::Images::synthetic(artifact.circuit.image(), 4, 7);
-    for pixels in &images.pixels {
-        let real = float(&graph, &graph.preprocessing.reals(pixels)).unwrap();
-        let input = quantise_image(&artifact.circuit, pixels).unwrap();
+    let images = pi_compiler::examples::Examples::synthetic(artifact.circuit.image(), 4, 7);
+    for image in &images.inputs {
+        let real = float(&graph, &graph.preprocessing.reals_of(image).unwrap()).unwrap();
+        let input = quantise(&artifact.circuit, image).unwrap();
         let fixed = plain(&artifact.circuit, &weights, &input).unwrap();
         let scale = f64::from(artifact.circuit.output().0).exp2();
         for (&real, &fixed) in real.iter().zip(&fixed.logits) {

@@ -22,7 +22,7 @@ use pi_compiler::pass::quantise::{Identity, Precision, quantise, scales};
 use pi_compiler::pass::range;
 use pi_compiler::pass::select::{Link, select};
 use pi_ir::text::{parse_circuit, parse_graph, print_circuit, print_graph};
-use pi_ir::{Circuit, Graph, LayerWeights, Op, Plan, Polynomial, Range, Step, Weights};
+use pi_ir::{Circuit, Graph, Input, LayerWeights, Op, Plan, Polynomial, Range, Step, Weights};
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
@@ -95,7 +95,8 @@ fn compile(graph: &Graph) -> Result<String, Refused> {
         classes: &graph.classes,
     };
     let (mut circuit, weights) = quantise(&network, &scales, &seen, &precision, &identity)?;
-    range::bound(&mut circuit, &weights, &pixels, &precision)?;
+    let inputs: Vec<Input> = pixels.into_iter().map(Input::from).collect();
+    range::bound(&mut circuit, &weights, &inputs, &precision)?;
     Ok(print_circuit(&circuit) + &print_weights(&weights))
 }
 
@@ -137,7 +138,7 @@ fn bound(input: &str) -> Result<String, Refused> {
     let mut images = Vec::new();
     for (keyword, rest) in lines {
         if keyword == 3 {
-            images.push(integers(rest));
+            images.push(Input::Bytes(integers(rest)));
             continue;
         }
         let (layer, numbers) = rest.split_once(' ').expect("the number of a layer");

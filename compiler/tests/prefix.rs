@@ -3,11 +3,11 @@
 
 use pi_compiler::cost::activations::costs;
 use pi_compiler::cost::evaluate::compare;
-use pi_compiler::images::Images;
+use pi_compiler::examples::Examples;
 use pi_compiler::{Compiled, Options, PublicPrefix, Refused, compile};
 use pi_ir::builders::{Builder, ConvShape, Policy, Rest, lean9};
-use pi_ir::interpret::{Interpreter, quantise_image};
-use pi_ir::{Graph, NodeId, Origin, Preprocessing, Shape, Step};
+use pi_ir::interpret::{Interpreter, quantise};
+use pi_ir::{Graph, Input, NodeId, Origin, Preprocessing, Shape, Step};
 
 fn network() -> Graph {
     let policy = Policy::Budget {
@@ -33,8 +33,8 @@ fn with_prefix(graph: &Graph, node: &str, reveal_learned: bool) -> Result<Compil
     compile(graph, &images(), &options)
 }
 
-fn images() -> Images {
-    Images::synthetic(Shape::new(3, 16, 16), 8, 1)
+fn images() -> Examples {
+    Examples::synthetic(Shape::new(3, 16, 16), 8, 1)
 }
 
 #[test]
@@ -63,12 +63,12 @@ fn a_prefix_changes_answers_by_rounding_only() {
     };
     let (without, with) = (spread(&whole), spread(&split));
     assert!(with <= 1.25 * without, "{with} with, {without} without");
-    let logits = |compiled: &Compiled, pixels: &[u8]| -> Vec<f64> {
+    let logits = |compiled: &Compiled, image: &Input| -> Vec<f64> {
         let (circuit, weights) = (&compiled.circuit, &compiled.weights);
         let Some(Step::Output { frac_bits, .. }) = circuit.layers.last().map(|l| &l.step) else {
             panic!("the last layer is the output");
         };
-        let input = quantise_image(circuit, pixels).unwrap();
+        let input = quantise(circuit, image).unwrap();
         let run = Interpreter::new(circuit, weights).unwrap().plain(&input);
         let scale = f64::from(-i32::from(*frac_bits)).exp2();
         run.unwrap()
@@ -77,10 +77,8 @@ fn a_prefix_changes_answers_by_rounding_only() {
             .map(|&v| v as f64 * scale)
             .collect()
     };
-    for pixels in &images().pixels {
-        let pairs = logits(&whole, pixels)
-            .into_iter()
-            .zip(logits(&split, pixels));
+    for image in &images().inputs {
+        let pairs = logits(&whole, image).into_iter().zip(logits(&split, image));
         for (a, b) in pairs {
             assert!((a - b).abs() <= 6.0 * (with + without), "{a} and {b}");
         }

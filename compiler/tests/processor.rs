@@ -3,7 +3,7 @@
 
 use pi_compiler::cost::processor::Cpu;
 use pi_compiler::cost::report::Report;
-use pi_compiler::images::Images;
+use pi_compiler::examples::Examples;
 use pi_compiler::pass::select::Link;
 use pi_compiler::{Options, compile, emit};
 use pi_ir::builders::{Policy, Rest, lean9, resnet18, resnet32, wrn22_8};
@@ -128,7 +128,7 @@ fn report_of(graph: &Graph, batches: Vec<u32>) -> Report {
         reveal: Reveal::Logits,
         ..Options::default()
     };
-    let images = Images::synthetic(Shape::new(3, 32, 32), 2, 1);
+    let images = Examples::synthetic(Shape::new(3, 32, 32), 2, 1);
     let compiled = compile(graph, &images, &options).unwrap();
     let (artifact, _) = emit::files(&compiled, [0; 32], None, "");
     Report::new(&artifact, &Link::default()).unwrap()

@@ -2,7 +2,7 @@
 //! private coefficients, and cheaper.
 
 use pi_compiler::cost::evaluate::compare;
-use pi_compiler::images::Images;
+use pi_compiler::examples::Examples;
 use pi_compiler::pass::calibrate::{FloatWeights, magnitudes};
 use pi_compiler::pass::fold::fold;
 use pi_compiler::pass::lower::{Kept, Lowered, Pools, lower, lower_and_measure};
@@ -169,7 +169,9 @@ fn shape(graph: &Graph) -> Shape {
 }
 
 fn normalised(graph: &Graph, count: usize) -> Vec<Vec<f32>> {
-    Images::synthetic(shape(graph), count, 5).reals(&graph.preprocessing)
+    Examples::synthetic(shape(graph), count, 5)
+        .reals(&graph.preprocessing)
+        .unwrap()
 }
 
 /// Largest difference of logits between graph and layers, over the largest logit. Both compute in
@@ -379,13 +381,13 @@ fn coefficients_far_from_their_neighbours_stay_polynomials() {
 }
 
 /// A network compiled with every quadratic as a polynomial.
-fn polynomials_only(graph: &Graph, images: &Images) -> (Verified<Circuit>, Weights) {
+fn polynomials_only(graph: &Graph, images: &Examples) -> (Verified<Circuit>, Weights) {
     let folded = fold(graph).unwrap();
     let all: Kept = (0..graph.nodes.len())
         .flat_map(|node| (0..512).map(move |channel| (node, channel)))
         .collect();
     let real = lower(&folded, Pools::default(), None, &all).unwrap().real;
-    let normalised = images.reals(&graph.preprocessing);
+    let normalised = images.reals(&graph.preprocessing).unwrap();
     let precision = Precision::default();
     let seen = magnitudes(&real, &normalised);
     let scales = scales(&real, &seen, &precision).unwrap();
@@ -395,7 +397,7 @@ fn polynomials_only(graph: &Graph, images: &Images) -> (Verified<Circuit>, Weigh
         classes: &graph.classes,
     };
     let (mut circuit, weights) = quantise(&real, &scales, &seen, &precision, &identity).unwrap();
-    range::bound(&mut circuit, &weights, &images.pixels, &precision).unwrap();
+    range::bound(&mut circuit, &weights, &images.inputs, &precision).unwrap();
     let (circuit, _) = emit::check(circuit, &weights, emit::FAILURE_LIMIT).unwrap();
     (circuit, weights)
 }
@@ -415,7 +417,7 @@ fn squares_are_as_exact_as_polynomials() {
     ];
     let (mut ours, mut theirs) = (0.0, 0.0);
     for graph in networks {
-        let images = Images::synthetic(shape(&graph), IMAGES, 5);
+        let images = Examples::synthetic(shape(&graph), IMAGES, 5);
         let compiled = compile(&graph, &images, &Options::default()).unwrap();
         assert!(activations(&compiled.circuit).square > 0, "{}", graph.name);
         let squares = compare(&graph, &compiled.circuit, &compiled.weights, &images).unwrap();
@@ -455,7 +457,7 @@ fn squares_halve_the_offline_bytes_of_a_quadratic() {
         rest: Rest::Polynomial,
     };
     let graph = trained(lean9(16, 10, all, 3), |_| FIXED);
-    let images = Images::synthetic(shape(&graph), IMAGES, 5);
+    let images = Examples::synthetic(shape(&graph), IMAGES, 5);
     let options = Options {
         batches: Vec::new(),
         reveal: Reveal::Logits,

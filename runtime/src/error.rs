@@ -3,9 +3,11 @@
 use crate::fingerprint::{Fingerprint, short};
 use crate::identity::IdentityError;
 use crate::image_file::ImageFileError;
+use crate::input_file::InputFileError;
 use crate::store::{ModelDigest, StoreError};
 use crate::stream::{Refusal, StreamError};
 use crate::transport::EndpointError;
+use pi_ir::{InputError, value_file};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -170,9 +172,12 @@ pub enum Error {
         /// The fault found.
         reason: String,
     },
-    /// An error of the image file.
+    /// An error of the file that is asked about.
     #[error(transparent)]
-    ImageFile(#[from] ImageFileError),
+    InputFile(#[from] InputFileError),
+    /// The model cannot take an input.
+    #[error("this is no input of the model: {0}")]
+    Input(#[from] pi_ir::interpret::Error),
     /// An error of the store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -287,12 +292,12 @@ impl Error {
             Error::AllowList { .. } => {
                 "write one fingerprint a line, as pi-client status shows it; # starts a comment"
             }
-            Error::ImageFile(ImageFileError::Format(_)) => "convert it to PNG, JPEG or WebP",
-            Error::ImageFile(ImageFileError::Broken { .. }) => {
-                "open it in an image viewer; if that fails too, get the file again"
+            Error::InputFile(error) => return input_file_remedy(error),
+            Error::Input(pi_ir::interpret::Error::Input(InputError::Beyond { .. })) => {
+                "check the units and the order of the values; if they are right, the model's maker \
+                 must compile it with calibration data that has such values, or with a larger \
+                 --input-bound"
             }
-            Error::ImageFile(ImageFileError::TooLarge(_)) => "make it smaller",
-            Error::ImageFile(ImageFileError::File { .. }) => "check the path and its permissions",
             Error::Store(StoreError::Locked(_)) => {
                 "wait until the other pi-client or pi-server ends, or use another --state"
             }
@@ -353,4 +358,33 @@ impl Error {
             _ => Refusal::Internal,
         }
     }
+}
+
+/// Advice about a file that is no input.
+fn input_file_remedy(error: &InputFileError) -> Option<&'static str> {
+    Some(match error {
+        InputFileError::Image(ImageFileError::Format(_)) => {
+            "convert it to PNG, JPEG or WebP; files of values end in .npy or .csv"
+        }
+        InputFileError::Image(ImageFileError::Broken { .. }) => {
+            "open it in an image viewer; if that fails too, get the file again"
+        }
+        InputFileError::Image(ImageFileError::TooLarge(_)) => "make it smaller",
+        InputFileError::Image(ImageFileError::File { .. }) => "check the path and its permissions",
+        InputFileError::Image(ImageFileError::Channels(_)) => {
+            "give a .npy file of bytes, with the channels first"
+        }
+        InputFileError::Values {
+            error: value_file::Error::File(_),
+            ..
+        } => "check the path and its permissions",
+        InputFileError::ImageForValues(_) => {
+            "give a .npy file of one example, or a .csv file with its values in one row"
+        }
+        InputFileError::ManyRows { .. } => {
+            "choose one with --row N, from 0; every answer spends a bundle"
+        }
+        InputFileError::RowOfImage(_) => "leave out --row",
+        InputFileError::Values { .. } | InputFileError::NoRow { .. } => return None,
+    })
 }

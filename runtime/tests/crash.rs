@@ -49,7 +49,7 @@ impl Site {
         command
             .env("PI_FAULT", fault)
             .args(["--timeout", "5", "infer"])
-            .arg(&self.model.image);
+            .arg(&self.model.file);
         command.output().unwrap().status.success()
     }
 
@@ -183,7 +183,7 @@ fn kills_at_random_times_lose_nothing_else() {
             .arg("--state")
             .arg(site.client_state())
             .args(["--timeout", "3", "infer"])
-            .arg(&site.model.image)
+            .arg(&site.model.file)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

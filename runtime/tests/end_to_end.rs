@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Model, server_options};
-use pi_ir::interpret::{label, quantise_image};
+use pi_ir::interpret::{label, quantise};
 use pi_ir::{PublicWeights, Reveal, verify};
 use pi_protocol::header::PROTOCOL_VERSION;
 use pi_protocol::session::{Answer, BundleId, ClientModel};
@@ -136,7 +136,7 @@ async fn a_public_prefix_is_computed_by_the_client_and_bound_to_the_model() {
     let (mut connection, public) = prepared(&client, &server, 2).await;
     // What the client fetched is all that it needs for its part.
     let fetched = &public.artifact().circuit;
-    let input = quantise_image(fetched, &model.pixels).unwrap();
+    let input = quantise(fetched, &model.example).unwrap();
     assert_eq!(input.len(), fetched.input.len());
     let (id, _) = connection.next_bundle().await.unwrap();
     let answer = connection.infer(&public, &id, &input, true).await.unwrap();

@@ -7,7 +7,8 @@ use assert_cmd::Command;
 use common::{
     Model, client, complaint, kill, prepare, server_command, start_server, start_server_at,
 };
-use pi_ir::Reveal;
+use pi_ir::interpret::label;
+use pi_ir::{Reveal, random};
 use pi_runtime::command::child::{ChildProcess, ServerProcess};
 use pi_runtime::store::Store;
 use std::net::UdpSocket;
@@ -215,9 +216,82 @@ fn a_full_disk_is_explained_and_costs_nothing_that_was_stored() {
     assert_eq!(json["servers"][0]["ready"], 1);
     client(&state)
         .arg("infer")
-        .arg(&model.image)
+        .arg(&model.file)
         .assert()
         .success();
+}
+
+/// Whether no carry of a private run changes the label of the model's example.
+fn has_one_label(model: &Model) -> bool {
+    let (interpreter, input) = (model.interpreter(), model.input());
+    let expected = label(&interpreter.plain(&input).unwrap().logits);
+    (0..100).all(|seed| {
+        let trace = random::trace(&model.artifact.circuit, seed);
+        label(&interpreter.exact(&input, &trace).unwrap().logits) == expected
+    })
+}
+
+/// A row of a table through the program: only what the model can take costs a bundle.
+#[test]
+fn a_row_of_values_is_classified_and_others_are_explained() {
+    let models = (0..).map(|index| Model::of_values(100 * index));
+    let model = { models }.find(has_one_label).expect("most have");
+    let states = tempfile::tempdir().unwrap();
+    let server = start_server(model.path(), &states.path().join("server"));
+    let state = states.path().join("client");
+    prepare(&state, &server, 2).assert().success();
+    let infer = |file: &std::path::Path, row: Option<&str>| {
+        let mut command = client(&state);
+        command.args(["infer", "--json"]).arg(file);
+        command.args(row.map(|row| format!("--row={row}")));
+        command
+    };
+    let at = |name: &str| states.path().join(name);
+    let row = std::fs::read_to_string(&model.file).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(at(name), text).unwrap();
+    write("two.csv", &format!("{row}{row}"));
+    write("short.csv", "1.5,2\n");
+    write("words.csv", &row.replacen(',', ",?", 1));
+    let (_, rest) = row.split_once(',').unwrap();
+    write("large.csv", &format!("1e30,{rest}"));
+    image::RgbImage::new(4, 4).save(at("image.png")).unwrap();
+    std::fs::write(at("data.npy"), "hello").unwrap();
+    let refused = |name: &str, row: Option<&str>, words: &[&str]| {
+        says(
+            &complaint(&mut infer(&at(name), row)),
+            &[words, &[name][..]].concat(),
+        );
+    };
+    refused("two.csv", None, &["has 2 rows", "--row N"]);
+    refused("two.csv", Some("2"), &["has no row 2", "0 to 1"]);
+    refused("short.csv", None, &["a row of the table has 2 values"]);
+    refused(
+        "words.csv",
+        None,
+        &["column 1 is \"?", "numbers with a point"],
+    );
+    refused("image.png", None, &["reads real values", ".csv file"]);
+    refused("data.npy", None, &["no NumPy array", "numpy.save"]);
+    refused("absent.csv", None, &["cannot read it", "check the path"]);
+    let text = complaint(&mut infer(&at("large.csv"), None));
+    says(
+        &text,
+        &[
+            "value 0 is 1000000000000000000000000000000",
+            "compiled for values from",
+        ],
+    );
+    says(&text, &["units", "--input-bound"]);
+
+    // Nothing of that spent a bundle.
+    let plain = model.interpreter().plain(&model.input()).unwrap();
+    for (file, row) in [(&model.file, None), (&at("two.csv"), Some("1"))] {
+        let output = infer(file, row).assert().success();
+        let json: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+        assert_eq!(json["class_index"], label(&plain.logits));
+    }
+    let text = complaint(&mut infer(&model.file, None));
+    says(&text, &["no bundle left"]);
 }
 
 #[test]
@@ -228,10 +302,10 @@ fn bundles_run_out_with_an_explanation() {
     prepare(&state, &server, 1).assert().success();
     client(&state)
         .arg("infer")
-        .arg(&model.image)
+        .arg(&model.file)
         .assert()
         .success();
-    let text = complaint(client(&state).arg("infer").arg(&model.image));
+    let text = complaint(client(&state).arg("infer").arg(&model.file));
     says(&text, &["no bundle left", "pi-client prepare"]);
 }
 
@@ -248,13 +322,13 @@ fn a_changed_model_is_explained_and_the_old_bundles_kept() {
 
     let again = |model: &Model| start_server_at(model.path(), &server_state, &address);
     let server = again(&other);
-    let text = complaint(client(&state).arg("infer").arg(&model.image));
+    let text = complaint(client(&state).arg("infer").arg(&model.file));
     says(&text, &["model changed", "pi-client prepare"]);
     kill(server);
     let _server = again(&model);
     client(&state)
         .arg("infer")
-        .arg(&model.image)
+        .arg(&model.file)
         .assert()
         .success();
 }
@@ -275,7 +349,7 @@ fn a_server_that_was_set_up_anew_is_not_taken_for_the_old_one() {
     let text =
         complaint(client(&state).args(["prepare", "--trust-first-use", "--server", &address]));
     says(&text, &["wrong fingerprint"]);
-    let text = complaint(client(&state).arg("infer").arg(&model.image));
+    let text = complaint(client(&state).arg("infer").arg(&model.file));
     says(&text, &["wrong fingerprint"]);
 }
 
@@ -291,12 +365,12 @@ fn a_server_that_lost_its_state_is_prepared_with_anew() {
     std::fs::remove_file(server_state.join("store.redb")).unwrap();
     std::fs::remove_dir_all(server_state.join("bundles")).unwrap();
     let server = start_server_at(model.path(), &server_state, &address);
-    let text = complaint(client(&state).arg("infer").arg(&model.image));
+    let text = complaint(client(&state).arg("infer").arg(&model.file));
     says(&text, &["holds none of the 2 bundles", "pi-client prepare"]);
     prepare(&state, &server, 1).assert().success();
     client(&state)
         .arg("infer")
-        .arg(&model.image)
+        .arg(&model.file)
         .assert()
         .success();
 }
@@ -311,7 +385,7 @@ fn a_server_that_is_gone_costs_no_bundle() {
     let text = complaint(
         client(&state)
             .args(["--connect-timeout", "2", "infer"])
-            .arg(&model.image),
+            .arg(&model.file),
     );
     says(&text, &["error:", "check that the server runs"]);
     let output = client(&state).args(["status", "--json"]).assert().success();
@@ -371,7 +445,7 @@ fn programs_say_what_is_revealed() {
             let output = client(&state)
                 .arg("infer")
                 .args(arguments)
-                .arg(&model.image)
+                .arg(&model.file)
                 .assert();
             String::from_utf8(output.success().get_output().stdout.clone()).unwrap()
         };
@@ -499,7 +573,7 @@ fn limits_of_a_server_are_said_and_explained() {
         &text,
         &["more answers than", "--max-answers", "pi-client status"],
     );
-    let infer = ["infer", model.image.to_str().unwrap()];
+    let infer = ["infer", model.file.to_str().unwrap()];
     client(&at("client")).args(infer).assert().success();
     let status = client(&at("client")).arg("status").assert().success();
     let status = String::from_utf8(status.get_output().stdout.clone()).unwrap();

@@ -14,7 +14,9 @@ pub(crate) mod convolve;
 pub(crate) mod fixed;
 mod float_graph;
 
-pub use fixed::{Error, Interpreter, PostMagnitudes, Run, Stage, exact, plain, quantise_image};
+pub use fixed::{
+    Error, Interpreter, PostMagnitudes, Run, Stage, exact, plain, quantise, quantise_image,
+};
 pub use float_graph::{float, float_batch, float_values};
 
 /// The label of logits: the index of the largest, the smallest index of several equal ones. 0 for

@@ -6,7 +6,9 @@
 //!   part).
 //! - [`weights`]: integer kernels, biases and polynomial coefficients, which only the server may
 //!   hold.
-//! - [`preprocessing`]: from the bytes of an image to the numbers that a network reads.
+//! - [`input`]: what a network is asked about, bytes or real values; [`value_file`]: NumPy arrays
+//!   and tables that hold such values; [`preprocessing`]: from either to the numbers that a network
+//!   reads.
 //! - [`jpeg`]: whether a picture is whole.
 //! - [`prefix`]: the layers that the client computes itself, with public weights.
 //! - [`plan`]: the packing of tensors into ciphertexts, which both parties read.
@@ -30,6 +32,7 @@ pub mod costs;
 pub mod count;
 pub mod failure;
 pub mod graph;
+pub mod input;
 pub mod interpret;
 pub mod jpeg;
 pub mod limits;
@@ -41,6 +44,7 @@ pub mod range;
 pub mod shape;
 pub mod text;
 pub mod trace;
+pub mod value_file;
 pub mod verify;
 pub mod weights;
 mod wire;
@@ -51,11 +55,13 @@ pub use circuit::{
     TensorId, Term, group_reads,
 };
 pub use graph::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op, Origin};
+pub use input::{Input, InputError};
 pub use plan::{Layout, OutputPacking, Plan, Upload};
 pub use prefix::Prefix;
 pub use preprocessing::Preprocessing;
 pub use shape::{Padding, Shape, Window};
 pub use trace::{LayerTrace, Trace};
+pub use value_file::ValueFile;
 pub use verify::Verified;
 pub use weights::{LayerWeights, Polynomial, PublicWeights, Weights};
 

@@ -151,7 +151,8 @@ pub(crate) fn input(circuit: &Circuit) -> Result<Vec<Interval>, Error> {
     }
 }
 
-/// Intervals of the image's elements: black to white in every pixel, or what any image can reach.
+/// Intervals of the image's elements: black to white in every pixel, or what any input can
+/// reach.
 fn image(circuit: &Circuit) -> Result<Vec<Interval>, Error> {
     let (count, frac_bits) = (circuit.image().len(), circuit.image_frac_bits());
     let preprocessing = &circuit.preprocessing;
@@ -162,8 +163,8 @@ fn image(circuit: &Circuit) -> Result<Vec<Interval>, Error> {
         };
         return Ok(vec![interval; count]);
     }
-    let quantise = |pixel| {
-        preprocess(circuit, &vec![pixel; count]).map_err(|e| Error::Malformed(e.to_string()))
+    let quantise = |pixel: u8| {
+        preprocess(circuit, &vec![pixel; count].into()).map_err(|e| Error::Malformed(e.to_string()))
     };
     let (black, white) = (quantise(0)?, quantise(255)?);
     let pairs = black.into_iter().zip(white);

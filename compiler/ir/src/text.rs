@@ -25,9 +25,10 @@
 //! A public prefix stands before the layers: `prefix 3x32x32 frac 7` (the image), layers each with
 //! its weights in lines `kernel`, `bias` and `coefficients`, and the word `private`.
 //!
-//! Instead of `mean` and `std`, `standardise floor 20` stands for the preprocessing of each image
-//! by its own statistics. Tensors are written `t0` (the input), `t1`, ...; padding is top, left,
-//! bottom, right. In a graph, a node reads `%0`, `%1`, ...:
+//! Before `mean` and `std`, `values bound 4` says that the input is of real values, and `values`
+//! the same with a bound that is open. Instead of the two, `standardise floor 20` stands for the
+//! preprocessing of each image by its own statistics. Tensors are written `t0` (the input), `t1`,
+//! ...; padding is top, left, bottom, right. In a graph, a node reads `%0`, `%1`, ...:
 //!
 //! ```text
 //! graph "tiny"

@@ -160,10 +160,18 @@ impl Faults {
         });
     }
 
-    /// Means and deviations of the image's channels, or the floor of its own deviation.
+    /// Means and deviations of the channels and the bound of their values, or the floor of an
+    /// image's own deviation.
     fn preprocessing(&mut self, preprocessing: &Preprocessing, channels: u32) {
+        let positive = |s: &f32| s.is_finite() && *s > 0.0;
         let (mean, std) = match preprocessing {
             Preprocessing::Channels { mean, std } => (mean, std),
+            Preprocessing::Values { mean, std, bound } => {
+                self.require(bound.iter().all(positive), "input", || {
+                    "the bound is not positive and finite".into()
+                });
+                (mean, std)
+            }
             Preprocessing::Image { floor } => {
                 return self.require(*floor > 0, "input", || {
                     "the floor of the deviation is 0; it is 1 to 255".into()
@@ -175,7 +183,6 @@ impl Faults {
         self.require(mean.iter().all(|m| m.is_finite()), "input", || {
             "a mean is not finite".into()
         });
-        let positive = |s: &f32| s.is_finite() && *s > 0.0;
         self.require(std.iter().all(positive), "input", || {
             "a deviation is not positive and finite".into()
         });

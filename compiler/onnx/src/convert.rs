@@ -18,7 +18,7 @@ use crate::proto::{GraphProto, NodeProto, ValueInfoProto};
 use crate::tensor::{Shared, Tensor};
 use crate::trace::{Recording, Trace};
 use crate::value::{Axis, Live, Part, Value, View};
-use crate::{Error, Fault, Import, Options};
+use crate::{Error, Fault, Import, InputKind, Options};
 use pi_ir::{NodeId, Op, Preprocessing, Shape, limits};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -258,11 +258,16 @@ pub(crate) fn convert(model: &Model, name: &str, options: &Options) -> Result<Im
     let (view, batch, mut notes) =
         input_view(input, options.input, channels_may_be_last(graph, &order))
             .map_err(|why| refused(Fault::of_model(why)))?;
-    let metadata = Metadata::new(&model.proto, options, view.shape.c);
+    let image = view.order.len() == 4 && matches!(view.shape.c, 1 | 3);
+    let by_shape = match image {
+        true => InputKind::Image,
+        false => InputKind::Values,
+    };
+    let metadata = Metadata::new(&model.proto, options, view.shape.c, by_shape);
     let metadata = metadata.map_err(|why| refused(Fault::of_model(why)))?;
     if batch > 1 {
         notes.push(format!(
-            "the file fixes a batch of {batch} images; one at a time is computed"
+            "the file fixes a batch of {batch} inputs; one at a time is computed"
         ));
     }
     let input_name = input.name.clone().unwrap_or_default();
@@ -507,8 +512,16 @@ impl Converter<'_> {
         let finished = live.map(|live| self.output_node(output, &live));
         match finished.transpose() {
             Ok(Some(id)) if self.faults.is_empty() => {
-                let (mut graph, new_id, function) = self.net.finish(name, id);
+                let (mut graph, new_id, function) = self.net.finish(name, id, metadata.kind());
                 metadata.apply(&mut graph);
+                if let Op::Input { shape } = graph.nodes[0].op
+                    && metadata.kind() == InputKind::Values
+                {
+                    self.notes.push(format!(
+                        "the input of {shape} is read as real values; if it is a picture of bytes, \
+                         give --input-kind image"
+                    ));
+                }
                 if let Preprocessing::Channels { mean, std } = &graph.preprocessing {
                     let plain = mean.iter().all(|&m| m == 0.0) && std.iter().all(|&s| s == 1.0);
                     let image = matches!(graph.nodes[0].op, Op::Input { shape } if shape.h > 1);
@@ -703,7 +716,7 @@ fn input_of<'g>(
             let names = inputs.iter().filter_map(|input| input.name.as_deref());
             let names: Vec<&str> = names.collect();
             Err(format!(
-                "it has {} inputs, {}: only one image at a time can be private input",
+                "it has {} inputs, {}: only one can be private, so join them into one in the model",
                 inputs.len(),
                 names.join(", ")
             ))

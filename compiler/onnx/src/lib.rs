@@ -4,7 +4,7 @@
 //! sums, concatenations and functions of one element that are ReLUs, quadratics or sums of those.
 //! Everything that depends on constants alone is computed, layouts are followed (`NHWC` exports,
 //! reshapes, transpositions, channels that are split or shuffled), and what a network does to its
-//! pixels first becomes the graph's preprocessing. Activations may be spelt as exporters spell
+//! input first becomes the graph's preprocessing. Activations may be spelt as exporters spell
 //! them: a ReLU mask as `Where(mask, Relu(x), x)` or `m * Relu(x) + (1 - m) * x`, a quadratic as
 //! `a * x * x + b * x + c`; or as plain `Relu` nodes, with a file of [`Masks`] beside the model.
 //! [`write()`] makes such a model of a graph.
@@ -45,10 +45,15 @@ use std::path::{Path, PathBuf};
 pub struct Options {
     /// Shape of the input.
     pub input: Option<Shape>,
+    /// What the input is. By default, it is an image if it has four axes with the batch and one
+    /// channel or three, and real values otherwise.
+    pub kind: Option<InputKind>,
+    /// Largest magnitude of a normalised value, if inputs are real values.
+    pub bound: Option<f32>,
     /// The tensor that is the result, if the model has several outputs or an inner one is wanted.
     pub output: Option<String>,
-    /// Means of pixels scaled to `[0, 1]`, one for all channels or one each. They precede what the
-    /// file's metadata says (`mean`).
+    /// Means of pixels scaled to `[0, 1]`, or of real values, one for all channels or one each.
+    /// They precede what the file's metadata says (`mean`).
     pub mean: Option<Vec<f32>>,
     /// Deviations, in the same way (`deviation`).
     pub deviation: Option<Vec<f32>>,
@@ -56,6 +61,15 @@ pub struct Options {
     pub masks: Option<Masks>,
     /// Keeps what [`Import::tensors`] needs: some memory for every tensor of the model.
     pub trace: bool,
+}
+
+/// What a network reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputKind {
+    /// Pictures of bytes, which become numbers from 0 to 1.
+    Image,
+    /// Real values.
+    Values,
 }
 
 /// An imported model.

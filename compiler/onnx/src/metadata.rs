@@ -1,19 +1,23 @@
 //! What a model's metadata says of its input and of its classes, as `docs/onnx.md` has it.
 
-use crate::Options;
 use crate::proto::{ModelProto, StringStringEntryProto};
+use crate::{InputKind, Options};
 use pi_ir::{Graph, Preprocessing, limits};
 
-/// Means of pixels scaled to `[0, 1]`.
+/// Means of pixels scaled to `[0, 1]`, or of values.
 const MEAN: &str = "mean";
-/// Deviations of pixels scaled to `[0, 1]`.
+/// Deviations of pixels scaled to `[0, 1]`, or of values.
 const DEVIATION: &str = "deviation";
 /// Least divisor of [`Preprocessing::Image`], in bytes.
 const FLOOR: &str = "standardise_floor";
+/// What the network reads: `image` or `values`.
+const KIND: &str = "input_kind";
+/// Largest magnitude of a normalised value.
+const BOUND: &str = "input_bound";
 /// Names of the classes.
 const CLASSES: &str = "classes";
 
-/// What is done to an image before the model reads it, and the names of the classes.
+/// What is done to an input before the model reads it, and the names of the classes.
 pub(crate) struct Metadata {
     preprocessing: Preprocessing,
     classes: Vec<String>,
@@ -25,6 +29,7 @@ impl Metadata {
         model: &ModelProto,
         options: &Options,
         channels: u32,
+        by_shape: InputKind,
     ) -> Result<Self, String> {
         let entry = |key: &str| {
             let mut entries = model.metadata_props.iter();
@@ -47,7 +52,37 @@ impl Metadata {
                 n => Err(format!("{n} numbers of {what} for {channels} channels")),
             }
         };
-        let given = options.mean.is_some() || options.deviation.is_some();
+        let stated = match entry(KIND).map(str::trim) {
+            None => None,
+            Some("image") => Some(InputKind::Image),
+            Some("values") => Some(InputKind::Values),
+            Some(text) => {
+                return Err(format!(
+                    "the file's {KIND} is {text:?}: image or values are expected"
+                ));
+            }
+        };
+        let kind = options.kind.or(stated).unwrap_or(by_shape);
+        if options.bound.is_some() && kind == InputKind::Image {
+            return Err(
+                "the values of a picture are bytes and need no bound: leave --input-bound out, or \
+                 give --input-kind values"
+                    .into(),
+            );
+        }
+        let bound = match (options.bound, entry(BOUND)) {
+            (None, Some(text)) => match text.trim().parse::<f32>() {
+                Ok(bound) if bound > 0.0 && bound.is_finite() => Some(bound),
+                _ => {
+                    return Err(format!(
+                        "the file's {BOUND} is {text:?}: a number above 0 is expected"
+                    ));
+                }
+            },
+            (given, _) => given,
+        };
+        let given =
+            options.mean.is_some() || options.deviation.is_some() || kind == InputKind::Values;
         let preprocessing = match entry(FLOOR).filter(|_| !given) {
             Some(text) => match text.trim().parse::<u8>() {
                 Ok(floor) if floor > 0 => Preprocessing::Image { floor },
@@ -57,12 +92,17 @@ impl Metadata {
                     ));
                 }
             },
-            None => Preprocessing::Channels {
-                mean: numbers(MEAN, &options.mean, 0.0)?,
-                std: numbers(DEVIATION, &options.deviation, 1.0)?,
-            },
+            None => {
+                let mean = numbers(MEAN, &options.mean, 0.0)?;
+                let std = numbers(DEVIATION, &options.deviation, 1.0)?;
+                match kind {
+                    InputKind::Image => Preprocessing::Channels { mean, std },
+                    InputKind::Values => Preprocessing::Values { mean, std, bound },
+                }
+            }
         };
-        if let Preprocessing::Channels { mean, std } = &preprocessing
+        if let Preprocessing::Channels { mean, std } | Preprocessing::Values { mean, std, .. } =
+            &preprocessing
             && (!std.iter().all(|&d| d > 0.0 && d.is_finite())
                 || !mean.iter().all(|m| m.is_finite()))
         {
@@ -74,18 +114,38 @@ impl Metadata {
         })
     }
 
+    /// What the network reads.
+    pub(crate) fn kind(&self) -> InputKind {
+        match self.preprocessing.is_values() {
+            true => InputKind::Values,
+            false => InputKind::Image,
+        }
+    }
+
     /// Returns whether every image is standardised by its own statistics, which no affine function
     /// of the network's can be part of.
     pub(crate) fn is_by_image(&self) -> bool {
         matches!(self.preprocessing, Preprocessing::Image { .. })
     }
 
-    /// `(pixel / 255 - mean) / deviation` comes before what the network does itself.
+    /// `(x - mean) / deviation`, where `x` is a pixel over 255 or a value, comes before what the
+    /// network does itself.
     pub(crate) fn apply(&self, graph: &mut Graph) {
+        if let (Preprocessing::Values { bound, .. }, Preprocessing::Values { bound: stated, .. }) =
+            (&mut graph.preprocessing, &self.preprocessing)
+        {
+            *bound = *stated;
+        }
         match (&mut graph.preprocessing, &self.preprocessing) {
             (
                 Preprocessing::Channels { mean, std },
                 Preprocessing::Channels { mean: m, std: d },
+            )
+            | (
+                Preprocessing::Values { mean, std, .. },
+                Preprocessing::Values {
+                    mean: m, std: d, ..
+                },
             ) => {
                 for ((mean, std), (&m, &d)) in mean.iter_mut().zip(std).zip(m.iter().zip(d)) {
                     *mean = m + d * *mean;
@@ -107,7 +167,19 @@ pub(crate) fn entries(graph: &Graph) -> Vec<StringStringEntryProto> {
             vec![(MEAN, json(mean)), (DEVIATION, json(std))]
         }
         Preprocessing::Image { floor } => vec![(FLOOR, floor.to_string())],
+        Preprocessing::Values { mean, std, bound } => {
+            let mut entries = vec![
+                (KIND, "values".to_owned()),
+                (MEAN, json(mean)),
+                (DEVIATION, json(std)),
+            ];
+            entries.extend(bound.map(|bound| (BOUND, bound.to_string())));
+            entries
+        }
     };
+    if !graph.preprocessing.is_values() {
+        entries.push((KIND, "image".to_owned()));
+    }
     if !graph.classes.is_empty() {
         entries.push((CLASSES, json(&graph.classes)));
     }

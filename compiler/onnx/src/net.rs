@@ -1,5 +1,6 @@
 //! The graph while it is built: nodes, and how functions and concatenations become nodes.
 
+use crate::InputKind;
 use crate::field::{Field, Function};
 use crate::value::{Axis, Live, Part, View};
 use pi_ir::{
@@ -512,6 +513,7 @@ impl Net {
         mut self,
         name: &str,
         output: NodeId,
+        kind: InputKind,
     ) -> (Graph, Vec<Option<NodeId>>, Function) {
         let mut needed = vec![false; self.nodes.len()];
         needed[0] = true;
@@ -524,7 +526,7 @@ impl Net {
         }
         let shape = self.shapes[0];
         let function = self.input.take().unwrap_or_else(Function::identity);
-        let preprocessing = preprocessing(shape, &function);
+        let preprocessing = preprocessing(shape, &function, kind);
         let mut new_id = vec![None; self.nodes.len()];
         let mut nodes = Vec::new();
         for (index, mut node) in self.nodes.drain(..).enumerate() {
@@ -574,15 +576,22 @@ pub(crate) fn check_kernel(out: usize, input: usize, taps: usize) -> Result<(), 
     }
 }
 
-/// Pixels are divided by 255, and become what the network does to its input first.
-fn preprocessing(shape: Shape, f: &Function) -> Preprocessing {
+/// Pixels are divided by 255, values are not, and then they become what the network does to its
+/// input first.
+fn preprocessing(shape: Shape, f: &Function, kind: InputKind) -> Preprocessing {
     let list = |field: &Field| field.channels(shape).expect("of_input saw to it");
     let (scale, shift) = (list(&f.linear), list(&f.constant));
     // a x + b = (x - mean) / std
     let mean = shift.iter().zip(&scale).map(|(b, a)| (-b / a) as f32 + 0.0);
-    Preprocessing::Channels {
-        mean: mean.collect(),
-        std: scale.iter().map(|a| (1.0 / a) as f32).collect(),
+    let mean = mean.collect();
+    let std = scale.iter().map(|a| (1.0 / a) as f32).collect();
+    match kind {
+        InputKind::Image => Preprocessing::Channels { mean, std },
+        InputKind::Values => Preprocessing::Values {
+            mean,
+            std,
+            bound: None,
+        },
     }
 }
 

@@ -53,6 +53,10 @@ pub fn input_in_words(preprocessing: &Preprocessing) -> String {
             "The input is (pixel / 255 - mean) / deviation, with mean {mean:?} and deviation \
              {std:?} by channel."
         ),
+        Preprocessing::Values { mean, std, .. } => format!(
+            "The input is (value - mean) / deviation, with mean {mean:?} and deviation {std:?} by \
+             channel."
+        ),
         Preprocessing::Image { floor } => format!(
             "The input is (pixel - mean) / max(deviation, {floor}), with the mean and the \
              deviation of each image over all its pixels and channels, in bytes from 0 to 255."

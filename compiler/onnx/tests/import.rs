@@ -3,9 +3,9 @@
 
 mod support;
 
-use pi_ir::{ActivationKind, Graph, Op};
+use pi_ir::{ActivationKind, Graph, Op, Preprocessing};
 use pi_onnx::proto::{EXTERNAL, StringStringEntryProto, ValueInfoProto};
-use pi_onnx::{Options, parse, read};
+use pi_onnx::{InputKind, Options, parse, read};
 use support::Attr::{Float, Int, Ints, Text};
 use support::{Array, Attributes, Builder};
 
@@ -821,4 +821,87 @@ fn damaged_files_end_in_errors() {
             let _ = parse(&damaged, "damaged", &Options::default());
         }
     }
+}
+
+/// Rows, signals and maps of other channels than pictures have are real values, as they are.
+#[test]
+fn what_is_no_picture_is_read_as_real_values() {
+    let read = |input: &[usize], options: &Options| {
+        let mut b = Builder::new(input);
+        let weight = [vec![2, input[1]], vec![1; input.len() - 2]].concat();
+        if input.len() == 2 {
+            b.weights("w", &[input[1], 2])
+                .node("MatMul", "x w > y", &[]);
+        } else {
+            b.weights("w", &weight).node("Conv", "x w > y", &[]);
+        }
+        parse(&b.bytes(), "kind", options).map(|import| import.graph.preprocessing)
+    };
+    let values = |channels, mean: f32, std: f32, bound| Preprocessing::Values {
+        mean: vec![mean; channels],
+        std: vec![std; channels],
+        bound,
+    };
+    let plain = Options::default();
+    for (input, channels) in [
+        (&[1, 5][..], 5),
+        (&[1, 1], 1),
+        (&[1, 3, 20], 3),
+        (&[1, 12, 20], 12),
+        (&[1, 4, 8, 8], 4),
+    ] {
+        let expected = values(channels, 0.0, 1.0, None);
+        assert_eq!(read(input, &plain).unwrap(), expected, "{input:?}");
+    }
+    for channels in [1, 3] {
+        let picture = read(&[1, channels, 8, 8], &plain).unwrap();
+        assert_eq!(picture, Preprocessing::unit(channels as u32));
+    }
+    // Either way if it is asked for, with statistics and a bound that are stated.
+    let options = Options {
+        kind: Some(InputKind::Values),
+        bound: Some(6.0),
+        mean: Some(vec![-2.0]),
+        deviation: Some(vec![40.0]),
+        ..Options::default()
+    };
+    let forced = read(&[1, 3, 8, 8], &options).unwrap();
+    assert_eq!(forced, values(3, -2.0, 40.0, Some(6.0)));
+    let options = Options {
+        kind: Some(InputKind::Image),
+        ..Options::default()
+    };
+    assert_eq!(read(&[1, 5], &options).unwrap(), Preprocessing::unit(5));
+    let options = Options {
+        bound: Some(6.0),
+        ..options
+    };
+    let error = read(&[1, 5], &options).unwrap_err().to_string();
+    assert!(error.contains("leave --input-bound out"), "{error}");
+}
+
+/// A table's columns in units of their own.
+#[test]
+fn a_leading_normalisation_of_values_becomes_mean_and_deviation() {
+    let mut b = Builder::new(&[1, 3]);
+    b.constant("m", Array::new(&[3], vec![20.0, 10.0, -5.0]));
+    b.constant("s", Array::new(&[3], vec![4.0, 0.5, 8.0]));
+    b.weights("w", &[3, 2]);
+    b.node("Sub", "x m > c", &[])
+        .node("Div", "c s > n", &[])
+        .node("MatMul", "n w > y", &[]);
+    let import = b.check();
+    let expected = Preprocessing::Values {
+        mean: vec![20.0, 10.0, -5.0],
+        std: vec![4.0, 0.5, 8.0],
+        bound: None,
+    };
+    assert_eq!(import.graph.preprocessing, expected);
+    assert_eq!(import.graph.nodes.len(), 2);
+    let note = "the input of 3x1x1 is read as real values";
+    assert!(
+        import.notes.iter().any(|n| n.contains(note)),
+        "{:?}",
+        import.notes
+    );
 }

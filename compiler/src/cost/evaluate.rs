@@ -1,10 +1,10 @@
 //! Measures the accuracy that fixed point costs: the float graph and the plain interpreter on the
-//! same images.
+//! same examples.
 
-use crate::images::Images;
+use crate::examples::Examples;
 use anyhow::{Result, bail, ensure};
-use pi_ir::interpret::{self, Interpreter, quantise_image};
-use pi_ir::{Circuit, Graph, Step, Weights};
+use pi_ir::interpret::{self, Interpreter, quantise};
+use pi_ir::{Circuit, Graph, Input, InputError, Step, Weights};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -78,29 +78,41 @@ pub fn compare(
     graph: &Graph,
     circuit: &Circuit,
     weights: &Weights,
-    images: &Images,
+    images: &Examples,
 ) -> Result<Comparison> {
-    ensure!(!images.pixels.is_empty(), "no images to evaluate");
+    ensure!(!images.inputs.is_empty(), "no examples to evaluate");
     let interpreter = Interpreter::new(circuit, weights)?;
     let scale = match circuit.layers.last().map(|layer| &layer.step) {
         Some(Step::Output { frac_bits, .. }) => f64::from(-i32::from(*frac_bits)).exp2(),
         _ => anyhow::bail!("the circuit's last layer is not an output"),
     };
-    let one = |pixels: &Vec<u8>| -> Result<Outcome> {
-        let image = graph.preprocessing.reals(pixels);
+    let one = |input: &Input| -> Result<Outcome> {
+        let image = graph.preprocessing.reals_of(input)?;
         let float = interpret::float(graph, &image).map_err(anyhow::Error::msg)?;
-        let fixed = match interpreter.plain(&quantise_image(circuit, pixels)?) {
+        let run = quantise(circuit, input).and_then(|input| interpreter.plain(&input));
+        let fixed = match run {
             Ok(run) => Some(run.logits.iter().map(|&v| v as f64 * scale).collect()),
-            Err(interpret::Error::OutOfBound { .. }) => None,
+            Err(
+                interpret::Error::OutOfBound { .. }
+                | interpret::Error::Input(InputError::Beyond { .. }),
+            ) => None,
             Err(other) => return Err(other.into()),
         };
         Ok(Outcome { float, fixed })
     };
-    let outcomes: Vec<Outcome> = images.pixels.par_iter().map(one).collect::<Result<_>>()?;
+    let classes = circuit.layers.last().map_or(0, |layer| layer.shape.len());
+    if let Some(label) = images
+        .labels
+        .iter()
+        .find(|&&label| label as usize >= classes)
+    {
+        bail!("the label {label} is no class: the network has {classes} outputs, counted from 0");
+    }
+    let outcomes: Vec<Outcome> = images.inputs.par_iter().map(one).collect::<Result<_>>()?;
     Ok(summary(&outcomes, images))
 }
 
-fn summary(outcomes: &[Outcome], images: &Images) -> Comparison {
+fn summary(outcomes: &[Outcome], images: &Examples) -> Comparison {
     let labels = &images.labels;
     let mut found = Comparison {
         source: images.source.clone(),

@@ -7,9 +7,9 @@
 
 use crate::fault::{Fault, Refused};
 use crate::pass::quantise::{POLYNOMIAL_BOUND_BITS, Precision, WIDEST};
-use pi_ir::interpret::{Interpreter, quantise_image};
+use pi_ir::interpret::{Interpreter, quantise};
 use pi_ir::range::{LayerRange, analyse, bound_bits};
-use pi_ir::{Circuit, Layer, PostTruncation, Range, Step, Weights, verify};
+use pi_ir::{Circuit, Input, Layer, PostTruncation, Range, Step, Weights, verify};
 use rayon::prelude::*;
 
 /// Largest `log2 B` accepted for the sake of a proof: 2^20 elements then fail with probability
@@ -55,17 +55,17 @@ pub fn bound_prefix(circuit: &mut Circuit) -> Result<(), Refused> {
     Refused::unless_empty(faults, ())
 }
 
-/// Sets every bound of a circuit's private layers from its weights and the calibration pixels.
+/// Sets every bound of a circuit's private layers from its weights and the calibration data.
 ///
 /// # Errors
-/// If an image does not fit the circuit, or a value leaves the field.
+/// If an input does not fit the circuit, or a value leaves the field.
 pub fn bound(
     circuit: &mut Circuit,
     weights: &Weights,
-    pixels: &[Vec<u8>],
+    inputs: &[Input],
     precision: &Precision,
 ) -> Result<(), Refused> {
-    let seen = largest_seen(circuit, weights, pixels)?;
+    let seen = largest_seen(circuit, weights, inputs)?;
     for (layer, seen) in circuit.layers.iter_mut().zip(&seen) {
         calibrate(layer, seen, precision);
     }
@@ -110,15 +110,15 @@ struct Seen {
 fn largest_seen(
     circuit: &Circuit,
     weights: &Weights,
-    pixels: &[Vec<u8>],
+    inputs: &[Input],
 ) -> Result<Vec<Seen>, Refused> {
     let refuse = |error: pi_ir::interpret::Error| Refused::one("", error.to_string());
     let interpreter = Interpreter::new(circuit, weights).map_err(refuse)?;
     let nothing = || vec![Seen::default(); circuit.layers.len()];
-    pixels
+    inputs
         .par_iter()
-        .map(|pixels| {
-            let input = quantise_image(circuit, pixels).map_err(refuse)?;
+        .map(|input| {
+            let input = quantise(circuit, input).map_err(refuse)?;
             let run = interpreter.plain(&input).map_err(refuse)?;
             let sums = run.max_abs_before_truncation.iter();
             Ok((sums.zip(&run.max_abs_before_post))

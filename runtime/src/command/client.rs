@@ -1,24 +1,25 @@
-//! `pi-client`: prepares bundles with a server and classifies images.
+//! `pi-client`: prepares bundles with a server and classifies images, signals and rows of tables.
 
 use super::{megabytes, report, runtime, seconds, start_logging, state_directory};
 use crate::client::{Client, Connection, Patience, Prediction, Spent, TrustOptions, class_name};
 use crate::control::MOST_BUNDLES;
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, hex, short};
-use crate::image_file;
+use crate::input_file::InputFile;
 use crate::store::BundleState;
-use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use pi_ir::Circuit;
-use pi_ir::interpret::quantise_image;
+use pi_ir::interpret::quantise;
+use pi_ir::value_file::Column;
 use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Classifies images with a server's model without showing them to the server.
+/// Classifies images, signals and rows of tables with a server's model without showing them to the
+/// server.
 ///
 /// This is secure if both parties follow the protocol (semi-honest security); see
 /// docs/threat-model.md.
@@ -56,12 +57,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Prepare bundles for future images. This is the slow part, done in advance.
+    /// Prepare bundles for future inputs. This is the slow part, done in advance.
     Prepare {
         /// Address of the server; may be left out while only one is known.
         #[arg(long, value_name = "HOST:PORT")]
         server: Option<String>,
-        /// Number of bundles; each classifies one image.
+        /// Number of bundles; each classifies one input.
         #[arg(
             short = 'n',
             long = "count",
@@ -73,10 +74,18 @@ enum Command {
         #[command(flatten)]
         trust: TrustArguments,
     },
-    /// Classify an image. This spends one bundle.
+    /// Classify an image, a signal or a row of a table. This spends one bundle.
     Infer {
-        /// The image, a PNG, JPEG or WebP file.
-        image: PathBuf,
+        /// The image, a PNG, JPEG or WebP file; or, as the model reads it, a .npy file of an array,
+        /// or a .csv file with one example a row.
+        file: PathBuf,
+        /// The example to classify, from 0, if the file has several.
+        #[arg(long, value_name = "N")]
+        row: Option<usize>,
+        /// The column of a .csv file that has labels, which are left out: its name in the first
+        /// line, or its place, from 0 or, negative, from the end.
+        #[arg(long, value_name = "COLUMN", allow_hyphen_values = true)]
+        label_column: Option<Column>,
         /// Address of the server; may be left out while only one is known.
         #[arg(long, value_name = "HOST:PORT")]
         server: Option<String>,
@@ -150,17 +159,18 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             trust,
         } => runtime.block_on(prepare(&client, server.as_deref(), count, &trust.into())),
         Command::Infer {
-            image,
+            file,
+            row,
+            label_column,
             server,
             json,
             trust,
-        } => runtime.block_on(infer(
-            &client,
-            &image,
-            server.as_deref(),
-            json,
-            &trust.into(),
-        )),
+        } => {
+            // Whatever can fail without the server is tried before the server is called.
+            let file = InputFile::open(&file, label_column.as_ref()).map_err(Error::from)?;
+            let server = server.as_deref();
+            runtime.block_on(infer(&client, &file, row, server, json, &trust.into()))
+        }
         Command::Status { json } => status(&client, &state, json),
     }
 }
@@ -215,13 +225,12 @@ async fn prepare_with(connection: &mut Connection<'_>, count: u32) -> anyhow::Re
 
 async fn infer(
     client: &Client,
-    image: &Path,
+    file: &InputFile,
+    row: Option<usize>,
     server: Option<&str>,
     json: bool,
     trust: &TrustOptions,
 ) -> anyhow::Result<()> {
-    // Whatever can fail without the server is tried before the server is called.
-    let decoded = image_file::decode(image).map_err(Error::from)?;
     let (fingerprint, record) = client.server(server)?;
     let address = server.unwrap_or(record.address());
     client.check_ready(fingerprint, address)?;
@@ -232,11 +241,11 @@ async fn infer(
     }
     let (model, _) = connection.model().await?;
     let circuit = &model.artifact().circuit;
-    let prepared = image_file::to_shape(decoded, circuit.image()).map_err(Error::from)?;
+    let prepared = file.for_model(circuit, row).map_err(Error::from)?;
     for notice in &prepared.notices {
         eprintln!("note: {notice}");
     }
-    let input = quantise_image(circuit, &prepared.pixels).context("the model's input")?;
+    let input = quantise(circuit, &prepared.input).map_err(Error::from)?;
     let waiting = spinner("classifying");
     let answer = connection.infer(&model, &id, &input, false).await;
     waiting.finish_and_clear();

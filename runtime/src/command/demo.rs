@@ -10,12 +10,13 @@ use super::{megabytes, report, runtime};
 use crate::client::{Client, Patience, Prediction, Spent, TrustOptions, class_name};
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
+use crate::input_file::InputFile;
 use crate::model_files::{read_artifact, read_weights};
-use crate::{draw, image_file, usage};
+use crate::{draw, usage};
 use anyhow::{Context, bail};
 use clap::Parser;
 use image::DynamicImage;
-use pi_ir::interpret::{Interpreter, label as label_of, quantise_image};
+use pi_ir::interpret::{Interpreter, label as label_of, quantise};
 use pi_ir::{Circuit, Kind, Reveal, Step, artifact};
 use pi_protocol::session::Answer;
 use serde_json::json;
@@ -36,7 +37,8 @@ struct Arguments {
     /// with what the network computes in the clear.
     #[arg(long)]
     label: bool,
-    /// A PNG, JPEG or WebP image [default: a ship that the demo draws].
+    /// A PNG, JPEG or WebP image [default: a ship that the demo draws]; or, as the model reads it, a
+    /// .npy file of an array, or a .csv file with one row.
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
     /// File for the figures, as JSON.
@@ -81,15 +83,18 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
         variant.path(),
         compiled_to_reveal(&model, reveal, variant.path())?,
     );
-    let (source, drawing) = match &arguments.image {
+    let (source, file) = match &arguments.image {
         Some(path) => {
-            let image = image_file::decode(path).map_err(Error::from)?;
-            (format!("{}", path.display()), image)
+            let file = InputFile::open(path, None).map_err(Error::from)?;
+            (format!("{}", path.display()), file)
         }
-        None => draw_image(arguments.drawing)?,
+        None => {
+            let (source, drawing) = draw_image(arguments.drawing)?;
+            (source, InputFile::image("the drawing", drawing))
+        }
     };
-    let prepared = image_file::to_shape(drawing, circuit.image()).map_err(Error::from)?;
-    let input = quantise_image(&circuit, &prepared.pixels)?;
+    let prepared = file.for_model(&circuit, None).map_err(Error::from)?;
+    let input = quantise(&circuit, &prepared.input).map_err(Error::from)?;
 
     println!("Private inference between two processes, over QUIC on loopback.");
     println!(

@@ -7,8 +7,8 @@
 
 use assert_cmd::Command;
 use image::{DynamicImage, GrayImage, RgbImage};
-use pi_ir::interpret::{Interpreter, quantise_image};
-use pi_ir::{Artifact, Circuit, Kind, Reveal, Step, WeightsFile, artifact, random};
+use pi_ir::interpret::{Interpreter, quantise};
+use pi_ir::{Artifact, Circuit, Input, Kind, Reveal, Step, WeightsFile, artifact, random};
 use pi_protocol::flooding::flooding;
 use pi_protocol::layout::default_plan;
 use pi_runtime::command::child::{ServerCommand, ServerProcess};
@@ -22,13 +22,13 @@ use std::time::Duration;
 /// Bundles of the models' one batch.
 pub const BATCH: u32 = 3;
 
-/// A small model that was compiled for the test, with an image of its size.
+/// A small model that was compiled for the test, with an input of its size, and that as a file.
 pub struct Model {
     pub directory: tempfile::TempDir,
     pub artifact: Artifact,
     pub weights: WeightsFile,
-    pub pixels: Vec<u8>,
-    pub image: PathBuf,
+    pub example: Input,
+    pub file: PathBuf,
 }
 
 impl Model {
@@ -47,7 +47,19 @@ impl Model {
         Model::random_with(seed, |circuit| circuit.prefix.is_some())
     }
 
+    /// The first random circuit from this seed on that reads real values and has a ReLU.
+    pub fn of_values(seed: u64) -> Model {
+        Model::first(seed, |circuit| circuit.preprocessing.is_values())
+    }
+
     fn random_with(seed: u64, wanted: impl Fn(&Circuit) -> bool) -> Model {
+        Model::first(seed, |circuit| {
+            let pictures = !circuit.preprocessing.is_values();
+            pictures && matches!(circuit.image().c, 1 | 3) && wanted(circuit)
+        })
+    }
+
+    fn first(seed: u64, wanted: impl Fn(&Circuit) -> bool) -> Model {
         let options = random::Options {
             layers: 3,
             side: 8,
@@ -63,25 +75,36 @@ impl Model {
                     Step::Activate(activation) => activation.kinds.contains(&Kind::Relu),
                     Step::Output { .. } => false,
                 });
-                relu && matches!(circuit.image().c, 1 | 3) && wanted(circuit)
+                relu && wanted(circuit)
             })
-            .expect("some circuit reads images");
+            .expect("some circuit is like that");
         println!("random circuit of seed {seed}");
         let plan = default_plan(&circuit, 1).unwrap();
         let batch = default_plan(&circuit, BATCH).unwrap();
         let weights = random::weights_file(seed, weights);
-        let pixels = random::pixels(&circuit, seed);
+        let example = random::input(&circuit, seed);
         let distance = flooding(&circuit, [&plan, &batch]).unwrap().total;
         let mut artifact = Artifact::new(circuit, plan, weights.digest(), distance);
         artifact.batches.push(batch);
         let directory = tempfile::tempdir().unwrap();
-        let image = directory.path().join("image.png");
-        image_of(&artifact, &pixels).save(&image).unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let file = match &example {
+            Input::Bytes(pixels) => {
+                let image = image_of(&artifact, pixels);
+                image.save(at("image.png")).unwrap();
+                at("image.png")
+            }
+            Input::Values(values) => {
+                let row: Vec<String> = values.iter().map(f64::to_string).collect();
+                std::fs::write(at("row.csv"), row.join(",") + "\n").unwrap();
+                at("row.csv")
+            }
+        };
         let model = Model {
             artifact,
             weights,
-            pixels,
-            image,
+            example,
+            file,
             directory,
         };
         model.write();
@@ -100,7 +123,7 @@ impl Model {
     }
 
     pub fn input(&self) -> Vec<i64> {
-        quantise_image(&self.artifact.circuit, &self.pixels).unwrap()
+        quantise(&self.artifact.circuit, &self.example).unwrap()
     }
 
     pub fn interpreter(&self) -> Interpreter<'_> {

@@ -7,6 +7,7 @@ mod truncate;
 use super::convolve::{Windows, convolve};
 use crate::P;
 use crate::circuit::{Circuit, Conv, Kind, Layer, Layers, PostTruncation, Step, Term};
+use crate::input::Input;
 use crate::prefix::Prefix;
 use crate::preprocessing::Preprocessing;
 use crate::shape::Shape;
@@ -39,16 +40,24 @@ pub struct PostMagnitudes {
     pub polynomial: u64,
 }
 
-/// Pixels `[c][h][w]` as the circuit's tensor 0, with which the private computation begins:
-/// preprocessed, and taken through the public prefix if there is one. The same integers on every
-/// machine.
+/// The bytes `[c][h][w]` of an image as the circuit's tensor 0; see [`quantise`].
 ///
 /// # Errors
-/// If the number of pixels is not that of the circuit's image, a channel has no mean or deviation,
-/// the image has more than 48 fractional bits, or the prefix is malformed or exceeds a bound that
-/// it declares.
+/// As [`quantise`].
 pub fn quantise_image(circuit: &Circuit, pixels: &[u8]) -> Result<Vec<i64>, Error> {
-    let image = preprocess(circuit, pixels)?;
+    quantise(circuit, &pixels.to_vec().into())
+}
+
+/// An input as the circuit's tensor 0, with which the private computation begins: preprocessed, and
+/// taken through the public prefix if there is one. The same integers on every machine.
+///
+/// # Errors
+/// [`Error::Input`] if the input is of another kind than the circuit's, or a value is not finite or
+/// beyond the circuit's bound. If the number of elements is not that of the circuit's image, a
+/// channel has no mean or deviation, the image has more than 48 fractional bits, or the prefix is
+/// malformed or exceeds a bound that it declares.
+pub fn quantise(circuit: &Circuit, input: &Input) -> Result<Vec<i64>, Error> {
+    let image = preprocess(circuit, input)?;
     let Some(prefix) = &circuit.prefix else {
         return Ok(image);
     };
@@ -58,11 +67,13 @@ pub fn quantise_image(circuit: &Circuit, pixels: &[u8]) -> Result<Vec<i64>, Erro
     Ok(result)
 }
 
-/// Pixels `[c][h][w]` as integers, before any layer.
-pub(crate) fn preprocess(circuit: &Circuit, pixels: &[u8]) -> Result<Vec<i64>, Error> {
+/// An input as integers, before any layer.
+pub(crate) fn preprocess(circuit: &Circuit, input: &Input) -> Result<Vec<i64>, Error> {
     let image = circuit.image();
-    length("pixels", image.len(), pixels.len())?;
-    if let Preprocessing::Channels { mean, std } = &circuit.preprocessing {
+    length("input", image.len(), input.len())?;
+    if let Preprocessing::Channels { mean, std } | Preprocessing::Values { mean, std, .. } =
+        &circuit.preprocessing
+    {
         length("means", image.c as usize, mean.len())?;
         length("deviations", image.c as usize, std.len())?;
     }
@@ -73,7 +84,7 @@ pub(crate) fn preprocess(circuit: &Circuit, pixels: &[u8]) -> Result<Vec<i64>, E
             detail: "more than 48 fractional bits".into(),
         });
     }
-    Ok(circuit.preprocessing.integers(pixels, frac_bits))
+    Ok(circuit.preprocessing.integers(input, frac_bits)?)
 }
 
 /// Evaluates a circuit, each truncation rounding to nearest (ties up). See [`Interpreter::plain`].

@@ -4,6 +4,7 @@ use super::Draw;
 use crate::P;
 use crate::artifact::WeightsFile;
 use crate::circuit::*;
+use crate::input::Input;
 use crate::prefix;
 use crate::preprocessing::Preprocessing;
 use crate::range::{self, Interval};
@@ -68,7 +69,30 @@ pub fn weights_file(seed: u64, weights: Weights) -> WeightsFile {
     WeightsFile { salt, weights }
 }
 
-/// Pixels of a random image for a circuit: noise, or all black, white or extreme.
+/// A random input for a circuit: noise, or extreme everywhere.
+pub fn input(circuit: &Circuit, seed: u64) -> Input {
+    let Preprocessing::Values { mean, std, bound } = &circuit.preprocessing else {
+        return pixels(circuit, seed).into();
+    };
+    let mut draw = Draw::new(seed);
+    let mode = draw.below(6);
+    // A little less than the bound, which rounding would overstep.
+    let reach = 0.999 * f64::from(bound.expect("a legal circuit has one"));
+    let plane = circuit.image().len() / mean.len();
+    let values = (0..circuit.image().len()).map(|index| {
+        let (mean, std) = (mean[index / plane], std[index / plane]);
+        let deviations = match mode {
+            0 => -reach,
+            1 => reach,
+            2 => reach * (2.0 * draw.below(2) as f64 - 1.0),
+            _ => reach * (2.0 * draw.unit() - 1.0),
+        };
+        f64::from(mean) + deviations * f64::from(std)
+    });
+    Input::Values(values.collect())
+}
+
+/// Pixels of a random image for a circuit that reads them: noise, or all black, white or extreme.
 pub fn pixels(circuit: &Circuit, seed: u64) -> Vec<u8> {
     let mut draw = Draw::new(seed);
     let mode = draw.below(6);
@@ -132,6 +156,11 @@ impl<'a> Maker<'a> {
             // Of a single byte, standardising leaves 0 whatever it is.
             2 | 3 if input.len() > 1 => Preprocessing::Image {
                 floor: draw.between(1, 255) as u8,
+            },
+            7 => Preprocessing::Values {
+                mean: (0..input.c).map(|_| draw.float(-9.0, 9.0)).collect(),
+                std: (0..input.c).map(|_| draw.float(0.2, 40.0)).collect(),
+                bound: Some(draw.float(0.5, 6.0)),
             },
             _ => Preprocessing::Channels {
                 mean: (0..input.c).map(|_| draw.float(0.0, 1.0)).collect(),

@@ -345,19 +345,26 @@ pub(super) fn next_with(lines: &mut Lines, keyword: &str) -> Option<Line> {
     if starts { lines.next() } else { None }
 }
 
-/// `mean` and `std` with a number per channel, or `standardise floor` and a number.
+/// `mean` and `std` with a number per channel, after `values` or `values bound` and a number if the
+/// input is no picture; or `standardise floor` and a number.
 pub(super) fn write_preprocessing(
     text: &mut String,
     preprocessing: &Preprocessing,
 ) -> std::fmt::Result {
     let floats = |values: &[f32]| -> String { values.iter().map(|v| format!(" {v}")).collect() };
-    match preprocessing {
-        Preprocessing::Channels { mean, std } => {
-            writeln!(text, "mean{}", floats(mean))?;
-            writeln!(text, "std{}", floats(std))
+    let (mean, std) = match preprocessing {
+        Preprocessing::Channels { mean, std } => (mean, std),
+        Preprocessing::Image { floor } => return writeln!(text, "standardise floor {floor}"),
+        Preprocessing::Values { mean, std, bound } => {
+            match bound {
+                Some(bound) => writeln!(text, "values bound {bound}")?,
+                None => writeln!(text, "values")?,
+            }
+            (mean, std)
         }
-        Preprocessing::Image { floor } => writeln!(text, "standardise floor {floor}"),
-    }
+    };
+    writeln!(text, "mean{}", floats(mean))?;
+    writeln!(text, "std{}", floats(std))
 }
 
 /// What [`write_preprocessing`] wrote.
@@ -370,6 +377,17 @@ pub(super) fn parse_preprocessing(
         line.end()?;
         return Ok(Preprocessing::Image { floor });
     }
+    let values = match next_with(lines, "values") {
+        None => None,
+        Some(mut line) => {
+            let bound = match line.takes("bound") {
+                true => Some(line.number("a number")?),
+                false => None,
+            };
+            line.end()?;
+            Some(bound)
+        }
+    };
     let mut statistics = [Vec::new(), Vec::new()];
     for (key, values) in ["mean", "std"].into_iter().zip(&mut statistics) {
         let mut line = lines.next().ok_or_else(|| missing(&format!("`{key}`")))?;
@@ -377,5 +395,8 @@ pub(super) fn parse_preprocessing(
         *values = line.numbers("a number")?;
     }
     let [mean, std] = statistics;
-    Ok(Preprocessing::Channels { mean, std })
+    Ok(match values {
+        None => Preprocessing::Channels { mean, std },
+        Some(bound) => Preprocessing::Values { mean, std, bound },
+    })
 }

@@ -87,14 +87,17 @@ fn header(faults: &mut Faults, circuit: &Circuit) {
     faults.unique(public.chain(private));
 }
 
-/// Largest magnitude that a pixel can become.
+/// Largest magnitude that an element of the input can become.
 fn input_range(faults: &mut Faults, circuit: &Circuit) {
     let frac_bits = circuit.image_frac_bits();
     let limit = f64::from(INPUT_BITS).exp2();
     let (mean, std) = match &circuit.preprocessing {
         Preprocessing::Channels { mean, std } => (mean, std),
-        image @ Preprocessing::Image { .. } => {
-            let largest = image.largest(circuit.image().len(), frac_bits);
+        Preprocessing::Values { bound: None, .. } => {
+            return faults.add("input", "its values have no bound; a circuit states one");
+        }
+        other => {
+            let largest = other.largest(circuit.image().len(), frac_bits);
             let largest = largest.unwrap_or(0) as f64;
             return faults.require(largest <= limit, "input", || {
                 format!("reaches {largest:.3e}, beyond 2^{INPUT_BITS}")

@@ -1,4 +1,5 @@
 use crate::preprocessing::Preprocessing;
+use crate::random;
 use crate::text::{parse_circuit, parse_graph};
 use crate::weights::{LayerWeights, Polynomial, Weights};
 
@@ -404,4 +405,48 @@ fn each_fault_of_a_graph_is_found_and_named() {
     };
     graph.classes = vec!["one".into()];
     assert_eq!(super::graph(&graph).len(), 3);
+
+    let channels = graph.shapes().unwrap()[0].c as usize;
+    graph.classes.clear();
+    for (bound, faults) in [
+        (None, 0),
+        (Some(3.5), 0),
+        (Some(-1.0), 1),
+        (Some(f32::NAN), 1),
+    ] {
+        graph.preprocessing = Preprocessing::Values {
+            mean: vec![0.0; channels],
+            std: vec![1.0; channels],
+            bound,
+        };
+        assert_eq!(super::graph(&graph).len(), faults, "{bound:?}");
+    }
+}
+
+#[test]
+fn a_circuit_states_how_large_its_values_are() {
+    let (circuit, _) = (0..)
+        .map(|seed| random::circuit(seed, &random::Options::default()))
+        .find(|(circuit, _)| circuit.preprocessing.is_values())
+        .unwrap();
+    let found = |own: Option<f32>| {
+        let mut circuit = circuit.clone().into_inner();
+        let Preprocessing::Values { bound, .. } = &mut circuit.preprocessing else {
+            panic!("it reads values");
+        };
+        *bound = own;
+        super::circuit(circuit).map_err(|faults| super::list(&faults))
+    };
+    assert!(found(Some(1.0)).is_ok());
+    for (bound, says) in [
+        (None, "input: its values have no bound"),
+        (
+            Some(f32::INFINITY),
+            "input: the bound is not positive and finite",
+        ),
+        (Some(1e9), "beyond 2^30"),
+    ] {
+        let faults = found(bound).unwrap_err();
+        assert!(faults.contains(says), "{faults}");
+    }
 }

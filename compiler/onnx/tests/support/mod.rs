@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use pi_ir::Input;
 use pi_onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, attribute_type,
 };
@@ -244,7 +245,9 @@ impl Builder {
         for image in 0..3 {
             // The model's order; pixels of the graph come channels first.
             let bytes: Vec<u8> = (0..n).map(|_| (rng.next_u32() >> 24) as u8).collect();
-            let x = bytes.iter().map(|&b| f64::from(b) / 255.0).collect();
+            let x: Vec<f64> = bytes.iter().map(|&b| f64::from(b) / 255.0).collect();
+            let values = import.graph.preprocessing.is_values();
+            let given = x.clone();
             let expected = self.reference(Array::new(&self.input, x));
             let pixels = match self.input[..] {
                 [_, h, w, c] if channels_last => {
@@ -256,7 +259,11 @@ impl Builder {
                 }
                 _ => bytes,
             };
-            let reals = import.graph.preprocessing.reals(&pixels);
+            let input = match values {
+                true => Input::Values(given),
+                false => Input::Bytes(pixels),
+            };
+            let reals = import.graph.preprocessing.reals_of(&input).unwrap();
             let found = pi_ir::interpret::float(&import.graph, &reals).unwrap();
             assert_eq!(found.len(), expected.data.len(), "outputs");
             for (index, (&found, &expected)) in found.iter().zip(&expected.data).enumerate() {

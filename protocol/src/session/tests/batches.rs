@@ -7,8 +7,8 @@ fn bundles_of_a_batch_are_spent_one_by_one_in_any_order() {
     let mut circuits = vec![edge_circuit()];
     circuits.extend((3..8).map(|seed| random::circuit(seed, &random::Options::default())));
     for (seed, (circuit, weights)) in (1000..).zip(circuits) {
-        let pixels = random::pixels(&circuit, seed);
-        let input = interpret::quantise_image(&circuit, &pixels).unwrap();
+        let input = random::input(&circuit, seed);
+        let input = interpret::quantise(&circuit, &input).unwrap();
         let models = Models::with_batches(circuit, weights, &[2, 3]);
         assert_eq!(models.client.batches(9), [3, 3, 3]);
         assert_eq!(models.client.batches(6), [3, 3]);

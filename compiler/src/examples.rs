@@ -1,22 +1,47 @@
-//! Images for calibration and evaluation, read from record files, folders or archives, or drawn.
+//! Examples for calibration and evaluation: pictures from record files, folders or archives, real
+//! values from NumPy arrays and tables, or either drawn.
 
 pub mod draw;
+mod values;
 
 use anyhow::{Context, Result, bail, ensure};
-use pi_ir::{Preprocessing, Shape, jpeg};
+use pi_ir::value_file::Column;
+use pi_ir::{Graph, Input, InputError, Op, Preprocessing, Shape, jpeg};
 use std::fs;
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// Images of one shape, as bytes `[c][h][w]`, with their labels where the source has any.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Images {
-    /// Source of the images, for reports.
+/// Examples of one shape, `[c][h][w]`, with their labels where the source has any.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Examples {
+    /// Source of the examples, for reports.
     pub source: String,
-    /// One image each.
-    pub pixels: Vec<Vec<u8>>,
-    /// One class per image, or empty.
+    /// One input each.
+    pub inputs: Vec<Input>,
+    /// One class per example, or empty.
     pub labels: Vec<u32>,
+}
+
+/// What a network reads, and the names of its classes.
+#[derive(Clone, Copy, Debug)]
+pub struct Reads<'a> {
+    /// Shape of the input.
+    pub shape: Shape,
+    /// Bytes of pictures, or real values.
+    pub preprocessing: &'a Preprocessing,
+    /// Names that labels may have, besides numbers.
+    pub classes: &'a [String],
+}
+
+/// Where examples come from.
+#[derive(Clone, Copy, Debug)]
+pub struct Data<'a> {
+    /// A file or a folder; see [`Examples::read`].
+    pub path: &'a Path,
+    /// A file with one label for each example, if they are not in `path`.
+    pub labels: Option<&'a Path>,
+    /// The column of tables that has labels.
+    pub label_column: Option<&'a Column>,
 }
 
 /// Most bytes that an archive may unpack to; the 10,000 images of a CIFAR-10 batch are 30 MB.
@@ -24,23 +49,109 @@ const MAX_ARCHIVE: usize = 512 << 20;
 /// Most bytes of an image file.
 const MAX_IMAGE: u64 = 64 << 20;
 
-impl Images {
+impl<'a> Reads<'a> {
+    /// What a graph reads.
+    ///
+    /// # Errors
+    /// If its first node is not an input; a verified graph's is.
+    pub fn of(graph: &'a Graph) -> Result<Self> {
+        match graph.nodes.first().map(|node| &node.op) {
+            Some(Op::Input { shape }) => Ok(Reads {
+                shape: *shape,
+                preprocessing: &graph.preprocessing,
+                classes: &graph.classes,
+            }),
+            _ => bail!("the graph's first node is not the input"),
+        }
+    }
+
+    /// The class that a label means: a number from 0, or the name of a class.
+    fn class(&self, label: &str) -> Option<u32> {
+        // Programs that handle real numbers write a class as `3.0`.
+        let number = label.strip_suffix(".0").unwrap_or(label).parse().ok();
+        number.or_else(|| Some(self.classes.iter().position(|c| c == label)? as u32))
+    }
+
+    fn class_of(&self, label: &str) -> Result<u32> {
+        self.class(label).with_context(|| {
+            let known = match self.classes {
+                [] => "the network's classes have no names".into(),
+                names => format!("the network's classes are {}", names.join(", ")),
+            };
+            format!("{label:?} is no label: it is no whole number from 0, and {known}")
+        })
+    }
+}
+
+impl Examples {
     /// `count` images drawn by [`draw`], for networks whose training data is not at hand.
     pub fn synthetic(shape: Shape, count: usize, seed: u64) -> Self {
-        Images {
+        Examples {
             source: format!("synthetic, {count} images, seed {seed}"),
-            pixels: (0..count as u64)
-                .map(|i| draw::image(shape, seed.wrapping_add(i)))
+            inputs: (0..count as u64)
+                .map(|i| draw::image(shape, seed.wrapping_add(i)).into())
                 .collect(),
             labels: Vec::new(),
         }
     }
 
+    /// Reads at most `limit` examples, spread evenly over what there is.
+    ///
+    /// For a network of pictures as [`Examples::load`]. For one of real values, the path may be
+    /// `synthetic`; a `.npy` file of one example or several; a `.csv` file with one example a row;
+    /// or a folder of either, whose names may end in `_<label>`.
+    ///
+    /// # Errors
+    /// If nothing can be read, a file is not what its name says, there are not as many labels as
+    /// examples, or a label is no class.
+    pub fn read(data: &Data<'_>, reads: &Reads<'_>, limit: usize) -> Result<Self> {
+        if reads.preprocessing.is_values() {
+            return values::read(data, reads, limit);
+        }
+        ensure!(
+            data.label_column.is_none(),
+            "--label-column names a column of a table, and the network reads pictures"
+        );
+        match data.labels {
+            None => Self::load(data.path, reads.shape, limit),
+            Some(labels) => {
+                let mut images = Self::load(data.path, reads.shape, usize::MAX)?;
+                images.label(&values::labels(labels)?, reads)?;
+                images.thin(limit);
+                Ok(images)
+            }
+        }
+    }
+
+    /// Gives every example its label.
+    fn label(&mut self, words: &[String], reads: &Reads<'_>) -> Result<()> {
+        let count = self.inputs.len();
+        let words = values::without_name(words, count, reads);
+        ensure!(
+            words.len() == count,
+            "{} labels for {count} examples of {}",
+            words.len(),
+            self.source
+        );
+        self.labels = words
+            .iter()
+            .map(|word| reads.class_of(word))
+            .collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    /// Leaves at most `limit` examples, spread evenly.
+    fn thin(&mut self, limit: usize) {
+        self.inputs = spread(&self.inputs, limit).cloned().collect();
+        self.labels = spread(&self.labels, limit).copied().collect();
+    }
+
     /// Reads at most `limit` images, spread evenly over what `path` holds.
     ///
     /// `path` may be `synthetic`; a `.bin` file of records (label byte, then the planes, as
-    /// CIFAR-10 has them); a `.tar.xz` archive of images; an image; or a folder of any of these.
-    /// Images of another size are resized. File names that end in `_<label>` give labels.
+    /// CIFAR-10 has them); a `.npy` file of whole numbers from 0 to 255; a `.tar.xz` archive of
+    /// images; an image; or a folder of any of these. Images of another size are resized. File
+    /// names that end in `_<label>` give labels.
     ///
     /// # Errors
     /// If nothing can be read, or a file is not what its name says.
@@ -48,24 +159,12 @@ impl Images {
         if path.as_os_str() == "synthetic" {
             return Ok(Self::synthetic(shape, limit, 0));
         }
-        ensure!(
-            shape.c == 3 || shape.c == 1,
-            "the network reads {} channels: images have 1 or 3; use a .bin file of records",
-            shape.c
-        );
-        let mut images = Images {
-            source: path.file_name().map_or_else(
-                || path.display().to_string(),
-                |n| n.to_string_lossy().into_owned(),
-            ),
-            pixels: Vec::new(),
-            labels: Vec::new(),
-        };
-        let files = list(path)?;
+        let mut images = Examples::from(path);
+        let files = list(path, IMAGES)?;
         ensure!(
             !files.is_empty(),
-            "no images in {}: expected .bin records, .tar.xz archives, .png, .jpg or .webp files, \
-             or the word `synthetic`",
+            "no images in {}: expected .bin records, .npy arrays, .tar.xz archives, .png, .jpg or \
+             .webp files, or the word `synthetic`",
             path.display()
         );
         // Archives cost seconds each: do not open more of them than needed.
@@ -81,21 +180,34 @@ impl Images {
             1
         };
         for file in files.iter().step_by(stride) {
-            if images.pixels.len() >= limit {
+            if images.inputs.len() >= limit {
                 break;
             }
-            let room = share.min(limit - images.pixels.len());
+            let room = share.min(limit - images.inputs.len());
             images
-                .read(file, shape, room)
+                .read_images(file, shape, room)
                 .with_context(|| format!("in {}", file.display()))?;
         }
-        if images.labels.len() != images.pixels.len() {
+        if images.labels.len() != images.inputs.len() {
             images.labels.clear();
         }
         Ok(images)
     }
 
-    fn read(&mut self, file: &Path, shape: Shape, limit: usize) -> Result<()> {
+    /// No examples yet, of this source.
+    fn from(path: &Path) -> Self {
+        let name = path.file_name();
+        Examples {
+            source: name.map_or_else(
+                || path.display().to_string(),
+                |n| n.to_string_lossy().into_owned(),
+            ),
+            inputs: Vec::new(),
+            labels: Vec::new(),
+        }
+    }
+
+    fn read_images(&mut self, file: &Path, shape: Shape, limit: usize) -> Result<()> {
         if has_suffix(file, ".bin") {
             let bytes = fs::read(file)?;
             let record = 1 + shape.len();
@@ -108,8 +220,18 @@ impl Images {
             let records: Vec<&[u8]> = bytes.chunks_exact(record).collect();
             for record in spread(&records, limit) {
                 self.labels.push(u32::from(record[0]));
-                self.pixels.push(record[1..].to_vec());
+                self.inputs.push(record[1..].to_vec().into());
             }
+            return Ok(());
+        }
+        if has_suffix(file, ".npy") {
+            let array = values::open(file, None)?;
+            let indices: Vec<usize> = (0..array.count(shape)?).collect();
+            for &index in spread(&indices, limit) {
+                self.inputs.push(array.bytes(shape, index)?.into());
+            }
+            self.labels
+                .extend(label(file).filter(|_| indices.len() == 1));
             return Ok(());
         }
         let images = if has_suffix(file, ".tar.xz") {
@@ -121,16 +243,19 @@ impl Images {
         };
         for (name, bytes) in spread(&images, limit) {
             let image = decode(bytes, shape).with_context(|| name.display().to_string())?;
-            self.pixels.push(image);
+            self.inputs.push(image.into());
             self.labels.extend(label(name));
         }
         Ok(())
     }
 
-    /// Preprocessed single-precision images, as the float interpreter reads them.
-    pub fn reals(&self, preprocessing: &Preprocessing) -> Vec<Vec<f32>> {
-        let one = |pixels: &Vec<u8>| preprocessing.reals(pixels);
-        self.pixels.iter().map(one).collect()
+    /// Preprocessed single-precision inputs, as the float interpreter reads them.
+    ///
+    /// # Errors
+    /// If the network reads pictures and the examples are real values.
+    pub fn reals(&self, preprocessing: &Preprocessing) -> Result<Vec<Vec<f32>>, InputError> {
+        let one = |input| preprocessing.reals_of(input);
+        self.inputs.iter().map(one).collect()
     }
 }
 
@@ -150,15 +275,19 @@ fn is_image(path: &Path) -> bool {
         .any(|suffix| has_suffix(path, suffix))
 }
 
-/// The readable files of a path, by name; training batches before test batches stay apart by the
-/// caller's choice of path.
-fn list(path: &Path) -> Result<Vec<PathBuf>> {
-    let usable = |p: &Path| is_image(p) || has_suffix(p, ".bin") || has_suffix(p, ".tar.xz");
+/// Ends of the names of files of pictures.
+const IMAGES: &[&str] = &[".bin", ".npy", ".tar.xz", ".png", ".jpg", ".jpeg"];
+
+/// The files of a path whose names end so, by name; training batches before test batches stay apart
+/// by the caller's choice of path.
+fn list(path: &Path, suffixes: &[&str]) -> Result<Vec<PathBuf>> {
+    let usable = |p: &Path| suffixes.iter().any(|suffix| has_suffix(p, suffix));
     if path.is_file() {
         if !usable(path) {
             bail!(
-                "{} is not a .bin, .tar.xz, .png, .jpg or .webp file",
-                path.display()
+                "the name of {} ends in none of {}, which are what this network reads",
+                path.display(),
+                suffixes.join(", ")
             );
         }
         return Ok(vec![path.to_path_buf()]);
@@ -241,6 +370,11 @@ fn decode(bytes: &[u8], shape: Shape) -> Result<Vec<u8>> {
         !jpeg::is_cut_short(bytes),
         "the picture is cut short: it ends before its end marker; get the file again"
     );
+    ensure!(
+        shape.c == 3 || shape.c == 1,
+        "the network reads {} channels, and images have 1 or 3: use .npy arrays or .bin records",
+        shape.c
+    );
     let mut reader = image::ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format()?;
     let mut limits = image::Limits::default();
     limits.max_image_width = Some(1 << 14);
@@ -276,12 +410,12 @@ mod tests {
         let path = directory.path().join("batch.bin");
         let record = |label: u8| [vec![label], vec![label * 3; 48]].concat();
         fs::write(&path, [record(1), record(2), record(7)].concat()).unwrap();
-        let images = Images::load(&path, SHAPE, 100).unwrap();
+        let images = Examples::load(&path, SHAPE, 100).unwrap();
         assert_eq!(images.labels, [1, 2, 7]);
-        assert_eq!(images.pixels[2], vec![21; 48]);
-        assert_eq!(Images::load(&path, SHAPE, 2).unwrap().labels, [1, 7]);
+        assert_eq!(images.inputs[2], vec![21u8; 48].into());
+        assert_eq!(Examples::load(&path, SHAPE, 2).unwrap().labels, [1, 7]);
         fs::write(&path, [1; 50]).unwrap();
-        let error = format!("{:#}", Images::load(&path, SHAPE, 2).unwrap_err());
+        let error = format!("{:#}", Examples::load(&path, SHAPE, 2).unwrap_err());
         assert!(error.contains("not a whole number of records"), "{error}");
     }
 
@@ -291,12 +425,16 @@ mod tests {
         save(&directory.path().join("a_3.png"), 9, [10, 20, 30]);
         save(&directory.path().join("b_5.png"), 4, [40, 50, 60]);
         fs::write(directory.path().join("notes.txt"), "no image").unwrap();
-        let images = Images::load(directory.path(), SHAPE, 10).unwrap();
+        let images = Examples::load(directory.path(), SHAPE, 10).unwrap();
         assert_eq!(images.labels, [3, 5]);
         let planes = |colour: [u8; 3]| colour.iter().flat_map(|&v| [v; 16]).collect::<Vec<_>>();
-        assert_eq!(images.pixels, [planes([10, 20, 30]), planes([40, 50, 60])]);
-        let grey = Images::load(&directory.path().join("a_3.png"), Shape::new(1, 2, 2), 1).unwrap();
-        assert_eq!(grey.pixels[0].len(), 4);
+        assert_eq!(
+            images.inputs,
+            [planes([10, 20, 30]).into(), planes([40, 50, 60]).into()]
+        );
+        let grey =
+            Examples::load(&directory.path().join("a_3.png"), Shape::new(1, 2, 2), 1).unwrap();
+        assert_eq!(grey.inputs[0].len(), 4);
     }
 
     #[test]
@@ -304,16 +442,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let empty = format!(
             "{:#}",
-            Images::load(directory.path(), SHAPE, 1).unwrap_err()
+            Examples::load(directory.path(), SHAPE, 1).unwrap_err()
         );
         assert!(empty.contains("no images in"), "{empty}");
         for name in ["broken.png", "broken.tar.xz"] {
             let path = directory.path().join(name);
             fs::write(&path, "neither").unwrap();
-            let error = format!("{:#}", Images::load(&path, SHAPE, 1).unwrap_err());
+            let error = format!("{:#}", Examples::load(&path, SHAPE, 1).unwrap_err());
             assert!(error.contains(name), "{error}");
         }
-        assert!(Images::load(&directory.path().join("absent"), SHAPE, 1).is_err());
+        assert!(Examples::load(&directory.path().join("absent"), SHAPE, 1).is_err());
     }
 
     #[test]
@@ -344,13 +482,17 @@ mod tests {
 
     #[test]
     fn drawn_images_repeat_with_their_seed_and_span_the_range() {
-        let drawn = Images::synthetic(Shape::new(3, 16, 16), 20, 5);
-        assert_eq!(drawn, Images::synthetic(Shape::new(3, 16, 16), 20, 5));
+        let drawn = Examples::synthetic(Shape::new(3, 16, 16), 20, 5);
+        assert_eq!(drawn, Examples::synthetic(Shape::new(3, 16, 16), 20, 5));
         assert_ne!(
-            drawn.pixels,
-            Images::synthetic(Shape::new(3, 16, 16), 20, 6).pixels
+            drawn.inputs,
+            Examples::synthetic(Shape::new(3, 16, 16), 20, 6).inputs
         );
-        let all = drawn.pixels.concat();
+        let bytes = |input: &Input| match input {
+            Input::Bytes(bytes) => bytes.clone(),
+            Input::Values(_) => panic!("an image has bytes"),
+        };
+        let all: Vec<u8> = drawn.inputs.iter().flat_map(bytes).collect();
         assert!(all.iter().any(|&v| v < 16) && all.iter().any(|&v| v > 240));
     }
 
@@ -362,8 +504,8 @@ mod tests {
             eprintln!("skipped: {} is not here", path.display());
             return;
         }
-        let images = Images::load(&path, Shape::new(3, 32, 32), 50).unwrap();
-        assert_eq!((images.pixels.len(), images.labels.len()), (50, 50));
+        let images = Examples::load(&path, Shape::new(3, 32, 32), 50).unwrap();
+        assert_eq!((images.inputs.len(), images.labels.len()), (50, 50));
         // The first record of the test batch is a cat.
         assert_eq!(images.labels[0], 3);
     }

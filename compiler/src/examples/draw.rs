@@ -1,7 +1,7 @@
-//! Images drawn from a seed: gradients, discs and bars with noise. They cover the range of pixel
-//! values, not the variety of real scenes.
+//! Inputs drawn from a seed: images of gradients, discs and bars with noise, which cover the range
+//! of pixel values, not the variety of real scenes; and noise where a network reads real values.
 
-use pi_ir::Shape;
+use pi_ir::{Preprocessing, Shape};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
@@ -35,6 +35,27 @@ pub fn image(shape: Shape, seed: u64) -> Vec<u8> {
         }
     }
     pixels
+}
+
+/// Independent values `[c][h][w]` of the means and deviations that the preprocessing states, or 0
+/// and 1; the same seed draws the same values. Each is a sum of twelve uniform numbers, which is
+/// almost normal, and at most six deviations from its mean.
+pub fn values(shape: Shape, preprocessing: &Preprocessing, seed: u64) -> Vec<f64> {
+    let (mean, std, bound): (&[f32], &[f32], _) = match preprocessing {
+        Preprocessing::Values { mean, std, bound } => (mean, std, *bound),
+        _ => (&[], &[], None),
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut unit = || f64::from(rng.next_u32()) / f64::from(u32::MAX);
+    let reach = bound.map_or(f64::INFINITY, |bound| 0.999 * f64::from(bound));
+    let plane = shape.h as usize * shape.w as usize;
+    (0..shape.len())
+        .map(|index| {
+            let deviations = (0..12).map(|_| unit()).sum::<f64>() - 6.0;
+            let of = |list: &[f32], default| list.get(index / plane).map_or(default, |&v| v.into());
+            of(mean, 0.0) + deviations.clamp(-reach, reach) * of(std, 1.0)
+        })
+        .collect()
 }
 
 struct Drawn {

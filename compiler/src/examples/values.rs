@@ -1,0 +1,118 @@
+//! Real values as examples.
+
+use super::{Data, Examples, Reads, draw, label, list};
+use anyhow::{Context, Result, ensure};
+use pi_ir::ValueFile;
+use pi_ir::value_file::{Column, read_labels};
+use std::fs::File;
+use std::path::Path;
+
+/// Ends of the names of files of values.
+const FILES: &[&str] = &[".npy", ".csv"];
+
+/// See [`Examples::read`].
+pub(super) fn read(data: &Data<'_>, reads: &Reads<'_>, limit: usize) -> Result<Examples> {
+    if data.path.as_os_str() == "synthetic" {
+        return Ok(synthetic(reads, limit, 0));
+    }
+    let mut examples = Examples::from(data.path);
+    let files = list(data.path, FILES)?;
+    ensure!(
+        !files.is_empty(),
+        "no examples in {}: the network reads real values, from .npy or .csv files; for one of \
+         pictures, give --input-kind image",
+        data.path.display()
+    );
+    let words = data.labels.map(labels).transpose()?;
+    let share = limit.div_ceil(files.len());
+    let mut chosen = Vec::new();
+    let mut before = 0;
+    for file in &files {
+        let count = examples
+            .read_values(file, data.label_column, reads, share)
+            .with_context(|| format!("in {}", file.display()))?;
+        chosen.extend(indices(count, share).map(|index| before + index));
+        before += count;
+    }
+    if let Some(words) = words {
+        let words = without_name(&words, before, reads);
+        ensure!(
+            words.len() == before,
+            "{} labels for {before} examples of {}",
+            words.len(),
+            examples.source
+        );
+        let classes = chosen.iter().map(|&index| reads.class_of(&words[index]));
+        examples.labels = classes.collect::<Result<_>>()?;
+    }
+    if examples.labels.len() != examples.inputs.len() {
+        examples.labels.clear();
+    }
+    examples.thin(limit);
+    Ok(examples)
+}
+
+impl Examples {
+    /// Adds at most `limit` examples of a file, and returns the number that it has.
+    fn read_values(
+        &mut self,
+        path: &Path,
+        label_column: Option<&Column>,
+        reads: &Reads<'_>,
+        limit: usize,
+    ) -> Result<usize> {
+        let file = open(path, label_column)?;
+        let count = file.count(reads.shape)?;
+        for index in indices(count, limit) {
+            self.inputs.push(file.example(reads.shape, index)?.into());
+            match &file {
+                ValueFile::Table(table) if !table.labels().is_empty() => {
+                    let class = reads.class_of(&table.labels()[index]);
+                    self.labels
+                        .push(class.with_context(|| format!("in row {index}"))?);
+                }
+                _ => self.labels.extend(label(path).filter(|_| count == 1)),
+            }
+        }
+        Ok(count)
+    }
+}
+
+/// At most `limit` of the first `count` numbers, spread evenly.
+fn indices(count: usize, limit: usize) -> impl Iterator<Item = usize> {
+    (0..count).step_by(count.div_ceil(limit.max(1)).max(1))
+}
+
+pub(super) fn open(path: &Path, label_column: Option<&Column>) -> Result<ValueFile> {
+    Ok(ValueFile::read(path, File::open(path)?, label_column)?)
+}
+
+/// The words of a file of labels.
+pub(super) fn labels(path: &Path) -> Result<Vec<String>> {
+    let words = File::open(path).map_err(Into::into);
+    let words = words.and_then(|file| read_labels(path, file));
+    words.with_context(|| format!("labels in {}", path.display()))
+}
+
+/// The words without the first, if that is one too many and no label: the name of the column.
+pub(super) fn without_name<'w>(
+    words: &'w [String],
+    count: usize,
+    reads: &Reads<'_>,
+) -> &'w [String] {
+    match words {
+        [name, rest @ ..] if rest.len() == count && reads.class(name).is_none() => rest,
+        words => words,
+    }
+}
+
+/// Drawn values, which are good enough for costs and for random weights.
+fn synthetic(reads: &Reads<'_>, count: usize, seed: u64) -> Examples {
+    Examples {
+        source: format!("synthetic, {count} examples, seed {seed}"),
+        inputs: (0..count as u64)
+            .map(|i| draw::values(reads.shape, reads.preprocessing, seed.wrapping_add(i)).into())
+            .collect(),
+        labels: Vec::new(),
+    }
+}

@@ -1,0 +1,161 @@
+//! A file as the input of a model: a picture, or real values.
+
+use crate::image_file::{self, ImageFileError};
+use image::DynamicImage;
+use pi_ir::value_file::{self, Column};
+use pi_ir::{Circuit, Input, ValueFile};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// What a file has, before it is known what the model reads.
+#[derive(Clone, Debug)]
+pub struct InputFile {
+    path: PathBuf,
+    content: Content,
+}
+
+#[derive(Clone, Debug)]
+enum Content {
+    Image(DynamicImage),
+    Values(ValueFile),
+}
+
+/// An input for a model, and notices of what was done to get it.
+#[derive(Clone, Debug)]
+pub struct ModelInput {
+    /// The input.
+    pub input: Input,
+    /// Notices to the user, one sentence each.
+    pub notices: Vec<String>,
+}
+
+/// Error of a file that gives no input.
+#[derive(Debug, thiserror::Error)]
+pub enum InputFileError {
+    /// An error of an image.
+    #[error(transparent)]
+    Image(#[from] ImageFileError),
+    /// An error of a file of values.
+    #[error("{path}: {error}")]
+    Values {
+        /// The file.
+        path: PathBuf,
+        /// The error.
+        error: value_file::Error,
+    },
+    /// The model reads values, and the file is an image.
+    #[error("the model reads real values, and {0} is an image")]
+    ImageForValues(PathBuf),
+    /// The file has several examples.
+    #[error("{path} has {count} rows, and one inference answers one")]
+    ManyRows {
+        /// The file.
+        path: PathBuf,
+        /// Number of its rows.
+        count: usize,
+    },
+    /// The file has no such example.
+    #[error("{path} has no row {row}: its rows are 0 to {}", count - 1)]
+    NoRow {
+        /// The file.
+        path: PathBuf,
+        /// The row asked for.
+        row: usize,
+        /// Number of rows.
+        count: usize,
+    },
+    /// A row of an image.
+    #[error("{0} is an image, which has no rows of examples")]
+    RowOfImage(PathBuf),
+}
+
+impl InputFile {
+    /// Reads a file: values if its name ends in `.npy` or `.csv`, else a PNG or JPEG image. In a
+    /// table, one column may hold labels, which are left out.
+    ///
+    /// # Errors
+    /// [`InputFileError`] names the file.
+    pub fn open(path: &Path, label_column: Option<&Column>) -> Result<Self, InputFileError> {
+        let content = match ValueFile::has_name(path) {
+            false => Content::Image(image_file::decode(path)?),
+            true => {
+                let file = File::open(path).map_err(value_file::Error::from);
+                let values = file.and_then(|file| ValueFile::read(path, file, label_column));
+                Content::Values(values.map_err(|error| InputFileError::Values {
+                    path: path.into(),
+                    error,
+                })?)
+            }
+        };
+        Ok(InputFile {
+            path: path.into(),
+            content,
+        })
+    }
+
+    /// An image in memory, which errors call by this name.
+    pub fn image(name: &str, image: DynamicImage) -> Self {
+        InputFile {
+            path: name.into(),
+            content: Content::Image(image),
+        }
+    }
+
+    /// The input that a model reads from the file: the image, brought to the model's shape, or the
+    /// values of one example. A file of several needs `row`, which counts from 0.
+    ///
+    /// # Errors
+    /// [`InputFileError`] if the file has no such input.
+    pub fn for_model(
+        &self,
+        circuit: &Circuit,
+        row: Option<usize>,
+    ) -> Result<ModelInput, InputFileError> {
+        let path = || self.path.clone();
+        let shape = circuit.image();
+        let values = match &self.content {
+            Content::Image(_) if row.is_some() => return Err(InputFileError::RowOfImage(path())),
+            Content::Image(_) if circuit.preprocessing.is_values() => {
+                return Err(InputFileError::ImageForValues(path()));
+            }
+            Content::Image(image) => {
+                let image = image_file::to_shape(image.clone(), shape)?;
+                return Ok(ModelInput {
+                    input: image.pixels.into(),
+                    notices: image.notices,
+                });
+            }
+            Content::Values(values) => values,
+        };
+        let unreadable = |error| InputFileError::Values {
+            path: path(),
+            error,
+        };
+        let count = values.count(shape).map_err(unreadable)?;
+        let row = match row {
+            None if count > 1 => {
+                return Err(InputFileError::ManyRows {
+                    path: path(),
+                    count,
+                });
+            }
+            None => 0,
+            Some(row) if row >= count => {
+                return Err(InputFileError::NoRow {
+                    path: path(),
+                    row,
+                    count,
+                });
+            }
+            Some(row) => row,
+        };
+        let input = match circuit.preprocessing.is_values() {
+            true => values.example(shape, row).map(Input::Values),
+            false => values.bytes(shape, row).map(Input::Bytes),
+        };
+        Ok(ModelInput {
+            input: input.map_err(unreadable)?,
+            notices: Vec::new(),
+        })
+    }
+}
