@@ -8,7 +8,7 @@ use pi_compiler::examples::{Data, Examples, Reads};
 use pi_compiler::{Compiled, Options, compile, emit};
 use pi_ir::artifact::{ARTIFACT_NAME, WEIGHTS_NAME};
 use pi_ir::interpret::{Interpreter, float, quantise};
-use pi_ir::value_file::Column;
+use pi_ir::value_file::{Array, Column};
 use pi_ir::{Graph, Input, Preprocessing, Reveal};
 use pi_onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use pi_runtime::client::{Client, Patience, TrustOptions};
@@ -252,17 +252,6 @@ async fn a_row_of_a_table_gets_a_private_answer() {
     }
 }
 
-/// A file as `numpy.save` writes it.
-fn write_array(path: &Path, descr: &str, shape: &str, elements: &[u8]) {
-    let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");
-    let length = (10 + header.len() + 1).next_multiple_of(64) - 10;
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend_from_slice(&(length as u16).to_le_bytes());
-    bytes.extend_from_slice(format!("{header:<padded$}\n", padded = length - 1).as_bytes());
-    bytes.extend_from_slice(elements);
-    fs::write(path, bytes).unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signal_of_twelve_channels_gets_a_private_answer() {
     let directory = tempfile::tempdir().unwrap();
@@ -276,10 +265,10 @@ async fn a_signal_of_twelve_channels_gets_a_private_answer() {
         .flat_map(|value| (value as f32).to_le_bytes())
         .collect();
     let path = directory.path().join("train.npy");
-    write_array(&path, "<f4", "(60, 12, 40)", &waves);
+    fs::write(&path, Array::file("<f4", &[60, 12, 40], &waves)).unwrap();
     let labels = directory.path().join("labels.npy");
     let classes: Vec<u8> = (0..60).map(|i| i % 5).collect();
-    write_array(&labels, "|u1", "(60,)", &classes);
+    fs::write(&labels, Array::file("|u1", &[60], &classes)).unwrap();
     let graph = import(&signal(), directory.path());
     let data = Data {
         path: &path,

@@ -395,6 +395,7 @@ fn decode(bytes: &[u8], shape: Shape) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pi_ir::value_file::Array;
 
     const SHAPE: Shape = Shape::new(3, 4, 4);
 
@@ -508,5 +509,27 @@ mod tests {
         assert_eq!((images.inputs.len(), images.labels.len()), (50, 50));
         // The first record of the test batch is a cat.
         assert_eq!(images.labels[0], 3);
+    }
+
+    #[test]
+    fn arrays_of_bytes_are_pictures_of_any_channels() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("bands.npy");
+        let bytes: Vec<u8> = (0..3 * 20).collect();
+        fs::write(&path, Array::file("|u1", &[3, 5, 2, 2], &bytes)).unwrap();
+        let shape = Shape::new(5, 2, 2);
+        let images = Examples::load(&path, shape, 10).unwrap();
+        let expected = bytes.chunks(20).map(|image| image.to_vec().into());
+        assert_eq!(images.inputs, expected.collect::<Vec<Input>>());
+        let refused = |path: &Path| format!("{:#}", Examples::load(path, shape, 1).unwrap_err());
+        // A whole number that is no byte, and a real one.
+        let large = [7, 0, 0, 1].repeat(10);
+        fs::write(&path, Array::file("<i2", &[5, 2, 2], &large)).unwrap();
+        assert!(refused(&path).contains("element 1 is 256: save whole numbers"));
+        fs::write(&path, Array::file("<f4", &[5, 2, 2], &[0; 80])).unwrap();
+        assert!(refused(&path).contains("element 0 is 0, a real number"));
+        let picture = directory.path().join("picture.png");
+        save(&picture, 2, [1, 2, 3]);
+        assert!(refused(&picture).contains("reads 5 channels, and images have 1 or 3"));
     }
 }

@@ -2,6 +2,7 @@
 //! that users make.
 
 use pi_ir::builders::{Builder, Policy, Rest, resnet20};
+use pi_ir::value_file::Array;
 use pi_ir::{Artifact, GraphFile, NodeId, Preprocessing, Shape, WeightsFile};
 use std::fs;
 use std::path::Path;
@@ -261,12 +262,7 @@ fn tables_and_arrays_calibrate_and_evaluate() {
     }
     fs::write(at("table.csv"), &table).unwrap();
     fs::write(at("labels.txt"), &labels).unwrap();
-    let header = "{'descr': '<f8', 'fortran_order': False, 'shape': (40, 3), }\n";
-    let mut file = b"\x93NUMPY\x01\x00".to_vec();
-    file.extend_from_slice(&(header.len() as u16).to_le_bytes());
-    file.extend_from_slice(header.as_bytes());
-    file.extend_from_slice(&array);
-    fs::write(at("array.npy"), file).unwrap();
+    fs::write(at("array.npy"), Array::file("<f8", &[40, 3], &array)).unwrap();
 
     let (table, array, labels) = (at("table.csv"), at("array.npy"), at("labels.txt"));
     let of_table = ["--calibration", &table, "--label-column"];

@@ -176,7 +176,7 @@ pub enum Error {
     #[error(transparent)]
     InputFile(#[from] InputFileError),
     /// The model cannot take an input.
-    #[error("this is no input of the model: {0}")]
+    #[error("the model cannot take this input")]
     Input(#[from] pi_ir::interpret::Error),
     /// An error of the store.
     #[error(transparent)]

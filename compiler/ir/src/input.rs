@@ -47,14 +47,16 @@ pub enum InputError {
     Kind,
     /// A value is NaN, infinite, or beyond what the network was compiled for.
     #[error(
-        "value {index} is {value}: the network was compiled for values from {low} to {high} there, \
-         and its answer to others may be wrong"
+        "value {index} is {value}: the network was compiled for values from {low} to {high} in \
+         channel {channel}, and its answer to others may be wrong"
     )]
     Beyond {
         /// Index of the value, in the order `[c][h][w]`.
         index: usize,
         /// The value.
         value: f64,
+        /// Its channel: of a row of a table, the same.
+        channel: usize,
         /// Least value of the channel.
         low: f64,
         /// Largest value of the channel.

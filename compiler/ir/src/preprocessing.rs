@@ -157,6 +157,7 @@ impl Preprocessing {
             let (mean, std) = (f64::from(mean[channel]), f64::from(std[channel]));
             Err(InputError::Beyond {
                 index,
+                channel,
                 value: values[index].into(),
                 low: mean - bound * std,
                 high: mean + bound * std,
@@ -378,6 +379,7 @@ mod tests {
             let message = error.to_string();
             let InputError::Beyond {
                 index: at,
+                channel,
                 low,
                 high,
                 ..
@@ -385,7 +387,7 @@ mod tests {
             else {
                 panic!("{error}");
             };
-            assert_eq!(at, index);
+            assert_eq!((at, channel), (index, index / 2));
             assert_eq!((low, high), [(-1.5, 2.5), (-34.0, 30.0)][index / 2]);
             assert!(
                 message.contains(&format!("value {index} is {value}")),

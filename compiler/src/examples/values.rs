@@ -116,3 +116,93 @@ fn synthetic(reads: &Reads<'_>, count: usize, seed: u64) -> Examples {
         labels: Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pi_ir::value_file::Array;
+    use pi_ir::{Input, Preprocessing, Shape};
+    use std::fs;
+
+    fn reads(preprocessing: &Preprocessing) -> Reads<'_> {
+        Reads {
+            shape: Shape::new(2, 1, 1),
+            preprocessing,
+            classes: &[],
+        }
+    }
+
+    fn data(path: &Path) -> Data<'_> {
+        Data {
+            path,
+            labels: None,
+            label_column: None,
+        }
+    }
+
+    #[test]
+    fn labels_stay_with_the_examples_that_are_chosen() {
+        let preprocessing = Preprocessing::unit_values(2);
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::create_dir(at("rows")).unwrap();
+        fs::write(at("rows/a.csv"), "0,0\n1,1\n2,2\n3,3\n").unwrap();
+        fs::write(at("rows/b.csv"), "4,4\n5,5\n6,6\n7,7\n").unwrap();
+        fs::write(
+            at("labels.csv"),
+            "class\n10\n11\n12\n13\n14\n15.0\n16\n17\n",
+        )
+        .unwrap();
+        let (rows, labels) = (at("rows"), at("labels.csv"));
+        let data = Data {
+            labels: Some(&labels),
+            ..data(&rows)
+        };
+        for limit in [1, 3, 4, 5, 8, 100] {
+            let examples = Examples::read(&data, &reads(&preprocessing), limit).unwrap();
+            let count = examples.inputs.len();
+            assert!(count > 0 && count <= limit && examples.labels.len() == count);
+            for (input, &label) in examples.inputs.iter().zip(&examples.labels) {
+                let value = f64::from(label - 10);
+                assert_eq!(input, &Input::Values(vec![value; 2]));
+            }
+        }
+        let all = Examples::read(&data, &reads(&preprocessing), 8).unwrap();
+        assert_eq!(all.labels, [10, 11, 12, 13, 14, 15, 16, 17]);
+    }
+
+    #[test]
+    fn a_folder_of_arrays_is_labelled_by_name() {
+        let preprocessing = Preprocessing::unit_values(2);
+        let directory = tempfile::tempdir().unwrap();
+        for (name, value) in [("x_3.npy", 1.5f32), ("y_0.npy", -2.0)] {
+            let elements = value.to_le_bytes().repeat(2);
+            let file = Array::file("<f4", &[2], &elements);
+            fs::write(directory.path().join(name), file).unwrap();
+        }
+        let examples = Examples::read(&data(directory.path()), &reads(&preprocessing), 9).unwrap();
+        assert_eq!(examples.labels, [3, 0]);
+        assert_eq!(examples.inputs[1], Input::Values(vec![-2.0; 2]));
+    }
+
+    #[test]
+    fn drawn_values_have_the_statistics_that_are_stated() {
+        let preprocessing = Preprocessing::Values {
+            mean: vec![100.0, -3.0],
+            std: vec![5.0, 0.1],
+            bound: Some(2.0),
+        };
+        let reads = reads(&preprocessing);
+        let drawn = Examples::read(&data(Path::new("synthetic")), &reads, 400).unwrap();
+        let again = Examples::read(&data(Path::new("synthetic")), &reads, 400).unwrap();
+        assert_eq!(drawn, again);
+        let normalised = drawn.reals(&preprocessing).unwrap();
+        for channel in 0..2 {
+            let column = normalised.iter().map(|row| f64::from(row[channel]));
+            let mean = column.clone().sum::<f64>() / 400.0;
+            assert!(mean.abs() < 0.2, "{mean}");
+            assert!(column.clone().all(|v| v.abs() < 2.0));
+            assert!(column.clone().any(|v| v.abs() > 1.5));
+        }
+    }
+}

@@ -88,8 +88,13 @@ impl Table {
             }
             table.rows += 1;
         }
+        let taken: String = first.chars().take(40).collect();
         match table.rows {
-            0 => Err(Error::Format("the table has no rows of values".into())),
+            0 if first.is_empty() => Err(Error::Format("the table has no rows".into())),
+            0 => Err(Error::Format(format!(
+                "the table has no rows of values: its only line, {taken:?}, is taken for names of \
+                 columns; values are numbers with a point, separated by commas"
+            ))),
             _ => Ok(table),
         }
     }

@@ -63,6 +63,22 @@ impl Array {
         })
     }
 
+    /// The file of a row-major array, as `numpy.save` writes it. `elements` are little-endian, of
+    /// the type that NumPy calls `descr`.
+    pub fn file(descr: &str, dims: &[usize], elements: &[u8]) -> Vec<u8> {
+        let sides: Vec<String> = dims.iter().map(usize::to_string).collect();
+        let comma = if sides.len() == 1 { "," } else { "" };
+        let shape = format!("({}{comma})", sides.join(", "));
+        let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");
+        // The elements begin at a multiple of 64 bytes, behind spaces and the end of a line.
+        let before = MAGIC.len() + 4;
+        let length = (before + header.len() + 1).next_multiple_of(64) - before;
+        let mut bytes = [MAGIC, &[1, 0][..], &(length as u16).to_le_bytes()].concat();
+        bytes.extend_from_slice(format!("{header:<padded$}\n", padded = length - 1).as_bytes());
+        bytes.extend_from_slice(elements);
+        bytes
+    }
+
     /// Number of examples of this shape: one if the array is an example, else the first axis.
     /// Sides of 1 may be left out or added.
     pub(super) fn count(&self, shape: Shape) -> Result<usize, Error> {

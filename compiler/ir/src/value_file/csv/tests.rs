@@ -62,7 +62,8 @@ fn a_column_may_have_labels() {
 #[test]
 fn what_is_no_table_of_numbers_is_named_by_line_and_column() {
     refused("", None, "no rows");
-    refused("a,b\n", None, "no rows");
+    refused("a,b\n", None, "its only line, \"a,b\", is taken for names");
+    refused("1.5 2.5\n", None, "separated by commas");
     refused(
         "1,2\n3\n",
         None,

@@ -42,6 +42,11 @@ fn a_file_of_numpy_is_read() {
     assert_eq!(array.count(three).unwrap(), 2);
     assert_eq!(array.example(2, 0), [1.5, -2.0, 0.25]);
     assert_eq!(array.example(2, 1), [3.0, 4.0, 5.0]);
+    // To the byte what this module writes, too.
+    assert_eq!(
+        Array::file("<f4", &[2, 3], &array.bytes[128..]),
+        array.bytes
+    );
     assert!(!array.is_integer());
 }
 
