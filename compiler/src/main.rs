@@ -2,7 +2,7 @@
 //! costs, and measures the accuracy that fixed point loses.
 #![forbid(unsafe_code)]
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser};
 use pi_compiler::cost::activations::costs;
 use pi_compiler::cost::evaluate::{Comparison, compare};
@@ -476,7 +476,13 @@ fn evaluated(arguments: &Arguments, path: &Path, graph: &Graph) -> Result<Exampl
         labels: arguments.labels.as_deref(),
         label_column: arguments.label_column.as_ref(),
     };
-    Examples::read(&data, &Reads::of(graph)?, arguments.evaluate_images).context("data to evaluate")
+    let examples = Examples::read(&data, &Reads::of(graph)?, arguments.evaluate_images)
+        .context("data to evaluate")?;
+    ensure!(
+        data.label_column.is_none() || !examples.labels.is_empty(),
+        "--label-column names a column of a .csv file: for arrays, give --labels FILE"
+    );
+    Ok(examples)
 }
 
 /// Compares graph and circuit on examples that calibration saw: this shows whether the arithmetic

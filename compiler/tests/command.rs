@@ -321,6 +321,8 @@ fn tables_and_arrays_calibrate_and_evaluate() {
     fs::write(at("few.txt"), "1\n0\n").unwrap();
     let few = ["--evaluate", &array, "--labels", &at("few.txt")];
     cases(&array, &few, "2 labels for 40 examples of array.npy");
+    let column = ["--evaluate", &array, "--label-column", "0"];
+    cases(&array, &column, "for arrays, give --labels FILE");
     fs::write(at("seven.txt"), "7\n".repeat(40)).unwrap();
     let seven = ["--evaluate", &array, "--labels", &at("seven.txt")];
     cases(
