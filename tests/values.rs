@@ -52,6 +52,7 @@ fn table() -> ModelProto {
         TensorProto::floats(name, &[4], COLUMNS.iter().map(|c| of(c) as f32))
     };
     let graph = GraphProto {
+        name: None,
         node: vec![
             NodeProto::of("Sub", "row mean c", &[]),
             NodeProto::of("Div", "c std n", &[]),
@@ -97,6 +98,7 @@ fn raw_table() -> ModelProto {
 fn signal() -> ModelProto {
     let rng = &mut ChaCha20Rng::seed_from_u64(4);
     let graph = GraphProto {
+        name: None,
         node: vec![
             NodeProto::of("Conv", "ecg w1 c1", &[("pads", &[2, 2]), ("strides", &[2])]),
             NodeProto::of("Relu", "c1 r1", &[]),

@@ -462,11 +462,11 @@ mod tests {
         for name in ["cut.jpg", "cut.webp", "cut.png"] {
             let path = directory.path().join(name);
             picture.save(&path).unwrap();
-            assert!(Images::load(&path, SHAPE, 1).is_ok(), "{name}");
+            assert!(Examples::load(&path, SHAPE, 1).is_ok(), "{name}");
             let bytes = fs::read(&path).unwrap();
             for end in [bytes.len() / 2, bytes.len() * 9 / 10] {
                 fs::write(&path, &bytes[..end]).unwrap();
-                let error = format!("{:#}", Images::load(&path, SHAPE, 1).unwrap_err());
+                let error = format!("{:#}", Examples::load(&path, SHAPE, 1).unwrap_err());
                 assert!(error.contains(name), "{error}");
                 assert!(
                     !name.ends_with("jpg") || error.contains("is cut short"),
@@ -476,8 +476,9 @@ mod tests {
         }
         let path = directory.path().join("flat_4.webp");
         save(&path, 4, [10, 20, 30]);
-        let images = Images::load(&path, SHAPE, 1).unwrap();
-        assert_eq!(images.pixels[0], [[10; 16], [20; 16], [30; 16]].concat());
+        let images = Examples::load(&path, SHAPE, 1).unwrap();
+        let expected = [[10; 16], [20; 16], [30; 16]].concat();
+        assert_eq!(images.inputs[0], Input::Bytes(expected));
         assert_eq!(images.labels, [4]);
     }
 

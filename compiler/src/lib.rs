@@ -19,8 +19,8 @@
 //!    size of batch. It verifies every plan it returns.
 //!
 //! [`emit::files`] then makes the two files of the result. [`cost`] computes what the network
-//! costs, [`examples`] reads or draws the inputs that calibration and evaluation need, and [`trace`]
-//! tells what became of the tensors of an ONNX model.
+//! costs, [`examples`] reads or draws the inputs that calibration and evaluation need, and
+//! [`trace`] tells what became of the tensors of an ONNX model.
 #![forbid(unsafe_code)]
 
 pub mod compile;

@@ -334,8 +334,7 @@ fn trace_model(arguments: &Arguments, input: &Path, out: &Path) -> Result<()> {
     let import = import_onnx(&arguments.graph, &arguments.onnx)?;
     let compiled = match &arguments.calibration {
         Some(_) => {
-            let shape = input_shape(&import.graph)?;
-            let calibration = calibration_of(arguments, shape, COSTS_IMAGES)?;
+            let calibration = calibration_of(arguments, &import.graph, COSTS_IMAGES)?;
             let options = Options {
                 batches: Vec::new(),
                 ..arguments.choices.options()

@@ -6,7 +6,7 @@ use crate::file::write_whole;
 use crate::npy;
 use crate::pass::calibrate::FloatWeights;
 use anyhow::{Context, Result, anyhow};
-use pi_ir::{Step, interpret};
+use pi_ir::{Preprocessing, Step, interpret};
 use pi_onnx::{Import, TensorValue};
 use serde::Serialize;
 use std::fs;
@@ -36,7 +36,11 @@ pub fn trace(import: &Import, compiled: Option<&Compiled>, input: &[f32]) -> Res
     let layers = match compiled {
         Some(compiled) => {
             let image = import.image(input).map_err(|why| anyhow!(why))?;
-            layers(compiled, &image)?
+            let of_graph = &import.graph.preprocessing;
+            layers(
+                compiled,
+                &rescaled(&image, of_graph, &compiled.circuit.preprocessing),
+            )?
         }
         None => Vec::new(),
     };
@@ -46,6 +50,30 @@ pub fn trace(import: &Import, compiled: Option<&Compiled>, input: &[f32]) -> Res
         Traced { float, fixed }
     };
     Ok(tensors.into_iter().map(traced).collect())
+}
+
+/// What the circuit reads where the graph reads these numbers: the compiler scales real values
+/// channel by channel, and pixels not at all.
+fn rescaled(image: &[f32], graph: &Preprocessing, circuit: &Preprocessing) -> Vec<f32> {
+    let (
+        Preprocessing::Values { mean, std, .. },
+        Preprocessing::Values {
+            mean: m, std: d, ..
+        },
+    ) = (graph, circuit)
+    else {
+        return image.to_vec();
+    };
+    let channels = image.chunks_exact((image.len() / mean.len()).max(1));
+    let statistics = mean.iter().zip(std).zip(m.iter().zip(d));
+    let scaled = channels
+        .zip(statistics)
+        .flat_map(|(channel, ((mean, std), (m, d)))| {
+            let [mean, std, m, d] = [mean, std, m, d].map(|&v| f64::from(v));
+            let one = move |&x: &f32| ((f64::from(x) * std + mean - m) / d) as f32;
+            channel.iter().map(one)
+        });
+    scaled.collect()
 }
 
 /// A layer's result, channels first.

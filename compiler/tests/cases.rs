@@ -2,11 +2,11 @@
 //! small models from ONNX to fixed point, against the float network. (Those of the import alone are
 //! in `compiler/onnx/tests/cases.rs`.)
 
-use pi_compiler::images::Images;
+use pi_compiler::examples::Examples;
 use pi_compiler::pass::quantise::Precision;
 use pi_compiler::{Compiled, Options, Refused, compile};
-use pi_ir::interpret::{float, plain, quantise_image};
-use pi_ir::{Graph, Op, Reveal, Shape};
+use pi_ir::interpret::{float, plain, quantise};
+use pi_ir::{Graph, Input, Op, Reveal, Shape};
 use pi_onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use prost::Message;
 use rand_chacha::ChaCha20Rng;
@@ -49,16 +49,13 @@ fn shape(graph: &Graph) -> Shape {
 }
 
 /// Pictures of noise, of one value each, and drawn ones.
-fn pictures(shape: Shape) -> Images {
-    let mut images = Images::synthetic(shape, 6, 3);
+fn pictures(shape: Shape) -> Examples {
+    let mut images = Examples::synthetic(shape, 6, 3);
     let mut rng = ChaCha20Rng::seed_from_u64(4);
     for value in [0, 255] {
-        images.pixels.push(vec![value; shape.len()]);
-        images.pixels.push(
-            (0..shape.len())
-                .map(|_| (rng.next_u32() >> 24) as u8)
-                .collect(),
-        );
+        images.inputs.push(Input::Bytes(vec![value; shape.len()]));
+        let noise = (0..shape.len()).map(|_| (rng.next_u32() >> 24) as u8);
+        images.inputs.push(Input::Bytes(noise.collect()));
     }
     images
 }
@@ -81,9 +78,9 @@ fn small(graph: &Graph) -> Result<Compiled, Refused> {
 fn both(graph: &Graph, compiled: &Compiled) -> Vec<(Vec<f32>, Vec<f64>)> {
     let scale = f64::from(compiled.circuit.output().0).exp2();
     let images = pictures(shape(graph));
-    let answers = images.pixels.iter().map(|pixels| {
-        let real = float(graph, &graph.preprocessing.reals(pixels)).unwrap();
-        let input = quantise_image(&compiled.circuit, pixels).unwrap();
+    let answers = images.inputs.iter().map(|pixels| {
+        let real = float(graph, &graph.preprocessing.reals_of(pixels).unwrap()).unwrap();
+        let input = quantise(&compiled.circuit, pixels).unwrap();
         let fixed = plain(&compiled.circuit, &compiled.weights, &input).unwrap();
         let fixed = fixed.logits.iter().map(|&logit| logit as f64 / scale);
         (real, fixed.collect())

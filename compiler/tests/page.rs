@@ -1,7 +1,7 @@
 //! The page that reports costs: well-formed, complete, by itself, and harmless whatever the names.
 
 use pi_compiler::cost::report::Report;
-use pi_compiler::images::Images;
+use pi_compiler::examples::Examples;
 use pi_compiler::number;
 use pi_compiler::page::{self, Model};
 use pi_compiler::pass::select::Link;
@@ -18,7 +18,7 @@ fn model(name: &str, graph: &Graph, accuracy: Option<Accuracy>) -> Model {
         batches: vec![4],
         ..Options::default()
     };
-    let compiled = compile(graph, &Images::synthetic(shape, 4, 0), &options).unwrap();
+    let compiled = compile(graph, &Examples::synthetic(shape, 4, 0), &options).unwrap();
     let (artifact, _) = emit::files(&compiled, [0; 32], accuracy, "");
     Model {
         name: name.into(),

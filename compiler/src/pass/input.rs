@@ -323,6 +323,7 @@ mod tests {
             weight: vec![0.5, -1.0, 0.25, 2.0, 1.0, -3.0],
             bias: vec![1.0],
             out_channels: 1,
+            groups: 1,
             kernel: (1, 3),
             stride: (1, 1),
             padding,

@@ -37,8 +37,8 @@ struct Arguments {
     /// with what the network computes in the clear.
     #[arg(long)]
     label: bool,
-    /// A PNG, JPEG or WebP image [default: a ship that the demo draws]; or, as the model reads it, a
-    /// .npy file of an array, or a .csv file with one row.
+    /// A PNG, JPEG or WebP image [default: a ship that the demo draws]; or, as the model reads it,
+    /// a .npy file of an array, or a .csv file with one row.
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
     /// File for the figures, as JSON.
