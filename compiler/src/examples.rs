@@ -276,7 +276,7 @@ fn is_image(path: &Path) -> bool {
 }
 
 /// Ends of the names of files of pictures.
-const IMAGES: &[&str] = &[".bin", ".npy", ".tar.xz", ".png", ".jpg", ".jpeg"];
+const IMAGES: &[&str] = &[".bin", ".npy", ".tar.xz", ".png", ".jpg", ".jpeg", ".webp"];
 
 /// The files of a path whose names end so, by name; training batches before test batches stay apart
 /// by the caller's choice of path.

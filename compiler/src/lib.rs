@@ -30,7 +30,6 @@ pub mod examples;
 pub mod fault;
 pub mod file;
 pub mod import;
-pub mod npy;
 pub mod number;
 pub mod page;
 pub mod pass;

@@ -13,7 +13,7 @@ use pi_compiler::page::{self, Model};
 use pi_compiler::pass::lower::Pools;
 use pi_compiler::pass::quantise::Precision;
 use pi_compiler::pass::select::Link;
-use pi_compiler::{Compiled, Options, PublicPrefix, compile, emit, npy, trace};
+use pi_compiler::{Compiled, Options, PublicPrefix, compile, emit, trace};
 use pi_ir::artifact::{ARTIFACT_NAME, Accuracy, GRAPH_NAME, WEIGHTS_NAME};
 use pi_ir::value_file::Column;
 use pi_ir::{Artifact, Graph, GraphFile, Reveal, Shape, WeightsFile};
@@ -330,7 +330,7 @@ fn export_onnx(arguments: &Arguments, file: &Path) -> Result<()> {
 
 /// Writes every tensor of an ONNX model, of its circuit too if there are calibration images.
 fn trace_model(arguments: &Arguments, input: &Path, out: &Path) -> Result<()> {
-    let (_, values) = npy::read(input)?;
+    let values = trace::read_input(input)?;
     let import = import_onnx(&arguments.graph, &arguments.onnx)?;
     let compiled = match &arguments.calibration {
         Some(_) => {

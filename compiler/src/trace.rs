@@ -3,9 +3,9 @@
 
 use crate::compile::Compiled;
 use crate::file::write_whole;
-use crate::npy;
 use crate::pass::calibrate::FloatWeights;
 use anyhow::{Context, Result, anyhow};
+use pi_ir::value_file::{self, Array};
 use pi_ir::{Preprocessing, Step, interpret};
 use pi_onnx::{Import, TensorValue};
 use serde::Serialize;
@@ -119,6 +119,17 @@ fn layers(compiled: &Compiled, image: &[f32]) -> Result<Vec<Layer>> {
     Ok(layers.map(layer).collect())
 }
 
+/// The input of a trace, from a `.npy` file.
+///
+/// # Errors
+/// If the file cannot be read, or is no NumPy array.
+pub fn read_input(path: &Path) -> Result<Vec<f32>> {
+    let named = || format!("cannot read {}", path.display());
+    let file = fs::File::open(path).with_context(named)?;
+    let array = value_file::read_array(file).with_context(named)?;
+    Ok(array.elements().into_iter().map(|v| v as f32).collect())
+}
+
 /// An entry of the list of files.
 #[derive(Serialize)]
 struct Entry<'t> {
@@ -137,7 +148,11 @@ pub fn write(folder: &Path, traced: &[Traced]) -> Result<()> {
     for (index, Traced { float, fixed }) in traced.iter().enumerate() {
         let array = |kind: &str, values: &[f32]| -> Result<String> {
             let name = format!("{index}.{kind}.npy");
-            write_whole(&folder.join(&name), &npy::bytes(&float.dims, values))?;
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            write_whole(
+                &folder.join(&name),
+                &Array::file("<f4", &float.dims, &bytes),
+            )?;
             Ok(name)
         };
         let fixed = fixed.as_ref().map(|values| array("fixed", values));

@@ -251,3 +251,48 @@ fn shuffled_channels_and_padded_means_reach_fixed_point() {
     let compiled = small(&graph).unwrap();
     assert_near(&graph, &compiled);
 }
+
+/// Windows that lie in padding with one element or with more, and dilated ones: in the circuit, no
+/// element reads nothing.
+#[test]
+fn maxima_at_borders_compile() {
+    let pools: [&[(&str, &[i64])]; 4] = [
+        &[
+            ("kernel_shape", &[3, 3]),
+            ("strides", &[2, 2]),
+            ("pads", &[1, 1, 1, 1]),
+        ],
+        &[
+            ("kernel_shape", &[5, 5]),
+            ("strides", &[1, 1]),
+            ("pads", &[2, 2, 2, 2]),
+        ],
+        &[
+            ("kernel_shape", &[3, 2]),
+            ("dilations", &[2, 3]),
+            ("pads", &[2, 0, 2, 3]),
+        ],
+        &[("kernel_shape", &[2, 2]), ("strides", &[2, 2])],
+    ];
+    for pool in pools {
+        let graph = model(
+            [1, 2, 9, 8],
+            &[
+                ("Conv", "x w b c", &[("pads", &[1, 1, 1, 1])]),
+                ("Relu", "c r", &[]),
+                ("MaxPool", "r m", pool),
+                ("Conv", "m v d z", &[]),
+                ("GlobalAveragePool", "z g", &[]),
+                ("Flatten", "g y", &[]),
+            ],
+            vec![
+                drawn("w", &[4, 2, 3, 3], 1.0, 1),
+                drawn("b", &[4], 1.0, 2),
+                drawn("v", &[3, 4, 1, 1], 1.0, 3),
+                drawn("d", &[3], 1.0, 4),
+            ],
+        );
+        let compiled = small(&graph).unwrap();
+        assert_near(&graph, &compiled);
+    }
+}

@@ -1,8 +1,9 @@
 //! Models out and back again: graphs as ONNX, masks from a file, and every tensor by its name.
 
-use pi_compiler::npy;
+use pi_compiler::trace::read_input;
 use pi_ir::builders::{Builder, Policy, Rest, apply};
 use pi_ir::interpret::{float, float_values};
+use pi_ir::value_file::Array;
 use pi_ir::{ActivationKind, Graph, GraphFile, Op, Preprocessing, Shape};
 use pi_onnx::{Options, read};
 use safetensors::{Dtype, tensor::TensorView};
@@ -134,6 +135,11 @@ fn masks_come_from_a_file_beside_the_model() {
     assert!(text.contains("similar names: sum.act, stem.act"), "{text}");
 }
 
+fn file(dims: &[usize], values: &[f32]) -> Vec<u8> {
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    Array::file("<f4", dims, &bytes)
+}
+
 /// The list of a trace, and an array of it.
 fn traced(out: &str) -> Vec<Value> {
     let list = fs::read(Path::new(out).join("trace.json")).unwrap();
@@ -142,9 +148,7 @@ fn traced(out: &str) -> Vec<Value> {
 
 fn array(out: &str, entry: &Value, kind: &str) -> Option<Vec<f32>> {
     let path = Path::new(out).join(entry[kind].as_str()?);
-    let (dims, values) = npy::read(&path).unwrap();
-    assert_eq!(dims.iter().product::<usize>(), values.len());
-    Some(values)
+    Some(read_input(&path).unwrap())
 }
 
 #[test]
@@ -152,7 +156,7 @@ fn a_trace_has_every_tensor_in_float_and_in_fixed_point() {
     let folder = Folder::new();
     let (input, out) = (folder.at("x.npy"), folder.at("trace"));
     let x = image();
-    fs::write(&input, npy::bytes(&[1, 3, 8, 8], &x)).unwrap();
+    fs::write(&input, file(&[1, 3, 8, 8], &x)).unwrap();
     let cases: [(Graph, &[&str]); 2] = [
         (plain(), &["stem.act", "sum.act", "last"]),
         (masked(), &["last"]),
@@ -202,7 +206,7 @@ fn mistakes_with_traces_are_named() {
         assert!(!output.status.success() && text.contains(says), "{text}");
     };
     refused("x.npy");
-    fs::write(&input, npy::bytes(&[1, 3, 8, 7], &image()[..168])).unwrap();
+    fs::write(&input, file(&[1, 3, 8, 7], &image()[..168])).unwrap();
     refused("168 elements; the model reads [1, 3, 8, 8]");
     fs::write(&input, b"no array").unwrap();
     refused("numpy.save");

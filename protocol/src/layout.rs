@@ -354,9 +354,8 @@ pub fn conv_output(input: Shape, conv: &Conv) -> Option<Shape> {
         }
         Some((n + before + after).checked_sub(kernel)? / stride + 1)
     };
-    let channels = |c: u32| {
-        (1..=MAX_CHANNELS).contains(&u64::from(c)) && conv.groups > 0 && c % conv.groups == 0
-    };
+    let channels =
+        |c: u32| (1..=MAX_CHANNELS).contains(&u64::from(c)) && c.is_multiple_of(conv.groups);
     if !channels(input.c) || !channels(conv.out_channels) {
         return None;
     }

@@ -129,6 +129,14 @@ pub fn read_labels(name: &Path, file: impl Read) -> Result<Vec<String>, Error> {
     }
 }
 
+/// The array in a file, whatever its shape.
+///
+/// # Errors
+/// If it is no NumPy array.
+pub fn read_array(file: impl Read) -> Result<Array, Error> {
+    Array::parse(read(file)?)
+}
+
 fn read(file: impl Read) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     file.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;

@@ -667,7 +667,7 @@ fn open_and_fixed_batches_are_one_image_and_said() {
     assert!(said(&open, "leaves the batch open"), "{:?}", open.notes);
     let two = network(Some(2), 2).import().unwrap();
     assert!(
-        said(&two, "a batch of 2 images; one at a time"),
+        said(&two, "a batch of 2 inputs; one at a time"),
         "{:?}",
         two.notes
     );

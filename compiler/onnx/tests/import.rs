@@ -100,7 +100,16 @@ fn windows_of_all_kinds_equal_their_definition() {
         let mut b = Builder::new(&input);
         b.weights("w", &weight).weights("b", &weight[..1]);
         b.node("Conv", "x w b > y", &attributes);
-        b.check();
+        let import = b.check();
+        let group = attributes.iter().find_map(|(name, value)| match value {
+            Int(group) if *name == "group" => Some(*group as u32),
+            _ => None,
+        });
+        let convolution = import.graph.nodes.iter().find_map(|node| match &node.op {
+            Op::Conv2d { groups, .. } => Some(*groups),
+            _ => None,
+        });
+        assert_eq!(convolution, Some(group.unwrap_or(1)));
     }
 }
 
@@ -324,12 +333,28 @@ fn functions_that_are_sums_of_relus_equal_their_definition() {
 
 #[test]
 fn pools_equal_their_definition() {
-    let cases: [(&str, Attributes); 7] = [
+    let cases: [(&str, Attributes); 9] = [
         (
             "MaxPool",
             vec![
                 ("kernel_shape", Ints(vec![2, 2])),
                 ("strides", Ints(vec![2, 2])),
+            ],
+        ),
+        (
+            "MaxPool",
+            vec![
+                ("kernel_shape", Ints(vec![5, 5])),
+                ("pads", Ints(vec![2; 4])),
+            ],
+        ),
+        (
+            "MaxPool",
+            vec![
+                ("kernel_shape", Ints(vec![3, 2])),
+                ("dilations", Ints(vec![2, 3])),
+                ("strides", Ints(vec![2, 1])),
+                ("pads", Ints(vec![2, 0, 1, 3])),
             ],
         ),
         (

@@ -1,6 +1,5 @@
 //! Every tensor of a model has the value that ONNX's definitions give it.
 
-#[allow(dead_code, reason = "other tests use the rest")]
 mod support;
 
 use pi_onnx::{Import, Options, parse};

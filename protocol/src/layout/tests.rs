@@ -77,7 +77,8 @@ fn random_layouts_compute_the_convolution() {
                 };
                 let kernel = (1 + below(&mut rng, 5), 1 + below(&mut rng, 5));
                 let mut conv = conv(0, 1 + below(&mut rng, 7), kernel, stride, padding);
-                let divides = |n: &u32| shape.c % n == 0 && conv.out_channels % n == 0;
+                let divides =
+                    |n: &u32| shape.c.is_multiple_of(*n) && conv.out_channels.is_multiple_of(*n);
                 conv.groups = pick(&mut rng, &(1..=6).filter(divides).collect::<Vec<u32>>());
                 conv
             })

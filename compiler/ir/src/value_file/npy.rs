@@ -79,6 +79,11 @@ impl Array {
         bytes
     }
 
+    /// All elements, row-major.
+    pub fn elements(&self) -> Vec<f64> {
+        self.example(1, 0)
+    }
+
     /// Number of examples of this shape: one if the array is an example, else the first axis.
     /// Sides of 1 may be left out or added.
     pub(super) fn count(&self, shape: Shape) -> Result<usize, Error> {

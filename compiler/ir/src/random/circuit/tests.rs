@@ -89,7 +89,7 @@ fn golden_bits_of_what_the_client_computes() {
     }
     assert_eq!(
         hash.finalize().to_hex().as_str(),
-        "ce4e9735efe2a396ebc16a788b60cfd885fd74d71c03e07160fdba260759c805"
+        "896bc3a27e756bebe26ac82c2eb4107f2d7a16177e451a50bcef1df61703241f"
     );
 }
 
