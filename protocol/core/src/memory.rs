@@ -89,11 +89,16 @@ impl SecretBytes {
     /// If there is no room: a larger buffer would leave a copy behind.
     pub fn extend_from_slice(&mut self, bytes: &[u8]) {
         assert!(
-            bytes.len() <= self.0.capacity() - self.0.len(),
+            bytes.len() <= self.room(),
             "no room for {} bytes",
             bytes.len()
         );
         self.0.extend_from_slice(bytes);
+    }
+
+    /// Returns the number of bytes for which there is room.
+    pub fn room(&self) -> usize {
+        self.0.capacity() - self.0.len()
     }
 
     /// Returns the bytes.
@@ -201,7 +206,7 @@ mod tests {
         }
         let mut read = SecretBytes::read(&[1, 2, 3, 4][..], 3).unwrap();
         assert_eq!(*read, [1, 2, 3]);
-        let full = read.0.capacity() - read.0.len();
+        let full = read.room();
         let more = std::panic::AssertUnwindSafe(|| read.extend_from_slice(&vec![0; full + 1]));
         assert!(std::panic::catch_unwind(more).is_err());
         assert_eq!(*SecretBytes::read(&[1, 2][..], 3).unwrap(), [1, 2]);

@@ -88,6 +88,16 @@ impl Prg {
         }
     }
 
+    /// Returns the rest of the stream, from block `position` on: its first block is that one,
+    /// however far this stream has moved.
+    pub fn from_block(&self, position: u128) -> Prg {
+        Prg {
+            cipher: self.cipher.clone(),
+            start: self.start.wrapping_add(position),
+            next: 0,
+        }
+    }
+
     /// Returns the next `count` blocks of the stream.
     pub fn blocks(&mut self, count: usize) -> Labels {
         let mut blocks = Zeroizing::new(memory::filled(Block::ZERO, count));
@@ -209,6 +219,22 @@ mod tests {
         let mut stream = prg.clone();
         stream.next_u64();
         assert_eq!(stream.next_u64().to_le_bytes(), whole[16..24]);
+    }
+
+    #[test]
+    fn the_rest_of_a_stream_is_the_stream_from_there() {
+        let mut seed = [3; SEED_BYTES];
+        seed[BLOCK_BYTES..].fill(0xff);
+        let mut stream = Prg::new(&seed);
+        let whole = stream.blocks(9);
+        for (first, rest) in [(0, 9), (4, 5), (8, 1)] {
+            let blocks = stream.from_block(first).blocks(rest);
+            assert_eq!(Block::encode(&blocks), Block::encode(&whole[9 - rest..]));
+        }
+        let moved = stream.from_block(2).from_block(3);
+        let mut block = [0; BLOCK_BYTES];
+        moved.fill_at(1, &mut block);
+        assert_eq!(block, whole[6].to_bytes());
     }
 
     #[test]
