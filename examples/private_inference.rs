@@ -6,6 +6,7 @@
 //! label and the public circuit but not the weights, and the server learns nothing of the image.
 
 use anyhow::{Context, Result};
+use pi_core::SecretBytes;
 use pi_ir::interpret::{Interpreter, label, quantise_image};
 use pi_protocol::Channel;
 use pi_protocol::session::*;
@@ -24,7 +25,13 @@ async fn client(
     let setup = client_setup(channel, &header(0), rng).await?;
     // Offline, before the image exists: bundles in batches, here one bundle in a batch of one.
     let batch = ClientBatch::start(channel, model, &setup, &header(1), 1, rng).await?;
-    let (bundle, _) = batch.next_bundle(channel).await?.context("no bundle")?;
+    // What is to be stored of a bundle goes where the caller says: to a file, or here to memory.
+    let mut stored = SecretBytes::with_capacity(ClientBundle::encoded_len(model));
+    batch
+        .next_bundle(channel, &mut stored)
+        .await?
+        .context("no bundle")?;
+    let bundle = ClientBundle::decode(&stored, model)?;
     // Online: the bundle is spent on the image. The trace keeps the client's shares for the check.
     let trace = true;
     Ok(client_infer(channel, model, bundle, input, trace).await?)

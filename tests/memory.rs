@@ -3,6 +3,7 @@
 
 use futures_executor::block_on;
 use peak_alloc::PeakAlloc;
+use pi_core::SecretBytes;
 use pi_ir::artifact::{Artifact, WeightsFile};
 use pi_protocol::channel::memory;
 use pi_protocol::session::{
@@ -108,6 +109,12 @@ fn check(what: &str, measured: u64, formula: u64) {
     );
 }
 
+fn stored(model: &ServerModel, bundle: &ServerBundle) -> SecretBytes {
+    let mut bytes = SecretBytes::with_capacity(ServerBundle::encoded_len(model));
+    bundle.write(&mut bytes).unwrap();
+    bytes
+}
+
 async fn serve(
     line: &mut impl Channel,
     model: &ServerModel,
@@ -121,7 +128,7 @@ async fn serve(
     let mut batch = start.await.unwrap();
     while let Some((bundle, rest)) = batch.next_bundle(line).await.unwrap() {
         // As a server does: stored, and no longer in memory.
-        made.push(ServerBundle::decode(&bundle.encode(), model).unwrap());
+        made.push(ServerBundle::read(&stored(model, &bundle)[..], model).unwrap());
         made.truncate(1);
         batch = rest;
     }
@@ -156,11 +163,14 @@ fn exchanges_stay_within_the_formulas() {
                 let (keys, rng) = (&client_keys, &mut rng(1));
                 let start = ClientBatch::start(line, &client, keys, &first, bundles, rng);
                 let mut batch = start.await.unwrap();
-                let mut made: Vec<ClientBundle> = Vec::new();
-                while let Some((bundle, rest)) = batch.next_bundle(line).await.unwrap() {
-                    made.push(bundle);
+                let mut made = Vec::new();
+                while batch.next_id().is_some() {
+                    let length = ClientBundle::encoded_len(&client);
+                    let mut bytes = SecretBytes::with_capacity(length);
+                    let next = batch.next_bundle(line, &mut bytes).await.unwrap();
+                    made.push(bytes);
                     made.truncate(1);
-                    batch = rest;
+                    batch = next.unwrap().1;
                 }
                 made
             },
@@ -176,9 +186,9 @@ fn exchanges_stay_within_the_formulas() {
         assert!(formula <= server.most_offline_memory());
 
         let half = halves.into_iter().next().unwrap();
-        let bundle = made.pop().unwrap();
+        let bundle = ClientBundle::decode(&made.pop().unwrap(), &client).unwrap();
         let input = vec![0; client.artifact().circuit.input.len()];
-        let stored = half.encode();
+        let stored = self::stored(&server, &half);
         let (_, said) = both(
             async |line| drop(client_infer(line, &client, bundle, &input, false).await),
             async |line| {
@@ -190,7 +200,7 @@ fn exchanges_stay_within_the_formulas() {
         );
         let ((), measured) = growth(|| {
             let mut line = Replay(said);
-            let half = ServerBundle::decode(&stored, &server).unwrap();
+            let half = ServerBundle::read(&stored[..], &server).unwrap();
             let message = block_on(line.receive(0)).unwrap();
             let request = OnlineRequest::decode(&message, &server).unwrap();
             block_on(server_infer(&mut line, &server, half, request)).unwrap();

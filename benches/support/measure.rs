@@ -10,7 +10,7 @@ use super::network::Subject;
 use super::party::{ClientProcess, Operation, Site, server_peak_bytes};
 use super::predict::{Predicted, Rates, predict};
 use anyhow::{Context, Result, ensure};
-use pi_protocol::cost::{self, Cost};
+use pi_protocol::cost;
 use pi_runtime::command::child::ServerProcess;
 use pi_runtime::model_files::read_artifact;
 use serde::Serialize;
@@ -287,7 +287,7 @@ pub(crate) fn measure(plan: &Plan, rates: &Rates) -> Result<Figures> {
             per_bundle: Phase::median(&batches),
             requests: prepared,
             packed_together: packed.bundles,
-            round_trips: Cost::offline_round_trips(packed.bundles),
+            round_trips: cost.offline_round_trips(packed.bundles),
         },
         online: Online {
             median: Phase::median(&runs),

@@ -86,7 +86,7 @@ pub(crate) fn predict(
     let mut work = activations.with_linear(&operations, plan.answers.len(), bundles, &machine);
     work.multiply_adds = circuit_figures(artifact, &cost).multiply_adds as f64;
     let bytes = |traffic: &Traffic| (traffic.bytes_up + traffic.bytes_down) as f64;
-    let trips = f64::from(cost::Cost::offline_round_trips(plan.bundles)) / bundles;
+    let trips = f64::from(cost.offline_round_trips(plan.bundles)) / bundles;
     let online_trips = f64::from(cost.online_round_trips());
     Ok(Predicted {
         offline_s: work.offline_s(bytes(&offline) / bundles, trips, &line, &machine),

@@ -3,6 +3,7 @@
 
 use futures_executor::block_on;
 use futures_util::future::join;
+use pi_core::SecretBytes;
 use pi_ir::artifact::{Artifact, WeightsFile};
 use pi_ir::random::{self, Options};
 use pi_protocol::channel::{MemoryChannel, memory};
@@ -94,10 +95,10 @@ impl Session {
         ));
         let client_bundle = client_bundle.expect("honest");
         let server_bundle = server_bundle.expect("honest");
-        let bundles = (
-            client_bundle.encode().to_vec(),
-            server_bundle.encode().to_vec(),
-        );
+        let mut stored = SecretBytes::with_capacity(ServerBundle::encoded_len(&server));
+        server_bundle.write(&mut stored).expect("there is room");
+        let bundles = (client_bundle.to_vec(), stored.to_vec());
+        let client_bundle = ClientBundle::decode(&client_bundle, &client).expect("whole");
         let prepare = messages(left, right);
 
         let (mut left, mut right) = line();
@@ -136,7 +137,7 @@ pub async fn setup_server(channel: &mut impl Channel) -> Result<ServerSetup, Err
     server_setup(channel, &INPUTS, &mut rng(2)).await
 }
 
-/// The client's half of a batch of one bundle.
+/// The client's half of a batch of one bundle, as it is stored.
 ///
 /// # Errors
 /// Those of [`ClientBatch`].
@@ -144,10 +145,12 @@ pub async fn prepare_client(
     channel: &mut impl Channel,
     model: &ClientModel,
     setup: &ClientSetup,
-) -> Result<ClientBundle, Error> {
+) -> Result<SecretBytes, Error> {
     let batch = ClientBatch::start(channel, model, setup, &INPUTS, 1, &mut rng(3)).await?;
-    let next = batch.next_bundle(channel).await?;
-    Ok(next.expect("a batch of one").0)
+    let mut bytes = SecretBytes::with_capacity(ClientBundle::encoded_len(model));
+    let next = batch.next_bundle(channel, &mut bytes).await?;
+    assert!(next.is_some(), "a batch of one");
+    Ok(bytes)
 }
 
 /// The server's half of a batch of one bundle.

@@ -106,7 +106,7 @@ fn server_survives_any_online_messages() {
     let sessions = [LABEL, LOGITS].map(Session::new);
     let run = |input: &[u8]| {
         let (session, input) = choose(&sessions, input);
-        let bundle = ServerBundle::decode(&session.bundles.1, &session.server);
+        let bundle = ServerBundle::read(&session.bundles.1[..], &session.server);
         let mut line = Replayed::changed(&session.infer.up, input);
         let bundle = bundle.expect("stored by us");
         block_on(infer_server(&mut line, &session.server, bundle))

@@ -8,6 +8,7 @@ use crate::Error;
 use crate::indexed_circuit::{IndexedCircuit, Planned};
 use crate::linear::{self, Operations};
 use crate::nonlinear::{self, quadratic};
+pub use crate::session::Memory;
 use crate::session::{self, TREE_DEPTH, infer_bytes, offline_traffic, setup_traffic};
 use pi_core::fp::ELEMENT_BYTES;
 use pi_garble::ArgMax;
@@ -41,6 +42,14 @@ pub struct LayerCost {
     pub online: Traffic,
 }
 
+impl LayerCost {
+    /// Round trips online: one where the client replies, however many messages that takes; the last
+    /// message of all answers the request.
+    pub fn online_round_trips(&self) -> u32 {
+        u32::from(self.online.bytes_up > 0)
+    }
+}
+
 /// Bytes and messages of a circuit, by phase.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cost {
@@ -48,6 +57,12 @@ pub struct Cost {
     pub setup: Traffic,
     /// A bundle at rest, from its preparation to the inference that spends it.
     pub stored: Stored,
+    /// Parts that the garbled circuits of a bundle travel in, one after the other.
+    pub parts: u32,
+    /// What the client needs.
+    pub client_memory: Memory,
+    /// What the server needs for each exchange.
+    pub server_memory: Memory,
     /// Once per bundle that is prepared alone.
     pub offline: Traffic,
     /// Once per batch, for batches of more than one bundle.
@@ -81,14 +96,15 @@ pub struct BatchCost {
 }
 
 impl Cost {
-    /// Offline round trips of a batch: one, plus one per bundle.
-    pub fn offline_round_trips(bundles: u32) -> u32 {
-        1 + bundles
+    /// Offline round trips of a batch: one, plus one for each part of each bundle.
+    pub fn offline_round_trips(&self, bundles: u32) -> u32 {
+        1 + bundles * self.parts
     }
 
     /// Round trips online: one more than layers with a ReLU, square or polynomial element.
     pub fn online_round_trips(&self) -> u32 {
-        self.online.messages / 2
+        let layers = self.per_layer.iter();
+        1 + layers.map(LayerCost::online_round_trips).sum::<u32>()
     }
 }
 
@@ -117,12 +133,16 @@ pub(crate) fn of(indexed: &IndexedCircuit) -> Result<Cost, Error> {
     for layer in &per_layer[..output_layer] {
         online += layer.online;
     }
+    let [client_memory, server_memory] = session::of_parties(indexed);
     Ok(Cost {
+        client_memory,
+        server_memory,
         setup: setup_traffic(),
         stored: Stored {
             client: session::client_bytes(indexed) as u64,
             server: session::server_bytes(indexed) as u64,
         },
+        parts: indexed.parts.count() as u32,
         offline: offline_traffic(indexed, &indexed.single),
         batches: (indexed.all_planned()?.into_iter().skip(1))
             .map(|planned| batch(indexed, planned))
@@ -173,7 +193,7 @@ fn layers(indexed: &IndexedCircuit) -> Vec<LayerCost> {
             choices: index.width.map_or(0, |width| n * width.bits() as usize)
                 + index.label.map_or(0, ArgMax::input_bits),
             offline,
-            online: crate::session::layer_traffic(indexed, layer, index),
+            online: crate::session::layer_traffic(indexed, l),
         });
     }
     layers

@@ -7,7 +7,7 @@
 pub use pi_ot::BundleId;
 
 /// Version of the messages and of all key derivations.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// Name of the parameter set, in every header.
 pub const PARAMETER_SET: &str = "p60-n8192-q46x4";

@@ -5,6 +5,8 @@ use crate::Error;
 use crate::layout::{Budget, MAX_MERGED_GROUP, Packing};
 use crate::linear;
 use crate::nonlinear::quadratic;
+use crate::parts::{PART_BYTES, Parts};
+use crate::session::{check_batch, check_circuit};
 use pi_core::fp::{self, Elements};
 use pi_garble::{ArgMax, SignWidth};
 use pi_ir::{
@@ -24,6 +26,8 @@ pub(crate) struct IndexedCircuit {
     budget: Mutex<Budget>,
     /// One entry per layer.
     pub(crate) layers: Vec<LayerIndex>,
+    /// The pieces that the ReLUs are cut into, and the parts that they are exchanged in.
+    pub(crate) parts: Parts,
     /// OLE slots of a bundle.
     pub(crate) slots: usize,
     /// Whether anything is garbled: ReLUs, or the label.
@@ -35,7 +39,8 @@ impl IndexedCircuit {
     /// one budget: most clients never use most of them.
     ///
     /// # Errors
-    /// All faults of the first plan, and what is wrong with the order of the others.
+    /// All faults of the first plan, and what is wrong with the order of the others; messages that
+    /// would be too long.
     pub(crate) fn new<'p>(
         circuit: &Verified<Circuit>,
         plans: impl IntoIterator<Item = &'p Plan>,
@@ -63,15 +68,26 @@ impl IndexedCircuit {
         if !faults.is_empty() {
             return Err(Error::misuse(faults.join("; ")));
         }
-        Ok(IndexedCircuit {
+        let indexed = IndexedCircuit {
             slots: layers.iter().map(|layer| layer.slots).sum(),
             garbles: layers.iter().any(LayerIndex::garbles),
             circuit: circuit.clone(),
             single,
             batches,
             budget: Mutex::new(budget),
+            parts: Parts::new(&layers, PART_BYTES),
             layers,
-        })
+        };
+        check_circuit(&indexed)?;
+        check_batch(&indexed, &indexed.single)?;
+        Ok(indexed)
+    }
+
+    /// The same circuit, exchanged in parts of other sizes.
+    #[cfg(test)]
+    pub(crate) fn in_parts_of(mut self, bytes: usize) -> Self {
+        self.parts = Parts::new(&self.layers, bytes);
+        self
     }
 
     /// The packing of a bundle alone; what does not depend on the number of bundles is the same in
@@ -117,6 +133,7 @@ impl IndexedCircuit {
             return Ok(planned);
         }
         let planned = Planned::new(&mut budget, &self.circuit, plan)?;
+        check_batch(self, &planned)?;
         Ok(derived.get_or_init(|| planned))
     }
 

@@ -19,6 +19,7 @@ mod indexed_circuit;
 pub mod layout;
 pub mod linear;
 mod nonlinear;
+mod parts;
 mod secrets;
 pub mod session;
 mod share;

@@ -61,10 +61,12 @@
 mod bundle;
 mod convolve;
 mod infer;
+mod limits;
 mod material;
 mod memory;
 mod model;
 mod prepare;
+mod sections;
 mod setup;
 #[cfg(test)]
 mod tests;
@@ -72,12 +74,16 @@ mod tests;
 pub use crate::header::{BundleHeader, BundleId, HeaderInputs, PROTOCOL_VERSION};
 pub use bundle::{ClientBundle, ServerBundle};
 pub use infer::{Answer, Inference, OnlineRequest, client_infer, server_infer};
+pub use memory::{Memory, READ_AT_ONCE};
 pub use model::{ClientModel, ServerModel};
 pub use prepare::{ClientBatch, ServerBatch};
+pub use sections::{BundleSink, BundleSource};
 pub use setup::{ClientSetup, ServerSetup, client_setup, is_current_setup, server_setup};
 
 pub(crate) use bundle::{client_bytes, server_bytes};
 pub(crate) use infer::{infer_bytes, layer_traffic};
+pub(crate) use limits::{check_batch, check_circuit};
 pub(crate) use material::TREE_DEPTH;
+pub(crate) use memory::of_parties;
 pub(crate) use prepare::offline_traffic;
 pub(crate) use setup::setup_traffic;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 #[cfg(unix)]
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -22,26 +22,63 @@ pub(crate) fn private_directory(path: &Path) -> io::Result<()> {
 /// Writes a file that only its owner can read. After a crash the file is there in full, or as it
 /// was before.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let temporary = directory.join(name);
-    let written = (|| {
+    let mut file = PrivateFile::create(path)?;
+    file.write_all(bytes)?;
+    file.keep()
+}
+
+/// A file that only its owner can read, while it is written. Under its name it is there in full
+/// once it is kept; dropped before, it is erased.
+pub(crate) struct PrivateFile {
+    file: File,
+    path: PathBuf,
+    /// Its name until it is kept; none after that.
+    temporary: Option<PathBuf>,
+}
+
+impl PrivateFile {
+    /// Begins a file, which will be at this path.
+    pub(crate) fn create(path: &Path) -> io::Result<PrivateFile> {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".new");
+        let temporary = path.with_file_name(name);
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true);
         #[cfg(unix)]
         options.mode(0o600);
-        let mut file = options.open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    })();
-    if written.is_err() {
-        // The remains may be secret, and may be what fills the disk.
-        let _ = fs::remove_file(&temporary);
+        Ok(PrivateFile {
+            file: options.open(&temporary)?,
+            path: path.to_owned(),
+            temporary: Some(temporary),
+        })
     }
-    written?;
-    sync_directory(directory)
+
+    /// Appends bytes.
+    pub(crate) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)
+    }
+
+    /// Gives the file its name, durably on return.
+    pub(crate) fn keep(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        if let Some(temporary) = &self.temporary {
+            fs::rename(temporary, &self.path)?;
+        }
+        self.temporary = None;
+        sync_directory(self.path.parent().unwrap_or(Path::new(".")))
+    }
+}
+
+impl Drop for PrivateFile {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary {
+            // The remains may be secret, and may be what fills the disk.
+            let erased = erase(temporary);
+            if erased.is_err() {
+                let _ = fs::remove_file(temporary);
+            }
+        }
+    }
 }
 
 /// Creates an empty file that only its owner can read, if there is none.
@@ -112,5 +149,22 @@ mod tests {
         erase(&path).unwrap();
         assert!(!path.exists());
         erase(&path).unwrap();
+    }
+
+    #[test]
+    fn a_private_file_that_is_not_kept_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
+        let mut file = PrivateFile::create(&path).unwrap();
+        file.write_all(b"half of").unwrap();
+        assert!(!path.exists());
+        drop(file);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        let mut file = PrivateFile::create(&path).unwrap();
+        file.write_all(b"all ").unwrap();
+        file.write_all(b"of it").unwrap();
+        file.keep().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"all of it");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 }

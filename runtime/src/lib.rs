@@ -23,6 +23,7 @@ pub mod fingerprint;
 pub mod identity;
 pub mod image_file;
 pub mod input_file;
+mod machine;
 pub mod model_files;
 mod party;
 mod pinned_pool;

@@ -3,9 +3,10 @@
 
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
-use crate::store::{Reading, Store, StoreError};
+use crate::store::{BundleWriter, ContentSource, Reading, Store, StoreError};
 use crate::stream::MessageStream;
 use pi_protocol::header::{BundleId, HeaderInputs};
+use pi_protocol::session::READ_AT_ONCE;
 use rand_core::{OsRng, RngCore, TryRngCore};
 use std::future::Future;
 use tokio::runtime::Handle;
@@ -32,6 +33,14 @@ pub(crate) fn protocol_error(
         pi_protocol::Error::PeerIncompatible { .. } => Error::PeerIncompatible(what),
         pi_protocol::Error::Channel { .. } => Error::Lost(what),
         _ => Error::Internal(what),
+    }
+}
+
+/// The error of a bundle half that could not be written.
+pub(crate) fn not_written(writer: &mut BundleWriter<'_>, error: pi_protocol::Error) -> Error {
+    match writer.take_failure() {
+        Some(failure) => failure.into(),
+        None => Error::Internal(error.to_string()),
     }
 }
 
@@ -65,20 +74,31 @@ impl Greeting {
 }
 
 /// Reads a bundle half and checks that it has the name under which it was stored; `decode` returns
-/// the half with its name.
+/// the half with its name, from all of its bytes or from the file.
 pub(crate) fn read_bundle<B>(
     store: &Store,
     id: &BundleId,
     reading: Reading,
-    decode: impl FnOnce(&[u8]) -> Result<(BundleId, B), pi_protocol::Error>,
+    decode: impl FnOnce(Stored<'_>) -> Result<(BundleId, B), pi_protocol::Error>,
 ) -> Result<B, Error> {
     let damaged = |reason: String| damaged(store, format!("bundle {}: {reason}", short(&id.0)));
-    let decoded = decode(&reading.run()?);
+    let decoded = match reading.length() <= READ_AT_ONCE {
+        true => decode(Stored::Whole(&reading.run()?)),
+        false => decode(Stored::File(reading.open()?)),
+    };
     let (name, bundle) = decoded.map_err(|e| damaged(e.to_string()))?;
     match name == *id {
         true => Ok(bundle),
         false => Err(damaged("it has another name".into())),
     }
+}
+
+/// The content of a bundle half.
+pub(crate) enum Stored<'a> {
+    /// In memory, verified.
+    Whole(&'a [u8]),
+    /// To be read.
+    File(ContentSource),
 }
 
 /// The error of a store whose content is not what was written.

@@ -7,8 +7,9 @@
 //!
 //! # Layout
 //! `store.redb` is the database: one row per setup, artifact, peer and bundle, and the counts of
-//! answers. The content of a bundle, megabytes of it, is a separate file in `bundles/`, written and
-//! synchronised before its row; the row carries its BLAKE3 digest. So is the content of a setup, in
+//! answers. The content of a bundle, megabytes of it and more, is a separate file in `bundles/`,
+//! written section by section while the bundle is made, and synchronised before its row; the row
+//! carries its BLAKE3 digest. So is the content of a setup, in
 //! `setups/`: what was in the database would stay in its free pages when the setup is replaced, and
 //! a file can be erased. A file to which no row refers, or that of a spent bundle, was left behind
 //! by a crash and is erased on opening. Directories have mode 0700, files 0600. Contents are not
@@ -19,7 +20,7 @@ mod content;
 mod error;
 mod rows;
 
-pub use content::{Erasure, Reading};
+pub use content::{BundleWriter, ContentSource, Erasure, Reading};
 pub use error::StoreError;
 
 use crate::files;
@@ -313,34 +314,41 @@ impl Store {
         id: &BundleId,
         content: &[u8],
     ) -> Result<(), StoreError> {
-        let path = self.content_path(peer, id);
-        let key = bundle_key(peer, id);
-        let row = BundleRow {
-            model: *model,
-            stored_at: unix_milliseconds(),
-            content: Some(Content::of(content)),
-        };
+        let mut writer = self.bundle_writer(peer, id)?;
+        writer.append(content)?;
+        writer.keep(model)
+    }
+
+    /// Begins to write a bundle half that [`BundleWriter::keep`] keeps. Until then it is no bundle,
+    /// and what a crash leaves of it is erased when the store is opened.
+    ///
+    /// # Errors
+    /// As [`Store::put_bundle`].
+    pub fn bundle_writer(
+        &self,
+        peer: Fingerprint,
+        id: &BundleId,
+    ) -> Result<BundleWriter<'_>, StoreError> {
+        BundleWriter::create(self, peer, id)
+    }
+
+    /// The right to write under a name that was never used with this peer.
+    fn claim(&self, peer: Fingerprint, id: &BundleId) -> Result<Claim<'_>, StoreError> {
         // Of two writers of one name, the second must not touch the first one's file.
-        let exists = || StoreError::Exists(*id);
-        let Some(_claim) = Claim::new(&self.writing, key) else {
-            return Err(exists());
-        };
-        if self.bundle(peer, id)?.is_some() {
-            return Err(exists());
+        let claim = Claim::new(&self.writing, bundle_key(peer, id));
+        let claim = claim.ok_or(StoreError::Exists(*id))?;
+        match self.bundle(peer, id)? {
+            Some(_) => Err(StoreError::Exists(*id)),
+            None => Ok(claim),
         }
-        // The file comes first: a row must never promise content that a crash kept from the disk.
-        files::write_private(&path, content).map_err(|e| file_error(path.clone(), e))?;
-        let stored = self.write(|transaction| {
+    }
+
+    fn insert_bundle(&self, key: &[u8; 64], row: &BundleRow) -> Result<(), StoreError> {
+        self.write(|transaction| {
             let mut table = transaction.open_table(BUNDLES)?;
-            table.insert(&key, encode(&row).as_slice())?;
+            table.insert(key, encode(row).as_slice())?;
             Ok(())
-        });
-        if stored.is_err() {
-            // Without a row nobody can use it, and it may be what fills the disk. What cannot be
-            // erased now is erased when the store is opened.
-            let _ = files::erase(&path);
-        }
-        stored
+        })
     }
 
     /// Marks a bundle as spent, durably on return. Of all calls for a bundle one succeeds.
@@ -626,6 +634,10 @@ impl<'a> Claim<'a> {
         let mut held = writing.lock().unwrap_or_else(PoisonError::into_inner);
         // Lazily: a claim that is made gives up the key when it is dropped.
         held.insert(key).then(|| Claim { writing, key })
+    }
+
+    fn key(&self) -> &[u8; 64] {
+        &self.key
     }
 }
 

@@ -2,12 +2,13 @@
 
 use futures_executor::block_on;
 use pi_compiler::{Compiled, emit};
+use pi_core::SecretBytes;
 use pi_ir::artifact::{Artifact, WeightsFile};
 use pi_protocol::Channel;
 use pi_protocol::channel::memory;
 use pi_protocol::session::{
-    ClientBatch, ClientModel, ClientSetup, HeaderInputs, Inference, OnlineRequest, ServerBatch,
-    ServerModel, ServerSetup, client_infer, client_setup, server_infer, server_setup,
+    ClientBatch, ClientBundle, ClientModel, ClientSetup, HeaderInputs, Inference, OnlineRequest,
+    ServerBatch, ServerModel, ServerSetup, client_infer, client_setup, server_infer, server_setup,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
@@ -88,7 +89,10 @@ impl Pair {
                     let (channel, model, setup) = (&mut near, &self.client, &self.client_setup);
                     let start = ClientBatch::start(channel, model, setup, &inputs, 1, client_rng);
                     let batch = start.await.unwrap();
-                    let (bundle, _) = batch.next_bundle(channel).await.unwrap().unwrap();
+                    let mut stored = SecretBytes::with_capacity(ClientBundle::encoded_len(model));
+                    let made = batch.next_bundle(channel, &mut stored).await.unwrap();
+                    assert!(made.is_some());
+                    let bundle = ClientBundle::decode(&stored, model).unwrap();
                     let infer = client_infer(channel, model, bundle, input, true);
                     infer.await.unwrap()
                 })

@@ -103,7 +103,7 @@ fn layer_costs(
     element: BTreeMap<String, ElementCosts>,
 ) -> LayerCosts {
     let (offline, online) = (linear.offline(index, own), own.online);
-    let round_trips = online.messages / 2;
+    let round_trips = own.online_round_trips();
     let work = linear.work(index, own);
     LayerCosts {
         name: layer.name.clone(),

@@ -107,7 +107,7 @@ impl PerLayer {
 /// Seconds by profile of a bundle prepared alone and of an inference, durable marks included.
 pub(crate) fn predict_whole(cost: &Cost, work: &Work) -> BTreeMap<String, Seconds> {
     let mut predicted = predict(
-        (&cost.offline, Cost::offline_round_trips(1)),
+        (&cost.offline, cost.offline_round_trips(1)),
         (&cost.online, cost.online_round_trips()),
         work,
     );

@@ -1,7 +1,8 @@
 //! ReLU: a garbled sign, and a gadget that turns its one label into shares of `max(x, 0)`.
 //!
 //! The garbled circuit and the gadget come from `pi-garble`, the oblivious transfers from `pi-ot`;
-//! here they become the messages of a layer. With `n` ReLUs of `m` bits:
+//! here they become the messages of a *piece*, consecutive ReLUs of one layer
+//! ([`crate::parts`]). With `n` ReLUs of `m` bits:
 //!
 //! | message | bytes | content |
 //! | --- | --- | --- |
@@ -20,6 +21,7 @@
 //! in `F_p`.
 
 use crate::Error;
+use crate::parts::Piece;
 use crate::share;
 use crate::wire::Reader;
 use pi_core::fp::{self, ELEMENT_BYTES, Elements};
@@ -30,7 +32,7 @@ use pi_garble::{
 use pi_ot::{CotReceiver, CotSender, Parts, TreeDepth, reverse};
 use zeroize::Zeroizing;
 
-/// Bytes of offline message 3 for a layer of `n` ReLUs: the forward extension and `tau`.
+/// Bytes of offline message 3 for `n` ReLUs: the forward extension and `tau`.
 pub(crate) const fn choice_bytes(depth: TreeDepth, width: SignWidth, n: usize) -> usize {
     depth.correction_bytes(n * width.bits() as usize) + reverse::TAU_BYTES * n
 }
@@ -45,15 +47,25 @@ pub(crate) const fn online_down_bytes(width: SignWidth, n: usize) -> usize {
     width.label_bytes(n) + ELEMENT_BYTES * n
 }
 
-/// The ReLUs of a layer as both parties know them: the width of their sign circuits, and the tweaks
+/// The ReLUs of a piece as both parties know them: the width of their sign circuits, and the tweaks
 /// of their hashes.
 #[derive(Clone, Copy)]
-pub(crate) struct ReluLayer<'a> {
+pub(crate) struct ReluPiece {
     pub(crate) width: SignWidth,
-    pub(crate) tweaks: &'a TweakRange,
+    pub(crate) tweaks: TweakRange,
 }
 
-/// The client's half of the reverse OT of a layer: the bundle's offset, and a block for each ReLU.
+impl ReluPiece {
+    /// A piece of a layer with these tweaks.
+    pub(crate) fn new(piece: &Piece, layer: &TweakRange) -> Self {
+        ReluPiece {
+            width: piece.width,
+            tweaks: layer.part(piece.first, piece.len),
+        }
+    }
+}
+
+/// The client's half of the reverse OT of a piece: the bundle's offset, and a block for each ReLU.
 pub(crate) struct ReverseOffer<'a> {
     pub(crate) delta: &'a Delta,
     pub(crate) q: &'a [Block],
@@ -65,7 +77,7 @@ pub(crate) struct Offered {
     u: Elements,
 }
 
-/// The client's prepared ReLUs of a layer; used up by [`ClientRelu::evaluate`].
+/// The client's prepared ReLUs of a piece; used up by [`ClientRelu::evaluate`].
 pub(crate) struct ClientRelu {
     pub(crate) labels: Labels,
     /// Tables as they came over the line: useless without labels.
@@ -77,14 +89,14 @@ impl Offered {
     /// The client chooses its labels by the bits of `c`, and offers `c` to the reverse OT; appends
     /// its part of message 3.
     pub(crate) fn new(
-        layer: ReluLayer<'_>,
+        piece: &ReluPiece,
         c: &[u64],
         forward: &mut impl CotReceiver,
         reverse: ReverseOffer<'_>,
         message: &mut Vec<u8>,
     ) -> Result<Self, Error> {
-        let (labels, correction) = forward.extend(&Bits::of_values(c, layer.width.bits()));
-        let (tau, u) = reverse::sender_message(layer.tweaks, reverse.delta, reverse.q, c)?;
+        let (labels, correction) = forward.extend(&Bits::of_values(c, piece.width.bits()));
+        let (tau, u) = reverse::sender_message(&piece.tweaks, reverse.delta, reverse.q, c)?;
         message.extend_from_slice(&correction);
         message.extend_from_slice(fp::encode(&tau));
         Ok(Offered { labels, u })
@@ -113,11 +125,11 @@ impl ClientRelu {
     /// The client's share of `max(c + d, 0)` from its part of an online message.
     pub(crate) fn evaluate(
         self,
-        layer: ReluLayer<'_>,
+        piece: &ReluPiece,
         c: &[u64],
         message: &mut Reader<'_>,
     ) -> Result<Elements, Error> {
-        let ReluLayer { width, tweaks } = layer;
+        let ReluPiece { width, ref tweaks } = *piece;
         let labels = message.take(width.label_bytes(c.len()))?;
         let rows = message.take(ELEMENT_BYTES * c.len())?;
         let rows = fp::decode("rows", rows, c.len())?;
@@ -126,34 +138,34 @@ impl ClientRelu {
     }
 }
 
-/// The server's half of the reverse OT of a layer: blocks and the random bits that they were chosen
+/// The server's half of the reverse OT of a piece: blocks and the random bits that they were chosen
 /// by.
 pub(crate) struct ServerChoices<'a> {
     pub(crate) t: &'a [Block],
     pub(crate) b: &'a Bits,
 }
 
-/// ReLUs garbled at a time: client's and server's labels at 16 bits are 128 KiB each, and stay in
-/// the second-level cache.
-const PART: usize = 512;
+/// ReLUs garbled at a time, at multiples of which a layer may be cut: client's and server's labels
+/// at 16 bits are 128 KiB each, and stay in the second-level cache.
+pub(crate) const UNIT: usize = 512;
 
 // Parts of blocks of whole tiles, whatever the width.
-const _: () = assert!(PART.is_multiple_of(ROWS_PER_TILE));
+const _: () = assert!(UNIT.is_multiple_of(ROWS_PER_TILE));
 
-/// The server garbles a layer: reads its part of message 3, of [`choice_bytes`], and writes that of
+/// The server garbles a piece: reads its part of message 3, of [`choice_bytes`], and writes that of
 /// message 4, of [`garbled_bytes`].
 ///
-/// `server_zero` begins with the zero labels of the server's inputs. Neither they nor the client's
-/// are ever all in memory.
+/// `server_zero` begins with the zero labels of the server's inputs to this piece. Neither they nor
+/// the client's are ever all in memory.
 pub(crate) fn garble(
-    layer: ReluLayer<'_>,
+    piece: &ReluPiece,
     forward: &mut impl CotSender,
     server_zero: &Prg,
     choices: ServerChoices<'_>,
     received: &[u8],
     message: &mut [u8],
 ) -> Result<ServerGadget, Error> {
-    let ReluLayer { width, tweaks } = layer;
+    let ReluPiece { width, ref tweaks } = *piece;
     let n = choices.b.len();
     let m = width.bits() as usize;
     let mut received = Reader::message("choices", received);
@@ -165,23 +177,23 @@ pub(crate) fn garble(
     let (tables, corrected) = message.split_at_mut(width.table_bytes(n));
     let mut keep_zero: Labels = Zeroizing::new(vec![Block::ZERO; n]);
     let delta = forward.delta().clone();
-    let tables = tables.chunks_mut(width.table_bytes(PART));
+    let tables = tables.chunks_mut(width.table_bytes(UNIT));
     let parts = Parts {
-        size: PART * m,
-        items: tables.zip(keep_zero.chunks_mut(PART)).collect(),
+        size: UNIT * m,
+        items: tables.zip(keep_zero.chunks_mut(UNIT)).collect(),
     };
-    let room = || Zeroizing::new(vec![Block::ZERO; PART.min(n) * m]);
+    let room = || Zeroizing::new(vec![Block::ZERO; UNIT.min(n) * m]);
     let garble_part = |room: &mut Labels,
                        i: usize,
                        (tables, keep): (&mut [u8], &mut [Block]),
                        client: &[Block]| {
-        let first = i * PART;
+        let first = i * UNIT;
         let server = &mut room[..client.len()];
         server_zero.fill_at((first * m) as u128, Block::bytes_mut(server));
         let zeros = InputLabels { client, server };
         let tweaks = tweaks.part(first, keep.len());
         garble_sign(width, &tweaks, &delta, zeros, tables, keep)
-            .expect("parts have the shapes of their layer");
+            .expect("parts have the shapes of their piece");
     };
     tweaks.check_instances(n)?;
     forward.extend_parts(n * m, correction, parts, room, garble_part)?;
@@ -196,7 +208,7 @@ pub(crate) fn garble(
 /// The server's online half: appends labels and rows for its truncated shares, and returns its
 /// shares of the results.
 ///
-/// `server_zero` is the stream of the zero labels that the layer was garbled with. Shares are
+/// `server_zero` is the stream of the zero labels that the piece was garbled with. Shares are
 /// integers in two's complement: the low `m` bits of the negative integer are those of `d_hat mod
 /// 2^m`.
 pub(crate) fn open(

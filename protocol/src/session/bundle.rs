@@ -1,27 +1,45 @@
 //! Bundles: the material that one inference uses up, and its stored form.
 //!
 //! A bundle is neither cloned nor used by reference: the functions that spend one take it by value.
-//! The stored form is a header, arrays one after the other whose lengths follow from the model, and
-//! a checksum. The checksum detects damage, not tampering, because the store is trusted.
+//! The stored form is a row of sections ([`super::sections`]) of arrays whose lengths follow from
+//! the model, in the order in which they are used:
+//!
+//! | section | client | server |
+//! | --- | --- | --- |
+//! | header | kind, version, header | the same |
+//! | first | mask of the input | seed of the labels, `delta` |
+//! | per layer | `c`; labels and tables of the arg max; `u` and the next mask of its elements | bias less `s`; gadgets; decoding of the arg max; `d0`, `v`; identity elements |
+//! | per piece | labels, tables and `u` of its ReLUs | |
+//!
+//! The client never has all pieces of a large circuit in memory: they are written as they are made,
+//! and read as their messages come.
 //!
 //! # Cost
 //! Client: `16 m + 32 (m - 1) + 16` bytes per ReLU, 16 per square or polynomial, 8 more for every
 //! element, 8 for each input, and labels and tables of the arg max. Server: 16 bytes and a bit per
-//! ReLU, 16 bytes per square or polynomial, 8 per identity element, 8 more for every element.
+//! ReLU, 16 bytes per square or polynomial, 8 per identity element, 8 more for every element. 32
+//! bytes a section.
 
 use super::model::{ClientModel, ServerModel};
+use super::sections::{
+    BundleSink, BundleSource, HEADER_BYTES, SectionReader, SectionWriter, WHAT, damaged, elements,
+    section_bytes,
+};
 use crate::Error;
 use crate::header::{BundleHeader, BundleId};
 use crate::indexed_circuit::{IndexedCircuit, LayerIndex};
 use crate::nonlinear::label::{ClientLabel, ServerLabel};
 use crate::nonlinear::relu::ClientRelu;
+use crate::parts::Piece;
 use crate::wire::Reader;
 use pi_core::fp::{self, ELEMENT_BYTES, Elements};
-use pi_core::{BLOCK_BYTES, Bits, Block, Delta, SecretBytes, memory};
+use pi_core::{BLOCK_BYTES, Bits, Block, Delta, memory};
 use pi_garble::{ArgMax, ServerGadget};
+use pi_ir::Layer;
+use std::collections::VecDeque;
 use zeroize::Zeroizing;
 
-/// The client's material for one inference.
+/// The client's material for one inference, of which the pieces may still lie where it is stored.
 ///
 /// It cannot be copied:
 /// ```compile_fail,E0277
@@ -33,20 +51,29 @@ pub struct ClientBundle {
     /// The mask of the input.
     pub(crate) input_mask: Elements,
     pub(crate) layers: Vec<ClientLayer>,
+    pub(crate) pieces: ClientPieces,
 }
 
-/// The client's part of one layer.
+/// The client's part of one layer, but for its ReLUs.
+#[derive(Default)]
 pub(crate) struct ClientLayer {
     /// Shares of the sum, before the truncation; of the logits at the output.
     pub(crate) c: Elements,
-    /// The layer's ReLUs, if it has any.
-    pub(crate) relu: Option<ClientRelu>,
     /// The label's arg max, at an output that reveals it.
     pub(crate) label: Option<ClientLabel>,
     /// Sum of the OLE shares, by square or polynomial.
     pub(crate) u: Elements,
     /// The next tensor's mask at the ReLUs, then at squares and polynomials.
     pub(crate) next: Elements,
+}
+
+/// The client's pieces in their order, some of them read ahead.
+pub(crate) struct ClientPieces {
+    /// The pieces that are still to be read; none if all were.
+    sections: Option<SectionReader<Box<dyn BundleSource>>>,
+    /// Number of pieces that were read.
+    read: usize,
+    ahead: VecDeque<ClientRelu>,
 }
 
 /// The server's material for one inference.
@@ -65,11 +92,12 @@ pub struct ServerBundle {
 }
 
 /// The server's part of one layer.
+#[derive(Default)]
 pub(crate) struct ServerLayer {
     /// Bias less `s`, after the layer's pool.
     pub(crate) offset: Elements,
-    /// The gadgets of the layer's ReLUs, if it has any.
-    pub(crate) gadget: Option<ServerGadget>,
+    /// The gadgets of the layer's ReLUs, piece by piece.
+    pub(crate) gadgets: Vec<ServerGadget>,
     /// The label's arg max, at an output that reveals it.
     pub(crate) label: Option<ServerLabel>,
     /// `d0` by square or polynomial.
@@ -80,34 +108,84 @@ pub(crate) struct ServerLayer {
     pub(crate) identity: Elements,
 }
 
-const STORED_VERSION: u8 = 2;
 const CLIENT_TAG: u8 = b'C';
 const SERVER_TAG: u8 = b'S';
-const CHECKSUM_BYTES: usize = 32;
-const FRAME_BYTES: usize = 2 + BundleHeader::BYTES + CHECKSUM_BYTES;
 
 /// Bytes of the client's half of a bundle as it is stored.
 pub(crate) fn client_bytes(indexed: &IndexedCircuit) -> usize {
-    let layers = indexed.layers_with_index().map(|(layer, index)| {
-        let n = index.relu.len();
-        let relu = index.width.map_or(0, |width| {
-            width.label_bytes(n) + width.table_bytes(n) + ELEMENT_BYTES * n
-        });
-        let label = (index.label).map_or(0, |shape| shape.label_bytes() + shape.table_bytes());
-        let elements = layer.shape.len() + index.quadratic.len() + index.online();
-        relu + label + ELEMENT_BYTES * elements
-    });
-    FRAME_BYTES + ELEMENT_BYTES * indexed.circuit.input.len() + layers.sum::<usize>()
+    let layers = indexed.layers_with_index();
+    let layers = layers.map(|(layer, index)| section_bytes(client_layer_bytes(layer, index)));
+    let pieces = indexed.parts.all().iter();
+    let pieces = pieces.map(|piece| section_bytes(client_piece_bytes(piece)));
+    HEADER_BYTES
+        + section_bytes(ELEMENT_BYTES * indexed.circuit.input.len())
+        + layers.sum::<usize>()
+        + pieces.sum::<usize>()
+}
+
+fn client_layer_bytes(layer: &Layer, index: &LayerIndex) -> usize {
+    let label = (index.label).map_or(0, |shape| shape.label_bytes() + shape.table_bytes());
+    let elements = layer.shape.len() + index.quadratic.len() + index.online();
+    label + ELEMENT_BYTES * elements
+}
+
+/// Bytes of a piece of the client's, without the checksum.
+pub(crate) fn client_piece_bytes(piece: &Piece) -> usize {
+    let (width, n) = (piece.width, piece.len);
+    width.label_bytes(n) + width.table_bytes(n) + ELEMENT_BYTES * n
 }
 
 /// Bytes of the server's half of a bundle as it is stored.
 pub(crate) fn server_bytes(indexed: &IndexedCircuit) -> usize {
-    let layers = indexed.layers_with_index().map(|(layer, index)| {
-        let elements = layer.shape.len() + 2 * index.quadratic.len() + index.identity.len();
-        let label = index.label.map_or(0, ArgMax::decoding_bytes);
-        gadget_bytes(index) + label + ELEMENT_BYTES * elements
-    });
-    FRAME_BYTES + 32 + BLOCK_BYTES + layers.sum::<usize>()
+    let layers = indexed.layers_with_index();
+    let layers = layers.map(|(layer, index)| section_bytes(server_layer_bytes(layer, index)));
+    HEADER_BYTES + section_bytes(SERVER_KEYS_BYTES) + layers.sum::<usize>()
+}
+
+/// Bytes of the seed and `delta`.
+const SERVER_KEYS_BYTES: usize = 32 + BLOCK_BYTES;
+
+fn server_layer_bytes(layer: &Layer, index: &LayerIndex) -> usize {
+    let elements = layer.shape.len() + 2 * index.quadratic.len() + index.identity.len();
+    let label = index.label.map_or(0, ArgMax::decoding_bytes);
+    // Pieces are whole bytes of colours, but for the last.
+    ServerGadget::stored_bytes(index.relu.len()) + label + ELEMENT_BYTES * elements
+}
+
+/// The client's half of a bundle, as it is written while it is made: the layers, then the pieces.
+pub(crate) struct ClientWriter<'a>(SectionWriter<'a>);
+
+impl<'a> ClientWriter<'a> {
+    pub(crate) fn begin(
+        sink: &'a mut dyn BundleSink,
+        header: &BundleHeader,
+        input_mask: &[u64],
+    ) -> Result<Self, Error> {
+        let mut sections = SectionWriter::begin(sink, CLIENT_TAG, header)?;
+        sections.put(fp::encode(input_mask))?;
+        sections.end_section()?;
+        Ok(ClientWriter(sections))
+    }
+
+    pub(crate) fn layer(&mut self, layer: &ClientLayer) -> Result<(), Error> {
+        let sections = &mut self.0;
+        sections.put(fp::encode(&layer.c))?;
+        if let Some(label) = &layer.label {
+            sections.put(Block::encode(&label.labels))?;
+            sections.put(&label.tables)?;
+        }
+        sections.put(fp::encode(&layer.u))?;
+        sections.put(fp::encode(&layer.next))?;
+        sections.end_section()
+    }
+
+    pub(crate) fn piece(&mut self, relu: &ClientRelu) -> Result<(), Error> {
+        let sections = &mut self.0;
+        sections.put(Block::encode(&relu.labels))?;
+        sections.put(&relu.tables)?;
+        sections.put(fp::encode(&relu.u))?;
+        sections.end_section()
+    }
 }
 
 impl ClientBundle {
@@ -126,79 +204,123 @@ impl ClientBundle {
         client_bytes(model.indexed())
     }
 
-    /// The form to be stored: secret.
-    pub fn encode(&self) -> SecretBytes {
-        let relu_bytes = |relu: &ClientRelu| {
-            BLOCK_BYTES * relu.labels.len() + relu.tables.len() + ELEMENT_BYTES * relu.u.len()
-        };
-        let layers = self.layers.iter().map(|layer| {
-            let elements = layer.c.len() + layer.u.len() + layer.next.len();
-            let label = layer.label.as_ref();
-            let label = label.map_or(0, |l| BLOCK_BYTES * l.labels.len() + l.tables.len());
-            layer.relu.as_ref().map_or(0, relu_bytes) + label + ELEMENT_BYTES * elements
-        });
-        let input = ELEMENT_BYTES * self.input_mask.len();
-        let length = FRAME_BYTES + input + layers.sum::<usize>();
-        let mut bytes = start(CLIENT_TAG, &self.header, length);
-        bytes.extend_from_slice(fp::encode(&self.input_mask));
-        for layer in &self.layers {
-            bytes.extend_from_slice(fp::encode(&layer.c));
-            if let Some(relu) = &layer.relu {
-                bytes.extend_from_slice(Block::encode(&relu.labels));
-                bytes.extend_from_slice(&relu.tables);
-                bytes.extend_from_slice(fp::encode(&relu.u));
-            }
-            if let Some(label) = &layer.label {
-                bytes.extend_from_slice(Block::encode(&label.labels));
-                bytes.extend_from_slice(&label.tables);
-            }
-            bytes.extend_from_slice(fp::encode(&layer.u));
-            bytes.extend_from_slice(fp::encode(&layer.next));
-        }
-        seal(bytes, length)
-    }
-
-    /// Reads a bundle of this model from its stored form.
+    /// Reads a bundle of this model from its stored form, but for the pieces, which an inference
+    /// reads as it needs them.
     ///
     /// # Errors
-    /// [`Error::Stored`] if the bytes are damaged, [`Error::ApiMisuse`] if the bundle is of another
-    /// model.
+    /// [`Error::Stored`] if what was read is damaged, [`Error::ApiMisuse`] if the bundle is of
+    /// another model.
+    pub fn open(source: Box<dyn BundleSource>, model: &ClientModel) -> Result<Self, Error> {
+        let (mut bundle, mut sections) = ClientBundle::open_layers(source, model)?;
+        if model.indexed().parts.all().is_empty() {
+            sections.end()?;
+        }
+        bundle.pieces.sections = Some(sections);
+        Ok(bundle)
+    }
+
+    /// Reads the pieces that were not read: nothing is left to read then while an inference runs.
+    ///
+    /// # Errors
+    /// [`Error::Stored`] if they are damaged.
+    pub fn read_ahead(&mut self, model: &ClientModel) -> Result<(), Error> {
+        let pieces = model.indexed().parts.all();
+        while self.pieces.read < pieces.len() {
+            let piece = self.pieces.read_next(pieces)?;
+            self.pieces.ahead.push_back(piece);
+        }
+        self.pieces.sections = None;
+        Ok(())
+    }
+
+    /// Reads a whole bundle of this model from its stored form.
+    ///
+    /// # Errors
+    /// As [`ClientBundle::open`].
     pub fn decode(bytes: &[u8], model: &ClientModel) -> Result<Self, Error> {
-        let (header, mut reader) = open(bytes, CLIENT_TAG)?;
-        model.public().check_header(&header)?;
+        let (mut bundle, mut sections) = ClientBundle::open_layers(bytes, model)?;
+        for piece in model.indexed().parts.all() {
+            let relu = client_relu(&mut sections, piece)?;
+            bundle.pieces.ahead.push_back(relu);
+            bundle.pieces.read += 1;
+        }
+        sections.end()?;
+        Ok(bundle)
+    }
+
+    fn open_layers<S: BundleSource>(
+        source: S,
+        model: &ClientModel,
+    ) -> Result<(Self, SectionReader<S>), Error> {
         let indexed = model.indexed();
-        let input_mask = elements(&mut reader, indexed.circuit.input.len())?;
-        let layers = indexed.layers_with_index().map(|(layer, index)| {
-            Ok(ClientLayer {
+        let (mut sections, header) = SectionReader::open(source, CLIENT_TAG, model.public())?;
+        let inputs = indexed.circuit.input.len();
+        let mut reader = sections.section(ELEMENT_BYTES * inputs)?;
+        let input_mask = elements(&mut reader, inputs)?;
+        let mut layers = Vec::with_capacity(indexed.layers.len());
+        for (layer, index) in indexed.layers_with_index() {
+            let mut reader = sections.section(client_layer_bytes(layer, index))?;
+            layers.push(ClientLayer {
                 c: elements(&mut reader, layer.shape.len())?,
-                relu: client_relu(&mut reader, index)?,
                 label: client_label(&mut reader, index)?,
                 u: elements(&mut reader, index.quadratic.len())?,
                 next: elements(&mut reader, index.online())?,
-            })
-        });
-        let layers = layers.collect::<Result<_, Error>>()?;
-        reader.end()?;
-        Ok(ClientBundle {
+            });
+            reader.end()?;
+        }
+        let bundle = ClientBundle {
             header,
             input_mask,
             layers,
-        })
+            pieces: ClientPieces {
+                sections: None,
+                read: 0,
+                ahead: VecDeque::new(),
+            },
+        };
+        Ok((bundle, sections))
     }
 }
 
-fn client_relu(reader: &mut Reader<'_>, index: &LayerIndex) -> Result<Option<ClientRelu>, Error> {
-    let Some(width) = index.width else {
-        return Ok(None);
-    };
-    let n = index.relu.len();
+impl ClientPieces {
+    /// The next of the circuit's `pieces`; each is there once.
+    ///
+    /// # Errors
+    /// [`Error::Stored`] if it is damaged.
+    pub(crate) fn next(&mut self, pieces: &[Piece]) -> Result<ClientRelu, Error> {
+        match self.ahead.pop_front() {
+            Some(piece) => Ok(piece),
+            None => self.read_next(pieces),
+        }
+    }
+
+    fn read_next(&mut self, pieces: &[Piece]) -> Result<ClientRelu, Error> {
+        let sections = self.sections.as_mut().zip(pieces.get(self.read));
+        let (sections, piece) = sections.ok_or_else(|| damaged("no piece is left"))?;
+        let relu = client_relu(sections, piece)?;
+        self.read += 1;
+        if self.read == pieces.len() {
+            sections.end()?;
+        }
+        Ok(relu)
+    }
+}
+
+fn client_relu<S: BundleSource>(
+    sections: &mut SectionReader<S>,
+    piece: &Piece,
+) -> Result<ClientRelu, Error> {
+    let (width, n) = (piece.width, piece.len);
+    let mut reader = sections.section(client_piece_bytes(piece))?;
     let labels = reader.take(width.label_bytes(n))?;
     let labels = Block::decode(WHAT, labels, n * width.bits() as usize).map_err(damaged)?;
-    Ok(Some(ClientRelu {
+    let relu = ClientRelu {
         labels,
         tables: memory::copied(reader.take(width.table_bytes(n))?),
-        u: elements(reader, n)?,
-    }))
+        u: elements(&mut reader, n)?,
+    };
+    reader.end()?;
+    Ok(relu)
 }
 
 fn client_label(reader: &mut Reader<'_>, index: &LayerIndex) -> Result<Option<ClientLabel>, Error> {
@@ -229,34 +351,29 @@ impl ServerBundle {
         server_bytes(model.indexed())
     }
 
-    /// The form to be stored: secret.
-    pub fn encode(&self) -> SecretBytes {
-        let layers = self.layers.iter().map(|layer| {
-            let elements =
-                layer.offset.len() + layer.d0.len() + layer.v.len() + layer.identity.len();
-            let gadget = layer.gadget.as_ref();
-            let label = layer.label.as_ref();
-            gadget.map_or(0, |gadget| ServerGadget::stored_bytes(gadget.len()))
-                + label.map_or(0, |label| label.decoding.as_bytes().len())
-                + ELEMENT_BYTES * elements
-        });
-        let length = FRAME_BYTES + 32 + BLOCK_BYTES + layers.sum::<usize>();
-        let mut bytes = start(SERVER_TAG, &self.header, length);
-        bytes.extend_from_slice(&*self.label_seed);
-        bytes.extend_from_slice(&self.delta.block().to_bytes());
+    /// Writes the form to be stored, which is secret.
+    ///
+    /// # Errors
+    /// Those of the sink.
+    pub fn write(&self, sink: &mut dyn BundleSink) -> Result<(), Error> {
+        let mut sections = SectionWriter::begin(sink, SERVER_TAG, &self.header)?;
+        sections.put(&*self.label_seed)?;
+        sections.put(&self.delta.block().to_bytes())?;
+        sections.end_section()?;
         for layer in &self.layers {
-            bytes.extend_from_slice(fp::encode(&layer.offset));
-            if let Some(gadget) = &layer.gadget {
-                bytes.extend_from_slice(&gadget.to_bytes());
+            sections.put(fp::encode(&layer.offset))?;
+            for gadget in &layer.gadgets {
+                sections.put(&gadget.to_bytes())?;
             }
             if let Some(label) = &layer.label {
-                bytes.extend_from_slice(label.decoding.as_bytes());
+                sections.put(label.decoding.as_bytes())?;
             }
-            bytes.extend_from_slice(fp::encode(&layer.d0));
-            bytes.extend_from_slice(fp::encode(&layer.v));
-            bytes.extend_from_slice(fp::encode(&layer.identity));
+            sections.put(fp::encode(&layer.d0))?;
+            sections.put(fp::encode(&layer.v))?;
+            sections.put(fp::encode(&layer.identity))?;
+            sections.end_section()?;
         }
-        seal(bytes, length)
+        Ok(())
     }
 
     /// Reads a bundle of this model from its stored form.
@@ -264,29 +381,31 @@ impl ServerBundle {
     /// # Errors
     /// [`Error::Stored`] if the bytes are damaged, [`Error::ApiMisuse`] if the bundle is of another
     /// model.
-    pub fn decode(bytes: &[u8], model: &ServerModel) -> Result<Self, Error> {
-        let (header, mut reader) = open(bytes, SERVER_TAG)?;
-        model.public().check_header(&header)?;
+    pub fn read(source: impl BundleSource, model: &ServerModel) -> Result<Self, Error> {
+        let indexed = model.indexed();
+        let (mut sections, header) = SectionReader::open(source, SERVER_TAG, model.public())?;
+        let mut reader = sections.section(SERVER_KEYS_BYTES)?;
         let label_seed = Zeroizing::new(reader.array()?);
         let delta = Delta::from_block(Block::from_bytes(reader.array()?));
-        let layers = model.indexed().layers_with_index().map(|(layer, index)| {
-            Ok(ServerLayer {
-                offset: elements(&mut reader, layer.shape.len())?,
-                gadget: match index.width {
-                    None => None,
-                    Some(_) => {
-                        let gadget = reader.take(gadget_bytes(index))?;
-                        Some(ServerGadget::from_bytes(gadget, index.relu.len())?)
-                    }
-                },
+        let mut layers = Vec::with_capacity(indexed.layers.len());
+        for (l, (layer, index)) in indexed.layers_with_index().enumerate() {
+            let mut reader = sections.section(server_layer_bytes(layer, index))?;
+            let offset = elements(&mut reader, layer.shape.len())?;
+            let gadgets = indexed.parts.of_layer(l).iter().map(|piece| {
+                let gadget = reader.take(ServerGadget::stored_bytes(piece.len))?;
+                Ok(ServerGadget::from_bytes(gadget, piece.len)?)
+            });
+            layers.push(ServerLayer {
+                offset,
+                gadgets: gadgets.collect::<Result<_, Error>>()?,
                 label: server_label(&mut reader, index)?,
                 d0: elements(&mut reader, index.quadratic.len())?,
                 v: elements(&mut reader, index.quadratic.len())?,
                 identity: elements(&mut reader, index.identity.len())?,
-            })
-        });
-        let layers = layers.collect::<Result<_, Error>>()?;
-        reader.end()?;
+            });
+            reader.end()?;
+        }
+        sections.end()?;
         Ok(ServerBundle {
             header,
             label_seed,
@@ -303,60 +422,6 @@ fn server_label(reader: &mut Reader<'_>, index: &LayerIndex) -> Result<Option<Se
     let decoding = reader.take(shape.decoding_bytes())?;
     let decoding = Bits::decode(WHAT, decoding, shape.index_bits()).map_err(damaged)?;
     Ok(Some(ServerLabel { decoding }))
-}
-
-/// Bytes of a layer's stored gadgets.
-fn gadget_bytes(index: &LayerIndex) -> usize {
-    match index.width {
-        Some(_) => ServerGadget::stored_bytes(index.relu.len()),
-        None => 0,
-    }
-}
-
-const WHAT: &str = "bundle";
-
-fn damaged(error: impl std::fmt::Display) -> Error {
-    Error::stored(format!("{WHAT}: {error}"))
-}
-
-fn start(tag: u8, header: &BundleHeader, length: usize) -> SecretBytes {
-    // Reserved at once, so that no copy of a secret is left behind.
-    let mut bytes = SecretBytes::with_capacity(length);
-    bytes.extend_from_slice(&[STORED_VERSION, tag]);
-    bytes.extend_from_slice(&header.to_bytes());
-    bytes
-}
-
-fn seal(mut bytes: SecretBytes, length: usize) -> SecretBytes {
-    let checksum = checksum(&bytes);
-    bytes.extend_from_slice(&checksum);
-    debug_assert_eq!(bytes.len(), length);
-    bytes
-}
-
-fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
-    let mut hash = blake3::Hasher::new_derive_key("pianissimo 1 stored bundle");
-    hash.update(bytes);
-    hash.finalize().into()
-}
-
-/// Checks the frame; returns the header and a reader of the content.
-fn open(bytes: &[u8], tag: u8) -> Result<(BundleHeader, Reader<'_>), Error> {
-    let parts = bytes.split_last_chunk::<CHECKSUM_BYTES>();
-    let Some((content, _)) = parts.filter(|(content, found)| checksum(content) == **found) else {
-        return Err(damaged("the checksum does not match"));
-    };
-    let mut reader = Reader::stored(WHAT, content);
-    if reader.array()? != [STORED_VERSION, tag] {
-        return Err(damaged("another kind or version"));
-    }
-    Ok((BundleHeader::from_bytes(&reader.array()?), reader))
-}
-
-fn elements(reader: &mut Reader<'_>, count: usize) -> Result<Elements, Error> {
-    let bytes = reader.take(ELEMENT_BYTES * count)?;
-    let elements = fp::decode(WHAT, bytes, count).map_err(damaged)?;
-    Ok(Zeroizing::new(elements))
 }
 
 impl std::fmt::Debug for ClientBundle {

@@ -4,29 +4,38 @@
 //! | | message | content |
 //! | --- | --- | --- |
 //! | first | client to server | identity of the bundle, which is the digest of its header; `x - r_0` |
-//! | per such layer | server to client | labels and rows of the ReLUs; openings of squares and polynomials |
-//! | | client to server | `y_c - r` of the ReLUs, then of squares and polynomials |
+//! | per such layer | server to client | per piece of its ReLUs, labels and rows; behind the last, openings of squares and polynomials |
+//! | | client to server | `y_c - r` of the ReLUs, then of squares and polynomials, 16 MiB at a time |
 //! | last | server to client | its share of the logits; or, for a label, its labels and the decoding bits of the index |
 //!
 //! Everything else is local: the server computes `W (x - r)` in the clear, both parties add
 //! residuals and pool on their shares, and identity elements were settled offline. The client knew
 //! its shares of all sums offline, so it computes nothing linear now.
+//!
+//! # Who waits for whom
+//! The server sends all pieces of a layer before it reads ([`crate::parts`]), and the client reads
+//! them all, evaluating meanwhile, before it replies. So at any time one of the two reads, and no
+//! line, however small its buffers, can block both. Of a large circuit neither has more in memory
+//! than one piece, and 8 to 24 bytes for each element.
 
 mod layer;
 
-use self::layer::{Known, Opening, evaluate, message_bytes, renew};
-use super::bundle::{ClientBundle, ServerBundle};
+pub(super) use self::layer::opening_bytes;
+use self::layer::{Known, Opening, evaluate_quadratics, renew, replies};
+use super::bundle::{ClientBundle, ClientLayer, ClientPieces, ServerBundle};
 use super::material::{label_stream, tweaks};
 use super::model::{ClientModel, ServerModel};
 use crate::Error;
 use crate::channel::{Channel, receive_exactly};
 use crate::cost::Traffic;
 use crate::header::BundleId;
-use crate::indexed_circuit::{IndexedCircuit, LayerIndex, activation};
+use crate::indexed_circuit::{IndexedCircuit, activation};
 use crate::nonlinear::label;
+use crate::nonlinear::relu::ReluPiece;
 use crate::wire::Reader;
+use pi_core::TweakRange;
 use pi_core::fp::{self, ELEMENT_BYTES, Elements};
-use pi_ir::{Layer, LayerTrace, Trace, interpret};
+use pi_ir::{Activation, LayerTrace, Trace, interpret};
 use pi_ring::conv::ConvScratch;
 use zeroize::Zeroizing;
 
@@ -117,7 +126,7 @@ impl std::fmt::Debug for OnlineRequest {
 pub async fn client_infer(
     channel: &mut impl Channel,
     model: &ClientModel,
-    bundle: ClientBundle,
+    mut bundle: ClientBundle,
     input: &[i64],
     trace: bool,
 ) -> Result<Inference, Error> {
@@ -140,16 +149,24 @@ pub async fn client_infer(
     // Whatever depends on nothing that is still to come is computed before the first byte: the
     // caller may be marking the bundle spent meanwhile.
     let tweaks = tweaks(indexed, &id);
-    let parts = indexed.layers_with_index().zip(&bundle.layers);
-    let known: Vec<Known> = parts
-        .map(|((layer, index), own)| Known::new(layer, index, &own.c))
-        .collect();
+    let layers = indexed.layers_with_index().zip(&mut bundle.layers);
+    let known = layers.map(|((layer, index), own)| {
+        let known = Known::new(layer, index, &own.c);
+        if !trace && activation(layer).is_some() {
+            // It has served, and is as large as what follows from it.
+            own.c = Elements::default();
+        }
+        known
+    });
+    let known: Vec<Known> = known.collect();
     channel.send(message).await?;
 
     let mut traced = Vec::new();
     let mut answer = Answer::Logits(Vec::new());
-    let parts = bundle.layers.into_iter().zip(known).zip(&tweaks);
-    for ((layer, index), ((own, known), tweaks)) in indexed.layers_with_index().zip(parts) {
+    let mut pieces = bundle.pieces;
+    let layers = bundle.layers.into_iter().zip(known).zip(&tweaks);
+    for (l, ((own, known), tweaks)) in layers.enumerate() {
+        let (layer, index) = (&indexed.circuit.layers[l], &indexed.layers[l]);
         let mut shares = LayerTrace {
             before_truncation: if trace { own.c.to_vec() } else { Vec::new() },
             before_post_truncation: Vec::new(),
@@ -157,11 +174,13 @@ pub async fn client_infer(
         match activation(layer) {
             Some(_) if index.online() == 0 => {}
             Some(activation) => {
-                let message =
-                    receive_exactly(channel, "online message", message_bytes(index).0).await?;
-                let (reply, before_post) =
-                    evaluate(activation, index, own, &known, tweaks.as_ref(), &message)?;
-                channel.send(reply).await?;
+                let evaluation = Evaluation {
+                    indexed,
+                    layer: l,
+                    activation,
+                    tweaks: tweaks.as_ref(),
+                };
+                let before_post = evaluation.run(channel, own, &known, &mut pieces).await?;
                 if trace {
                     shares.before_post_truncation = before_post.to_vec();
                 }
@@ -188,6 +207,61 @@ pub async fn client_infer(
         answer,
         trace: trace.then_some(Trace { layers: traced }),
     })
+}
+
+/// The client's means to evaluate a layer.
+struct Evaluation<'a> {
+    indexed: &'a IndexedCircuit,
+    layer: usize,
+    activation: &'a Activation,
+    tweaks: Option<&'a TweakRange>,
+}
+
+impl Evaluation<'_> {
+    /// The client's half of a layer, message by message: returns its shares of squares and
+    /// polynomials before their second truncation.
+    async fn run(
+        &self,
+        channel: &mut impl Channel,
+        own: ClientLayer,
+        known: &Known,
+        stored: &mut ClientPieces,
+    ) -> Result<Elements, Error> {
+        let indexed = self.indexed;
+        let index = &indexed.layers[self.layer];
+        let mut pieces = indexed.parts.of_layer(self.layer).iter();
+        let mut results = Zeroizing::new(Vec::with_capacity(index.online()));
+        let mut before_post = Elements::default();
+        let messages = opening_bytes(indexed, self.layer);
+        let last = messages.len() - 1;
+        for (i, expected) in messages.into_iter().enumerate() {
+            let what = "online message";
+            let message = receive_exactly(channel, what, expected).await?;
+            let mut reader = Reader::message(what, &message);
+            if let (Some(piece), Some(tweaks)) = (pieces.next(), self.tweaks) {
+                let relus = ReluPiece::new(piece, tweaks);
+                let prepared = stored.next(indexed.parts.all())?;
+                let c = &known.relu[piece.range()];
+                results.extend_from_slice(&prepared.evaluate(&relus, c, &mut reader)?);
+            }
+            if i == last {
+                let (activation, shares) = (self.activation, (&known.quadratic[..], &own.u[..]));
+                let reader = &mut reader;
+                let evaluated =
+                    evaluate_quadratics(activation, index, shares, reader, &mut results);
+                before_post = evaluated?;
+            }
+            reader.end()?;
+        }
+        for (result, &mask) in results.iter_mut().zip(own.next.iter()) {
+            *result = fp::sub(*result, mask);
+        }
+        for elements in replies(index) {
+            let reply = fp::encode(&results[elements]).to_vec();
+            channel.send(reply).await?;
+        }
+        Ok(before_post)
+    }
 }
 
 /// Spends a bundle on a client's request: the server's half.
@@ -238,20 +312,36 @@ pub async fn server_infer(
                 model,
                 layer: l,
                 activation,
-                index,
                 label_seed: &bundle.label_seed,
                 delta: &bundle.delta,
+                sum: &tensor,
             };
-            let (message, shares) = opening.open(own, layer, &tensor)?;
-            channel.send(message).await?;
+            let mut shares = Zeroizing::new(Vec::with_capacity(index.online()));
+            let mut pieces = indexed.parts.of_layer(l).iter().zip(own.gadgets);
+            let messages = opening_bytes(indexed, l);
+            let last = messages.len() - 1;
+            for (i, bytes) in messages.into_iter().enumerate() {
+                let mut message = Vec::with_capacity(bytes);
+                if let Some((piece, gadget)) = pieces.next() {
+                    opening.open_piece(piece, gadget, &mut shares, &mut message)?;
+                }
+                if i == last {
+                    opening.open_quadratics((&own.d0, &own.v), &mut shares, &mut message);
+                }
+                channel.send(message).await?;
+            }
             // While the client evaluates.
             renew(&mut tensor, layer, &index.identity, &identity);
-            let (what, length) = ("masked results", message_bytes(index).1);
-            let message = receive_exactly(channel, what, length).await?;
-            let results = fp::decode(what, &message, index.online())?;
-            let elements = index.relu.iter().chain(&index.quadratic);
-            for (&element, (&y, &d)) in elements.zip(results.iter().zip(shares.iter())) {
-                tensor[element as usize] = fp::add(y, d);
+            let elements: Vec<u32> = (index.relu.iter().chain(&index.quadratic).copied()).collect();
+            for places in replies(index) {
+                let what = "masked results";
+                let length = ELEMENT_BYTES * places.len();
+                let message = receive_exactly(channel, what, length).await?;
+                let results = fp::decode(what, &message, places.len())?;
+                let sums = results.iter().zip(&shares[places.clone()]);
+                for (&element, (&y, &d)) in elements[places].iter().zip(sums) {
+                    tensor[element as usize] = fp::add(y, d);
+                }
             }
         } else {
             renew(&mut tensor, layer, &index.identity, &identity);
@@ -273,18 +363,19 @@ pub(crate) fn infer_bytes(indexed: &IndexedCircuit) -> (usize, usize) {
 }
 
 /// Online traffic of a layer.
-pub(crate) fn layer_traffic(
-    indexed: &IndexedCircuit,
-    layer: &Layer,
-    index: &LayerIndex,
-) -> Traffic {
-    let (down, up) = match activation(layer) {
-        Some(_) => message_bytes(index),
-        None => (infer_bytes(indexed).1, 0),
-    };
+pub(crate) fn layer_traffic(indexed: &IndexedCircuit, l: usize) -> Traffic {
+    let index = &indexed.layers[l];
+    if activation(&indexed.circuit.layers[l]).is_none() {
+        return Traffic {
+            bytes_up: 0,
+            bytes_down: infer_bytes(indexed).1 as u64,
+            messages: 1,
+        };
+    }
+    let down = opening_bytes(indexed, l);
     Traffic {
-        bytes_up: up as u64,
-        bytes_down: down as u64,
-        messages: u32::from(down > 0) + u32::from(up > 0),
+        bytes_up: (ELEMENT_BYTES * index.online()) as u64,
+        bytes_down: down.iter().sum::<usize>() as u64,
+        messages: (down.len() + replies(index).count()) as u32,
     }
 }

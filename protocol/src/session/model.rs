@@ -42,6 +42,12 @@ impl PublicModel {
         }
     }
 
+    #[cfg(test)]
+    fn in_parts_of(mut self, bytes: usize) -> Self {
+        self.indexed = self.indexed.in_parts_of(bytes);
+        self
+    }
+
     /// Ensures that a bundle was prepared for this model, in a batch of any of its plans.
     pub(crate) fn check_header(&self, header: &BundleHeader) -> Result<(), Error> {
         let mut digests = self.indexed.plan_digests();
@@ -78,6 +84,12 @@ impl ClientModel {
     /// [`LIMIT_LOG2`](crate::flooding::LIMIT_LOG2).
     pub fn new(artifact: Artifact) -> Result<Self, Error> {
         PublicModel::new(artifact).map(ClientModel)
+    }
+
+    /// The same model, exchanged in parts of other sizes.
+    #[cfg(test)]
+    pub(crate) fn in_parts_of(self, bytes: usize) -> Self {
+        ClientModel(self.0.in_parts_of(bytes))
     }
 
     /// The artifact.
@@ -149,6 +161,15 @@ impl ServerModel {
             public,
             weights,
         })
+    }
+
+    /// The same model, exchanged in parts of other sizes.
+    #[cfg(test)]
+    pub(crate) fn in_parts_of(self, bytes: usize) -> Self {
+        ServerModel {
+            public: self.public.in_parts_of(bytes),
+            ..self
+        }
     }
 
     /// The artifact.

@@ -1,4 +1,5 @@
-//! Preparation of a batch of bundles: four messages, each in a file with both of its halves.
+//! Preparation of a batch of bundles: four messages, each in a file with both of its halves. The
+//! last two go part by part ([`crate::parts`]), so that neither party has all tables of a bundle.
 //!
 //! | | messages | content | file |
 //! | --- | --- | --- | --- |
@@ -6,8 +7,8 @@
 //! | | then per upload | encrypted masks of all bundles | `linear` |
 //! | 2 | server to client | digest of the headers; per bundle the base-OT correction of `delta`, set-up and random choices of the reverse extension | `transfers` |
 //! | | then per answer | encrypted `W r + s` of all bundles | `linear` |
-//! | 3 | per bundle, client to server | set-up of the forward extension; per layer with ReLUs: choices by the bits of `c'`, `tau`; for the label: choices; OLE uploads and `x - a`; `c' - r` of identity elements | `choices` |
-//! | 4 | then server to client | per layer with ReLUs: tables and `e`; for the label: tables; OLE answers | `tables` |
+//! | 3 | per bundle and part, client to server | in front of part 0: set-up of the forward extension; for the label, choices; OLE uploads and `x - a`; `c' - r` of identity elements. Per piece of ReLUs: choices by the bits of `c'`, `tau` | `choices` |
+//! | 4 | then server to client | in front of part 0: for the label, tables; OLE answers. Per piece of ReLUs: tables and `e`; then the choices of the reverse extension for the next part, those for part 0 being in message 2 | `tables` |
 //!
 //! The bundles of a batch share the ciphertexts of messages 1 and 2, and nothing else: headers,
 //! offsets, nonces and seeds are each bundle's own, and messages 3 and 4 are an exchange of each
@@ -24,19 +25,22 @@
 //!
 //! # Who waits for whom
 //! The client sends all uploads before it reads anything; the server reads all of them, computing
-//! meanwhile, before it sends anything. After that the two take turns. So no line, however small
-//! its buffers, can block both.
+//! meanwhile, before it sends anything. After that the two take turns, part by part: the client
+//! reads the tables of one part before it sends the choices of the next. So at any time one of them
+//! reads, and no line, however small its buffers, can block both. That costs a round trip for each
+//! part after the first; a client that ran ahead would save some of them, and could block with its
+//! peer once both lines are full.
 
 mod choices;
 mod linear;
 mod tables;
 mod transfers;
 
-use self::choices::Choices;
 use self::transfers::{ClientTransfers, ServerTransfers};
-use super::bundle::{ClientBundle, ServerBundle};
+use super::bundle::{ClientLayer, ClientWriter, ServerBundle};
 use super::material::tweaks;
 use super::model::{ClientModel, PublicModel, ServerModel};
+use super::sections::BundleSink;
 use super::setup::{ClientSetup, ServerSetup};
 use crate::Error;
 use crate::channel::{Channel, receive_exactly};
@@ -46,8 +50,8 @@ use crate::indexed_circuit::{IndexedCircuit, Planned};
 use crate::linear::{answers_bytes, uploads_bytes};
 use crate::secrets::{Role, Secrets};
 use crate::wire::Reader;
-use pi_core::TweakRange;
 use pi_core::fp::Elements;
+use pi_core::{TweakRange, memory};
 use pi_rlwe::Params;
 use rand_core::CryptoRng;
 
@@ -58,9 +62,10 @@ use rand_core::CryptoRng;
 /// same masks; after an error there is no batch left to make it from:
 /// ```compile_fail,E0382
 /// # use pi_protocol::{Channel, session::ClientBatch};
-/// async fn twice(channel: &mut impl Channel, batch: ClientBatch<'_>) {
-///     let _ = batch.next_bundle(channel).await;
-///     let _ = batch.next_bundle(channel).await;
+/// # use pi_protocol::session::BundleSink;
+/// async fn twice(line: &mut impl Channel, batch: ClientBatch<'_>, sink: &mut dyn BundleSink) {
+///     let _ = batch.next_bundle(line, sink).await;
+///     let _ = batch.next_bundle(line, sink).await;
 /// }
 /// ```
 pub struct ClientBatch<'a> {
@@ -80,6 +85,14 @@ struct ClientExchange {
     tweaks: Vec<Option<TweakRange>>,
     secrets: Secrets,
     transfers: Option<ClientTransfers>,
+}
+
+/// A bundle at the client while it is made: what is in memory of it, which is all but the pieces.
+struct Making {
+    header: BundleHeader,
+    tweaks: Vec<Option<TweakRange>>,
+    transfers: Option<ClientTransfers>,
+    layers: Vec<ClientLayer>,
 }
 
 impl<'a> ClientBatch<'a> {
@@ -144,26 +157,59 @@ impl<'a> ClientBatch<'a> {
         })
     }
 
-    /// The next bundle of the batch, by messages 3 and 4, and the rest of the batch; `None` after
-    /// the last.
+    /// Identity of the next bundle; `None` after the last.
+    pub fn next_id(&self) -> Option<BundleId> {
+        let next = self.bundles.as_slice().first();
+        next.map(|exchange| exchange.header.id())
+    }
+
+    /// The next bundle of the batch, by messages 3 and 4, written to `sink`: its identity, and the
+    /// rest of the batch; `None` after the last.
+    ///
+    /// What was written is a bundle only once this returns.
     ///
     /// # Errors
-    /// [`Error::PeerMisbehaved`] for malformed messages, [`Error::Channel`]; the rest of the batch
-    /// is lost then.
+    /// [`Error::PeerMisbehaved`] for malformed messages, [`Error::Channel`]; those of the sink. The
+    /// rest of the batch is lost then.
     pub async fn next_bundle(
         mut self,
         channel: &mut impl Channel,
-    ) -> Result<Option<(ClientBundle, Self)>, Error> {
+        sink: &mut dyn BundleSink,
+    ) -> Result<Option<(BundleId, Self)>, Error> {
         let Some(exchange) = self.bundles.next() else {
             return Ok(None);
         };
-        let bundle = self.batch.planned.bundles() - self.bundles.len() - 1;
-        let (header, chosen, message) = self.choose(bundle, exchange)?;
+        let indexed = self.batch.indexed;
+        let count = self.batch.planned.bundles();
+        let bundle = count - self.bundles.len() - 1;
+        let (mut making, label, mut message) = self.begin(bundle, exchange)?;
+        let what = "garbled circuits";
+
+        let offered = making.choose(indexed, 0, &mut message)?;
         channel.send(message).await?;
-        let expected = tables::message_bytes(self.batch.indexed);
-        let message = receive_exactly(channel, "garbled circuits", expected).await?;
-        let bundle = self.finish(bundle, header, chosen, &message)?;
-        Ok(Some((bundle, self)))
+        let reply = receive_exactly(channel, what, tables::message_bytes(indexed, 0)).await?;
+        let mut reader = Reader::message(what, &reply);
+        self.settle_head(&mut making, label, &mut reader)?;
+        let input_mask = part(&self.masks[0], bundle, count);
+        let mut writer = ClientWriter::begin(sink, &making.header, input_mask)?;
+        for layer in &making.layers {
+            writer.layer(layer)?;
+        }
+        making.settle(indexed, 0, offered, &mut reader, &mut writer)?;
+        reader.end()?;
+        drop(reply);
+
+        for part in 1..indexed.parts.count() {
+            let mut message = memory::with_capacity(choices::message_bytes(indexed, part));
+            let offered = making.choose(indexed, part, &mut message)?;
+            channel.send(message).await?;
+            let expected = tables::message_bytes(indexed, part);
+            let reply = receive_exactly(channel, what, expected).await?;
+            let mut reader = Reader::message(what, &reply);
+            making.settle(indexed, part, offered, &mut reader, &mut writer)?;
+            reader.end()?;
+        }
+        Ok(Some((making.header.id(), self)))
     }
 }
 
@@ -276,12 +322,26 @@ impl<'a> ServerBatch<'a> {
             return Ok(None);
         };
         let bundle = self.batch.planned.bundles() - self.bundles.len() - 1;
-        let expected = choices::message_bytes(self.batch.indexed);
-        let message = receive_exactly(channel, "choices", expected).await?;
-        let choices = Choices::read(self.batch.indexed, &message)?;
-        let (finished, reply) = self.garble(bundle, exchange, &choices)?;
+        let indexed = self.batch.indexed;
+        let what = "choices";
+        let message = receive_exactly(channel, what, choices::message_bytes(indexed, 0)).await?;
+        let mut reader = Reader::message(what, &message);
+        let mut reply = tables::reply(indexed, 0);
+        let mut garbling = self.begin(bundle, exchange, &mut reader, &mut reply)?;
+        garbling.garble(indexed, 0, &mut reader, &mut reply)?;
+        reader.end()?;
+        drop(message);
         channel.send(reply).await?;
-        Ok(Some((finished, self)))
+        for part in 1..indexed.parts.count() {
+            let expected = choices::message_bytes(indexed, part);
+            let message = receive_exactly(channel, what, expected).await?;
+            let mut reader = Reader::message(what, &message);
+            let mut reply = tables::reply(indexed, part);
+            garbling.garble(indexed, part, &mut reader, &mut reply)?;
+            reader.end()?;
+            channel.send(reply).await?;
+        }
+        Ok(Some((garbling.finish(), self)))
     }
 }
 
@@ -346,18 +406,26 @@ pub(crate) fn offline_traffic(indexed: &IndexedCircuit, planned: &Planned) -> Tr
     let packing = &planned.packing;
     let uploads: usize = packing.uploads().iter().map(uploads_bytes).sum();
     let answers: usize = packing.answers().iter().map(answers_bytes).sum();
+    let parts = indexed.parts.count();
+    let messages = (0..parts).map(|part| part_bytes(indexed, part));
+    let (choices, tables) = messages.fold((0, 0), |sum, bytes| (sum.0 + bytes.0, sum.1 + bytes.1));
     Traffic {
-        bytes_up: (client_head_bytes(indexed, bundles)
-            + uploads
-            + bundles * choices::message_bytes(indexed)) as u64,
-        bytes_down: (server_head_bytes(indexed, bundles)
-            + answers
-            + bundles * tables::message_bytes(indexed)) as u64,
-        messages: (2 + packing.uploads().len() + packing.answers().len() + 2 * bundles) as u32,
+        bytes_up: (client_head_bytes(indexed, bundles) + uploads + bundles * choices) as u64,
+        bytes_down: (server_head_bytes(indexed, bundles) + answers + bundles * tables) as u64,
+        messages: (2 + packing.uploads().len() + packing.answers().len() + 2 * bundles * parts)
+            as u32,
     }
 }
 
 const DIGEST_BYTES: usize = 32;
+
+/// Bytes of messages 3 and 4 of a part.
+pub(super) fn part_bytes(indexed: &IndexedCircuit, part: usize) -> (usize, usize) {
+    (
+        choices::message_bytes(indexed, part),
+        tables::message_bytes(indexed, part),
+    )
+}
 
 /// Bytes of the first message of 1.
 pub(super) fn client_head_bytes(indexed: &IndexedCircuit, bundles: usize) -> usize {

@@ -6,6 +6,7 @@ mod circuits;
 mod labels;
 mod liars;
 mod models;
+mod parts;
 mod setups;
 mod streams;
 
@@ -17,6 +18,7 @@ use crate::layout::default_plan;
 use crate::{Channel, Error};
 use futures_executor::block_on;
 use futures_util::future::join;
+use pi_core::SecretBytes;
 use pi_ir::{
     Activation, Artifact, Circuit, Conv, Kind, Layer, LayerWeights, Padding, Polynomial,
     PostTruncation, Preprocessing, Range, Reveal, Shape, Step, SumPool, TensorId, Term, Verified,
@@ -24,7 +26,8 @@ use pi_ir::{
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 fn rng(seed: u64) -> ChaCha20Rng {
     ChaCha20Rng::seed_from_u64(seed)
@@ -70,6 +73,36 @@ fn both<A, B>(
     }
 }
 
+/// Stored bytes that are read as from a file, and how many of them were.
+struct Source {
+    bytes: Vec<u8>,
+    read: Arc<AtomicUsize>,
+}
+
+impl Source {
+    fn new(bytes: &[u8]) -> Self {
+        Source {
+            bytes: bytes.to_vec(),
+            read: Arc::default(),
+        }
+    }
+}
+
+impl BundleSource for Source {
+    fn read(&mut self, count: usize) -> Result<&[u8], Error> {
+        let from = self.read.fetch_add(count, Ordering::Relaxed);
+        let bytes = self.bytes.get(from..from + count);
+        bytes.ok_or_else(|| Error::stored("the bytes end early"))
+    }
+
+    fn end(&mut self) -> Result<(), Error> {
+        match self.read.load(Ordering::Relaxed) == self.bytes.len() {
+            true => Ok(()),
+            false => Err(Error::stored("bytes are left")),
+        }
+    }
+}
+
 type Setups<C = ClientSetup, S = ServerSetup> = Outcome<Result<C, Error>, Result<S, Error>>;
 
 fn exchange_setup(ends: (TamperedChannel, TamperedChannel), seed: u64) -> Setups {
@@ -94,18 +127,35 @@ fn setups() -> &'static (ClientSetup, ServerSetup) {
     })
 }
 
-/// A batch of one at the client.
+/// Room for the client's half of a bundle.
+fn room(model: &ClientModel) -> SecretBytes {
+    SecretBytes::with_capacity(ClientBundle::encoded_len(model))
+}
+
+/// The stored form of a server's half.
+fn stored(model: &ServerModel, bundle: &ServerBundle) -> SecretBytes {
+    let mut bytes = SecretBytes::with_capacity(ServerBundle::encoded_len(model));
+    bundle.write(&mut bytes).unwrap();
+    bytes
+}
+
+/// A batch of one at the client: its bundle, as it is stored.
 async fn client_prepare(
     channel: &mut impl Channel,
     model: &ClientModel,
     setup: &ClientSetup,
     inputs: &HeaderInputs,
     rng: &mut ChaCha20Rng,
-) -> Result<ClientBundle, Error> {
+) -> Result<SecretBytes, Error> {
     let batch = ClientBatch::start(channel, model, setup, inputs, 1, rng).await?;
-    let (bundle, rest) = batch.next_bundle(channel).await?.expect("a batch of one");
-    assert!(rest.next_bundle(channel).await?.is_none());
-    Ok(bundle)
+    let (mut bytes, next) = (room(model), batch.next_id());
+    let made = batch.next_bundle(channel, &mut bytes).await?;
+    let (id, rest) = made.expect("a batch of one");
+    assert_eq!(Some(id), next);
+    assert!(rest.next_id().is_none());
+    let nothing = &mut SecretBytes::with_capacity(0);
+    assert!(rest.next_bundle(channel, nothing).await?.is_none());
+    Ok(bytes)
 }
 
 /// A batch of one at the server.
@@ -155,6 +205,15 @@ impl Models {
         }
     }
 
+    /// The same models, exchanged in parts of other sizes.
+    fn in_parts_of(self, bytes: usize) -> Self {
+        Models {
+            client: self.client.in_parts_of(bytes),
+            server: self.server.in_parts_of(bytes),
+            weights: self.weights,
+        }
+    }
+
     fn circuit(&self) -> &Circuit {
         &self.client.artifact().circuit
     }
@@ -163,7 +222,7 @@ impl Models {
         &self,
         ends: (TamperedChannel, TamperedChannel),
         seed: u64,
-    ) -> Outcome<Result<ClientBundle, Error>, Result<ServerBundle, Error>> {
+    ) -> Outcome<Result<SecretBytes, Error>, Result<ServerBundle, Error>> {
         let (client, server) = setups();
         let header = inputs(seed);
         both(
@@ -179,7 +238,7 @@ impl Models {
         ends: (TamperedChannel, TamperedChannel),
         seed: u64,
         count: usize,
-    ) -> Outcome<Batch<ClientBundle>, Batch<ServerBundle>> {
+    ) -> Outcome<Batch<SecretBytes>, Batch<ServerBundle>> {
         let (client, server) = setups();
         let header = inputs(seed);
         both(
@@ -193,9 +252,10 @@ impl Models {
                     Err(error) => return (done, Some(error)),
                 };
                 loop {
-                    match batch.next_bundle(ch).await {
-                        Ok(Some((bundle, rest))) => {
-                            done.push(bundle);
+                    let mut bytes = room(&self.client);
+                    match batch.next_bundle(ch, &mut bytes).await {
+                        Ok(Some((_, rest))) => {
+                            done.push(bytes);
                             batch = rest;
                         }
                         Ok(None) => return (done, None),
@@ -228,7 +288,15 @@ impl Models {
     /// An honest pair of bundles.
     fn bundles(&self, seed: u64) -> (ClientBundle, ServerBundle) {
         let outcome = self.prepare(line(), seed);
-        (outcome.client.unwrap(), outcome.server.unwrap())
+        (
+            self.decode(&outcome.client.unwrap()),
+            outcome.server.unwrap(),
+        )
+    }
+
+    /// The client's half of a bundle.
+    fn decode(&self, bytes: &[u8]) -> ClientBundle {
+        ClientBundle::decode(bytes, &self.client).unwrap()
     }
 
     fn infer(
@@ -256,18 +324,20 @@ impl Models {
         let cost = self.client.cost().unwrap();
         let prepared = self.prepare(line(), seed);
         assert_eq!(prepared.traffic, cost.offline, "seed {seed}");
-        let (client, server) = (prepared.client.unwrap(), prepared.server.unwrap());
+        let (bytes, server) = (prepared.client.unwrap(), prepared.server.unwrap());
+        assert_eq!(bytes.len(), ClientBundle::encoded_len(&self.client));
+        assert_eq!(bytes.len() as u64, cost.stored.client);
+        // Read piece by piece or ahead, it is the same bundle.
+        let client = match seed % 2 {
+            0 => self.decode(&bytes),
+            _ => ClientBundle::open(Box::new(Source::new(&bytes)), &self.client).unwrap(),
+        };
         assert_eq!(client.id(), server.id());
-
-        let (stored, header) = (client.encode(), *client.header());
-        assert_eq!(stored.len(), ClientBundle::encoded_len(&self.client));
-        assert_eq!(stored.len() as u64, cost.stored.client);
-        let client = ClientBundle::decode(&stored, &self.client).unwrap();
-        assert_eq!(client.header(), &header);
-        let stored = server.encode();
-        assert_eq!(stored.len(), ServerBundle::encoded_len(&self.server));
-        assert_eq!(stored.len() as u64, cost.stored.server);
-        let server = ServerBundle::decode(&stored, &self.server).unwrap();
+        assert_eq!(client.header(), server.header());
+        let bytes = stored(&self.server, &server);
+        assert_eq!(bytes.len(), ServerBundle::encoded_len(&self.server));
+        assert_eq!(bytes.len() as u64, cost.stored.server);
+        let server = ServerBundle::read(&bytes[..], &self.server).unwrap();
 
         self.spend(client, server, input, seed)
     }

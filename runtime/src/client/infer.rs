@@ -4,7 +4,8 @@ use super::connection::{Candidate, connection_lost};
 use super::{Connection, Spent};
 use crate::control::Request;
 use crate::error::Error;
-use crate::party::{self, protocol_error};
+use crate::fingerprint::short;
+use crate::party::{self, Stored, damaged, protocol_error};
 use crate::spending::{Mark, Spending};
 use crate::store::Reading;
 use crate::stream::{MessageStream, Refusal};
@@ -74,7 +75,8 @@ impl Connection<'_> {
     }
 
     /// Reads a bundle ahead, so that [`Connection::infer`] with it starts at once. Reading does not
-    /// spend it.
+    /// spend it. Of a bundle of more than 64 MiB only the shares are read; its tables and labels
+    /// are read while it is used.
     ///
     /// # Errors
     /// Errors of the store; the bundle stays as it is.
@@ -102,8 +104,11 @@ impl Connection<'_> {
             Some(reading) => reading,
             None => store.content(self.server(), id)?,
         };
-        party::read_bundle(store, id, reading, |bytes| {
-            let bundle = ClientBundle::decode(bytes, model)?;
+        party::read_bundle(store, id, reading, |stored| {
+            let bundle = match stored {
+                Stored::Whole(bytes) => ClientBundle::decode(bytes, model)?,
+                Stored::File(source) => ClientBundle::open(Box::new(source), model)?,
+            };
             Ok((bundle.id(), bundle))
         })
     }
@@ -169,7 +174,14 @@ impl Connection<'_> {
         };
         spending.end().await?;
         self.erase(id).await;
-        let inference = inference.map_err(|e| protocol_error("server", &mut stream, e))?;
+        let inference = inference.map_err(|error| match error {
+            // A piece that was read while its message came.
+            pi_protocol::Error::Stored { what } => damaged(
+                &self.client.store,
+                format!("bundle {}: {what}", short(&id.0)),
+            ),
+            error => protocol_error("server", &mut stream, error),
+        })?;
         Ok(Prediction {
             answer: inference.answer,
             output_frac_bits: model.artifact().circuit.output().0,

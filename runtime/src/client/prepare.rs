@@ -6,10 +6,10 @@ use super::{Connection, Spent, from_server};
 use crate::control::{Held, MOST_BUNDLES, MOST_PROBES, Prepare, REPLY_LIMIT, Request};
 use crate::error::Error;
 use crate::failpoint;
-use crate::party::{compute, protocol_error};
-use crate::store::{BundleState, PeerRecord, unix_milliseconds};
+use crate::party::{compute, not_written, protocol_error};
+use crate::store::{BundleState, BundleWriter, PeerRecord, unix_milliseconds};
 use crate::stream::MessageStream;
-use pi_protocol::session::{ClientBatch, ClientBundle, ClientModel, ClientSetup};
+use pi_protocol::session::{BundleId, ClientBatch, ClientModel, ClientSetup};
 use rand_core::{OsRng, TryRngCore};
 use std::time::Instant;
 use tokio::task::block_in_place;
@@ -99,12 +99,17 @@ impl Connection<'_> {
                 rng,
             ));
             let mut batch = batch.map_err(|e| protocol_error("server", &mut stream, e))?;
-            loop {
-                let next = compute(batch.next_bundle(&mut stream));
-                let next = next.map_err(|e| protocol_error("server", &mut stream, e))?;
-                let Some((bundle, rest)) = next else { break };
+            while let Some(id) = batch.next_id() {
+                let (client, server) = (self.client, self.server());
+                let mut writer = block_in_place(|| client.store.bundle_writer(server, &id))?;
+                let next = compute(batch.next_bundle(&mut stream, &mut writer));
+                let next = next.map_err(|error| match error {
+                    pi_protocol::Error::Stored { .. } => not_written(&mut writer, error),
+                    error => protocol_error("server", &mut stream, error),
+                })?;
+                let Some((_, rest)) = next else { break };
                 batch = rest;
-                self.keep(&mut stream, bundle).await?;
+                self.keep(&mut stream, id, writer).await?;
                 let now = Spent {
                     wall: making.started.elapsed(),
                     traffic: earlier + stream.traffic(),
@@ -120,21 +125,18 @@ impl Connection<'_> {
         Ok(())
     }
 
-    /// Stores a bundle once the server has stored its half, so that the other half of every bundle
-    /// kept here exists.
+    /// Keeps a bundle that was written once the server has stored its half, so that the other half
+    /// of every bundle kept here exists.
     async fn keep(
         &mut self,
         stream: &mut MessageStream,
-        bundle: ClientBundle,
+        id: BundleId,
+        writer: BundleWriter<'_>,
     ) -> Result<(), Error> {
-        let id = bundle.id();
         failpoint::reach("client-prepare-before-stored");
         await_stored(stream, id.0).await?;
         failpoint::reach("client-prepare-before-store");
-        block_in_place(|| {
-            let (store, model) = (&self.client.store, &self.welcome.model);
-            store.put_bundle(self.server(), model, &id, &bundle.encode())
-        })?;
+        block_in_place(|| writer.keep(&self.welcome.model))?;
         failpoint::reach("client-prepare-after-store");
         let held = Some(true);
         self.candidates.push(Candidate { id, held });

@@ -6,12 +6,14 @@ use crate::control::MOST_BUNDLES;
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, hex, short};
 use crate::input_file::InputFile;
+use crate::machine;
 use crate::store::BundleState;
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use pi_ir::Circuit;
 use pi_ir::interpret::quantise;
 use pi_ir::value_file::Column;
+use pi_protocol::session::ClientModel;
 use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -209,6 +211,17 @@ async fn prepare_with(connection: &mut Connection<'_>, count: u32) -> anyhow::Re
     if let Some(spent) = exchanged {
         println!("keys      {}", line(&spent));
     }
+    let needed = most_memory(&model, count);
+    if let Some(available) = machine::available_memory()
+        && needed > available
+    {
+        eprintln!(
+            "preparing needs about {} of memory at once, and {} are free: close other programs, or \
+             prepare fewer bundles at a time",
+            megabytes(needed),
+            megabytes(available)
+        );
+    }
     let bar = ProgressBar::new(count.into()).with_style(bar_style());
     bar.enable_steady_tick(Duration::from_millis(200));
     let spent = connection
@@ -221,6 +234,14 @@ async fn prepare_with(connection: &mut Connection<'_>, count: u32) -> anyhow::Re
         short(&connection.model_digest())
     );
     Ok(())
+}
+
+/// Bytes that the largest batch of these takes.
+fn most_memory(model: &ClientModel, count: u32) -> u64 {
+    let sizes = model.batches(count as usize).into_iter();
+    // What is wrong with a plan is reported when it is used.
+    let bytes = sizes.filter_map(|size| model.offline_memory(size).ok());
+    bytes.max().unwrap_or(0)
 }
 
 async fn infer(

@@ -3,7 +3,7 @@
 use super::connection::{Connection, from_client};
 use crate::error::Error;
 use crate::fingerprint::short;
-use crate::party::{self, protocol_error};
+use crate::party::{self, Stored, protocol_error};
 use crate::spending::{Mark, Spending};
 use crate::store::Reading;
 use crate::stream::MessageStream;
@@ -79,8 +79,12 @@ impl Connection {
     }
 
     fn read_bundle(&self, id: &BundleId, reading: Reading) -> Result<ServerBundle, Error> {
-        party::read_bundle(&self.shared.store, id, reading, |bytes| {
-            let bundle = ServerBundle::decode(bytes, &self.shared.model)?;
+        party::read_bundle(&self.shared.store, id, reading, |stored| {
+            let model = &self.shared.model;
+            let bundle = match stored {
+                Stored::Whole(bytes) => ServerBundle::read(bytes, model)?,
+                Stored::File(source) => ServerBundle::read(source, model)?,
+            };
             Ok((bundle.id(), bundle))
         })
     }

@@ -25,6 +25,7 @@
 use super::lock;
 use crate::control::REQUEST_LIMIT;
 use crate::fingerprint::Fingerprint;
+use crate::machine;
 use crate::stream::Refusal;
 use crate::transport;
 use pi_protocol::session::ServerModel;
@@ -133,16 +134,7 @@ pub(super) fn come_back() -> Refusal {
 /// Half of the memory of this machine, or of the control group that the process runs in; 4 GiB
 /// where neither is known.
 pub fn default_budget() -> u64 {
-    let total = std::fs::read_to_string("/proc/meminfo").ok();
-    let total = total.and_then(|text| {
-        let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()
-    });
-    let total = total.map(|kibibytes| kibibytes * 1024);
-    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-    let group = group.and_then(|text| text.trim().parse::<u64>().ok());
-    let least = [total, group].into_iter().flatten().min();
-    least.map_or(4 << 30, |bytes| bytes / 2)
+    machine::total_memory().map_or(4 << 30, |bytes| bytes / 2)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::control::{MOST_BUNDLES, Prepare, Stored};
 use crate::error::Error;
 use crate::failpoint;
 use crate::fingerprint::short;
-use crate::party::{Greeting, compute, protocol_error};
+use crate::party::{Greeting, compute, not_written, protocol_error};
 use crate::stream::{MessageStream, Refusal};
 use pi_protocol::Channel;
 use pi_protocol::session::{BundleId, ServerBatch};
@@ -73,8 +73,11 @@ impl Connection {
                 let id = bundle.id();
                 failpoint::reach("server-prepare-before-store");
                 block_in_place(|| {
-                    let (store, model) = (&shared.store, &shared.digest);
-                    store.put_bundle(self.client, model, &id, &bundle.encode())
+                    let mut writer = shared.store.bundle_writer(self.client, &id)?;
+                    let written = bundle.write(&mut writer);
+                    written.map_err(|error| not_written(&mut writer, error))?;
+                    failpoint::reach("server-prepare-before-keep");
+                    Ok::<_, Error>(writer.keep(&shared.digest)?)
                 })?;
                 failpoint::reach("server-prepare-after-store");
                 stream

@@ -1,30 +1,45 @@
-//! The two messages of one layer online: the server opens its shares, and the client evaluates,
-//! which gives both a share of every result.
+//! The messages of one layer online: the server opens its shares, and the client evaluates, which
+//! gives both a share of every result.
 
-use crate::indexed_circuit::LayerIndex;
-use crate::nonlinear::relu::{self, ReluLayer};
-use crate::nonlinear::{gather, quadratic};
-use crate::session::bundle::{ClientLayer, ServerLayer};
+use crate::indexed_circuit::{IndexedCircuit, LayerIndex};
+use crate::nonlinear::{gather, quadratic, relu};
+use crate::parts::{PART_BYTES, Piece};
 use crate::session::material::{label_stream, polynomial};
 use crate::session::model::ServerModel;
 use crate::wire::Reader;
 use crate::{Error, share};
+use pi_core::Delta;
 use pi_core::fp::{self, ELEMENT_BYTES, Elements};
-use pi_core::{Delta, TweakRange};
+use pi_garble::ServerGadget;
 use pi_ir::{Activation, Kind, Layer, PostTruncation};
 use rayon::prelude::*;
+use std::ops::Range;
 use zeroize::Zeroizing;
 
-/// Bytes of a layer's messages online, server to client and back; none for a layer without ReLUs,
-/// squares and polynomials.
-pub(super) fn message_bytes(index: &LayerIndex) -> (usize, usize) {
-    let relu = index
-        .width
-        .map_or(0, |width| relu::online_down_bytes(width, index.relu.len()));
-    (
-        relu + ELEMENT_BYTES * index.quadratic.len(),
-        ELEMENT_BYTES * index.online(),
-    )
+/// Bytes of a layer's messages online, server to client: one for each piece of its ReLUs, the last
+/// with the openings of squares and polynomials behind it; none for a layer without either.
+pub(in crate::session) fn opening_bytes(indexed: &IndexedCircuit, layer: usize) -> Vec<usize> {
+    let pieces = indexed.parts.of_layer(layer).iter();
+    let mut bytes: Vec<usize> = pieces
+        .map(|piece| relu::online_down_bytes(piece.width, piece.len))
+        .collect();
+    let openings = ELEMENT_BYTES * indexed.layers[layer].quadratic.len();
+    match bytes.last_mut() {
+        Some(last) => *last += openings,
+        None if openings > 0 => bytes.push(openings),
+        None => {}
+    }
+    bytes
+}
+
+/// Elements of a layer in one message of the client's at most: 16 MiB, as of the tables of a piece.
+const REPLY: usize = PART_BYTES / ELEMENT_BYTES;
+
+/// The elements of each message of the client's for a layer.
+pub(super) fn replies(index: &LayerIndex) -> impl Iterator<Item = Range<usize>> {
+    let online = index.online();
+    let firsts = (0..online).step_by(REPLY);
+    firsts.map(move |first| first..online.min(first + REPLY))
 }
 
 /// The server's means to open a layer.
@@ -32,65 +47,73 @@ pub(super) struct Opening<'a> {
     pub(super) model: &'a ServerModel,
     pub(super) layer: usize,
     pub(super) activation: &'a Activation,
-    pub(super) index: &'a LayerIndex,
     pub(super) label_seed: &'a [u8; 32],
     pub(super) delta: &'a Delta,
+    /// Its share of the layer's sum.
+    pub(super) sum: &'a [u64],
 }
 
 /// Squares and polynomials that a task opens.
 const QUADRATICS: usize = 4096;
 
 impl Opening<'_> {
-    /// The server's message of a layer, and its shares of the results: ReLUs, then squares and
-    /// polynomials.
-    ///
-    /// `sum` is its share of the layer's sum.
-    pub(super) fn open(
+    /// Appends the message of a piece, and to `shares` the server's shares of its results.
+    pub(super) fn open_piece(
         &self,
-        own: ServerLayer,
-        layer: &Layer,
-        sum: &[u64],
-    ) -> Result<(Vec<u8>, Elements), Error> {
-        let index = self.index;
+        piece: &Piece,
+        gadget: ServerGadget,
+        shares: &mut Elements,
+        message: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        let indexed = self.model.indexed();
+        let layer = &indexed.circuit.layers[self.layer];
         let (f, bound) = (layer.truncate(), layer.bound_bits);
-        let truncated = |&element: &u32| share::truncate_server(sum[element as usize], f, bound);
-        let mut message = Vec::with_capacity(message_bytes(index).0);
-        let mut shares = Zeroizing::new(Vec::with_capacity(index.online()));
-        if let (Some(width), Some(gadget)) = (index.width, own.gadget) {
-            let zeros = label_stream(self.label_seed, self.layer);
-            // Negative integers in two's complement: their low bits are what the bool circuit gets.
-            let d: Elements =
-                Zeroizing::new(index.relu.iter().map(|e| truncated(e) as u64).collect());
-            let y = relu::open(width, self.delta, &zeros, gadget, &d, &mut message)?;
-            shares.extend_from_slice(&y);
-        }
-        let (count, relus) = (index.quadratic.len(), index.relu.len());
+        // Negative integers in two's complement: their low bits are what the bool circuit gets.
+        let d = indexed.layers[self.layer].relu[piece.range()].iter();
+        let d = d.map(|&e| share::truncate_server(self.sum[e as usize], f, bound) as u64);
+        let d: Elements = Zeroizing::new(d.collect());
+        let zeros = label_stream(self.label_seed, self.layer);
+        let zeros = zeros.from_block(piece.first as u128 * u128::from(piece.width.bits()));
+        let y = relu::open(piece.width, self.delta, &zeros, gadget, &d, message)?;
+        shares.extend_from_slice(&y);
+        Ok(())
+    }
+
+    /// Appends the openings of squares and polynomials, and to `shares` the server's shares of the
+    /// results.
+    pub(super) fn open_quadratics(
+        &self,
+        (d0, v): (&[u64], &[u64]),
+        shares: &mut Elements,
+        message: &mut Vec<u8>,
+    ) {
+        let indexed = self.model.indexed();
+        let layer = &indexed.circuit.layers[self.layer];
+        let (f, bound) = (layer.truncate(), layer.bound_bits);
+        let quadratic = &indexed.layers[self.layer].quadratic;
+        let (count, before) = (quadratic.len(), shares.len());
         let mut opened = vec![0; count];
-        shares.resize(relus + count, 0);
-        let results = shares[relus..].par_chunks_mut(QUADRATICS);
-        let inputs = own
-            .d0
-            .par_chunks(QUADRATICS)
-            .zip(own.v.par_chunks(QUADRATICS));
-        index
-            .quadratic
+        shares.resize(before + count, 0);
+        let results = shares[before..].par_chunks_mut(QUADRATICS);
+        let inputs = d0.par_chunks(QUADRATICS).zip(v.par_chunks(QUADRATICS));
+        quadratic
             .par_chunks(QUADRATICS)
             .zip(inputs)
             .zip(opened.par_chunks_mut(QUADRATICS).zip(results))
             .for_each(|((elements, (d0, v)), (opened, shares))| {
                 let pairs = d0.iter().zip(v).zip(opened.iter_mut().zip(shares));
-                for (element, ((&d0, &v), (opened, result))) in elements.iter().zip(pairs) {
-                    let d = share::to_field(truncated(element));
-                    let polynomial = polynomial(self.model, self.layer, *element);
+                for (&element, ((&d0, &v), (opened, result))) in elements.iter().zip(pairs) {
+                    let d = share::truncate_server(self.sum[element as usize], f, bound);
+                    let polynomial = polynomial(self.model, self.layer, element);
+                    let d = share::to_field(d);
                     let (opening, y) = quadratic::server_open(polynomial, d, d0, v);
-                    let post = post(self.activation, self.activation.kinds[*element as usize]);
+                    let post = post(self.activation, self.activation.kinds[element as usize]);
                     let y = share::truncate_server(y, post.truncate, post.bound_bits);
                     *opened = opening;
                     *result = share::to_field(y);
                 }
             });
         message.extend_from_slice(fp::encode(&opened));
-        Ok((message, shares))
     }
 }
 
@@ -118,8 +141,8 @@ pub(super) fn renew(tensor: &mut [u64], layer: &Layer, identity: &[u32], correct
 
 /// The client's truncated shares of a layer's elements, in the order of the layer's index.
 pub(super) struct Known {
-    relu: Elements,
-    quadratic: Elements,
+    pub(super) relu: Elements,
+    pub(super) quadratic: Elements,
 }
 
 impl Known {
@@ -139,27 +162,19 @@ impl Known {
     }
 }
 
-/// The client's half of one layer: its reply, and its shares of squares and polynomials before
-/// their second truncation.
-pub(super) fn evaluate(
+/// The client's half of a layer's squares and polynomials, from their openings: appends its results
+/// to `results`, and returns its shares before the second truncation.
+pub(super) fn evaluate_quadratics(
     activation: &Activation,
     index: &LayerIndex,
-    own: ClientLayer,
-    known: &Known,
-    tweaks: Option<&TweakRange>,
-    message: &[u8],
-) -> Result<(Vec<u8>, Elements), Error> {
-    let mut reader = Reader::message("online message", message);
-    let mut results = Zeroizing::new(Vec::with_capacity(index.online()));
-    if let (Some(width), Some(tweaks), Some(relu)) = (index.width, tweaks, own.relu) {
-        let layer = ReluLayer { width, tweaks };
-        results.extend_from_slice(&relu.evaluate(layer, &known.relu, &mut reader)?);
-    }
+    (c, u): (&[u64], &[u64]),
+    message: &mut Reader<'_>,
+    results: &mut Elements,
+) -> Result<Elements, Error> {
     let count = index.quadratic.len();
-    let opened = fp::decode("openings", reader.take(ELEMENT_BYTES * count)?, count)?;
-    reader.end()?;
+    let opened = fp::decode("openings", message.take(ELEMENT_BYTES * count)?, count)?;
     let mut before_post = Zeroizing::new(Vec::with_capacity(count));
-    let shares = known.quadratic.iter().zip(own.u.iter()).zip(&opened);
+    let shares = c.iter().zip(u).zip(&opened);
     for (&element, ((&c, &u), &opened)) in index.quadratic.iter().zip(shares) {
         let kind = activation.kinds[element as usize];
         let share = quadratic::client_share(kind, c, u, opened);
@@ -171,10 +186,7 @@ pub(super) fn evaluate(
         ));
         before_post.push(share);
     }
-    for (result, &mask) in results.iter_mut().zip(own.next.iter()) {
-        *result = fp::sub(*result, mask);
-    }
-    Ok((fp::encode(&results).to_vec(), before_post))
+    Ok(before_post)
 }
 
 /// The second truncation of a square or polynomial.

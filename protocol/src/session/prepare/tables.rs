@@ -1,80 +1,121 @@
 //! Message 4: what the server garbles and answers for one bundle, and what the client keeps of it.
 //!
-//! | part | content |
+//! | in | content |
 //! | --- | --- |
-//! | per layer with ReLUs | tables, then `e = colour xor b` |
-//! | label | tables, if the output reveals one |
-//! | OLE answers | `u`, masked by `v` and flooded |
+//! | the head, in front of part 0 | tables of the label, if the output reveals one |
+//! | | OLE answers: `u`, masked by `v` and flooded |
+//! | every part | per piece, tables, then `e = colour xor b` |
+//! | every part but the last | choices of the reverse extension for the next part |
 
-use super::choices::{Choices, Chosen};
-use super::{ClientBatch, ServerBatch, ServerExchange, part};
+use super::choices::{self, Head, OfferedPiece};
+use super::transfers::{self, ReverseChoices};
+use super::{ClientBatch, Making, ServerBatch, ServerExchange, part};
 use crate::Error;
-use crate::header::BundleHeader;
 use crate::indexed_circuit::{IndexedCircuit, activation};
-use crate::nonlinear::garbled_bytes;
 use crate::nonlinear::label::{ClientLabel, ServerLabel};
 use crate::nonlinear::quadratic::{self, ServerOle};
-use crate::nonlinear::relu::{self, ClientRelu, ReluLayer, ServerChoices};
-use crate::session::bundle::{ClientBundle, ClientLayer, ServerBundle, ServerLayer};
+use crate::nonlinear::relu::{self, ReluPiece, ServerChoices};
+use crate::parts::Piece;
+use crate::session::bundle::{ClientWriter, ServerBundle, ServerLayer};
 use crate::session::material::{label_stream, polynomial};
 use crate::wire::Reader;
 use pi_core::fp::{self, Elements};
-use pi_core::{Block, Delta, memory};
-use pi_garble::ServerGadget;
+use pi_core::{Block, Delta, Labels, memory};
+use pi_garble::ArgMax;
 use pi_ir::Layer;
-use pi_ot::CotSender;
+use pi_ot::{CotSender, ExtensionSender};
 use zeroize::Zeroizing;
 
-/// Bytes of the message.
-pub(super) fn message_bytes(indexed: &IndexedCircuit) -> usize {
-    all_garbled_bytes(indexed) + quadratic::offline_answer_bytes(indexed.slots)
+/// Bytes of a part's message, with the head in front of part 0.
+pub(super) fn message_bytes(indexed: &IndexedCircuit, part: usize) -> usize {
+    let head = if part == 0 { head_bytes(indexed) } else { 0 };
+    head + garbled_bytes(indexed, part) + transfers::reverse_bytes(indexed, part + 1)
 }
 
-/// Bytes of its tables and `e`.
-fn all_garbled_bytes(indexed: &IndexedCircuit) -> usize {
-    indexed.layers.iter().map(garbled_bytes).sum()
+fn head_bytes(indexed: &IndexedCircuit) -> usize {
+    label_bytes(indexed) + quadratic::offline_answer_bytes(indexed.slots)
+}
+
+fn label_bytes(indexed: &IndexedCircuit) -> usize {
+    let label = indexed.layers.iter().find_map(|layer| layer.label);
+    label.map_or(0, ArgMax::table_bytes)
+}
+
+/// Bytes of a part's tables and `e`.
+fn garbled_bytes(indexed: &IndexedCircuit, part: usize) -> usize {
+    let pieces = indexed.parts.of_part(part).iter();
+    pieces.map(Piece::garbled_bytes).sum()
+}
+
+/// The server's state of a bundle between the parts of its exchange.
+pub(super) struct Garbling {
+    exchange: ServerExchange,
+    transfers: Option<GarblingTransfers>,
+    label_seed: Zeroizing<[u8; 32]>,
+    layers: Vec<ServerLayer>,
+}
+
+/// The oblivious transfers of a bundle that garbles, once both directions are set up.
+struct GarblingTransfers {
+    forward: ExtensionSender,
+    reverse: ReverseChoices,
 }
 
 impl ServerBatch<'_> {
-    /// The server makes message 4 of a bundle from message 3.
-    pub(super) fn garble(
+    /// The server reads the head of message 3 of a bundle, and makes that of message 4.
+    pub(super) fn begin(
         &self,
         bundle: usize,
         mut exchange: ServerExchange,
-        choices: &Choices<'_>,
-    ) -> Result<(ServerBundle, Vec<u8>), Error> {
+        choices: &mut Reader<'_>,
+        reply: &mut Vec<u8>,
+    ) -> Result<Garbling, Error> {
         let indexed = self.batch.indexed;
-        let offsets = self.offsets(bundle);
-        let mut reply = memory::zeroed(message_bytes(indexed));
-        // The OLE answers are appended.
-        reply.truncate(all_garbled_bytes(indexed));
+        let head = Head::read(indexed, choices)?;
         let label_seed = exchange.secrets.seed("server labels", 0);
-        let (delta, garbled) = exchange.garble(indexed, &label_seed, choices, &mut reply)?;
-        let (d0, ole) = self.answer_ole(&exchange, choices, &mut reply)?;
-        let mut v = ole.iter();
-        let mut layers = Vec::with_capacity(indexed.layers.len());
-        let parts = offsets.into_iter().zip(d0).zip(garbled);
-        let parts = parts.zip(&choices.identity);
-        for ((layer, index), (((offset, d0), garbled), identity)) in
-            indexed.layers_with_index().zip(parts)
+        let mut layers: Vec<ServerLayer> = Vec::with_capacity(indexed.layers.len());
+        for ((offset, identity), index) in (self.offsets(bundle).into_iter())
+            .zip(&head.identity)
+            .zip(&indexed.layers)
         {
             let identity = fp::decode("identity elements", identity, index.identity.len())?;
             layers.push(ServerLayer {
                 offset,
-                gadget: garbled.gadget,
-                label: garbled.label,
-                d0,
-                v: sums_of_slots(layer, &index.quadratic, &mut v),
                 identity: Zeroizing::new(identity),
+                ..ServerLayer::default()
             });
         }
-        let bundle = ServerBundle {
-            header: exchange.header,
+        let transfers = exchange.transfers.take().map(|transfers| {
+            Ok::<_, Error>(GarblingTransfers {
+                forward: transfers.forward.finish(head.forward_setup)?,
+                reverse: transfers.reverse,
+            })
+        });
+        let mut transfers = transfers.transpose()?;
+        let output = indexed.layers.iter().enumerate().next_back();
+        if let Some((l, index)) = output
+            && let (Some(shape), Some(tweaks)) = (index.label, &exchange.tweaks[l])
+            && let Some(GarblingTransfers { forward, .. }) = &mut transfers
+        {
+            let start = reply.len();
+            reply.resize(start + shape.table_bytes(), 0);
+            let (zeros, tables) = (label_stream(&label_seed, l), &mut reply[start..]);
+            let label = ServerLabel::garble(shape, tweaks, forward, &zeros, head.label, tables);
+            layers[l].label = Some(label?);
+        }
+        let (d0, ole) = self.answer_ole(&exchange, &head, reply)?;
+        let mut v = ole.iter();
+        let own = layers.iter_mut().zip(d0);
+        for ((layer, index), (own, d0)) in indexed.layers_with_index().zip(own) {
+            own.d0 = d0;
+            own.v = sums_of_slots(layer, &index.quadratic, &mut v);
+        }
+        Ok(Garbling {
+            exchange,
+            transfers,
             label_seed,
-            delta,
             layers,
-        };
-        Ok((bundle, reply))
+        })
     }
 
     /// Biases less `s`, by layer, after the layer's pool. Biases are the server's own numbers and
@@ -113,7 +154,7 @@ impl ServerBatch<'_> {
     fn answer_ole(
         &self,
         exchange: &ServerExchange,
-        choices: &Choices<'_>,
+        head: &Head<'_>,
         reply: &mut Vec<u8>,
     ) -> Result<(Vec<Elements>, Elements), Error> {
         let indexed = self.batch.indexed;
@@ -130,98 +171,84 @@ impl ServerBatch<'_> {
         }
         let id = exchange.header.id().0;
         let (params, key) = (&self.batch.params, self.setup.public_key());
-        let uploads = quadratic::receive_uploads(params, &id, indexed.slots, choices.ole_uploads)?;
+        let uploads = quadratic::receive_uploads(params, &id, indexed.slots, head.ole_uploads)?;
         let mut ole = ServerOle::answer(params, uploads, key, factors, &exchange.secrets, reply);
-        ole.correct(choices.ole_corrections)?;
+        ole.correct(head.ole_corrections)?;
         Ok((d0, ole.v))
     }
 }
 
-/// What the server keeps of a layer's garbled circuits.
-#[derive(Default)]
-struct Garbled {
-    gadget: Option<ServerGadget>,
-    label: Option<ServerLabel>,
-}
-
-impl ServerExchange {
-    /// Garbles all layers into `reply`, of [`all_garbled_bytes`]; returns the forward offset, and
-    /// what is kept by layer. Uses the bundle's transfers up.
-    fn garble(
+impl Garbling {
+    /// The server garbles the pieces of a part, and chooses for the next; appends them to its
+    /// message.
+    pub(super) fn garble(
         &mut self,
         indexed: &IndexedCircuit,
-        label_seed: &[u8; 32],
-        choices: &Choices<'_>,
-        reply: &mut [u8],
-    ) -> Result<(Delta, Vec<Garbled>), Error> {
-        let mut all = Vec::with_capacity(indexed.layers.len());
-        let Some(transfers) = self.transfers.take() else {
-            // Nothing is garbled, and the offset serves nowhere.
-            all.resize_with(indexed.layers.len(), Garbled::default);
-            return Ok((Delta::from_block(Block::ZERO), all));
+        part: usize,
+        choices: &mut Reader<'_>,
+        reply: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        let Some(GarblingTransfers { forward, reverse }) = &mut self.transfers else {
+            return Ok(());
         };
-        let mut forward = transfers.forward.finish(choices.forward_setup)?;
-        let delta = forward.delta().clone();
-        let mut parts = reply;
-        for (l, (index, (t, b))) in indexed.layers.iter().zip(&transfers.reverse).enumerate() {
-            let mut garbled = Garbled::default();
-            let zeros = label_stream(label_seed, l);
-            let received = choices.garbled[l];
-            let part = parts
-                .split_off_mut(..garbled_bytes(index))
-                .expect("the message has a part for each layer");
-            match (index.width, index.label, &self.tweaks[l]) {
-                (Some(width), _, Some(tweaks)) => {
-                    let layer = ReluLayer { width, tweaks };
-                    let own = ServerChoices { t, b };
-                    let gadget = relu::garble(layer, &mut forward, &zeros, own, received, part)?;
-                    garbled.gadget = Some(gadget);
-                }
-                (None, Some(shape), Some(tweaks)) => {
-                    let forward = &mut forward;
-                    let label = ServerLabel::garble(shape, tweaks, forward, &zeros, received, part);
-                    garbled.label = Some(label?);
-                }
-                _ => {}
-            }
-            all.push(garbled);
+        let start = reply.len();
+        reply.resize(start + garbled_bytes(indexed, part), 0);
+        let mut rest = &mut reply[start..];
+        for (piece, (t, b)) in indexed.parts.of_part(part).iter().zip(reverse.take()) {
+            let Some(tweaks) = &self.exchange.tweaks[piece.layer] else {
+                continue;
+            };
+            let garbled = rest
+                .split_off_mut(..piece.garbled_bytes())
+                .expect("the message has room for each piece");
+            let received = choices::read_piece(piece, choices)?;
+            let zeros = label_stream(&self.label_seed, piece.layer);
+            let zeros = zeros.from_block(piece.first as u128 * u128::from(piece.width.bits()));
+            let own = ServerChoices { t: &t, b: &b };
+            let relus = ReluPiece::new(piece, tweaks);
+            let gadget = relu::garble(&relus, forward, &zeros, own, received, garbled)?;
+            self.layers[piece.layer].gadgets.push(gadget);
         }
-        Ok((delta, all))
+        reverse.choose(indexed, part + 1, &self.exchange.secrets, reply);
+        Ok(())
+    }
+
+    /// The server's half of the bundle, once all parts are garbled.
+    pub(super) fn finish(self) -> ServerBundle {
+        let delta = match &self.transfers {
+            Some(transfers) => transfers.forward.delta().clone(),
+            // Nothing is garbled, and the offset serves nowhere.
+            None => Delta::from_block(Block::ZERO),
+        };
+        ServerBundle {
+            header: self.exchange.header,
+            label_seed: self.label_seed,
+            delta,
+            layers: self.layers,
+        }
     }
 }
 
+/// A reply of the server, empty, with room for a part's message.
+pub(super) fn reply(indexed: &IndexedCircuit, part: usize) -> Vec<u8> {
+    let mut reply = memory::zeroed(message_bytes(indexed, part));
+    reply.clear();
+    reply
+}
+
 impl ClientBatch<'_> {
-    /// The client reads message 4 of a bundle.
-    pub(super) fn finish(
+    /// The client reads the head of message 4 of a bundle, which completes all but the pieces.
+    pub(super) fn settle_head(
         &self,
-        bundle: usize,
-        header: BundleHeader,
-        chosen: Chosen,
-        message: &[u8],
-    ) -> Result<ClientBundle, Error> {
+        making: &mut Making,
+        label: Option<Labels>,
+        reader: &mut Reader<'_>,
+    ) -> Result<(), Error> {
         let indexed = self.batch.indexed;
-        let mut reader = Reader::message("garbled circuits", message);
-        let mut layers = Vec::with_capacity(chosen.layers.len());
-        for (layer, index) in chosen.layers.into_iter().zip(&indexed.layers) {
-            let relu: Option<ClientRelu> = match (layer.offered, index.width) {
-                (Some((c, offered)), Some(width)) => {
-                    Some(offered.settle(width, &c, &mut reader)?)
-                }
-                _ => None,
-            };
-            let label = match (layer.label, index.label) {
-                (Some(labels), Some(shape)) => {
-                    Some(ClientLabel::settle(shape, labels, &mut reader)?)
-                }
-                _ => None,
-            };
-            layers.push(ClientLayer {
-                c: layer.c,
-                relu,
-                label,
-                u: Elements::default(),
-                next: layer.next,
-            });
+        if let Some((own, index)) = making.layers.iter_mut().zip(&indexed.layers).next_back()
+            && let (Some(labels), Some(shape)) = (label, index.label)
+        {
+            own.label = Some(ClientLabel::settle(shape, labels, reader)?);
         }
         let u = quadratic::client_receive(
             &self.batch.params,
@@ -229,17 +256,31 @@ impl ClientBatch<'_> {
             indexed.slots,
             reader.take(quadratic::offline_answer_bytes(indexed.slots))?,
         )?;
-        reader.end()?;
         let mut u = u.iter();
-        for ((layer, index), own) in indexed.layers_with_index().zip(&mut layers) {
+        for ((layer, index), own) in indexed.layers_with_index().zip(&mut making.layers) {
             own.u = sums_of_slots(layer, &index.quadratic, &mut u);
         }
-        let input_mask = part(&self.masks[0], bundle, self.batch.planned.bundles());
-        Ok(ClientBundle {
-            header,
-            input_mask: Zeroizing::new(input_mask.to_vec()),
-            layers,
-        })
+        Ok(())
+    }
+}
+
+impl Making {
+    /// The client reads the pieces of a part, and writes them; and the choices for the next part.
+    pub(super) fn settle(
+        &mut self,
+        indexed: &IndexedCircuit,
+        part: usize,
+        offered: Vec<OfferedPiece>,
+        reader: &mut Reader<'_>,
+        writer: &mut ClientWriter<'_>,
+    ) -> Result<(), Error> {
+        for (piece, (c, offered)) in indexed.parts.of_part(part).iter().zip(offered) {
+            writer.piece(&offered.settle(piece.width, &c, reader)?)?;
+        }
+        match &mut self.transfers {
+            Some(transfers) => transfers.read_choices(indexed, part + 1, reader),
+            None => Ok(()),
+        }
     }
 }
 

@@ -23,15 +23,16 @@ fn bundles_of_a_batch_are_spent_one_by_one_in_any_order() {
             assert_eq!(prepared.traffic, cost.offline, "seed {seed}");
             let (client, server) = (prepared.client, prepared.server);
             assert!(client.1.is_none() && server.1.is_none());
-            assert_eq!(client.0.len(), cost.bundles);
-            let ids: Vec<_> = client.0.iter().map(ClientBundle::id).collect();
+            let client: Vec<_> = client.0.iter().map(|bytes| models.decode(bytes)).collect();
+            assert_eq!(client.len(), cost.bundles);
+            let ids: Vec<_> = client.iter().map(ClientBundle::id).collect();
             let others: Vec<_> = server.0.iter().map(ServerBundle::id).collect();
             assert_eq!(ids, others);
             assert!(ids.windows(2).all(|pair| pair[0] != pair[1]));
-            let pairs = client.0.into_iter().zip(server.0).rev();
+            let pairs = client.into_iter().zip(server.0).rev();
             for (client, server) in pairs {
-                let client = ClientBundle::decode(&client.encode(), &models.client).unwrap();
-                let server = ServerBundle::decode(&server.encode(), &models.server).unwrap();
+                let server = stored(&models.server, &server);
+                let server = ServerBundle::read(&server[..], &models.server).unwrap();
                 models.spend(client, server, &input, seed);
             }
         }
@@ -44,7 +45,8 @@ fn bundles_of_a_batch_share_no_secret() {
     let (circuit, weights) = edge_circuit();
     let models = Models::with_batches(circuit, weights, &[3]);
     let prepared = models.prepare_batch(line(), 1100, 3);
-    let client = prepared.client.0;
+    let client = prepared.client.0.iter();
+    let client: Vec<_> = client.map(|bytes| models.decode(bytes)).collect();
     let server = prepared.server.0;
     for (i, j) in [(0, 1), (0, 2), (1, 2)] {
         let (a, b) = (&client[i], &client[j]);
@@ -75,8 +77,8 @@ fn a_batch_that_breaks_keeps_the_bundles_before() {
     let ((client, client_error), (server, server_error)) = (prepared.client, prepared.server);
     assert!(client_error.is_some() && server_error.is_some());
     assert_eq!((client.len(), server.len()), (1, 1));
-    for (client, server) in client.into_iter().zip(server) {
-        models.spend(client, server, &input, 1200);
+    for (client, server) in client.iter().zip(server) {
+        models.spend(models.decode(client), server, &input, 1200);
     }
 }
 
@@ -99,6 +101,7 @@ fn headers_name_the_plan() {
     let models = Models::with_batches(circuit, weights, &[3]);
     let alone = models.bundles(1400).0;
     let batch = models.prepare_batch(line(), 1401, 3).client.0;
-    assert_eq!(alone.header().model, batch[0].header().model);
-    assert_ne!(alone.header().plan, batch[0].header().plan);
+    let batch = models.decode(&batch[0]);
+    assert_eq!(alone.header().model, batch.header().model);
+    assert_ne!(alone.header().plan, batch.header().plan);
 }

@@ -107,10 +107,10 @@ fn a_bundle_for_logits_gives_no_label() {
     let (client, server) = logits.bundles(1520);
     let outcome = label.infer(line(), client, server, &[0; 5]);
     assert!(matches!(outcome.client, Err(Error::ApiMisuse { .. })));
-    let (client, server) = logits.bundles(1521);
-    let stored = (client.encode(), server.encode());
-    assert!(ClientBundle::decode(&stored.0, &label.client).is_err());
-    assert!(ServerBundle::decode(&stored.1, &label.server).is_err());
+    let outcome = logits.prepare(line(), 1521);
+    let server = stored(&logits.server, &outcome.server.unwrap());
+    assert!(ClientBundle::decode(&outcome.client.unwrap(), &label.client).is_err());
+    assert!(ServerBundle::read(&server[..], &label.server).is_err());
 }
 
 /// The server's share of a logit is the logit less the client's. With logits revealed, the last
@@ -125,6 +125,7 @@ fn no_message_has_the_servers_share() {
         let bundles = bundles.unwrap();
         let mut answered = None;
         let (client, server) = (bundles.client.unwrap(), bundles.server.unwrap());
+        let client = models.decode(&client);
         let (_, online) = recorded(|ends| {
             answered = Some(models.infer(ends, client, server, &input));
         });

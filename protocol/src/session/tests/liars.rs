@@ -3,7 +3,11 @@
 use super::*;
 
 /// Bends the `message`-th message of one side.
-fn bent(client_lies: bool, message: u64, tamper: Tamper) -> (TamperedChannel, TamperedChannel) {
+pub(super) fn bent(
+    client_lies: bool,
+    message: u64,
+    tamper: Tamper,
+) -> (TamperedChannel, TamperedChannel) {
     let (mut left, mut right) = line();
     match client_lies {
         true => left.tamper(message, tamper),
@@ -13,10 +17,10 @@ fn bent(client_lies: bool, message: u64, tamper: Tamper) -> (TamperedChannel, Ta
 }
 
 /// Ways to bend a message's length: each is always found.
-const LENGTHS: [Tamper; 3] = [Tamper::Truncate, Tamper::Extend, Tamper::Oversize];
+pub(super) const LENGTHS: [Tamper; 3] = [Tamper::Truncate, Tamper::Extend, Tamper::Oversize];
 
 /// Checks that the honest side blames the liar, and the liar only sees the line go.
-fn assert_blamed<A, B>(
+pub(super) fn assert_blamed<A, B>(
     client_lies: bool,
     outcome: Outcome<Result<A, Error>, Result<B, Error>>,
     context: &str,
@@ -41,7 +45,10 @@ fn assert_blamed<A, B>(
 }
 
 /// Checks that nobody panics, hangs, or blames anything but the peer or the line.
-fn assert_orderly<A, B>(outcome: Outcome<Result<A, Error>, Result<B, Error>>, context: &str) {
+pub(super) fn assert_orderly<A, B>(
+    outcome: Outcome<Result<A, Error>, Result<B, Error>>,
+    context: &str,
+) {
     for error in [outcome.client.err(), outcome.server.err()]
         .into_iter()
         .flatten()
@@ -128,7 +135,7 @@ fn lies_in_the_online_phase_are_blamed_on_the_peer() {
 }
 
 /// A peer that sends these messages, whatever it receives, and goes.
-fn replayed(messages: &[&Vec<u8>]) -> TamperedChannel {
+pub(super) fn replayed(messages: &[&Vec<u8>]) -> TamperedChannel {
     let (mut liar, honest) = line();
     for message in messages {
         block_on(liar.send((*message).clone())).unwrap();

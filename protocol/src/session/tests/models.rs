@@ -7,11 +7,13 @@ fn bundles_of_another_model_or_exchange_are_refused() {
     let models = edge_models();
     let (circuit, weights) = random::circuit(3, &random::Options::default());
     let others = Models::new(circuit, weights);
-    let (client, server) = models.bundles(800);
-    let stored = (client.encode(), server.encode());
+    let outcome = models.prepare(line(), 800);
+    let (client, server) = (outcome.client.unwrap(), outcome.server.unwrap());
+    let stored = (client, stored(&models.server, &server));
+    let client = models.decode(&stored.0);
     let wrong = [
         ClientBundle::decode(&stored.0, &others.client).err(),
-        ServerBundle::decode(&stored.1, &others.server).err(),
+        ServerBundle::read(&stored.1[..], &others.server).err(),
     ];
     for error in wrong {
         assert!(matches!(error, Some(Error::ApiMisuse { .. })), "{error:?}");
@@ -23,7 +25,7 @@ fn bundles_of_another_model_or_exchange_are_refused() {
         ClientBundle::decode(&stored.1, &models.client).err(),
         ClientBundle::decode(&stored.0[..400], &models.client).err(),
         ClientBundle::decode(&[], &models.client).err(),
-        ServerBundle::decode(&stored.0, &models.server).err(),
+        ServerBundle::read(&stored.0[..], &models.server).err(),
     ];
     for error in wrong {
         assert!(matches!(error, Some(Error::Stored { .. })), "{error:?}");
