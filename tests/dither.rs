@@ -10,7 +10,7 @@
 //! same logits (`tests/oracles.rs`), and the shares of a bundle are uniform.
 
 use pi_ir::artifact::{Artifact, WeightsFile};
-use pi_ir::interpret::{Error, Interpreter, label, quantise};
+use pi_ir::interpret::{Interpreter, label, quantise};
 use pi_ir::weights::Weights;
 use pi_ir::{Circuit, Reveal, Step, Term, Trace, random};
 use rayon::prelude::*;
@@ -133,7 +133,7 @@ fn correlation_after(model: &Model, reveal: Reveal, answers: usize) -> f64 {
         Reveal::Label => model.images(&interpreter).max_by_key(|image| {
             let asked = (0..64).filter_map(|seed| {
                 let trace = random::trace(&model.circuit, !seed);
-                Some(label(&interpreter.exact(image, &trace).ok()?.logits))
+                Some(interpreter.exact(image, &trace).ok()?.label)
             });
             let mut counts = vec![0; model.circuit.layers.last().unwrap().shape.len()];
             asked.for_each(|label| counts[label] += 1);
@@ -147,15 +147,12 @@ fn correlation_after(model: &Model, reveal: Reveal, answers: usize) -> f64 {
         .into_par_iter()
         .filter_map(|seed| {
             let trace = random::trace(&model.circuit, seed);
-            match interpreter.exact(&image, &trace) {
-                Ok(run) => Some((
-                    dither(&model.circuit, &trace, hidden),
-                    learned(reveal, &run.logits),
-                )),
-                // A truncation wrapped: the answer is garbage, and a client would see that.
-                Err(Error::Lost { .. }) => None,
-                Err(error) => panic!("seed {seed}: {error}"),
-            }
+            let run = interpreter.exact(&image, &trace).unwrap();
+            // Out of range, the client learns nothing of the logits.
+            run.in_range.then(|| {
+                let seen = learned(reveal, &run.logits);
+                (dither(&model.circuit, &trace, hidden), seen)
+            })
         })
         .collect();
     let logits = weights.len() / elements;

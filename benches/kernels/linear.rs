@@ -114,6 +114,7 @@ pub(crate) fn circuit_of(
         pool: None,
         bound_bits: 30,
         range: Range::Proved,
+        guard_bits: 0,
         step: Step::Output {
             frac_bits: 8,
             reveal: pi_ir::Reveal::Logits,

@@ -98,6 +98,7 @@ impl RealCircuit {
             shape: layer.shape,
             bound_bits: 0,
             range: pi_ir::Range::Proved,
+            guard_bits: 0,
             step: pi_ir::Step::Output {
                 frac_bits: 0,
                 reveal: pi_ir::Reveal::Logits,

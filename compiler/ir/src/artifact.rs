@@ -390,7 +390,7 @@ impl File for Artifact {
     type Body = Body;
     const WHAT: &'static str = "artifact file";
     const MAGIC: [u8; 8] = *b"PI-ARTIF";
-    const VERSION: u32 = 6;
+    const VERSION: u32 = 7;
     const LIMIT: usize = limits::ARTIFACT_BYTES;
 }
 

@@ -16,6 +16,9 @@
 //!    polynomial `truncate(a y^2 + b y + k, post)` with the server's integers `a, b, k`.
 //! 4. At the output `z` itself are the logits, and their label is the smallest index at which `z`
 //!    is largest.
+//! 5. Where [`Layer::guard_bits`] are set, the protocol checks that `y` at the ReLUs (`z` at a
+//!    label) keeps to its bound, and logits are always compared with theirs: values that do not
+//!    give "out of range" in place of an answer.
 //!
 //! Two-party truncation rounds down, and adds one with a probability equal to the discarded
 //! fraction (the interpreter rounds to nearest, or takes the client's shares and reproduces every
@@ -70,6 +73,11 @@ pub struct Layer {
     pub bound_bits: u8,
     /// Source of `bound_bits`.
     pub range: Range,
+    /// Bits by which the layer's bool circuits (the signs of its ReLUs, or the adders of a label's
+    /// arg max) are wider than the bound asks for. They and the sign must agree, or the inference
+    /// has no answer; 0 checks nothing. Without ReLUs there is nothing to widen, and where logits
+    /// are revealed these bits mean nothing, because the client sees the values.
+    pub guard_bits: u8,
     /// Step after the sum.
     pub step: Step,
 }
@@ -441,11 +449,19 @@ impl Layer {
         }
     }
 
-    /// Width of the sign circuit: `m = log2 B - f + 1` bits.
+    /// Width of the sign circuit: `m = log2 B - f + 1` bits, and those of the guard.
     pub fn sign_bits(&self) -> Option<u8> {
         match &self.step {
-            Step::Activate(a) => Some(self.bound_bits - a.truncate + 1),
+            Step::Activate(a) => Some(self.bound_bits - a.truncate + 1 + self.guard_bits),
             Step::Output { .. } => None,
+        }
+    }
+
+    /// Returns whether an element of the layer is a ReLU.
+    pub fn has_relu(&self) -> bool {
+        match &self.step {
+            Step::Activate(a) => a.kinds.contains(&Kind::Relu),
+            Step::Output { .. } => false,
         }
     }
 }

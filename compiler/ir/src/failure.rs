@@ -1,4 +1,5 @@
-//! The probability that a two-party truncation or the arg max loses a value.
+//! The probability that a two-party truncation or the arg max loses a value, and how far beyond
+//! their bounds values may go before that matters.
 //!
 //! A truncation of `x` with `|x| <= B - 2^f` fails for the at most `B + |x|` client's shares, out
 //! of `p`, for which `(c + B) - (p - d)` is not `x + B` over the integers. Each element contributes
@@ -6,6 +7,13 @@
 //! largest `|x|` seen on calibration data proves nothing, so `max|x|` is the bound `B - 2^f` in
 //! every case. A value of an arg max is a truncation by no bits, whose result must be right as an
 //! integer.
+//!
+//! None of this needs `x + B >= 0`: the difference of two residues is `x + B` for all but
+//! `|x + B|` of the `p` shares, *whatever* `x` is, and `B` itself, a multiple of `2^f`, cancels. So
+//! an element that no bool circuit reads (identity, square, polynomial) is right beyond its bound
+//! too, with a failure probability that grows with its magnitude; a wider offset would buy nothing
+//! and double that. [`reach_bits`] says how far the budget carries. A bool circuit holds `m` bits
+//! and no more: there the guard ([`crate::circuit::Layer::guard_bits`]) finds what leaves them.
 
 use crate::P;
 use crate::circuit::{Circuit, Kind, Layer, Reveal, Step};
@@ -28,7 +36,41 @@ pub fn failure_log2(circuit: &Circuit) -> Failure {
     }
 }
 
+/// Bits `e` by which values that no bool circuit reads may exceed their bounds, all of them at
+/// once, while one inference loses a value with probability `2^limit` at most: sums by `2^e`,
+/// squares and polynomials of them by `2^(2 e)`. `None` if the circuit exceeds the limit within its
+/// bounds.
+pub fn reach_bits(circuit: &Circuit, limit: f64) -> Option<u8> {
+    let within = |beyond: u8| {
+        let layers = circuit.layers.iter();
+        let fits = layers
+            .clone()
+            .all(|layer| highest(layer) + 2 * beyond <= RESIDUE_BITS);
+        let total: f64 = layers.map(|layer| probability_beyond(layer, beyond)).sum();
+        (beyond == 0 || fits) && total.log2() <= limit
+    };
+    (0..RESIDUE_BITS)
+        .take_while(|&beyond| within(beyond))
+        .last()
+}
+
+/// `log2` of magnitudes that are below `p / 2`.
+const RESIDUE_BITS: u8 = 58;
+
+/// The largest bound of a layer.
+fn highest(layer: &Layer) -> u8 {
+    let posts = match &layer.step {
+        Step::Activate(a) => [&a.square, &a.polynomial].map(|p| p.as_ref().map(|p| p.bound_bits)),
+        Step::Output { .. } => [None; 2],
+    };
+    posts.into_iter().flatten().fold(layer.bound_bits, u8::max)
+}
+
 fn probability(layer: &Layer) -> f64 {
+    probability_beyond(layer, 0)
+}
+
+fn probability_beyond(layer: &Layer, beyond: u8) -> f64 {
     let activation = match &layer.step {
         Step::Activate(activation) => activation,
         // The arg max compares integers that were not truncated, and a wrap makes one wrong.
@@ -41,29 +83,39 @@ fn probability(layer: &Layer) -> f64 {
     let count = |kind: Kind| activation.kinds.iter().filter(|&&k| k == kind).count() as f64;
     // Without bits to cut, field elements stay right where the integers wrap; a garbled sign does
     // not.
-    let first = match activation.truncate {
-        0 => count(Kind::Relu),
-        _ => activation.kinds.len() as f64,
+    let relus = count(Kind::Relu);
+    let others = match activation.truncate {
+        0 => 0.0,
+        _ => activation.kinds.len() as f64 - relus,
     };
+    let first = relus * per_element(layer.bound_bits, activation.truncate)
+        + others * per_element_beyond(layer.bound_bits, activation.truncate, beyond);
     let second = [Kind::Square, Kind::Polynomial].map(|kind| match activation.post(kind) {
         Some(post) if post.truncate > 0 => {
-            count(kind) * per_element(post.bound_bits, post.truncate)
+            count(kind) * per_element_beyond(post.bound_bits, post.truncate, 2 * beyond)
         }
         _ => 0.0,
     });
-    first * per_element(layer.bound_bits, activation.truncate) + second.iter().sum::<f64>()
+    first + second.iter().sum::<f64>()
 }
 
 /// `(B + max|x|) / p` with `max|x| = B - 2^f`.
 fn per_element(bound_bits: u8, truncate: u8) -> f64 {
+    per_element_beyond(bound_bits, truncate, 0)
+}
+
+/// The same with `max|x| = (B - 2^f) 2^beyond`.
+fn per_element_beyond(bound_bits: u8, truncate: u8, beyond: u8) -> f64 {
     let bound = f64::from(bound_bits).exp2();
-    (2.0 * bound - f64::from(truncate).exp2()) / P as f64
+    let largest = (bound - f64::from(truncate).exp2()) * f64::from(beyond).exp2();
+    (bound + largest) / P as f64
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::circuit::{Activation, PostTruncation, Range};
+    use crate::interpret::fixed::truncate_shares;
     use crate::shape::Shape;
 
     #[test]
@@ -82,6 +134,7 @@ mod tests {
             shape: Shape::new(1, 1, kinds.len() as u32),
             bound_bits: 24,
             range: Range::Calibrated { max_seen: 3 },
+            guard_bits: 0,
             step: Step::Activate(Activation {
                 truncate,
                 frac_bits: 0,
@@ -135,5 +188,41 @@ mod tests {
         close(failure.layers[0].exp2(), 3.0 * first);
         assert_eq!(failure.layers[1], f64::NEG_INFINITY);
         close(failure.total.exp2(), 4.0 * first);
+        // The identity elements may go as far as the limit allows, and the ReLUs stay.
+        let beyond = |e: i32| {
+            3.0 * first + (2f64.powi(24) + (2f64.powi(24) - 2f64.powi(10)) * 2f64.powi(e)) / p
+        };
+        let e = reach_bits(&circuit, -25.0).unwrap();
+        assert!(
+            beyond(e.into()) <= 2f64.powi(-25) && beyond(i32::from(e) + 1) > 2f64.powi(-25),
+            "{e}"
+        );
+        assert_eq!(reach_bits(&circuit, failure.total - 0.1), None);
+        assert_eq!(reach_bits(&circuit, failure.total + 0.1), Some(0));
+        // No further than a residue.
+        assert_eq!(reach_bits(&circuit, 100.0), Some((58 - 30) / 2));
+    }
+
+    /// Shares drawn by an honest client truncate a value that is far beyond the bound as they do
+    /// one within it.
+    #[test]
+    fn a_value_beyond_its_bound_is_lost_no_sooner_than_it_is_large() {
+        let mut draw = crate::random::Draw::new(29);
+        let (f, bound_bits) = (8, 12);
+        for bits in [14, 30, 45] {
+            let mut lost = 0;
+            for _ in 0..20_000 {
+                let x = i128::from(draw.between(-(1 << bits), 1 << bits));
+                let c = draw.below(P);
+                let t = truncate_shares(x, c, f, bound_bits);
+                lost += u32::from(t != x >> f && t != (x >> f) + 1);
+            }
+            // Half of it on average, with five deviations.
+            let stated = 20_000.0 * f64::from(bits).exp2() / P as f64;
+            assert!(
+                f64::from(lost) <= stated + 5.0 * stated.sqrt(),
+                "{lost} of 2^{bits}"
+            );
+        }
     }
 }

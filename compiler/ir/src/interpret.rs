@@ -2,10 +2,11 @@
 //!
 //! - [`float`] evaluates a [`Graph`](crate::Graph) as its trainer would.
 //! - [`plain`] evaluates a [`Circuit`](crate::Circuit), each truncation rounding to nearest, ties
-//!   up.
+//!   up, and refuses values that leave their bounds. [`Interpreter::unlimited`] takes them as they
+//!   are.
 //! - [`exact`] evaluates it with the client's shares of one run and reproduces each carry of the
-//!   two-party truncation: its logits equal the private ones bit for bit, and so does their
-//!   [`label`].
+//!   two-party truncation, each sign that wraps, and each check of a range: its outcome equals the
+//!   private one bit for bit, on any input.
 //!
 //! Written for clarity, independent of the protocol's code, and fast enough for whole test sets:
 //! the callers parallelise over images.

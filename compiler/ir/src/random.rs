@@ -8,7 +8,7 @@
 mod circuit;
 mod graph;
 
-pub use circuit::{Options, circuit, input, pixels, trace, weights_file};
+pub use circuit::{Options, circuit, input, pixels, tightened, trace, weights_file};
 pub use graph::{GraphOptions, graph};
 
 use rand_chacha::ChaCha8Rng;

@@ -72,6 +72,70 @@ pub fn analyse(circuit: &Verified<Circuit>, weights: &Weights) -> Result<Vec<Lay
     Ok(ranges)
 }
 
+/// Largest magnitudes of one layer, where only guards are relied upon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuardedRange {
+    /// Largest sum.
+    pub sum: u64,
+    /// Largest sum that a garbled circuit reads: of the ReLUs, or of all logits; 0 if none does.
+    pub garbled: u64,
+}
+
+/// Ranges of all layers, if the values at guarded ReLUs keep to their bounds and nothing is assumed
+/// of any other calibrated bound: an inference in which one does not has no answer. `None` from the
+/// first layer on that has no range below `2^62`.
+///
+/// # Errors
+/// If the parts do not fit together.
+pub fn guarded(
+    circuit: &Verified<Circuit>,
+    weights: &Weights,
+) -> Result<Vec<Option<GuardedRange>>, Error> {
+    let faults = crate::verify::weights(circuit, weights);
+    if !faults.is_empty() {
+        return Err(Error::Malformed(crate::verify::list(&faults)));
+    }
+    let mut tensors = vec![input(circuit)?];
+    let mut ranges = vec![None; circuit.layers.len()];
+    for (index, layer) in circuit.layers.iter().enumerate() {
+        let weights = &weights.layers[index];
+        let Ok(mut sums) = sums(circuit.as_layers(), index, weights, &tensors) else {
+            break;
+        };
+        let is_garbled = |element: usize| match &layer.step {
+            Step::Activate(activation) => activation.kinds[element] == Kind::Relu,
+            Step::Output { .. } => true,
+        };
+        let mut range = GuardedRange {
+            sum: largest(&sums),
+            garbled: 0,
+        };
+        let bound = (1i64 << layer.bound_bits) - (1i64 << layer.truncate());
+        for (element, sum) in sums.iter_mut().enumerate() {
+            if is_garbled(element) {
+                range.garbled = range.garbled.max(sum.magnitude());
+                if layer.guard_bits > 0 {
+                    clamp(std::slice::from_mut(sum), bound);
+                }
+            }
+        }
+        ranges[index] = Some(range);
+        let Step::Activate(activation) = &layer.step else {
+            break;
+        };
+        // Second truncations have no guard.
+        let mut activation = activation.clone();
+        for post in [&mut activation.square, &mut activation.polynomial] {
+            post.iter_mut().for_each(|post| post.range = Range::Proved);
+        }
+        match activate(layer, &activation, weights, &sums) {
+            Ok((tensor, _)) => tensors.push(tensor),
+            Err(_) => break,
+        }
+    }
+    Ok(ranges)
+}
+
 /// Ranges of layers from the intervals of tensor 0, and the intervals of every tensor.
 fn propagate(
     layers: Layers<'_>,

@@ -219,6 +219,7 @@ fn quantise_layer(
         shape: layer.shape,
         bound_bits: WIDEST,
         range: Range::Proved,
+        guard_bits: 0,
         step,
     };
     let private = LayerWeights {

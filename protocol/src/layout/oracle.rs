@@ -27,6 +27,7 @@ pub(crate) fn circuit_of(input: Shape, layers: &[Vec<Conv>]) -> Circuit {
             shape,
             bound_bits: 27,
             range: Range::Proved,
+            guard_bits: 0,
             step: Step::Output {
                 frac_bits: 8,
                 reveal: pi_ir::Reveal::Logits,

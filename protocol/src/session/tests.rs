@@ -414,6 +414,7 @@ fn edge_circuit() -> (Verified<Circuit>, Weights) {
         shape: EDGE_SHAPE,
         bound_bits: if input == 0 { BOUND_BITS } else { 24 },
         range: calibrated,
+        guard_bits: 0,
         step,
     };
     let activation = Activation {

@@ -40,6 +40,7 @@ fn artifact() -> Artifact {
                 shape: Shape::new(1, 3, 3),
                 bound_bits: 20,
                 range: Range::Proved,
+                guard_bits: 0,
                 step: Step::Activate(Activation {
                     truncate: 7,
                     frac_bits: 6,
@@ -82,6 +83,7 @@ fn artifact() -> Artifact {
                 shape: Shape::new(2, 1, 1),
                 bound_bits: 40,
                 range: Range::Proved,
+                guard_bits: 0,
                 step: Step::Output {
                     frac_bits: 12,
                     reveal: Reveal::Logits,
@@ -383,6 +385,7 @@ fn prefix() -> Prefix {
             shape: Shape::new(1, 3, 3),
             bound_bits: 16,
             range: Range::Proved,
+            guard_bits: 0,
             step: Step::Activate(Activation {
                 truncate: 6,
                 frac_bits: 6,
@@ -544,7 +547,7 @@ fn golden_bytes() {
     };
     assert_eq!(
         digest(&artifact.encode()),
-        "bea56f11f1e09b8180aa73d5194defe22f4285b7fe41088a722225333258de86"
+        "d37915990d2f5152d6c8621e2a3ca5a90d664394d6e343b2db4402e05fb13a86"
     );
     assert_eq!(
         digest(&graph().encode()),

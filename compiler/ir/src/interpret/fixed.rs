@@ -5,8 +5,9 @@ mod error;
 mod truncate;
 
 use super::convolve::{Windows, convolve};
+use super::label;
 use crate::P;
-use crate::circuit::{Circuit, Conv, Kind, Layer, Layers, PostTruncation, Step, Term};
+use crate::circuit::{Circuit, Conv, Kind, Layer, Layers, PostTruncation, Reveal, Step, Term};
 use crate::input::Input;
 use crate::prefix::Prefix;
 use crate::preprocessing::Preprocessing;
@@ -14,7 +15,9 @@ use crate::shape::Shape;
 use crate::trace::{LayerTrace, Trace};
 use crate::weights::{LayerWeights, Weights};
 use activation::ActivationRun;
-use truncate::bound;
+use truncate::{bound, centred, low_bits};
+
+pub(crate) use truncate::truncate_shares;
 
 pub use error::{Error, Stage};
 
@@ -23,6 +26,13 @@ pub use error::{Error, Stage};
 pub struct Run {
     /// The output layer's sums, at its scale.
     pub logits: Vec<i64>,
+    /// The index of the largest logit, the smallest index of several equal ones. In an exact
+    /// evaluation of a circuit that reveals it, what the arg max makes of the shares.
+    pub label: usize,
+    /// Whether the values kept to their ranges. In an exact evaluation, whether the private
+    /// inference has an answer: `label`, or `logits` if the circuit reveals those. Otherwise it
+    /// says "out of the network's range", and nothing else.
+    pub in_range: bool,
     /// Every tensor: the input, then the result of each activated layer.
     pub tensors: Vec<Vec<i64>>,
     /// Per layer: largest `|z|` of the sums.
@@ -98,7 +108,7 @@ pub fn plain(circuit: &Circuit, weights: &Weights, input: &[i64]) -> Result<Run,
 /// Evaluates a circuit with the carries of one private run. See [`Interpreter::exact`].
 ///
 /// # Errors
-/// If the parts do not fit together, a value exceeds its declared bound, or a truncation lost it.
+/// If the parts do not fit together.
 pub fn exact(
     circuit: &Circuit,
     weights: &Weights,
@@ -114,6 +124,17 @@ pub struct Interpreter<'a> {
     weights: &'a Weights,
     kernels: Vec<Vec<Kernel>>,
     sum_shapes: Vec<Shape>,
+}
+
+/// How an evaluation rounds, and what it does with values beyond their bounds.
+#[derive(Clone, Copy)]
+enum Mode<'t> {
+    /// Rounds to nearest, and refuses them.
+    Nearest,
+    /// Rounds to nearest, and takes them as they are.
+    Unlimited,
+    /// Does what the two parties do.
+    Exact(&'t Trace),
 }
 
 /// What the last layer makes.
@@ -188,49 +209,82 @@ impl<'a> Interpreter<'a> {
     /// # Errors
     /// If the input has another size, or a value exceeds its declared bound.
     pub fn plain(&self, input: &[i64]) -> Result<Run, Error> {
-        self.run(input, None)
+        self.run(input, Mode::Nearest)
     }
 
-    /// Takes each carry from the client's shares, as the two parties compute it.
+    /// Does the same with values of any size: what the network answers where nothing wraps.
+    /// [`Run::in_range`] tells whether all values kept to their bounds.
     ///
     /// # Errors
-    /// If input or trace have other sizes, a value exceeds its declared bound, or a truncation lost
-    /// it.
+    /// If the input has another size, or a value exceeds `2^58`.
+    pub fn unlimited(&self, input: &[i64]) -> Result<Run, Error> {
+        self.run(input, Mode::Unlimited)
+    }
+
+    /// Takes each carry from the client's shares, as the two parties compute it, on any input:
+    /// values are residues modulo `p`, of smallest magnitude; a ReLU keeps one by the top bit of
+    /// [`Layer::sign_bits`] bits, whose guard is checked, and so is that of a label's arg max.
+    ///
+    /// # Errors
+    /// If input or trace have other sizes, or a share is no residue.
     pub fn exact(&self, input: &[i64], trace: &Trace) -> Result<Run, Error> {
         let expected = self.layers.layers.len();
         length("layers of the trace", expected, trace.layers.len())?;
-        self.run(input, Some(trace))
+        self.run(input, Mode::Exact(trace))
     }
 
-    fn run(&self, input: &[i64], trace: Option<&Trace>) -> Result<Run, Error> {
+    fn run(&self, input: &[i64], mode: Mode<'_>) -> Result<Run, Error> {
         length("input", self.layers.input.len(), input.len())?;
         let mut run = Run {
             logits: Vec::new(),
+            label: 0,
+            in_range: true,
             tensors: vec![input.to_vec()],
             max_abs_before_truncation: Vec::new(),
             max_abs_before_post: Vec::new(),
         };
         for (index, layer) in self.layers.layers.iter().enumerate() {
-            let sums = self.sums(index, &run.tensors)?;
+            let sums = self.sums(index, &run.tensors, mode)?;
             let largest = sums.iter().map(|z| z.unsigned_abs()).max().unwrap_or(0);
             run.max_abs_before_truncation.push(largest);
-            let shares = trace.map(|t| &t.layers[index]);
-            if let Some(shares) = shares {
-                check_shares(layer, shares)?;
+            if let Mode::Unlimited = mode {
+                run.in_range &= i128::from(largest) <= bound(layer.bound_bits, layer.truncate());
+            }
+            if let Mode::Exact(trace) = mode {
+                check_shares(layer, &trace.layers[index])?;
             }
             match &layer.step {
                 Step::Activate(activation) => {
-                    let (tensor, magnitudes) = ActivationRun {
+                    let activation = ActivationRun {
                         layer,
                         activation,
                         polynomials: &self.weights.layers[index].polynomials,
-                        shares,
-                    }
-                    .run(&sums)?;
+                        mode,
+                        shares: match mode {
+                            Mode::Exact(trace) => Some(&trace.layers[index]),
+                            _ => None,
+                        },
+                    };
+                    let (tensor, magnitudes, in_range) = activation.run(&sums)?;
                     run.tensors.push(tensor);
                     run.max_abs_before_post.push(magnitudes);
+                    run.in_range &= in_range;
                 }
-                Step::Output { .. } => {
+                Step::Output { reveal, .. } => {
+                    run.label = label(&sums);
+                    if let Mode::Exact(trace) = mode {
+                        let kept = match reveal {
+                            Reveal::Label => {
+                                let shares = &trace.layers[index].before_truncation;
+                                let (label, kept) = arg_max(layer, &sums, shares);
+                                run.label = label;
+                                kept
+                            }
+                            // The client sees them, and compares them with their bound.
+                            Reveal::Logits => i128::from(largest) <= bound(layer.bound_bits, 0),
+                        };
+                        run.in_range &= kept;
+                    }
                     run.logits = sums;
                     run.max_abs_before_post.push(PostMagnitudes::default());
                 }
@@ -239,8 +293,14 @@ impl<'a> Interpreter<'a> {
         Ok(run)
     }
 
-    /// Terms, bias and pool of one layer, within the layer's bound.
-    fn sums(&self, index: usize, tensors: &[Vec<i64>]) -> Result<Vec<i64>, Error> {
+    /// Terms, bias and pool of one layer: within the layer's bound, or modulo `p`.
+    fn sums(&self, index: usize, tensors: &[Vec<i64>], mode: Mode<'_>) -> Result<Vec<i64>, Error> {
+        let is_exact = matches!(mode, Mode::Exact(_));
+        let reduce = |values: &mut [i128]| {
+            if is_exact {
+                values.iter_mut().for_each(|v| *v = centred(*v));
+            }
+        };
         let layer = &self.layers.layers[index];
         let shape = self.sum_shapes[index];
         let positions = shape.h as usize * shape.w as usize;
@@ -269,6 +329,8 @@ impl<'a> Interpreter<'a> {
                         Some(window) => window.sums(&wide, input, 0, |a, b| a + b),
                         None => wide,
                     };
+                    // So that no residue times 2^58 saturates.
+                    reduce(&mut values);
                     let factor = if *negative { -1i128 } else { 1 } << shift;
                     values
                         .iter_mut()
@@ -276,9 +338,12 @@ impl<'a> Interpreter<'a> {
                     values
                 }
             };
+            let mut values = values;
+            reduce(&mut values);
             // Summands below 2^90, at most 64 of them in windows of at most 2^24: no sum wraps.
             if let Some(element) = values.iter().position(|v| v.unsigned_abs() > 1 << 90) {
-                return Err(out_of_bound(layer, element, values[element]));
+                let bound = bound(layer.bound_bits, layer.truncate());
+                return Err(out_of_bound(layer, element, values[element], bound));
             }
             for (sum, value) in sums.iter_mut().zip(values) {
                 *sum += value;
@@ -292,13 +357,36 @@ impl<'a> Interpreter<'a> {
         for (sum, &bias) in sums.iter_mut().zip(element_bias) {
             *sum += i128::from(bias);
         }
-        let bound = bound(layer.bound_bits, layer.truncate());
+        reduce(&mut sums);
+        let bound = match mode {
+            Mode::Nearest => bound(layer.bound_bits, layer.truncate()),
+            Mode::Unlimited => UNLIMITED,
+            Mode::Exact(_) => i128::from(P),
+        };
         match sums.iter().position(|z| z.abs() > bound) {
-            Some(element) => Err(out_of_bound(layer, element, sums[element])),
-            // The bound is at most 2^58.
+            Some(element) => Err(out_of_bound(layer, element, sums[element], bound)),
+            // The bound is at most 2^60.
             None => Ok(sums.into_iter().map(|z| z as i64).collect()),
         }
     }
+}
+
+/// Largest magnitude of an evaluation without bounds.
+const UNLIMITED: i128 = 1 << 58;
+
+/// What the arg max makes of the client's shares of the logits, and whether all guards agree: it
+/// compares integers of `bound_bits + 1` bits, and checks those above.
+fn arg_max(layer: &Layer, sums: &[i64], shares: &[u64]) -> (usize, bool) {
+    let bits = layer.bound_bits + 1;
+    let (mut values, mut kept) = (Vec::with_capacity(sums.len()), true);
+    for (&z, &c) in sums.iter().zip(shares) {
+        let t = truncate_shares(z.into(), c, 0, layer.bound_bits);
+        let value = low_bits(t, bits);
+        kept &= low_bits(t, bits + layer.guard_bits) == value;
+        // At most 59 bits.
+        values.push(value as i64);
+    }
+    (label(&values), kept)
 }
 
 /// Everything that [`Interpreter::run`] relies on; returns the shape before the layer's pool.
@@ -388,13 +476,13 @@ fn length(what: &str, expected: usize, got: usize) -> Result<(), Error> {
     Ok(())
 }
 
-fn out_of_bound(layer: &Layer, element: usize, value: i128) -> Error {
+fn out_of_bound(layer: &Layer, element: usize, value: i128, bound: i128) -> Error {
     Error::OutOfBound {
         layer: layer.name.clone(),
         element,
         stage: Stage::First,
         value,
-        bound: bound(layer.bound_bits, layer.truncate()),
+        bound,
     }
 }
 

@@ -57,8 +57,42 @@ pub fn circuit(seed: u64, options: &Options) -> (Verified<Circuit>, Weights) {
     if c > 1 && (h, w) == (1, 1) && Draw::new(!seed).one_in(2) {
         circuit = circuit.with_reveal(Reveal::Label);
     }
+    guard(&mut circuit, seed);
     let circuit = verify::circuit(circuit).expect("every draw keeps to the rules");
     (circuit, weights)
+}
+
+/// Sets guards at random, from a stream of their own.
+fn guard(circuit: &mut Circuit, seed: u64) {
+    let mut draw = Draw::new(seed ^ GUARDS);
+    for layer in &mut circuit.layers {
+        let (least, most) = match &layer.step {
+            Step::Output { .. } => (0, 60 - layer.bound_bits - 1),
+            Step::Activate(_) if !layer.has_relu() => continue,
+            // A sign circuit has two bits or more.
+            Step::Activate(a) => (
+                u8::from(layer.bound_bits == a.truncate),
+                32 - (layer.bound_bits - a.truncate + 1),
+            ),
+        };
+        layer.guard_bits = (draw.below(6) as u8).clamp(least, most.min(5));
+    }
+}
+
+/// Sets guards apart from everything else that a seed draws.
+const GUARDS: u64 = 0x6775_6172_6473;
+
+/// The same circuit with narrower bounds here and there, so that legal inputs leave them.
+pub fn tightened(circuit: &Circuit, seed: u64) -> Verified<Circuit> {
+    let mut draw = Draw::new(seed ^ GUARDS);
+    let mut circuit = circuit.clone();
+    for layer in &mut circuit.layers {
+        let least = layer.truncate() + 1;
+        let less = draw.below(12) as u8;
+        layer.bound_bits = layer.bound_bits.saturating_sub(less).max(least);
+        layer.range = Range::Proved;
+    }
+    verify::circuit(circuit).expect("narrower bounds keep to the rules")
 }
 
 /// Weights as a file, with a salt drawn from the seed.
@@ -259,6 +293,7 @@ impl<'a> Maker<'a> {
             shape: shape.expect("the window was drawn to fit"),
             bound_bits: 0,
             range: Range::Proved,
+            guard_bits: 0,
             step: Step::Output {
                 frac_bits: 0,
                 reveal: Reveal::Logits,
@@ -663,6 +698,7 @@ impl<'a> Maker<'a> {
             shape,
             bound_bits: 0,
             range: Range::Proved,
+            guard_bits: 0,
             step: Step::Output {
                 frac_bits: 0,
                 reveal: Reveal::Logits,

@@ -57,11 +57,12 @@ fn write_circuit(text: &mut String, circuit: &Circuit) -> std::fmt::Result {
 fn write_layer(text: &mut String, layer: &Layer) -> std::fmt::Result {
     writeln!(
         text,
-        "layer {} {} bound {} {}",
+        "layer {} {} bound {} {}{}",
         quote(&layer.name),
         layer.shape,
         layer.bound_bits,
-        print_range(layer.range)
+        print_range(layer.range),
+        print_guard(layer.guard_bits)
     )?;
     for term in &layer.terms {
         write_term(text, term)?;
@@ -162,6 +163,14 @@ fn write_activation(text: &mut String, activation: &Activation) -> std::fmt::Res
 fn print_pool(pool: &SumPool) -> String {
     let (k, s) = (pool.kernel, pool.stride);
     format!("pool {}x{} stride {}x{}", k.0, k.1, s.0, s.1)
+}
+
+/// Nothing, if nothing is checked.
+fn print_guard(guard_bits: u8) -> String {
+    match guard_bits {
+        0 => String::new(),
+        bits => format!(" guard {bits}"),
+    }
 }
 
 fn print_range(range: Range) -> String {
@@ -289,6 +298,10 @@ fn parse_layer(
     let shape = head.shape()?;
     let bound_bits = head.value("bound", "bits of the bound")?;
     let range = parse_range(&mut head)?;
+    let guard_bits = match head.takes("guard") {
+        true => head.number("bits of the guard")?,
+        false => 0,
+    };
     head.end()?;
     let mut terms = Vec::new();
     let mut pool = None;
@@ -360,6 +373,7 @@ fn parse_layer(
                 shape,
                 bound_bits,
                 range,
+                guard_bits,
                 step,
             });
         }
@@ -446,7 +460,7 @@ layer "conv" 1x3x3 bound 20 proved
   square truncate 6 bound 28 proved
   polynomial truncate 9 bound 30 calibrated 77777
   kinds relu*4 identity square*3 polynomial
-layer "dense" 2x1x1 bound 40 proved
+layer "dense" 2x1x1 bound 40 proved guard 4
   conv t1 out 2 kernel 3x3 stride 1x1 pad 0,0,0,0 bits 9
   output frac 12 reveal label
 "#;

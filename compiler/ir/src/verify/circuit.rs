@@ -17,6 +17,11 @@ const FRAC_BITS: u8 = 48;
 const BOUND_BITS: u8 = 58;
 /// Widest sign circuit.
 const SIGN_BITS: u8 = 32;
+/// Widest adder of an arg max.
+const LABEL_BITS: u8 = 60;
+/// Most bits of a guard: a value that wrapped at random then passes with probability `2^-8`, and
+/// with every further element that did not keep its bound, the product.
+const GUARD_BITS: u8 = 8;
 /// Largest magnitude of tensor 0.
 const INPUT_BITS: u8 = 30;
 
@@ -368,6 +373,7 @@ impl Check<'_> {
     fn step(&mut self, index: usize, place: &str, layer: &Layer) {
         let last = !self.part.public && index + 1 == self.part.layers.layers.len();
         self.bound(place, layer.bound_bits, layer.truncate(), layer.range);
+        self.guard(place, layer);
         match &layer.step {
             Step::Output { frac_bits, reveal } => {
                 self.faults.require(last, place, || {
@@ -413,11 +419,9 @@ impl Check<'_> {
         if let Some(rest) = layer.bound_bits.checked_sub(activation.truncate)
             && !self.part.public
         {
-            self.faults.require(rest < SIGN_BITS, place, || {
-                format!(
-                    "a sign circuit of {} bits; 1 to {SIGN_BITS} are garbled",
-                    u32::from(rest) + 1
-                )
+            let bits = u32::from(rest) + 1 + u32::from(layer.guard_bits);
+            self.faults.require(bits <= SIGN_BITS.into(), place, || {
+                format!("a sign circuit of {bits} bits; 1 to {SIGN_BITS} are garbled")
             });
         }
         let specs = [
@@ -434,6 +438,25 @@ impl Check<'_> {
                     self.bound(place, post.bound_bits, post.truncate, post.range);
                 }
             }
+        }
+    }
+
+    /// A guard stands where there is a bool circuit, and both have room.
+    fn guard(&mut self, place: &str, layer: &Layer) {
+        let guard = layer.guard_bits;
+        self.faults.require(guard <= GUARD_BITS, place, || {
+            format!("a guard of {guard} bits, the limit is {GUARD_BITS}")
+        });
+        let is_output = matches!(layer.step, Step::Output { .. });
+        let garbles = !self.part.public && (is_output || layer.has_relu());
+        self.faults.require(guard == 0 || garbles, place, || {
+            format!("a guard of {guard} bits, but no garbled circuit that checks them")
+        });
+        if is_output {
+            let bits = u32::from(layer.bound_bits) + 1 + u32::from(guard);
+            self.faults.require(bits <= LABEL_BITS.into(), place, || {
+                format!("an arg max of {bits} bits with its guard; {LABEL_BITS} are garbled")
+            });
         }
     }
 

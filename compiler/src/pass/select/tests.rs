@@ -52,6 +52,7 @@ fn same(channels: u32, side: u32, out_channels: u32, kernel: u32) -> Circuit {
         shape: Shape::new(out_channels, side, side),
         bound_bits: 0,
         range: pi_ir::Range::Proved,
+        guard_bits: 0,
         step: pi_ir::Step::Output {
             frac_bits: 0,
             reveal: pi_ir::Reveal::Logits,

@@ -182,6 +182,7 @@ fn residuals_pools_and_identity_layers_cost_no_message() {
         shape,
         bound_bits: 24,
         range: calibrated,
+        guard_bits: 0,
         step,
     };
     let pooled = Shape::new(2, 2, 2);

@@ -9,7 +9,7 @@ const BOUND: i64 = 1 << BOUND_BITS;
 
 /// The logits are the image, of `CLASSES` pixels: one dense layer of identity kernels, and before
 /// it, if there is `activation`, one more.
-fn classifier(classes: u32, activation: Option<Kind>, reveal: Reveal) -> Models {
+pub(super) fn classifier(classes: u32, activation: Option<Kind>, reveal: Reveal) -> Models {
     let shape = Shape::new(classes, 1, 1);
     let layer = |name: &str, input, bound_bits, step| Layer {
         name: name.into(),
@@ -18,6 +18,7 @@ fn classifier(classes: u32, activation: Option<Kind>, reveal: Reveal) -> Models 
         shape,
         bound_bits,
         range: Range::Calibrated { max_seen: 1 },
+        guard_bits: 0,
         step,
     };
     let mut layers = Vec::new();

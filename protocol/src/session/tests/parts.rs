@@ -53,6 +53,7 @@ fn wide_circuit() -> (Verified<Circuit>, Weights) {
         shape: SHAPE,
         bound_bits,
         range: calibrated,
+        guard_bits: 0,
         step,
     };
     let circuit = Circuit {

@@ -1,7 +1,7 @@
 //! Truncation and activation of one layer.
 
-use super::truncate::{bound, centred, round_to_nearest, truncate_shares};
-use super::{Error, PostMagnitudes, Stage};
+use super::truncate::{bound, centred, low_bits, round_to_nearest, truncate_shares};
+use super::{Error, Mode, PostMagnitudes, Stage, UNLIMITED};
 use crate::circuit::{Activation, Kind, Layer, PostTruncation};
 use crate::trace::LayerTrace;
 use crate::weights::Polynomial;
@@ -11,106 +11,131 @@ pub(super) struct ActivationRun<'a> {
     pub(super) layer: &'a Layer,
     pub(super) activation: &'a Activation,
     pub(super) polynomials: &'a [Polynomial],
+    pub(super) mode: Mode<'a>,
+    /// The client's shares, if the carries are theirs.
     pub(super) shares: Option<&'a LayerTrace>,
 }
 
 impl ActivationRun<'_> {
-    pub(super) fn run(&self, sums: &[i64]) -> Result<(Vec<i64>, PostMagnitudes), Error> {
+    /// The tensor, the largest magnitudes, and whether every value kept to what is checked.
+    pub(super) fn run(&self, sums: &[i64]) -> Result<(Vec<i64>, PostMagnitudes, bool), Error> {
         let positions = self.layer.shape.h as usize * self.layer.shape.w as usize;
         let mut magnitudes = PostMagnitudes::default();
+        let mut in_range = true;
         let mut quadratic = 0;
         let mut tensor = Vec::with_capacity(sums.len());
         for (element, (&z, &kind)) in sums.iter().zip(&self.activation.kinds).enumerate() {
-            let y = self.truncate_sum(element, z, kind)?;
+            let y = self.truncate_sum(element, z);
             let value = match kind {
-                Kind::Relu => y.max(0),
-                Kind::Identity => y,
-                Kind::Square => {
-                    let v = y * y;
-                    self.check_post(element, kind, v)?;
-                    magnitudes.square = magnitudes.square.max(v.unsigned_abs() as u64);
-                    self.truncate_post(element, &mut quadratic, kind, v)?
+                Kind::Relu => {
+                    let (value, kept) = self.relu(y);
+                    in_range &= kept;
+                    value
                 }
-                Kind::Polynomial => {
-                    let Polynomial { a, b, k } = self.polynomials[element / positions];
-                    // |y| <= 2^58 and |a| < 2^63: checked, because a * y^2 may pass 2^127.
-                    let v = (i128::from(a) * y)
-                        .checked_add(i128::from(b))
-                        .and_then(|v| v.checked_mul(y))
-                        .and_then(|v| v.checked_add(i128::from(k)))
-                        .unwrap_or(i128::MAX);
-                    self.check_post(element, kind, v)?;
-                    magnitudes.polynomial = magnitudes.polynomial.max(v.unsigned_abs() as u64);
-                    self.truncate_post(element, &mut quadratic, kind, v)?
+                Kind::Identity => self.field(y),
+                Kind::Square | Kind::Polynomial => {
+                    let polynomial = match kind {
+                        Kind::Square => Polynomial { a: 1, b: 0, k: 0 },
+                        _ => self.polynomials[element / positions],
+                    };
+                    let v = self.evaluate(polynomial, self.field(y));
+                    in_range &= self.check_post(element, kind, v)?;
+                    let seen = match kind {
+                        Kind::Square => &mut magnitudes.square,
+                        _ => &mut magnitudes.polynomial,
+                    };
+                    *seen = (*seen).max(v.unsigned_abs() as u64);
+                    self.truncate_post(&mut quadratic, kind, v)
                 }
             };
-            // All magnitudes are at most 2^58 here: the bounds were checked before the truncations.
+            // All magnitudes are below 2^60 here: bounds were checked, or residues taken.
             tensor.push(value as i64);
         }
-        Ok((tensor, magnitudes))
+        Ok((tensor, magnitudes, in_range))
     }
 
-    fn truncate_sum(&self, element: usize, z: i64, kind: Kind) -> Result<i128, Error> {
+    /// The truncated integer, which may not be right where shares wrapped.
+    fn truncate_sum(&self, element: usize, z: i64) -> i128 {
         let (f, bound_bits) = (self.activation.truncate, self.layer.bound_bits);
-        let Some(shares) = self.shares else {
-            return Ok(round_to_nearest(z.into(), f));
-        };
-        let t = truncate_shares(z.into(), shares.before_truncation[element], f, bound_bits);
-        // A garbled sign reads the integer; everything else the field element, which without a
-        // truncation is right even where the shares wrapped.
-        let t = if kind == Kind::Relu { t } else { centred(t) };
-        if t.abs() > 1 << (bound_bits - f) {
-            return Err(self.lost(element, Stage::First));
+        match self.shares {
+            None => round_to_nearest(z.into(), f),
+            Some(shares) => {
+                truncate_shares(z.into(), shares.before_truncation[element], f, bound_bits)
+            }
         }
-        Ok(t)
     }
 
-    fn truncate_post(
-        &self,
-        element: usize,
-        quadratic: &mut usize,
-        kind: Kind,
-        v: i128,
-    ) -> Result<i128, Error> {
+    /// `max(y, 0)`, and whether `y` passes the check. The garbled sign reads bits of the integer,
+    /// and what it keeps is the field element.
+    fn relu(&self, y: i128) -> (i128, bool) {
+        if self.shares.is_none() {
+            return (y.max(0), true);
+        }
+        let bits = self.layer.bound_bits - self.activation.truncate + 1;
+        let guarded = low_bits(y, bits + self.layer.guard_bits);
+        let value = if guarded >= 0 { centred(y) } else { 0 };
+        (value, guarded == low_bits(y, bits))
+    }
+
+    /// What everything but a garbled sign reads: the field element, which without a truncation is
+    /// right even where the shares wrapped.
+    fn field(&self, y: i128) -> i128 {
+        match self.mode {
+            Mode::Exact(_) => centred(y),
+            _ => y,
+        }
+    }
+
+    /// `a y^2 + b y + k`, modulo `p` in an exact evaluation.
+    fn evaluate(&self, Polynomial { a, b, k }: Polynomial, y: i128) -> i128 {
+        let (a, b, k) = (i128::from(a), i128::from(b), i128::from(k));
+        if let Mode::Exact(_) = self.mode {
+            // |y| < 2^59 and |a| < 2^63; then two residues.
+            return centred(centred(a * y + b) * y + k);
+        }
+        // |y| <= 2^58 and |a| < 2^63: checked, because a * y^2 may pass 2^127.
+        (a * y)
+            .checked_add(b)
+            .and_then(|v| v.checked_mul(y))
+            .and_then(|v| v.checked_add(k))
+            .unwrap_or(i128::MAX)
+    }
+
+    fn truncate_post(&self, quadratic: &mut usize, kind: Kind, v: i128) -> i128 {
         let post = self.post(kind);
         let Some(shares) = self.shares else {
-            return Ok(round_to_nearest(v, post.truncate));
+            return round_to_nearest(v, post.truncate);
         };
         let c = shares.before_post_truncation[*quadratic];
         *quadratic += 1;
-        let t = centred(truncate_shares(v, c, post.truncate, post.bound_bits));
-        if t.abs() > 1 << (post.bound_bits - post.truncate) {
-            return Err(self.lost(element, Stage::Second));
-        }
-        Ok(t)
+        centred(truncate_shares(v, c, post.truncate, post.bound_bits))
     }
 
-    fn check_post(&self, element: usize, kind: Kind, value: i128) -> Result<(), Error> {
+    /// Whether a value keeps to its bound, if that is of interest.
+    fn check_post(&self, element: usize, kind: Kind, value: i128) -> Result<bool, Error> {
         let post = self.post(kind);
-        let bound = bound(post.bound_bits, post.truncate);
-        if value.abs() > bound {
+        let declared = bound(post.bound_bits, post.truncate);
+        let largest = match self.mode {
+            Mode::Exact(_) => return Ok(true),
+            Mode::Unlimited => UNLIMITED,
+            Mode::Nearest => declared,
+        };
+        // Not `abs`: the value may be the most negative.
+        if value.unsigned_abs() > largest.unsigned_abs() {
             return Err(Error::OutOfBound {
                 layer: self.layer.name.clone(),
                 element,
                 stage: Stage::Second,
                 value,
-                bound,
+                bound: largest,
             });
         }
-        Ok(())
+        Ok(value.unsigned_abs() <= declared.unsigned_abs())
     }
 
     fn post(&self, kind: Kind) -> &PostTruncation {
         self.activation
             .post(kind)
             .expect("the interpreter was made for layers with all second truncations")
-    }
-
-    fn lost(&self, element: usize, stage: Stage) -> Error {
-        Error::Lost {
-            layer: self.layer.name.clone(),
-            element,
-            stage,
-        }
     }
 }

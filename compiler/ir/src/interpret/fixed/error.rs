@@ -44,20 +44,6 @@ pub enum Error {
         /// The largest magnitude allowed.
         bound: i128,
     },
-    /// The two-party truncation lost the value, as it does with the circuit's failure probability.
-    #[error(
-        "layer {layer}, element {element}: the shares wrapped in the {stage} truncation and the \
-         value is lost; this happens with the circuit's stated failure probability, \
-         ask again with a new bundle"
-    )]
-    Lost {
-        /// Name of the layer.
-        layer: String,
-        /// Index in the layer's result.
-        element: usize,
-        /// The truncation.
-        stage: Stage,
-    },
     /// A share is no residue.
     #[error(
         "layer {layer}: share {index} of the {stage} truncation is not below p: \

@@ -1,4 +1,4 @@
-use super::truncate::{round_to_nearest, truncate_shares};
+use super::truncate::{centred, low_bits, round_to_nearest, truncate_shares};
 use super::*;
 use crate::circuit::{Activation, Range, Reveal, SumPool, TensorId};
 use crate::shape::{Padding, Window};
@@ -77,7 +77,7 @@ fn truncation_is_unbiased_over_the_low_bits_of_the_share() {
 }
 
 #[test]
-fn a_wrapped_share_is_lost_and_said_so() {
+fn a_wrapped_share_wraps_as_in_the_protocol() {
     let circuit = one_layer(vec![Kind::Relu], F, BOUND_BITS);
     let weights = weights(vec![vec![1]]);
     let mut trace = Trace {
@@ -93,8 +93,17 @@ fn a_wrapped_share_is_lost_and_said_so() {
         ],
     };
     // c + B wraps, p - d does not: x + B is off by p.
-    let error = exact(&circuit, &weights, &[300], &trace).unwrap_err();
-    assert!(matches!(error, Error::Lost { .. }), "{error}");
+    let wrapped = truncate_shares(300, P - 1, F, BOUND_BITS);
+    assert_eq!(wrapped, (300 - i128::from(P)) >> F);
+    let is_kept = low_bits(wrapped, BOUND_BITS - F + 1) >= 0;
+    let kept = if is_kept { centred(wrapped) as i64 } else { 0 };
+    let run = exact(&circuit, &weights, &[300], &trace).unwrap();
+    assert_ne!(kept, 1);
+    assert_eq!((&run.logits[..], run.in_range), (&[kept][..], false));
+    // The client sees such a logit; where it sees the label only, it does not.
+    let blind = circuit.clone().with_reveal(Reveal::Label);
+    let blind = exact(&blind, &weights, &[300], &trace).unwrap();
+    assert!(blind.in_range);
     trace.layers[0].before_truncation[0] = P;
     let error = exact(&circuit, &weights, &[300], &trace).unwrap_err();
     assert!(matches!(error, Error::Share { index: 0, .. }), "{error}");
@@ -109,6 +118,53 @@ fn a_wrapped_share_is_lost_and_said_so() {
         exact(&circuit, &weights, &[300], &trace),
         Err(Error::Length { .. })
     ));
+}
+
+/// Sums beyond a bound of 2^23, whose 16 bits a guard of one bit makes 17.
+#[test]
+fn a_guard_announces_signs_that_would_wrap() {
+    let edge = 1i64 << BOUND_BITS;
+    let step = 1 << F;
+    // The sum; whether its sign is right in 16 bits, and in 17; whether the guard agrees.
+    let cases = [
+        (edge - step, true, true, true),
+        (-edge, true, true, true),
+        (edge, false, true, false),
+        (-edge - step, false, true, false),
+        (2 * edge - step, false, true, false),
+        (-2 * edge, false, true, false),
+        // Beyond three times the bound, a value is taken for another one.
+        (3 * edge, false, false, true),
+        (4 * edge, true, true, true),
+        (-3 * edge - step, false, false, true),
+    ];
+    let weights = weights(vec![vec![1]]);
+    let trace = Trace {
+        layers: vec![
+            LayerTrace {
+                before_truncation: vec![SHARE + 255],
+                before_post_truncation: vec![],
+            },
+            LayerTrace {
+                before_truncation: vec![SHARE],
+                before_post_truncation: vec![],
+            },
+        ],
+    };
+    for (z, right, right_if_wider, agrees) in cases {
+        for (guard_bits, right, in_range) in [(0, right, true), (1, right_if_wider, agrees)] {
+            let mut circuit = one_layer(vec![Kind::Relu], F, BOUND_BITS);
+            circuit.layers[0].guard_bits = guard_bits;
+            let run = exact(&circuit, &weights, &[z], &trace).unwrap();
+            let y = z >> F;
+            let expected = if (y >= 0) == right { y } else { 0 };
+            assert_eq!((run.logits[0], run.in_range), (expected, in_range), "{z}");
+            let unlimited = Interpreter::new(&circuit, &weights).unwrap();
+            let unlimited = unlimited.unlimited(&[z]).unwrap();
+            assert_eq!(unlimited.logits, [y.max(0)]);
+            assert_eq!(unlimited.in_range, z.abs() <= edge - step);
+        }
+    }
 }
 
 #[test]
@@ -455,6 +511,7 @@ fn one_layer(kinds: Vec<Kind>, truncate: u8, bound_bits: u8) -> Circuit {
                 shape,
                 bound_bits,
                 range: Range::Proved,
+                guard_bits: 0,
                 step: Step::Activate(Activation {
                     truncate,
                     frac_bits: 0,
@@ -470,6 +527,7 @@ fn one_layer(kinds: Vec<Kind>, truncate: u8, bound_bits: u8) -> Circuit {
                 shape,
                 bound_bits: 40,
                 range: Range::Proved,
+                guard_bits: 0,
                 step: Step::Output {
                     frac_bits: 0,
                     reveal: Reveal::Logits,

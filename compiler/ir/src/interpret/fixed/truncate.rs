@@ -9,10 +9,16 @@ pub(super) fn round_to_nearest(x: i128, f: u8) -> i128 {
 
 /// The two parties' truncation of `x` with client's share `c`, as an integer:
 /// `((c + B) mod p >> f) - (((p - d) mod p) >> f) - (B >> f)` with `d = (x - c) mod p`.
-pub(super) fn truncate_shares(x: i128, c: u64, f: u8, bound_bits: u8) -> i128 {
+pub(crate) fn truncate_shares(x: i128, c: u64, f: u8, bound_bits: u8) -> i128 {
     let (p, c, b) = (i128::from(P), i128::from(c), 1i128 << bound_bits);
     let d = (x - c).rem_euclid(p);
     (((c + b) % p) >> f) - (((p - d) % p) >> f) - (b >> f)
+}
+
+/// The integer of `bits` bits, in two's complement, that the lowest bits of another are.
+pub(super) fn low_bits(x: i128, bits: u8) -> i128 {
+    let unused = i128::BITS - u32::from(bits);
+    x << unused >> unused
 }
 
 /// The residue of smallest magnitude.

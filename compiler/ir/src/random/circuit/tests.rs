@@ -337,20 +337,70 @@ fn interpreters_equal_the_definition() {
         let (circuit, weights) = circuit(seed, &Options::default());
         let input = interpret::quantise(&circuit, &input(&circuit, seed)).unwrap();
         let plain = interpret::plain(&circuit, &weights, &input).unwrap();
-        assert_eq!(
-            plain.tensors.last().unwrap().len(),
-            definition(&circuit, &weights, &input, None).1[circuit.layers.len() - 1].len()
-        );
-        let (logits, tensors) = definition(&circuit, &weights, &input, None);
-        assert_eq!(plain.logits, logits, "seed {seed}");
-        assert_eq!(plain.tensors, tensors, "seed {seed}");
+        let defined = definition(&circuit, &weights, &input, None);
+        assert_eq!(plain.logits, defined.logits, "seed {seed}");
+        assert_eq!(plain.tensors, defined.tensors, "seed {seed}");
+        assert!(plain.in_range);
+        let interpreter = Interpreter::new(&circuit, &weights).unwrap();
+        assert_eq!(interpreter.unlimited(&input).as_ref(), Ok(&plain));
         let trace = trace(&circuit, seed);
-        let exact = interpret::exact(&circuit, &weights, &input, &trace);
-        let exact = exact.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
-        let (logits, tensors) = definition(&circuit, &weights, &input, Some(&trace));
-        assert_eq!(exact.logits, logits, "seed {seed}");
-        assert_eq!(exact.tensors, tensors, "seed {seed}");
+        equals_the_definition(&circuit, &weights, &input, &trace);
+        let exact = interpreter.exact(&input, &trace).unwrap();
+        assert!(exact.in_range, "seed {seed}");
+        assert_eq!(exact.label, interpret::label(&exact.logits), "seed {seed}");
     }
+}
+
+/// Values beyond their bounds, which wrap in signs and arg max: what comes out is defined to the
+/// bit, and so is whether it is announced.
+#[test]
+fn the_exact_interpreter_equals_the_definition_out_of_range() {
+    let (mut announced, mut wrong) = (0, 0);
+    for seed in 0..CASES {
+        let (circuit, weights) = circuit(seed, &Options::default());
+        let tight = tightened(&circuit, seed);
+        let input = interpret::quantise(&tight, &input(&tight, seed)).unwrap();
+        let trace = trace(&tight, seed);
+        let run = equals_the_definition(&tight, &weights, &input, &trace);
+        announced += u32::from(!run.in_range);
+        // Any vector over the field is an input of the protocol.
+        let mut draw = Draw::new(seed);
+        let noise: Vec<i64> = (input.iter())
+            .map(|_| draw.between(-(P as i64 / 2), P as i64 / 2))
+            .collect();
+        let run = equals_the_definition(&tight, &weights, &noise, &trace);
+        let unlimited = Interpreter::new(&tight, &weights)
+            .unwrap()
+            .unlimited(&input);
+        assert!(unlimited.is_ok(), "seed {seed}");
+        wrong += u32::from(run.in_range);
+    }
+    assert!(announced > 20, "{announced}");
+    // Without guards, or by chance.
+    assert!(wrong > 0 && wrong < 300, "{wrong}");
+}
+
+fn equals_the_definition(
+    circuit: &Circuit,
+    weights: &Weights,
+    input: &[i64],
+    trace: &Trace,
+) -> interpret::Run {
+    let exact = interpret::exact(circuit, weights, input, trace).unwrap();
+    let defined = definition(circuit, weights, input, Some(trace));
+    let text = || text::print_circuit(circuit);
+    assert_eq!(exact.logits, defined.logits, "{}", text());
+    assert_eq!(exact.tensors, defined.tensors, "{}", text());
+    assert_eq!(exact.in_range, defined.in_range, "{}", text());
+    assert_eq!(exact.label, defined.label, "{}", text());
+    exact
+}
+
+struct Defined {
+    logits: Vec<i64>,
+    tensors: Vec<Vec<i64>>,
+    label: usize,
+    in_range: bool,
 }
 
 fn definition(
@@ -358,8 +408,10 @@ fn definition(
     weights: &Weights,
     input: &[i64],
     trace: Option<&Trace>,
-) -> (Vec<i64>, Vec<Vec<i64>>) {
+) -> Defined {
     let mut tensors = vec![input.to_vec()];
+    let mut in_range = true;
+    let mut compared = Vec::new();
     for (index, layer) in circuit.layers.iter().enumerate() {
         let sum_shape = layer.sum_shape(circuit.as_layers()).unwrap();
         let pool = layer.pool.unwrap_or(SumPool {
@@ -379,26 +431,61 @@ fn definition(
                     z += sum_at(circuit, layer, w, &tensors, at);
                 }
             }
-            let Step::Activate(a) = &layer.step else {
-                result.push(z as i64);
-                continue;
+            let shares = trace.map(|t| &t.layers[index]);
+            if trace.is_some() {
+                z = residue(z);
+            }
+            let a = match &layer.step {
+                Step::Activate(a) => a,
+                Step::Output { reveal, .. } => {
+                    result.push(z as i64);
+                    let mut value = z;
+                    if let Some(shares) = shares {
+                        in_range &= match reveal {
+                            Reveal::Logits => z.abs() < 1 << layer.bound_bits,
+                            Reveal::Label => {
+                                let c = shares.before_truncation[element];
+                                let bits = bits(z, c, 0, layer.bound_bits);
+                                let (w, k) = (layer.bound_bits + 1, layer.guard_bits);
+                                value = i128::from(signed(bits, w));
+                                agree(bits, w + k, k)
+                            }
+                        };
+                    }
+                    compared.push(value);
+                    continue;
+                }
             };
             let cut = |x: i128, f: u8, bound_bits: u8, share: Option<u64>| match share {
                 None => (x as f64 / f64::from(f).exp2() + 0.5).floor() as i128,
                 Some(c) => two_parties(x, c, f, bound_bits),
             };
-            let shares = trace.map(|t| &t.layers[index]);
             let share = shares.map(|s| s.before_truncation[element]);
             let y = cut(z, a.truncate, layer.bound_bits, share);
             let value = match a.kinds[element] {
-                Kind::Relu => y.max(0),
+                Kind::Relu => match share {
+                    None => y.max(0),
+                    Some(c) => {
+                        let bits = bits(z, c, a.truncate, layer.bound_bits);
+                        let k = layer.guard_bits;
+                        let m = layer.bound_bits - a.truncate + 1 + k;
+                        in_range &= agree(bits, m, k);
+                        if signed(bits, m) < 0 { 0 } else { y }
+                    }
+                },
                 Kind::Identity => y,
                 kind => {
                     let p = match kind {
                         Kind::Square => Polynomial { a: 1, b: 0, k: 0 },
                         _ => w.polynomials[c as usize],
                     };
-                    let v = i128::from(p.a) * y * y + i128::from(p.b) * y + i128::from(p.k);
+                    let v = match share {
+                        None => i128::from(p.a) * y * y + i128::from(p.b) * y + i128::from(p.k),
+                        Some(_) => {
+                            let square = i128::from(p.a) * residue(y * y);
+                            residue(square + i128::from(p.b) * y + i128::from(p.k))
+                        }
+                    };
                     let post = a.post(kind).unwrap();
                     let share = shares.map(|s| s.before_post_truncation[quadratic]);
                     quadratic += 1;
@@ -409,8 +496,43 @@ fn definition(
         }
         tensors.push(result);
     }
-    let logits = tensors.pop().unwrap();
-    (logits, tensors)
+    let largest = compared.iter().max().unwrap();
+    Defined {
+        logits: tensors.pop().unwrap(),
+        tensors,
+        label: compared.iter().position(|v| v == largest).unwrap(),
+        in_range,
+    }
+}
+
+/// The residue of smallest magnitude.
+fn residue(x: i128) -> i128 {
+    let r = x.rem_euclid(P.into());
+    if r > i128::from(P / 2) {
+        r - i128::from(P)
+    } else {
+        r
+    }
+}
+
+/// The sum of both parties' truncated integers, modulo `2^64`.
+fn bits(x: i128, c: u64, f: u8, bound_bits: u8) -> u64 {
+    let b = 1u64 << bound_bits;
+    let d = (x - i128::from(c)).rem_euclid(P.into()) as u64;
+    let client = ((c + b) % P) >> f;
+    let server = (((P - d) % P) >> f).wrapping_neg().wrapping_sub(b >> f);
+    client.wrapping_add(server)
+}
+
+/// The lowest `m` bits in two's complement.
+fn signed(bits: u64, m: u8) -> i64 {
+    (bits << (64 - m)) as i64 >> (64 - m)
+}
+
+/// Whether the upper `k + 1` of the lowest `m` bits are equal.
+fn agree(bits: u64, m: u8, k: u8) -> bool {
+    let bit = |i: u8| bits >> i & 1;
+    (m - 1 - k..m).all(|i| bit(i) == bit(m - 1))
 }
 
 /// Each party shifts its own term; the sum as a field element of smallest magnitude.
