@@ -7,7 +7,7 @@
 
 use anyhow::{Context, Result};
 use pi_core::SecretBytes;
-use pi_ir::interpret::{Interpreter, label, quantise_image};
+use pi_ir::interpret::{Interpreter, quantise_image};
 use pi_protocol::Channel;
 use pi_protocol::session::*;
 use pi_runtime::model_files::{read_artifact, read_weights};
@@ -80,8 +80,9 @@ async fn main() -> Result<()> {
     // In the clear, with the weights and the client's shares, the same label comes out.
     let trace = inference.trace.context("no trace")?;
     let exact = Interpreter::new(&circuit, &weights.weights)?.exact(&input, &trace)?;
-    assert_eq!(inference.answer, Answer::Label(label(&exact.logits)));
-    let class = &circuit.classes[inference.answer.label()];
+    assert_eq!(inference.answer, Answer::Label(exact.label));
+    let label = inference.answer.label().context("out of range")?;
+    let class = &circuit.classes[label];
     println!("The private answer is {class:?}, which is that of the exact interpreter.");
     Ok(())
 }

@@ -119,7 +119,7 @@ fn layer(count: usize, runs: usize) {
         lap("active labels");
         let (rows, _shares) = gadget.open(&d).expect("shapes fit");
         lap("open");
-        let keep =
+        let (keep, _) =
             evaluate_sign(width, &tweaks, &labels, &server_labels, &tables).expect("shapes fit");
         lap("evaluate");
         client_output(&tweaks, &keep, &rows, &c, &u).expect("shapes fit");

@@ -177,7 +177,8 @@ impl SignCircuits {
 
     pub(crate) fn evaluate(&self) -> Labels {
         let (client, server) = (&self.client_labels, &self.server_labels);
-        evaluate_sign(self.width, &self.tweaks, client, server, &self.tables).expect("shapes fit")
+        let evaluated = evaluate_sign(self.width, &self.tweaks, client, server, &self.tables);
+        evaluated.expect("shapes fit").0
     }
 }
 

@@ -6,7 +6,7 @@ use super::netem::{self, AS_ECHO, AS_PROBE};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use pi_compiler::examples::draw;
-use pi_ir::interpret::{Interpreter, label, quantise_image};
+use pi_ir::interpret::{Interpreter, quantise_image};
 use pi_protocol::session::Answer;
 use pi_runtime::client::{Client, Patience, Spent, TrustOptions};
 use pi_runtime::command::child::{AS_SERVER, ChildProcess, ServerCommand, ServerProcess};
@@ -176,11 +176,8 @@ async fn obey(arguments: ClientArguments) -> Result<()> {
                     .trace
                     .as_ref()
                     .context("the last run left no trace")?;
-                let logits = interpreter.exact(input, trace)?.logits;
-                let exact = match &answer.answer {
-                    Answer::Label(found) => *found == label(&logits),
-                    Answer::Logits(found) => *found == logits,
-                };
+                let run = interpreter.exact(input, trace)?;
+                let exact = answer.answer == Answer::of_run(&run, public.circuit.output().1);
                 let mut off_by = 0;
                 for (input, answer) in &answers {
                     let Some(logits) = answer.answer.logits() else {

@@ -4,8 +4,8 @@
 use pi_core::{Bits, Block, Delta, TweakCounter, fp};
 use pi_fuzz::{message, repeated};
 use pi_garble::{
-    ArgMax, InputLabels, ServerGadget, SignWidth, evaluate_argmax, evaluate_sign, garble_argmax,
-    garble_sign,
+    ArgMax, InputLabels, ServerGadget, SignWidth, decode_argmax, evaluate_argmax, evaluate_sign,
+    garble_argmax, garble_sign,
 };
 use pi_ot::ideal::ideal_pads;
 use pi_ot::{
@@ -258,7 +258,7 @@ fn labels(count: usize, seed: u64) -> Vec<Block> {
 #[test]
 fn garbled_signs_survive_any_bytes() {
     const INSTANCES: usize = 11;
-    let width = SignWidth::new(9).expect("a legal width");
+    let width = SignWidth::guarded(9, 2).expect("a legal width");
     let count = INSTANCES * width.bits() as usize;
     let (client, server) = (labels(count, 1), labels(count, 2));
     let delta = Delta::random(&mut rng(1));
@@ -276,13 +276,14 @@ fn garbled_signs_survive_any_bytes() {
             |server: &[u8], tables: &[u8]| evaluate_sign(width, &tweaks, &client, server, tables);
         assert!(evaluate(input, &tables).is_err() && evaluate(&sent, input).is_err());
         let (tables, sent) = (message(&tables, input), message(&sent, input));
-        assert_eq!(evaluate(&sent, &tables).expect("as above").len(), INSTANCES);
+        let (keep, _) = evaluate(&sent, &tables).expect("as above");
+        assert_eq!(keep.len(), INSTANCES);
     });
 }
 
 #[test]
 fn garbled_arg_max_survives_any_bytes() {
-    let width = SignWidth::new(9).expect("a legal width");
+    let width = SignWidth::guarded(9, 2).expect("a legal width");
     let shape = ArgMax::new(5, width).expect("a legal shape");
     let (client, server) = (labels(shape.input_bits(), 1), labels(shape.input_bits(), 2));
     let delta = Delta::random(&mut rng(1));
@@ -293,12 +294,13 @@ fn garbled_arg_max_survives_any_bytes() {
     };
     let mut tables = vec![0; shape.table_bytes()];
     let decoding = garble_argmax(shape, &tweaks, &delta, zeros, &mut tables);
-    let decoding = decoding.expect("shapes fit");
+    let (decoding, _) = decoding.expect("shapes fit");
     let sent = Block::encode(&server).to_vec();
     bolero::check!().for_each(|input: &[u8]| {
         let evaluate = |server: &[u8], tables: &[u8], decoding: &[u8]| {
             let decoding = Bits::decode("decoding", decoding, shape.index_bits())?;
-            evaluate_argmax(shape, &tweaks, &client, server, tables, &decoding)
+            let (colours, _) = evaluate_argmax(shape, &tweaks, &client, server, tables)?;
+            decode_argmax(shape, &colours, &decoding)
         };
         let honest = decoding.as_bytes();
         assert!(evaluate(input, &tables, honest).is_err());

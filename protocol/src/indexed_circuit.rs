@@ -32,6 +32,8 @@ pub(crate) struct IndexedCircuit {
     pub(crate) slots: usize,
     /// Whether anything is garbled: ReLUs, or the label.
     pub(crate) garbles: bool,
+    /// Whether a garbled circuit has a guard, and the last message a seal.
+    pub(crate) guarded: bool,
 }
 
 impl IndexedCircuit {
@@ -71,6 +73,7 @@ impl IndexedCircuit {
         let indexed = IndexedCircuit {
             slots: layers.iter().map(|layer| layer.slots).sum(),
             garbles: layers.iter().any(LayerIndex::garbles),
+            guarded: layers.iter().any(LayerIndex::guarded),
             circuit: circuit.clone(),
             single,
             batches,
@@ -334,12 +337,15 @@ pub(crate) struct LayerIndex {
 impl LayerIndex {
     fn new(layer: &Layer) -> Result<Self, String> {
         let mut index = LayerIndex::default();
-        let sign_width = |bits: u8| SignWidth::new(bits.into()).map_err(|e| e.to_string());
+        let sign_width = |bits: u8| {
+            let guard = layer.guard_bits;
+            SignWidth::guarded(bits.into(), guard.into()).map_err(|e| e.to_string())
+        };
         let activation = match &layer.step {
             Step::Activate(activation) => activation,
             Step::Output { reveal, .. } => {
                 if *reveal == Reveal::Label {
-                    let width = sign_width(layer.bound_bits - layer.truncate() + 1)?;
+                    let width = sign_width(layer.bound_bits + 1 + layer.guard_bits)?;
                     let shape = ArgMax::new(layer.shape.len(), width).map_err(|e| e.to_string());
                     index.label = Some(shape?);
                 }
@@ -364,6 +370,13 @@ impl LayerIndex {
     /// Whether the layer has a garbled circuit.
     pub(crate) fn garbles(&self) -> bool {
         self.width.is_some() || self.label.is_some()
+    }
+
+    /// Whether its garbled circuit has a guard.
+    fn guarded(&self) -> bool {
+        let label = self.label.map(ArgMax::width);
+        let widths = self.width.into_iter().chain(label);
+        widths.into_iter().any(|width| width.guard_bits() > 0)
     }
 
     /// Elements that take part in the online messages.

@@ -20,6 +20,7 @@ pub mod layout;
 pub mod linear;
 mod nonlinear;
 mod parts;
+mod seal;
 mod secrets;
 pub mod session;
 mod share;

@@ -36,15 +36,20 @@
 //! - garbled circuits without output decoding, and later one label for each wire;
 //! - openings masked by `d0`, and rows that are uniform or equal to its own output share;
 //! - last, the server's share of the logits, or, if the circuit reveals the label only, one label
-//!   for each wire of the arg max and the decoding of its index.
+//!   for each wire of the arg max and the decoding of its index. If the circuit has guards, share
+//!   and decoding are sealed (file `seal.rs`) under a key that the client has only if every guarded
+//!   value kept to its range. Otherwise it learns *that one did not*, one bit for the whole
+//!   inference, and nothing about the output.
 //!
 //! All but the last can be simulated from the circuit alone, up to the statistical distance of the
-//! floods. The last is the output minus the client's own share, or can be simulated from the label
-//! ([`pi_garble::garble_argmax`]). That output is a function of the client's shares too, which are
-//! therefore an input of the functionality and not only coins of the protocol: each truncation has
-//! a dither that the client knows, and repeated answers tell weights by it ("What leaks by design"
-//! in `docs/threat-model.md`). Tables are sent before the garbler's input exists, so the argument
-//! for the garbling is adaptive, with AES as an ideal cipher.
+//! floods; guards are labels like others, of which nothing is decoded ([`pi_garble::GuardKey`]).
+//! The last is random bytes if the functionality says "out of range", and sealed under the key of
+//! the simulated labels if not. Its content is the output minus the client's own share, or can be
+//! simulated from the label ([`pi_garble::garble_argmax`]). That output is a function of the
+//! client's shares too, which are therefore an input of the functionality and not only coins of the
+//! protocol: each truncation has a dither that the client knows, and repeated answers tell weights
+//! by it ("What leaks by design" in `docs/threat-model.md`). Tables are sent before the garbler's
+//! input exists, so the argument for the garbling is adaptive, with AES as an ideal cipher.
 //!
 //! *Truncated shares* are not uniform in `F_p`, so every message that carries one is masked as
 //! above. If a truncation wraps, the value of the element is lost; the artifact states the

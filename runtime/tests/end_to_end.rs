@@ -90,6 +90,7 @@ fn is_answer(prediction: &Prediction, logits: &[i64]) -> bool {
     match &prediction.answer {
         Answer::Label(found) => *found == label(logits),
         Answer::Logits(found) => found == logits,
+        Answer::OutOfRange => false,
     }
 }
 

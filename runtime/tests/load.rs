@@ -238,6 +238,7 @@ async fn strangers_cannot_spend_the_servers_memory() {
     match answer.answer {
         Answer::Label(found) => assert_eq!(found, label(&exact.logits)),
         Answer::Logits(found) => assert_eq!(found, exact.logits),
+        Answer::OutOfRange => panic!("out of range"),
     }
     connection.close().await;
 

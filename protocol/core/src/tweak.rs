@@ -1,6 +1,6 @@
 //! Tweaks: the part of a hash's key that differs from use to use within a bundle.
 //!
-//! A tweak has 128 bits: the class stands in the two top bits, a counter that runs through the
+//! A tweak has 128 bits: the class stands in the three top bits, a counter that runs through the
 //! whole bundle in the low 64. No tweak repeats within a bundle as long as every [`TweakRange`]
 //! comes from the bundle's one [`TweakCounter`]. Both parties draw the same ranges in the same
 //! order.
@@ -11,13 +11,20 @@ use crate::{Block, Error};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TweakClass {
     /// The garbler's half of an AND gate.
-    GateG = 0,
+    GateG = 0b000,
     /// The evaluator's half of an AND gate.
-    GateE = 1,
+    GateE = 0b010,
     /// The pad of the output gadget.
-    Output = 2,
+    Output = 0b100,
     /// The pad of the correlated OT that runs from the evaluator to the garbler.
-    ReverseCot = 3,
+    ReverseCot = 0b110,
+    /// The hash of a wire that must carry 0 where values keep to their ranges.
+    Guard = 0b001,
+}
+
+impl TweakClass {
+    /// Lowest of the bits in which it stands.
+    pub const SHIFT: u32 = 125;
 }
 
 /// The bundle-wide counter of tweaks.
@@ -77,7 +84,10 @@ impl TweakRange {
             "gate {gate} of {}",
             self.stride
         );
-        self.nonce ^ Block::new((class as u128) << 126 | self.counter(instance, gate) as u128)
+        self.nonce
+            ^ Block::new(
+                (class as u128) << TweakClass::SHIFT | self.counter(instance, gate) as u128,
+            )
     }
 
     /// Returns the counter value of gate `gate` of an instance.
@@ -149,6 +159,7 @@ mod tests {
                         TweakClass::GateE,
                         TweakClass::Output,
                         TweakClass::ReverseCot,
+                        TweakClass::Guard,
                     ] {
                         keys.push(range.key(class, instance, gate).value());
                     }

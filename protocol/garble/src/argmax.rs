@@ -1,12 +1,13 @@
 //! The garbled arg max: which of `K` shared values is the largest, and nothing else.
 //!
 //! Value `k` is `c_k + d_k` modulo `2^w` in two's complement, `c_k` at the client and `d_k` at the
-//! server. The result is the smallest index at which the values are largest. The bool circuit has
-//! two parts:
+//! server. The result is the smallest index at which the values are largest. The sums may have a
+//! guard of `g` bits above the `w` ([`GuardKey`]), which says whether that was enough; nothing else
+//! reads those bits. The bool circuit has two parts:
 //!
 //! | part | number | AND gates each |
 //! | --- | --- | --- |
-//! | ripple carry adder of the two shares | `K` | `w - 1` |
+//! | ripple carry adder of the two shares | `K` | `w + g - 1` |
 //! | node of a knock-out tournament on level `l`, 0 at the leaves | `K - 1` in all | `2 w + l`, the root `w + l` |
 //!
 //! On level `l` the candidates stand for blocks of `2^l` neighbouring indices, and a node compares
@@ -43,7 +44,7 @@
 //! sixteen adders or nodes fill the lanes of the hash, and no threads are used.
 
 use crate::half_gates::{Keys, TABLE_BYTES, evaluate_and, garble_and};
-use crate::{InputLabels, SignWidth};
+use crate::{GuardKey, InputLabels, SignWidth};
 use pi_core::hash::LANES;
 use pi_core::{BLOCK_BYTES, Bits, Block, Delta, Error, Labels, TweakClass, TweakRange};
 use zeroize::{Zeroize, Zeroizing};
@@ -59,7 +60,7 @@ impl ArgMax {
     /// Checks a shape.
     ///
     /// `width` is that of the sign circuit for the same truncation ([`SignWidth`]): the bits that
-    /// hold a truncated value and its sign.
+    /// hold a truncated value and its sign, and those of the guard.
     ///
     /// # Errors
     /// [`Error::CallerRange`] outside 2 to 65,536 values.
@@ -86,12 +87,17 @@ impl ArgMax {
         self.values
     }
 
-    /// Returns the width of a value.
+    /// Returns the width of a value, with its guard.
     pub const fn width(self) -> SignWidth {
         self.width
     }
 
-    /// Returns the number of input bits of each party: `K w`.
+    /// Bits of a value that are compared: all but the guard's.
+    const fn compared(self) -> usize {
+        (self.width.bits() - self.width.guard_bits()) as usize
+    }
+
+    /// Returns the number of input bits of each party: `K (w + g)`.
     pub const fn input_bits(self) -> usize {
         self.values * self.width.bits() as usize
     }
@@ -116,7 +122,7 @@ impl ArgMax {
 
     /// AND gates of a node on this level.
     const fn node_gates(self, level: usize) -> usize {
-        let w = self.width.bits() as usize;
+        let w = self.compared();
         let selected = if level + 1 == self.index_bits() { 0 } else { w };
         w + selected + level
     }
@@ -151,7 +157,8 @@ impl ArgMax {
 }
 
 /// Garbles an arg max: overwrites `tables`, and returns the decoding bits of the index, lowest bit
-/// first, which are to be sent with the server's labels ([`crate::active_labels`]).
+/// first, which are to be sent with the server's labels ([`crate::active_labels`]), and the key of
+/// the guard.
 ///
 /// # Shapes
 /// `zeros`: [`ArgMax::input_bits`] for each party; `tables`: [`ArgMax::table_bytes`]; `tweaks`: one
@@ -164,7 +171,7 @@ pub fn garble_argmax(
     delta: &Delta,
     zeros: InputLabels<'_>,
     tables: &mut [u8],
-) -> Result<Bits, Error> {
+) -> Result<(Bits, GuardKey), Error> {
     let InputLabels { client, server } = zeros;
     Error::check_argument("client's zero labels", shape.input_bits(), client.len())?;
     Error::check_argument("server's zero labels", shape.input_bits(), server.len())?;
@@ -176,46 +183,58 @@ pub fn garble_argmax(
         delta: delta.block(),
         tables,
     };
-    let index = run(shape, &mut garbler, client, |i| server[i]);
-    Ok(index.iter().map(|zero| zero.colour()).collect())
+    let (index, guard) = run(shape, &mut garbler, client, |i| server[i]);
+    let decoding = index.iter().map(|zero| zero.colour()).collect();
+    Ok((decoding, GuardKey::of_instance(tweaks, &guard)))
 }
 
-/// Evaluates an arg max and decodes the index.
+/// Evaluates an arg max: returns the colours of the index, which tell nothing until they are
+/// decoded ([`decode_argmax`]), and the key of the guard.
 ///
-/// Wrong tables or labels of the right length give an index that means nothing, which is the
+/// Wrong tables or labels of the right length give colours that mean nothing, which is the
 /// semi-honest model.
 ///
 /// # Shapes
 /// `client`: active labels, [`ArgMax::input_bits`]; `server`: the same, as the message of
-/// [`crate::active_labels`]; `tables`: [`ArgMax::table_bytes`]; `decoding`: [`ArgMax::index_bits`].
+/// [`crate::active_labels`]; `tables`: [`ArgMax::table_bytes`].
 /// # Errors
-/// [`Error::PeerLength`] if `server`, `tables` or `decoding` has the wrong length,
-/// [`Error::PeerValue`] if the index is not below `K`, which no honest garbler causes;
-/// [`Error::CallerLength`] if the client's labels or the tweaks do not fit.
+/// [`Error::PeerLength`] if `server` or `tables` has the wrong length; [`Error::CallerLength`] if
+/// the client's labels or the tweaks do not fit.
 pub fn evaluate_argmax(
     shape: ArgMax,
     tweaks: &TweakRange,
     client: &[Block],
     server: &[u8],
     tables: &[u8],
-    decoding: &Bits,
-) -> Result<usize, Error> {
+) -> Result<(Bits, GuardKey), Error> {
     Error::check_argument("client's labels", shape.input_bits(), client.len())?;
     Error::check_message("server's labels", shape.label_bytes(), server.len())?;
     Error::check_message("garbled arg max", shape.table_bytes(), tables.len())?;
-    let decoding_bytes = decoding.as_bytes().len();
-    Error::check_message("decoding bits", shape.decoding_bytes(), decoding_bytes)?;
-    Error::check_argument("decoding bits", shape.index_bits(), decoding.len())?;
     shape.check_tweaks(tweaks)?;
     let (tables, _) = tables.as_chunks();
     let (server, _) = server.as_chunks::<BLOCK_BYTES>();
     let mut evaluator = Evaluator { tweaks, tables };
-    let index = run(shape, &mut evaluator, client, |i| {
+    let (index, guard) = run(shape, &mut evaluator, client, |i| {
         Block::from_bytes(server[i])
     });
-    let bits = index.iter().zip(decoding.iter()).enumerate();
-    let index = bits.fold(0, |index, (bit, (label, zero))| {
-        index | ((label.colour() ^ zero) as usize) << bit
+    let colours = index.iter().map(|label| label.colour()).collect();
+    Ok((colours, GuardKey::of_instance(tweaks, &guard)))
+}
+
+/// Decodes the index.
+///
+/// # Errors
+/// [`Error::PeerLength`] if `decoding` has the wrong length, [`Error::PeerValue`] if the index is
+/// not below `K`, which no honest garbler causes; [`Error::CallerLength`] if there are other
+/// numbers of colours or decoding bits.
+pub fn decode_argmax(shape: ArgMax, colours: &Bits, decoding: &Bits) -> Result<usize, Error> {
+    let decoding_bytes = decoding.as_bytes().len();
+    Error::check_message("decoding bits", shape.decoding_bytes(), decoding_bytes)?;
+    Error::check_argument("decoding bits", shape.index_bits(), decoding.len())?;
+    Error::check_argument("colours of the index", shape.index_bits(), colours.len())?;
+    let bits = colours.iter().zip(decoding.iter()).enumerate();
+    let index = bits.fold(0, |index, (bit, (colour, zero))| {
+        index | ((colour ^ zero) as usize) << bit
     });
     match index < shape.values {
         true => Ok(index),
@@ -299,14 +318,14 @@ fn keys(tweaks: &TweakRange, gates: &[usize; LANES]) -> Keys {
 }
 
 /// Runs the circuit for one party, whose labels of the inputs are `client` and `server(i)`, and
-/// returns the wires of the index, lowest bit first.
+/// returns the wires of the index, lowest bit first, and those of the guard, `[value][bit]`.
 fn run(
     shape: ArgMax,
     party: &mut impl Party,
     client: &[Block],
     server: impl Fn(usize) -> Block,
-) -> Labels {
-    let mut values = add_shares(shape, party, client, server);
+) -> (Labels, Labels) {
+    let (mut values, guard) = add_shares(shape, party, client, server);
     let bits = shape.index_bits();
     let mut indices: Labels = Zeroizing::new(vec![Block::ZERO; shape.values * bits]);
     let mut first_gate = shape.values * shape.width.and_gates();
@@ -317,34 +336,43 @@ fn run(
         play_level(shape, party, (level, nodes, first_gate), room);
         first_gate += nodes * shape.node_gates(level);
         if !candidates.is_multiple_of(2) {
-            let (w, last) = (shape.width.bits() as usize, candidates - 1);
+            let (w, last) = (shape.compared(), candidates - 1);
             values.copy_within(last * w..candidates * w, nodes * w);
             indices.copy_within(last * bits..candidates * bits, nodes * bits);
         }
         candidates = candidates.div_ceil(2);
     }
     debug_assert_eq!(first_gate, shape.and_gates());
-    Zeroizing::new(indices[..bits].to_vec())
+    (Zeroizing::new(indices[..bits].to_vec()), guard)
 }
 
-/// Adds the shares: returns the sums with inverted top bits, `[value][bit]`.
+/// Adds the shares: returns the sums without their guards and with inverted top bits,
+/// `[value][bit]`, and the wires of the guard.
 fn add_shares(
     shape: ArgMax,
     party: &mut impl Party,
     client: &[Block],
     server: impl Fn(usize) -> Block,
-) -> Labels {
-    let (w, and_gates) = (shape.width.bits() as usize, shape.width.and_gates());
-    let mut sums: Labels = Zeroizing::new(vec![Block::ZERO; shape.input_bits()]);
+) -> (Labels, Labels) {
+    let (m, and_gates) = (shape.width.bits() as usize, shape.width.and_gates());
+    let w = shape.compared();
+    let zeros = |count| Zeroizing::new(vec![Block::ZERO; count]);
+    let (mut sums, mut guard): (Labels, Labels) =
+        (zeros(shape.values * w), zeros(shape.values * (m - w)));
     for group in groups(shape.values) {
         let mut carry = [Block::ZERO; LANES];
         let (mut a, mut b) = ([Block::ZERO; LANES], [Block::ZERO; LANES]);
-        for i in 0..w {
+        for i in 0..m {
             // As in the sign circuit; the carry cancels out of `a xor b`.
             for (lane, value) in group.clone().enumerate() {
-                a[lane] = client[value * w + i] ^ carry[lane];
-                b[lane] = server(value * w + i) ^ carry[lane];
-                sums[value * w + i] = a[lane] ^ b[lane] ^ carry[lane];
+                a[lane] = client[value * m + i] ^ carry[lane];
+                b[lane] = server(value * m + i) ^ carry[lane];
+                let sum = a[lane] ^ b[lane] ^ carry[lane];
+                match i.checked_sub(w) {
+                    None => sums[value * w + i] = sum,
+                    // A bit of the guard against the top bit of the value.
+                    Some(j) => guard[value * (m - w) + j] = sum ^ sums[value * w + w - 1],
+                }
             }
             if i < and_gates {
                 let gates = lanes(&group, |value| value * and_gates + i);
@@ -358,7 +386,7 @@ fn add_shares(
         }
         [carry, a, b].zeroize();
     }
-    sums
+    (sums, guard)
 }
 
 /// Plays the `nodes` nodes of a level: candidate `j` becomes the winner of candidates `2 j` and
@@ -373,7 +401,7 @@ fn play_level(
     (values, indices): (&mut [Block], &mut [Block]),
 ) {
     let (w, bits, node_gates) = (
-        shape.width.bits() as usize,
+        shape.compared(),
         shape.index_bits(),
         shape.node_gates(level),
     );

@@ -322,7 +322,8 @@ mod tests {
         let mut client_labels = vec![0; width.label_bytes(count)];
         active_labels(width, &delta, &client_stream, &c, &mut client_labels).unwrap();
         let client_labels = Block::decode("labels", &client_labels, count * m as usize).unwrap();
-        let keep = evaluate_sign(width, &tweaks, &client_labels, &server_labels, &tables).unwrap();
+        let (keep, _) =
+            evaluate_sign(width, &tweaks, &client_labels, &server_labels, &tables).unwrap();
         let rows = fp::decode("rows", fp::encode(&rows), count).unwrap();
         let y_client = client_output(&tweaks, &keep, &rows, &c, &u).unwrap();
         for j in 0..count {

@@ -7,7 +7,8 @@
 //! [`pi_core`].
 //!
 //! A second bool circuit, the arg max of shared values ([`garble_argmax`], [`evaluate_argmax`]),
-//! ends in an index that the client decodes, and in nothing else.
+//! ends in an index that the client decodes, and in nothing else. Either can have a *guard*, which
+//! tells the client whether all values kept to their ranges ([`GuardKey`]).
 //!
 //! # Security
 //! Semi-honest garbler and evaluator. The hash is MITCCR (Guo, Katz, Wang, Weng, Yu, "Better
@@ -23,9 +24,11 @@
 
 mod argmax;
 pub mod gadget;
+mod guard;
 mod half_gates;
 mod sign;
 
-pub use argmax::{ArgMax, evaluate_argmax, garble_argmax};
+pub use argmax::{ArgMax, decode_argmax, evaluate_argmax, garble_argmax};
 pub use gadget::{ServerGadget, client_output};
+pub use guard::{GuardKey, MAX_GUARD_BITS};
 pub use sign::{InputLabels, SignWidth, active_labels, evaluate_sign, garble_sign};

@@ -1,8 +1,9 @@
 //! The garbled sign: whether `c + d >= 0`, for the client's `c` and the server's `d` modulo `2^m`.
 //!
-//! A ripple carry chain of `m - 1` AND gates and free XORs; the bool circuit's only output is the
-//! negated top bit of the sum, the wire *keep*. Gates are half-gates (Zahur, Rosulek, Evans,
-//! EUROCRYPT 2015) with the free-XOR offset `delta` of the bundle's OT extension, hashed by
+//! A ripple carry chain of `m - 1` AND gates and free XORs; the bool circuit's output is the
+//! negated top bit of the sum, the wire *keep*. If the width has a guard, the bits below the top
+//! one are compared with it ([`GuardKey`]). Gates are half-gates (Zahur, Rosulek, Evans, EUROCRYPT
+//! 2015) with the free-XOR offset `delta` of the bundle's OT extension, hashed by
 //! [`pi_core::hash`].
 //!
 //! The server garbles, the client evaluates, both semi-honest. The client's labels are the output
@@ -18,49 +19,80 @@
 //! Labels of inputs: `[instance][bit]`, lowest bit first. Tables: `[instance][gate][G, E]`, 32
 //! bytes per gate.
 
+use crate::guard::{GuardKey, MAX_GUARD_BITS};
 use crate::half_gates::{Keys, TABLE_BYTES};
 use pi_core::hash::LANES;
 use pi_core::{BLOCK_BYTES, Backend, Block, Delta, Error, Labels, Prg, TweakClass, TweakRange};
 use rayon::prelude::*;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod scalar;
 
-/// The width `m` of a sign circuit, 2 to 60 bits.
+/// The width `m` of a sign circuit, 2 to 60 bits, of which some may be a guard's.
 ///
-/// A truncation by `f` bits of a value bounded by `B` needs `m = log2 B - f + 1`.
+/// A truncation by `f` bits of a value bounded by `B` needs `m = log2 B - f + 1`; with a guard of
+/// `k` bits above that ([`GuardKey`]), `m` is `k` more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SignWidth(u32);
+pub struct SignWidth {
+    bits: u32,
+    guard: u32,
+}
 
 impl SignWidth {
-    /// Checks a width.
+    /// Checks a width without a guard.
     ///
     /// # Errors
     /// [`Error::CallerRange`] outside 2 to 60 bits. One bit would be a sign and no value.
     pub const fn new(bits: u32) -> Result<Self, Error> {
-        const MIN: u32 = 2;
-        const MAX: u32 = 60;
-        match bits {
-            MIN..=MAX => Ok(SignWidth(bits)),
-            got => Err(Error::CallerRange {
-                what: "sign width",
-                min: MIN,
-                max: MAX,
-                got,
-            }),
-        }
+        Self::guarded(bits, 0)
     }
 
-    /// Returns `m`.
+    /// Checks a width of `bits` in all, the upper `guard` of which must agree with the sign.
+    ///
+    /// # Errors
+    /// [`Error::CallerRange`] outside 2 to 60 bits, or if the guard exceeds [`MAX_GUARD_BITS`] or
+    /// leaves no bit for a sign.
+    pub const fn guarded(bits: u32, guard: u32) -> Result<Self, Error> {
+        const MIN: u32 = 2;
+        const MAX: u32 = 60;
+        let (what, min, max, got) = match bits {
+            MIN..=MAX => {
+                let below = bits - 1;
+                let max = if below < MAX_GUARD_BITS {
+                    below
+                } else {
+                    MAX_GUARD_BITS
+                };
+                ("guard bits", 0, max, guard)
+            }
+            got => ("sign width", MIN, MAX, got),
+        };
+        if got < min || got > max {
+            return Err(Error::CallerRange {
+                what,
+                min,
+                max,
+                got,
+            });
+        }
+        Ok(SignWidth { bits, guard })
+    }
+
+    /// Returns `m`, the guard included.
     pub const fn bits(self) -> u32 {
-        self.0
+        self.bits
+    }
+
+    /// Returns `k`, the bits of the guard, and the number of guard wires of one instance.
+    pub const fn guard_bits(self) -> u32 {
+        self.guard
     }
 
     /// Returns the number of AND gates of one instance: `m - 1`.
     pub const fn and_gates(self) -> usize {
-        self.0 as usize - 1
+        self.bits as usize - 1
     }
 
     /// Returns the bytes of garbled tables, offline, server to client: `32 (m - 1)` per instance.
@@ -70,7 +102,7 @@ impl SignWidth {
 
     /// Returns the bytes of the server's labels, online, server to client: `16 m` per instance.
     pub const fn label_bytes(self, instances: usize) -> usize {
-        instances * self.0 as usize * BLOCK_BYTES
+        instances * self.bits as usize * BLOCK_BYTES
     }
 }
 
@@ -86,7 +118,8 @@ pub struct InputLabels<'a> {
     pub server: &'a [Block],
 }
 
-/// Garbles the sign circuit of every instance, of a layer or a part of one.
+/// Garbles the sign circuit of every instance, of a layer or a part of one; returns the key of
+/// their guards.
 ///
 /// `tables` and `keep_zero` are overwritten, the latter with the zero labels of the *keep* wires.
 /// `tweaks` is the range of these instances, with a stride of `m` or more.
@@ -103,9 +136,9 @@ pub fn garble_sign(
     zeros: InputLabels<'_>,
     tables: &mut [u8],
     keep_zero: &mut [Block],
-) -> Result<(), Error> {
+) -> Result<GuardKey, Error> {
     let InputLabels { client, server } = zeros;
-    let m = width.0 as usize;
+    let m = width.bits as usize;
     let instances = client.len() / m;
     Error::check_argument("client's zero labels", instances * m, client.len())?;
     Error::check_argument("server's zero labels", client.len(), server.len())?;
@@ -118,12 +151,13 @@ pub fn garble_sign(
     check_tweaks(width, tweaks, instances)?;
     let backend = Backend::get();
 
-    (keep_zero.par_chunks_mut(TASK))
+    let key = (keep_zero.par_chunks_mut(TASK))
         .zip(client.par_chunks(TASK * m))
         .zip(server.par_chunks(TASK * m))
         .zip(tables.par_chunks_mut(width.table_bytes(TASK)))
         .enumerate()
-        .for_each(|(task, (((keep, client), server), tables))| {
+        .map(|(task, (((keep, client), server), tables))| {
+            let mut key = GuardKey::empty();
             let groups = (keep.chunks_mut(LANES))
                 .zip(client.chunks(LANES * m))
                 .zip(server.chunks(LANES * m))
@@ -136,13 +170,20 @@ pub fn garble_sign(
                     first,
                 };
                 let zeros = InputLabels { client, server };
-                group.garble(backend, delta.block(), zeros, tables, keep);
+                key.add(&group.garble(backend, delta.block(), zeros, tables, keep));
             }
+            key
         });
-    Ok(())
+    Ok(key.reduce(GuardKey::empty, joined))
 }
 
-/// Evaluates the sign circuit of every instance and returns the labels of the *keep* wires.
+fn joined(mut a: GuardKey, b: GuardKey) -> GuardKey {
+    a.add(&b);
+    a
+}
+
+/// Evaluates the sign circuit of every instance and returns the labels of the *keep* wires, and
+/// the key of their guards: the garbler's, if and only if every value kept to its range.
 ///
 /// Wrong tables or labels of the right length give labels that mean nothing; there is no check to
 /// fail, which is the semi-honest model.
@@ -159,8 +200,8 @@ pub fn evaluate_sign(
     client: &[Block],
     server: &[u8],
     tables: &[u8],
-) -> Result<Labels, Error> {
-    let m = width.0 as usize;
+) -> Result<(Labels, GuardKey), Error> {
+    let m = width.bits as usize;
     let instances = client.len() / m;
     Error::check_argument("client's labels", instances * m, client.len())?;
     Error::check_message(
@@ -173,12 +214,13 @@ pub fn evaluate_sign(
     let backend = Backend::get();
 
     let mut keep = Zeroizing::new(vec![Block::ZERO; instances]);
-    (keep.par_chunks_mut(TASK))
+    let key = (keep.par_chunks_mut(TASK))
         .zip(client.par_chunks(TASK * m))
         .zip(server.par_chunks(width.label_bytes(TASK)))
         .zip(tables.par_chunks(width.table_bytes(TASK)))
         .enumerate()
-        .for_each(|(task, (((keep, client), server), tables))| {
+        .map(|(task, (((keep, client), server), tables))| {
+            let mut key = GuardKey::empty();
             let groups = (keep.chunks_mut(LANES))
                 .zip(client.chunks(LANES * m))
                 .zip(server.chunks(width.label_bytes(LANES)))
@@ -190,10 +232,12 @@ pub fn evaluate_sign(
                     tweaks,
                     first,
                 };
-                group.evaluate(backend, client, server, tables, keep);
+                key.add(&group.evaluate(backend, client, server, tables, keep));
             }
+            key
         });
-    Ok(keep)
+    let key = key.reduce(GuardKey::empty, joined);
+    Ok((keep, key))
 }
 
 /// Instances garbled or evaluated side by side, up to [`LANES`], from the `first` of the tweaks on.
@@ -215,13 +259,16 @@ impl Group<'_> {
         zeros: InputLabels<'_>,
         tables: &mut [u8],
         keep: &mut [Block],
-    ) {
-        match backend {
+    ) -> GuardKey {
+        let count = keep.len();
+        self.guarded(count, |guard| match backend {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a back end in use is supported, so the features of its level are present.
-            Backend::Avx512 => unsafe { avx512::garble_group(self, delta, zeros, tables, keep) },
-            _ => scalar::garble_group(self, delta, zeros, tables, keep),
-        }
+            Backend::Avx512 => unsafe {
+                avx512::garble_group(self, delta, zeros, tables, (keep, guard))
+            },
+            _ => scalar::garble_group(self, delta, zeros, tables, (keep, guard)),
+        })
     }
 
     /// Evaluates on a back end that must be supported.
@@ -233,15 +280,37 @@ impl Group<'_> {
         server: &[u8],
         tables: &[u8],
         keep: &mut [Block],
-    ) {
-        match backend {
+    ) -> GuardKey {
+        let count = keep.len();
+        self.guarded(count, |guard| match backend {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a back end in use is supported, so the features of its level are present.
             Backend::Avx512 => unsafe {
-                avx512::evaluate_group(self, client, server, tables, keep)
+                avx512::evaluate_group(self, client, server, tables, (keep, guard))
             },
-            _ => scalar::evaluate_group(self, client, server, tables, keep),
+            _ => scalar::evaluate_group(self, client, server, tables, (keep, guard)),
+        })
+    }
+
+    /// Runs the circuit of `count` instances, which sets the guard wires, and returns their key:
+    /// wire `j` of an instance is the sign xor the bit `j + 1` below it.
+    #[inline]
+    fn guarded(self, count: usize, run: impl FnOnce(&mut [[Block; LANES]])) -> GuardKey {
+        let mut wires = [[Block::ZERO; LANES]; MAX_GUARD_BITS as usize];
+        let wires = &mut wires[..self.width.guard as usize];
+        run(wires);
+        let mut key = GuardKey::empty();
+        for (gate, wires) in wires.iter_mut().enumerate() {
+            key.add(&GuardKey::of_lanes(
+                self.tweaks,
+                self.first,
+                gate,
+                wires,
+                count,
+            ));
+            wires.zeroize();
         }
+        key
     }
 
     /// Returns the keys of both halves of gate `gate`, lane by lane.
@@ -262,7 +331,7 @@ impl Group<'_> {
 
 fn check_tweaks(width: SignWidth, tweaks: &TweakRange, instances: usize) -> Result<(), Error> {
     tweaks.check_instances(instances)?;
-    let (expected, got) = (width.0 as usize, tweaks.stride() as usize);
+    let (expected, got) = (width.bits as usize, tweaks.stride() as usize);
     match got >= expected {
         true => Ok(()),
         false => Err(Error::CallerLength {
@@ -299,7 +368,7 @@ pub fn active_labels(
         .zip(values.par_chunks(TASK))
         .enumerate()
         .for_each(|(task, (out, values))| {
-            zeros.fill_at((task * TASK) as u128 * width.0 as u128, out);
+            zeros.fill_at((task * TASK) as u128 * width.bits as u128, out);
             select_labels(width, delta, values, out);
         });
     Ok(())

@@ -143,7 +143,7 @@ fn relu(depth: TreeDepth, m: u32, count: usize) {
     let rows = fp::encode(&rows);
     assert_eq!(labels.len() + rows.len(), count * (16 * m as usize + 8));
 
-    let keep = evaluate_sign(width, &client_tweaks, &client_labels, &labels, &tables).unwrap();
+    let (keep, _) = evaluate_sign(width, &client_tweaks, &client_labels, &labels, &tables).unwrap();
     let rows = fp::decode("rows", rows, count).unwrap();
     let y_client = client_output(&client_tweaks, &keep, &rows, &c, &u).unwrap();
     for (j, &value) in values.iter().enumerate() {

@@ -1,18 +1,19 @@
 //! Label: a garbled arg max of the logits, in place of the server's share of them.
 //!
 //! The bool circuit comes from `pi-garble`, the oblivious transfers from `pi-ot`; here they become
-//! parts of messages. With `K` logits of `w = log2 B + 1` bits and `A` AND gates
-//! ([`ArgMax::and_gates`]):
+//! parts of messages. With `K` logits of `w = log2 B + 1 + g` bits, `g` of them a guard's, and `A`
+//! AND gates ([`ArgMax::and_gates`]):
 //!
 //! | message | bytes | content |
 //! | --- | --- | --- |
 //! | offline 3, up | forward extension, `K w` OTs | bits of `c' mod 2^w` |
 //! | offline 4, down | `32 A` | tables |
-//! | online, last, down | `16 K w + ceil(log2 K) / 8` | labels of `d_hat mod 2^w`; decoding bits of the index |
+//! | online, last, down | `16 K w + ceil(log2 K) / 8` | labels of `d_hat mod 2^w`; decoding bits of the index, sealed (`seal.rs`) if anything is guarded |
 //!
 //! The shares are those of a truncation by no bits ([`crate::share`]), whose sum is the logit as an
 //! integer unless it wraps. So the index is that of the exact logits: there is no rounding, and
-//! only wraps, which the artifact's failure probability counts.
+//! only wraps, which the artifact's failure probability counts, and logits beyond their bound,
+//! which the guard finds.
 //!
 //! # What each party sees
 //! The server sees the bits of `c'` masked by streams of the OT extension that it does not know, as
@@ -26,7 +27,9 @@ use crate::share;
 use crate::wire::Reader;
 use pi_core::fp::Elements;
 use pi_core::{Bits, Block, Delta, Labels, Prg, TweakRange, memory};
-use pi_garble::{ArgMax, InputLabels, active_labels, evaluate_argmax, garble_argmax};
+use pi_garble::{
+    ArgMax, GuardKey, InputLabels, active_labels, decode_argmax, evaluate_argmax, garble_argmax,
+};
 use pi_ir::Layer;
 use pi_ot::{CotReceiver, CotSender, TreeDepth};
 use zeroize::Zeroizing;
@@ -78,32 +81,31 @@ impl ClientLabel {
         Ok(ClientLabel { labels, tables })
     }
 
-    /// The label, from the last online message, of [`online_bytes`].
-    ///
-    /// # Errors
-    /// [`Error::PeerMisbehaved`] if the decoding bits have stray ones or the label is none of the
-    /// `K`.
+    /// The colours of the label's index, from the labels of the last online message, and the key of
+    /// the guard.
     pub(crate) fn evaluate(
         self,
         shape: ArgMax,
         tweaks: &TweakRange,
-        message: &[u8],
-    ) -> Result<usize, Error> {
-        let mut reader = Reader::message("label", message);
-        let server = reader.take(shape.label_bytes())?;
-        let decoding = reader.take(shape.decoding_bytes())?;
-        reader.end()?;
-        let decoding = Bits::decode("decoding bits of the label", decoding, shape.index_bits())?;
+        server: &[u8],
+    ) -> Result<(Bits, GuardKey), Error> {
         let (labels, tables) = (&self.labels, &self.tables);
-        Ok(evaluate_argmax(
-            shape, tweaks, labels, server, tables, &decoding,
-        )?)
+        Ok(evaluate_argmax(shape, tweaks, labels, server, tables)?)
     }
+}
+
+/// The label, from its colours and the decoding bits of the last online message.
+///
+/// # Errors
+/// [`Error::PeerMisbehaved`] if the decoding bits have stray ones or the label is none of the `K`.
+pub(crate) fn decode(shape: ArgMax, colours: &Bits, decoding: &[u8]) -> Result<usize, Error> {
+    let decoding = Bits::decode("decoding bits of the label", decoding, shape.index_bits())?;
+    Ok(decode_argmax(shape, colours, &decoding)?)
 }
 
 impl ServerLabel {
     /// The server garbles: reads its part of message 3, of [`choice_bytes`], and writes that of
-    /// message 4, the tables.
+    /// message 4, the tables. Returns what it keeps, and the key of the guard.
     ///
     /// `server_zero` begins with the zero labels of the server's inputs.
     pub(crate) fn garble(
@@ -113,7 +115,7 @@ impl ServerLabel {
         server_zero: &Prg,
         received: &[u8],
         tables: &mut [u8],
-    ) -> Result<Self, Error> {
+    ) -> Result<(Self, GuardKey), Error> {
         let client = forward.extend(shape.input_bits(), received)?;
         let mut server: Labels = Zeroizing::new(vec![Block::ZERO; shape.input_bits()]);
         server_zero.fill_at(0, Block::bytes_mut(&mut server));
@@ -121,11 +123,12 @@ impl ServerLabel {
             client: &client,
             server: &server,
         };
-        let decoding = garble_argmax(shape, tweaks, forward.delta(), zeros, tables)?;
-        Ok(ServerLabel { decoding })
+        let (decoding, key) = garble_argmax(shape, tweaks, forward.delta(), zeros, tables)?;
+        Ok((ServerLabel { decoding }, key))
     }
 
-    /// The last online message, for the server's shares `d` of the output's sums.
+    /// The last online message before it is sealed, for the server's shares `d` of the output's
+    /// sums: the labels, [`ArgMax::label_bytes`] of them, and the decoding bits.
     ///
     /// `server_zero` is the stream of the zero labels that the arg max was garbled with.
     pub(crate) fn open(

@@ -18,7 +18,7 @@
 //! decoded, one label of each wire, and rows that are either uniform to it, because it cannot
 //! compute the hash that masks them, or equal to its own output share. The bool circuit's input
 //! from the server is the *negative integer* `d_hat`, reduced modulo `2^m`, not its representative
-//! in `F_p`.
+//! in `F_p`. Guards ([`GuardKey`]) add nothing to any message; they make `m` larger.
 
 use crate::Error;
 use crate::parts::Piece;
@@ -27,7 +27,8 @@ use crate::wire::Reader;
 use pi_core::fp::{self, ELEMENT_BYTES, Elements};
 use pi_core::{Bits, Block, Delta, Labels, Prg, ROWS_PER_TILE, TweakRange, memory};
 use pi_garble::{
-    InputLabels, ServerGadget, SignWidth, active_labels, client_output, evaluate_sign, garble_sign,
+    GuardKey, InputLabels, ServerGadget, SignWidth, active_labels, client_output, evaluate_sign,
+    garble_sign,
 };
 use pi_ot::{CotReceiver, CotSender, Parts, TreeDepth, reverse};
 use zeroize::Zeroizing;
@@ -122,19 +123,20 @@ impl Offered {
 }
 
 impl ClientRelu {
-    /// The client's share of `max(c + d, 0)` from its part of an online message.
+    /// The client's share of `max(c + d, 0)` from its part of an online message, and the key of the
+    /// guards.
     pub(crate) fn evaluate(
         self,
         piece: &ReluPiece,
         c: &[u64],
         message: &mut Reader<'_>,
-    ) -> Result<Elements, Error> {
+    ) -> Result<(Elements, GuardKey), Error> {
         let ReluPiece { width, ref tweaks } = *piece;
         let labels = message.take(width.label_bytes(c.len()))?;
         let rows = message.take(ELEMENT_BYTES * c.len())?;
         let rows = fp::decode("rows", rows, c.len())?;
-        let keep = evaluate_sign(width, tweaks, &self.labels, labels, &self.tables)?;
-        Ok(client_output(tweaks, &keep, &rows, c, &self.u)?)
+        let (keep, key) = evaluate_sign(width, tweaks, &self.labels, labels, &self.tables)?;
+        Ok((client_output(tweaks, &keep, &rows, c, &self.u)?, key))
     }
 }
 
@@ -153,7 +155,7 @@ pub(crate) const UNIT: usize = 512;
 const _: () = assert!(UNIT.is_multiple_of(ROWS_PER_TILE));
 
 /// The server garbles a piece: reads its part of message 3, of [`choice_bytes`], and writes that of
-/// message 4, of [`garbled_bytes`].
+/// message 4, of [`garbled_bytes`]. Returns the gadgets, and the key of the guards.
 ///
 /// `server_zero` begins with the zero labels of the server's inputs to this piece. Neither they nor
 /// the client's are ever all in memory.
@@ -164,7 +166,7 @@ pub(crate) fn garble(
     choices: ServerChoices<'_>,
     received: &[u8],
     message: &mut [u8],
-) -> Result<ServerGadget, Error> {
+) -> Result<(ServerGadget, GuardKey), Error> {
     let ReluPiece { width, ref tweaks } = *piece;
     let n = choices.b.len();
     let m = width.bits() as usize;
@@ -178,21 +180,23 @@ pub(crate) fn garble(
     let mut keep_zero: Labels = Zeroizing::new(vec![Block::ZERO; n]);
     let delta = forward.delta().clone();
     let tables = tables.chunks_mut(width.table_bytes(UNIT));
+    let mut keys: Vec<GuardKey> = (0..n.div_ceil(UNIT)).map(|_| GuardKey::empty()).collect();
+    let items = tables.zip(keep_zero.chunks_mut(UNIT)).zip(&mut keys);
     let parts = Parts {
         size: UNIT * m,
-        items: tables.zip(keep_zero.chunks_mut(UNIT)).collect(),
+        items: items.collect(),
     };
     let room = || Zeroizing::new(vec![Block::ZERO; UNIT.min(n) * m]);
     let garble_part = |room: &mut Labels,
                        i: usize,
-                       (tables, keep): (&mut [u8], &mut [Block]),
+                       ((tables, keep), key): ((&mut [u8], &mut [Block]), &mut GuardKey),
                        client: &[Block]| {
         let first = i * UNIT;
         let server = &mut room[..client.len()];
         server_zero.fill_at((first * m) as u128, Block::bytes_mut(server));
         let zeros = InputLabels { client, server };
         let tweaks = tweaks.part(first, keep.len());
-        garble_sign(width, &tweaks, &delta, zeros, tables, keep)
+        *key = garble_sign(width, &tweaks, &delta, zeros, tables, keep)
             .expect("parts have the shapes of their piece");
     };
     tweaks.check_instances(n)?;
@@ -202,7 +206,10 @@ pub(crate) fn garble(
     let colours = ServerGadget::colours(&keep_zero);
     let e = reverse::derandomize(&mut v, choices.b, &colours)?;
     corrected.copy_from_slice(e.as_bytes());
-    Ok(ServerGadget::new(tweaks, &delta, &keep_zero, &v)?)
+    let mut key = GuardKey::empty();
+    keys.iter().for_each(|part| key.add(part));
+    let gadget = ServerGadget::new(tweaks, &delta, &keep_zero, &v)?;
+    Ok((gadget, key))
 }
 
 /// The server's online half: appends labels and rows for its truncated shares, and returns its

@@ -17,8 +17,8 @@
 //! # Cost
 //! Client: `16 m + 32 (m - 1) + 16` bytes per ReLU, 16 per square or polynomial, 8 more for every
 //! element, 8 for each input, and labels and tables of the arg max. Server: 16 bytes and a bit per
-//! ReLU, 16 bytes per square or polynomial, 8 per identity element, 8 more for every element. 32
-//! bytes a section.
+//! ReLU, 16 bytes per square or polynomial, 8 per identity element, 8 more for every element, and
+//! 16 for the key of all guards, if there are any. 32 bytes a section.
 
 use super::model::{ClientModel, ServerModel};
 use super::sections::{
@@ -34,7 +34,7 @@ use crate::parts::Piece;
 use crate::wire::Reader;
 use pi_core::fp::{self, ELEMENT_BYTES, Elements};
 use pi_core::{BLOCK_BYTES, Bits, Block, Delta, memory};
-use pi_garble::{ArgMax, ServerGadget};
+use pi_garble::{ArgMax, GuardKey, ServerGadget};
 use pi_ir::Layer;
 use std::collections::VecDeque;
 use zeroize::Zeroizing;
@@ -88,6 +88,8 @@ pub struct ServerBundle {
     /// Chooses the labels of the server's inputs.
     pub(crate) label_seed: Zeroizing<[u8; 32]>,
     pub(crate) delta: Delta,
+    /// Seals the last message, if anything is guarded.
+    pub(crate) range_key: Option<GuardKey>,
     pub(crate) layers: Vec<ServerLayer>,
 }
 
@@ -139,11 +141,13 @@ pub(crate) fn client_piece_bytes(piece: &Piece) -> usize {
 pub(crate) fn server_bytes(indexed: &IndexedCircuit) -> usize {
     let layers = indexed.layers_with_index();
     let layers = layers.map(|(layer, index)| section_bytes(server_layer_bytes(layer, index)));
-    HEADER_BYTES + section_bytes(SERVER_KEYS_BYTES) + layers.sum::<usize>()
+    HEADER_BYTES + section_bytes(server_keys_bytes(indexed)) + layers.sum::<usize>()
 }
 
-/// Bytes of the seed and `delta`.
-const SERVER_KEYS_BYTES: usize = 32 + BLOCK_BYTES;
+/// Bytes of the seed, `delta`, and the key that seals the last message.
+fn server_keys_bytes(indexed: &IndexedCircuit) -> usize {
+    32 + BLOCK_BYTES + if indexed.guarded { GuardKey::BYTES } else { 0 }
+}
 
 fn server_layer_bytes(layer: &Layer, index: &LayerIndex) -> usize {
     let elements = layer.shape.len() + 2 * index.quadratic.len() + index.identity.len();
@@ -359,6 +363,9 @@ impl ServerBundle {
         let mut sections = SectionWriter::begin(sink, SERVER_TAG, &self.header)?;
         sections.put(&*self.label_seed)?;
         sections.put(&self.delta.block().to_bytes())?;
+        if let Some(key) = &self.range_key {
+            sections.put(&*key.to_bytes())?;
+        }
         sections.end_section()?;
         for layer in &self.layers {
             sections.put(fp::encode(&layer.offset))?;
@@ -384,9 +391,13 @@ impl ServerBundle {
     pub fn read(source: impl BundleSource, model: &ServerModel) -> Result<Self, Error> {
         let indexed = model.indexed();
         let (mut sections, header) = SectionReader::open(source, SERVER_TAG, model.public())?;
-        let mut reader = sections.section(SERVER_KEYS_BYTES)?;
+        let mut reader = sections.section(server_keys_bytes(indexed))?;
         let label_seed = Zeroizing::new(reader.array()?);
         let delta = Delta::from_block(Block::from_bytes(reader.array()?));
+        let range_key = match indexed.guarded {
+            true => Some(GuardKey::from_bytes(reader.array()?)),
+            false => None,
+        };
         let mut layers = Vec::with_capacity(indexed.layers.len());
         for (l, (layer, index)) in indexed.layers_with_index().enumerate() {
             let mut reader = sections.section(server_layer_bytes(layer, index))?;
@@ -410,6 +421,7 @@ impl ServerBundle {
             header,
             label_seed,
             delta,
+            range_key,
             layers,
         })
     }

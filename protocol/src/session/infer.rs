@@ -6,7 +6,7 @@
 //! | first | client to server | identity of the bundle, which is the digest of its header; `x - r_0` |
 //! | per such layer | server to client | per piece of its ReLUs, labels and rows; behind the last, openings of squares and polynomials |
 //! | | client to server | `y_c - r` of the ReLUs, then of squares and polynomials, 16 MiB at a time |
-//! | last | server to client | its share of the logits; or, for a label, its labels and the decoding bits of the index |
+//! | last | server to client | its share of the logits; or, for a label, its labels and the decoding bits of the index; share and bits sealed (`seal.rs`) if anything is guarded |
 //!
 //! Everything else is local: the server computes `W (x - r)` in the clear, both parties add
 //! residuals and pool on their shares, and identity elements were settled offline. The client knew
@@ -32,36 +32,51 @@ use crate::header::BundleId;
 use crate::indexed_circuit::{IndexedCircuit, activation};
 use crate::nonlinear::label;
 use crate::nonlinear::relu::ReluPiece;
+use crate::seal;
 use crate::wire::Reader;
 use pi_core::TweakRange;
 use pi_core::fp::{self, ELEMENT_BYTES, Elements};
-use pi_ir::{Activation, LayerTrace, Trace, interpret};
+use pi_garble::GuardKey;
+use pi_ir::{Activation, Layer, LayerTrace, Reveal, Trace, interpret};
 use pi_ring::conv::ConvScratch;
 use zeroize::Zeroizing;
 
-/// What the client learns: as much as the circuit reveals.
+/// What the client learns: as much as the circuit reveals, or that it has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The index of the largest logit, the smallest index of several equal ones.
     Label(usize),
     /// The output layer's sums, at its scale.
     Logits(Vec<i64>),
+    /// The input is out of the network's range: a value that is checked left its bound.
+    OutOfRange,
 }
 
 impl Answer {
-    /// The index of the largest logit, the smallest index of several equal ones.
-    pub fn label(&self) -> usize {
+    /// The index of the largest logit, the smallest index of several equal ones; `None` out of
+    /// range.
+    pub fn label(&self) -> Option<usize> {
         match self {
-            Answer::Label(label) => *label,
-            Answer::Logits(logits) => interpret::label(logits),
+            Answer::Label(label) => Some(*label),
+            Answer::Logits(logits) => Some(interpret::label(logits)),
+            Answer::OutOfRange => None,
         }
     }
 
-    /// The logits, if they are revealed.
+    /// The logits, if they are revealed and in range.
     pub fn logits(&self) -> Option<&[i64]> {
         match self {
-            Answer::Label(_) => None,
             Answer::Logits(logits) => Some(logits),
+            Answer::Label(_) | Answer::OutOfRange => None,
+        }
+    }
+
+    /// The answer of an exact evaluation, which the private one must equal.
+    pub fn of_run(run: &interpret::Run, reveal: Reveal) -> Self {
+        match reveal {
+            _ if !run.in_range => Answer::OutOfRange,
+            Reveal::Label => Answer::Label(run.label),
+            Reveal::Logits => Answer::Logits(run.logits.clone()),
         }
     }
 }
@@ -162,7 +177,8 @@ pub async fn client_infer(
     channel.send(message).await?;
 
     let mut traced = Vec::new();
-    let mut answer = Answer::Logits(Vec::new());
+    let mut key = GuardKey::empty();
+    let mut answer = Answer::OutOfRange;
     let mut pieces = bundle.pieces;
     let layers = bundle.layers.into_iter().zip(known).zip(&tweaks);
     for (l, ((own, known), tweaks)) in layers.enumerate() {
@@ -180,7 +196,9 @@ pub async fn client_infer(
                     activation,
                     tweaks: tweaks.as_ref(),
                 };
-                let before_post = evaluation.run(channel, own, &known, &mut pieces).await?;
+                let (before_post, guard) =
+                    evaluation.run(channel, own, &known, &mut pieces).await?;
+                key.add(&guard);
                 if trace {
                     shares.before_post_truncation = before_post.to_vec();
                 }
@@ -188,15 +206,27 @@ pub async fn client_infer(
             None => {
                 let what = "last message";
                 let message = receive_exactly(channel, what, infer_bytes(indexed).1).await?;
-                answer = match (index.label, own.label, tweaks) {
+                let mut reader = Reader::message(what, &message);
+                let label = match (index.label, own.label, tweaks) {
                     (Some(shape), Some(label), Some(tweaks)) => {
-                        Answer::Label(label.evaluate(shape, tweaks, &message)?)
+                        let labels = reader.take(shape.label_bytes())?;
+                        let (colours, guard) = label.evaluate(shape, tweaks, labels)?;
+                        key.add(&guard);
+                        Some((shape, colours))
                     }
-                    _ => {
-                        let d = fp::decode(what, &message, indexed.logits())?;
-                        let sums = own.c.iter().zip(&d);
-                        let sums = sums.map(|(&c, &d)| fp::centre(fp::add(c, d)));
-                        Answer::Logits(sums.collect())
+                    _ => None,
+                };
+                let content = match indexed.guarded {
+                    true => seal::open(&key, &id, reader.rest()),
+                    false => Some(Zeroizing::new(reader.rest().to_vec())),
+                };
+                answer = match (content, label) {
+                    (None, _) => Answer::OutOfRange,
+                    (Some(bits), Some((shape, colours))) => {
+                        Answer::Label(label::decode(shape, &colours, &bits)?)
+                    }
+                    (Some(share), None) => {
+                        logits(layer, &own.c, &fp::decode(what, &share, own.c.len())?)
                     }
                 };
             }
@@ -219,14 +249,15 @@ struct Evaluation<'a> {
 
 impl Evaluation<'_> {
     /// The client's half of a layer, message by message: returns its shares of squares and
-    /// polynomials before their second truncation.
+    /// polynomials before their second truncation, and the key of the guards.
     async fn run(
         &self,
         channel: &mut impl Channel,
         own: ClientLayer,
         known: &Known,
         stored: &mut ClientPieces,
-    ) -> Result<Elements, Error> {
+    ) -> Result<(Elements, GuardKey), Error> {
+        let mut key = GuardKey::empty();
         let indexed = self.indexed;
         let index = &indexed.layers[self.layer];
         let mut pieces = indexed.parts.of_layer(self.layer).iter();
@@ -242,7 +273,9 @@ impl Evaluation<'_> {
                 let relus = ReluPiece::new(piece, tweaks);
                 let prepared = stored.next(indexed.parts.all())?;
                 let c = &known.relu[piece.range()];
-                results.extend_from_slice(&prepared.evaluate(&relus, c, &mut reader)?);
+                let (shares, guard) = prepared.evaluate(&relus, c, &mut reader)?;
+                results.extend_from_slice(&shares);
+                key.add(&guard);
             }
             if i == last {
                 let (activation, shares) = (self.activation, (&known.quadratic[..], &own.u[..]));
@@ -260,7 +293,18 @@ impl Evaluation<'_> {
             let reply = fp::encode(&results[elements]).to_vec();
             channel.send(reply).await?;
         }
-        Ok(before_post)
+        Ok((before_post, key))
+    }
+}
+
+/// The logits from both parties' shares, if they are within the public bound on them.
+fn logits(layer: &Layer, c: &[u64], d: &[u64]) -> Answer {
+    let sums = c.iter().zip(d);
+    let sums: Vec<i64> = sums.map(|(&c, &d)| fp::centre(fp::add(c, d))).collect();
+    let bound = (1u64 << layer.bound_bits) - 1;
+    match sums.iter().all(|sum| sum.unsigned_abs() <= bound) {
+        true => Answer::Logits(sums),
+        false => Answer::OutOfRange,
     }
 }
 
@@ -296,13 +340,17 @@ pub async fn server_infer(
         let offset = std::mem::take(&mut own.offset);
         let mut tensor = model.layer_sum(l, &tensors, offset, &mut scratch);
         let Some(activation) = activation(layer) else {
-            let message = match index.label.zip(own.label) {
+            let (mut message, labels) = match index.label.zip(own.label) {
                 Some((shape, label)) => {
                     let zeros = label_stream(&bundle.label_seed, l);
-                    label.open(shape, &bundle.delta, &zeros, layer, &tensor)?
+                    let message = label.open(shape, &bundle.delta, &zeros, layer, &tensor)?;
+                    (message, shape.label_bytes())
                 }
-                None => fp::encode(&tensor).to_vec(),
+                None => (fp::encode(&tensor).to_vec(), 0),
             };
+            if let Some(key) = &bundle.range_key {
+                seal::seal(key, &request.id, &mut message, labels);
+            }
             channel.send(message).await?;
             continue;
         };
@@ -356,9 +404,14 @@ const ID_BYTES: usize = 32;
 /// Bytes of the first message and of the last.
 pub(crate) fn infer_bytes(indexed: &IndexedCircuit) -> (usize, usize) {
     let label = indexed.layers.last().and_then(|layer| layer.label);
+    let check = if indexed.guarded {
+        seal::CHECK_BYTES
+    } else {
+        0
+    };
     (
         ID_BYTES + ELEMENT_BYTES * indexed.circuit.input.len(),
-        label.map_or(ELEMENT_BYTES * indexed.logits(), label::online_bytes),
+        label.map_or(ELEMENT_BYTES * indexed.logits(), label::online_bytes) + check,
     )
 }
 

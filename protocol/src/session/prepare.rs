@@ -341,7 +341,7 @@ impl<'a> ServerBatch<'a> {
             reader.end()?;
             channel.send(reply).await?;
         }
-        Ok(Some((garbling.finish(), self)))
+        Ok(Some((garbling.finish(self.batch.indexed), self)))
     }
 }
 

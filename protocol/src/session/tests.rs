@@ -7,6 +7,7 @@ mod labels;
 mod liars;
 mod models;
 mod parts;
+mod ranges;
 mod setups;
 mod streams;
 
@@ -361,10 +362,7 @@ impl Models {
         let trace = inference.trace.unwrap();
         let run = interpret::exact(self.circuit(), &self.weights, input, &trace)
             .unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-        let expected = match self.circuit().output().1 {
-            Reveal::Label => Answer::Label(interpret::label(&run.logits)),
-            Reveal::Logits => Answer::Logits(run.logits.clone()),
-        };
+        let expected = Answer::of_run(&run, self.circuit().output().1);
         assert_eq!(inference.answer, expected, "seed {seed}");
         run
     }

@@ -17,7 +17,7 @@ use tokio::task::{block_in_place, spawn_blocking};
 /// The outcome of one inference.
 #[derive(Clone, Debug)]
 pub struct Prediction {
-    /// The label, or the logits as integers at scale `2^output_frac_bits`.
+    /// The label, or the logits as integers at scale `2^output_frac_bits`; or that there is none.
     pub answer: Answer,
     /// Fractional bits of a logit.
     pub output_frac_bits: u8,
@@ -30,8 +30,9 @@ pub struct Prediction {
 }
 
 impl Prediction {
-    /// Index of the largest logit, the first of several equal ones.
-    pub fn class(&self) -> usize {
+    /// Index of the largest logit, the first of several equal ones; `None` if the input is out of
+    /// the network's range.
+    pub fn class(&self) -> Option<usize> {
         self.answer.label()
     }
 }

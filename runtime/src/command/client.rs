@@ -133,12 +133,23 @@ pub fn main() -> ExitCode {
     start_logging("warn");
     let arguments = Arguments::parse();
     match run(arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => report(&error),
     }
 }
 
-fn run(arguments: Arguments) -> anyhow::Result<()> {
+/// Exit code of an inference without an answer, because the input is out of the network's range.
+pub const OUT_OF_RANGE: u8 = 3;
+
+/// What to tell who asked about an input that is out of range.
+pub(super) const OUT_OF_RANGE_ADVICE: &str = "\
+out of the network's range: no answer
+  A value inside the network left the bounds that its maker calibrated, so an answer would mean
+  nothing. This input is unlike those that the network was made for; the bundle is spent. Ask about
+  another input, or have the model compiled with data like this one, or with more --head-room.
+";
+
+fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     pi_core::Backend::chosen()?;
     let state = state_directory(arguments.state, "PI_CLIENT_STATE", "client")?;
     let patience = Patience {
@@ -159,7 +170,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             server,
             count,
             trust,
-        } => runtime.block_on(prepare(&client, server.as_deref(), count, &trust.into())),
+        } => {
+            let server = server.as_deref();
+            runtime.block_on(prepare(&client, server, count, &trust.into()))?;
+        }
         Command::Infer {
             file,
             row,
@@ -171,10 +185,14 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             // Whatever can fail without the server is tried before the server is called.
             let file = InputFile::open(&file, label_column.as_ref()).map_err(Error::from)?;
             let server = server.as_deref();
-            runtime.block_on(infer(&client, &file, row, server, json, &trust.into()))
+            let answered = infer(&client, &file, row, server, json, &trust.into());
+            if !runtime.block_on(answered)? {
+                return Ok(ExitCode::from(OUT_OF_RANGE));
+            }
         }
-        Command::Status { json } => status(&client, &state, json),
+        Command::Status { json } => status(&client, &state, json)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn prepare(
@@ -244,6 +262,7 @@ fn most_memory(model: &ClientModel, count: u32) -> u64 {
     bytes.max().unwrap_or(0)
 }
 
+/// Returns whether there is an answer.
 async fn infer(
     client: &Client,
     file: &InputFile,
@@ -251,7 +270,7 @@ async fn infer(
     server: Option<&str>,
     json: bool,
     trust: &TrustOptions,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<bool> {
     let (fingerprint, record) = client.server(server)?;
     let address = server.unwrap_or(record.address());
     client.check_ready(fingerprint, address)?;
@@ -277,13 +296,14 @@ async fn infer(
         false => write!(out, "{}", answer_text(circuit, &answer))?,
     }
     connection.close().await;
-    Ok(())
+    Ok(answer.class().is_some())
 }
 
 fn answer_json(circuit: &Circuit, answer: &Prediction) -> serde_json::Value {
     let mut json = json!({
-        "class": class_name(circuit, answer.class()),
+        "class": answer.class().map(|class| class_name(circuit, class)),
         "class_index": answer.class(),
+        "out_of_range": answer.class().is_none(),
         "bundle": hex(&answer.bundle.0),
         "online": {
             "wall_s": answer.online.wall.as_secs_f64(),
@@ -299,12 +319,16 @@ fn answer_json(circuit: &Circuit, answer: &Prediction) -> serde_json::Value {
     json
 }
 
-/// The answer as text: the class, the three largest logits if they are revealed, and the cost.
+/// The answer as text: the class, the three largest logits if they are revealed, and the cost; or
+/// that there is none.
 fn answer_text(circuit: &Circuit, answer: &Prediction) -> String {
     let logits = answer.answer.logits().unwrap_or(&[]);
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by_key(|&class| std::cmp::Reverse(logits[class]));
-    let mut text = format!("{}\n", class_name(circuit, answer.class()));
+    let mut text = match answer.class() {
+        Some(class) => format!("{}\n", class_name(circuit, class)),
+        None => OUT_OF_RANGE_ADVICE.to_owned(),
+    };
     for &class in order.iter().take(3) {
         let logit = logits[class] as f64 / f64::from(answer.output_frac_bits).exp2();
         text.push_str(&format!("  {logit:9.3}  {}\n", class_name(circuit, class)));

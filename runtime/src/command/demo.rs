@@ -5,7 +5,7 @@
 //! which a real client never has, to compute the answer in the clear and compare.
 
 use super::child::{AS_SERVER, ServerCommand, ServerProcess};
-use super::client::{line, messages, spinner};
+use super::client::{OUT_OF_RANGE_ADVICE, line, messages, spinner};
 use super::{megabytes, report, runtime};
 use crate::client::{Client, Patience, Prediction, Spent, TrustOptions, class_name};
 use crate::error::Error;
@@ -16,7 +16,7 @@ use crate::{draw, usage};
 use anyhow::{Context, bail};
 use clap::Parser;
 use image::DynamicImage;
-use pi_ir::interpret::{Interpreter, label as label_of, quantise};
+use pi_ir::interpret::{Interpreter, Run, quantise};
 use pi_ir::{Circuit, Kind, Reveal, Step, artifact};
 use pi_protocol::session::Answer;
 use serde_json::json;
@@ -123,7 +123,7 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
     print_answer(&circuit, &run.answer, &plain, &exact);
     print_costs(&run);
     print_views(&run, reveal);
-    let is_exact = is_exact(&run.answer.answer, &exact);
+    let is_exact = is_exact(&run.answer.answer, &exact, reveal);
     if let Some(path) = arguments.json {
         let figures = figures(&circuit, &run, &plain, &exact);
         std::fs::write(&path, format!("{figures:#}\n"))
@@ -235,27 +235,24 @@ fn start_server(model: &Path, states: &Path) -> anyhow::Result<ServerProcess> {
     })
 }
 
-/// Logits of the plain interpreter and of the exact one, given the client's shares.
+/// The logits if nothing wraps, and the run of the exact interpreter, given the client's shares.
 fn in_the_clear(
     model: &Path,
     input: &[i64],
     answer: &Prediction,
-) -> anyhow::Result<(Vec<i64>, Vec<i64>)> {
+) -> anyhow::Result<(Vec<i64>, Run)> {
     let (artifact, _) = read_artifact(model)?;
     let weights = read_weights(model)?;
     let interpreter = Interpreter::new(&artifact.circuit, &weights.weights)?;
     let trace = answer.trace.as_ref().context("the run left no trace")?;
-    let plain = interpreter.plain(input)?.logits;
-    let exact = interpreter.exact(input, trace)?.logits;
+    let plain = interpreter.unlimited(input)?.logits;
+    let exact = interpreter.exact(input, trace)?;
     Ok((plain, exact))
 }
 
-/// Whether the private answer is the one of the exact interpreter's logits, bit for bit.
-fn is_exact(private: &Answer, exact: &[i64]) -> bool {
-    match private {
-        Answer::Label(label) => *label == label_of(exact),
-        Answer::Logits(logits) => logits == exact,
-    }
+/// Whether the private answer is the exact interpreter's, bit for bit.
+fn is_exact(private: &Answer, exact: &Run, reveal: Reveal) -> bool {
+    *private == Answer::of_run(exact, reveal)
 }
 
 /// What the client learns, in words.
@@ -325,12 +322,22 @@ fn activations(circuit: &Circuit) -> String {
     format!("{} layers, {}", circuit.layers.len(), parts.join(", "))
 }
 
-fn print_answer(circuit: &Circuit, answer: &Prediction, plain: &[i64], exact: &[i64]) {
+fn print_answer(circuit: &Circuit, answer: &Prediction, plain: &[i64], run: &Run) {
     let unit = f64::from(answer.output_frac_bits).exp2();
+    let (exact, reveal) = (&run.logits, circuit.output().1);
     println!();
-    println!("answer     {}", class_name(circuit, answer.class()));
+    let Some(class) = answer.class() else {
+        print!("answer     {OUT_OF_RANGE_ADVICE}");
+        let verdict = match is_exact(&answer.answer, run, reveal) {
+            true => "it is out of range there too",
+            false => "it is NOT out of range there",
+        };
+        println!("check      the exact interpreter on the client's shares: {verdict}");
+        return;
+    };
+    println!("answer     {}", class_name(circuit, class));
     let Some(logits) = answer.answer.logits() else {
-        let verdict = match is_exact(&answer.answer, exact) {
+        let verdict = match is_exact(&answer.answer, run, reveal) {
             true => "it is theirs",
             false => "it is NOT theirs",
         };
@@ -350,7 +357,7 @@ fn print_answer(circuit: &Circuit, answer: &Prediction, plain: &[i64], exact: &[
             plain[class] as f64 / unit
         );
     }
-    let verdict = match exact == logits {
+    let verdict = match exact[..] == *logits {
         true => "equal bit for bit",
         false => "DIFFERENT",
     };
@@ -414,7 +421,7 @@ fn print_views(run: &Played, reveal: Reveal) {
     );
 }
 
-fn figures(circuit: &Circuit, run: &Played, plain: &[i64], exact: &[i64]) -> serde_json::Value {
+fn figures(circuit: &Circuit, run: &Played, plain: &[i64], exact: &Run) -> serde_json::Value {
     let phase = |phase: &Phase| {
         json!({
             "cpu_s": phase.client_cpu + phase.server_cpu,
@@ -429,13 +436,14 @@ fn figures(circuit: &Circuit, run: &Played, plain: &[i64], exact: &[i64]) -> ser
     let private = run.answer.answer.logits();
     json!({
         "model": circuit.name,
-        "answer": class_name(circuit, run.answer.class()),
+        "answer": run.answer.class().map(|class| class_name(circuit, class)),
+        "out_of_range": run.answer.class().is_none(),
         "reveals": circuit.output().1.to_string(),
         "private_label": run.answer.class(),
         "private_logits": private,
         "interpreter_logits": plain,
-        "exact_interpreter_logits": exact,
-        "exact_match": is_exact(&run.answer.answer, exact),
+        "exact_interpreter_logits": exact.logits,
+        "exact_match": is_exact(&run.answer.answer, exact, circuit.output().1),
         "output_scale": 1u64 << run.answer.output_frac_bits,
         "max_diff_units": private.map(|private| largest_difference(private, plain)),
         "fetch_model": phase(&run.model),

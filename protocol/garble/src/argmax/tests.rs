@@ -9,6 +9,11 @@ fn shape(values: usize, bits: u32) -> ArgMax {
     ArgMax::new(values, SignWidth::new(bits).unwrap()).unwrap()
 }
 
+fn guarded(values: usize, bits: u32, guard: u32) -> ArgMax {
+    let width = SignWidth::guarded(bits + guard, guard).unwrap();
+    ArgMax::new(values, width).unwrap()
+}
+
 /// The definition: the smallest index of the largest sum, in two's complement of `bits` bits.
 fn arg_max(bits: u32, c: &[u64], d: &[u64]) -> usize {
     let sum = |(&c, &d): (&u64, &u64)| (c.wrapping_add(d) << (64 - bits)) as i64;
@@ -50,7 +55,7 @@ fn run_plainly(shape: ArgMax, c: &[u64], d: &[u64]) -> usize {
     let mut plain = Plain {
         used: vec![0; shape.and_gates()],
     };
-    let index = run(shape, &mut plain, &c, |i| d[i]);
+    let (index, _) = run(shape, &mut plain, &c, |i| d[i]);
     assert!(plain.used.iter().all(|&n| n == 1), "every gate once");
     let bits = index.iter().enumerate();
     bits.fold(0, |index, (bit, wire)| {
@@ -67,6 +72,7 @@ struct Garbled {
     server_zero: Prg,
     tables: Vec<u8>,
     decoding: Bits,
+    key: GuardKey,
 }
 
 impl Garbled {
@@ -85,7 +91,7 @@ impl Garbled {
             client: &client_zero,
             server: &server_zero.clone().blocks(blocks),
         };
-        let decoding = garble_argmax(shape, &tweaks, &delta, zeros, &mut tables).unwrap();
+        let (decoding, key) = garble_argmax(shape, &tweaks, &delta, zeros, &mut tables).unwrap();
         Garbled {
             shape,
             tweaks,
@@ -94,6 +100,7 @@ impl Garbled {
             server_zero,
             tables,
             decoding,
+            key,
         }
     }
 
@@ -110,17 +117,53 @@ impl Garbled {
     }
 
     fn evaluate(&self, c: &[u64], d: &[u64]) -> usize {
+        self.checked(c, d).0
+    }
+
+    /// The index, and whether the keys are equal.
+    fn checked(&self, c: &[u64], d: &[u64]) -> (usize, bool) {
         let (client, message) = self.inputs(c, d);
-        let tweaks = &self.tweaks;
-        evaluate_argmax(
-            self.shape,
-            tweaks,
-            &client,
-            &message,
-            &self.tables,
-            &self.decoding,
-        )
-        .unwrap()
+        let (colours, key) =
+            evaluate_argmax(self.shape, &self.tweaks, &client, &message, &self.tables).unwrap();
+        let index = decode_argmax(self.shape, &colours, &self.decoding).unwrap();
+        (index, key.to_bytes() == self.key.to_bytes())
+    }
+}
+
+#[test]
+fn keys_are_equal_if_and_only_if_every_value_keeps_to_its_range() {
+    let mut rng = ChaCha20Rng::seed_from_u64(58);
+    for (values, bits, guard) in [(2, 3, 1), (10, 8, 4), (17, 20, 8), (3, 1, 2)] {
+        let garbled = Garbled::new(guarded(values, bits, guard), &mut rng);
+        let edge = 1i64 << (bits - 1);
+        let c = uniform(values, &mut rng);
+        let checked = |values: &[i64]| {
+            let pairs = values.iter().zip(&c);
+            let d: Vec<u64> = pairs.map(|(&t, c)| (t as u64).wrapping_sub(*c)).collect();
+            let (index, equal) = garbled.checked(&c, &d);
+            assert_eq!(index, arg_max(bits, &c, &d), "what is compared wraps");
+            equal
+        };
+        let mut sums = vec![0; values];
+        for place in 0..values {
+            for inside in [edge - 1, -edge, 0] {
+                sums[place] = inside;
+                assert!(checked(&sums), "{inside} at {place}");
+            }
+            for outside in [
+                edge,
+                -edge - 1,
+                2 * edge,
+                (edge << guard) - 1,
+                -(edge << guard),
+            ] {
+                sums[place] = outside;
+                assert!(!checked(&sums), "{outside} at {place}");
+            }
+            sums[place] = 2 * (edge << guard);
+            assert!(checked(&sums), "an alias of 0 at {place}");
+            sums[place] = 0;
+        }
     }
 }
 
@@ -132,6 +175,7 @@ fn uniform(count: usize, rng: &mut ChaCha20Rng) -> Vec<u64> {
 fn larger_of_two_for_all_shares_of_two_bits() {
     let mut rng = ChaCha20Rng::seed_from_u64(50);
     let garbled = Garbled::new(shape(2, 2), &mut rng);
+    assert_eq!(garbled.key.to_bytes(), GuardKey::empty().to_bytes());
     for shares in 0..256u64 {
         let [c0, c1, d0, d1] = std::array::from_fn(|i| shares >> (2 * i) & 3);
         let index = garbled.evaluate(&[c0, c1], &[d0, d1]);
@@ -227,6 +271,10 @@ fn cost_is_that_of_the_table_of_parts() {
     for (values, bits) in [(2, 1), (3, 2), (4, 2), (5, 3), (1000, 10), (1 << 16, 16)] {
         assert_eq!(shape(values, 2).index_bits(), bits, "{values} values");
     }
+    // A guard widens the adders alone.
+    let wide = guarded(10, 20, 4);
+    assert_eq!(wide.and_gates(), ten.and_gates() + 10 * 4);
+    assert_eq!(wide.label_bytes(), 10 * 24 * 16);
     // At most 2 w + ceil(log2 K) a node.
     for values in 2..200 {
         let shape = shape(values, 17);
@@ -238,8 +286,8 @@ fn cost_is_that_of_the_table_of_parts() {
 #[test]
 fn every_table_is_written_once_and_every_label_and_key_differs() {
     let mut rng = ChaCha20Rng::seed_from_u64(54);
-    for (values, bits) in [(2, 2), (10, 20), (33, 7)] {
-        let garbled = Garbled::new(shape(values, bits), &mut rng);
+    for (values, bits, guard) in [(2, 2, 0), (10, 20, 4), (33, 7, 1)] {
+        let garbled = Garbled::new(guarded(values, bits, guard), &mut rng);
         let gates = garbled.shape.and_gates();
         assert_eq!(garbled.tables.len(), 32 * gates);
         let (tables, _) = garbled.tables.as_chunks::<BLOCK_BYTES>();
@@ -341,7 +389,8 @@ fn shapes_that_do_not_fit_are_refused() {
     let (client, message) = garbled.inputs(&[1; 5], &[2; 5]);
     let evaluate =
         |tweaks: &TweakRange, client: &[Block], message: &[u8], tables: &[u8], decoding: &Bits| {
-            evaluate_argmax(*shape, tweaks, client, message, tables, decoding)
+            let (colours, _) = evaluate_argmax(*shape, tweaks, client, message, tables)?;
+            decode_argmax(*shape, &colours, decoding)
         };
     assert_eq!(evaluate(tweaks, &client, &message, tables, decoding), Ok(0));
     let refused = evaluate(tweaks, &client[1..], &message, tables, decoding);
@@ -367,8 +416,8 @@ fn shapes_that_do_not_fit_are_refused() {
     let mut room = tables.clone();
     let mut garble = |tweaks: &TweakRange, client: &[Block], server: &[Block], less: usize| {
         let zeros = InputLabels { client, server };
-        let error = garble_argmax(*shape, tweaks, delta, zeros, &mut room[less..]);
-        error.map_err(|error| assert!(!error.blames_peer(), "{error}"))
+        let result = garble_argmax(*shape, tweaks, delta, zeros, &mut room[less..]);
+        result.map_err(|error| assert!(!error.blames_peer(), "{error}"))
     };
     assert!(garble(tweaks, &client, &client, 0).is_ok());
     assert!(garble(tweaks, &client, &client, 1).is_err());
@@ -406,7 +455,8 @@ fn a_changed_table_changes_the_index() {
             decoding,
             ..
         } = &garbled;
-        let index = evaluate_argmax(*shape, tweaks, &client, &message, &wrong, decoding);
+        let (colours, _) = evaluate_argmax(*shape, tweaks, &client, &message, &wrong).unwrap();
+        let index = decode_argmax(*shape, &colours, decoding);
         changed += (index != Ok(honest)) as usize;
     }
     // Three of four gates read a row, and a label that was never made has random colours. A change

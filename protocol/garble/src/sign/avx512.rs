@@ -5,6 +5,7 @@
 //! sixteen instances repeats its last one: the same work, written to the same place.
 
 use super::{Group, InputLabels, TABLE_BYTES};
+use crate::guard::MAX_GUARD_BITS;
 use pi_core::hash::LANES;
 use pi_core::hash::avx512::{Lanes, N, WIDTH, encrypt, sigma, xor, xor3};
 use pi_core::{BLOCK_BYTES, Block, TweakClass, TweakRange};
@@ -17,7 +18,7 @@ pub(super) fn garble_group(
     delta: Block,
     zeros: InputLabels<'_>,
     tables: &mut [u8],
-    keep: &mut [Block],
+    (keep, guard): (&mut [Block], &mut [[Block; LANES]]),
 ) {
     let (m, gates, count) = (group.width.bits() as usize, group.gates(), keep.len());
     let client = Columns::new(Block::encode(zeros.client), m, count);
@@ -27,11 +28,15 @@ pub(super) fn garble_group(
     let delta = broadcast(delta);
     let sigma_delta = sigma(delta);
     let mut carry = [_mm512_setzero_si512(); N];
+    let mut sums = [[_mm512_setzero_si512(); N]; MAX_GUARD_BITS as usize];
     for i in 0..gates {
         // carry' = ((a xor carry) and (b xor carry)) xor carry, for the carry 0 into the lowest bit
         // as well.
         let a = xor(client.load(i), carry);
         let b = xor(server.load(i), carry);
+        if let Some(sum) = sums[..guard.len()].get_mut(gates - 1 - i) {
+            *sum = xor(xor(a, b), carry);
+        }
         client.prefetch_next(i);
         server.prefetch_next(i);
         let (sa, sb) = (a.map(|a| sigma(a)), b.map(|b| sigma(b)));
@@ -51,12 +56,12 @@ pub(super) fn garble_group(
             tables.store(i, e, table_g, _mm512_xor_si512(table_e, a[e]));
         }
     }
-    let sign = xor(client.load(gates), server.load(gates));
+    let sign = xor(xor(client.load(gates), server.load(gates)), carry);
     for e in 0..N {
         // NOT is free: the zero label of keep is the one label of the sign.
-        let zero = xor3(sign[e], carry[e], delta);
-        store_first(keep, e, zero);
+        store_first(keep, e, _mm512_xor_si512(sign[e], delta));
     }
+    store_guard(guard, sign, &sums);
 }
 
 /// Evaluates up to [`LANES`] instances: see [`super::scalar::evaluate_group`].
@@ -66,7 +71,7 @@ pub(super) fn evaluate_group(
     client: &[Block],
     server: &[u8],
     tables: &[u8],
-    keep: &mut [Block],
+    (keep, guard): (&mut [Block], &mut [[Block; LANES]]),
 ) {
     let (m, gates, count) = (group.width.bits() as usize, group.gates(), keep.len());
     let client = Columns::new(Block::encode(client), m, count);
@@ -74,9 +79,13 @@ pub(super) fn evaluate_group(
     let tables = Columns::new(tables, 2 * gates, count);
     let mut keys = Keys::new(group.tweaks, group.first, count);
     let mut carry = [_mm512_setzero_si512(); N];
+    let mut sums = [[_mm512_setzero_si512(); N]; MAX_GUARD_BITS as usize];
     for i in 0..gates {
         let a = xor(client.load(i), carry);
         let b = xor(server.load(i), carry);
+        if let Some(sum) = sums[..guard.len()].get_mut(gates - 1 - i) {
+            *sum = xor(xor(a, b), carry);
+        }
         client.prefetch_next(i);
         server.prefetch_next(i);
         let (sa, sb) = (a.map(|a| sigma(a)), b.map(|b| sigma(b)));
@@ -92,10 +101,11 @@ pub(super) fn evaluate_group(
             carry[r] = _mm512_xor_si512(half_g, half_e);
         }
     }
-    let sign = xor(client.load(gates), server.load(gates));
-    for e in 0..N {
-        store_first(keep, e, _mm512_xor_si512(sign[e], carry[e]));
+    let sign = xor(xor(client.load(gates), server.load(gates)), carry);
+    for (e, &sign) in sign.iter().enumerate() {
+        store_first(keep, e, sign);
     }
+    store_guard(guard, sign, &sums);
 }
 
 /// The keys of both halves of gate after gate, in word form.
@@ -123,13 +133,13 @@ impl Keys {
         let word = |j: u32| _mm512_set1_epi32((key >> (32 * j)) as i32);
         // SAFETY: both arrays hold 64 initialised bytes; the load has no alignment requirement.
         let [low, high] = [&low, &high].map(|x| unsafe { _mm512_loadu_si512(x.as_ptr().cast()) });
-        // The class of G is 0, and the two top bits are those of word 3.
-        const { assert!(TweakClass::GateG as u32 == 0) };
+        // The class of G is 0, and the three top bits are those of word 3.
+        const { assert!(TweakClass::GateG as u32 == 0 && TweakClass::SHIFT == 96 + 29) };
         Keys {
             low,
             high,
             nonce: [word(0), word(1), word(2), word(3)],
-            class: _mm512_set1_epi32((TweakClass::GateE as i32) << 30),
+            class: _mm512_set1_epi32((TweakClass::GateE as i32) << 29),
         }
     }
 
@@ -302,6 +312,17 @@ fn store_first(blocks: &mut [Block], e: usize, data: __m512i) {
     unsafe { _mm512_storeu_si512(all.as_mut_ptr().cast(), data) }
     for (block, value) in blocks.iter_mut().skip(WIDTH * e).zip(all) {
         *block = value;
+    }
+}
+
+/// Writes the guard wires: the sign xor each of the bits below it.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn store_guard(guard: &mut [[Block; LANES]], sign: Lanes, sums: &[Lanes]) {
+    for (wires, &sum) in guard.iter_mut().zip(sums) {
+        for (e, wire) in xor(sign, sum).into_iter().enumerate() {
+            store_first(wires, e, wire);
+        }
     }
 }
 

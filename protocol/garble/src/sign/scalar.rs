@@ -12,7 +12,7 @@ pub(super) fn garble_group(
     delta: Block,
     zeros: InputLabels<'_>,
     tables: &mut [u8],
-    keep: &mut [Block],
+    (keep, guard): (&mut [Block], &mut [[Block; LANES]]),
 ) {
     let (m, gates, count) = (group.width.bits() as usize, group.gates(), keep.len());
     let mut carry = [Block::ZERO; LANES];
@@ -25,6 +25,7 @@ pub(super) fn garble_group(
             a[lane] = zeros.client[lane * m + i] ^ carry[lane];
             b[lane] = zeros.server[lane * m + i] ^ carry[lane];
         }
+        note_sum(guard, gates - 1 - i, |lane| a[lane] ^ b[lane] ^ carry[lane]);
         let (and, rows) = garble_and(&group.keys(i), delta, &a, &b);
         for lane in 0..count {
             carry[lane] ^= and[lane];
@@ -35,6 +36,7 @@ pub(super) fn garble_group(
         // NOT is free: the zero label of keep is the one label of the sign.
         let sign = zeros.client[lane * m + gates] ^ zeros.server[lane * m + gates] ^ carry[lane];
         keep[lane] = sign ^ delta;
+        guard.iter_mut().for_each(|wires| wires[lane] ^= sign);
     }
     [carry, a, b].zeroize();
 }
@@ -45,7 +47,7 @@ pub(super) fn evaluate_group(
     client: &[Block],
     server: &[u8],
     tables: &[u8],
-    keep: &mut [Block],
+    (keep, guard): (&mut [Block], &mut [[Block; LANES]]),
 ) {
     let (m, gates, count) = (group.width.bits() as usize, group.gates(), keep.len());
     let mut carry = [Block::ZERO; LANES];
@@ -60,13 +62,24 @@ pub(super) fn evaluate_group(
             b[lane] = server(lane * m + i) ^ carry[lane];
             rows[lane] = tables[lane * gates + i];
         }
+        note_sum(guard, gates - 1 - i, |lane| a[lane] ^ b[lane] ^ carry[lane]);
         let and = evaluate_and(&group.keys(i), &a, &b, &rows);
         for lane in 0..count {
             carry[lane] ^= and[lane];
         }
     }
     for lane in 0..count {
-        keep[lane] = client[lane * m + gates] ^ server(lane * m + gates) ^ carry[lane];
+        let sign = client[lane * m + gates] ^ server(lane * m + gates) ^ carry[lane];
+        keep[lane] = sign;
+        guard.iter_mut().for_each(|wires| wires[lane] ^= sign);
     }
     [carry, a, b].zeroize();
+}
+
+/// Notes bit `below + 1` below the sign, if the guard has it. Lanes that no instance uses hold
+/// whatever they do.
+fn note_sum(guard: &mut [[Block; LANES]], below: usize, sum: impl Fn(usize) -> Block) {
+    if let Some(wires) = guard.get_mut(below) {
+        *wires = std::array::from_fn(sum);
+    }
 }

@@ -60,11 +60,12 @@ mod plain {
         delta: &Delta,
         tweaks: &TweakRange,
         instance: usize,
-    ) -> (Block, Vec<Block>) {
-        let (mut carry, mut tables) = (None, Vec::new());
+    ) -> (Block, Vec<Block>, Vec<Block>) {
+        let (mut carry, mut tables, mut sums) = (None, Vec::new(), Vec::new());
         let last = client.len() - 1;
         for i in 0..last {
             let mask = carry.unwrap_or(Block::ZERO);
+            sums.push(client[i] ^ server[i] ^ mask);
             let (and, table) = garble_and(
                 client[i] ^ mask,
                 server[i] ^ mask,
@@ -75,10 +76,18 @@ mod plain {
             carry = Some(and ^ mask);
             tables.extend(table);
         }
-        (
-            client[last] ^ server[last] ^ carry.unwrap() ^ delta.block(),
-            tables,
-        )
+        let sign = client[last] ^ server[last] ^ carry.unwrap();
+        sums.push(sign);
+        (sign ^ delta.block(), tables, sums)
+    }
+
+    /// The hashes of `sign xor sum` for the `k` bits below the sign.
+    pub(super) fn guard(sums: &[Block], k: usize, tweaks: &TweakRange, instance: usize) -> Block {
+        let (sign, below) = sums.split_last().unwrap();
+        let wires = below.iter().rev().take(k).enumerate();
+        wires.fold(Block::ZERO, |key, (gate, &sum)| {
+            key ^ hash(tweaks.key(TweakClass::Guard, instance, gate), *sign ^ sum)
+        })
     }
 }
 
@@ -98,25 +107,31 @@ fn and_gate_has_its_truth_table() {
     }
 }
 
-/// Returns tables and zero labels of *keep*.
+/// Returns tables, zero labels of *keep*, and the key.
 fn garbled(
     width: SignWidth,
     tweaks: &TweakRange,
     delta: &Delta,
     client: &[Block],
     server: &[Block],
-) -> Result<(Vec<u8>, Labels), Error> {
+) -> Result<(Vec<u8>, Labels, GuardKey), Error> {
     let instances = tweaks.instances();
     let mut tables = vec![0xee; width.table_bytes(instances)];
     let mut keep = Zeroizing::new(vec![Block::ZERO; instances]);
     let zeros = InputLabels { client, server };
-    garble_sign(width, tweaks, delta, zeros, &mut tables, &mut keep)?;
-    Ok((tables, keep))
+    let key = garble_sign(width, tweaks, delta, zeros, &mut tables, &mut keep)?;
+    Ok((tables, keep, key))
 }
 
 /// Garbles and evaluates every pair `(c, d)` and returns the bits of *keep*, decoded.
 fn keep_bits(m: u32, pairs: &[(u64, u64)], rng: &mut ChaCha20Rng) -> Vec<u8> {
-    let width = SignWidth::new(m).unwrap();
+    run(SignWidth::new(m).unwrap(), pairs, rng).0
+}
+
+/// Garbles and evaluates every pair `(c, d)`; returns the bits of *keep*, decoded, and whether the
+/// keys are equal.
+fn run(width: SignWidth, pairs: &[(u64, u64)], rng: &mut ChaCha20Rng) -> (Vec<u8>, bool) {
+    let m = width.bits();
     let count = pairs.len() * m as usize;
     let delta = Delta::random(rng);
     let mut counter = TweakCounter::new(Block::random(rng));
@@ -127,7 +142,8 @@ fn keep_bits(m: u32, pairs: &[(u64, u64)], rng: &mut ChaCha20Rng) -> Vec<u8> {
     rng.fill_bytes(&mut seed);
     let server_stream = Prg::new(&seed);
     let server_zero = server_stream.clone().blocks(count);
-    let (tables, keep_zero) = garbled(width, &tweaks, &delta, &client_zero, &server_zero).unwrap();
+    let (tables, keep_zero, key) =
+        garbled(width, &tweaks, &delta, &client_zero, &server_zero).unwrap();
 
     let c: Vec<u64> = pairs.iter().map(|pair| pair.0).collect();
     let d: Vec<u64> = pairs.iter().map(|pair| pair.1).collect();
@@ -136,16 +152,90 @@ fn keep_bits(m: u32, pairs: &[(u64, u64)], rng: &mut ChaCha20Rng) -> Vec<u8> {
         .collect();
     let mut message = vec![0; width.label_bytes(pairs.len())];
     active_labels(width, &delta, &server_stream, &d, &mut message).unwrap();
-    let keep = evaluate_sign(width, &tweaks, &client, &message, &tables).unwrap();
+    let (keep, found) = evaluate_sign(width, &tweaks, &client, &message, &tables).unwrap();
     let one = |zero: Block| (zero ^ delta.block()).value();
-    keep.iter()
+    let keep = keep
+        .iter()
         .zip(keep_zero.iter())
         .map(|(keep, zero)| match keep.value() {
             value if value == zero.value() => 0,
             value if value == one(*zero) => 1,
             _ => panic!("a label that was never made"),
         })
-        .collect()
+        .collect();
+    (keep, found.to_bytes() == key.to_bytes())
+}
+
+#[test]
+fn keys_are_equal_if_and_only_if_every_value_keeps_to_its_range() {
+    let mut rng = ChaCha20Rng::seed_from_u64(39);
+    for (m, k) in [(2, 1), (4, 1), (5, 3), (6, 2), (9, 8)] {
+        let width = SignWidth::guarded(m, k).unwrap();
+        for t in 0..1u64 << m {
+            let c = rng.next_u64();
+            let signed = (t << (64 - m)) as i64 >> (64 - m);
+            let edge = 1i64 << (m - 1 - k);
+            let (keep, equal) = run(width, &[(c, t.wrapping_sub(c))], &mut rng);
+            assert_eq!(
+                equal,
+                (-edge..edge).contains(&signed),
+                "{m} bits, guard {k}: {signed}"
+            );
+            assert_eq!(keep[0] == 0, signed < 0);
+        }
+    }
+    // One value of many, at any place, just outside either end, and one that wraps around to
+    // the range.
+    for (m, k) in [(17, 1), (16, 4), (60, 8)] {
+        let width = SignWidth::guarded(m, k).unwrap();
+        let edge = 1i64 << (m - 1 - k);
+        for count in [1, 15, 16, 17, 2 * TASK + 3] {
+            let mut shares = |odd: Option<(usize, i64)>| {
+                let ends = [0, -1, edge - 1, -edge];
+                let mut values: Vec<i64> = ends.into_iter().cycle().take(count).collect();
+                if let Some((place, value)) = odd {
+                    values[place] = value;
+                }
+                let pairs: Vec<(u64, u64)> = values
+                    .into_iter()
+                    .map(|t| {
+                        let c = rng.next_u64();
+                        (c, (t as u64).wrapping_sub(c))
+                    })
+                    .collect();
+                run(width, &pairs, &mut rng).1
+            };
+            assert!(shares(None), "{m} bits, {count} values");
+            for place in [0, count / 2, count - 1] {
+                for outside in [edge, -edge - 1, 1 << (m - 1), (1 << (m - 1)) - 1] {
+                    assert!(!shares(Some((place, outside))), "{outside} at {place}");
+                }
+                for alias in [1i64 << (m % 63), 3i64.wrapping_shl(m) + edge - 1] {
+                    assert!(shares(Some((place, alias))), "{alias} at {place}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_guard_has_the_key_of_no_wires() {
+    let mut rng = ChaCha20Rng::seed_from_u64(40);
+    let delta = Delta::random(&mut rng);
+    let tweaks = TweakCounter::new(Block::random(&mut rng)).take(3, 8);
+    let labels: Vec<Block> = (0..24).map(|_| Block::random(&mut rng)).collect();
+    let key = |guard| {
+        let width = SignWidth::guarded(8, guard).unwrap();
+        garbled(width, &tweaks, &delta, &labels, &labels).unwrap().2
+    };
+    assert_eq!(key(0).to_bytes(), GuardKey::empty().to_bytes());
+    assert_ne!(key(1).to_bytes(), GuardKey::empty().to_bytes());
+    // Wires are hashed one by one, so that a longer guard only adds to a shorter one.
+    assert_ne!(key(1).to_bytes(), key(2).to_bytes());
+    for (bits, guard) in [(8, 9), (8, 8), (2, 2), (60, 60)] {
+        let refused = SignWidth::guarded(bits, guard).unwrap_err().to_string();
+        assert!(refused.contains("guard bits"), "{refused}");
+    }
 }
 
 #[test]
@@ -186,8 +276,8 @@ fn sign_of_edges_at_all_widths() {
 #[test]
 fn batches_equal_the_plain_circuit() {
     let mut rng = ChaCha20Rng::seed_from_u64(34);
-    let m = 5;
-    let width = SignWidth::new(m).unwrap();
+    let (m, k) = (5, 2);
+    let width = SignWidth::guarded(m, k).unwrap();
     for instances in [0, 1, 15, 16, 17, TASK - 1, TASK, 2 * TASK + 3] {
         let delta = Delta::random(&mut rng);
         let tweaks = TweakCounter::new(Block::random(&mut rng)).take(instances, m);
@@ -197,22 +287,34 @@ fn batches_equal_the_plain_circuit() {
                 .collect::<Vec<_>>()
         };
         let (client, server) = (labels(), labels());
-        let (tables, keep) = garbled(width, &tweaks, &delta, &client, &server).unwrap();
+        let (tables, keep, key) = garbled(width, &tweaks, &delta, &client, &server).unwrap();
+        let mut expected = Block::ZERO;
         for j in 0..instances {
             let range = j * 5..(j + 1) * 5;
-            let (zero, rows) =
+            let (zero, rows, sums) =
                 plain::garble_sign(&client[range.clone()], &server[range], &delta, &tweaks, j);
             assert_eq!(keep[j].value(), zero.value());
             assert_eq!(tables[j * 128..(j + 1) * 128], *Block::encode(&rows));
+            expected ^= plain::guard(&sums, k as usize, &tweaks, j);
         }
+        assert_eq!(*key.to_bytes(), expected.to_bytes());
     }
 }
 
 #[test]
 fn groups_on_every_back_end_equal_the_definition() {
     let mut rng = ChaCha20Rng::seed_from_u64(37);
-    for (count, m) in [(1, 2), (3, 60), (5, 17), (15, 16), (16, 16), (16, 3)] {
-        let width = SignWidth::new(m).unwrap();
+    let shapes = [
+        (1, 2, 0),
+        (3, 60, 8),
+        (5, 17, 1),
+        (15, 16, 3),
+        (16, 16, 0),
+        (16, 3, 2),
+        (2, 9, 8),
+    ];
+    for (count, m, guard) in shapes {
+        let width = SignWidth::guarded(m, guard).unwrap();
         let blocks = count * m as usize;
         let delta = Delta::random(&mut rng).block();
         let mut counter = TweakCounter::new(Block::random(&mut rng));
@@ -240,19 +342,22 @@ fn groups_on_every_back_end_equal_the_definition() {
             let garbled = |backend| {
                 let mut tables = vec![0xee; width.table_bytes(count) + 1];
                 let mut keep = vec![Block::ZERO; count];
-                group.garble(backend, delta, zeros, &mut tables[1..], &mut keep);
-                (tables, Block::encode(&keep).to_vec())
+                let key = group.garble(backend, delta, zeros, &mut tables[1..], &mut keep);
+                (tables, Block::encode(&keep).to_vec(), *key.to_bytes())
             };
-            let (tables, keep) = garbled(Backend::Scalar);
+            let (tables, keep, key) = garbled(Backend::Scalar);
             let evaluated = |backend| {
                 let mut keep = vec![Block::ZERO; count];
-                group.evaluate(backend, &client, message, &tables[1..], &mut keep);
-                Block::encode(&keep).to_vec()
+                let key = group.evaluate(backend, &client, message, &tables[1..], &mut keep);
+                (Block::encode(&keep).to_vec(), *key.to_bytes())
             };
             let expected = evaluated(Backend::Scalar);
             for backend in Backend::all().into_iter().filter(|b| b.is_supported()) {
                 let what = format!("{backend:?}: {count} instances of {m} bits from {first}");
-                assert!(garbled(backend) == (tables.clone(), keep.clone()), "{what}");
+                assert!(
+                    garbled(backend) == (tables.clone(), keep.clone(), key),
+                    "{what}"
+                );
                 assert_eq!(evaluated(backend), expected, "{what}");
             }
         }
@@ -338,9 +443,10 @@ fn a_changed_table_changes_the_output() {
     let tweaks = TweakCounter::new(Block::random(&mut rng)).take(1, 8);
     let zeros: Vec<Block> = (0..16).map(|_| Block::random(&mut rng)).collect();
     let (client, server) = zeros.split_at(8);
-    let (tables, _) = garbled(width, &tweaks, &delta, client, server).unwrap();
+    let (tables, _, _) = garbled(width, &tweaks, &delta, client, server).unwrap();
     let evaluate = |tables: &[u8]| {
-        let keep = evaluate_sign(width, &tweaks, client, Block::encode(server), tables).unwrap();
+        let server = Block::encode(server);
+        let (keep, _) = evaluate_sign(width, &tweaks, client, server, tables).unwrap();
         keep[0].value()
     };
     let honest = evaluate(&tables);

@@ -21,7 +21,7 @@ use crate::session::material::{label_stream, polynomial};
 use crate::wire::Reader;
 use pi_core::fp::{self, Elements};
 use pi_core::{Block, Delta, Labels, memory};
-use pi_garble::ArgMax;
+use pi_garble::{ArgMax, GuardKey};
 use pi_ir::Layer;
 use pi_ot::{CotSender, ExtensionSender};
 use zeroize::Zeroizing;
@@ -52,6 +52,8 @@ pub(super) struct Garbling {
     exchange: ServerExchange,
     transfers: Option<GarblingTransfers>,
     label_seed: Zeroizing<[u8; 32]>,
+    /// Of all guards so far.
+    range_key: GuardKey,
     layers: Vec<ServerLayer>,
 }
 
@@ -73,6 +75,7 @@ impl ServerBatch<'_> {
         let indexed = self.batch.indexed;
         let head = Head::read(indexed, choices)?;
         let label_seed = exchange.secrets.seed("server labels", 0);
+        let mut range_key = GuardKey::empty();
         let mut layers: Vec<ServerLayer> = Vec::with_capacity(indexed.layers.len());
         for ((offset, identity), index) in (self.offsets(bundle).into_iter())
             .zip(&head.identity)
@@ -100,8 +103,10 @@ impl ServerBatch<'_> {
             let start = reply.len();
             reply.resize(start + shape.table_bytes(), 0);
             let (zeros, tables) = (label_stream(&label_seed, l), &mut reply[start..]);
-            let label = ServerLabel::garble(shape, tweaks, forward, &zeros, head.label, tables);
-            layers[l].label = Some(label?);
+            let (label, guard) =
+                ServerLabel::garble(shape, tweaks, forward, &zeros, head.label, tables)?;
+            range_key.add(&guard);
+            layers[l].label = Some(label);
         }
         let (d0, ole) = self.answer_ole(&exchange, &head, reply)?;
         let mut v = ole.iter();
@@ -114,6 +119,7 @@ impl ServerBatch<'_> {
             exchange,
             transfers,
             label_seed,
+            range_key,
             layers,
         })
     }
@@ -206,7 +212,8 @@ impl Garbling {
             let zeros = zeros.from_block(piece.first as u128 * u128::from(piece.width.bits()));
             let own = ServerChoices { t: &t, b: &b };
             let relus = ReluPiece::new(piece, tweaks);
-            let gadget = relu::garble(&relus, forward, &zeros, own, received, garbled)?;
+            let (gadget, guard) = relu::garble(&relus, forward, &zeros, own, received, garbled)?;
+            self.range_key.add(&guard);
             self.layers[piece.layer].gadgets.push(gadget);
         }
         reverse.choose(indexed, part + 1, &self.exchange.secrets, reply);
@@ -214,7 +221,7 @@ impl Garbling {
     }
 
     /// The server's half of the bundle, once all parts are garbled.
-    pub(super) fn finish(self) -> ServerBundle {
+    pub(super) fn finish(self, indexed: &IndexedCircuit) -> ServerBundle {
         let delta = match &self.transfers {
             Some(transfers) => transfers.forward.delta().clone(),
             // Nothing is garbled, and the offset serves nowhere.
@@ -224,6 +231,7 @@ impl Garbling {
             header: self.exchange.header,
             label_seed: self.label_seed,
             delta,
+            range_key: indexed.guarded.then_some(self.range_key),
             layers: self.layers,
         }
     }
