@@ -6,7 +6,7 @@ use crate::pass::calibrate::Magnitudes;
 use crate::pass::lower::{Pools, lower_and_measure};
 use crate::pass::quantise::{Identity, Precision, Scales, quantise, scales};
 use crate::pass::select::{Link, select};
-use crate::pass::{fold, input, range};
+use crate::pass::{fold, guard, input, range};
 use crate::prefix::{Disclosed, PublicPrefix};
 use crate::real_circuit::RealCircuit;
 use crate::{emit, import, prefix};
@@ -30,6 +30,8 @@ pub struct Options {
     pub link: Link,
     /// Largest accepted `log2` of the probability that an inference loses a value.
     pub failure_limit: f64,
+    /// Whether the protocol checks ranges that are not proved.
+    pub range_check: bool,
 }
 
 impl Default for Options {
@@ -42,6 +44,7 @@ impl Default for Options {
             batches: vec![4, 16],
             link: Link::default(),
             failure_limit: emit::FAILURE_LIMIT,
+            range_check: true,
         }
     }
 }
@@ -127,7 +130,8 @@ pub fn compile(
         &calibration.inputs,
         &options.precision,
     )?;
-    let circuit = circuit.with_reveal(options.reveal);
+    let mut circuit = circuit.with_reveal(options.reveal);
+    guard::guard(&mut circuit, &weights, options.range_check);
     let (circuit, failure_log2) = emit::check(circuit, &weights, options.failure_limit)?;
     let plan = select(&circuit, 1, &options.link)?;
     let mut sizes = options.batches.clone();

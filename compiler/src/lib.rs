@@ -13,10 +13,11 @@
 //! 5. [`pass::calibrate`] measures how large values get on examples.
 //! 6. [`pass::quantise`] chooses scales, integers and truncations.
 //! 7. [`pass::range`] sets the bounds of all values, and with them the widths of sign circuits.
-//! 8. [`emit::check`] verifies the circuit and its weights, and refuses a network that would lose
+//! 8. [`pass::guard`] sets the range checks of what no proof bounds.
+//! 9. [`emit::check`] verifies the circuit and its weights, and refuses a network that would lose
 //!    values too often.
-//! 9. [`pass::select`] chooses the packing plan by cost, once for a bundle alone and once for each
-//!    size of batch. It verifies every plan it returns.
+//! 10. [`pass::select`] chooses the packing plan by cost, once for a bundle alone and once for each
+//!     size of batch. It verifies every plan it returns.
 //!
 //! [`emit::files`] then makes the two files of the result. [`cost`] computes what the network
 //! costs, [`examples`] reads or draws the inputs that calibration and evaluation need, and

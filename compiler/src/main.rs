@@ -10,13 +10,14 @@ use pi_compiler::cost::report::Report;
 use pi_compiler::examples::{Data, Examples, Reads};
 use pi_compiler::file::write_whole;
 use pi_compiler::page::{self, Model};
+use pi_compiler::pass::guard;
 use pi_compiler::pass::lower::Pools;
 use pi_compiler::pass::quantise::Precision;
 use pi_compiler::pass::select::Link;
 use pi_compiler::{Compiled, Options, PublicPrefix, compile, emit, trace};
 use pi_ir::artifact::{ARTIFACT_NAME, Accuracy, GRAPH_NAME, WEIGHTS_NAME};
 use pi_ir::value_file::Column;
-use pi_ir::{Artifact, Graph, GraphFile, Reveal, Shape, WeightsFile};
+use pi_ir::{Artifact, Circuit, Graph, GraphFile, Reveal, Shape, Weights, WeightsFile};
 use pi_onnx::InputKind;
 use rand_core::{OsRng, TryRngCore};
 use std::fs;
@@ -40,7 +41,9 @@ struct Arguments {
     /// Directory for model.pia and model.piw; created if it does not exist.
     #[arg(
         long,
-        required_unless_present_any = ["inspect", "evaluate", "costs", "export_onnx", "trace"],
+        required_unless_present_any = [
+            "inspect", "evaluate", "costs", "export_onnx", "trace", "set_range_check"
+        ],
         requires = "calibration"
     )]
     out: Option<PathBuf>,
@@ -91,6 +94,11 @@ struct Arguments {
     /// that --out makes, or of all those that --inspect names.
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
+    /// Sets the range checks of an existing model directory anew, or removes them with
+    /// --no-range-check: rewrites its model.pia and nothing else. Bundles that were prepared for it
+    /// are those of another model then.
+    #[arg(long, conflicts_with_all = ["out", "evaluate", "costs", "calibration", "inspect"])]
+    set_range_check: bool,
     /// Prints the tables of existing model directories and exits.
     #[arg(long, conflicts_with_all = ["out", "evaluate", "costs"])]
     inspect: bool,
@@ -196,6 +204,10 @@ struct Choices {
         value_parser = clap::value_parser!(u32).range(2..=64)
     )]
     batches: Vec<u32>,
+    /// Checks no ranges: where a value inside the network leaves its bound, the client gets a wrong
+    /// answer that looks like a right one, instead of none. For measuring what the checks cost.
+    #[arg(long)]
+    no_range_check: bool,
     /// Speed of the link that the packing is chosen for, in Mbit/s.
     #[arg(long, default_value_t = 100.0, value_parser = speed)]
     link: f64,
@@ -261,6 +273,9 @@ fn run(arguments: &Arguments) -> Result<()> {
             other.display()
         );
     }
+    if arguments.set_range_check {
+        return set_range_check(arguments);
+    }
     if arguments.report.is_some() && arguments.out.is_none() {
         bail!("--report works with --out or with --inspect");
     }
@@ -305,6 +320,32 @@ fn inspect(arguments: &Arguments) -> Result<()> {
         _ => models.iter().for_each(|model| println!("{}", model.report)),
     }
     Ok(())
+}
+
+/// Rewrites the artifact of a model directory with other range checks. The weights stay, and so
+/// does everything else that the artifact says.
+fn set_range_check(arguments: &Arguments) -> Result<()> {
+    let directory = &arguments.graph;
+    let artifact = load_artifact(directory)?;
+    let weights = WeightsFile::decode(&read(&directory.join(WEIGHTS_NAME))?)?;
+    artifact.check_weights(&weights)?;
+    let mut circuit = artifact.circuit.clone().into_inner();
+    let check = !arguments.choices.no_range_check;
+    guard::guard(&mut circuit, &weights.weights, check);
+    let (circuit, failure_log2) = emit::check(circuit, &weights.weights, emit::FAILURE_LIMIT)?;
+    print_range_check(&circuit, &weights.weights);
+    let artifact = Artifact {
+        circuit,
+        failure_log2,
+        ..artifact
+    };
+    write_whole(&directory.join(ARTIFACT_NAME), &artifact.encode())
+}
+
+fn print_range_check(circuit: &Circuit, weights: &Weights) {
+    for line in guard::in_words(circuit, weights) {
+        eprintln!("range: {line}");
+    }
 }
 
 fn write_page(arguments: &Arguments, models: &[Model]) -> Result<()> {
@@ -411,6 +452,7 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     for disclosed in &compiled.disclosed {
         eprintln!("public: {disclosed}");
     }
+    print_range_check(&compiled.circuit, &compiled.weights);
     for (bundles, why) in &compiled.unplanned {
         eprintln!(
             "note: no batches of {bundles} bundles, which are prepared in smaller ones: {why}"
@@ -595,6 +637,7 @@ impl Choices {
                 reveal_learned: self.reveal_learned_weights,
             }),
             batches: self.batches.clone(),
+            range_check: !self.no_range_check,
             link: Link {
                 bits_per_second: self.link * 1e6,
                 ..Link::default()

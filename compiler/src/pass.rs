@@ -12,12 +12,14 @@
 //! | [`calibrate`] | layers, examples | largest magnitudes |
 //! | [`quantise`] | layers, magnitudes | scales, then circuit and weights |
 //! | [`range`] | circuit, weights, examples | the circuit's bounds |
+//! | [`guard`] | circuit, weights | the circuit's range checks |
 //! | [`select`] | circuit | packing plan |
 //!
 //! The text files in `tests/passes` show each of them on networks of a few nodes.
 
 pub mod calibrate;
 pub mod fold;
+pub mod guard;
 pub mod input;
 pub mod lower;
 pub mod quantise;

@@ -191,7 +191,7 @@ fn bounds_leave_head_room_and_sign_circuits_stay_narrow() {
     let compiled = compile(&graph, &images(&graph, 6, 5), &Options::default()).unwrap();
     let mut calibrated = 0;
     for layer in &compiled.circuit.layers {
-        let m = layer.sign_bits().unwrap_or(0);
+        let m = layer.sign_bits().map_or(0, |m| m - layer.guard_bits);
         assert!(m <= 17, "{}: sign circuits of {m} bits", layer.name);
         if let Range::Calibrated { max_seen } = layer.range {
             calibrated += 1;

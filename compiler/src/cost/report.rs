@@ -203,8 +203,10 @@ pub struct Row {
     pub truncate: u8,
     /// `log2 B`.
     pub bound_bits: u8,
-    /// `m`, where a sign is garbled.
+    /// `m`, where a sign is garbled, the guard included.
     pub sign_bits: Option<u8>,
+    /// Bits by which its garbled circuits are wider than the bound asks for, to check it.
+    pub guard_bits: u8,
     /// Source of the bound: a proof, or calibration.
     pub range: &'static str,
     /// Head room in bits above the largest value seen, for calibrated bounds.
@@ -554,6 +556,7 @@ fn row(
         truncate: layer.truncate(),
         bound_bits: layer.bound_bits,
         sign_bits: layer.sign_bits().filter(|_| kinds.relu > 0),
+        guard_bits: layer.guard_bits,
         range: range(layer.range),
         head_room: head_room(layer.bound_bits, layer.range),
         post: posts.collect(),

@@ -10,7 +10,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new(&[
             "layer", "shape", "reads", "relu", "ident", "square", "poly", "scale", "f", "B", "m",
-            "range", "post B", "failure", "off up", "off down", "on up", "on down", "msg",
+            "guard", "range", "post B", "failure", "off up", "off down", "on up", "on down", "msg",
         ]);
         for row in &self.layers {
             let post: Vec<String> = row
@@ -30,6 +30,10 @@ impl fmt::Display for Report {
                 row.truncate.to_string(),
                 format!("2^{}", row.bound_bits),
                 row.sign_bits.map_or("-".into(), |m| m.to_string()),
+                match row.guard_bits {
+                    0 => "-".into(),
+                    bits => format!("{bits} bits"),
+                },
                 match row.head_room {
                     None => row.range.into(),
                     Some(bits) => format!("seen +{bits:.1} bits"),
