@@ -34,7 +34,13 @@ pub(crate) struct PrivateFile {
     path: PathBuf,
     /// Its name until it is kept; none after that.
     temporary: Option<PathBuf>,
+    /// Bytes written since they were last made durable.
+    unsynchronised: usize,
 }
+
+/// Bytes of a large file that are made durable at a time, so that nobody waits for gigabytes at its
+/// end, and memory does not fill with what is to be written.
+const SYNCHRONISED: usize = 256 << 20;
 
 impl PrivateFile {
     /// Begins a file, which will be at this path.
@@ -50,12 +56,19 @@ impl PrivateFile {
             file: options.open(&temporary)?,
             path: path.to_owned(),
             temporary: Some(temporary),
+            unsynchronised: 0,
         })
     }
 
     /// Appends bytes.
     pub(crate) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)
+        self.file.write_all(bytes)?;
+        self.unsynchronised += bytes.len();
+        if self.unsynchronised >= SYNCHRONISED {
+            self.file.sync_data()?;
+            self.unsynchronised = 0;
+        }
+        Ok(())
     }
 
     /// Gives the file its name, durably on return.

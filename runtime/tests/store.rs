@@ -1,7 +1,7 @@
 //! A bundle is used once, whatever happens; a store belongs to one process at a time.
 
 use pi_core::SecretBytes;
-use pi_protocol::session::BundleId;
+use pi_protocol::session::{BundleId, BundleSink, BundleSource};
 use pi_runtime::fingerprint::Fingerprint;
 use pi_runtime::store::{BundleState, PeerRecord, Store, StoreError};
 use std::collections::HashSet;
@@ -192,6 +192,71 @@ fn marks_do_not_wait_for_a_bundle_that_is_being_written() {
         store.put_bundle(PEER, &MODEL, &id(2), slow).unwrap();
     });
     assert_eq!(store.ready(PEER, &MODEL).unwrap(), [id(2)]);
+}
+
+/// A half is no bundle before it is kept, and nothing of one that is not kept stays.
+#[test]
+fn a_half_that_is_written_bit_by_bit_is_kept_in_full_or_not_at_all() {
+    let state = tempfile::tempdir().unwrap();
+    let store = Store::open(state.path()).unwrap();
+    let mut writer = store.bundle_writer(PEER, &id(1)).unwrap();
+    writer.append(b"first ").unwrap();
+    assert_eq!(contents(state.path()), 1);
+    assert!(store.bundles().unwrap().is_empty());
+    let second = store.bundle_writer(PEER, &id(1));
+    assert!(matches!(second.err(), Some(StoreError::Exists(_))));
+    drop(writer);
+    assert_eq!(contents(state.path()), 0);
+
+    let mut writer = store.bundle_writer(PEER, &id(1)).unwrap();
+    for part in [&b"sec"[..], b"", b"ond"] {
+        BundleSink::write(&mut writer, part).unwrap();
+    }
+    assert!(writer.take_failure().is_none());
+    writer.keep(&MODEL).unwrap();
+    assert_eq!(store.ready(PEER, &MODEL).unwrap(), [id(1)]);
+    assert_eq!(take(&store, PEER, &id(1)).unwrap().as_slice(), b"second");
+    let again = store.bundle_writer(PEER, &id(1));
+    assert!(matches!(again.err(), Some(StoreError::Exists(_))));
+
+    // What a process that was killed left behind.
+    let mut writer = store.bundle_writer(PEER, &id(2)).unwrap();
+    writer.append(b"secret").unwrap();
+    let left = std::fs::read_dir(state.path().join("bundles")).unwrap();
+    let left = left.map(|file| file.unwrap().path());
+    let left = left.filter(|path| path.extension().is_some_and(|e| e == "new"));
+    let copy = state.path().join("bundles").join("killed.new");
+    std::fs::copy(left.last().unwrap(), &copy).unwrap();
+    drop(writer);
+    drop(store);
+    drop(Store::open(state.path()).unwrap());
+    assert_eq!(contents(state.path()), 0);
+}
+
+#[test]
+fn a_content_is_read_from_its_beginning_to_its_end() {
+    let state = tempfile::tempdir().unwrap();
+    let store = Store::open(state.path()).unwrap();
+    store.put_bundle(PEER, &MODEL, &id(1), b"content").unwrap();
+    let open = || store.content(PEER, &id(1)).unwrap().open();
+    let mut source = open().unwrap();
+    assert_eq!(source.read(3).unwrap(), b"con");
+    assert_eq!(source.read(0).unwrap(), b"");
+    assert!(source.end().is_err(), "four bytes are left");
+    assert_eq!(source.read(4).unwrap(), b"tent");
+    source.end().unwrap();
+    assert!(source.read(1).is_err());
+    // No more is reserved than there is.
+    assert!(open().unwrap().read(usize::MAX).is_err());
+    // A length that changed is found at once, a file that shrinks later where it ends.
+    let mut begun = open().unwrap();
+    let mut files = std::fs::read_dir(state.path().join("bundles")).unwrap();
+    let path = files.next().unwrap().unwrap().path();
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len(5).unwrap();
+    assert!(matches!(open().err(), Some(StoreError::Damaged { .. })));
+    assert_eq!(begun.read(4).unwrap(), b"cont");
+    assert!(begun.read(3).is_err());
 }
 
 #[test]

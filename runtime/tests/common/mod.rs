@@ -8,7 +8,9 @@
 use assert_cmd::Command;
 use image::{DynamicImage, GrayImage, RgbImage};
 use pi_ir::interpret::{Interpreter, quantise};
-use pi_ir::{Artifact, Circuit, Input, Kind, Reveal, Step, WeightsFile, artifact, random};
+use pi_ir::{
+    Artifact, Circuit, Input, Kind, Reveal, Step, Verified, Weights, WeightsFile, artifact, random,
+};
 use pi_protocol::flooding::flooding;
 use pi_protocol::layout::default_plan;
 use pi_runtime::command::child::{ServerCommand, ServerProcess};
@@ -79,6 +81,11 @@ impl Model {
             })
             .expect("some circuit is like that");
         println!("random circuit of seed {seed}");
+        Model::of(seed, circuit, weights)
+    }
+
+    /// A circuit with its weights, an input drawn by this seed, and the one plan for batches.
+    pub fn of(seed: u64, circuit: Verified<Circuit>, weights: Weights) -> Model {
         let plan = default_plan(&circuit, 1).unwrap();
         let batch = default_plan(&circuit, BATCH).unwrap();
         let weights = random::weights_file(seed, weights);
