@@ -1,34 +1,45 @@
-//! Memory of the server's exchanges and inferences with the bundled model, as the allocator counts
-//! it, against the formulas that `pi-server --memory` relies on.
+//! Memory of exchanges and inferences at both parties, as the allocator counts it, against the
+//! formulas that `pi-server --memory`, `pi-client` and `pi-compile` rely on: with the bundled
+//! model, and with a network whose bundles are exchanged in parts.
 
 use futures_executor::block_on;
 use peak_alloc::PeakAlloc;
 use pi_core::SecretBytes;
 use pi_ir::artifact::{Artifact, WeightsFile};
-use pi_protocol::channel::memory;
+use pi_ir::{
+    Activation, Circuit, Conv, Kind, Layer, LayerWeights, Padding, Preprocessing, Range, Reveal,
+    Shape, Step, TensorId, Term, Weights, verify,
+};
+use pi_protocol::channel::{MemoryChannel, memory};
+use pi_protocol::flooding::flooding;
+use pi_protocol::layout::default_plan;
 use pi_protocol::session::{
-    ClientBatch, ClientBundle, ClientModel, HeaderInputs, OnlineRequest, ServerBatch, ServerBundle,
-    ServerModel, ServerSetup, client_infer, client_setup, server_infer, server_setup,
+    BundleSink, BundleSource, ClientBatch, ClientBundle, ClientModel, ClientSetup, HeaderInputs,
+    OnlineRequest, READ_AT_ONCE, ServerBatch, ServerBundle, ServerModel, ServerSetup, client_infer,
+    client_setup, server_infer, server_setup,
 };
 use pi_protocol::{Channel, Error};
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
-use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::Mutex;
 use std::thread;
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
 
+/// The allocator counts for the whole process: one measurement at a time.
+static MEASURING: Mutex<()> = Mutex::new(());
+
 /// A line that keeps a copy of what is sent.
-struct Recorder<C> {
-    line: C,
-    sent: VecDeque<Vec<u8>>,
+struct Recorder {
+    line: MemoryChannel,
+    sent: Vec<Vec<u8>>,
 }
 
-impl<C: Channel> Channel for Recorder<C> {
+impl Channel for Recorder {
     async fn send(&mut self, message: Vec<u8>) -> Result<(), Error> {
-        self.sent.push_back(message.clone());
+        self.sent.push(message.clone());
         self.line.send(message).await
     }
 
@@ -37,17 +48,70 @@ impl<C: Channel> Channel for Recorder<C> {
     }
 }
 
-/// A line on which recorded messages come again, and whatever is sent is gone at once.
-struct Replay(VecDeque<Vec<u8>>);
+/// A line on which recorded messages come again, each in memory of its own, and whatever is sent is
+/// gone at once.
+struct Replay<'a>(std::slice::Iter<'a, Vec<u8>>);
 
-impl Channel for Replay {
+impl Channel for Replay<'_> {
     async fn send(&mut self, _message: Vec<u8>) -> Result<(), Error> {
         Ok(())
     }
 
     async fn receive(&mut self, _limit: usize) -> Result<Vec<u8>, Error> {
-        Ok(self.0.pop_front().expect("as many as were recorded"))
+        Ok(self.0.next().expect("as many as were recorded").clone())
     }
+}
+
+/// A file, as far as memory is concerned.
+struct Gone;
+
+impl BundleSink for Gone {
+    fn write(&mut self, _bytes: &[u8]) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// A stored half that is read from its beginning to its end.
+struct Stored {
+    bytes: &'static [u8],
+    read: SecretBytes,
+}
+
+impl BundleSource for Stored {
+    fn read(&mut self, count: usize) -> Result<&[u8], Error> {
+        let bytes = self
+            .bytes
+            .split_off(..count)
+            .expect("as many as were stored");
+        self.read = SecretBytes::with_capacity(0);
+        self.read = SecretBytes::with_capacity(count);
+        self.read.extend_from_slice(bytes);
+        Ok(&self.read)
+    }
+
+    fn end(&mut self) -> Result<(), Error> {
+        self.bytes.end()
+    }
+}
+
+/// The stored half as a runtime reads it: as a whole if it is short, else piece by piece.
+fn opened(bytes: &'static [u8], model: &ClientModel) -> ClientBundle {
+    if bytes.len() as u64 <= READ_AT_ONCE {
+        let whole = SecretBytes::read(bytes, bytes.len()).unwrap();
+        return ClientBundle::decode(&whole, model).unwrap();
+    }
+    let read = SecretBytes::with_capacity(0);
+    ClientBundle::open(Box::new(Stored { bytes, read }), model).unwrap()
+}
+
+/// The same of a server's half.
+fn opened_by_server(bytes: &'static [u8], model: &ServerModel) -> ServerBundle {
+    if bytes.len() as u64 <= READ_AT_ONCE {
+        let whole = SecretBytes::read(bytes, bytes.len()).unwrap();
+        return ServerBundle::read(&whole[..], model).unwrap();
+    }
+    let read = SecretBytes::with_capacity(0);
+    ServerBundle::read(Stored { bytes, read }, model).unwrap()
 }
 
 fn inputs(index: u64) -> HeaderInputs {
@@ -64,23 +128,40 @@ fn rng(seed: u64) -> ChaCha20Rng {
     ChaCha20Rng::seed_from_u64(seed)
 }
 
-/// Runs both parties, and returns what the client made and said.
-fn both<T: Send>(
-    client: impl AsyncFnOnce(&mut Recorder<pi_protocol::channel::MemoryChannel>) -> T + Send,
-    server: impl AsyncFnOnce(&mut pi_protocol::channel::MemoryChannel) + Send,
-) -> (T, VecDeque<Vec<u8>>) {
-    let (near, mut far) = memory();
-    let mut near = Recorder {
-        line: near,
-        sent: VecDeque::new(),
+/// What a party made and said.
+struct Said<T> {
+    made: T,
+    sent: Vec<Vec<u8>>,
+}
+
+impl<T> Said<T> {
+    /// The line to the other party, as it was.
+    fn replay(&self) -> Replay<'_> {
+        Replay(self.sent.iter())
+    }
+}
+
+/// Runs both parties.
+fn both<A: Send, B: Send>(
+    client: impl AsyncFnOnce(&mut Recorder) -> A + Send,
+    server: impl AsyncFnOnce(&mut Recorder) -> B + Send,
+) -> (Said<A>, Said<B>) {
+    let (near, far) = memory();
+    let recorder = |line| Recorder {
+        line,
+        sent: Vec::new(),
     };
+    let (mut near, mut far) = (recorder(near), recorder(far));
     thread::scope(|scope| {
         let client = scope.spawn(move || {
             let made = block_on(client(&mut near));
-            (made, near.sent)
+            let sent = near.sent;
+            Said { made, sent }
         });
-        block_on(server(&mut far));
-        client.join().expect("the client's side panicked")
+        let made = block_on(server(&mut far));
+        let sent = far.sent;
+        let client = client.join().expect("the client's side panicked");
+        (client, Said { made, sent })
     })
 }
 
@@ -109,102 +190,239 @@ fn check(what: &str, measured: u64, formula: u64) {
     );
 }
 
-fn stored(model: &ServerModel, bundle: &ServerBundle) -> SecretBytes {
-    let mut bytes = SecretBytes::with_capacity(ServerBundle::encoded_len(model));
-    bundle.write(&mut bytes).unwrap();
-    bytes
+/// The client's half of a batch: its first bundle goes to `first`, the others to a file.
+async fn prepare(
+    line: &mut impl Channel,
+    model: &ClientModel,
+    setup: &ClientSetup,
+    bundles: usize,
+    first: &mut dyn BundleSink,
+) {
+    let index = inputs(100 * bundles as u64);
+    let rng = &mut rng(1);
+    let start = ClientBatch::start(line, model, setup, &index, bundles, rng);
+    let batch = start.await.unwrap();
+    let (_, mut batch) = batch.next_bundle(line, first).await.unwrap().unwrap();
+    while let Some((_, rest)) = batch.next_bundle(line, &mut Gone).await.unwrap() {
+        batch = rest;
+    }
 }
 
+/// The server's half, likewise.
 async fn serve(
     line: &mut impl Channel,
     model: &ServerModel,
     setup: &ServerSetup,
     bundles: usize,
-) -> Vec<ServerBundle> {
-    let mut made = Vec::new();
-    let first = inputs(100 * bundles as u64);
+    first: &mut dyn BundleSink,
+) {
+    let index = inputs(100 * bundles as u64);
     let rng = &mut rng(2);
-    let start = ServerBatch::start(line, model, setup, &first, bundles, rng);
-    let mut batch = start.await.unwrap();
+    let start = ServerBatch::start(line, model, setup, &index, bundles, rng);
+    let batch = start.await.unwrap();
+    let (bundle, mut batch) = batch.next_bundle(line).await.unwrap().unwrap();
+    bundle.write(first).unwrap();
+    drop(bundle);
     while let Some((bundle, rest)) = batch.next_bundle(line).await.unwrap() {
-        // As a server does: stored, and no longer in memory.
-        made.push(ServerBundle::read(&stored(model, &bundle)[..], model).unwrap());
-        made.truncate(1);
+        bundle.write(&mut Gone).unwrap();
         batch = rest;
     }
-    made
+}
+
+async fn answer(line: &mut impl Channel, model: &ServerModel, half: ServerBundle) {
+    let limit = OnlineRequest::encoded_len(model);
+    let message = line.receive(limit).await.unwrap();
+    let request = OnlineRequest::decode(&message, model).unwrap();
+    drop(message);
+    server_infer(line, model, half, request).await.unwrap();
+}
+
+/// Measures setup, batches of these sizes, and an inference of each, at both parties.
+fn measure(name: &str, artifact: Artifact, weights: WeightsFile, sizes: &[usize]) {
+    let _alone = MEASURING.lock().unwrap();
+    let client = ClientModel::new(artifact.clone()).unwrap();
+    let server = ServerModel::new(artifact, weights).unwrap();
+    let (own, other) = both(
+        async |line| client_setup(line, &inputs(0), &mut rng(1)).await.unwrap(),
+        async |line| server_setup(line, &inputs(0), &mut rng(2)).await.unwrap(),
+    );
+    let (keys, measured) = growth(|| {
+        let (line, rng) = (&mut own.replay(), &mut rng(2));
+        let keys = block_on(server_setup(line, &inputs(0), rng)).unwrap();
+        ServerSetup::decode(&keys.encode()).unwrap()
+    });
+    check("setup", measured, ServerModel::SETUP_MEMORY);
+    drop(keys);
+    let (own, other) = (own.made, other.made);
+    let keys = (own.encode(), other.encode());
+
+    for &bundles in sizes {
+        let room = || SecretBytes::with_capacity(ClientBundle::encoded_len(&client));
+        let of_server = || SecretBytes::with_capacity(ServerBundle::encoded_len(&server));
+        let (up, down) = both(
+            async |line| {
+                let mut half = room();
+                prepare(line, &client, &own, bundles, &mut half).await;
+                half
+            },
+            async |line| {
+                let mut half = of_server();
+                serve(line, &server, &other, bundles, &mut half).await;
+                half
+            },
+        );
+        // Each reads its keys from the store.
+        let ((), measured) = growth(|| {
+            let keys = ServerSetup::decode(&keys.1).unwrap();
+            block_on(serve(&mut up.replay(), &server, &keys, bundles, &mut Gone));
+        });
+        let formula = server.offline_memory(bundles).unwrap();
+        check(
+            &format!("{name}, {bundles} bundles, server"),
+            measured,
+            formula,
+        );
+        assert!(formula <= server.most_offline_memory());
+        let ((), measured) = growth(|| {
+            let keys = ClientSetup::decode(&keys.0).unwrap();
+            block_on(prepare(
+                &mut down.replay(),
+                &client,
+                &keys,
+                bundles,
+                &mut Gone,
+            ));
+        });
+        let formula = client.offline_memory(bundles).unwrap();
+        check(
+            &format!("{name}, {bundles} bundles, client"),
+            measured,
+            formula,
+        );
+
+        // As if they lay in files.
+        let halves = [up.made.to_vec(), down.made.to_vec()];
+        let halves = halves.map(|half| &*Vec::leak(half));
+        let input = vec![0; client.artifact().circuit.input.len()];
+        let ask = async |line: &mut _| {
+            let half = opened(halves[0], &client);
+            drop(
+                client_infer(line, &client, half, &input, false)
+                    .await
+                    .unwrap(),
+            );
+        };
+        let (up, down) = both(
+            async |line| {
+                let half = opened(halves[0], &client);
+                drop(
+                    client_infer(line, &client, half, &input, false)
+                        .await
+                        .unwrap(),
+                );
+            },
+            async |line| answer(line, &server, opened_by_server(halves[1], &server)).await,
+        );
+        let ((), measured) = growth(|| {
+            let half = opened_by_server(halves[1], &server);
+            block_on(answer(&mut up.replay(), &server, half));
+        });
+        check(
+            &format!("{name}, an inference, server"),
+            measured,
+            server.online_memory(),
+        );
+        let ((), measured) = growth(|| block_on(ask(&mut down.replay())));
+        check(
+            &format!("{name}, an inference, client"),
+            measured,
+            client.online_memory(),
+        );
+    }
 }
 
 #[test]
-fn exchanges_stay_within_the_formulas() {
+fn exchanges_of_the_bundled_model_stay_within_the_formulas() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/cifar10-small");
     let read = |name: &str| std::fs::read(directory.join(name)).unwrap();
     let artifact = Artifact::decode(&read("model.pia")).unwrap();
     let weights = WeightsFile::decode(&read("model.piw")).unwrap();
-    let client = ClientModel::new(artifact.clone()).unwrap();
-    let server = ServerModel::new(artifact, weights).unwrap();
+    measure("bundled", artifact, weights, &[1, 4, 16]);
+}
 
-    let (client_keys, said) = both(
-        async |line| client_setup(line, &inputs(0), &mut rng(1)).await.unwrap(),
-        async |line| drop(server_setup(line, &inputs(0), &mut rng(2)).await.unwrap()),
-    );
-    let (keys, measured) = growth(|| {
-        let mut line = Replay(said);
-        let keys = block_on(server_setup(&mut line, &inputs(0), &mut rng(2))).unwrap();
-        ServerSetup::decode(&keys.encode()).unwrap()
+/// 204,800 ReLUs in two layers, 154 MB stored at the client: of the tables, neither party ever has
+/// more than a few parts of 16 MiB.
+#[test]
+fn exchanges_in_parts_stay_within_the_formulas() {
+    const SIDE: u32 = 320;
+    let conv = |input, stride| {
+        Term::Conv(Conv {
+            input: TensorId(input),
+            out_channels: 1,
+            groups: 1,
+            kernel: (1, 1),
+            stride: (stride, stride),
+            padding: Padding::default(),
+            weight_bits: 7,
+        })
+    };
+    let layer = |name: &str, term, side, step| Layer {
+        name: name.into(),
+        terms: vec![term],
+        pool: None,
+        shape: Shape::new(1, side, side),
+        bound_bits: 15,
+        range: Range::Calibrated { max_seen: 1 },
+        step,
+    };
+    let relus = Activation {
+        truncate: 0,
+        frac_bits: 8,
+        kinds: vec![Kind::Relu; (SIDE * SIDE) as usize],
+        square: None,
+        polynomial: None,
+    };
+    let output = Step::Output {
+        frac_bits: 8,
+        reveal: Reveal::Logits,
+    };
+    let circuit = Circuit {
+        name: "wide".into(),
+        input: Shape::new(1, SIDE, SIDE),
+        input_frac_bits: 8,
+        preprocessing: Preprocessing::unit(1),
+        classes: Vec::new(),
+        prefix: None,
+        layers: vec![
+            layer("first", conv(0, 1), SIDE, Step::Activate(relus.clone())),
+            layer("second", conv(1, 1), SIDE, Step::Activate(relus)),
+            layer("output", conv(2, 32), SIDE / 32, output),
+        ],
+    };
+    let circuit = verify::circuit(circuit).unwrap();
+    let layers = (0..3).map(|_| LayerWeights {
+        kernels: vec![vec![1]],
+        bias: vec![0],
+        element_bias: Vec::new(),
+        polynomials: Vec::new(),
     });
-    check("setup", measured, ServerModel::SETUP_MEMORY);
-    let stored = keys.encode();
-
-    for bundles in [1, 4, 16] {
-        let (mut made, said) = both(
-            async |line| {
-                let first = inputs(100 * bundles as u64);
-                let (keys, rng) = (&client_keys, &mut rng(1));
-                let start = ClientBatch::start(line, &client, keys, &first, bundles, rng);
-                let mut batch = start.await.unwrap();
-                let mut made = Vec::new();
-                while batch.next_id().is_some() {
-                    let length = ClientBundle::encoded_len(&client);
-                    let mut bytes = SecretBytes::with_capacity(length);
-                    let next = batch.next_bundle(line, &mut bytes).await.unwrap();
-                    made.push(bytes);
-                    made.truncate(1);
-                    batch = next.unwrap().1;
-                }
-                made
-            },
-            async |line| drop(serve(line, &server, &keys, bundles).await),
-        );
-        // The exchange reads its keys from the store.
-        let (halves, measured) = growth(|| {
-            let keys = ServerSetup::decode(&stored).unwrap();
-            block_on(serve(&mut Replay(said), &server, &keys, bundles))
-        });
-        let formula = server.offline_memory(bundles).unwrap();
-        check(&format!("{bundles} bundles"), measured, formula);
-        assert!(formula <= server.most_offline_memory());
-
-        let half = halves.into_iter().next().unwrap();
-        let bundle = ClientBundle::decode(&made.pop().unwrap(), &client).unwrap();
-        let input = vec![0; client.artifact().circuit.input.len()];
-        let stored = self::stored(&server, &half);
-        let (_, said) = both(
-            async |line| drop(client_infer(line, &client, bundle, &input, false).await),
-            async |line| {
-                let limit = OnlineRequest::encoded_len(&server);
-                let message = line.receive(limit).await.unwrap();
-                let request = OnlineRequest::decode(&message, &server).unwrap();
-                server_infer(line, &server, half, request).await.unwrap();
-            },
-        );
-        let ((), measured) = growth(|| {
-            let mut line = Replay(said);
-            let half = ServerBundle::read(&stored[..], &server).unwrap();
-            let message = block_on(line.receive(0)).unwrap();
-            let request = OnlineRequest::decode(&message, &server).unwrap();
-            block_on(server_infer(&mut line, &server, half, request)).unwrap();
-        });
-        check("an inference", measured, server.online_memory());
-    }
+    let weights = WeightsFile {
+        salt: [9; 32],
+        weights: Weights {
+            layers: layers.collect(),
+        },
+    };
+    let plan = default_plan(&circuit, 1).unwrap();
+    let distance = flooding(&circuit, [&plan]).unwrap().total;
+    let artifact = Artifact::new(circuit, plan, weights.digest(), distance);
+    let client = ClientModel::new(artifact.clone()).unwrap();
+    assert!(client.cost().unwrap().parts > 5);
+    let stored = ClientBundle::encoded_len(&client) as u64;
+    assert!(
+        client.offline_memory(1).unwrap() < stored,
+        "it has all of it"
+    );
+    assert!(client.online_memory() < stored, "it has all of it");
+    drop(client);
+    measure("wide", artifact, weights, &[1]);
 }

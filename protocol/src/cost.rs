@@ -59,9 +59,9 @@ pub struct Cost {
     pub stored: Stored,
     /// Parts that the garbled circuits of a bundle travel in, one after the other.
     pub parts: u32,
-    /// What the client needs.
+    /// Memory that the client needs, with two threads.
     pub client_memory: Memory,
-    /// What the server needs for each exchange.
+    /// Memory that the server needs for one client, with two threads.
     pub server_memory: Memory,
     /// Once per bundle that is prepared alone.
     pub offline: Traffic,

@@ -21,7 +21,7 @@ use pi_ir::{
     Artifact, Circuit, Conv, Layer, LayerWeights, Layout, Plan, PostTruncation, Prefix, Range,
     Reveal, Step, Term,
 };
-use pi_protocol::cost::{self, Cost, Stored};
+use pi_protocol::cost::{self, Cost, Memory, Stored};
 use pi_protocol::flooding::{Flooding, flooding};
 use pi_protocol::layout::Packing;
 use pi_protocol::linear::{self, LinearCost, Operations};
@@ -61,6 +61,10 @@ pub struct Report {
     pub batches: Vec<Batch>,
     /// What both parties store of a bundle until it is spent.
     pub stored: Stored,
+    /// Memory that the client needs at most, beside the model.
+    pub client_memory: Memory,
+    /// Memory that the server needs at most for one client, beside the model.
+    pub server_memory: Memory,
     /// Once per input: the rows' share, and the request.
     pub online: Traffic,
     /// The processor that `offline_cpu` and `online_cpu`, here and everywhere, are estimates for.
@@ -349,6 +353,8 @@ impl Report {
             offline: cost.offline,
             batches: whole.batches,
             stored: cost.stored,
+            client_memory: cost.client_memory,
+            server_memory: cost.server_memory,
             online: cost.online,
             processor: PROCESSOR.name,
             offline_cpu: whole.offline_cpu,

@@ -74,6 +74,8 @@ fn offline(report: &Report) -> Element {
     let facts = [
         ("stored at the client", bytes(report.stored.client)),
         ("stored at the server", bytes(report.stored.server)),
+        ("memory at the client", bytes(report.client_memory.offline)),
+        ("memory at the server", bytes(report.server_memory.offline)),
     ];
     let facts = traffic(&report.offline)
         .into_iter()

@@ -17,6 +17,7 @@ use crate::parts::PART_BYTES;
 use pi_core::BLOCK_BYTES;
 use pi_core::fp::ELEMENT_BYTES;
 use pi_rlwe::N;
+use serde::Serialize;
 
 /// A residue of a polynomial.
 const RESIDUE_BYTES: usize = 8 * N;
@@ -42,7 +43,7 @@ const DRAFT_BYTES: usize = 24 * N + CIPHERTEXT_BYTES;
 pub const READ_AT_ONCE: u64 = 64 << 20;
 
 /// Bytes of memory that a party needs at most, beside the model, to prepare bundles and to answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Memory {
     /// For a bundle that is prepared alone.
     pub offline: u64,
@@ -62,7 +63,8 @@ impl ServerModel {
     /// [`Error::ApiMisuse`] without a plan for so many bundles.
     pub fn offline_memory(&self, bundles: usize) -> Result<u64, Error> {
         let indexed = self.indexed();
-        Ok(server_offline(indexed, indexed.planned(bundles)?))
+        let threads = rayon::current_num_threads();
+        Ok(server_offline(indexed, indexed.planned(bundles)?, threads))
     }
 
     /// The most bytes that any batch takes.
@@ -89,7 +91,8 @@ impl ClientModel {
     /// [`Error::ApiMisuse`] without a plan for so many bundles.
     pub fn offline_memory(&self, bundles: usize) -> Result<u64, Error> {
         let indexed = self.indexed();
-        Ok(client_offline(indexed, indexed.planned(bundles)?))
+        let threads = rayon::current_num_threads();
+        Ok(client_offline(indexed, indexed.planned(bundles)?, threads))
     }
 
     /// Bytes that an inference takes at the client: its shares, and the largest piece, or all of a
@@ -99,21 +102,22 @@ impl ClientModel {
     }
 }
 
-/// The memory of client and server.
+/// The memory of client and server, with two threads each.
 pub(crate) fn of_parties(indexed: &IndexedCircuit) -> [Memory; 2] {
+    const THREADS: usize = 2;
     [
         Memory {
-            offline: client_offline(indexed, &indexed.single),
+            offline: client_offline(indexed, &indexed.single, THREADS),
             online: client_online(indexed),
         },
         Memory {
-            offline: server_offline(indexed, &indexed.single),
+            offline: server_offline(indexed, &indexed.single, THREADS),
             online: server_online(indexed),
         },
     ]
 }
 
-fn server_offline(indexed: &IndexedCircuit, planned: &Planned) -> u64 {
+fn server_offline(indexed: &IndexedCircuit, planned: &Planned, threads: usize) -> u64 {
     let (bundles, packing) = (planned.bundles(), &planned.packing);
     let answers = packing.answers();
     let shares: usize = answers
@@ -136,7 +140,7 @@ fn server_offline(indexed: &IndexedCircuit, planned: &Planned) -> u64 {
     let oles = 2 * OLE_BYTES * ciphertexts;
     let bundle = largest_part(indexed) + oles + server_bytes(indexed) + largest_layer(indexed);
 
-    let threads = rayon::current_num_threads() * THREAD_BYTES;
+    let threads = threads * THREAD_BYTES;
     let first = linear.max(transfers + heads) + messages.iter().sum::<usize>();
     let second = transfers + bundle;
     (KEYS_BYTES + threads + shares + first.max(second)) as u64
@@ -151,7 +155,7 @@ fn server_online(indexed: &IndexedCircuit) -> u64 {
     (bundle + stored + 2 * ELEMENT_BYTES * tensors + 2 * largest_online(indexed)) as u64
 }
 
-fn client_offline(indexed: &IndexedCircuit, planned: &Planned) -> u64 {
+fn client_offline(indexed: &IndexedCircuit, planned: &Planned, threads: usize) -> u64 {
     let (bundles, packing) = (planned.bundles(), &planned.packing);
     let elements: usize = indexed.tensors().iter().map(|shape| shape.len()).sum();
     let masks = ELEMENT_BYTES * bundles * elements;
@@ -169,7 +173,7 @@ fn client_offline(indexed: &IndexedCircuit, planned: &Planned) -> u64 {
     let oles = 2 * OLE_BYTES * quadratic::ciphertexts(indexed.slots);
     let bundle = client_shares(indexed) + 2 * largest_part(indexed) + oles;
 
-    let threads = rayon::current_num_threads() * THREAD_BYTES;
+    let threads = threads * THREAD_BYTES;
     let phase = linear.max(heads).max(bundle);
     (CLIENT_KEYS_BYTES + threads + masks + shares + transfers + phase) as u64
 }

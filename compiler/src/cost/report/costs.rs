@@ -122,6 +122,16 @@ impl Costs<'_> {
             bytes(report.stored.client),
             bytes(report.stored.server)
         )?;
+        let (client, server) = (&report.client_memory, &report.server_memory);
+        writeln!(
+            f,
+            "memory: the client needs about {} to prepare and {} to answer; the server, for each \
+             client, {} and {}",
+            bytes(client.offline),
+            bytes(client.online),
+            bytes(server.offline),
+            bytes(server.online)
+        )?;
         for batch in &report.batches {
             let each = |bytes: u64| bytes / batch.bundles as u64;
             let own = Traffic {
