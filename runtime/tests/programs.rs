@@ -8,7 +8,7 @@ use common::{
     Model, client, complaint, kill, prepare, server_command, start_server, start_server_at,
 };
 use pi_ir::interpret::label;
-use pi_ir::{Reveal, random};
+use pi_ir::{Artifact, Reveal, random};
 use pi_runtime::command::child::{ChildProcess, ServerProcess};
 use pi_runtime::store::Store;
 use std::net::UdpSocket;
@@ -219,6 +219,52 @@ fn a_full_disk_is_explained_and_costs_nothing_that_was_stored() {
         .arg(&model.file)
         .assert()
         .success();
+}
+
+/// A model whose bounds its example leaves, whatever the client's shares are.
+fn out_of_range() -> Model {
+    let narrow = |index: u64| {
+        let mut model = Model::random(100 * index);
+        let Artifact { plan, batches, .. } = model.artifact.clone();
+        let circuit = random::tightened(&model.artifact.circuit, index);
+        let distance = model.artifact.flooding_log2;
+        model.artifact = Artifact::new(circuit, plan, model.weights.digest(), distance);
+        model.artifact.batches = batches;
+        model.write();
+        model
+    };
+    let is_out = |model: &Model| {
+        let (interpreter, input) = (model.interpreter(), model.input());
+        (0..50).all(|seed| {
+            let trace = random::trace(&model.artifact.circuit, seed);
+            !interpreter.exact(&input, &trace).unwrap().in_range
+        })
+    };
+    (0..).map(narrow).find(is_out).expect("some are")
+}
+
+#[test]
+fn an_input_out_of_range_gets_no_answer_and_an_exit_code_of_its_own() {
+    let (model, states) = (out_of_range(), tempfile::tempdir().unwrap());
+    let server = start_server(model.path(), &states.path().join("server"));
+    let state = states.path().join("client");
+    prepare(&state, &server, 2).assert().success();
+    let infer = |json: &[&str]| {
+        let output = client(&state)
+            .arg("infer")
+            .args(json)
+            .arg(&model.file)
+            .assert();
+        String::from_utf8(output.code(3).get_output().stdout.clone()).unwrap()
+    };
+    says(
+        &infer(&[]),
+        &["out of the network's range: no answer", "another input"],
+    );
+    let json: serde_json::Value = serde_json::from_str(&infer(&["--json"])).unwrap();
+    assert_eq!(json["out_of_range"], true);
+    assert!(json["class"].is_null() && json["class_index"].is_null());
+    assert!(json.get("logits").is_none());
 }
 
 /// Whether no carry of a private run changes the label of the model's example.

@@ -185,7 +185,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             // Whatever can fail without the server is tried before the server is called.
             let file = InputFile::open(&file, label_column.as_ref()).map_err(Error::from)?;
             let server = server.as_deref();
-            let answered = infer(&client, &file, row, server, json, &trust.into());
+            let trust = trust.into();
+            let answered = infer(&client, &file, row, server, json, &trust);
             if !runtime.block_on(answered)? {
                 return Ok(ExitCode::from(OUT_OF_RANGE));
             }
