@@ -101,11 +101,6 @@ pub fn quantise(
         let is_public = index < real.public;
         let weight_bits = precision.weight_bits(is_public);
         let (public, private) = quantise_layer(index, layer, scales, seen, weight_bits);
-        if let Err(message) = check_online_products(&private, layer.shape.c as usize)
-            && !is_public
-        {
-            faults.push(Fault::new(&layer.name, message));
-        }
         circuit.layers.push(public);
         weights.layers.push(private);
     }
@@ -243,31 +238,12 @@ fn polynomial(&[a, b, k]: &[f64; 3], s: i32, u: i32) -> Polynomial {
 
 /// Results have fractional bits, or none; no more than a circuit can state.
 fn check_output(layer: &real_circuit::Layer, sum: i32) -> Result<(), String> {
-    match (&layer.step, u8::try_from(sum)) {
-        (Step::Output, Err(_)) => Err(format!(
+    let sum = sum + i32::from(layer.pool_bits);
+    if layer.step == Step::Output && !(0..=i32::from(WIDEST)).contains(&sum) {
+        return Err(format!(
             "its weights are of such size that its results would be multiples of 2^{}: multiply \
              the last layer's weights and biases by a constant, which changes no label",
             -sum
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// The server multiplies 30-bit limbs in double precision: `30 + log2 sum |w| <= 53` for each
-/// output channel.
-fn check_online_products(weights: &LayerWeights, channels: usize) -> Result<(), String> {
-    let mut sums = vec![0u64; channels];
-    for kernel in &weights.kernels {
-        let row = kernel.len() / channels;
-        for (sum, row) in sums.iter_mut().zip(kernel.chunks_exact(row.max(1))) {
-            *sum += row.iter().map(|w| u64::from(w.unsigned_abs())).sum::<u64>();
-        }
-    }
-    let largest = sums.into_iter().max().unwrap_or(0);
-    if largest > 1 << 23 {
-        return Err(format!(
-            "an output channel's weights sum to {largest} in magnitude, above 2^23: \
-             online products would not be exact; lower --weight-bits"
         ));
     }
     Ok(())

@@ -415,9 +415,11 @@ impl Check<'_> {
             .require(activation.frac_bits <= FRAC_BITS, place, || {
                 format!("more than {FRAC_BITS} fractional bits")
             });
-        // The client takes the sign of a public value without garbling anything.
+        // The client takes the sign of a public value without garbling anything, and nobody takes
+        // one where there is no ReLU.
         if let Some(rest) = layer.bound_bits.checked_sub(activation.truncate)
             && !self.part.public
+            && kinds.contains(&Kind::Relu)
         {
             let bits = u32::from(rest) + 1 + u32::from(layer.guard_bits);
             self.faults.require(bits <= SIGN_BITS.into(), place, || {

@@ -54,6 +54,22 @@ fn sound_examples_have_no_fault() {
     assert_eq!(super::weights(&circuit, &weights()), []);
 }
 
+/// Nobody garbles a sign there, so no sign circuit can be too wide.
+#[test]
+fn layers_without_relus_may_have_any_bound_of_the_field() {
+    let third = "layer \"third\" 2x2x2 bound 22";
+    assert!(CIRCUIT.contains(third));
+    let wide = CIRCUIT.replace(third, "layer \"third\" 2x2x2 bound 50");
+    assert!(super::circuit(parse_circuit(&wide).unwrap()).is_ok());
+    let with_one = wide.replace("kinds identity*8", "kinds relu*1 identity*7");
+    let faults = super::circuit(parse_circuit(&with_one).unwrap()).unwrap_err();
+    let faults = super::list(&faults);
+    assert!(
+        faults.contains("layer 2 (third): a sign circuit of 47 bits"),
+        "{faults}"
+    );
+}
+
 #[test]
 fn each_fault_of_a_circuit_is_found_and_named() {
     // Text changed, its replacement, part of the place, part of the problem.
