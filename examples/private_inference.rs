@@ -10,8 +10,8 @@ use pi_core::SecretBytes;
 use pi_ir::interpret::{Interpreter, quantise_image};
 use pi_protocol::Channel;
 use pi_protocol::session::*;
+use pi_runtime::draw;
 use pi_runtime::model_files::{read_artifact, read_weights};
-use pi_runtime::{draw, image_file};
 use rand_core::{OsRng, TryRngCore};
 use std::path::Path;
 
@@ -66,7 +66,7 @@ async fn main() -> Result<()> {
     let (artifact, _) = read_artifact(&model)?;
     let weights = read_weights(&model)?;
     let circuit = artifact.circuit.clone();
-    let image = image_file::to_shape(draw::freighter(256).into(), circuit.image())?;
+    let image = pi_image::to_shape(draw::freighter(256).into(), circuit.image())?;
     let input = quantise_image(&circuit, &image.pixels)?;
 
     let public = ClientModel::new(artifact.clone())?;

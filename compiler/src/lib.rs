@@ -19,11 +19,15 @@
 //! 10. [`pass::select`] chooses the packing plan by cost, once for a bundle alone and once for each
 //!     size of batch. It verifies every plan it returns.
 //!
-//! [`emit::files`] then makes the two files of the result. [`cost`] computes what the network
+//! [`accuracy`] then measures the result on examples that calibration did not see, and says whether
+//! it may be written; [`emit::files`] makes the two files. [`cost`] computes what the network
 //! costs, [`examples`] reads or draws the inputs that calibration and evaluation need, and
-//! [`trace`] tells what became of the tensors of an ONNX model.
+//! [`channels`] turns a network that reads blue first into one that reads red first, and [`trace`]
+//! tells what became of the tensors of an ONNX model.
 #![forbid(unsafe_code)]
 
+pub mod accuracy;
+pub mod channels;
 pub mod compile;
 pub mod cost;
 pub mod emit;

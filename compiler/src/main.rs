@@ -4,17 +4,19 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser};
+use pi_compiler::accuracy::Measured;
+use pi_compiler::accuracy::verdict::{Disagreement, MAX_ERROR, Outputs, Tolerance};
 use pi_compiler::cost::activations::costs;
 use pi_compiler::cost::evaluate::{Comparison, compare};
 use pi_compiler::cost::report::Report;
-use pi_compiler::examples::{Data, Examples, Reads};
+use pi_compiler::examples::{Data, Examples, Notices, Reads, SYNTHETIC};
 use pi_compiler::file::write_whole;
 use pi_compiler::page::{self, Model};
 use pi_compiler::pass::guard;
 use pi_compiler::pass::lower::Pools;
 use pi_compiler::pass::quantise::Precision;
 use pi_compiler::pass::select::Link;
-use pi_compiler::{Compiled, Options, PublicPrefix, compile, emit, trace};
+use pi_compiler::{Compiled, Options, PublicPrefix, channels, compile, emit, trace};
 use pi_ir::artifact::{ARTIFACT_NAME, Accuracy, GRAPH_NAME, WEIGHTS_NAME};
 use pi_ir::value_file::Column;
 use pi_ir::{Artifact, Circuit, Graph, GraphFile, Reveal, Shape, Weights, WeightsFile};
@@ -49,21 +51,22 @@ struct Arguments {
     out: Option<PathBuf>,
     /// Examples like those that the network will see. Pictures: .bin records, a .tar.xz archive, a
     /// .npy array of bytes, or a folder. Real values: a .npy array of one example or several, a
-    /// .csv file with one example a row, or a folder of either. The word `synthetic` stands for
-    /// drawn ones, which are good enough for costs and for random weights; on real data, a network
-    /// that was calibrated on them fails.
+    /// .csv file with one example a row, or a folder of either. Ranges and scales rest on most of
+    /// them; the others are held back, and the result is measured on these. The word `synthetic`
+    /// stands for drawn ones, which are good enough for costs and for random weights; on real data,
+    /// a network that was calibrated on them fails.
     #[arg(long, value_name = "DATA", conflicts_with = "inspect")]
     calibration: Option<PathBuf>,
-    /// Number of calibration examples to use [default: 512, or 16 with --costs and no --out].
+    /// Number of examples to calibrate on, if there are as many; a quarter as many, and at least
+    /// 16, are held back [default: 512, or 16 with --costs and no --out].
     #[arg(long)]
     calibration_images: Option<usize>,
     /// Writes the cost of each activation of the graph to this file, as JSON. Without --out,
     /// nothing else is written.
     #[arg(long, value_name = "FILE", requires = "calibration")]
     costs: Option<PathBuf>,
-    /// Compares float and fixed-point accuracy on these labelled examples, and records it in the
-    /// artifact. A network whose answers in fixed point are the float graph's on fewer than 90 % of
-    /// the examples is an error, and nothing is written.
+    /// Compares float and fixed-point accuracy on these labelled examples too, and records it in
+    /// the artifact. They have to agree as the held-back examples have to.
     #[arg(long, value_name = "DATA")]
     evaluate: Option<PathBuf>,
     /// The labels of the --evaluate data, in their order: a .npy list of whole numbers, or a text
@@ -82,14 +85,19 @@ struct Arguments {
     /// Number of examples to evaluate.
     #[arg(long, default_value_t = 10_000)]
     evaluate_images: usize,
-    /// Without --evaluate: compares the graph and the circuit on this many calibration examples.
-    #[arg(
-        long,
-        default_value_t = 32,
-        value_name = "N",
-        value_parser = clap::value_parser!(u32).range(1..)
-    )]
-    verify: u32,
+    /// What the outputs are: classes, of which the largest is the answer, or values, as of a
+    /// regression [default: values if there is one output].
+    #[arg(long, value_enum)]
+    outputs: Option<OutputsChoice>,
+    /// Largest error of fixed point that is accepted of outputs that are values: root mean square,
+    /// as a share of how much an output varies from example to example.
+    #[arg(long, value_name = "SHARE", default_value_t = MAX_ERROR, value_parser = share)]
+    max_error: f64,
+    /// Writes the network even if its answers in fixed point are not those of the float network:
+    /// on fewer than 95 % of the held-back examples, or values beyond --max-error. The artifact's
+    /// note says so.
+    #[arg(long)]
+    allow_disagreement: bool,
     /// Writes the costs as a page of HTML with charts, to be kept or sent to others: of the model
     /// that --out makes, or of all those that --inspect names.
     #[arg(long, value_name = "FILE.html")]
@@ -143,6 +151,14 @@ struct OnnxChoices {
     /// Deviations, in the same way.
     #[arg(long, value_delimiter = ',', value_name = "D,D,D")]
     deviation: Option<Vec<f32>>,
+    /// What the network was trained with for a white pixel; means and deviations are in its units:
+    /// 255 for a network that reads bytes, or bytes less a mean.
+    #[arg(long, value_name = "WHITE", default_value_t = 1.0, value_parser = positive)]
+    white: f32,
+    /// Order of the channels that the network was trained with; means and deviations are in this
+    /// order. Networks from Caffe, and from OpenCV's reader of images, have bgr.
+    #[arg(long, value_enum, default_value_t = ChannelOrder::Rgb)]
+    channel_order: ChannelOrder,
     /// Masks of a network whose activations are plain Relu nodes: which elements are ReLUs, which
     /// are left as they are and which are quadratics (docs/onnx.md has the format).
     #[arg(long, value_name = "FILE.safetensors")]
@@ -219,6 +235,24 @@ enum KindChoice {
     /// Pictures of bytes, which become numbers from 0 to 1.
     Image,
     /// Real values as they are.
+    Values,
+}
+
+/// Order of the channels of pictures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ChannelOrder {
+    /// Red, green, blue.
+    Rgb,
+    /// Blue, green, red.
+    Bgr,
+}
+
+/// [`Outputs`] on the command line.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum OutputsChoice {
+    /// One output for each class.
+    Classes,
+    /// Values.
     Values,
 }
 
@@ -375,7 +409,12 @@ fn trace_model(arguments: &Arguments, input: &Path, out: &Path) -> Result<()> {
     let import = import_onnx(&arguments.graph, &arguments.onnx)?;
     let compiled = match &arguments.calibration {
         Some(_) => {
-            let calibration = calibration_of(arguments, &import.graph, COSTS_IMAGES)?;
+            let count = arguments.calibration_images.unwrap_or(COSTS_IMAGES);
+            let mut calibration = calibration_of(arguments, &import.graph, count)?;
+            // The trace has the model's own order, and so the pictures get it, not the weights.
+            if arguments.onnx.channel_order == ChannelOrder::Bgr {
+                calibration.reverse_channels(Reads::of(&import.graph)?.shape);
+            }
             let options = Options {
                 batches: Vec::new(),
                 ..arguments.choices.options()
@@ -391,7 +430,8 @@ fn trace_model(arguments: &Arguments, input: &Path, out: &Path) -> Result<()> {
 /// refused.
 fn costs_of_graph(arguments: &Arguments, file: &Path) -> Result<()> {
     let (path, graph) = graph_of(arguments)?;
-    let calibration = calibration_of(arguments, &graph, COSTS_IMAGES)?;
+    let count = arguments.calibration_images.unwrap_or(COSTS_IMAGES);
+    let calibration = calibration_of(arguments, &graph, count)?;
     let options = Options {
         batches: Vec::new(),
         failure_limit: 0.0,
@@ -434,8 +474,18 @@ fn graph_of(arguments: &Arguments) -> Result<(PathBuf, Graph)> {
         .extension()
         .is_some_and(|extension| extension == "onnx")
     {
-        true => import_onnx(&path, &arguments.onnx)?.graph,
-        false => load_graph(&path)?,
+        true => {
+            let mut graph = import_onnx(&path, &arguments.onnx)?.graph;
+            if arguments.onnx.channel_order == ChannelOrder::Bgr {
+                channels::reverse(&mut graph)
+                    .with_context(|| format!("cannot import {}", path.display()))?;
+            }
+            graph
+        }
+        false => {
+            arguments.onnx.none_for_graph_files()?;
+            load_graph(&path)?
+        }
     };
     Ok((path, graph))
 }
@@ -446,7 +496,8 @@ const CALIBRATION_IMAGES: usize = 512;
 
 fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     let (path, graph) = graph_of(arguments)?;
-    let calibration = calibration_of(arguments, &graph, CALIBRATION_IMAGES)?;
+    let tolerance = tolerance(arguments, &graph)?;
+    let (calibration, held_back) = calibration_and_held_back(arguments, &graph)?;
     let compiled = compile(&graph, &calibration, &arguments.choices.options())
         .with_context(|| format!("cannot compile {}", path.display()))?;
     for disclosed in &compiled.disclosed {
@@ -458,32 +509,36 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
             "note: no batches of {bundles} bundles, which are prepared in smaller ones: {why}"
         );
     }
-    let comparison = match &arguments.evaluate {
+    let measured = Measured::new(&graph, &compiled, &held_back)?;
+    let mut notes = vec![calibrated_on(&calibration)];
+    match disagreement(&compiled, (&measured.comparison, &held_back), tolerance)? {
+        None => notes.push(measured.in_words(tolerance.outputs)),
+        Some(found) => notes.push(allowed(arguments, &measured, &found)?),
+    }
+    let evaluated = match &arguments.evaluate {
         Some(data) => {
             let examples = evaluated(arguments, data, &graph)?;
-            let (circuit, weights) = (&compiled.circuit, &compiled.weights);
-            compare(&graph, circuit, weights, &examples)?
+            let comparison = compare(&graph, &compiled.circuit, &compiled.weights, &examples)?;
+            let found = (&comparison, &examples);
+            if let Some(found) = disagreement(&compiled, found, tolerance)? {
+                notes.push(allowed(arguments, &measured, &found)?);
+            }
+            Some(comparison)
         }
-        None => verify(
-            arguments.verify as usize,
-            &graph,
-            &compiled,
-            calibration.clone(),
-        )?,
+        None => None,
     };
-    comparison.check().context("nothing is written")?;
-    // Calibration saw the examples of --verify: accuracy on them is not one to record.
-    let recorded = arguments.evaluate.is_some() && comparison.labelled;
-    let accuracy = recorded.then_some(Accuracy {
-        images: comparison.images as u32,
-        float_correct: comparison.float_correct as u32,
-        fixed_correct: comparison.fixed_correct as u32,
+    // Held-back examples have labels at times, but accuracy is recorded only of what was meant so.
+    let recorded = evaluated.as_ref().filter(|found| found.labelled);
+    let accuracy = recorded.map(|found| Accuracy {
+        images: found.images as u32,
+        float_correct: found.float_correct as u32,
+        fixed_correct: found.fixed_correct as u32,
     });
     let mut salt = [0; 32];
     OsRng
         .try_fill_bytes(&mut salt)
         .context("no random numbers from the system")?;
-    let note = format!("{} Calibrated on {}.", arguments.note, source(&calibration));
+    let note = format!("{} {}", arguments.note, notes.join(" "));
     let (artifact, weights) = emit::files(&compiled, salt, accuracy, note.trim());
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     write_whole(&out.join(WEIGHTS_NAME), &weights.encode())?;
@@ -491,23 +546,125 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     if let Some(file) = &arguments.costs {
         write_costs(file, &graph, &compiled, &calibration)?;
     }
-    let report = Report::new(&artifact, &arguments.choices.options().link)?;
+    let mut report = Report::new(&artifact, &arguments.choices.options().link)?;
+    report.measured = Some(measured);
     let model = Model::of(out, report)?;
     write_page(arguments, std::slice::from_ref(&model))?;
-    print(&model.report, Some(&comparison), arguments.json)
+    print(&model.report, evaluated.as_ref(), arguments.json)
+}
+
+/// What is asked of the network in fixed point.
+fn tolerance(arguments: &Arguments, graph: &Graph) -> Result<Tolerance> {
+    let outputs = Reads::of(graph)?.outputs;
+    let mut tolerance = Tolerance::of(outputs);
+    tolerance.max_error = arguments.max_error;
+    tolerance.outputs = match arguments.outputs {
+        None => tolerance.outputs,
+        Some(OutputsChoice::Classes) => Outputs::Classes,
+        Some(OutputsChoice::Values) => Outputs::Values,
+    };
+    if tolerance.outputs == Outputs::Values {
+        ensure!(
+            matches!(arguments.choices.reveal, RevealChoice::Logits),
+            "the network's {} values, and a label says nothing of them: give --reveal logits, with \
+             which clients learn the outputs",
+            match outputs {
+                1 => "only output is taken for a value, no class, so that its outputs are",
+                _ => "outputs are",
+            }
+        );
+        return Ok(tolerance);
+    }
+    ensure!(
+        outputs > 1,
+        "--outputs classes: the network has one output, and its label would always be 0"
+    );
+    Ok(tolerance)
+}
+
+/// The shortfall of a comparison, explained, if there is one.
+fn disagreement(
+    compiled: &Compiled,
+    (comparison, examples): (&Comparison, &Examples),
+    tolerance: Tolerance,
+) -> Result<Option<Disagreement>> {
+    let Some(shortfall) = tolerance.shortfall(comparison) else {
+        return Ok(None);
+    };
+    Disagreement::explain(compiled, (comparison, shortfall), examples).map(Some)
+}
+
+/// The sentence for the artifact's note on a network that is written all the same.
+///
+/// # Errors
+/// If it may not be.
+fn allowed(arguments: &Arguments, measured: &Measured, found: &Disagreement) -> Result<String> {
+    if !arguments.allow_disagreement {
+        eprint!("{measured}");
+        return Err(anyhow::anyhow!("{found}").context("nothing is written"));
+    }
+    eprintln!("warning: written all the same (--allow-disagreement): {found}");
+    Ok(format!(
+        "Not faithful to the float network: {}.",
+        found.figures()
+    ))
+}
+
+/// The sentence for the artifact's note on its calibration.
+fn calibrated_on(calibration: &Examples) -> String {
+    let count = calibration.inputs.len();
+    match calibration.is_drawn() {
+        true => format!("Calibrated on {count} {DRAWN}"),
+        false => format!("Calibrated on {}.", source(calibration)),
+    }
+}
+
+/// What drawn calibration means, for the note, the page and the user.
+const DRAWN: &str = "drawn examples, not on real ones: costs and times hold, but ranges, scales \
+                     and agreement say nothing of real data, which may get wrong answers.";
+
+/// The examples that `--calibration` names: those that calibrate, and those held back.
+fn calibration_and_held_back(arguments: &Arguments, graph: &Graph) -> Result<(Examples, Examples)> {
+    let count = arguments.calibration_images.unwrap_or(CALIBRATION_IMAGES);
+    let all = calibration_of(arguments, graph, Examples::with_held_back(count))?;
+    let (calibration, held_back) = all.clone().hold_back();
+    let (used, kept) = (calibration.inputs.len(), held_back.inputs.len());
+    if kept == 0 {
+        eprintln!(
+            "note: with a single example none can be held back: it calibrates, and the result is \
+             measured on it, which says little"
+        );
+        return Ok((calibration, all));
+    }
+    eprintln!(
+        "note: {used} examples of {} calibrate, {kept} others are held back to measure the result",
+        calibration.source
+    );
+    Ok((calibration, held_back))
 }
 
 /// The examples that `--calibration` names, `count` unless the user says how many.
 fn calibration_of(arguments: &Arguments, graph: &Graph, count: usize) -> Result<Examples> {
     let path = arguments.calibration.as_ref();
     let path = path.context("--calibration DATA is missing")?;
-    let count = arguments.calibration_images.unwrap_or(count);
     let data = Data {
         path,
         labels: None,
         label_column: arguments.label_column.as_ref(),
     };
-    Examples::read(&data, &Reads::of(graph)?, count).context("calibration data")
+    let found = Examples::read_noting(&data, &Reads::of(graph)?, count);
+    let (examples, Notices { inputs, .. }) = found.context("calibration data")?;
+    say("calibration", &inputs);
+    if examples.is_drawn() {
+        eprintln!("note: `--calibration {SYNTHETIC}` calibrates on {DRAWN}");
+    }
+    Ok(examples)
+}
+
+fn say(of: &str, notices: &[String]) {
+    for notice in notices {
+        eprintln!("note: {of}: {notice}");
+    }
 }
 
 /// The examples that `--evaluate` names.
@@ -517,26 +674,15 @@ fn evaluated(arguments: &Arguments, path: &Path, graph: &Graph) -> Result<Exampl
         labels: arguments.labels.as_deref(),
         label_column: arguments.label_column.as_ref(),
     };
-    let examples = Examples::read(&data, &Reads::of(graph)?, arguments.evaluate_images)
-        .context("data to evaluate")?;
+    let found = Examples::read_noting(&data, &Reads::of(graph)?, arguments.evaluate_images);
+    let (examples, Notices { inputs, labels }) = found.context("data to evaluate")?;
+    say("data to evaluate", &inputs);
+    say("data to evaluate", labels.as_slice());
     ensure!(
         data.label_column.is_none() || !examples.labels.is_empty(),
         "--label-column names a column of a .csv file: for arrays, give --labels FILE"
     );
     Ok(examples)
-}
-
-/// Compares graph and circuit on examples that calibration saw: this shows whether the arithmetic
-/// is right, not how accurate it is on new ones.
-fn verify(
-    count: usize,
-    graph: &Graph,
-    compiled: &Compiled,
-    mut examples: Examples,
-) -> Result<Comparison> {
-    examples.inputs.truncate(count);
-    examples.labels.truncate(count);
-    compare(graph, &compiled.circuit, &compiled.weights, &examples)
 }
 
 fn evaluate_model(arguments: &Arguments, data: &Path) -> Result<()> {
@@ -545,14 +691,28 @@ fn evaluate_model(arguments: &Arguments, data: &Path) -> Result<()> {
     let weights = WeightsFile::decode(&read(&directory.join(WEIGHTS_NAME))?)?;
     artifact.check_weights(&weights)?;
     let graph = load_graph(&directory.join(GRAPH_NAME))?;
+    let mut tolerance = Tolerance::of(Reads::of(&graph)?.outputs);
+    tolerance.max_error = arguments.max_error;
+    if let Some(OutputsChoice::Values) = arguments.outputs {
+        tolerance.outputs = Outputs::Values;
+    }
     let examples = evaluated(arguments, data, &graph)?;
     let comparison = compare(&graph, &artifact.circuit, &weights.weights, &examples)?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&comparison)?);
     } else {
-        print!("{}", Lines(&comparison));
+        print!("{comparison}");
     }
-    comparison.check()
+    match tolerance.shortfall(&comparison) {
+        Some(shortfall) if !arguments.allow_disagreement => {
+            let found = Disagreement::unexplained(&comparison, shortfall);
+            bail!(
+                "{}: compile it on more examples like these",
+                found.figures()
+            )
+        }
+        _ => Ok(()),
+    }
 }
 
 fn print(report: &Report, comparison: Option<&Comparison>, json: bool) -> Result<()> {
@@ -563,55 +723,9 @@ fn print(report: &Report, comparison: Option<&Comparison>, json: bool) -> Result
     }
     print!("{report}");
     if let Some(comparison) = comparison {
-        print!("{}", Lines(comparison));
+        print!("{comparison}");
     }
     Ok(())
-}
-
-/// A comparison in words.
-struct Lines<'a>(&'a Comparison);
-
-impl std::fmt::Display for Lines<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let c = self.0;
-        let percent = |n: usize| 100.0 * n as f64 / c.images as f64;
-        if c.labelled {
-            writeln!(
-                f,
-                "accuracy on {} images: float {:.2} %, fixed point {:.2} %",
-                c.images,
-                percent(c.float_correct),
-                percent(c.fixed_correct)
-            )?;
-        }
-        writeln!(
-            f,
-            "same answer as the float graph: {} of {} ({:.2} %)",
-            c.agree,
-            c.images,
-            percent(c.agree)
-        )?;
-        writeln!(
-            f,
-            "logits differ by {:.4} (root mean square), {:.4} at most; \
-             margin percentiles 1, 10, 50: {:.3}, {:.3}, {:.3}; largest margin lost {:.3}",
-            c.rms_difference,
-            c.max_difference,
-            c.margins[0],
-            c.margins[1],
-            c.margins[2],
-            c.largest_flipped_margin
-        )?;
-        if c.out_of_bound > 0 {
-            writeln!(
-                f,
-                "{} images left a calibrated bound: calibrate on more images, \
-                 or with more --head-room",
-                c.out_of_bound
-            )?;
-        }
-        Ok(())
-    }
 }
 
 impl Choices {
@@ -661,7 +775,50 @@ fn positive(text: &str) -> Result<f32, String> {
     }
 }
 
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if share.is_finite() && share > 0.0 => Ok(share),
+        _ => Err("a positive share, such as 0.05".into()),
+    }
+}
+
+impl OnnxChoices {
+    /// Ensures that nothing was given that only ONNX models leave open.
+    fn none_for_graph_files(&self) -> Result<()> {
+        let given = [
+            ("--input", self.input.is_some()),
+            ("--input-kind", self.input_kind.is_some()),
+            ("--input-bound", self.input_bound.is_some()),
+            ("--output", self.output.is_some()),
+            ("--mean", self.mean.is_some()),
+            ("--deviation", self.deviation.is_some()),
+            ("--white", self.white != 1.0),
+            ("--channel-order", self.channel_order != ChannelOrder::Rgb),
+            ("--masks", self.masks.is_some()),
+        ];
+        let given = given.iter().filter(|(_, given)| *given);
+        let given: Vec<&str> = given.map(|(name, _)| *name).collect();
+        ensure!(
+            given.is_empty(),
+            "{}: for ONNX models only; a graph file says itself what it reads",
+            given.join(", ")
+        );
+        Ok(())
+    }
+
+    /// Means and deviations of pixels from 0 to 1, or of values, as far as they are given.
+    fn statistics(&self) -> (Option<Vec<f32>>, Option<Vec<f32>>) {
+        let scaled = |list: &Option<Vec<f32>>, default: f32| match (list, self.white) {
+            (list, 1.0) => list.clone(),
+            (None, white) => Some(vec![default / white]),
+            (Some(list), white) => Some(list.iter().map(|v| v / white).collect()),
+        };
+        (scaled(&self.mean, 0.0), scaled(&self.deviation, 1.0))
+    }
+}
+
 fn import_onnx(path: &Path, choices: &OnnxChoices) -> Result<pi_onnx::Import> {
+    let (mean, deviation) = choices.statistics();
     let options = pi_onnx::Options {
         input: choices.input,
         kind: choices.input_kind.map(|kind| match kind {
@@ -670,8 +827,8 @@ fn import_onnx(path: &Path, choices: &OnnxChoices) -> Result<pi_onnx::Import> {
         }),
         bound: choices.input_bound,
         output: choices.output.clone(),
-        mean: choices.mean.clone(),
-        deviation: choices.deviation.clone(),
+        mean,
+        deviation,
         masks: choices.masks.as_deref().map(masks).transpose()?,
         trace: choices.trace.is_some(),
     };

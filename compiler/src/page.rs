@@ -117,6 +117,7 @@ fn section(index: usize, heading: Option<&str>, report: &Report) -> Element {
         .child(summary::cards(report))
         .child(summary::time_and_share(report))
         .child(layers::costs(report))
+        .children(layers::accuracy(report))
         .child(layers::ranges(report))
         .child(layers::table(report))
 }

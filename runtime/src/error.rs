@@ -2,11 +2,11 @@
 
 use crate::fingerprint::{Fingerprint, short};
 use crate::identity::IdentityError;
-use crate::image_file::ImageFileError;
 use crate::input_file::InputFileError;
 use crate::store::{ModelDigest, StoreError};
 use crate::stream::{Refusal, StreamError};
 use crate::transport::EndpointError;
+use pi_image::ImageFileError;
 use pi_ir::{InputError, value_file};
 use std::net::SocketAddr;
 use std::path::PathBuf;

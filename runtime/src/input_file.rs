@@ -1,7 +1,7 @@
 //! A file as the input of a model: a picture, or real values.
 
-use crate::image_file::{self, ImageFileError};
 use image::DynamicImage;
+use pi_image::ImageFileError;
 use pi_ir::value_file::{self, Column};
 use pi_ir::{Circuit, Input, ValueFile};
 use std::fs::File;
@@ -77,7 +77,7 @@ impl InputFile {
     /// [`InputFileError`] names the file.
     pub fn open(path: &Path, label_column: Option<&Column>) -> Result<Self, InputFileError> {
         let content = match ValueFile::has_name(path) {
-            false => Content::Image(image_file::decode(path)?),
+            false => Content::Image(pi_image::decode(path)?),
             true => {
                 let file = File::open(path).map_err(value_file::Error::from);
                 let values = file.and_then(|file| ValueFile::read(path, file, label_column));
@@ -119,10 +119,10 @@ impl InputFile {
                 return Err(InputFileError::ImageForValues(path()));
             }
             Content::Image(image) => {
-                let image = image_file::to_shape(image.clone(), shape)?;
+                let image = pi_image::to_shape(image.clone(), shape)?;
                 return Ok(ModelInput {
                     input: image.pixels.into(),
-                    notices: image.notices,
+                    notices: image.changes.iter().map(ToString::to_string).collect(),
                 });
             }
             Content::Values(values) => values,

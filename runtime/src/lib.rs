@@ -6,8 +6,8 @@
 //! - [`control`] has the messages that the processes exchange around a session.
 //! - [`store`] keeps what outlives a process: above all bundles, each of which is used once.
 //! - [`identity`] and [`fingerprint`] say who a party is.
-//! - [`model_files`] reads models; [`input_file`] reads what is asked about, pictures through
-//!   [`image_file`]; [`draw`] draws one.
+//! - [`model_files`] reads models; [`input_file`] reads what is asked about, pictures as
+//!   [`pi_image`] brings them to a model; [`draw`] draws one.
 //!
 //! Nothing in the state directory of a party is encrypted: whoever reads it reads the secrets.
 #![forbid(unsafe_code)]
@@ -21,7 +21,6 @@ mod failpoint;
 mod files;
 pub mod fingerprint;
 pub mod identity;
-pub mod image_file;
 pub mod input_file;
 mod machine;
 pub mod model_files;

@@ -9,7 +9,6 @@
 //! - [`input`]: what a network is asked about, bytes or real values; [`value_file`]: NumPy arrays
 //!   and tables that hold such values; [`preprocessing`]: from either to the numbers that a network
 //!   reads.
-//! - [`jpeg`]: whether a picture is whole.
 //! - [`prefix`]: the layers that the client computes itself, with public weights.
 //! - [`plan`]: the packing of tensors into ciphertexts, which both parties read.
 //! - [`trace`]: the client's shares of one run, which make the interpreter exact.
@@ -34,7 +33,6 @@ pub mod failure;
 pub mod graph;
 pub mod input;
 pub mod interpret;
-pub mod jpeg;
 pub mod limits;
 pub mod plan;
 pub mod prefix;

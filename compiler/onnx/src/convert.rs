@@ -513,6 +513,9 @@ impl Converter<'_> {
         match finished.transpose() {
             Ok(Some(id)) if self.faults.is_empty() => {
                 let (mut graph, new_id, function) = self.net.finish(name, id, metadata.kind());
+                let twice = metadata.given_twice(&graph);
+                let twice = twice.map_err(|why| Error::Refused(vec![Fault::of_model(why)]))?;
+                self.notes.extend(twice);
                 metadata.apply(&mut graph);
                 if let Op::Input { shape } = graph.nodes[0].op
                     && metadata.kind() == InputKind::Values

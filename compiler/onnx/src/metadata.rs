@@ -128,6 +128,44 @@ impl Metadata {
         matches!(self.preprocessing, Preprocessing::Image { .. })
     }
 
+    /// Faults and notes of a network that normalises its pixels itself although means and
+    /// deviations were given, too: the classic mistake is to give the same ones again.
+    ///
+    /// # Errors
+    /// If both are the same.
+    pub(crate) fn given_twice(&self, own: &Graph) -> Result<Option<String>, String> {
+        let (
+            Preprocessing::Channels { mean, std } | Preprocessing::Values { mean, std, .. },
+            Preprocessing::Channels { mean: m, std: s }
+            | Preprocessing::Values {
+                mean: m, std: s, ..
+            },
+        ) = (&own.preprocessing, &self.preprocessing)
+        else {
+            return Ok(None);
+        };
+        let plain = |mean: &[f32], std: &[f32]| {
+            mean.iter().all(|&m| m == 0.0) && std.iter().all(|&s| s == 1.0)
+        };
+        if plain(mean, std) || plain(m, s) {
+            return Ok(None);
+        }
+        // People round what they copy.
+        let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 0.02 * a.abs().max(b.abs());
+        if mean.iter().zip(m).all(near) && std.iter().zip(s).all(near) {
+            return Err(format!(
+                "the network normalises its input itself, with mean {mean:?} and deviation \
+                 {std:?}, and the same were given as --mean and --deviation or in the file's \
+                 metadata: leave them out"
+            ));
+        }
+        Ok(Some(format!(
+            "the network normalises its input itself, with mean {mean:?} and deviation {std:?}, \
+             after the mean {m:?} and deviation {s:?} that were given; if these were meant to be \
+             the network's own, leave them out"
+        )))
+    }
+
     /// `(x - mean) / deviation`, where `x` is a pixel over 255 or a value, comes before what the
     /// network does itself.
     pub(crate) fn apply(&self, graph: &mut Graph) {

@@ -530,6 +530,43 @@ fn exports_with_channels_last_are_followed() {
     );
 }
 
+/// The classic mistake: the exported model normalises, and the user says how once more.
+#[test]
+fn statistics_that_are_given_twice_are_refused_or_noted() {
+    let mut b = Builder::new(&[1, 3, 6, 6]);
+    b.constant("mean", Array::new(&[1, 3, 1, 1], vec![0.485, 0.456, 0.406]));
+    b.constant("std", Array::new(&[1, 3, 1, 1], vec![0.229, 0.224, 0.225]));
+    b.weights("w", &[4, 3, 3, 3]);
+    b.node("Sub", "x mean > c", &[])
+        .node("Div", "c std > s", &[])
+        .node("Conv", "s w > k", &[])
+        .node("Flatten", "k > y", &[]);
+    let import = |mean: [f32; 3], deviation: [f32; 3]| {
+        let options = Options {
+            mean: Some(mean.to_vec()),
+            deviation: Some(deviation.to_vec()),
+            ..Options::default()
+        };
+        parse(&b.bytes(), "twice", &options)
+    };
+    // Rounded, as people write them.
+    let error = import([0.48, 0.46, 0.41], [0.229, 0.224, 0.225]).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("normalises its input itself"), "{error}");
+    assert!(error.contains("leave them out"), "{error}");
+    let noted = import([0.5; 3], [0.5; 3]).unwrap().notes;
+    let noted = noted
+        .iter()
+        .any(|note| note.contains("after the mean [0.5"));
+    assert!(noted);
+    let plain = import([0.0; 3], [1.0; 3]).unwrap().notes;
+    assert!(
+        !plain.iter().any(|note| note.contains("itself")),
+        "{plain:?}"
+    );
+    assert!(parse(&b.bytes(), "once", &Options::default()).is_ok());
+}
+
 /// Signals of 22 channels as a map of one column: channels come first, whatever the sizes suggest.
 #[test]
 fn a_last_axis_of_one_is_no_channel_where_a_convolution_says_so() {

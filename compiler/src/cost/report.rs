@@ -7,7 +7,9 @@ mod table;
 
 pub use costs::{COSTLIEST, answer_learnt, artifact_learnt, estimates, line_name, shown_profiles};
 pub use share::{Measure, Share};
+pub(crate) use table::Table;
 
+use crate::accuracy::Measured;
 use crate::cost::latency::Work;
 use crate::cost::per_layer::{PerLayer, predict, predict_whole, profiles};
 use crate::cost::processor::{AVX2_OFFLINE, AVX2_ONLINE, Cpu, Effort, Processor};
@@ -100,6 +102,9 @@ pub struct Report {
     pub flooding_log2: f64,
     /// Note that the artifact's maker wrote into it.
     pub note: String,
+    /// The network on examples that calibration did not see, if it was just compiled: an artifact
+    /// does not have it.
+    pub measured: Option<Measured>,
 }
 
 /// The public prefix.
@@ -374,6 +379,7 @@ impl Report {
             failure_log2: failure.total,
             flooding_log2: flooding.total,
             note: artifact.note.clone(),
+            measured: None,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Real values as examples.
 
-use super::{Data, Examples, Reads, draw, label, list};
+use super::files::{label, list};
+use super::{Data, Examples, Reads, SYNTHETIC, draw};
 use anyhow::{Context, Result, ensure};
 use pi_ir::ValueFile;
 use pi_ir::value_file::{Column, read_labels};
@@ -12,7 +13,7 @@ const FILES: &[&str] = &[".npy", ".csv"];
 
 /// See [`Examples::read`].
 pub(super) fn read(data: &Data<'_>, reads: &Reads<'_>, limit: usize) -> Result<Examples> {
-    if data.path.as_os_str() == "synthetic" {
+    if data.path.as_os_str() == SYNTHETIC {
         return Ok(synthetic(reads, limit, 0));
     }
     let mut examples = Examples::from(data.path);
@@ -109,7 +110,7 @@ pub(super) fn without_name<'w>(
 /// Drawn values, which are good enough for costs and for random weights.
 fn synthetic(reads: &Reads<'_>, count: usize, seed: u64) -> Examples {
     Examples {
-        source: format!("synthetic, {count} examples, seed {seed}"),
+        source: format!("{SYNTHETIC}, {count} examples, seed {seed}"),
         inputs: (0..count as u64)
             .map(|i| draw::values(reads.shape, reads.preprocessing, seed.wrapping_add(i)).into())
             .collect(),
@@ -129,6 +130,7 @@ mod tests {
             shape: Shape::new(2, 1, 1),
             preprocessing,
             classes: &[],
+            outputs: 2,
         }
     }
 

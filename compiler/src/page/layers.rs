@@ -3,6 +3,7 @@
 use super::bars::{Bar, Bars, Colour};
 use super::markup::Element;
 use super::summary::{PARTS, parts};
+use crate::accuracy::{LayerAccuracy, Measured, in_decibels};
 use crate::cost::processor::Cpu;
 use crate::cost::report::{Report, Row};
 use crate::number::{bytes, count, power, round_bytes, round_count, round_seconds, seconds, short};
@@ -156,6 +157,46 @@ fn public_name(name: &str) -> String {
     format!("{name} (public)")
 }
 
+/// How far fixed point is from the float network; nothing if that was not measured.
+pub(super) fn accuracy(report: &Report) -> Option<Element> {
+    let measured = report.measured.as_ref()?;
+    let answers = measured.comparison.to_string();
+    let lines = answers.lines().map(|line| Element::new("p").text(line));
+    let section = Element::new("div")
+        .child(Element::new("h2").text("Fixed point against the float network"))
+        .child(Element::classed("div", "lead").children(lines))
+        .child(Element::classed("div", "figures wide").child(noise_chart(measured).figure()));
+    Some(section)
+}
+
+fn noise_chart(measured: &Measured) -> Bars {
+    let rows = measured.layers.iter().map(|layer| {
+        let [all, own] = [layer.snr_db, layer.own_db].map(|db| db.unwrap_or(f64::NAN));
+        let all_drawn = if all.is_nan() { 0.0 } else { all.max(0.0) };
+        Bar {
+            name: layer.name.clone(),
+            parts: vec![all_drawn, (own - all_drawn).max(0.0)],
+            value: in_decibels(layer.snr_db),
+        }
+    });
+    Bars {
+        title: "Signal to noise of each layer, in dB",
+        note: format!(
+            "On {} examples that calibration did not see: what values vary against what fixed \
+             point adds to them. The grey part is taken away by the noise of earlier layers. 6 dB \
+             are about one bit; where a bar is much shorter than those before it, fixed point is \
+             too coarse for that layer.",
+            measured.layers.first().map_or(0, |layer| layer.examples)
+        ),
+        series: vec![
+            ("signal to noise", Colour::Blue),
+            ("without the noise of earlier layers", Colour::Grey),
+        ],
+        rows: rows.collect(),
+        number: |value| format!("{value:.0}"),
+    }
+}
+
 /// How large values get, and what is left above them.
 pub(super) fn ranges(report: &Report) -> Element {
     Element::new("div")
@@ -168,8 +209,16 @@ fn ranges_chart(report: &Report) -> Bars {
     for layer in report.prefix.iter().flat_map(|prefix| &prefix.layers) {
         rows.push(range(public_name(&layer.name), layer.bound_bits, None));
     }
-    for row in &report.layers {
-        rows.push(range(row.name.clone(), row.bound_bits, row.head_room));
+    let measured = report.measured.as_ref().map(|measured| &measured.layers);
+    for (index, row) in report.layers.iter().enumerate() {
+        let mut bar = range(row.name.clone(), row.bound_bits, row.head_room);
+        if let Some(layer) = measured.and_then(|layers| layers.get(index)) {
+            bar.value = match layer.examples_beyond {
+                0 => format!("{}, held back {:.1}", bar.value, layer.room_bits),
+                beyond => format!("{}, left by {beyond} of {}", bar.value, layer.examples),
+            };
+        }
+        rows.push(bar);
         for post in &row.post {
             let name = format!("{}, {}s", row.name, post.kind);
             rows.push(range(name, post.bound_bits, post.head_room));
@@ -211,7 +260,7 @@ fn range(name: String, bound_bits: u8, head_room: Option<f64>) -> Bar {
     }
 }
 
-const HEAD: [&str; 15] = [
+const HEAD: [&str; 17] = [
     "layer",
     "shape",
     "ReLUs",
@@ -222,6 +271,8 @@ const HEAD: [&str; 15] = [
     "bits of the sum",
     "bits of a sign circuit",
     "failure",
+    "signal to noise",
+    "its own",
     "offline up",
     "offline down",
     "processor time",
@@ -240,7 +291,8 @@ pub(super) fn table(report: &Report) -> Element {
     let layers = report
         .layers
         .iter()
-        .map(|row| cells(&row.name, &figures(row)));
+        .enumerate()
+        .map(|(index, row)| cells(&row.name, &figures(report, index, row)));
     let body = Element::new("tbody").children(layers).child(shared(report));
     let table = Element::classed("table", "all").children([head, body, totals(report)]);
     Element::new("div")
@@ -248,8 +300,13 @@ pub(super) fn table(report: &Report) -> Element {
         .child(Element::classed("div", "scroll").child(table))
 }
 
-fn figures(row: &Row) -> Vec<String> {
+fn figures(report: &Report, index: usize, row: &Row) -> Vec<String> {
     let (kinds, sign) = (&row.kinds, row.sign_bits);
+    let measured = report.measured.as_ref();
+    let measured = measured.and_then(|measured| measured.layers.get(index));
+    let decibels = |of: fn(&LayerAccuracy) -> Option<f64>| {
+        measured.map_or(String::new(), |layer| in_decibels(of(layer)))
+    };
     vec![
         row.shape.clone(),
         number(kinds.relu as u64),
@@ -260,6 +317,8 @@ fn figures(row: &Row) -> Vec<String> {
         row.bound_bits.to_string(),
         sign.map_or(String::new(), |bits| bits.to_string()),
         power(row.failure_log2),
+        decibels(|layer| layer.snr_db),
+        decibels(|layer| layer.own_db),
         amount(row.offline.bytes_up),
         amount(row.offline.bytes_down),
         seconds(row.offline_cpu.total()),
@@ -270,7 +329,7 @@ fn figures(row: &Row) -> Vec<String> {
 
 fn shared(report: &Report) -> Element {
     let shared = &report.shared;
-    let mut all = vec![String::new(); 9];
+    let mut all = vec![String::new(); 11];
     all.extend([
         amount(shared.offline.bytes_up),
         amount(shared.offline.bytes_down),
@@ -293,6 +352,8 @@ fn totals(report: &Report) -> Element {
         String::new(),
         String::new(),
         power(report.failure_log2),
+        String::new(),
+        String::new(),
         amount(report.offline.bytes_up),
         amount(report.offline.bytes_down),
         seconds(report.offline_cpu.total()),

@@ -138,6 +138,12 @@ fn reliable(report: &Report) -> Element {
             power(report.flooding_log2),
         ),
     ];
+    let agreement = report.measured.as_ref().map(|measured| {
+        let found = &measured.comparison;
+        let words = "same answer as the float network, of examples held back".to_owned();
+        (words, format!("{} of {}", found.agree, found.images))
+    });
+    let facts = agreement.into_iter().chain(facts);
     let (figure, words) = match &report.accuracy {
         Some(accuracy) => (
             share(accuracy.fixed_correct, accuracy.images),

@@ -103,14 +103,29 @@ impl FloatWeights {
             tensors: vec![image.to_vec()],
             sums: Vec::with_capacity(real.layers.len()),
         };
-        for (layer, kernels) in real.layers.iter().zip(&self.0) {
-            let sum = layer_sum(real, layer, kernels, &values.tensors);
-            if let Step::Activate { kinds, polynomials } = &layer.step {
-                values.tensors.push(activate(&sum, kinds, polynomials));
-            }
+        for index in 0..real.layers.len() {
+            let (sum, tensor) = self.layer(real, index, &values.tensors);
+            values.tensors.extend(tensor);
             values.sums.push(sum);
         }
         values
+    }
+
+    /// The sums of one layer and the tensor that it makes, if it is not the output. Tensors that it
+    /// does not read may be empty.
+    pub fn layer(
+        &self,
+        real: &RealCircuit,
+        index: usize,
+        tensors: &[Vec<f32>],
+    ) -> (Vec<f32>, Option<Vec<f32>>) {
+        let layer = &real.layers[index];
+        let sum = layer_sum(real, layer, &self.0[index], tensors);
+        let tensor = match &layer.step {
+            Step::Activate { kinds, polynomials } => Some(activate(&sum, kinds, polynomials)),
+            Step::Output => None,
+        };
+        (sum, tensor)
     }
 }
 

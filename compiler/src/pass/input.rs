@@ -10,9 +10,10 @@
 //! Both the powers and the centres, which are multiples of them, are public: they tell of the
 //! calibration data what each channel's values are like, to about a bit.
 
+use crate::channels::readers;
 use crate::examples::Examples;
 use crate::fault::Refused;
-use pi_ir::{Graph, Input, NodeId, Op, Padding, Preprocessing, group_reads};
+use pi_ir::{Graph, Input, Op, Padding, Preprocessing, group_reads};
 use std::borrow::Cow;
 
 /// The graph whose values are scaled for a circuit and have a bound; a graph that reads pictures,
@@ -182,21 +183,6 @@ fn scales(graph: &Graph, channels: &[Reach]) -> Vec<Scale> {
         .collect()
 }
 
-/// The nodes that read the input, perhaps behind a flattening, which is not among them.
-fn readers(graph: &Graph) -> Vec<usize> {
-    let mut sources = vec![NodeId(0)];
-    let mut readers = Vec::new();
-    for (index, node) in graph.nodes.iter().enumerate() {
-        if node.inputs.iter().any(|input| sources.contains(input)) {
-            match node.op {
-                Op::Flatten => sources.push(NodeId(index as u32)),
-                _ => readers.push(index),
-            }
-        }
-    }
-    readers
-}
-
 /// Multiplies the weights that read a channel by its power, and adds to the biases what they make
 /// of its centre.
 fn rescale(graph: &mut Graph, scales: &[Scale]) {
@@ -242,7 +228,7 @@ fn rescale(graph: &mut Graph, scales: &[Scale]) {
 mod tests {
     use super::*;
     use pi_ir::interpret::float;
-    use pi_ir::{Node, Origin, Shape};
+    use pi_ir::{Node, NodeId, Origin, Shape};
 
     fn node(name: &str, op: Op, inputs: &[u32]) -> Node {
         Node {

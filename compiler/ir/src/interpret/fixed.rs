@@ -233,6 +233,40 @@ impl<'a> Interpreter<'a> {
         self.run(input, Mode::Exact(trace))
     }
 
+    /// The sums of one layer, for whoever compares layers one by one. Tensors that it does not read
+    /// may be empty.
+    ///
+    /// # Errors
+    /// If a value exceeds its declared bound.
+    /// # Panics
+    /// If there is no such layer, or a tensor that it reads is missing or of another size.
+    pub fn sums_of(&self, index: usize, tensors: &[Vec<i64>]) -> Result<Vec<i64>, Error> {
+        self.sums(index, tensors, Mode::Nearest)
+    }
+
+    /// The tensor that a layer makes of its sums, rounding to nearest as [`Interpreter::plain`];
+    /// `None` at the output.
+    ///
+    /// # Errors
+    /// If a value exceeds its declared bound.
+    /// # Panics
+    /// If there is no such layer.
+    pub fn tensor_of(&self, index: usize, sums: &[i64]) -> Result<Option<Vec<i64>>, Error> {
+        let layer = &self.layers.layers[index];
+        let Step::Activate(activation) = &layer.step else {
+            return Ok(None);
+        };
+        let polynomials = &self.weights.layers[index].polynomials;
+        let run = ActivationRun {
+            layer,
+            activation,
+            polynomials,
+            mode: Mode::Nearest,
+            shares: None,
+        };
+        Ok(Some(run.run(sums)?.0))
+    }
+
     fn run(&self, input: &[i64], mode: Mode<'_>) -> Result<Run, Error> {
         length("input", self.layers.input.len(), input.len())?;
         let mut run = Run {

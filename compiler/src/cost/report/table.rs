@@ -49,6 +49,9 @@ impl fmt::Display for Report {
         }
         writeln!(f, "{}", self.name)?;
         write!(f, "{table}")?;
+        if let Some(measured) = &self.measured {
+            write!(f, "{measured}")?;
+        }
         writeln!(
             f,
             "packing: group, tile, blocks, output blocks; for an exchange of {} bundles",
@@ -144,18 +147,18 @@ fn bytes(count: u64) -> String {
 }
 
 /// Text columns; the first three to the left, numbers to the right.
-struct Table {
+pub(crate) struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    fn new(head: &[&str]) -> Self {
+    pub(crate) fn new(head: &[&str]) -> Self {
         Table {
             rows: vec![head.iter().map(|&h| h.into()).collect()],
         }
     }
 
-    fn push(&mut self, row: Vec<String>) {
+    pub(crate) fn push(&mut self, row: Vec<String>) {
         self.rows.push(row);
     }
 }

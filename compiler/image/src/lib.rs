@@ -1,20 +1,74 @@
-//! An image file as the pixels that a model reads.
+//! An image file as the pixels that a model reads: the one way from a picture to a network, for the
+//! client that asks, for the compiler that calibrates and for whoever measures accuracy.
+//!
+//! A network that was calibrated and measured on other pixels than the client sends has an accuracy
+//! that nobody sees. So the crop, the filter and the integers are here, once, and every program
+//! calls [`to_shape`]. Decoding and resampling are deterministic: the same file gives the same
+//! bytes in every program built of the same source.
+//!
+//! Files may be hostile: sides, bytes and memory are bounded before they are used, and nothing
+//! panics.
+#![forbid(unsafe_code)]
+
+pub mod jpeg;
 
 use image::imageops::FilterType;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
-use pi_ir::{Shape, jpeg};
+use pi_ir::Shape;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
 
-/// Pixels for a model, and notices of what was done to get them.
+/// Pixels for a model, and what was done to get them.
 #[derive(Clone, Debug)]
 pub struct InputImage {
     /// One byte per channel, row and column.
     pub pixels: Vec<u8>,
-    /// Notices to the user, one sentence each.
-    pub notices: Vec<String>,
+    /// The changes, in their order; each prints as a sentence for the user.
+    pub changes: Vec<Change>,
+}
+
+/// What was done to an image for the sake of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It was transparent in places, and laid on white.
+    OnWhite,
+    /// It was brought to the model's size.
+    Resized {
+        /// Width and height that it had.
+        from: (u32, u32),
+        /// Width and height of its middle, which was resized; the same if nothing was cut away.
+        cut: (u32, u32),
+        /// Width and height of the model.
+        to: (u32, u32),
+    },
+    /// It was grey, and the model reads colours.
+    Grey,
+    /// It had colours, and the model reads grey.
+    ColoursDropped,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Change::OnWhite => {
+                f.write_str("the image is transparent in places: it was laid on white")
+            }
+            Change::Resized { from, cut, to } => {
+                write!(f, "the image has {}x{} pixels: ", from.0, from.1)?;
+                if from != cut {
+                    write!(f, "cut to its middle {}x{} and ", cut.0, cut.1)?;
+                }
+                write!(f, "resized to the model's {}x{}", to.0, to.1)
+            }
+            Change::Grey => f.write_str("the image is grey: all three channels are equal"),
+            Change::ColoursDropped => {
+                f.write_str("the model reads grey images: colours were dropped")
+            }
+        }
+    }
 }
 
 /// Error of a file that gives no image.
@@ -58,7 +112,7 @@ const LARGEST_MEMORY: u64 = 1 << 30;
 ///
 /// An image of another aspect ratio is cut to its middle, one of another size is resampled
 /// (Catmull-Rom), and transparency is laid on white. Grey becomes three equal channels, and colours
-/// become grey, as the model needs it. Each of these is reported in a notice.
+/// become grey, as the model needs it. Each of these is reported as a [`Change`].
 ///
 /// # Errors
 /// [`ImageFileError`] names the file.
@@ -71,28 +125,27 @@ pub fn load(path: &Path, shape: Shape) -> Result<InputImage, ImageFileError> {
 /// # Errors
 /// [`ImageFileError::Channels`].
 pub fn to_shape(image: DynamicImage, shape: Shape) -> Result<InputImage, ImageFileError> {
-    let mut notices = Vec::new();
-    let image = on_white(image, &mut notices);
-    let image = fit(image, shape.w, shape.h, &mut notices);
-    let pixels = match shape.c {
-        1 => {
-            if image.color().has_color() {
-                notices.push("the model reads grey images: colours were dropped".into());
-            }
-            image.to_luma8().into_raw()
+    if !matches!(shape.c, 1 | 3) {
+        return Err(ImageFileError::Channels(shape.c));
+    }
+    let mut changes = Vec::new();
+    let image = on_white(image, &mut changes);
+    let image = fit(image, shape.w, shape.h, &mut changes);
+    let pixels = if shape.c == 1 {
+        if image.color().has_color() {
+            changes.push(Change::ColoursDropped);
         }
-        3 => {
-            if !image.color().has_color() {
-                notices.push("the image is grey: all three channels are equal".into());
-            }
-            let interleaved = image.to_rgb8().into_raw();
-            (0..3)
-                .flat_map(|channel| interleaved.iter().skip(channel).step_by(3).copied())
-                .collect()
+        image.to_luma8().into_raw()
+    } else {
+        if !image.color().has_color() {
+            changes.push(Change::Grey);
         }
-        channels => return Err(ImageFileError::Channels(channels)),
+        let interleaved = image.to_rgb8().into_raw();
+        (0..3)
+            .flat_map(|channel| interleaved.iter().skip(channel).step_by(3).copied())
+            .collect()
     };
-    Ok(InputImage { pixels, notices })
+    Ok(InputImage { pixels, changes })
 }
 
 /// Reads a PNG, JPEG or WebP file, upright.
@@ -115,7 +168,16 @@ pub fn decode(path: &Path) -> Result<DynamicImage, ImageFileError> {
     // The file may have grown since.
     let mut bytes = Vec::new();
     let read = file.take(LARGEST_FILE + 1).read_to_end(&mut bytes);
-    if read.map_err(unreadable)? as u64 > LARGEST_FILE {
+    read.map_err(unreadable)?;
+    decode_bytes(path, bytes)
+}
+
+/// Reads the bytes of a PNG, JPEG or WebP file, upright; errors call it by `path`.
+///
+/// # Errors
+/// [`ImageFileError`] names the file.
+pub fn decode_bytes(path: &Path, bytes: Vec<u8>) -> Result<DynamicImage, ImageFileError> {
+    if bytes.len() as u64 > LARGEST_FILE {
         return Err(ImageFileError::TooLarge(path.into()));
     }
     let broken = |reason| ImageFileError::Broken {
@@ -125,6 +187,10 @@ pub fn decode(path: &Path) -> Result<DynamicImage, ImageFileError> {
     if jpeg::is_cut_short(&bytes) {
         return Err(broken("it is cut short, before its end marker".into()));
     }
+    let unreadable = |error| ImageFileError::File {
+        path: path.into(),
+        error,
+    };
     let mut reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
         .map_err(unreadable)?;
@@ -149,7 +215,7 @@ pub fn decode(path: &Path) -> Result<DynamicImage, ImageFileError> {
     Ok(image)
 }
 
-fn on_white(image: DynamicImage, notices: &mut Vec<String>) -> DynamicImage {
+fn on_white(image: DynamicImage, changes: &mut Vec<Change>) -> DynamicImage {
     if !image.color().has_alpha() {
         return image;
     }
@@ -158,7 +224,7 @@ fn on_white(image: DynamicImage, notices: &mut Vec<String>) -> DynamicImage {
     if pixels.pixels().all(|pixel| pixel.0[3] == 255) {
         return image;
     }
-    notices.push("the image is transparent in places: it was laid on white".into());
+    changes.push(Change::OnWhite);
     for pixel in pixels.pixels_mut() {
         let alpha = u32::from(pixel.0[3]);
         for value in &mut pixel.0[..3] {
@@ -178,7 +244,7 @@ fn fit(
     mut image: DynamicImage,
     width: u32,
     height: u32,
-    notices: &mut Vec<String>,
+    changes: &mut Vec<Change>,
 ) -> DynamicImage {
     let (from_width, from_height) = (image.width(), image.height());
     if (from_width, from_height) == (width, height) {
@@ -189,14 +255,15 @@ fn fit(
     let (to_w, to_h) = (u64::from(width), u64::from(height));
     let cut_width = w.min(h * to_w / to_h).max(1) as u32;
     let cut_height = h.min(w * to_h / to_w).max(1) as u32;
-    let mut sentence = format!("the image has {from_width}x{from_height} pixels: ");
     if (cut_width, cut_height) != (from_width, from_height) {
         let (x, y) = ((from_width - cut_width) / 2, (from_height - cut_height) / 2);
         image = image.crop_imm(x, y, cut_width, cut_height);
-        sentence.push_str(&format!("cut to its middle {cut_width}x{cut_height} and "));
     }
-    sentence.push_str(&format!("resized to the model's {width}x{height}"));
-    notices.push(sentence);
+    changes.push(Change::Resized {
+        from: (from_width, from_height),
+        cut: (cut_width, cut_height),
+        to: (width, height),
+    });
     image.resize_exact(width, height, FilterType::CatmullRom)
 }
 
@@ -222,7 +289,7 @@ mod tests {
             .flat_map(|c| (0..6).map(move |i| c + i))
             .collect();
         assert_eq!(prepared.pixels, expected);
-        assert!(prepared.notices.is_empty(), "{:?}", prepared.notices);
+        assert_eq!(prepared.changes, []);
     }
 
     #[test]
@@ -230,7 +297,7 @@ mod tests {
         let image = GrayImage::from_pixel(4, 4, Luma([77]));
         let prepared = to_shape(image.into(), shape(3, 4, 4)).unwrap();
         assert_eq!(prepared.pixels, vec![77; 48]);
-        assert!(prepared.notices[0].contains("grey"));
+        assert_eq!(prepared.changes, [Change::Grey]);
     }
 
     #[test]
@@ -244,10 +311,15 @@ mod tests {
         let prepared = to_shape(image.into(), shape(3, 32, 32)).unwrap();
         assert_eq!(prepared.pixels[..1024], vec![0; 1024]);
         assert_eq!(prepared.pixels[1024..2048], vec![255; 1024]);
-        assert!(
-            prepared.notices[0].contains("192x64") && prepared.notices[0].contains("32x32"),
-            "{:?}",
-            prepared.notices
+        let resized = Change::Resized {
+            from: (192, 64),
+            cut: (64, 64),
+            to: (32, 32),
+        };
+        assert_eq!(prepared.changes, [resized]);
+        assert_eq!(
+            resized.to_string(),
+            "the image has 192x64 pixels: cut to its middle 64x64 and resized to the model's 32x32"
         );
         let thin = RgbImage::new(1, 1000);
         assert_eq!(
