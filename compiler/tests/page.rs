@@ -1,5 +1,6 @@
 //! The page that reports costs: well-formed, complete, by itself, and harmless whatever the names.
 
+use pi_compiler::accuracy::{Measured, in_decibels};
 use pi_compiler::cost::report::Report;
 use pi_compiler::examples::Examples;
 use pi_compiler::number;
@@ -20,9 +21,12 @@ fn model(name: &str, graph: &Graph, accuracy: Option<Accuracy>) -> Model {
     };
     let compiled = compile(graph, &Examples::synthetic(shape, 4, 0), &options).unwrap();
     let (artifact, _) = emit::files(&compiled, [0; 32], accuracy, "");
+    let mut report = Report::new(&artifact, &Link::default()).unwrap();
+    let held_back = Examples::synthetic(shape, 4, 9);
+    report.measured = Some(Measured::new(graph, &compiled, &held_back).unwrap());
     Model {
         name: name.into(),
-        report: Report::new(&artifact, &Link::default()).unwrap(),
+        report,
     }
 }
 
@@ -123,11 +127,18 @@ fn a_page_is_well_formed_complete_and_by_itself() {
                 // In every chart and in the table.
                 let found = words.lines().filter(|line| *line == row.name).count();
                 assert!(
-                    found >= 8 * shown.len().min(1),
+                    found >= 9 * shown.len().min(1),
                     "{} {found} times",
                     row.name
                 );
             }
+            let measured = report.measured.as_ref().expect("it was measured");
+            for layer in &measured.layers {
+                let ratio = in_decibels(layer.snr_db);
+                assert!(words.contains(&ratio), "{}: {ratio}", layer.name);
+            }
+            let agreement = format!("{} of 4", measured.comparison.agree);
+            assert!(words.contains(&agreement), "{agreement}");
             for total in [report.offline.bytes_up, report.online.bytes_down] {
                 assert!(words.contains(&number::bytes(total)), "{total}");
             }
