@@ -197,16 +197,25 @@ struct Start {
 impl<'a> Pair<'a> {
     /// `circuit` is that of `compiled`, perhaps with other bounds.
     fn new(compiled: &'a Compiled, circuit: &'a Circuit) -> Result<Self> {
-        let unit = |frac_bits: f64| (-frac_bits).exp2();
-        let input = vec![unit(circuit.input_frac_bits.into()); circuit.input.c as usize];
-        let results = circuit.layers.iter().map(|layer| {
-            let unit = match &layer.step {
-                Step::Activate(activation) => unit(activation.frac_bits.into()),
-                Step::Output { frac_bits, .. } => unit((*frac_bits).into()),
-            };
-            vec![unit; layer.shape.c as usize]
+        let scales = circuit.layers.iter().map(|layer| match &layer.step {
+            Step::Activate(activation) => f64::from(activation.frac_bits),
+            Step::Output { frac_bits, .. } => f64::from(*frac_bits),
         });
-        let units = [input].into_iter().chain(results).collect();
+        let scales = [f64::from(circuit.input_frac_bits)]
+            .into_iter()
+            .chain(scales);
+        // The circuit's tensors have gains; the logits have none.
+        let gains = &compiled.gains.tensors[compiled.real.public..];
+        let outputs = circuit
+            .layers
+            .last()
+            .map_or(0, |layer| layer.shape.c as usize);
+        let gains = gains.iter().cloned().chain([vec![1.0; outputs]]);
+        let units = scales.zip(gains).map(|(frac_bits, gains)| {
+            let unit = (-frac_bits).exp2();
+            gains.iter().map(|gain| unit / gain).collect()
+        });
+        let units = units.collect();
         Ok(Pair {
             real: &compiled.real,
             floats: FloatWeights::new(&compiled.real),

@@ -3,12 +3,14 @@
 use crate::examples::Examples;
 use crate::fault::Refused;
 use crate::pass::calibrate::Magnitudes;
+use crate::pass::choose::{Candidate, Search};
+use crate::pass::correct::Difference;
 use crate::pass::lower::{Pools, lower_and_measure};
-use crate::pass::quantise::{Identity, Precision, Scales, quantise, scales};
+use crate::pass::quantise::{Identity, Precision, Scales, WIDEST_WEIGHTS};
 use crate::pass::select::{Link, select};
-use crate::pass::{fold, guard, input, range};
+use crate::pass::{fold, guard, input};
 use crate::prefix::{Disclosed, PublicPrefix};
-use crate::real_circuit::RealCircuit;
+use crate::real_circuit::{Gains, RealCircuit};
 use crate::{emit, import, prefix};
 use pi_ir::{Circuit, Graph, Op, Plan, Reveal, Verified, Weights, limits};
 
@@ -56,6 +58,13 @@ pub struct Compiled {
     pub real: RealCircuit,
     /// Largest magnitudes in calibration.
     pub seen: Magnitudes,
+    /// What the circuit's tensors and sums hold, over the numbers of `real`, by channel.
+    pub gains: Gains,
+    /// The circuit's results against those of `real`, on the calibration examples that the choices
+    /// were made with.
+    pub difference: Difference,
+    /// What the compiler gave up for a limit, for the user.
+    pub notes: Vec<String>,
     /// The scales chosen.
     pub scales: Scales,
     /// The public circuit.
@@ -110,46 +119,53 @@ pub fn compile(
         ));
     }
     let (real, seen) = lower_and_measure(&folded, options.pools, public, &images)?;
-    let scales = scales(&real, &seen, &options.precision)?;
     let identity = Identity {
         name: &graph.name,
         preprocessing: &graph.preprocessing,
         classes: &graph.classes,
     };
-    let (circuit, weights) = quantise(&real, &scales, &seen, &options.precision, &identity)?;
-    let (mut circuit, weights) = match real.public {
-        0 => (circuit, weights),
-        count => {
-            pi_ir::prefix::publish(circuit, weights, count).map_err(|why| Refused::one("", why))?
-        }
+    let search = Search {
+        real: &real,
+        seen: &seen,
+        identity: &identity,
+        calibration,
+        images: &images,
+        options,
     };
-    range::bound_prefix(&mut circuit)?;
-    range::bound(
-        &mut circuit,
-        &weights,
-        &calibration.inputs,
-        &options.precision,
-    )?;
-    let mut circuit = circuit.with_reveal(options.reveal);
-    guard::guard(&mut circuit, &weights, options.range_check);
-    let (circuit, failure_log2) = emit::check(circuit, &weights, options.failure_limit)?;
-    let plan = select(&circuit, 1, &options.link)?;
+    let equalised = search.equalised()?;
+    let plan = select(&equalised.circuit, 1, &options.link)?;
     let mut sizes = options.batches.clone();
     sizes.sort_unstable();
     sizes.dedup();
     let (mut batches, mut unplanned) = (Vec::new(), Vec::new());
     for bundles in sizes {
         // A batch of a large network may have too many ciphertexts, and the network goes without.
-        match select(&circuit, bundles, &options.link) {
+        match select(&equalised.circuit, bundles, &options.link) {
             Ok(plan) => batches.push(plan),
             Err(why) => unplanned.push((bundles, why)),
         }
     }
     let plans: Vec<&Plan> = [&plan].into_iter().chain(&batches).collect();
+    let widened = search.widened(equalised, &plans)?;
+    let (chosen, notes) = search.bounded(widened)?;
+    let Candidate {
+        gains,
+        scales,
+        circuit,
+        weights,
+        difference,
+        ..
+    } = chosen;
+    let mut circuit = circuit.with_reveal(options.reveal);
+    guard::guard(&mut circuit, &weights, options.range_check);
+    let (circuit, failure_log2) = emit::check(circuit, &weights, options.failure_limit)?;
     let flooding_log2 = emit::check_flooding(&circuit, &plans)?;
     Ok(Compiled {
         real,
         seen,
+        gains,
+        difference,
+        notes,
         scales,
         circuit,
         disclosed,
@@ -171,7 +187,7 @@ fn check_options(options: &Options) -> Result<(), Refused> {
     } = options.precision;
     let checks = [
         (
-            (2..=15).contains(&weight_bits),
+            (2..=WIDEST_WEIGHTS).contains(&weight_bits.least()),
             "weight bits must be between 2 and 15",
         ),
         (

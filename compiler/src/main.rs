@@ -14,7 +14,7 @@ use pi_compiler::file::write_whole;
 use pi_compiler::page::{self, Model};
 use pi_compiler::pass::guard;
 use pi_compiler::pass::lower::Pools;
-use pi_compiler::pass::quantise::Precision;
+use pi_compiler::pass::quantise::{Precision, WIDEST_WEIGHTS, WeightBits};
 use pi_compiler::pass::select::Link;
 use pi_compiler::{Compiled, Options, PublicPrefix, channels, compile, emit, trace};
 use pi_ir::artifact::{ARTIFACT_NAME, Accuracy, GRAPH_NAME, WEIGHTS_NAME};
@@ -181,10 +181,11 @@ struct OnnxChoices {
 /// Choices left to the compiler.
 #[derive(Args)]
 struct Choices {
-    /// Bits per weight, sign included. A network is refused if its weights would show through the
-    /// answers' noise: from 10 bits on for large ones, from 13 for small ones.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=15))]
-    weight_bits: u8,
+    /// Bits per weight, sign included: a number from 2 to 15 for all layers, or `auto`, which is 8
+    /// and as many more, layer by layer, as make the answers better. A network is refused if its
+    /// weights would show through the answers' noise; `auto` keeps below that.
+    #[arg(long, default_value = "auto", value_parser = weight_bits)]
+    weight_bits: WeightBits,
     /// Bits that the largest activation seen on calibration data takes up.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(4..=20))]
     activation_bits: u8,
@@ -504,6 +505,9 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
         eprintln!("public: {disclosed}");
     }
     print_range_check(&compiled.circuit, &compiled.weights);
+    for note in &compiled.notes {
+        eprintln!("note: {note}");
+    }
     for (bundles, why) in &compiled.unplanned {
         eprintln!(
             "note: no batches of {bundles} bundles, which are prepared in smaller ones: {why}"
@@ -765,6 +769,14 @@ fn speed(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(speed) if speed.is_finite() && speed > 0.0 => Ok(speed),
         _ => Err("a positive number of Mbit/s".into()),
+    }
+}
+
+fn weight_bits(text: &str) -> Result<WeightBits, String> {
+    match text.parse::<u8>() {
+        _ if text == "auto" => Ok(Precision::default().weight_bits),
+        Ok(bits @ 2..=WIDEST_WEIGHTS) => Ok(WeightBits::Of(bits)),
+        _ => Err(format!("a number from 2 to {WIDEST_WEIGHTS}, or `auto`")),
     }
 }
 

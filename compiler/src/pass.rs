@@ -10,14 +10,22 @@
 //! | [`fold`] | graph | graph without batch norms |
 //! | [`lower`] | graph | layers of real numbers, [`crate::real_circuit`] |
 //! | [`calibrate`] | layers, examples | largest magnitudes |
+//! | [`equalise`] | layers, magnitudes | gains of channels |
 //! | [`quantise`] | layers, magnitudes | scales, then circuit and weights |
+//! | [`correct`] | circuit, weights, examples | biases without mean errors |
 //! | [`range`] | circuit, weights, examples | the circuit's bounds |
 //! | [`guard`] | circuit, weights | the circuit's range checks |
 //! | [`select`] | circuit | packing plan |
 //!
+//! [`choose`] runs the four from [`equalise`] to [`range`], several times, and takes what measures
+//! best.
+//!
 //! The text files in `tests/passes` show each of them on networks of a few nodes.
 
 pub mod calibrate;
+pub mod choose;
+pub mod correct;
+pub mod equalise;
 pub mod fold;
 pub mod guard;
 pub mod input;

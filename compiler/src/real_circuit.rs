@@ -67,6 +67,16 @@ pub enum Term {
     },
 }
 
+/// Positive factors by channel, of which a network's function does not depend: what a tensor's
+/// channel holds, over what it stands for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gains {
+    /// By tensor and channel, the image first.
+    pub tensors: Vec<Vec<f64>>,
+    /// By layer and channel, of the sum before the activation. It is the tensor's but for squares.
+    pub sums: Vec<Vec<f64>>,
+}
+
 /// Step after the sum of a layer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
@@ -113,6 +123,57 @@ impl RealCircuit {
             prefix: None,
             layers: layers.collect(),
         }
+    }
+
+    /// All gains one: every tensor holds what it stands for.
+    pub fn no_gains(&self) -> Gains {
+        let ones = |shape: Shape| vec![1.0; shape.c as usize];
+        let tensors = (0..self.layers.len() as u32).map(|id| ones(self.tensor_shape(TensorId(id))));
+        Gains {
+            tensors: tensors.collect(),
+            sums: self.layers.iter().map(|layer| ones(layer.shape)).collect(),
+        }
+    }
+
+    /// The same function with other numbers in its tensors: weights and biases take the gains of
+    /// what they make, and the inverse of those of what they read.
+    ///
+    /// # Preconditions
+    /// The gains of the input and of the output's sum are 1; those of a sum are those of its
+    /// residuals, and those of the tensor but for channels of squares alone, which have its root.
+    pub fn with_gains(&self, gains: &Gains) -> RealCircuit {
+        let mut real = self.clone();
+        for (index, layer) in real.layers.iter_mut().enumerate() {
+            let own = &gains.sums[index];
+            for term in &mut layer.terms {
+                if let Term::Conv { conv, weights } = term {
+                    let read = &gains.tensors[conv.input.0 as usize];
+                    let shape = self.tensor_shape(conv.input);
+                    let taps = conv.kernel.0 as usize * conv.kernel.1 as usize;
+                    let row = conv.channels_read(shape) as usize * taps;
+                    for (channel, row) in weights.chunks_exact_mut(row).enumerate() {
+                        let channels = conv.reads(shape, channel as u32);
+                        for (taps, from) in row.chunks_exact_mut(taps).zip(channels) {
+                            let factor = own[channel] / read[from as usize];
+                            taps.iter_mut().for_each(|w| *w *= factor);
+                        }
+                    }
+                }
+            }
+            layer.bias.iter_mut().zip(own).for_each(|(b, g)| *b *= g);
+            let plane = layer.shape.h as usize * layer.shape.w as usize;
+            for (map, gain) in layer.element_bias.chunks_exact_mut(plane).zip(own) {
+                map.iter_mut().for_each(|b| *b *= gain);
+            }
+            if let Step::Activate { polynomials, .. } = &mut layer.step {
+                let made = &gains.tensors[index + 1];
+                for ((coefficients, g), h) in polynomials.iter_mut().zip(own).zip(made) {
+                    let [a, b, c] = *coefficients;
+                    *coefficients = [a * h / (g * g), b * h / g, c * h];
+                }
+            }
+        }
+        real
     }
 
     /// Shape of a tensor.

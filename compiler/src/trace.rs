@@ -100,21 +100,24 @@ fn layers(compiled: &Compiled, image: &[f32]) -> Result<Vec<Layer>> {
     let run = interpret::plain(circuit, &compiled.weights, &input)
         .context("the circuit cannot take this input: calibrate on inputs like it")?;
     let real = FloatWeights::new(&compiled.real).evaluate(&compiled.real, image);
-    let mut scales = vec![circuit.input_frac_bits];
+    let gains = compiled.gains.tensors[compiled.real.public..].iter();
+    let of_logits: &[f64] = &[1.0];
+    let gains = gains.map(|gains| &gains[..]).chain([of_logits]);
+    let mut scales = vec![i32::from(circuit.input_frac_bits)];
     scales.extend(circuit.layers.iter().map(|layer| match &layer.step {
-        Step::Activate(activation) => activation.frac_bits,
-        Step::Output { frac_bits, .. } => *frac_bits,
+        Step::Activate(activation) => i32::from(activation.frac_bits),
+        Step::Output { frac_bits, .. } => i32::from(*frac_bits),
     }));
     let logits = real.sums.into_iter().last();
     let reals = real.tensors.into_iter().chain(logits);
     let fixed = run.tensors.into_iter().chain([run.logits]);
-    let layers = reals.zip(fixed).zip(scales);
-    let layer = |((real, fixed), frac_bits): ((Vec<f32>, Vec<i64>), u8)| {
+    let layers = reals.zip(fixed).zip(scales).zip(gains);
+    let layer = |(((real, fixed), frac_bits), gains): (((Vec<f32>, Vec<i64>), i32), &[f64])| {
+        let plane = (fixed.len() / gains.len()).max(1);
         let unit = (-f64::from(frac_bits)).exp2();
-        Layer {
-            real,
-            fixed: fixed.iter().map(|&v| (v as f64 * unit) as f32).collect(),
-        }
+        let number = |(at, &v): (usize, &i64)| (v as f64 * unit / gains[at / plane]) as f32;
+        let fixed = fixed.iter().enumerate().map(number).collect();
+        Layer { real, fixed }
     };
     Ok(layers.map(layer).collect())
 }

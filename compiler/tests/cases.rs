@@ -3,7 +3,7 @@
 //! in `compiler/onnx/tests/cases.rs`.)
 
 use pi_compiler::examples::Examples;
-use pi_compiler::pass::quantise::Precision;
+use pi_compiler::pass::quantise::{Precision, WeightBits};
 use pi_compiler::{Compiled, Options, Refused, compile};
 use pi_ir::interpret::{float, plain, quantise};
 use pi_ir::{Graph, Input, Op, Reveal, Shape};
@@ -65,7 +65,7 @@ fn small(graph: &Graph) -> Result<Compiled, Refused> {
         batches: Vec::new(),
         reveal: Reveal::Logits,
         precision: Precision {
-            weight_bits: 12,
+            weight_bits: WeightBits::Of(12),
             activation_bits: 14,
             ..Precision::default()
         },

@@ -2,6 +2,7 @@
 //! networks that would tell too much.
 
 use pi_compiler::examples::Examples;
+use pi_compiler::pass::quantise::WeightBits;
 use pi_compiler::{Compiled, Options, compile, emit};
 use pi_ir::artifact::{ARTIFACT_NAME, Artifact};
 use pi_ir::builders::{Policy, Rest, lean9, resnet18, resnet20, resnet50, wrn22_8};
@@ -18,7 +19,7 @@ fn compiled(graph: &Graph, weight_bits: u8) -> Result<Compiled, String> {
         batches: Vec::new(),
         ..Options::default()
     };
-    options.precision.weight_bits = weight_bits;
+    options.precision.weight_bits = WeightBits::Of(weight_bits);
     let images = Examples::synthetic(shape, 1, 0);
     compile(graph, &images, &options).map_err(|refused| refused.to_string())
 }

@@ -5,7 +5,7 @@ use pi_compiler::examples::Examples;
 use pi_compiler::pass::calibrate::FloatWeights;
 use pi_compiler::pass::fold::fold;
 use pi_compiler::pass::lower::{Pools, lower_and_measure};
-use pi_compiler::pass::quantise::Precision;
+use pi_compiler::pass::quantise::{Precision, WeightBits};
 use pi_compiler::{Compiled, Options, Refused, compile, emit};
 use pi_ir::builders::{Builder, ConvShape, Policy, Rest, lean9, resnet20, resnet50, wrn22_8};
 use pi_ir::random::{GraphOptions, graph};
@@ -69,7 +69,7 @@ fn lowered_common_networks_compute_the_same_function() {
 fn fine() -> Options {
     Options {
         precision: Precision {
-            weight_bits: 12,
+            weight_bits: WeightBits::Of(12),
             activation_bits: 14,
             ..Precision::default()
         },
@@ -265,7 +265,7 @@ fn unsound_graphs_and_options_are_refused_whole() {
     let options = Options {
         precision: Precision {
             head_room: 1,
-            weight_bits: 16,
+            weight_bits: WeightBits::Of(16),
             ..Precision::default()
         },
         ..Options::default()

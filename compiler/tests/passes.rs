@@ -94,7 +94,7 @@ fn compile(graph: &Graph) -> Result<String, Refused> {
         preprocessing: &graph.preprocessing,
         classes: &graph.classes,
     };
-    let (mut circuit, weights) = quantise(&network, &scales, &seen, &precision, &identity)?;
+    let (mut circuit, weights) = quantise(&network, &scales, &seen, &identity)?;
     let inputs: Vec<Input> = pixels.into_iter().map(Input::from).collect();
     range::bound(&mut circuit, &weights, &inputs, &precision)?;
     Ok(print_circuit(&circuit) + &print_weights(&weights))

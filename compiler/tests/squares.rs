@@ -396,7 +396,7 @@ fn polynomials_only(graph: &Graph, images: &Examples) -> (Verified<Circuit>, Wei
         preprocessing: &graph.preprocessing,
         classes: &graph.classes,
     };
-    let (mut circuit, weights) = quantise(&real, &scales, &seen, &precision, &identity).unwrap();
+    let (mut circuit, weights) = quantise(&real, &scales, &seen, &identity).unwrap();
     range::bound(&mut circuit, &weights, &images.inputs, &precision).unwrap();
     let (circuit, _) = emit::check(circuit, &weights, emit::FAILURE_LIMIT).unwrap();
     (circuit, weights)

@@ -499,7 +499,7 @@ fn programs_say_what_is_revealed() {
         assert!(json["class_index"].is_u64(), "{json}");
         let has_logits = reveal == Reveal::Logits;
         assert_eq!(json["logits"].is_array(), has_logits, "{json}");
-        assert_eq!(json["output_scale"].is_u64(), has_logits, "{json}");
+        assert_eq!(json["output_scale"].is_f64(), has_logits, "{json}");
         // The class, the largest logits if there are any, and the cost.
         let lines = infer(&[]).lines().count();
         assert_eq!(lines > 2, has_logits, "{lines} lines");

@@ -151,8 +151,9 @@ pub enum Step {
     Activate(Activation),
     /// The client learns the logits, which are the sums untruncated, or what `reveal` says of them.
     Output {
-        /// Scale of the logits.
-        frac_bits: u8,
+        /// Scale of the logits; negative where their unit is larger than one. Only whoever shows
+        /// them reads it.
+        frac_bits: i8,
         /// What the client learns.
         reveal: Reveal,
     },
@@ -254,7 +255,7 @@ impl Circuit {
     ///
     /// # Panics
     /// If the last layer is no output; that of a verified circuit is one.
-    pub fn output(&self) -> (u8, Reveal) {
+    pub fn output(&self) -> (i8, Reveal) {
         match self.layers.last().map(|layer| &layer.step) {
             Some(Step::Output { frac_bits, reveal }) => (*frac_bits, *reveal),
             _ => panic!("the last layer is no output"),

@@ -29,7 +29,7 @@ pub struct Failure {
 
 /// Bounds the probability that one inference loses a value, per layer and in total.
 pub fn failure_log2(circuit: &Circuit) -> Failure {
-    let layers: Vec<f64> = circuit.layers.iter().map(probability).collect();
+    let layers: Vec<f64> = circuit.layers.iter().map(failure_probability).collect();
     Failure {
         total: layers.iter().sum::<f64>().log2(),
         layers: layers.into_iter().map(f64::log2).collect(),
@@ -66,7 +66,8 @@ fn highest(layer: &Layer) -> u8 {
     posts.into_iter().flatten().fold(layer.bound_bits, u8::max)
 }
 
-fn probability(layer: &Layer) -> f64 {
+/// Bounds the probability that one inference loses a value of this layer.
+pub fn failure_probability(layer: &Layer) -> f64 {
     probability_beyond(layer, 0)
 }
 
@@ -150,11 +151,11 @@ mod tests {
         let kinds = vec![Kind::Relu, Kind::Identity, Kind::Square, Kind::Polynomial];
         let close = |a: f64, b: f64| assert!((a - b).abs() <= b * 1e-12, "{a} {b}");
         close(
-            probability(&layer(10, kinds.clone())),
+            failure_probability(&layer(10, kinds.clone())),
             4.0 * first + square + polynomial,
         );
         close(
-            probability(&layer(0, kinds)),
+            failure_probability(&layer(0, kinds)),
             (2f64.powi(25) - 1.0) / p + square + polynomial,
         );
         let output = |reveal| Layer {
@@ -164,9 +165,9 @@ mod tests {
             },
             ..layer(0, vec![Kind::Identity; 3])
         };
-        assert_eq!(probability(&output(Reveal::Logits)), 0.0);
+        assert_eq!(failure_probability(&output(Reveal::Logits)), 0.0);
         close(
-            probability(&output(Reveal::Label)),
+            failure_probability(&output(Reveal::Label)),
             3.0 * (2f64.powi(25) - 1.0) / p,
         );
         let circuit = Circuit {

@@ -207,7 +207,7 @@ pub struct Row {
     /// Elements by kind.
     pub kinds: Activations,
     /// Scale of the result.
-    pub frac_bits: u8,
+    pub frac_bits: i32,
     /// `f`: bits cut off.
     pub truncate: u8,
     /// `log2 B`.
@@ -562,8 +562,8 @@ fn row(
         terms: terms(layer),
         kinds,
         frac_bits: match &layer.step {
-            Step::Activate(a) => a.frac_bits,
-            Step::Output { frac_bits, .. } => *frac_bits,
+            Step::Activate(a) => a.frac_bits.into(),
+            Step::Output { frac_bits, .. } => (*frac_bits).into(),
         },
         truncate: layer.truncate(),
         bound_bits: layer.bound_bits,

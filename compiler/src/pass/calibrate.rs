@@ -1,22 +1,42 @@
 //! Float evaluation of a lowered network, and how large its values get on sample images.
 
-use crate::real_circuit::{Layer, RealCircuit, Step, Term};
+use crate::real_circuit::{Gains, Layer, RealCircuit, Step, Term};
 use pi_ir::{Conv, Kind, Shape, TensorId, Window};
 use rayon::prelude::*;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Mul};
 
-/// Largest magnitudes on the calibration images, per layer, and means.
+/// Largest magnitudes on the calibration images, per layer, means and mean squares.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Magnitudes {
     /// Largest magnitude of the normalised pixels.
     pub input: f64,
     /// Before the activation.
     pub sums: Vec<f64>,
+    /// Largest magnitudes that an activation lets through: as `sums`, but without the negative
+    /// numbers that ReLUs make zero.
+    pub operands: Vec<f64>,
     /// Largest magnitudes of polynomials' results, layer by layer; 0 where there are none.
     pub polynomials: Vec<f64>,
     /// Mean of each channel of each tensor, the image first.
     pub means: Vec<Vec<f64>>,
+    /// Mean square, likewise.
+    pub squares: Vec<Vec<f64>>,
+    /// By layer and channel.
+    pub channels: Vec<Vec<Channel>>,
+}
+
+/// What one channel of one layer reaches on the calibration images.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Channel {
+    /// Largest sum before the activation.
+    pub sum: f64,
+    /// Largest one that the activation lets through.
+    pub operand: f64,
+    /// Largest result of a polynomial.
+    pub polynomial: f64,
+    /// Mean square of the sum.
+    pub square: f64,
 }
 
 /// One evaluation.
@@ -31,11 +51,17 @@ pub struct Values {
 pub fn magnitudes(real: &RealCircuit, images: &[Vec<f32>]) -> Magnitudes {
     let tensors = (0..real.layers.len() as u32).map(|id| real.tensor_shape(TensorId(id)));
     let tensors: Vec<Shape> = tensors.collect();
+    let by_channel = || tensors.iter().map(|t| vec![0.0; t.c as usize]).collect();
     let zero = || Magnitudes {
         input: 0.0,
         sums: vec![0.0; real.layers.len()],
+        operands: vec![0.0; real.layers.len()],
         polynomials: vec![0.0; real.layers.len()],
-        means: tensors.iter().map(|t| vec![0.0; t.c as usize]).collect(),
+        means: by_channel(),
+        squares: by_channel(),
+        channels: (real.layers.iter())
+            .map(|layer| vec![Channel::default(); layer.shape.c as usize])
+            .collect(),
     };
     let weights = FloatWeights::new(real);
     let each: Vec<Magnitudes> = images
@@ -44,36 +70,118 @@ pub fn magnitudes(real: &RealCircuit, images: &[Vec<f32>]) -> Magnitudes {
             let values = weights.evaluate(real, image);
             let mut seen = zero();
             seen.input = largest(image.iter());
-            for (means, values) in seen.means.iter_mut().zip(&values.tensors) {
+            let moments = seen.means.iter_mut().zip(&mut seen.squares);
+            for ((means, squares), values) in moments.zip(&values.tensors) {
                 let plane = values.len() / means.len();
                 let share = 1.0 / (plane * images.len()) as f64;
-                for (mean, map) in means.iter_mut().zip(values.chunks_exact(plane)) {
+                let maps = values.chunks_exact(plane);
+                for ((mean, square), map) in means.iter_mut().zip(squares).zip(maps) {
                     *mean = map.iter().map(|&v| f64::from(v)).sum::<f64>() * share;
+                    *square = map.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() * share;
                 }
             }
             for (index, layer) in real.layers.iter().enumerate() {
-                seen.sums[index] = largest(values.sums[index].iter());
-                if let Step::Activate { kinds, .. } = &layer.step {
-                    let results = kinds.iter().zip(&values.tensors[index + 1]);
-                    let polynomials = results.filter(|(kind, _)| **kind == Kind::Polynomial);
-                    seen.polynomials[index] = largest(polynomials.map(|(_, v)| v));
+                let sums = &values.sums[index];
+                let plane = sums.len() / seen.channels[index].len();
+                let share = 1.0 / (plane * images.len()) as f64;
+                for (channel, seen) in seen.channels[index].iter_mut().enumerate() {
+                    let map = channel * plane..(channel + 1) * plane;
+                    let sums = &sums[map.clone()];
+                    *seen = channel_of(sums, share);
+                    if let Step::Activate { kinds, .. } = &layer.step {
+                        let kinds = &kinds[map.clone()];
+                        let through = sums.iter().zip(kinds);
+                        let through = through.filter(|(z, kind)| **kind != Kind::Relu || **z > 0.0);
+                        seen.operand = largest(through.map(|(z, _)| z));
+                        let results = kinds.iter().zip(&values.tensors[index + 1][map]);
+                        let polynomials = results.filter(|(kind, _)| **kind == Kind::Polynomial);
+                        seen.polynomial = largest(polynomials.map(|(_, v)| v));
+                    }
                 }
             }
             seen
         })
         .collect();
     // In the order of the images: sums of floats depend on it.
-    each.iter().fold(zero(), |mut a, b| {
+    let mut all = each.iter().fold(zero(), |mut a, b| {
         a.input = a.input.max(b.input);
-        let keep =
-            |a: &mut Vec<f64>, b: &[f64]| a.iter_mut().zip(b).for_each(|(a, b)| *a = a.max(*b));
-        keep(&mut a.sums, &b.sums);
-        keep(&mut a.polynomials, &b.polynomials);
-        for (a, b) in a.means.iter_mut().zip(&b.means) {
+        let moments = a.means.iter_mut().chain(&mut a.squares);
+        for (a, b) in moments.zip(b.means.iter().chain(&b.squares)) {
             a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
         }
+        let channels = a.channels.iter_mut().flatten();
+        for (a, b) in channels.zip(b.channels.iter().flatten()) {
+            a.add(b);
+        }
         a
-    })
+    });
+    all.of_layers();
+    all
+}
+
+/// All but what depends on the activation. Values that are no numbers, which single precision makes
+/// of infinities, count as infinite.
+fn channel_of(sums: &[f32], share: f64) -> Channel {
+    let sum = match sums.iter().any(|z| z.is_nan()) {
+        true => f64::INFINITY,
+        false => largest(sums.iter()),
+    };
+    Channel {
+        sum,
+        operand: sum,
+        polynomial: 0.0,
+        square: sums.iter().map(|&z| f64::from(z).powi(2)).sum::<f64>() * share,
+    }
+}
+
+impl Channel {
+    fn add(&mut self, other: &Channel) {
+        self.sum = self.sum.max(other.sum);
+        self.operand = self.operand.max(other.operand);
+        self.polynomial = self.polynomial.max(other.polynomial);
+        self.square += other.square;
+    }
+}
+
+impl Magnitudes {
+    /// The magnitudes of the same network with these gains ([`RealCircuit::with_gains`]).
+    pub fn with_gains(&self, gains: &Gains) -> Magnitudes {
+        let mut scaled = self.clone();
+        for (tensor, gains) in gains.tensors.iter().enumerate() {
+            for (channel, gain) in gains.iter().enumerate() {
+                scaled.means[tensor][channel] *= gain;
+                scaled.squares[tensor][channel] *= gain * gain;
+                if let Some(layer) = tensor.checked_sub(1) {
+                    scaled.channels[layer][channel].polynomial *= gain;
+                }
+            }
+        }
+        for (channels, gains) in scaled.channels.iter_mut().zip(&gains.sums) {
+            for (channel, gain) in channels.iter_mut().zip(gains) {
+                channel.sum *= gain;
+                channel.operand *= gain;
+                channel.square *= gain * gain;
+            }
+        }
+        scaled.of_layers();
+        scaled
+    }
+
+    /// Sets the figures of layers from those of their channels.
+    fn of_layers(&mut self) {
+        let of = |figure: fn(&Channel) -> f64| {
+            let layers = self.channels.iter();
+            let largest = |layer: &Vec<Channel>| layer.iter().map(figure).fold(0.0, f64::max);
+            layers.map(largest).collect()
+        };
+        (self.sums, self.operands, self.polynomials) =
+            (of(|c| c.sum), of(|c| c.operand), of(|c| c.polynomial));
+    }
+
+    /// Mean square of a tensor's elements.
+    pub(crate) fn power(&self, tensor: usize) -> f64 {
+        self.squares[tensor].iter().sum::<f64>() / self.squares[tensor].len() as f64
+    }
 }
 
 fn largest<'a>(values: impl Iterator<Item = &'a f32>) -> f64 {

@@ -1,19 +1,24 @@
 //! Turns real numbers into integers: chooses scales from calibration, rounds weights, biases and
 //! polynomials, and sets where bits are cut off.
 //!
-//! All scales are powers of two. A tensor gets the scale at which the largest sum seen on
-//! calibration data uses [`Precision::activation_bits`] bits; a layer's sum the largest scale at
-//! which every kernel of it fits `Precision::weight_bits`. The difference is the layer's
-//! truncation. Two rules couple the layers and lower a tensor's scale where necessary: a residual
-//! is shifted left, never right, and the kernels of one layer share the scale of its sum.
+//! All scales are powers of two. A tensor gets the scale at which the largest value that its
+//! activations let through on calibration data uses [`Precision::activation_bits`] bits. A kernel
+//! gets the scale at which its rounding errors are least, weighted by the mean squares of what it
+//! reads; the few weights that have no room there are the largest that there is (clipping by least
+//! error, as in Banner et al., NeurIPS 2019). The difference of the two scales of a sum and its
+//! result is the layer's truncation. Two rules couple the layers and lower a tensor's scale where
+//! necessary: a residual is shifted left, never right, and the kernels of one layer share the scale
+//! of its sum.
 //!
 //! Rounding a kernel changes its sums by a constant part, the rounding errors times the means of
 //! the tensor's channels, which the bias takes back (the bias correction of Nagel et al., ICCV
-//! 2019, on calibration data).
+//! 2019, on calibration data). What is left of it behind other layers, [`mod@crate::pass::correct`]
+//! measures.
 
 mod scales;
 
-pub use scales::{Scales, scales};
+pub(crate) use scales::error_of_kernel;
+pub use scales::{Bits, Scales, scales, scales_with};
 
 use crate::fault::{Fault, Refused};
 use crate::pass::calibrate::Magnitudes;
@@ -26,8 +31,8 @@ use pi_ir::{
 /// Numbers of bits to spend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Precision {
-    /// Bits of a signed weight, 2 to 15: 8 means `-127 ..= 127`.
-    pub weight_bits: u8,
+    /// Bits of signed weights.
+    pub weight_bits: WeightBits,
     /// Bits of the largest activation seen, without its sign.
     pub activation_bits: u8,
     /// Bits left above the largest value seen, where no proof bounds it; at least 2.
@@ -36,18 +41,33 @@ pub struct Precision {
     pub proved_sign_bits: u8,
 }
 
-impl Precision {
-    /// Bits of a signed weight. Those of a public prefix are as fine as the file holds: the client
-    /// multiplies them in the clear, where width costs nothing.
-    fn weight_bits(&self, public: bool) -> u8 {
-        if public { 15 } else { self.weight_bits }
+/// Bits of signed weights, 2 to [`WIDEST_WEIGHTS`]: 8 means `-127 ..= 127`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightBits {
+    /// The same in all layers.
+    Of(u8),
+    /// At least these, and more where the answers become better by it
+    /// ([`mod@crate::pass::choose`]).
+    AtLeast(u8),
+}
+
+impl WeightBits {
+    /// The bits that every layer has at least.
+    pub fn least(self) -> u8 {
+        match self {
+            WeightBits::Of(bits) | WeightBits::AtLeast(bits) => bits,
+        }
     }
 }
+
+/// Most bits of a signed weight: a file holds 15 of magnitude, and products of 15-bit weights with
+/// 20-bit activations stay far below the field.
+pub const WIDEST_WEIGHTS: u8 = 15;
 
 impl Default for Precision {
     fn default() -> Self {
         Precision {
-            weight_bits: 8,
+            weight_bits: WeightBits::AtLeast(8),
             activation_bits: 10,
             head_room: 2,
             proved_sign_bits: 17,
@@ -77,7 +97,6 @@ pub fn quantise(
     real: &RealCircuit,
     scales: &Scales,
     seen: &Magnitudes,
-    precision: &Precision,
     identity: &Identity<'_>,
 ) -> Result<(Circuit, Weights), Refused> {
     let mut faults = Vec::new();
@@ -98,9 +117,7 @@ pub fn quantise(
             faults.push(Fault::new(&layer.name, message));
             continue;
         }
-        let is_public = index < real.public;
-        let weight_bits = precision.weight_bits(is_public);
-        let (public, private) = quantise_layer(index, layer, scales, seen, weight_bits);
+        let (public, private) = quantise_layer(index, layer, scales, seen);
         circuit.layers.push(public);
         weights.layers.push(private);
     }
@@ -115,9 +132,11 @@ fn quantise_layer(
     layer: &real_circuit::Layer,
     scales: &Scales,
     seen: &Magnitudes,
-    weight_bits: u8,
 ) -> (Layer, LayerWeights) {
     let sum = scales.sums[index];
+    let weight_bits = scales.weight_bits[index];
+    let largest = f64::from(weight_bits - 1).exp2() - 1.0;
+    let rounded = |w: f64| w.round().clamp(-largest, largest);
     let mut bias: Vec<f64> = layer
         .bias
         .iter()
@@ -140,11 +159,11 @@ fn quantise_layer(
                     let read = group_reads(conv.groups, inputs, channel as u32);
                     let means = &means[read.start as usize..read.end as usize];
                     for (taps, mean) in row.chunks_exact(taps).zip(means) {
-                        let lost = taps.iter().map(|w| w * scale - (w * scale).round());
+                        let lost = taps.iter().map(|w| w * scale - rounded(w * scale));
                         *bias += lost.sum::<f64>() * mean * unit;
                     }
                 }
-                kernels.push(weights.iter().map(|w| (w * scale).round() as i16).collect());
+                kernels.push(weights.iter().map(|w| rounded(w * scale) as i16).collect());
                 pi_ir::Term::Conv(Conv {
                     weight_bits: weight_bits - 1,
                     ..conv.clone()
@@ -180,7 +199,7 @@ fn quantise_layer(
     let mut integers = Vec::new();
     let step = match &layer.step {
         Step::Output => pi_ir::Step::Output {
-            frac_bits: byte(sum),
+            frac_bits: i8::try_from(sum).expect("`check_output` let it pass"),
             reveal: Reveal::Logits,
         },
         Step::Activate { kinds, polynomials } => {
@@ -236,10 +255,10 @@ fn polynomial(&[a, b, k]: &[f64; 3], s: i32, u: i32) -> Polynomial {
     }
 }
 
-/// Results have fractional bits, or none; no more than a circuit can state.
+/// The scale of results is one that a circuit can state.
 fn check_output(layer: &real_circuit::Layer, sum: i32) -> Result<(), String> {
     let sum = sum + i32::from(layer.pool_bits);
-    if layer.step == Step::Output && !(0..=i32::from(WIDEST)).contains(&sum) {
+    if layer.step == Step::Output && !(-120..=120).contains(&sum) {
         return Err(format!(
             "its weights are of such size that its results would be multiples of 2^{}: multiply \
              the last layer's weights and biases by a constant, which changes no label",

@@ -20,7 +20,7 @@ pub struct Prediction {
     /// The label, or the logits as integers at scale `2^output_frac_bits`; or that there is none.
     pub answer: Answer,
     /// Fractional bits of a logit.
-    pub output_frac_bits: u8,
+    pub output_frac_bits: i8,
     /// The client's shares, if they were asked for.
     pub trace: Option<Trace>,
     /// The bundle spent.

@@ -315,7 +315,7 @@ fn answer_json(circuit: &Circuit, answer: &Prediction) -> serde_json::Value {
     });
     if let Some(logits) = answer.answer.logits() {
         json["logits"] = json!(logits);
-        json["output_scale"] = json!(1u64 << answer.output_frac_bits);
+        json["output_scale"] = json!(f64::from(answer.output_frac_bits).exp2());
     }
     json
 }

@@ -367,9 +367,9 @@ fn print_answer(circuit: &Circuit, answer: &Prediction, plain: &[i64], run: &Run
     );
     println!("check      private and exact are {verdict}");
     println!(
-        "           private and plain are at most {} units of 2^-{} apart",
+        "           private and plain are at most {} units of 2^{} apart",
         largest_difference(logits, plain),
-        answer.output_frac_bits
+        -i32::from(answer.output_frac_bits)
     );
     println!(
         "           the logits are revealed for this comparison alone; --label reveals the label"
@@ -444,7 +444,7 @@ fn figures(circuit: &Circuit, run: &Played, plain: &[i64], exact: &Run) -> serde
         "interpreter_logits": plain,
         "exact_interpreter_logits": exact.logits,
         "exact_match": is_exact(&run.answer.answer, exact, circuit.output().1),
-        "output_scale": 1u64 << run.answer.output_frac_bits,
+        "output_scale": f64::from(run.answer.output_frac_bits).exp2(),
         "max_diff_units": private.map(|private| largest_difference(private, plain)),
         "fetch_model": phase(&run.model),
         "setup": phase(&run.keys),

@@ -707,6 +707,7 @@ impl<'a> Maker<'a> {
         let scale = self.shift_residuals(&mut layer);
         self.read_something(&mut layer);
         let frac_bits = scale.unwrap_or_else(|| self.draw.between(8, 16) as u8);
+        let frac_bits = i8::try_from(frac_bits).expect("tensors have at most 48 fractional bits");
         let reveal = Reveal::Logits;
         layer.step = Step::Output { frac_bits, reveal };
         let weights = self.layer_weights(&layer, shape);

@@ -11,8 +11,10 @@ use crate::preprocessing::Preprocessing;
 use crate::random::Draw;
 use crate::shape::Shape;
 
-/// Largest scale of a tensor or of logits.
+/// Largest scale of a tensor.
 const FRAC_BITS: u8 = 48;
+/// Largest scale of logits, and of their inverse.
+const LOGIT_BITS: u8 = 120;
 /// Largest `log2 B`: values stay far below `p / 2`, about `2^59`.
 const BOUND_BITS: u8 = 58;
 /// Widest sign circuit.
@@ -379,9 +381,14 @@ impl Check<'_> {
                 self.faults.require(last, place, || {
                     "is an output, but not the last private layer".into()
                 });
-                self.faults.require(*frac_bits <= BOUND_BITS, place, || {
-                    format!("more than {BOUND_BITS} fractional bits")
-                });
+                self.faults
+                    .require(frac_bits.unsigned_abs() <= LOGIT_BITS, place, || {
+                        format!(
+                            "results that are multiples of 2^{}; at most 2^{LOGIT_BITS} and at \
+                             least 2^-{LOGIT_BITS} can be stated",
+                            -i32::from(*frac_bits)
+                        )
+                    });
                 let Shape { c, h, w } = layer.shape;
                 let classes = 2..=limits::CLASSES as u32;
                 let has_label = (h, w) == (1, 1) && classes.contains(&c);

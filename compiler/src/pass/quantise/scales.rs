@@ -1,9 +1,11 @@
 //! The choice of scales: one for each tensor, each sum, and the coefficients of each layer.
 
-use super::{POLYNOMIAL_BOUND_BITS, Precision};
+use super::{POLYNOMIAL_BOUND_BITS, Precision, WIDEST_WEIGHTS};
 use crate::fault::{Fault, Refused};
 use crate::pass::calibrate::Magnitudes;
-use crate::real_circuit::{RealCircuit, Step, Term};
+use crate::real_circuit::{Layer, RealCircuit, Step, Term};
+use pi_ir::{Conv, group_reads};
+use rayon::prelude::*;
 
 /// Fewest bits that a tensor's largest value may be left with.
 const FEWEST_BITS: i32 = 4;
@@ -24,9 +26,37 @@ pub struct Scales {
     pub sums: Vec<i32>,
     /// Per layer: of quadratic coefficients.
     pub coefficients: Vec<i32>,
+    /// Per layer: bits of its weights, the sign included.
+    pub weight_bits: Vec<u8>,
 }
 
-/// Chooses all scales.
+/// Bits by layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bits {
+    /// Of weights, the sign included.
+    pub weights: Vec<u8>,
+    /// That the scale of the sum gives up, for the sake of its bound.
+    pub sums: Vec<u8>,
+    /// That the scale of quadratic coefficients gives up, for the sake of the bound of polynomials.
+    pub polynomials: Vec<u8>,
+}
+
+impl Bits {
+    /// The least of a precision. Weights of a public prefix are as fine as the file holds: the
+    /// client multiplies them in the clear, where width costs nothing.
+    pub fn least(real: &RealCircuit, precision: &Precision) -> Self {
+        let layers = real.layers.len();
+        let mut weights = vec![precision.weight_bits.least(); layers];
+        weights[..real.public].fill(WIDEST_WEIGHTS);
+        Bits {
+            weights,
+            sums: vec![0; layers],
+            polynomials: vec![0; layers],
+        }
+    }
+}
+
+/// Chooses all scales, with the least bits of a precision.
 ///
 /// # Errors
 /// If a tensor would be left with too few bits, or a value is not finite: one fault per layer.
@@ -35,15 +65,27 @@ pub fn scales(
     seen: &Magnitudes,
     precision: &Precision,
 ) -> Result<Scales, Refused> {
+    scales_with(real, seen, precision, &Bits::least(real, precision))
+}
+
+/// Chooses all scales, with these bits.
+///
+/// # Errors
+/// If a tensor would be left with too few bits, or a value is not finite: one fault per layer.
+pub fn scales_with(
+    real: &RealCircuit,
+    seen: &Magnitudes,
+    precision: &Precision,
+    bits: &Bits,
+) -> Result<Scales, Refused> {
     check_finite(real, seen)?;
     let wanted = i32::from(precision.activation_bits);
     let mut tensors = vec![scale_for(seen.input, wanted)];
     let activations = real.layers.len() - 1;
     tensors.extend(
-        seen.sums[..activations]
-            .iter()
-            .map(|&m| scale_for(m, wanted)),
+        (0..activations).map(|layer| scale_for(seen.operands[layer], wanted + rare(seen, layer))),
     );
+    let kernels = kernel_scales(real, seen, bits);
     let first = tensors.clone();
     // Each round only lowers scales, each of them by what a rule asks for, so rounds end.
     loop {
@@ -51,6 +93,8 @@ pub fn scales(
             real,
             seen,
             precision,
+            bits,
+            kernels: &kernels,
             tensors: tensors.clone(),
             sums: Vec::new(),
             coefficients: Vec::new(),
@@ -65,6 +109,7 @@ pub fn scales(
                 tensors,
                 sums,
                 coefficients,
+                weight_bits: bits.weights.clone(),
             });
         }
         tensors = round.tensors;
@@ -139,6 +184,9 @@ struct Round<'a> {
     real: &'a RealCircuit,
     seen: &'a Magnitudes,
     precision: &'a Precision,
+    bits: &'a Bits,
+    /// Per layer: scales of its kernels.
+    kernels: &'a [Vec<i32>],
     tensors: Vec<i32>,
     sums: Vec<i32>,
     coefficients: Vec<i32>,
@@ -151,18 +199,11 @@ impl Round<'_> {
             Step::Activate { .. } => Some(index + 1),
             Step::Output => None,
         };
-        let kernels: Vec<(usize, i32)> = (layer.terms.iter())
-            .filter_map(|term| match term {
-                Term::Conv { conv, weights } => Some((
-                    conv.input.0 as usize,
-                    weight_scale(
-                        weights,
-                        self.precision.weight_bits(index < self.real.public),
-                    ),
-                )),
-                Term::Residual { .. } => None,
-            })
-            .collect();
+        let inputs = layer.terms.iter().filter_map(|term| match term {
+            Term::Conv { conv, .. } => Some(conv.input.0 as usize),
+            Term::Residual { .. } => None,
+        });
+        let kernels: Vec<(usize, i32)> = inputs.zip(self.kernels[index].iter().copied()).collect();
         let residuals: Vec<(usize, i32)> = (layer.terms.iter())
             .filter_map(|term| match term {
                 Term::Conv { .. } => None,
@@ -194,13 +235,14 @@ impl Round<'_> {
             let to_spare = self.bits(*tensor) - enough;
             self.tensors[*tensor] -= lost.min(to_spare).max(0);
         }
-        // Bits beyond `MOST_TRUNCATED` are not worth their bound, unless a residual needs them: it
-        // can be shifted to the left only.
+        // Bits beyond `MOST_TRUNCATED` are not worth their bound, nor those that the failure budget
+        // does not allow, unless a residual needs them: it can be shifted to the left only.
+        let added = residuals
+            .iter()
+            .map(|(t, halvings)| self.tensors[*t] + halvings);
+        let needed = added.max().unwrap_or(i32::MIN);
+        scale = (scale - i32::from(self.bits.sums[index])).max(needed.min(scale));
         if let Some(result) = result {
-            let added = residuals
-                .iter()
-                .map(|(t, halvings)| self.tensors[*t] + halvings);
-            let needed = added.max().unwrap_or(i32::MIN);
             let finest = self.tensors[result] - pool_bits + MOST_TRUNCATED;
             scale = scale.min(finest.max(needed));
         }
@@ -225,7 +267,7 @@ impl Round<'_> {
         // The sum rounds up a bit, and the bound must leave 2^truncate: one bit more than the head
         // room.
         let room = i32::from(POLYNOMIAL_BOUND_BITS) - i32::from(self.precision.head_room) - 1;
-        let room = room - largest.log2().ceil() as i32;
+        let room = room - largest.log2().ceil() as i32 - i32::from(self.bits.polynomials[index]);
         // Rounding `a` to `2^-u` moves the result by `2^-(u+1) y^2`. Where `|y|` is a quarter of
         // its largest value, that is to stay within half a unit of the result, `2^-(s+1)`: a finer
         // tensor would not be a better one.
@@ -241,13 +283,85 @@ impl Round<'_> {
     fn bits(&self, tensor: usize) -> i32 {
         let magnitude = match tensor {
             0 => self.seen.input,
-            layer => self.seen.sums[layer - 1],
+            layer => self.seen.operands[layer - 1],
         };
         if magnitude <= 0.0 {
             return 0;
         }
         magnitude.log2().ceil() as i32 + self.tensors[tensor]
     }
+}
+
+/// Bits that a tensor gets beyond those of its largest value, because that is rare.
+///
+/// A largest value of `2^CREST` times the root mean square is what calibration finds of smooth
+/// distributions. Where it is further away, most values would have fewer bits than in other
+/// layers; the bound covers the largest in any case, so each bit widens the sign circuits.
+fn rare(seen: &Magnitudes, layer: usize) -> i32 {
+    const CREST: f64 = 5.0;
+    const MOST: f64 = 2.0;
+    let crest = (seen.operands[layer] / seen.power(layer + 1).sqrt()).log2();
+    match seen.polynomials[layer] > 0.0 || !crest.is_finite() {
+        true => 0,
+        false => (crest - CREST).floor().clamp(0.0, MOST) as i32,
+    }
+}
+
+/// Per layer, the scales of its kernels.
+fn kernel_scales(real: &RealCircuit, seen: &Magnitudes, bits: &Bits) -> Vec<Vec<i32>> {
+    let of_layer = |(index, layer): (usize, &Layer)| {
+        let kernels = layer.terms.iter().filter_map(|term| match term {
+            Term::Conv { conv, weights } => Some((conv, weights)),
+            Term::Residual { .. } => None,
+        });
+        kernels
+            .map(|(conv, weights)| {
+                let bits = bits.weights[index];
+                let exact = weight_scale(weights, bits);
+                // Beyond two more bits, a quarter of the largest weight is all that is left of it.
+                (exact..exact + 3)
+                    .map(|scale| {
+                        let squares = &seen.squares[conv.input.0 as usize];
+                        (
+                            scale,
+                            error_of_kernel(conv, weights, squares, (bits, scale)),
+                        )
+                    })
+                    .min_by(|a, b| a.1.total_cmp(&b.1))
+                    .map_or(exact, |(scale, _)| scale)
+            })
+            .collect()
+    };
+    real.layers.par_iter().enumerate().map(of_layer).collect()
+}
+
+/// Mean square error of a kernel's sums that rounding its weights to these bits at this scale
+/// makes, for inputs with these mean squares by channel, added up over output channels.
+pub(crate) fn error_of_kernel(
+    conv: &Conv,
+    weights: &[f64],
+    squares: &[f64],
+    (bits, scale): (u8, i32),
+) -> f64 {
+    let largest = f64::from(bits - 1).exp2() - 1.0;
+    let (unit, inverse) = (f64::from(scale).exp2(), f64::from(-scale).exp2());
+    let taps = conv.kernel.0 as usize * conv.kernel.1 as usize;
+    let row = weights.len() / conv.out_channels as usize;
+    let rows = weights.chunks_exact(row).enumerate();
+    rows.map(|(channel, row)| {
+        let inputs = (squares.len() as u32, conv.out_channels);
+        let read = group_reads(conv.groups, inputs, channel as u32);
+        let squares = &squares[read.start as usize..read.end as usize];
+        let tap = |(taps, square): (&[f64], &f64)| {
+            let lost = taps.iter().map(|w| {
+                let rounded = (w * unit).round().clamp(-largest, largest) * inverse;
+                (w - rounded).powi(2)
+            });
+            lost.sum::<f64>() * square
+        };
+        row.chunks_exact(taps).zip(squares).map(tap).sum::<f64>()
+    })
+    .sum()
 }
 
 /// The largest exponent at which all weights round to `bits` signed bits.
