@@ -22,8 +22,8 @@
 //! [`accuracy`] then measures the result on examples that calibration did not see, and says whether
 //! it may be written; [`emit::files`] makes the two files. [`cost`] computes what the network
 //! costs, [`examples`] reads or draws the inputs that calibration and evaluation need, and
-//! [`channels`] turns a network that reads blue first into one that reads red first, and [`trace`]
-//! tells what became of the tensors of an ONNX model.
+//! [`channels`] turns a network that reads blue first into one that reads red first; [`export`]
+//! gives the scales to training, and [`trace`] tells what became of the tensors of an ONNX model.
 #![forbid(unsafe_code)]
 
 pub mod accuracy;
@@ -32,6 +32,7 @@ pub mod compile;
 pub mod cost;
 pub mod emit;
 pub mod examples;
+pub mod export;
 pub mod fault;
 pub mod file;
 pub mod import;

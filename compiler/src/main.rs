@@ -116,6 +116,10 @@ struct Arguments {
     export_onnx: Option<PathBuf>,
     #[command(flatten)]
     choices: Choices,
+    /// Writes units and bounds of all tensors to this file, as JSON, for quantisation-aware
+    /// training.
+    #[arg(long, value_name = "FILE.json", requires = "out")]
+    export_scales: Option<PathBuf>,
     /// Note for the users of the model; kept in the artifact.
     #[arg(long, default_value = "")]
     note: String,
@@ -549,6 +553,10 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     write_whole(&out.join(ARTIFACT_NAME), &artifact.encode())?;
     if let Some(file) = &arguments.costs {
         write_costs(file, &graph, &compiled, &calibration)?;
+    }
+    if let Some(file) = &arguments.export_scales {
+        let scales = pi_compiler::export::export(&compiled);
+        write_whole(file, &serde_json::to_vec_pretty(&scales)?)?;
     }
     let mut report = Report::new(&artifact, &arguments.choices.options().link)?;
     report.measured = Some(measured);

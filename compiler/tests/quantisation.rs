@@ -3,6 +3,7 @@
 
 use pi_compiler::cost::evaluate::compare;
 use pi_compiler::examples::Examples;
+use pi_compiler::export::export;
 use pi_compiler::pass::calibrate::{FloatWeights, Magnitudes};
 use pi_compiler::pass::choose::{Candidate, Search};
 use pi_compiler::pass::equalise::{Balance, equalise};
@@ -281,6 +282,28 @@ fn negative_inputs_of_a_relu_do_not_size_its_result() {
     let scales = pi_compiler::pass::quantise::scales(&case.real, &seen, &precision).unwrap();
     let used = seen.operands[layer] * f64::from(scales.tensors[layer + 1]).exp2();
     assert!(used > 2f64.powi(7), "the largest result has {used} units");
+}
+
+#[test]
+fn exported_units_are_those_of_the_float_network() {
+    let case = Case::new(resnet20(8, 10, mixed(900), 8), 8, 8);
+    let compiled = case.compile(&options(WeightBits::Of(8)));
+    let exported = export(&compiled);
+    assert_eq!(exported.layers.len(), compiled.circuit.layers.len());
+    for (index, layer) in exported.layers.iter().enumerate() {
+        assert_eq!(layer.name, compiled.real.layers[index].name);
+        let seen = &case.seen.channels[index];
+        for (channel, seen) in seen.iter().enumerate() {
+            let (bound, unit) = (layer.bounds[channel], layer.sum_units[channel]);
+            assert!(
+                seen.sum <= 1.1 * bound,
+                "{}: {} of {bound}",
+                layer.name,
+                seen.sum
+            );
+            assert!(bound > 100.0 * unit && layer.units[channel] > 0.0);
+        }
+    }
 }
 
 #[test]
