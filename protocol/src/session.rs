@@ -79,7 +79,7 @@ mod tests;
 pub use crate::header::{BundleHeader, BundleId, HeaderInputs, PROTOCOL_VERSION};
 pub use bundle::{ClientBundle, ServerBundle};
 pub use infer::{Answer, Inference, OnlineRequest, client_infer, server_infer};
-pub use memory::{Memory, READ_AT_ONCE};
+pub use memory::{Memory, READ_AHEAD, READ_AT_ONCE};
 pub use model::{ClientModel, ServerModel};
 pub use prepare::{ClientBatch, ServerBatch};
 pub use sections::{BundleSink, BundleSource};

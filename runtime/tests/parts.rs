@@ -135,7 +135,17 @@ async fn bundles_in_parts_are_prepared_kept_and_spent() {
     assert!(exact.logits.iter().any(|&logit| logit > 0));
     assert!(exact.logits.contains(&0));
 
-    // A piece that is damaged is found when it is used, and its bundle is spent.
+    // Read ahead, it is the same.
+    prepare_one(&mut connection, &public).await;
+    let (id, _) = connection.next_bundle().await.unwrap();
+    connection.load(&public, &id).await.unwrap();
+    let answer = connection.infer(&public, &id, &input, true).await.unwrap();
+    let trace = answer.trace.as_ref().unwrap();
+    let exact = model.interpreter().exact(&input, trace).unwrap();
+    assert_eq!(answer.answer, Answer::Logits(exact.logits));
+
+    // A piece that is damaged is found when it is read, ahead or while the answer is made, and then
+    // the bundle is spent.
     prepare_one(&mut connection, &public).await;
     let (id, _) = connection.next_bundle().await.unwrap();
     let mut contents_now = contents(&at_client).into_iter();
@@ -145,7 +155,8 @@ async fn bundles_in_parts_are_prepared_kept_and_spent() {
     let last = content.len() - 100;
     content[last] ^= 1;
     std::fs::write(&path, content).unwrap();
-    connection.load(&public, &id).await.unwrap();
+    let error = connection.load(&public, &id).await.unwrap_err();
+    assert!(matches!(error, Error::Store(StoreError::Damaged { .. })));
     let error = connection
         .infer(&public, &id, &input, false)
         .await
@@ -159,7 +170,7 @@ async fn bundles_in_parts_are_prepared_kept_and_spent() {
     kill(server);
     for state in [&at_client, &at_server] {
         let bundles = bundles(state);
-        assert_eq!((count(&bundles, Ready), count(&bundles, Spent)), (0, 2));
+        assert_eq!((count(&bundles, Ready), count(&bundles, Spent)), (0, 3));
         assert!(contents(state).is_empty());
     }
 }

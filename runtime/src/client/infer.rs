@@ -10,7 +10,7 @@ use crate::spending::{Mark, Spending};
 use crate::store::Reading;
 use crate::stream::{MessageStream, Refusal};
 use pi_ir::Trace;
-use pi_protocol::session::{self, Answer, BundleId, ClientBundle, ClientModel};
+use pi_protocol::session::{self, Answer, BundleId, ClientBundle, ClientModel, READ_AHEAD};
 use std::time::Instant;
 use tokio::task::{block_in_place, spawn_blocking};
 
@@ -76,8 +76,8 @@ impl Connection<'_> {
     }
 
     /// Reads a bundle ahead, so that [`Connection::infer`] with it starts at once. Reading does not
-    /// spend it. Of a bundle of more than 64 MiB only the shares are read; its tables and labels
-    /// are read while it is used.
+    /// spend it. Of a bundle of more than [`READ_AHEAD`] bytes only the shares are read; its tables
+    /// and labels are read while it is used.
     ///
     /// # Errors
     /// Errors of the store; the bundle stays as it is.
@@ -89,7 +89,12 @@ impl Connection<'_> {
         self.loaded = None;
         self.loaded = Some(block_in_place(|| {
             self.client.pools.ready();
-            self.read_bundle(model, id, None)
+            let mut bundle = self.read_bundle(model, id, None)?;
+            if ClientBundle::encoded_len(model) as u64 <= READ_AHEAD {
+                let read = bundle.read_ahead(model);
+                read.map_err(|error| self.damaged(id, &error))?;
+            }
+            Ok::<_, Error>(bundle)
         })?);
         Ok(())
     }
@@ -112,6 +117,11 @@ impl Connection<'_> {
             };
             Ok((bundle.id(), bundle))
         })
+    }
+
+    fn damaged(&self, id: &BundleId, error: &pi_protocol::Error) -> Error {
+        let reason = format!("bundle {}: {error}", short(&id.0));
+        damaged(&self.client.store, reason)
     }
 
     /// Spends a bundle on one input: the quantised pixels, in the order of the model's input.
@@ -177,10 +187,7 @@ impl Connection<'_> {
         self.erase(id).await;
         let inference = inference.map_err(|error| match error {
             // A piece that was read while its message came.
-            pi_protocol::Error::Stored { what } => damaged(
-                &self.client.store,
-                format!("bundle {}: {what}", short(&id.0)),
-            ),
+            error @ pi_protocol::Error::Stored { .. } => self.damaged(id, &error),
             error => protocol_error("server", &mut stream, error),
         })?;
         Ok(Prediction {
