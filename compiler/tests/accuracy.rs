@@ -4,7 +4,7 @@
 use pi_compiler::accuracy::verdict::{Disagreement, Outputs, Shortfall, Tolerance};
 use pi_compiler::accuracy::{Measured, measure};
 use pi_compiler::examples::Examples;
-use pi_compiler::pass::quantise::Precision;
+use pi_compiler::pass::quantise::{Precision, WeightBits};
 use pi_compiler::{Compiled, Options, PublicPrefix, compile};
 use pi_ir::builders::{Builder, ConvShape};
 use pi_ir::verify::{self, Verified};
@@ -144,7 +144,7 @@ fn finer_weights_and_activations_are_measured_as_less_noise() {
 
 fn precision(weight_bits: u8) -> Precision {
     Precision {
-        weight_bits,
+        weight_bits: WeightBits::Of(weight_bits),
         ..Precision::default()
     }
 }

@@ -2,7 +2,7 @@
 //! `accuracy.rs`, those of the program in `command.rs`.)
 
 use pi_compiler::examples::Examples;
-use pi_compiler::pass::quantise::Precision;
+use pi_compiler::pass::quantise::{Precision, WeightBits};
 use pi_compiler::{Options, compile};
 use pi_ir::builders::Builder;
 use pi_ir::interpret::{float, plain, quantise};
@@ -31,7 +31,7 @@ fn examples(length: usize) -> Examples {
 fn options(weight_bits: u8) -> Options {
     Options {
         precision: Precision {
-            weight_bits,
+            weight_bits: WeightBits::Of(weight_bits),
             ..Precision::default()
         },
         batches: Vec::new(),

@@ -57,9 +57,9 @@ pub(super) fn garble_group(
         }
     }
     let sign = xor(xor(client.load(gates), server.load(gates)), carry);
-    for e in 0..N {
+    for (e, &sign) in sign.iter().enumerate() {
         // NOT is free: the zero label of keep is the one label of the sign.
-        store_first(keep, e, _mm512_xor_si512(sign[e], delta));
+        store_first(keep, e, _mm512_xor_si512(sign, delta));
     }
     store_guard(guard, sign, &sums);
 }
