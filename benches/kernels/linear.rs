@@ -159,9 +159,9 @@ pub(crate) fn random_weights(circuit: &Circuit, rng: &mut ChaCha20Rng) -> Weight
 /// The linear layers of a circuit between a client and a server, by the calls of a session.
 pub(crate) struct Exchange {
     pub(crate) client: Client,
-    galois: GaloisKeys,
+    pub(crate) galois: GaloisKeys,
     pub(crate) packing: Packing,
-    kernels: Kernels,
+    pub(crate) kernels: Kernels,
 }
 
 /// A value per element of a tensor, by bundle.

@@ -17,6 +17,7 @@ mod fixtures;
 mod garbling;
 mod layers;
 mod linear;
+mod network;
 mod ot;
 mod plans;
 mod relus;
@@ -36,6 +37,8 @@ enum Table {
     Garbling,
     /// The homomorphic linear layers of ResNet-18: processor time by stage, bytes and counts.
     Layers(layers::Options),
+    /// The homomorphic linear layers of a whole network, answer by answer, and their prediction.
+    Network(network::Options),
     /// The correlated OT extension, both parties apart, by depth and number of threads.
     Ot,
     /// Packing plans of networks: layouts, operations, bytes and predicted time.
@@ -58,6 +61,7 @@ fn main() {
     match Table::parse_from(program.into_iter().chain(arguments)) {
         Table::Garbling => garbling::table(),
         Table::Layers(options) => layers::table(&options),
+        Table::Network(options) => network::table(&options),
         Table::Ot => ot::table(),
         Table::Plans(options) => plans::table(&options),
         Table::Relus(options) => relus::table(&options),

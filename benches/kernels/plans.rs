@@ -6,11 +6,14 @@ use clap::ValueEnum;
 use pi_compiler::pass::fold::fold;
 use pi_compiler::pass::lower::{Kept, Pools, lower};
 use pi_compiler::pass::select::{Link, select};
-use pi_ir::builders::{Policy, lean9, resnet18, resnet32, wrn22_8};
+use pi_ir::builders::{Policy, lean9, mobilenet_v2, resnet18, resnet32, resnet50_large, wrn22_8};
 use pi_ir::{Circuit, Graph, Plan, Shape};
 use pi_protocol::layout::Packing;
-use pi_protocol::linear::{self, LinearCost};
+use pi_protocol::linear::{self, LinearCost, Rates};
 use std::time::Instant;
+
+/// Megabits a second of the links that plans are made for.
+const LINKS: [f64; 3] = [100.0, 200.0, 1000.0];
 
 /// Choice of plans.
 #[derive(clap::Args)]
@@ -21,6 +24,12 @@ pub(crate) struct Options {
     /// Prints every answer of a plan.
     #[arg(long)]
     layers: bool,
+    /// Bundles that share ciphertexts.
+    #[arg(long, value_name = "K", value_delimiter = ',', default_values_t = [1, 4, 16])]
+    bundles: Vec<u32>,
+    /// Megabits a second of the link.
+    #[arg(long, value_name = "MBIT", value_delimiter = ',', default_values_t = LINKS)]
+    links: Vec<f64>,
     /// Price of a byte beside the link's time, in nanoseconds.
     #[arg(long, value_name = "NS")]
     price: Option<f64>,
@@ -31,7 +40,7 @@ pub(crate) struct Options {
 
 /// A network, or a single convolution.
 #[derive(Clone, Copy, ValueEnum)]
-enum Subject {
+pub(crate) enum Subject {
     #[value(name = "resnet18")]
     ResNet18,
     #[value(name = "resnet32")]
@@ -39,6 +48,12 @@ enum Subject {
     #[value(name = "wrn22-8")]
     Wrn22,
     Lean9,
+    /// For images of 224 pixels.
+    #[value(name = "resnet50")]
+    ResNet50,
+    /// For images of 224 pixels.
+    #[value(name = "mobilenetv2")]
+    MobileNetV2,
     /// 3x3 on 512 channels of side 4.
     Conv512,
     /// 3x3 on 64 channels of side 32.
@@ -46,12 +61,14 @@ enum Subject {
 }
 
 impl Subject {
-    fn circuit(self) -> Circuit {
+    pub(crate) fn circuit(self) -> Circuit {
         match self {
             Subject::ResNet18 => shapes(&resnet18(32, 10, Policy::Relu, 1)),
             Subject::ResNet32 => shapes(&resnet32(32, 10, Policy::Relu, 1)),
             Subject::Wrn22 => shapes(&wrn22_8(32, 10, Policy::Relu, 1)),
             Subject::Lean9 => shapes(&lean9(32, 10, Policy::Relu, 1)),
+            Subject::ResNet50 => shapes(&resnet50_large(224, 1000, Policy::Relu, 1)),
+            Subject::MobileNetV2 => shapes(&mobilenet_v2(224, 1000, Policy::Relu, 1)),
             Subject::Conv512 => one(512, 4),
             Subject::Conv64 => one(64, 32),
         }
@@ -75,8 +92,8 @@ pub(crate) fn table(options: &Options) {
     for subject in &options.networks {
         let circuit = subject.circuit();
         let value = subject.to_possible_value().expect("no subject is hidden");
-        for bundles in [1, 4, 16] {
-            for mbit in [100.0, 200.0, 1000.0] {
+        for &bundles in &options.bundles {
+            for &mbit in &options.links {
                 print!("{} {bundles:2} {mbit:5}: ", value.get_name());
                 plan(&circuit, bundles, &link(mbit, options), options.layers);
             }
@@ -146,7 +163,8 @@ fn print_answers(circuit: &Circuit, plan: &Plan, packing: &Packing, cost: &Linea
         let upload = &packing.uploads()[answer.upload as usize];
         println!(
             "   {:18} G {:4} tile {:2}x{:<2} stride {:2} block {:4} blocks {:2} ob {:2} merge {} \
-             | t{} {} in {:4} out {:4} up {:8} down {:8}",
+             | t{} {} in {:4} out {:4} up {:8} down {:8} polys {:5} products {:6} ks {:5} \
+             server {:6.1} ms",
             circuit.layers[answer.layer as usize].name,
             layout.group,
             layout.tile.0,
@@ -161,7 +179,11 @@ fn print_answers(circuit: &Circuit, plan: &Plan, packing: &Packing, cost: &Linea
             upload.ciphertexts(),
             map.ciphertexts(),
             cost.upload_bytes[answer.upload as usize],
-            cost.answer_bytes[i]
+            cost.answer_bytes[i],
+            cost.answers[i].kernels,
+            cost.answers[i].products,
+            cost.answers[i].key_switches,
+            1e-3 * cost.answers[i].server_micros(&Rates::MEASURED)
         );
     }
 }

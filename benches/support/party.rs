@@ -231,8 +231,11 @@ impl Site<'_> {
     /// # Errors
     /// If it does not come up; its log is in the error.
     pub(crate) fn start_server(&self, line: &Line) -> Result<ServerProcess> {
+        let mut program = self.program(line.at_server(), AS_SERVER)?;
+        // A server reserves memory for every client that it admits: gigabytes for a large network.
+        program.args(["--max-clients", "2"]);
         ServerProcess::start(ServerCommand {
-            program: self.program(line.at_server(), AS_SERVER)?,
+            program,
             model: self.model,
             listen: &line.listen(),
             state: &self.states.join("server"),

@@ -1,7 +1,8 @@
 //! Common networks, as float graphs with seeded random weights (He et al., 2015).
 //!
 //! ResNets in the form common for small images: a 3x3 stem at stride 1, no max pool, the same for
-//! 32 and 64 pixels; shortcuts that change the shape are 1x1 convolutions with a norm.
+//! 32 and 64 pixels; shortcuts that change the shape are 1x1 convolutions with a norm. Two networks
+//! are for photographs of 224 pixels: [`resnet50_large`] and [`mobilenet_v2`].
 
 use crate::graph::{ActivationKind, BatchNorm, Graph, Node, NodeId, Op, Origin};
 use crate::preprocessing::Preprocessing;
@@ -107,22 +108,66 @@ pub fn resnet50(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
     let mut net = Builder::new("resnet50", Shape::new(3, size, size), seed);
     let mut x = net.conv_norm("stem", NodeId(0), 64, 3, 1);
     x = net.relu("stem.act", x);
-    for (stage, (width, count)) in [(64, 3), (128, 4), (256, 6), (512, 3)]
-        .into_iter()
-        .enumerate()
-    {
+    net.bottlenecks(x, classes, policy)
+}
+
+/// ResNet-50 for large images: a 7x7 stem of stride 2 and a pool before the blocks of
+/// [`resnet50`]; 9,608,704 activations and 4.1 G multiply-adds at 224 pixels.
+///
+/// The pool is the mean of 2x2 windows instead of the maximum of 3x3 (He et al.): by ReLUs, that
+/// maximum alone would take 1.2 million of them.
+pub fn resnet50_large(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
+    let mut net = Builder::new("resnet50-large", Shape::new(3, size, size), seed);
+    let mut x = net.conv_norm("stem", NodeId(0), 64, 7, 2);
+    x = net.relu("stem.act", x);
+    x = net.pool("stem.pool", x, (2, 2), (2, 2));
+    net.bottlenecks(x, classes, policy)
+}
+
+/// MobileNetV2 of width 1 (Sandler et al., CVPR 2018): inverted residuals, whose 3x3 convolutions
+/// are depthwise; 6,105,792 activations and 0.30 G multiply-adds at 224 pixels.
+///
+/// ReLUs are not cut off at 6: a cut is a second ReLU, and no other layer.
+pub fn mobilenet_v2(size: u32, classes: u32, policy: Policy, seed: u64) -> Graph {
+    let mut net = Builder::new("mobilenetv2", Shape::new(3, size, size), seed);
+    let mut x = net.conv_norm("stem", NodeId(0), 32, 3, 2);
+    x = net.relu("stem.act", x);
+    // Expansion, channels, blocks, and stride of the first: the paper's table 2.
+    let stages = [
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ];
+    for (stage, (expansion, width, count, first)) in stages.into_iter().enumerate() {
         for block in 0..count {
-            let stride = if stage > 0 && block == 0 { 2 } else { 1 };
+            let stride = if block == 0 { first } else { 1 };
             let at = format!("stage{}.{block}", stage + 1);
-            let mut y = net.conv_norm(&format!("{at}.a"), x, width, 1, 1);
-            y = net.relu(&format!("{at}.a.act"), y);
-            y = net.conv_norm(&format!("{at}.b"), y, width, 3, stride);
-            y = net.relu(&format!("{at}.b.act"), y);
-            y = net.conv_norm(&format!("{at}.c"), y, 4 * width, 1, 1);
-            x = net.shortcut(&at, x, y, stride);
-            x = net.relu(&format!("{at}.act"), x);
+            let wide = net.shape(x).c * expansion;
+            let mut y = x;
+            if expansion > 1 {
+                y = net.conv_norm(&format!("{at}.expand"), y, wide, 1, 1);
+                y = net.relu(&format!("{at}.expand.act"), y);
+            }
+            let depthwise = ConvShape {
+                groups: wide,
+                ..ConvShape::same(wide, 3, stride)
+            };
+            y = net.conv(&format!("{at}.depthwise"), y, depthwise);
+            y = net.norm(&format!("{at}.depthwise.norm"), y);
+            y = net.relu(&format!("{at}.depthwise.act"), y);
+            y = net.conv_norm(&format!("{at}.project"), y, width, 1, 1);
+            x = match net.shape(x) == net.shape(y) {
+                true => net.add(&format!("{at}.add"), y, x),
+                false => y,
+            };
         }
     }
+    x = net.conv_norm("last", x, 1280, 1, 1);
+    x = net.relu("last.act", x);
     net.classifier(x, classes, policy)
 }
 
@@ -429,6 +474,28 @@ impl Builder {
         self.add(&format!("{at}.add"), y, x)
     }
 
+    /// The four stages of a ResNet-50 and its classifier.
+    fn bottlenecks(mut self, mut x: NodeId, classes: u32, policy: Policy) -> Graph {
+        let net = &mut self;
+        for (stage, (width, count)) in [(64, 3), (128, 4), (256, 6), (512, 3)]
+            .into_iter()
+            .enumerate()
+        {
+            for block in 0..count {
+                let stride = if stage > 0 && block == 0 { 2 } else { 1 };
+                let at = format!("stage{}.{block}", stage + 1);
+                let mut y = net.conv_norm(&format!("{at}.a"), x, width, 1, 1);
+                y = net.relu(&format!("{at}.a.act"), y);
+                y = net.conv_norm(&format!("{at}.b"), y, width, 3, stride);
+                y = net.relu(&format!("{at}.b.act"), y);
+                y = net.conv_norm(&format!("{at}.c"), y, 4 * width, 1, 1);
+                x = net.shortcut(&at, x, y, stride);
+                x = net.relu(&format!("{at}.act"), x);
+            }
+        }
+        self.classifier(x, classes, policy)
+    }
+
     /// The mean of each channel, then a dense layer.
     fn classifier(mut self, from: NodeId, classes: u32, policy: Policy) -> Graph {
         let Shape { h, w, .. } = self.shape(from);
@@ -501,7 +568,7 @@ mod tests {
     /// Counts from the literature (SNL, ICML 2022, among others), others from the same formula.
     #[test]
     fn networks_have_the_activations_of_the_papers() {
-        let cases: [(Make, u32, usize); 8] = [
+        let cases: [(Make, u32, usize); 10] = [
             (resnet18, 32, 557_056),
             (resnet10, 64, 4 * 311_296),
             (wrn22_8, 32, 1_392_640),
@@ -510,6 +577,8 @@ mod tests {
             (lean9, 32, 81_560),
             (resnet10, 32, 311_296),
             (resnet34, 32, 966_656),
+            (resnet50_large, 224, 9_608_704),
+            (mobilenet_v2, 224, 6_105_792),
         ];
         for (make, size, expected) in cases {
             let graph = make(size, 10, Policy::Relu, 1);
@@ -538,6 +607,13 @@ mod tests {
         assert_eq!(graph_parameters(&graph), 23_520_842);
         assert_eq!(verify::graph(&graph), []);
         assert_eq!(verify::graph(&lean9(64, 200, Policy::Relu, 1)), []);
+        // 4.09 G and 25.6 M; 0.30 G and 3.5 M (Sandler et al., table 4).
+        let graph = resnet50_large(224, 1000, Policy::Relu, 1);
+        assert_eq!(graph_multiply_adds(&graph), 4_089_184_256);
+        assert_eq!(graph_parameters(&graph), 25_557_032);
+        let graph = mobilenet_v2(224, 1000, Policy::Relu, 1);
+        assert_eq!(graph_multiply_adds(&graph), 300_774_272);
+        assert_eq!(graph_parameters(&graph), 3_504_872);
     }
 
     #[test]
