@@ -104,12 +104,14 @@ impl Ntt for IfmaNtt {
     fn forward_reciprocal(&self, coefficients: &[u64], out: &mut [u64]) {
         let support = coefficients.len();
         assert!(support.is_power_of_two() && support <= self.n && out.len() == self.n);
-        if support < 64 {
-            return super::forward_reciprocal_by_definition(self, coefficients, out);
-        }
         // The points of the inverse transform are the inverses of ours. SAFETY: as for the forward
-        // transform; the support is a power of two from 64 to the length.
-        unsafe { forward(&self.modulus, &self.inverse, Some(coefficients), out) }
+        // transform; the support is a power of two below 64, or from 64 to the length.
+        unsafe {
+            match support {
+                ..64 => forward_few(&self.modulus, &self.inverse, coefficients, out),
+                _ => forward(&self.modulus, &self.inverse, Some(coefficients), out),
+            }
+        }
     }
 
     fn inverse_unscaled(&self, x: &mut [u64]) {
@@ -296,6 +298,38 @@ unsafe fn forward(m: &Modulus46, twiddles: &Twiddles, source: Option<&[u64]>, x:
             }
             debug_assert_eq!(half_block, 8);
             forward_short(&lanes, &twiddles.short[index * (length / 64)..], block);
+        }
+    }
+}
+
+/// The values of a polynomial of fewer than 64 coefficients, a power of two: the layers that work
+/// on blocks of so many, at least the three short ones. One coefficient is every value.
+///
+/// # Safety
+/// AVX-512F and IFMA are present; `x` has the length of the twiddles, at least 64.
+#[target_feature(enable = "avx512f,avx512ifma")]
+unsafe fn forward_few(m: &Modulus46, twiddles: &Twiddles, source: &[u64], x: &mut [u64]) {
+    if let [constant] = source {
+        return x.fill(*constant);
+    }
+    let lanes = Lanes::new(m);
+    let length = source.len().max(8);
+    let mut copies = [0; 64];
+    for copy in copies.chunks_exact_mut(length) {
+        copy[..source.len()].copy_from_slice(source);
+    }
+    let blocks = x.len() / 64;
+    for (index, block) in x.chunks_exact_mut(64).enumerate() {
+        block.copy_from_slice(&copies);
+        let first = (blocks + index) * (64 / length);
+        // SAFETY: the block has 64 words, 64 / length whole ones of 16 or 32.
+        unsafe {
+            match length {
+                16 => forward_layer(&lanes, twiddles, first, length, block),
+                32 => forward_two_layers(&lanes, twiddles, first, length, block),
+                _ => {}
+            }
+            forward_short(&lanes, &twiddles.short[index..], block);
         }
     }
 }
