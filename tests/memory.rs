@@ -383,6 +383,7 @@ fn exchanges_in_parts_stay_within_the_formulas() {
         shape: Shape::new(1, side, side),
         bound_bits: 15,
         range: Range::Calibrated { max_seen: 1 },
+        guard_bits: u8::from(matches!(step, Step::Activate(_))),
         step,
     };
     let relus = Activation {

@@ -15,6 +15,8 @@
 //!     cargo test --test oracles -- --ignored --nocapture
 
 mod common;
+#[path = "common/compiled.rs"]
+mod compiled;
 
 use common::{Model, Pair};
 use pi_compiler::examples::Examples;
@@ -261,7 +263,7 @@ fn squares_with_biases_by_element_in_full() {
         reveal: Reveal::Logits,
         ..Options::default()
     };
-    let model = Model::of(&compile(&graph, &images, &options).unwrap());
+    let model = compiled::files(&compile(&graph, &images, &options).unwrap());
     let Model { artifact, weights } = &model;
     let by_element = |layer: &&pi_ir::LayerWeights| !layer.element_bias.is_empty();
     assert!(weights.weights.layers.iter().filter(by_element).count() > 4);
@@ -287,7 +289,7 @@ fn dense_layers_of_any_length_in_full_whatever_the_threads() {
             ..Options::default()
         };
         let mut images = Examples::synthetic(shape, 8, 5);
-        let model = Model::of(&compile(&graph, &images, &options).unwrap());
+        let model = compiled::files(&compile(&graph, &images, &options).unwrap());
         images.inputs.truncate(2);
         let differences = [1, 2, 5].map(|threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();

@@ -66,7 +66,13 @@ fn unlike_photographs() -> Vec<Kind> {
             bytes
         };
         let images: Vec<Vec<u8>> = std::iter::repeat_with(image).take(16).collect();
-        let level = |byte: u8| if mask == 1 { bit(byte % 2 == 0) } else { byte };
+        let level = |byte: u8| {
+            if mask == 1 {
+                bit(byte.is_multiple_of(2))
+            } else {
+                byte
+            }
+        };
         images
             .into_iter()
             .map(|image| image.into_iter().map(level).collect())

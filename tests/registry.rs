@@ -7,8 +7,10 @@
 //!     PI_REGISTRY_MODELS=DIR cargo test --release --test registry -- --ignored --nocapture
 
 mod common;
+#[path = "common/compiled.rs"]
+mod compiled;
 
-use common::{Model, Pair};
+use common::Pair;
 use flate2::read::GzDecoder;
 use pi_compiler::accuracy::Measured;
 use pi_compiler::accuracy::verdict::Tolerance;
@@ -168,7 +170,7 @@ fn classify_digits(name: &str, path: &Path) {
 }
 
 fn private_answers(name: &str, compiled: &Compiled, images: &[Input]) {
-    let model = Model::of(compiled);
+    let model = compiled::files(compiled);
     let circuit = &model.artifact.circuit;
     let interpreter = Interpreter::new(circuit, &model.weights.weights).unwrap();
     let mut pair = Pair::new(&model, 17);

@@ -111,15 +111,15 @@ fn layers(compiled: &Compiled, image: &[f32]) -> Result<Vec<Layer>> {
     let logits = real.sums.into_iter().last();
     let reals = real.tensors.into_iter().chain(logits);
     let fixed = run.tensors.into_iter().chain([run.logits]);
-    let layers = reals.zip(fixed).zip(scales).zip(gains);
-    let layer = |(((real, fixed), frac_bits), gains): (((Vec<f32>, Vec<i64>), i32), &[f64])| {
+    let layers = reals.zip(fixed).zip(scales.into_iter().zip(gains));
+    let layers = layers.map(|((real, fixed), (frac_bits, gains))| {
         let plane = (fixed.len() / gains.len()).max(1);
         let unit = (-f64::from(frac_bits)).exp2();
         let number = |(at, &v): (usize, &i64)| (v as f64 * unit / gains[at / plane]) as f32;
         let fixed = fixed.iter().enumerate().map(number).collect();
         Layer { real, fixed }
-    };
-    Ok(layers.map(layer).collect())
+    });
+    Ok(layers.collect())
 }
 
 /// The input of a trace, from a `.npy` file.

@@ -53,14 +53,14 @@ fn weights_of<'g>(graph: &'g mut Graph, name: &str) -> &'g mut Vec<f32> {
 /// sum passed 2^23 was refused as inexact.
 #[test]
 fn wide_layers_may_have_fine_weights() {
-    let mut graph = rows(2048, 2);
-    // All as large as they can be: 2048 times 2^13 is 2^24.
+    let mut graph = rows(4096, 2);
+    // All as large as they can be: 4096 times 2^12 is 2^24.
     for (index, weight) in weights_of(&mut graph, "hidden").iter_mut().enumerate() {
         *weight = if index % 3 == 0 { -0.01 } else { 0.01 };
     }
-    let compiled = compile(&graph, &examples(2048), &options(14));
+    let compiled = compile(&graph, &examples(4096), &options(14));
     let compiled = compiled.unwrap_or_else(|why| panic!("{why}"));
-    let row = &compiled.weights.layers[0].kernels[0][..2048];
+    let row = &compiled.weights.layers[0].kernels[0][..4096];
     let sum: u64 = row.iter().map(|w| u64::from(w.unsigned_abs())).sum();
     assert!(sum > 1 << 23, "{sum}");
 }

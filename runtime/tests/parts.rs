@@ -41,6 +41,7 @@ fn wide() -> Model {
         shape: Shape::new(1, side, side),
         bound_bits: 15,
         range: Range::Calibrated { max_seen: 1 },
+        guard_bits: u8::from(matches!(step, Step::Activate(_))),
         step,
     };
     let relus = Activation {

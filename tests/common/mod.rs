@@ -1,7 +1,6 @@
 //! Both parties of whole private inferences, on a channel in memory.
 
 use futures_executor::block_on;
-use pi_compiler::{Compiled, emit};
 use pi_core::SecretBytes;
 use pi_ir::artifact::{Artifact, WeightsFile};
 use pi_protocol::Channel;
@@ -17,14 +16,6 @@ use rand_core::SeedableRng;
 pub(crate) struct Model {
     pub(crate) artifact: Artifact,
     pub(crate) weights: WeightsFile,
-}
-
-impl Model {
-    /// The files of a network that was just compiled.
-    pub(crate) fn of(compiled: &Compiled) -> Self {
-        let (artifact, weights) = emit::files(compiled, [9; 32], None, "");
-        Model { artifact, weights }
-    }
 }
 
 /// Client and server on an in-memory line, set up once.

@@ -145,7 +145,10 @@ fn uniform(circuit: &Circuit, kind: Kind) -> Circuit {
         range: Range::Proved,
     });
     let mut circuit = circuit.clone();
+    let sites = circuit.layers.iter().filter(|layer| layer.has_relu());
+    let guard_bits = sites.map(|layer| layer.guard_bits).max().unwrap_or(0);
     for layer in &mut circuit.layers {
+        let has_relu = layer.has_relu();
         if let Step::Activate(Activation {
             kinds,
             square,
@@ -156,6 +159,12 @@ fn uniform(circuit: &Circuit, kind: Kind) -> Circuit {
             kinds.fill(kind);
             *square = square.or(post);
             *polynomial = polynomial.or(post);
+            layer.guard_bits = match kind {
+                Kind::Relu if has_relu => layer.guard_bits,
+                // As the first ReLU of the layer would have.
+                Kind::Relu => guard_bits,
+                _ => 0,
+            };
         }
     }
     circuit

@@ -57,6 +57,9 @@ const EXAMPLES: std::ops::RangeInclusive<usize> = 4..=48;
 /// Times that bits are given up for the failure budget.
 const ATTEMPTS: usize = 8;
 
+/// An example of a trial, normalised, and as integers of the circuit.
+type TrialInput = (Vec<f32>, Vec<i64>);
+
 /// What all trials have in common.
 pub struct Search<'a> {
     /// The network.
@@ -285,7 +288,7 @@ impl Search<'_> {
     }
 
     /// Examples for a trial, spread over the calibration data: as many as time allows.
-    fn trial(&self, circuit: &Circuit) -> Result<Vec<(Vec<f32>, Vec<i64>)>, Refused> {
+    fn trial(&self, circuit: &Circuit) -> Result<Vec<TrialInput>, Refused> {
         let each = multiply_adds(circuit.as_layers()).max(1);
         let count = usize::try_from(TRIAL / each).unwrap_or(usize::MAX);
         let all = self.images.len();

@@ -172,7 +172,7 @@ impl Groups {
             .collect();
         let mut free: Vec<Group> = Vec::new();
         let mut place = vec![None; count];
-        for tensor in 1..count {
+        for (tensor, mixed) in mixed.iter().enumerate().skip(1) {
             let root = root(&parent, tensor);
             if fixed_roots.contains(&root) {
                 continue;
@@ -186,7 +186,7 @@ impl Groups {
                 free.len() - 1
             });
             free[at].members.push(tensor);
-            for (all, own) in free[at].mixed.iter_mut().zip(&mixed[tensor]) {
+            for (all, own) in free[at].mixed.iter_mut().zip(mixed) {
                 *all |= own;
             }
         }

@@ -188,10 +188,12 @@ fn client_online(indexed: &IndexedCircuit) -> u64 {
     let stored = client_bytes(indexed);
     // A piece as it is stored and as it is used, and all that are read before.
     let piece = 2 * pieces.max().unwrap_or(0);
-    let pieces = match stored as u64 {
-        ..=READ_AT_ONCE => 2 * stored,
-        ..=READ_AHEAD => stored + piece,
-        _ => piece,
+    let pieces = if stored as u64 <= READ_AT_ONCE {
+        2 * stored
+    } else if stored as u64 <= READ_AHEAD {
+        stored + piece
+    } else {
+        piece
     };
     // Shares as they are stored, and those that are truncated.
     let shares = 2 * client_shares(indexed);
