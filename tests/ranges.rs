@@ -103,8 +103,8 @@ fn bundled(reveal: Reveal) -> Model {
     }
 }
 
-/// The same circuit with room for values of `2^12` times its bounds: with the same shares, it rounds
-/// as the circuit does, and nothing wraps.
+/// The same circuit with room for values of `2^12` times its bounds: with the same shares, it
+/// rounds as the circuit does, and nothing wraps.
 fn widened(circuit: &Circuit) -> Circuit {
     let mut circuit = circuit.clone();
     for layer in &mut circuit.layers {

@@ -281,7 +281,8 @@ fn each_fault_of_a_circuit_is_found_and_named() {
             "layer 1",
             "fractional",
         ),
-        ("frac 12", "frac 59", "layer 3", "fractional"),
+        ("frac 12", "frac 121", "layer 3", "multiples of 2^-121"),
+        ("frac 12", "frac -121", "layer 3", "multiples of 2^121"),
     ];
     for (from, to, place, problem) in cases {
         assert!(CIRCUIT.contains(from), "{from}");
