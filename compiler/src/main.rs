@@ -664,9 +664,21 @@ fn calibration_of(arguments: &Arguments, graph: &Graph, count: usize) -> Result<
         labels: None,
         label_column: arguments.label_column.as_ref(),
     };
-    let found = Examples::read_noting(&data, &Reads::of(graph)?, count);
-    let (examples, Notices { inputs, .. }) = found.context("calibration data")?;
+    let reads = Reads::of(graph)?;
+    let found = Examples::read_noting(&data, &reads, count);
+    let (mut examples, Notices { inputs, .. }) = found.context("calibration data")?;
     say("calibration", &inputs);
+    // Calibration needs no labels, and photographs of anything may serve for it.
+    if let Some(&most) = examples.labels.iter().max()
+        && most as usize >= reads.outputs
+    {
+        eprintln!(
+            "note: calibration: labels go up to {most}, and the network has {} outputs: they are \
+             of other classes, and are not used",
+            reads.outputs
+        );
+        examples.labels.clear();
+    }
     if examples.is_drawn() {
         eprintln!("note: `--calibration {SYNTHETIC}` calibrates on {DRAWN}");
     }

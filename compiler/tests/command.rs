@@ -162,7 +162,7 @@ fn a_graph_file_becomes_a_model_directory() {
 
 /// Writes a graph of convolutions without biases and norms: its answers depend on the images alone,
 /// however little these vary.
-fn write_plain_graph(path: &Path) {
+fn write_plain_graph(path: &Path, outputs: u32) {
     let mut builder = Builder::new("plain", Shape::new(3, 8, 8), 6);
     builder.preprocessing(Preprocessing::Channels {
         mean: vec![0.5; 3],
@@ -174,7 +174,7 @@ fn write_plain_graph(path: &Path) {
         last = builder.relu(&format!("relu{index}"), conv);
     }
     let flat = builder.flatten("flat", last);
-    let logits = builder.dense("logits", flat, 10);
+    let logits = builder.dense("logits", flat, outputs);
     let graph = builder.finish(logits);
     fs::write(path, GraphFile { graph }.encode()).unwrap();
 }
@@ -211,13 +211,32 @@ fn calibration_images_are_never_chosen_silently() {
     }
 }
 
+/// Photographs of anything may calibrate; their labels need not be the network's.
+#[test]
+fn labels_of_other_classes_calibrate_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
+    write_plain_graph(Path::new(&at("model.graph")), 2);
+    fs::write(at("data.bin"), records(0, 256)).unwrap();
+    let (graph, data, out) = (at("model.graph"), at("data.bin"), at("model"));
+    let arguments = [graph.as_str(), "--calibration", &data, "--out", &out];
+    let compiled = pi_compile(&[&arguments[..], &["--allow-disagreement"]].concat());
+    let says = "labels go up to 9, and the network has 2 outputs";
+    assert!(compiled.status.success(), "{}", text(&compiled));
+    assert!(text(&compiled).contains(says), "{}", text(&compiled));
+    refused(
+        &[&arguments[..], &["--evaluate", &data]].concat(),
+        "no class",
+    );
+}
+
 /// Calibrated on grey images, the network leaves its bounds on others.
 #[test]
 fn a_network_that_disagrees_with_its_graph_is_not_written() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
     let (graph, grey, bright) = (at("model.graph"), at("grey.bin"), at("bright.bin"));
-    write_plain_graph(Path::new(&graph));
+    write_plain_graph(Path::new(&graph), 10);
     fs::write(&grey, records(116, 24)).unwrap();
     fs::write(&bright, records(0, 256)).unwrap();
     let out = at("model");
@@ -302,7 +321,7 @@ fn a_disagreement_is_written_only_if_it_is_allowed() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
     let (graph, grey, bright, out) = (at("g.graph"), at("grey.bin"), at("bright.bin"), at("model"));
-    write_plain_graph(Path::new(&graph));
+    write_plain_graph(Path::new(&graph), 10);
     fs::write(&grey, records(116, 24)).unwrap();
     fs::write(&bright, records(0, 256)).unwrap();
     let mut arguments = vec![&graph[..], "--calibration", &grey, "--evaluate", &bright];

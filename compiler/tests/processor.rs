@@ -75,6 +75,8 @@ fn the_bundled_model_costs_what_the_demo_measured() {
             "{phase}"
         );
     }
+    // Times are those of the machine that the rates are of.
+    let demo = json("demo-of-rates.json");
     assert_near("bundled, offline", report.offline_cpu, &demo["offline"]);
     assert_near("bundled, online", report.online_cpu, &demo["online"]);
 }
