@@ -13,11 +13,11 @@
 //! - beyond 8 bits, a server with AVX-512 computes the layer with 64-bit floats, at half the speed;
 //! - answers tell more of them: the step is narrowed until the flooding distance is accepted
 //!   ([`pi_protocol::flooding`]);
-//! - products must be exact: `taps * 2^bits <= 2^33` ([`pi_ring::conv`], limbs of 20 bits).
+//! - products must be exact: `taps * 2^bits <= 2^33` (`pi_ring::conv`, limbs of 20 bits).
 //!
 //! So weights become wider only if that takes away a share of the error that is worth it
-//! ([`WORTH`]), by the first step that is nearly as good as the last ([`NEARLY`]), and not at all
-//! where the error is below [`GOOD`] already.
+//! (`WORTH`), by the first step that is nearly as good as the last (`NEARLY`), and not at all
+//! where the error is below `GOOD` already.
 //!
 //! # Failure budget
 //! The probability that an inference loses a value grows with the bounds of truncations
@@ -43,8 +43,8 @@ use pi_protocol::flooding::{LIMIT_LOG2, flooding};
 
 /// Share of the error that must be left for wider weights to be worth their time.
 const WORTH: f64 = 0.8;
-/// Error of the results, over their spread, below which weights stay as they are: it turns one
-/// answer in hundreds.
+/// Error of the results, over their spread, below which weights stay as they are. A judgement, as
+/// are the two others: few answers are as close as that.
 const GOOD: f64 = 0.004;
 /// Error, over that of the widest weights, which is as good.
 const NEARLY: f64 = 1.15;
