@@ -22,14 +22,21 @@ use pi_protocol::{Channel, Error};
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
 
-/// The allocator counts for the whole process: one measurement at a time.
+/// The allocator counts for the whole process: while one test measures, the other must not even
+/// build its network.
 static MEASURING: Mutex<()> = Mutex::new(());
+
+/// Held by a test from its first line to its last. That the other test failed is no reason to fail
+/// as well.
+fn alone() -> MutexGuard<'static, ()> {
+    MEASURING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A line that keeps a copy of what is sent.
 struct Recorder {
@@ -249,7 +256,6 @@ async fn answer(line: &mut impl Channel, model: &ServerModel, half: ServerBundle
 
 /// Measures setup, batches of these sizes, and an inference of each, at both parties.
 fn measure(name: &str, artifact: Artifact, weights: WeightsFile, sizes: &[usize]) {
-    let _alone = MEASURING.lock().unwrap();
     let client = ClientModel::new(artifact.clone()).unwrap();
     let server = ServerModel::new(artifact, weights).unwrap();
     let (own, other) = both(
@@ -353,6 +359,7 @@ fn measure(name: &str, artifact: Artifact, weights: WeightsFile, sizes: &[usize]
 
 #[test]
 fn exchanges_of_the_bundled_model_stay_within_the_formulas() {
+    let _alone = alone();
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/cifar10-small");
     let read = |name: &str| std::fs::read(directory.join(name)).unwrap();
     let artifact = Artifact::decode(&read("model.pia")).unwrap();
@@ -364,6 +371,7 @@ fn exchanges_of_the_bundled_model_stay_within_the_formulas() {
 /// more than a few parts of 16 MiB.
 #[test]
 fn exchanges_in_parts_stay_within_the_formulas() {
+    let _alone = alone();
     const SIDE: u32 = 320;
     let conv = |input, stride| {
         Term::Conv(Conv {
