@@ -6,8 +6,10 @@
 //!
 //! # Back ends
 //! - `scalar`: the definition;
+//! - `doubles`: needs AVX2 and FMA, or NEON, and lengths that are multiples of 8;
 //! - `ifma`: needs AVX-512F and IFMA, and lengths that are multiples of 32 (`dot_pair`).
 
+mod doubles;
 #[cfg(target_arch = "x86_64")]
 mod ifma;
 mod scalar;
@@ -63,7 +65,12 @@ fn dot_pair_on(
         Backend::Avx512 if n.is_multiple_of(32) => unsafe {
             ifma::dot_pair(m, terms, accumulate, out)
         },
-        _ => scalar::dot_pair(m, terms, accumulate, out),
+        _ => match doubles::Run::on(backend).filter(|_| n.is_multiple_of(8)) {
+            // SAFETY: the machine supports the back end, and every vector has length n, a multiple
+            // of 8.
+            Some(run) => unsafe { (run.pair)(m, terms, accumulate, out) },
+            None => scalar::dot_pair(m, terms, accumulate, out),
+        },
     }
 }
 
@@ -71,11 +78,29 @@ fn dot_pair_on(
 /// pair `t` is word `16 (v terms + t) + 8 h + i`.
 ///
 /// Whatever is multiplied at once is side by side. Vectors of 64 KB each would share a few sets of
-/// the caches.
+/// the caches. The words are integers or doubles, as the back end wants them.
 #[derive(Clone, Debug)]
 pub struct InterleavedRow {
+    form: Form,
     terms: usize,
     words: Vec<u64>,
+}
+
+/// What words are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Integers,
+    Doubles,
+}
+
+impl Form {
+    /// What the matrix product of a back end reads.
+    fn of(backend: Backend) -> Self {
+        match doubles::Run::on(backend) {
+            Some(_) => Form::Doubles,
+            None => Form::Integers,
+        }
+    }
 }
 
 impl InterleavedRow {
@@ -84,6 +109,12 @@ impl InterleavedRow {
     /// # Panics
     /// If there is no pair, or lengths differ or are no multiple of eight.
     pub fn new(pairs: &[[&[u64]; 2]]) -> Self {
+        Self::on(Backend::get(), pairs)
+    }
+
+    /// [`InterleavedRow::new`] for a back end.
+    fn on(backend: Backend, pairs: &[[&[u64]; 2]]) -> Self {
+        let form = Form::of(backend);
         let terms = pairs.len();
         let n = pairs.first().expect("a row has a pair")[0].len();
         assert!(n.is_multiple_of(8) && pairs.iter().flatten().all(|x| x.len() == n));
@@ -97,12 +128,16 @@ impl InterleavedRow {
                     let vectors = half[8 * v..].chunks_exact(8).take(VECTORS);
                     for (i, vector) in vectors.enumerate() {
                         let at = 16 * ((v + i) * terms + t) + 8 * h;
-                        words[at..at + 8].copy_from_slice(vector);
+                        let out = &mut words[at..at + 8];
+                        match form {
+                            Form::Integers => out.copy_from_slice(vector),
+                            Form::Doubles => to_doubles(vector, out),
+                        }
                     }
                 }
             }
         }
-        Self { terms, words }
+        Self { form, terms, words }
     }
 
     /// The number of pairs.
@@ -112,6 +147,15 @@ impl InterleavedRow {
 
     fn length(&self) -> usize {
         self.words.len() / (2 * self.terms)
+    }
+}
+
+/// Writes integers below 2^52 as doubles.
+fn to_doubles(words: &[u64], out: &mut [u64]) {
+    // With the exponent of 2^52, the last bit counts ones; so compiled to two vector instructions.
+    const TWO_52: f64 = (1u64 << 52) as f64;
+    for (out, word) in out.iter_mut().zip(words) {
+        *out = (f64::from_bits(word | TWO_52.to_bits()) - TWO_52).to_bits();
     }
 }
 
@@ -160,11 +204,18 @@ fn dot_matrix_on(
             .all(|row| row.length() == n && terms.end <= row.terms)
     );
     assert!(out.iter().flatten().all(|x| x.len() == n));
+    assert!(rows.iter().all(|row| row.form == Form::of(backend)));
     match backend {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the machine supports AVX-512, and the shapes were just checked.
         Backend::Avx512 => unsafe { ifma::dot_matrix(m, terms, rows, factors, out) },
-        _ => scalar::dot_matrix(m, terms, rows, factors, out),
+        _ => match doubles::Run::on(backend) {
+            // SAFETY: the machine supports the back end, the shapes were just checked, and there is
+            // a factor.
+            Some(run) if outputs > 0 => unsafe { (run.matrix)(m, terms, rows, factors, out) },
+            Some(_) => {}
+            None => scalar::dot_matrix(m, terms, rows, factors, out),
+        },
     }
 }
 
@@ -203,8 +254,6 @@ mod tests {
                 .zip(&mut y)
                 .map(|(x, y)| [&mut x[..], &mut y[..]])
                 .collect();
-            let interleaved: Vec<_> = halves.chunks(terms).map(InterleavedRow::new).collect();
-            let interleaved: Vec<_> = interleaved.iter().collect();
             // All terms but the first, then all.
             let backends = crate::supported_backends();
             for (first, backend) in backends.flat_map(|backend| [(1, backend), (0, backend)]) {
@@ -217,6 +266,11 @@ mod tests {
                     .flat_map(|f| &f[first..])
                     .copied()
                     .collect();
+                let rows_of_pairs = halves.chunks(terms);
+                let interleaved: Vec<_> = rows_of_pairs
+                    .map(|pairs| InterleavedRow::on(backend, pairs))
+                    .collect();
+                let interleaved: Vec<_> = interleaved.iter().collect();
                 dot_matrix_on(backend, &m, first..terms, &interleaved, &factors, &mut out);
                 for (at, out) in out.iter().enumerate() {
                     let (row, output) = (at / outputs, at % outputs);

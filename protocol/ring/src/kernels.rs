@@ -2,13 +2,17 @@
 //!
 //! # Back ends
 //! Each is a table of functions on slices:
-//! - `scalar`: the definition, and what AVX2 runs as well;
+//! - `scalar`: the definition;
+//! - `doubles`: those that multiply in double precision, for AVX2 with FMA and for NEON, the others
+//!   compiled again;
 //! - `avx512`: the same bodies compiled again for AVX-512F, VL and DQ, or, where the compiler does
 //!   not emit the right instructions (52-bit multiplication, gathers), written with intrinsics;
 //!   needs IFMA too.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod doubles;
 mod scalar;
 
 use crate::Modulus46;
@@ -40,6 +44,10 @@ impl Kernels {
         match backend {
             #[cfg(target_arch = "x86_64")]
             Backend::Avx512 => &avx512::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Backend::Avx2 => &doubles::avx2::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            Backend::Neon => &doubles::neon::KERNELS,
             _ => &scalar::KERNELS,
         }
     }

@@ -19,6 +19,7 @@
 
 pub mod conv;
 pub mod dot;
+mod doubles;
 pub mod kernels;
 pub mod modulus;
 pub mod modulus46;

@@ -15,14 +15,18 @@
 //! - `scalar`: the definition;
 //! - `tfhe`: the `tfhe-ntt` crate, any of our primes, from AVX2 on; it detects its instructions
 //!   itself, so that `PI_BACKEND=avx2` does not keep it from AVX-512;
-//! - `ifma`: our own for primes just below 2^46; needs AVX-512F and IFMA. Other primes and lengths
-//!   below 64 fall back to `tfhe`, and lengths below 32 to `scalar`.
+//! - `doubles`: our own for primes just below 2^46, in double precision; needs AVX2 and FMA, or
+//!   NEON. Lengths below 16 fall back to `scalar`;
+//! - `ifma`: our own for the same primes; needs AVX-512F and IFMA. Other primes and lengths below
+//!   64 fall back to `tfhe`, and lengths below 32 to `scalar`.
 
+mod doubles;
 #[cfg(target_arch = "x86_64")]
 mod ifma;
 mod scalar;
 mod tfhe;
 
+use doubles::DoublesNtt;
 #[cfg(target_arch = "x86_64")]
 use ifma::IfmaNtt;
 pub(crate) use scalar::ScalarNtt;
@@ -147,10 +151,14 @@ impl NttPrime {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: only asked for where the back end is AVX-512, which the machine supports.
         let ifma = || -> Option<Arc<dyn Ntt>> { Some(Arc::new(unsafe { IfmaNtt::new(self, n) }?)) };
+        // SAFETY: the machine supports the back end.
+        let doubles = unsafe { DoublesNtt::new(backend, self, n) };
+        let doubles = || -> Option<Arc<dyn Ntt>> { Some(Arc::new(doubles?)) };
         match backend {
             #[cfg(target_arch = "x86_64")]
             Backend::Avx512 => ifma().or_else(tfhe).unwrap_or_else(scalar),
-            Backend::Avx2 => tfhe().unwrap_or_else(scalar),
+            Backend::Avx2 => doubles().or_else(tfhe).unwrap_or_else(scalar),
+            Backend::Neon => doubles().or_else(tfhe).unwrap_or_else(scalar),
             _ => scalar(),
         }
     }
