@@ -26,7 +26,7 @@ use crate::pass::calibrate::FloatWeights;
 use crate::real_circuit::RealCircuit;
 use anyhow::Result;
 use pi_ir::interpret::{self, Interpreter, quantise};
-use pi_ir::{Circuit, Graph, InputError, Layer, Step, Weights};
+use pi_ir::{Circuit, Graph, InputError, Layer, Step};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::fmt;
@@ -149,8 +149,9 @@ pub fn measure(compiled: &Compiled, examples: &Examples) -> Result<Vec<LayerAccu
     let open = lifted(&compiled.circuit);
     let pair = Pair::new(compiled, &open)?;
     let declared = &compiled.circuit.layers;
-    let own: (&Circuit, &Weights) = (&compiled.circuit, &compiled.weights);
-    let each = pair.over(&examples, |start| pair.compare(start, own))?;
+    // The same sums again within the declared bounds.
+    let bounded = Interpreter::new(&compiled.circuit, &compiled.weights)?;
+    let each = pair.over(&examples, |start| pair.compare(start, declared, &bounded))?;
     let mut all: Vec<LayerSums> = declared.iter().map(LayerSums::none).collect();
     for example in each.iter().flatten() {
         all.iter_mut()
@@ -294,11 +295,12 @@ impl<'a> Pair<'a> {
         Ok((sums, result))
     }
 
-    /// Every layer on one example, with what leaves the declared bounds.
+    /// Every layer on one example, with what leaves the `declared` bounds, which `bounded` keeps.
     fn compare(
         &self,
         start: Start,
-        (declared, weights): (&Circuit, &Weights),
+        declared: &[Layer],
+        bounded: &Interpreter<'_>,
     ) -> Result<Vec<LayerSums>> {
         let public = self.real.public;
         let Start { mut floats, fixed } = start;
@@ -307,9 +309,8 @@ impl<'a> Pair<'a> {
         let mut rounded = vec![self.rounded(0, floats.last().expect("a tensor for each layer"))];
         let mut rounded_reals = vec![Vec::new(); public];
         rounded_reals.push(self.reals(0, &rounded[0]));
-        let bounded = Interpreter::new(declared, weights)?;
-        let mut layers = Vec::with_capacity(declared.layers.len());
-        for (index, layer) in declared.layers.iter().enumerate() {
+        let mut layers = Vec::with_capacity(declared.len());
+        for (index, layer) in declared.iter().enumerate() {
             let result = |tensors: &[Vec<f32>]| {
                 let (sum, tensor) = self.floats.layer(self.real, public + index, tensors);
                 tensor.unwrap_or(sum)
@@ -318,7 +319,6 @@ impl<'a> Pair<'a> {
             let (run_sums, run) = self.fixed_layer(index, &fixed)?;
             let (_, own) = self.fixed_layer(index, &rounded)?;
             let mut sums = LayerSums::none(layer);
-            // The same sums again within the declared bounds of squares and polynomials.
             let post_beyond = match bounded.tensor_of(index, &run_sums) {
                 Ok(_) => false,
                 Err(interpret::Error::OutOfBound { .. }) => true,
