@@ -32,7 +32,7 @@ use ifma::IfmaNtt;
 pub(crate) use scalar::ScalarNtt;
 use tfhe::TfheNtt;
 
-use crate::{Modulus, Modulus46};
+use crate::{Modulus, Modulus46, kernels};
 use pi_core::{Backend, fp};
 use std::sync::Arc;
 
@@ -67,6 +67,21 @@ pub trait Ntt: Send + Sync {
     /// Entries in `0..q`.
     fn forward_reciprocal(&self, coefficients: &[u64], out: &mut [u64]) {
         forward_reciprocal_by_definition(self, coefficients, out);
+    }
+
+    /// The values of the centred representatives of `x`, residues modulo the first prime; the second
+    /// is this transform's.
+    ///
+    /// # Preconditions
+    /// `x.len() == out.len() == length()`, entries of `x` are residues.
+    /// # Postconditions
+    /// Entries of `out` in `0..q`.
+    /// # Panics
+    /// If the lengths differ.
+    fn forward_lifted(&self, [from, to]: [&Modulus46; 2], x: &[u64], out: &mut [u64]) {
+        debug_assert_eq!(to.modulus(), self.modulus());
+        kernels::lift_centred(from, to, x, out);
+        self.forward(out);
     }
 
     /// Values to coefficients, in place.
@@ -320,6 +335,27 @@ mod tests {
                         assert_eq!(out, expected, "{n} {support}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn lifted_transform_is_that_of_centred_representatives() {
+        let [from, to] = [&RLWE_MODULI[3], &RLWE_MODULI[1]];
+        for n in [16, 64, 2048, 4096, 8192] {
+            let mut x = random(from.modulus(), n, n as u64);
+            let half = from.value() / 2;
+            x[..4].copy_from_slice(&[0, half, half + 1, from.value() - 1]);
+            let mut expected = vec![0; n];
+            for (out, &x) in expected.iter_mut().zip(&x) {
+                let centred = x as i64 - if x > half { from.value() as i64 } else { 0 };
+                *out = to.from_i64(centred);
+            }
+            ScalarNtt::new(&RLWE_PRIMES[1], n).forward(&mut expected);
+            for ntt in backends(&RLWE_PRIMES[1], n) {
+                let mut out = vec![1; n];
+                ntt.forward_lifted([from, to], &x, &mut out);
+                assert_eq!(out, expected, "{n}");
             }
         }
     }

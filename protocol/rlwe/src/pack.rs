@@ -307,8 +307,8 @@ impl<F: Fn(&[usize]) -> Vec<Vec<Product>> + Sync> Tree<'_, F> {
             let own = own.filter(|_| j < DIGITS).map(|own| own.limb(j));
             for (i, lifted) in lifted.limbs_mut().enumerate() {
                 if i != j || own.is_none() {
-                    kernels::lift_centred(&params.moduli[i], m, digits.limb(i), lifted);
-                    params.ntts()[j].forward(lifted);
+                    let moduli = [&params.moduli[i], m];
+                    params.ntts()[j].forward_lifted(moduli, digits.limb(i), lifted);
                 }
             }
             let terms: [Term<'_>; DIGITS] = std::array::from_fn(|i| Term {

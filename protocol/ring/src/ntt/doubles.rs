@@ -71,10 +71,21 @@ pub(super) struct DoublesNtt {
     run: Run,
 }
 
+/// The coefficients that a forward transform starts from.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    /// Those in the slice that becomes the values.
+    InPlace,
+    /// The first ones of a polynomial whose others are zero.
+    Short(&'a [u64]),
+    /// The centred representatives of residues modulo another prime.
+    Lifted(&'a [u64], &'a Modulus46),
+}
+
 /// The entry points of one back end, to call with slices of the transform's length only.
 #[derive(Clone, Copy)]
 struct Run {
-    forward: unsafe fn(&Modulus46, &Twiddles, Option<&[u64]>, &mut [u64]),
+    forward: unsafe fn(&Modulus46, &Twiddles, Source<'_>, &mut [u64]),
     inverse: unsafe fn(&Modulus46, &Twiddles, &mut [u64]),
 }
 
@@ -95,7 +106,7 @@ impl Run {
 macro_rules! compiled {
     ($module:ident, $vector:ident, $features:literal) => {
         mod $module {
-            use super::{Modulus46, Run, Twiddles};
+            use super::{Modulus46, Run, Source, Twiddles};
             use crate::doubles::$vector;
 
             pub(super) const RUN: Run = Run { forward, inverse };
@@ -106,7 +117,7 @@ macro_rules! compiled {
             unsafe fn forward(
                 m: &Modulus46,
                 twiddles: &Twiddles,
-                source: Option<&[u64]>,
+                source: Source<'_>,
                 x: &mut [u64],
             ) {
                 // SAFETY: the caller's promise.
@@ -164,7 +175,7 @@ impl Ntt for DoublesNtt {
         assert_eq!(x.len(), self.n);
         // SAFETY: whoever made this value promised the instructions, and the length was just
         // checked.
-        unsafe { (self.run.forward)(&self.modulus, &self.forward, None, x) }
+        unsafe { (self.run.forward)(&self.modulus, &self.forward, Source::InPlace, x) }
     }
 
     fn forward_reciprocal(&self, coefficients: &[u64], out: &mut [u64]) {
@@ -182,7 +193,13 @@ impl Ntt for DoublesNtt {
         };
         // The points of the inverse transform are the inverses of ours. SAFETY: as for the forward
         // transform; the source is a power of two from 4 to the length.
-        unsafe { (self.run.forward)(&self.modulus, &self.inverse, Some(source), out) }
+        unsafe { (self.run.forward)(&self.modulus, &self.inverse, Source::Short(source), out) }
+    }
+
+    fn forward_lifted(&self, [from, to]: [&Modulus46; 2], x: &[u64], out: &mut [u64]) {
+        assert!(*to == self.modulus && x.len() == self.n && out.len() == self.n);
+        // SAFETY: as for the forward transform.
+        unsafe { (self.run.forward)(to, &self.forward, Source::Lifted(x, from), out) }
     }
 
     fn inverse_unscaled(&self, x: &mut [u64]) {
@@ -236,36 +253,53 @@ unsafe fn inverse_pair<V: Doubles>(field: &Field<V>, a: &mut V, b: &mut V, w: (V
     }
 }
 
-/// Four numbers of a slice of words that hold doubles, or integers if `INTEGERS`.
-///
-/// # Safety
-/// The instructions of `V` are present, and four words readable at `x`.
-#[inline(always)]
-unsafe fn load<V: Doubles, const INTEGERS: bool>(x: *const u64) -> V {
-    // SAFETY: the caller's promise; every word is a double.
-    unsafe {
-        if INTEGERS {
-            V::from_words(x)
-        } else {
-            V::load(x.cast())
-        }
-    }
+/// Where the first pass over the coefficients reads them, unless it does in place.
+#[derive(Clone, Copy)]
+struct Input<V> {
+    words: *const u64,
+    /// Words from one block's coefficients to the next one's, for each coefficient of a block: 0 if
+    /// all blocks have the same.
+    step: usize,
+    /// The prime modulo which the words are centred.
+    from: Field<V>,
 }
 
-/// [`load`] from four places. A closure, as for `array::map`, would not be compiled for `V`.
-///
-/// # Safety
-/// As for [`load`], at each place.
-#[inline(always)]
-unsafe fn load_four<V: Doubles, const INTEGERS: bool>(p: [*mut u64; 4]) -> [V; 4] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        [
-            load::<V, INTEGERS>(p[0]),
-            load::<V, INTEGERS>(p[1]),
-            load::<V, INTEGERS>(p[2]),
-            load::<V, INTEGERS>(p[3]),
-        ]
+/// A pass reads doubles, in place.
+const DOUBLES: u8 = 0;
+/// It reads integers, in place.
+const INTEGERS: u8 = 1;
+/// It reads integers of the input.
+const COPIED: u8 = 2;
+/// It reads integers of the input and centres them.
+const CENTRED: u8 = 3;
+
+impl<V: Doubles> Input<V> {
+    /// The input from word `offset` of the slice that is transformed on.
+    ///
+    /// # Safety
+    /// The word exists.
+    #[inline(always)]
+    unsafe fn at(&self, offset: usize) -> Self {
+        // SAFETY: the caller's promise.
+        let words = unsafe { self.words.add(self.step * offset) };
+        Input { words, ..*self }
+    }
+
+    /// Four coefficients from `offset` on, of the block at `block`.
+    ///
+    /// # Safety
+    /// The instructions of `V` are present, and the block and the input have these coefficients.
+    #[inline(always)]
+    unsafe fn load<const KIND: u8>(&self, block: *const u64, offset: usize) -> V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match KIND {
+                DOUBLES => V::load(block.add(offset).cast()),
+                INTEGERS => V::from_words(block.add(offset)),
+                COPIED => V::from_words(self.words.add(offset)),
+                _ => self.from.reduce(V::from_words(self.words.add(offset))),
+            }
+        }
     }
 }
 
@@ -281,67 +315,96 @@ unsafe fn store_four<V: Doubles>(a: [V; 4], p: [*mut u64; 4]) {
     }
 }
 
-/// The values of `x`, or of `source`, which has the first coefficients of a polynomial whose others
-/// are zero.
+/// The values of a polynomial.
 ///
 /// # Safety
-/// The instructions of `V` are present; `x` has the length of the twiddles, at least 16, and
-/// `source` a power of two from 4 to that.
+/// The instructions of `V` are present; `x` has the length of the twiddles, at least 16, a lifted
+/// source as well, and a short one a power of two from 4 to that.
 #[inline(always)]
 unsafe fn forward<V: Doubles>(
     m: &Modulus46,
     twiddles: &Twiddles,
-    source: Option<&[u64]>,
+    source: Source<'_>,
+    x: &mut [u64],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let field = Field::<V>::new(m);
+        let mut input = Input {
+            words: std::ptr::null(),
+            step: 0,
+            from: field,
+        };
+        match source {
+            Source::InPlace => passes::<V, INTEGERS>(&field, twiddles, input, x.len(), x),
+            Source::Short(source) => {
+                // Layers whose upper halves are zero copy: after them, each block is what the
+                // source is.
+                input.words = source.as_ptr();
+                passes::<V, COPIED>(&field, twiddles, input, source.len(), x);
+            }
+            Source::Lifted(source, from) => {
+                (input.words, input.step) = (source.as_ptr(), 1);
+                input.from = Field::new(from);
+                passes::<V, CENTRED>(&field, twiddles, input, x.len(), x);
+            }
+        }
+    }
+}
+
+/// All layers on blocks of `length` and less, the first on words of this kind.
+///
+/// # Safety
+/// As for [`forward`]; the input has the coefficients of all blocks.
+#[inline(always)]
+unsafe fn passes<V: Doubles, const KIND: u8>(
+    field: &Field<V>,
+    twiddles: &Twiddles,
+    input: Input<V>,
+    mut length: usize,
     x: &mut [u64],
 ) {
     // SAFETY: all blocks have the length of a power of two, as the functions called demand.
     unsafe {
-        let field = Field::<V>::new(m);
-        // Layers whose upper halves are zero copy: after them, each block is what the source is.
-        let mut length = source.map_or(x.len(), <[u64]>::len);
-        if let Some(source) = source {
-            for block in x.chunks_exact_mut(length) {
-                block.copy_from_slice(source);
-            }
-        }
         // Down to blocks that fit, two layers at a time; an odd one goes first.
-        let (mut integers, mut groups) = (true, x.len() / length);
+        let (mut done, mut groups) = (false, x.len() / length);
         while length > CACHED {
             let layers = 2 - (length / CACHED).trailing_zeros() as usize % 2;
-            match (layers, integers) {
-                (1, true) => layer::<V, true>(&field, twiddles, groups, length, x),
-                (1, false) => layer::<V, false>(&field, twiddles, groups, length, x),
-                (_, true) => two_layers::<V, true>(&field, twiddles, groups, length, x),
-                (_, false) => two_layers::<V, false>(&field, twiddles, groups, length, x),
+            match (layers, done) {
+                (1, false) => layer::<V, KIND>(field, twiddles, groups, length, input, x),
+                (1, true) => layer::<V, DOUBLES>(field, twiddles, groups, length, input, x),
+                (_, false) => two_layers::<V, KIND>(field, twiddles, groups, length, input, x),
+                (_, true) => two_layers::<V, DOUBLES>(field, twiddles, groups, length, input, x),
             }
-            (length, groups, integers) = (length >> layers, groups << layers, false);
+            (length, groups, done) = (length >> layers, groups << layers, true);
         }
         let block_length = length.max(SQUARE);
         for (index, block) in x.chunks_exact_mut(block_length).enumerate() {
-            let (mut length, mut integers) = (length, integers);
+            let input = input.at(index * block_length);
+            let (mut length, mut done) = (length, done);
             let mut first = groups + index * (block_length / length);
             if length.trailing_zeros() % 2 == 1 {
-                if integers {
-                    layer::<V, true>(&field, twiddles, first, length, block);
+                if done {
+                    layer::<V, DOUBLES>(field, twiddles, first, length, input, block);
                 } else {
-                    layer::<V, false>(&field, twiddles, first, length, block);
+                    layer::<V, KIND>(field, twiddles, first, length, input, block);
                 }
-                (length, first, integers) = (length / 2, first * 2, false);
+                (length, first, done) = (length / 2, first * 2, true);
             }
             while length >= SQUARE {
-                if integers {
-                    two_layers::<V, true>(&field, twiddles, first, length, block);
+                if done {
+                    two_layers::<V, DOUBLES>(field, twiddles, first, length, input, block);
                 } else {
-                    two_layers::<V, false>(&field, twiddles, first, length, block);
+                    two_layers::<V, KIND>(field, twiddles, first, length, input, block);
                 }
-                (length, first, integers) = (length / 4, first * 4, false);
+                (length, first, done) = (length / 4, first * 4, true);
             }
             debug_assert_eq!(length, LANES);
             let short = &twiddles.short[index * (block_length / SQUARE)..];
-            if integers {
-                forward_short::<V, true>(&field, short, block);
+            if done {
+                forward_short::<V, DOUBLES>(field, short, input, block);
             } else {
-                forward_short::<V, false>(&field, short, block);
+                forward_short::<V, KIND>(field, short, input, block);
             }
         }
     }
@@ -350,13 +413,15 @@ unsafe fn forward<V: Doubles>(
 /// One layer of blocks of `length`, whose factors start at `first`.
 ///
 /// # Safety
-/// The instructions of `V` are present; `length` is a multiple of 8 and divides that of `x`.
+/// The instructions of `V` are present; `length` is a multiple of 8 and divides that of `x`; the
+/// input has the coefficients of all blocks.
 #[inline(always)]
-unsafe fn layer<V: Doubles, const INTEGERS: bool>(
+unsafe fn layer<V: Doubles, const KIND: u8>(
     field: &Field<V>,
     twiddles: &Twiddles,
     first: usize,
     length: usize,
+    input: Input<V>,
     x: &mut [u64],
 ) {
     let half = length / 2;
@@ -364,13 +429,14 @@ unsafe fn layer<V: Doubles, const INTEGERS: bool>(
         // SAFETY: j + 4 <= half, and the block has two halves.
         unsafe {
             let w = splat(twiddles.factors[first + group]);
+            let input = input.at(group * length);
             let at = block.as_mut_ptr();
             for j in (0..half).step_by(LANES) {
-                let (low, high) = (at.add(j), at.add(j + half));
-                let (mut a, mut b) = (load::<V, INTEGERS>(low), load::<V, INTEGERS>(high));
+                let mut a = input.load::<KIND>(at, j);
+                let mut b = input.load::<KIND>(at, j + half);
                 forward_pair(field, &mut a, &mut b, w);
-                a.store(low.cast());
-                b.store(high.cast());
+                a.store(at.add(j).cast());
+                b.store(at.add(j + half).cast());
             }
         }
     }
@@ -379,13 +445,15 @@ unsafe fn layer<V: Doubles, const INTEGERS: bool>(
 /// Two layers of blocks of `length`, the first's factors starting at `first`.
 ///
 /// # Safety
-/// The instructions of `V` are present; `length` is a multiple of 16 and divides that of `x`.
+/// The instructions of `V` are present; `length` is a multiple of 16 and divides that of `x`; the
+/// input has the coefficients of all blocks.
 #[inline(always)]
-unsafe fn two_layers<V: Doubles, const INTEGERS: bool>(
+unsafe fn two_layers<V: Doubles, const KIND: u8>(
     field: &Field<V>,
     twiddles: &Twiddles,
     first: usize,
     length: usize,
+    input: Input<V>,
     x: &mut [u64],
 ) {
     let quarter = length / 4;
@@ -395,15 +463,18 @@ unsafe fn two_layers<V: Doubles, const INTEGERS: bool>(
             let w = splat(twiddles.factors[first + group]);
             let low = splat(twiddles.factors[2 * (first + group)]);
             let high = splat(twiddles.factors[2 * (first + group) + 1]);
+            let input = input.at(group * length);
             let at = block.as_mut_ptr();
             for j in (0..quarter).step_by(LANES) {
-                let p = quarters(at, quarter, j);
-                let [mut a0, mut a1, mut a2, mut a3] = load_four::<V, INTEGERS>(p);
+                let mut a0 = input.load::<KIND>(at, j);
+                let mut a1 = input.load::<KIND>(at, j + quarter);
+                let mut a2 = input.load::<KIND>(at, j + 2 * quarter);
+                let mut a3 = input.load::<KIND>(at, j + 3 * quarter);
                 forward_pair(field, &mut a0, &mut a2, w);
                 forward_pair(field, &mut a1, &mut a3, w);
                 forward_pair(field, &mut a0, &mut a1, low);
                 forward_pair(field, &mut a2, &mut a3, high);
-                store_four([a0, a1, a2, a3], p);
+                store_four([a0, a1, a2, a3], quarters(at, quarter, j));
             }
         }
     }
@@ -446,19 +517,31 @@ unsafe fn short_factors<V: Doubles>(vectors: &[[f64; LANES]; 6]) -> [(V, V); 3] 
 /// The last two layers, square by square, and integers below `q` from there on.
 ///
 /// # Safety
-/// The instructions of `V` are present; the length of `x` is a multiple of 16.
+/// The instructions of `V` are present; the length of `x` is a multiple of 16, and the input has the
+/// coefficients of all blocks.
 #[inline(always)]
-unsafe fn forward_short<V: Doubles, const INTEGERS: bool>(
+unsafe fn forward_short<V: Doubles, const KIND: u8>(
     field: &Field<V>,
     short: &[[[f64; LANES]; 6]],
+    input: Input<V>,
     x: &mut [u64],
 ) {
-    for (square, vectors) in x.chunks_exact_mut(SQUARE).zip(short) {
+    for (index, (square, vectors)) in x.chunks_exact_mut(SQUARE).zip(short).enumerate() {
         // SAFETY: the square has four times four words.
         unsafe {
             let [w, low, high] = short_factors(vectors);
+            let input = input.at(index * SQUARE);
             let p = quarters(square.as_mut_ptr(), LANES, 0);
-            let mut a = load_four::<V, INTEGERS>(p);
+            let row = match KIND {
+                DOUBLES | INTEGERS => LANES,
+                _ => input.step * LANES,
+            };
+            let mut a = [
+                input.load::<KIND>(p[0], 0),
+                input.load::<KIND>(p[0], row),
+                input.load::<KIND>(p[0], 2 * row),
+                input.load::<KIND>(p[0], 3 * row),
+            ];
             V::transpose(&mut a);
             let [a0, a1, a2, a3] = &mut a;
             forward_pair(field, a0, a2, w);
@@ -508,7 +591,7 @@ unsafe fn inverse<V: Doubles>(m: &Modulus46, twiddles: &Twiddles, x: &mut [u64])
         }
         for x in x.chunks_exact_mut(LANES) {
             let x = x.as_mut_ptr();
-            field.store(load::<V, false>(x), x);
+            field.store(V::load(x.cast()), x);
         }
     }
 }
@@ -525,7 +608,12 @@ unsafe fn inverse_short<V: Doubles>(field: &Field<V>, short: &[[[f64; LANES]; 6]
         unsafe {
             let [w, low, high] = short_factors(vectors);
             let p = quarters(square.as_mut_ptr(), LANES, 0);
-            let mut a = load_four::<V, true>(p);
+            let mut a = [
+                V::from_words(p[0]),
+                V::from_words(p[1]),
+                V::from_words(p[2]),
+                V::from_words(p[3]),
+            ];
             V::transpose(&mut a);
             let [a0, a1, a2, a3] = &mut a;
             inverse_pair(field, a0, a1, low);
@@ -561,7 +649,8 @@ unsafe fn inverse_two_layers<V: Doubles>(
             let at = block.as_mut_ptr();
             for j in (0..quarter).step_by(LANES) {
                 let p = quarters(at, quarter, j);
-                let [mut a0, mut a1, mut a2, mut a3] = load_four::<V, false>(p);
+                let (mut a0, mut a1) = (V::load(p[0].cast()), V::load(p[1].cast()));
+                let (mut a2, mut a3) = (V::load(p[2].cast()), V::load(p[3].cast()));
                 inverse_pair(field, &mut a0, &mut a1, low);
                 inverse_pair(field, &mut a2, &mut a3, high);
                 inverse_pair(field, &mut a0, &mut a2, w);
@@ -592,7 +681,7 @@ unsafe fn inverse_layer<V: Doubles>(
         let at = x.as_mut_ptr();
         for j in (0..half).step_by(LANES) {
             let (low, high) = (at.add(j), at.add(j + half));
-            let (mut a, mut b) = (load::<V, false>(low), load::<V, false>(high));
+            let (mut a, mut b) = (V::load(low.cast()), V::load(high.cast()));
             inverse_pair(field, &mut a, &mut b, w);
             field.reduce(a).store(low.cast());
             b.store(high.cast());
