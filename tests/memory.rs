@@ -6,10 +6,7 @@ use futures_executor::block_on;
 use peak_alloc::PeakAlloc;
 use pi_core::SecretBytes;
 use pi_ir::artifact::{Artifact, WeightsFile};
-use pi_ir::{
-    Activation, Circuit, Conv, Kind, Layer, LayerWeights, Padding, Preprocessing, Range, Reveal,
-    Shape, Step, TensorId, Term, Weights, verify,
-};
+use pi_ir::random;
 use pi_protocol::channel::{MemoryChannel, memory};
 use pi_protocol::flooding::flooding;
 use pi_protocol::layout::default_plan;
@@ -372,64 +369,10 @@ fn exchanges_of_the_bundled_model_stay_within_the_formulas() {
 #[test]
 fn exchanges_in_parts_stay_within_the_formulas() {
     let _alone = alone();
-    const SIDE: u32 = 320;
-    let conv = |input, stride| {
-        Term::Conv(Conv {
-            input: TensorId(input),
-            out_channels: 1,
-            groups: 1,
-            kernel: (1, 1),
-            stride: (stride, stride),
-            padding: Padding::default(),
-            weight_bits: 7,
-        })
-    };
-    let layer = |name: &str, term, side, step| Layer {
-        name: name.into(),
-        terms: vec![term],
-        pool: None,
-        shape: Shape::new(1, side, side),
-        bound_bits: 15,
-        range: Range::Calibrated { max_seen: 1 },
-        guard_bits: u8::from(matches!(step, Step::Activate(_))),
-        step,
-    };
-    let relus = Activation {
-        truncate: 0,
-        frac_bits: 8,
-        kinds: vec![Kind::Relu; (SIDE * SIDE) as usize],
-        square: None,
-        polynomial: None,
-    };
-    let output = Step::Output {
-        frac_bits: 8,
-        reveal: Reveal::Logits,
-    };
-    let circuit = Circuit {
-        name: "wide".into(),
-        input: Shape::new(1, SIDE, SIDE),
-        input_frac_bits: 8,
-        preprocessing: Preprocessing::unit(1),
-        classes: Vec::new(),
-        prefix: None,
-        layers: vec![
-            layer("first", conv(0, 1), SIDE, Step::Activate(relus.clone())),
-            layer("second", conv(1, 1), SIDE, Step::Activate(relus)),
-            layer("output", conv(2, 32), SIDE / 32, output),
-        ],
-    };
-    let circuit = verify::circuit(circuit).unwrap();
-    let layers = (0..3).map(|_| LayerWeights {
-        kernels: vec![vec![1]],
-        bias: vec![0],
-        element_bias: Vec::new(),
-        polynomials: Vec::new(),
-    });
+    let (circuit, weights) = random::wide(&[(1, 0), (1, 0)]);
     let weights = WeightsFile {
         salt: [9; 32],
-        weights: Weights {
-            layers: layers.collect(),
-        },
+        weights,
     };
     let plan = default_plan(&circuit, 1).unwrap();
     let distance = flooding(&circuit, [&plan]).unwrap().total;

@@ -4,10 +4,7 @@
 mod common;
 
 use common::{Model, bundles, client, count, kill, prepare, server_command};
-use pi_ir::{
-    Activation, Circuit, Conv, Kind, Layer, LayerWeights, Padding, Preprocessing, Range, Reveal,
-    Shape, Step, TensorId, Term, Weights, verify,
-};
+use pi_ir::random;
 use pi_protocol::session::{Answer, ClientBundle, ClientModel, READ_AT_ONCE};
 use pi_runtime::client::{Client, Connection, Patience, TrustOptions};
 use pi_runtime::command::child::ServerProcess;
@@ -18,67 +15,11 @@ use pi_runtime::store::StoreError;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// 102,400 ReLUs of 17 bits with their guard: 52 MB of tables in four parts, 82 MB stored at the
-/// client.
-const SIDE: u32 = 320;
-
-/// One layer of ReLUs, and every 32nd of them in rows and columns as logits.
+/// One layer of ReLUs, 82 MB stored at the client: the pictures' negative less a little, so that
+/// both signs occur.
 fn wide() -> Model {
-    let conv = |input, stride| {
-        Term::Conv(Conv {
-            input: TensorId(input),
-            out_channels: 1,
-            groups: 1,
-            kernel: (1, 1),
-            stride: (stride, stride),
-            padding: Padding::default(),
-            weight_bits: 7,
-        })
-    };
-    let layer = |name: &str, term, side, step| Layer {
-        name: name.into(),
-        terms: vec![term],
-        pool: None,
-        shape: Shape::new(1, side, side),
-        bound_bits: 15,
-        range: Range::Calibrated { max_seen: 1 },
-        guard_bits: u8::from(matches!(step, Step::Activate(_))),
-        step,
-    };
-    let relus = Activation {
-        truncate: 0,
-        frac_bits: 8,
-        kinds: vec![Kind::Relu; (SIDE * SIDE) as usize],
-        square: None,
-        polynomial: None,
-    };
-    let output = Step::Output {
-        frac_bits: 8,
-        reveal: Reveal::Logits,
-    };
-    let circuit = Circuit {
-        name: "wide".into(),
-        input: Shape::new(1, SIDE, SIDE),
-        input_frac_bits: 8,
-        preprocessing: Preprocessing::unit(1),
-        classes: Vec::new(),
-        prefix: None,
-        layers: vec![
-            layer("relus", conv(0, 1), SIDE, Step::Activate(relus)),
-            layer("output", conv(1, 32), SIDE / 32, output),
-        ],
-    };
-    // The pictures' negative less a little, so that both signs occur.
-    let weights = |kernel, bias| LayerWeights {
-        kernels: vec![vec![kernel]],
-        bias: vec![bias],
-        element_bias: Vec::new(),
-        polynomials: Vec::new(),
-    };
-    let weights = Weights {
-        layers: vec![weights(-3, 400), weights(1, 0)],
-    };
-    Model::of(1, verify::circuit(circuit).unwrap(), weights)
+    let (circuit, weights) = random::wide(&[(-3, 400)]);
+    Model::of(1, circuit, weights)
 }
 
 fn open(state: &Path) -> Client {

@@ -7,9 +7,11 @@
 
 mod circuit;
 mod graph;
+mod wide;
 
 pub use circuit::{Options, circuit, input, pixels, tightened, trace, weights_file};
 pub use graph::{GraphOptions, graph};
+pub use wide::wide;
 
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
