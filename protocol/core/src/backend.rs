@@ -3,14 +3,16 @@
 //! | level | what runs | processors |
 //! | --- | --- | --- |
 //! | `scalar` | portable code, the definition of every kernel | all |
-//! | `avx2` | 128-bit AES, 256-bit integers and fused multiplication | from Haswell and Zen on |
+//! | `avx2` | AES, 256-bit integers and fused multiplication | from Haswell and Zen on |
 //! | `avx512` | 512-bit registers with AES, Galois-field, 52-bit and dot-product instructions | from Ice Lake and Zen 4 on |
 //! | `neon` | nothing yet, so asking for it is refused | |
 //!
 //! The best level that the processor has is taken, unless the environment variable `PI_BACKEND`
 //! names another. A level is all or nothing: it runs only where every one of its features is
 //! present, and kernels that gain nothing from a level run the code of the one below. A processor
-//! with a part of AVX-512, as Skylake-X or Cascade Lake, is served by `avx2`.
+//! with a part of AVX-512, as Skylake-X or Cascade Lake, is served by `avx2`. One feature is asked
+//! for by itself: where the processor can, AES of `avx2` works on 256 bits
+//! ([`Backend::has_wide_aes`]).
 //!
 //! Programs call [`Backend::chosen`] when they start, so that a wrong `PI_BACKEND` ends in a
 //! message; kernels call [`Backend::get`].
@@ -27,7 +29,7 @@ pub enum Backend {
     /// Portable code; AES block by block from the `aes` crate, which looks for AES instructions
     /// itself.
     Scalar,
-    /// x86-64 with AVX2, FMA and AES instructions on 128 bits.
+    /// x86-64 with AVX2, FMA and AES instructions.
     Avx2,
     /// x86-64 with 512-bit registers and everything that Ice Lake added to them.
     Avx512,
@@ -65,6 +67,15 @@ impl Backend {
             Ok(backend) => backend,
             Err(error) => panic!("{error}"),
         })
+    }
+
+    /// Returns true if this processor has AES instructions on 256 bits beside AVX2. No level asks
+    /// for them: processors from Zen 3 and Ice Lake on have them, and [`Backend::Avx2`] serves
+    /// those before as well.
+    #[inline]
+    pub fn has_wide_aes() -> bool {
+        static FOUND: OnceLock<bool> = OnceLock::new();
+        *FOUND.get_or_init(|| Backend::Avx2.is_supported() && processor_has("vaes"))
     }
 
     /// Returns every back end, on a given architecture the best last.
@@ -221,14 +232,8 @@ fn processor_has(feature: &str) -> bool {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-
-    /// Every back end of this machine, for the tests of kernels.
-    pub(crate) fn supported() -> impl Iterator<Item = Backend> {
-        let all = Backend::all().into_iter();
-        all.filter(|backend| backend.is_supported())
-    }
 
     const HASWELL: [&str; 4] = ["aes", "ssse3", "avx2", "fma"];
 

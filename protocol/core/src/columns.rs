@@ -1,9 +1,10 @@
 //! Sums of columns of bits: those that the OT extension forms from its streams.
 
-use crate::backend::Backend;
+use crate::vector::Code;
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod vector;
 
 /// Sums streams by the bits of their indices: column `l` becomes the sum of the streams whose index
 /// has bit `l` set, stream 0 the sum of all. The other streams are left in an unspecified state.
@@ -22,17 +23,23 @@ pub fn fold(streams: &mut [u8], columns: &mut [u8], stride: usize, used: usize) 
         stride << (columns.len() / stride),
         "a stream for every set of columns"
     );
-    fold_on(Backend::get(), streams, columns, stride, used);
+    fold_by(Code::get(), streams, columns, stride, used);
 }
 
-/// Does the same as [`fold`], whose shapes must hold, on a back end that must be supported.
+/// Does the same as [`fold`], whose shapes must hold, by a version that must be supported.
 #[inline]
-fn fold_on(backend: Backend, streams: &mut [u8], columns: &mut [u8], stride: usize, used: usize) {
-    match backend {
+fn fold_by(code: Code, streams: &mut [u8], columns: &mut [u8], stride: usize, used: usize) {
+    match code {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a back end in use is supported, so the features of its level are present.
-        Backend::Avx512 => unsafe { avx512::fold(streams, columns, stride, used) },
-        _ => fold_portable(streams, columns, stride, used),
+        Code::Avx512 => unsafe { avx512::fold(streams, columns, stride, used) },
+        Code::Vector(instructions) => instructions.run(vector::Fold {
+            streams,
+            columns,
+            stride,
+            used,
+        }),
+        Code::Portable => fold_portable(streams, columns, stride, used),
     }
 }
 
@@ -68,17 +75,18 @@ fn fold_once(streams: &mut [u8], count: usize, column: &mut [u8], stride: usize)
 /// If the lengths differ.
 pub fn add_masked(column: &mut [u8], other: &[u8], bit: u8) {
     assert_eq!(column.len(), other.len(), "columns of one length");
-    add_masked_on(Backend::get(), column, other, bit);
+    add_masked_by(Code::get(), column, other, bit);
 }
 
-/// Does the same as [`add_masked`], on a back end that must be supported.
+/// Does the same as [`add_masked`], by a version that must be supported.
 #[inline]
-fn add_masked_on(backend: Backend, column: &mut [u8], other: &[u8], bit: u8) {
-    match backend {
+fn add_masked_by(code: Code, column: &mut [u8], other: &[u8], bit: u8) {
+    match code {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a back end in use is supported, so the features of its level are present.
-        Backend::Avx512 => unsafe { avx512::add_masked(column, other, bit) },
-        _ => add_masked_portable(column, other, bit),
+        Code::Avx512 => unsafe { avx512::add_masked(column, other, bit) },
+        Code::Vector(instructions) => instructions.run(vector::AddMasked { column, other, bit }),
+        Code::Portable => add_masked_portable(column, other, bit),
     }
 }
 
@@ -100,7 +108,6 @@ fn add(sum: &mut [u8], other: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::tests::supported;
     use rand_chacha::ChaCha20Rng;
     use rand_core::{RngCore, SeedableRng};
 
@@ -108,13 +115,20 @@ mod tests {
     const LENGTHS: &[(usize, usize)] = if cfg!(miri) {
         &[(1, 1), (16, 0), (20, 18)]
     } else {
-        &[(1, 1), (16, 0), (96, 80), (128, 128), (1024, 1000)]
+        &[
+            (1, 1),
+            (16, 0),
+            (96, 80),
+            (96, 95),
+            (128, 128),
+            (1024, 1000),
+        ]
     };
 
     #[test]
     fn columns_are_sums_by_the_bits_of_the_index() {
         let mut rng = ChaCha20Rng::seed_from_u64(51);
-        for backend in supported() {
+        for code in Code::supported() {
             for k in if cfg!(miri) { 1..=3 } else { 1..=6 } {
                 for &(stride, used) in LENGTHS {
                     let mut streams = vec![0; stride << k];
@@ -126,19 +140,19 @@ mod tests {
                             .fold(0, |sum, x| sum ^ original[x * stride + byte])
                     };
                     let mut columns = vec![0xee; k * stride];
-                    fold_on(backend, &mut streams, &mut columns, stride, used);
+                    fold_by(code, &mut streams, &mut columns, stride, used);
                     for byte in 0..used {
-                        assert_eq!(streams[byte], sum(&|_| true, byte), "{backend:?}");
+                        assert_eq!(streams[byte], sum(&|_| true, byte), "{code:?}");
                         for l in 0..k {
                             let expected = sum(&|x| x >> l & 1 == 1, byte);
-                            assert_eq!(columns[l * stride + byte], expected, "{backend:?}, {l}");
+                            assert_eq!(columns[l * stride + byte], expected, "{code:?}, {l}");
                         }
                     }
                     for l in 0..k {
                         let behind = &columns[l * stride + used..(l + 1) * stride];
                         assert!(
                             behind.iter().all(|&b| b == 0xee),
-                            "{backend:?}: behind the end"
+                            "{code:?}: behind the end"
                         );
                     }
                 }
@@ -149,9 +163,9 @@ mod tests {
     #[test]
     fn a_column_is_added_if_the_bit_says_so() {
         for (bit, expected) in [(0, [1, 2, 3]), (1, [5, 7, 5])] {
-            for backend in supported() {
+            for code in Code::supported() {
                 let mut column = [1, 2, 3].repeat(100);
-                add_masked_on(backend, &mut column, &[4, 5, 6].repeat(100), bit);
+                add_masked_by(code, &mut column, &[4, 5, 6].repeat(100), bit);
                 assert_eq!(column, expected.repeat(100));
             }
         }

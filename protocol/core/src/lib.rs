@@ -6,7 +6,8 @@
 //! - [`hash`]: MITCCR, the re-keyed hash of labels; [`TweakCounter`]: the tweaks of a bundle;
 //! - [`transpose`], [`columns`]: the matrices of bits in an OT extension;
 //! - [`memory`]: large buffers on large pages, and [`SecretBytes`], which erases itself;
-//! - [`Backend`]: the vector instructions that all of these use.
+//! - [`Backend`]: the vector instructions that all of these use; [`vector`]: those on one or two
+//!   blocks, for kernels that are written once for all of them.
 //!
 //! Nothing here knows of parties or messages; a decoder only knows how long its message must be.
 //!
@@ -29,6 +30,7 @@ pub mod memory;
 mod prg;
 mod transpose;
 mod tweak;
+pub mod vector;
 
 pub use backend::{Backend, BackendError};
 pub use bits::Bits;

@@ -4,6 +4,11 @@
 //! of the server's inputs. A session knows millions of seeds at a time, and with a public starting
 //! counter one guessed key could be tried against all of them at once. Here the key *and* the
 //! starting counter come from the 32-byte seed, so a guess concerns one seed.
+//!
+//! # Back ends
+//! The definition is the `aes` crate, which has vector code of its own. That of `avx512` and that
+//! over [`crate::vector`] make the counters in registers as well, and keep the output there until
+//! it is written: a block takes a fifth of the time on Zen 3.
 
 use std::fmt;
 
@@ -12,12 +17,13 @@ use aes::cipher::{Array, BlockCipherEncrypt, KeyInit};
 use rand_core::{CryptoRng, RngCore};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::backend::Backend;
 use crate::block::{BLOCK_BYTES, Block, Labels};
 use crate::memory;
+use crate::vector::Code;
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod vector;
 
 /// Size of a seed.
 pub const SEED_BYTES: usize = 32;
@@ -40,20 +46,24 @@ pub struct Prg {
 #[derive(Clone)]
 enum Cipher {
     Portable(Aes128Enc),
+    Vector(vector::RoundKeys),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::RoundKeys),
 }
 
 impl Cipher {
-    fn new(key: [u8; BLOCK_BYTES], backend: Backend) -> Self {
-        match backend {
+    fn new(key: [u8; BLOCK_BYTES], code: Code) -> Self {
+        match code {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the back end is supported, and its features include those that the function
             // enables.
-            Backend::Avx512 => {
+            Code::Avx512 => {
                 Cipher::Avx512(unsafe { avx512::RoundKeys::new(Block::from_bytes(key)) })
             }
-            _ => Cipher::Portable(Aes128Enc::new(&Array::from(key))),
+            Code::Vector(instructions) => {
+                Cipher::Vector(vector::RoundKeys::new(Block::from_bytes(key), instructions))
+            }
+            Code::Portable => Cipher::Portable(Aes128Enc::new(&Array::from(key))),
         }
     }
 }
@@ -61,16 +71,16 @@ impl Cipher {
 impl Prg {
     /// Returns the stream of a seed, at its beginning.
     pub fn new(seed: &[u8; SEED_BYTES]) -> Self {
-        Prg::with_backend(seed, Backend::get())
+        Prg::with_code(seed, Code::get())
     }
 
-    /// Does the same as [`Prg::new`], on a back end that must be supported.
-    fn with_backend(seed: &[u8; SEED_BYTES], backend: Backend) -> Self {
+    /// Does the same as [`Prg::new`], by a version that must be supported.
+    fn with_code(seed: &[u8; SEED_BYTES], code: Code) -> Self {
         let (key, start) = seed.split_at(BLOCK_BYTES);
         let key: [u8; BLOCK_BYTES] = key.try_into().expect("half of 32 bytes");
         let start: [u8; BLOCK_BYTES] = start.try_into().expect("half of 32 bytes");
         Prg {
-            cipher: Cipher::new(key, backend),
+            cipher: Cipher::new(key, code),
             start: u128::from_le_bytes(start),
             next: 0,
         }
@@ -81,6 +91,7 @@ impl Prg {
         let counter = self.start.wrapping_add(position);
         match &self.cipher {
             Cipher::Portable(cipher) => fill_portable(cipher, counter, out),
+            Cipher::Vector(keys) => keys.fill(counter, out),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: this cipher was made because the features that the function enables were
             // found.
@@ -159,7 +170,6 @@ impl fmt::Debug for Prg {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::tests::supported;
 
     #[test]
     fn first_block_is_the_encrypted_start() {
@@ -183,19 +193,19 @@ mod tests {
     };
 
     #[test]
-    fn every_back_end_equals_the_definition() {
+    fn every_version_equals_the_definition() {
         let mut seed: [u8; SEED_BYTES] = std::array::from_fn(|i| (i * 7 + 3) as u8);
         let near_overflow = u128::MAX << 64 | (u64::MAX - 20) as u128;
         for start in [5, u64::MAX as u128 - 9, near_overflow, u128::MAX - 33] {
             seed[BLOCK_BYTES..].copy_from_slice(&start.to_le_bytes());
-            let plain = Prg::with_backend(&seed, Backend::Scalar);
-            for backend in supported() {
-                let prg = Prg::with_backend(&seed, backend);
+            let plain = Prg::with_code(&seed, Code::Portable);
+            for code in Code::supported() {
+                let prg = Prg::with_code(&seed, code);
                 for &len in LENGTHS {
                     let (mut expected, mut found) = (vec![0; len], vec![1; len]);
                     plain.fill_at(3, &mut expected);
                     prg.fill_at(3, &mut found);
-                    assert_eq!(found, expected, "{backend:?}, {len} bytes from {start:#x}");
+                    assert_eq!(found, expected, "{code:?}, {len} bytes from {start:#x}");
                 }
             }
         }

@@ -3,11 +3,12 @@
 //! The OT extension produces 128 long columns, one per base OT, and needs the rows: one block per
 //! OT.
 
-use crate::backend::Backend;
 use crate::block::Block;
+use crate::vector::Code;
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod vector;
 
 /// Rows transposed at a time; row counts are padded to a multiple.
 pub const ROWS_PER_TILE: usize = 128;
@@ -26,28 +27,23 @@ pub fn transpose(columns: &[u8], stride: usize, rows: &mut [Block]) {
         "128 columns of {} bits",
         rows.len()
     );
-    transpose_on(Backend::get(), columns, stride, rows);
+    transpose_by(Code::get(), columns, stride, rows);
 }
 
-/// Does the same as [`transpose`], whose shapes must hold, on a back end that must be supported.
+/// Does the same as [`transpose`], whose shapes must hold, by a version that must be supported.
 #[inline]
-fn transpose_on(backend: Backend, columns: &[u8], stride: usize, rows: &mut [Block]) {
-    match backend {
+fn transpose_by(code: Code, columns: &[u8], stride: usize, rows: &mut [Block]) {
+    match code {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a back end in use is supported, so the features of its level are present.
-        Backend::Avx512 => unsafe { avx512::transpose(columns, stride, rows) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Backend::Avx2 => unsafe { transpose_avx2(columns, stride, rows) },
-        _ => transpose_tiles(columns, stride, rows),
+        Code::Avx512 => unsafe { avx512::transpose(columns, stride, rows) },
+        Code::Vector(instructions) => instructions.run(vector::Transpose {
+            columns,
+            stride,
+            rows,
+        }),
+        Code::Portable => transpose_tiles(columns, stride, rows),
     }
-}
-
-/// The same code, compiled for wider registers.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn transpose_avx2(columns: &[u8], stride: usize, rows: &mut [Block]) {
-    transpose_tiles(columns, stride, rows);
 }
 
 #[inline(always)]
@@ -102,7 +98,6 @@ fn transpose_tile(matrix: &mut [[u64; 2]; ROWS_PER_TILE]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::tests::supported;
     use rand_chacha::ChaCha20Rng;
     use rand_core::{RngCore, SeedableRng};
 
@@ -123,13 +118,13 @@ mod tests {
             rng.fill_bytes(&mut columns);
             let mut plain = vec![Block::ZERO; count];
             transpose_tiles(&columns, stride, &mut plain);
-            for backend in supported() {
+            for code in Code::supported() {
                 let mut rows = vec![Block::ZERO; count];
-                transpose_on(backend, &columns, stride, &mut rows);
+                transpose_by(code, &columns, stride, &mut rows);
                 assert_eq!(
                     Block::encode(&rows),
                     Block::encode(&plain),
-                    "{backend:?}, {count}"
+                    "{code:?}, {count}"
                 );
             }
             for j in 0..count {

@@ -18,17 +18,24 @@
 //! # Shapes
 //! Labels of inputs: `[instance][bit]`, lowest bit first. Tables: `[instance][gate][G, E]`, 32
 //! bytes per gate.
+//!
+//! # Back ends
+//! The definition takes gates apart: hashes by [`pi_core::hash`], the rest label by label. `avx512`
+//! and the code over [`pi_core::vector`], which serves the other back ends, keep a whole gate of
+//! 16, 8 or 4 instances in registers.
 
 use crate::guard::{GuardKey, MAX_GUARD_BITS};
 use crate::half_gates::{Keys, TABLE_BYTES};
 use pi_core::hash::LANES;
-use pi_core::{BLOCK_BYTES, Backend, Block, Delta, Error, Labels, Prg, TweakClass, TweakRange};
+use pi_core::vector::Code;
+use pi_core::{BLOCK_BYTES, Block, Delta, Error, Labels, Prg, TweakClass, TweakRange};
 use rayon::prelude::*;
 use zeroize::{Zeroize, Zeroizing};
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod scalar;
+mod vector;
 
 /// The width `m` of a sign circuit, 2 to 60 bits, of which some may be a guard's.
 ///
@@ -149,7 +156,7 @@ pub fn garble_sign(
     )?;
     Error::check_argument("zero labels of keep", instances, keep_zero.len())?;
     check_tweaks(width, tweaks, instances)?;
-    let backend = Backend::get();
+    let code = Code::get();
 
     let key = (keep_zero.par_chunks_mut(TASK))
         .zip(client.par_chunks(TASK * m))
@@ -170,7 +177,7 @@ pub fn garble_sign(
                     first,
                 };
                 let zeros = InputLabels { client, server };
-                key.add(&group.garble(backend, delta.block(), zeros, tables, keep));
+                key.add(&group.garble(code, delta.block(), zeros, tables, keep));
             }
             key
         });
@@ -211,7 +218,7 @@ pub fn evaluate_sign(
     )?;
     Error::check_message("garbled tables", width.table_bytes(instances), tables.len())?;
     check_tweaks(width, tweaks, instances)?;
-    let backend = Backend::get();
+    let code = Code::get();
 
     let mut keep = Zeroizing::new(vec![Block::ZERO; instances]);
     let key = (keep.par_chunks_mut(TASK))
@@ -232,7 +239,7 @@ pub fn evaluate_sign(
                     tweaks,
                     first,
                 };
-                key.add(&group.evaluate(backend, client, server, tables, keep));
+                key.add(&group.evaluate(code, client, server, tables, keep));
             }
             key
         });
@@ -250,45 +257,61 @@ struct Group<'a> {
 }
 
 impl Group<'_> {
-    /// Garbles on a back end that must be supported.
+    /// Garbles by a version that must be supported.
     #[inline]
     fn garble(
         self,
-        backend: Backend,
+        code: Code,
         delta: Block,
         zeros: InputLabels<'_>,
         tables: &mut [u8],
         keep: &mut [Block],
     ) -> GuardKey {
         let count = keep.len();
-        self.guarded(count, |guard| match backend {
+        self.guarded(count, |guard| match code {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a back end in use is supported, so the features of its level are present.
-            Backend::Avx512 => unsafe {
+            Code::Avx512 => unsafe {
                 avx512::garble_group(self, delta, zeros, tables, (keep, guard))
             },
-            _ => scalar::garble_group(self, delta, zeros, tables, (keep, guard)),
+            Code::Vector(instructions) => instructions.run(vector::Garble {
+                group: self,
+                delta,
+                zeros,
+                tables,
+                keep,
+                guard,
+            }),
+            Code::Portable => scalar::garble_group(self, delta, zeros, tables, (keep, guard)),
         })
     }
 
-    /// Evaluates on a back end that must be supported.
+    /// Evaluates by a version that must be supported.
     #[inline]
     fn evaluate(
         self,
-        backend: Backend,
+        code: Code,
         client: &[Block],
         server: &[u8],
         tables: &[u8],
         keep: &mut [Block],
     ) -> GuardKey {
         let count = keep.len();
-        self.guarded(count, |guard| match backend {
+        self.guarded(count, |guard| match code {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a back end in use is supported, so the features of its level are present.
-            Backend::Avx512 => unsafe {
+            Code::Avx512 => unsafe {
                 avx512::evaluate_group(self, client, server, tables, (keep, guard))
             },
-            _ => scalar::evaluate_group(self, client, server, tables, (keep, guard)),
+            Code::Vector(instructions) => instructions.run(vector::Evaluate {
+                group: self,
+                client,
+                server,
+                tables,
+                keep,
+                guard,
+            }),
+            Code::Portable => scalar::evaluate_group(self, client, server, tables, (keep, guard)),
         })
     }
 
@@ -386,5 +409,6 @@ fn select_labels(width: SignWidth, delta: &Delta, values: &[u64], labels: &mut [
     }
 }
 
+#[cfg(test)]
 #[cfg(test)]
 mod tests;

@@ -302,7 +302,7 @@ fn batches_equal_the_plain_circuit() {
 }
 
 #[test]
-fn groups_on_every_back_end_equal_the_definition() {
+fn groups_by_every_version_equal_the_definition() {
     let mut rng = ChaCha20Rng::seed_from_u64(37);
     let shapes = [
         (1, 2, 0),
@@ -339,26 +339,26 @@ fn groups_on_every_back_end_equal_the_definition() {
             };
             // Tables and messages may begin anywhere.
             let message = &[&[0], Block::encode(&server)].concat()[1..];
-            let garbled = |backend| {
+            let garbled = |code| {
                 let mut tables = vec![0xee; width.table_bytes(count) + 1];
                 let mut keep = vec![Block::ZERO; count];
-                let key = group.garble(backend, delta, zeros, &mut tables[1..], &mut keep);
+                let key = group.garble(code, delta, zeros, &mut tables[1..], &mut keep);
                 (tables, Block::encode(&keep).to_vec(), *key.to_bytes())
             };
-            let (tables, keep, key) = garbled(Backend::Scalar);
-            let evaluated = |backend| {
+            let (tables, keep, key) = garbled(Code::Portable);
+            let evaluated = |code| {
                 let mut keep = vec![Block::ZERO; count];
-                let key = group.evaluate(backend, &client, message, &tables[1..], &mut keep);
+                let key = group.evaluate(code, &client, message, &tables[1..], &mut keep);
                 (Block::encode(&keep).to_vec(), *key.to_bytes())
             };
-            let expected = evaluated(Backend::Scalar);
-            for backend in Backend::all().into_iter().filter(|b| b.is_supported()) {
-                let what = format!("{backend:?}: {count} instances of {m} bits from {first}");
+            let expected = evaluated(Code::Portable);
+            for code in Code::supported() {
+                let what = format!("{code:?}: {count} instances of {m} bits from {first}");
                 assert!(
-                    garbled(backend) == (tables.clone(), keep.clone(), key),
+                    garbled(code) == (tables.clone(), keep.clone(), key),
                     "{what}"
                 );
-                assert_eq!(evaluated(backend), expected, "{what}");
+                assert_eq!(evaluated(code), expected, "{what}");
             }
         }
     }
