@@ -6,14 +6,21 @@
 //! # Back ends
 //! [`PreparedConv::new`] chooses once, by the machine and the public bound on the weights:
 //! - `vnni`: weights of up to seven bits and a sign; needs AVX-512F, BW and VNNI;
+//! - `madd`: weights of up to twelve bits and a sign; needs AVX2;
 //! - `limbs`: any weights, in `f64`; its matrix product has separate back ends.
+//!
+//! The first two share `tiles`: packing, gathering and the division into tasks.
 //!
 //! # Timing
 //! Weights are secret: no branch and no skipped work depends on inputs or weights, not even which
 //! of the two ways is taken.
 
 mod limbs;
+#[cfg(target_arch = "x86_64")]
+mod madd;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
@@ -36,14 +43,18 @@ enum Kernel {
         multiply: limbs::Multiply,
     },
     #[cfg(target_arch = "x86_64")]
-    Bytes(vnni::Packed),
+    Vnni(tiles::Packed<vnni::Vnni>),
+    #[cfg(target_arch = "x86_64")]
+    Madd(tiles::Packed<madd::Avx2>),
 }
 
 /// Memory that convolutions of any shape work in; grown by the first use, erased when dropped.
 #[derive(Default)]
 pub struct ConvScratch {
     #[cfg(target_arch = "x86_64")]
-    vnni: vnni::Scratch,
+    vnni: tiles::Scratch<vnni::Vnni>,
+    #[cfg(target_arch = "x86_64")]
+    madd: tiles::Scratch<madd::Avx2>,
 }
 
 impl PreparedConv {
@@ -61,15 +72,23 @@ impl PreparedConv {
 
     /// [`PreparedConv::new`] on a back end that the machine supports, checked before.
     fn on(backend: Backend, weights: &[i16], shape: ConvShape, weight_bits: u8) -> Self {
-        match backend {
-            #[cfg(target_arch = "x86_64")]
-            Backend::Avx512 if vnni::is_exact(&shape, weight_bits) => {
+        #[cfg(target_arch = "x86_64")]
+        match (backend, madd::depth(&shape, weight_bits)) {
+            (Backend::Avx512, _) if vnni::is_exact(&shape, weight_bits) => {
                 // SAFETY: the machine supports AVX-512.
-                let kernel = Kernel::Bytes(unsafe { vnni::Packed::new(weights, &shape) });
-                Self { shape, kernel }
+                let packed = unsafe { tiles::Packed::new(weights, &shape, vnni::DEPTH) };
+                let kernel = Kernel::Vnni(packed);
+                return Self { shape, kernel };
             }
-            _ => Self::words(backend, weights, shape, weight_bits),
+            (Backend::Avx2, Some(depth)) => {
+                // SAFETY: the machine supports AVX2.
+                let packed = unsafe { tiles::Packed::new(weights, &shape, depth) };
+                let kernel = Kernel::Madd(packed);
+                return Self { shape, kernel };
+            }
+            _ => {}
         }
+        Self::words(backend, weights, shape, weight_bits)
     }
 
     fn words(backend: Backend, weights: &[i16], shape: ConvShape, weight_bits: u8) -> Self {
@@ -111,7 +130,9 @@ impl PreparedConv {
                 }
             }
             #[cfg(target_arch = "x86_64")]
-            Kernel::Bytes(packed) => packed.add_to(input, &mut scratch.vnni, sum),
+            Kernel::Vnni(packed) => packed.add_to(input, &mut scratch.vnni, sum),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Madd(packed) => packed.add_to(input, &mut scratch.madd, sum),
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = scratch;
@@ -338,6 +359,37 @@ mod tests {
     }
 
     #[test]
+    fn most_taps_before_sums_move_and_one_more_are_exact() {
+        // With each number of bits, around a multiple of the taps after which `madd` moves sums.
+        for weight_bits in 7..=15 {
+            let most = (1usize << 31) / ((1 << 15) * ((1 << weight_bits) - 1));
+            for taps in [
+                most.max(2) - 1,
+                most,
+                most + 1,
+                most + 2,
+                3 * most + 1,
+                1031,
+            ] {
+                let shape = shape((taps, 1, 5), 7, (1, 1), 1, [0; 4]);
+                let largest = ((1 << weight_bits) - 1) as i16;
+                for w in [largest, -largest] {
+                    // All limbs of 15 bits but one are as large as they can be, then the other.
+                    for x in [fp::P - (1 << 18), (1 << 18) - 1, fp::P - 1] {
+                        check(shape, weight_bits, |_| w, |_| x);
+                    }
+                }
+                check(
+                    shape,
+                    weight_bits,
+                    |r| if r & 2 == 0 { largest } else { -largest },
+                    |r| (r & 1) * (fp::P - (1 << 18)),
+                );
+            }
+        }
+    }
+
+    #[test]
     fn scratch_serves_shapes_in_any_order() {
         let mut rng = ChaCha20Rng::seed_from_u64(2);
         let mut scratch = ConvScratch::default();
@@ -351,5 +403,60 @@ mod tests {
                 assert_eq!(sum, conv2d_fp_scalar(&input, &weights, &shape), "{shape:?}");
             }
         }
+    }
+
+    /// The layers of ResNet-18 for images of 32 pixels, on one thread, against `limbs`.
+    #[test]
+    #[ignore = "measures"]
+    fn rates_of_the_layers_of_a_resnet() {
+        let layers = [
+            ((3, 32, 32), 64, (3, 3), 1, [1; 4]),
+            ((64, 32, 32), 64, (3, 3), 1, [1; 4]),
+            ((64, 32, 32), 128, (3, 3), 2, [1; 4]),
+            ((64, 32, 32), 128, (1, 1), 2, [0; 4]),
+            ((128, 16, 16), 128, (3, 3), 1, [1; 4]),
+            ((128, 16, 16), 256, (3, 3), 2, [1; 4]),
+            ((256, 8, 8), 256, (3, 3), 1, [1; 4]),
+            ((256, 8, 8), 512, (3, 3), 2, [1; 4]),
+            ((256, 8, 8), 512, (1, 1), 2, [0; 4]),
+            ((512, 4, 4), 512, (3, 3), 1, [1; 4]),
+            ((512, 1, 1), 100, (1, 1), 1, [0; 4]),
+            ((64, 56, 56), 256, (1, 1), 1, [0; 4]),
+            ((1, 56, 56), 1, (3, 3), 1, [1; 4]),
+        ];
+        let mut rng = ChaCha20Rng::seed_from_u64(3);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+        pool.expect("one thread can be started").install(|| {
+            for (input, out, kernel, stride, padding) in layers {
+                let shape = shape(input, out, kernel, stride, padding);
+                let x = fp::uniform_vec(shape.input_len(), &mut rng);
+                let weights: Vec<i16> = (0..shape.weights_len())
+                    .map(|_| (rng.next_u32() % 255) as i16 - 127)
+                    .collect();
+                let backend = Backend::get();
+                let kinds = [
+                    PreparedConv::words(backend, &weights, shape, 7),
+                    PreparedConv::on(backend, &weights, shape, 7),
+                    PreparedConv::on(backend, &weights, shape, 10),
+                ];
+                let mut scratch = ConvScratch::default();
+                let mut sum = vec![0; shape.output_len()];
+                let mut least = [f64::INFINITY; 3];
+                for _ in 0..(1 << 28) / (shape.output_len() * shape.taps()).max(1 << 23) {
+                    for (prepared, least) in kinds.iter().zip(&mut least) {
+                        let start = std::time::Instant::now();
+                        prepared.add_to(&x, &mut scratch, &mut sum);
+                        *least = least.min(start.elapsed().as_nanos() as f64);
+                    }
+                }
+                let products = (shape.output_len() * shape.taps()) as f64;
+                let rates = least.map(|ns| products / ns);
+                println!(
+                    "{input:?} to {out}, {kernel:?} by {stride}: {:.1} us with f64; {rates:.2?} \
+                     products/ns with f64, 7 bits, 10 bits",
+                    least[0] / 1e3
+                );
+            }
+        });
     }
 }

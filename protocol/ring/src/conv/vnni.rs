@@ -6,26 +6,22 @@
 //! long as `taps * 255 * 127 < 2^31`, which follows from the shape.
 //!
 //! # Layout
-//! A *column* is one limb of one output position, a *tile* eight positions: 64 columns in four
-//! vectors. The sum runs over *groups* of four taps. Inputs are first copied into planes with their
-//! padding, one plane for each remainder of row and column modulo the stride, so that a tap of
-//! neighbouring positions is neighbouring memory. Eight positions of four taps are then 256 bytes,
-//! which byte and word interleaving turns into the four vectors of a group:
+//! A *column* is one limb of one output position, a tile eight positions: 64 columns in four
+//! vectors. Groups have four taps. Eight positions of four taps are 256 bytes, which byte and word
+//! interleaving turns into the four vectors of a group:
 //!
 //! | vector | positions | limbs, one to a 32-bit lane |
 //! | --- | --- | --- |
 //! | 0, 1 | even | 0 to 3, 4 to 7 |
 //! | 2, 3 | odd | 0 to 3, 4 to 7 |
 //!
-//! Weights are six rows (output channels) to a block, group by group, four taps together; rows and
-//! taps that do not exist have weight zero.
+//! Blocks have six rows; their weights lie group by group, four taps together.
 
 use super::ConvShape;
+use super::tiles::Kernel;
 use pi_core::fp::P;
-use rayon::prelude::*;
 use std::arch::x86_64::*;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroize;
 
 /// Positions of a tile.
 const POSITIONS: usize = 8;
@@ -37,66 +33,20 @@ const ROWS: usize = 6;
 const TAPS: usize = 4;
 /// Groups multiplied at a time: their inputs, 18 KiB, stay in the first cache while all blocks
 /// read them.
-const DEPTH: usize = 72;
-/// Multiplications that a task should have, tens of microseconds, unless threads would go
-/// without.
-const TASK: usize = 1 << 19;
+pub(super) const DEPTH: usize = 72;
 
 /// The weights of one block and group.
 type Weights = [[i8; TAPS]; ROWS];
 
 /// The sums of one block and tile, vector by vector.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Zeroize)]
 #[repr(align(64))]
-struct Sums([[[i32; 16]; VECTORS]; ROWS]);
+pub(super) struct Sums([[[i32; 16]; VECTORS]; ROWS]);
 
 /// The inputs of one group and tile.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Zeroize)]
 #[repr(align(64))]
-struct Inputs([[u8; 64]; VECTORS]);
-
-/// Weights and index tables.
-pub(super) struct Packed {
-    shape: ConvShape,
-    /// Block by block, group by group.
-    weights: Zeroizing<Vec<Weights>>,
-    blocks: usize,
-    groups: usize,
-    /// Offset of each tap of position 0 in the copy; four a group.
-    taps: Vec<u32>,
-    /// Offset of each position from position 0; positions behind the last repeat it.
-    positions: Vec<u32>,
-    /// Elements of the copy.
-    copied_len: usize,
-    /// Rows and columns of one of its planes.
-    plane: (usize, usize),
-    /// Planes of one channel, vertically and horizontally.
-    phases: (usize, usize),
-}
-
-/// Buffers that a computation writes besides its result.
-#[derive(Default)]
-pub(super) struct Scratch {
-    copied: Zeroizing<Vec<u64>>,
-    workers: Vec<Worker>,
-}
-
-#[derive(Default)]
-struct Worker {
-    sums: Vec<Sums>,
-    inputs: Vec<Inputs>,
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        for sums in &mut self.sums {
-            sums.0.zeroize();
-        }
-        for inputs in &mut self.inputs {
-            inputs.0.zeroize();
-        }
-    }
-}
+pub(super) struct Inputs([[u8; 64]; VECTORS]);
 
 /// True if weights of this many bits fit and no sum can overflow.
 pub(super) fn is_exact(shape: &ConvShape, weight_bits: u8) -> bool {
@@ -104,217 +54,58 @@ pub(super) fn is_exact(shape: &ConvShape, weight_bits: u8) -> bool {
     weight_bits <= 7 && shape.taps() <= (i32::MAX / (255 * 127)) as usize
 }
 
-impl Packed {
-    /// Packs the weights.
-    ///
-    /// # Safety
-    /// AVX-512F, BW and VNNI are present.
-    /// # Preconditions
-    /// The weights have the shape and the bits for which [`is_exact`] holds.
-    pub(super) unsafe fn new(weights: &[i16], shape: &ConvShape) -> Self {
-        let (taps, groups) = (shape.taps(), shape.taps().div_ceil(TAPS));
-        let blocks = shape.channels_out.div_ceil(ROWS);
-        let mut packed = Zeroizing::new(vec![[[0; TAPS]; ROWS]; blocks * groups]);
-        for (o, row) in weights.chunks_exact(taps).enumerate() {
-            for (t, &w) in row.iter().enumerate() {
-                let at = o / ROWS * groups + t / TAPS;
-                packed[at][o % ROWS][t % TAPS] =
-                    i8::try_from(w).expect("weights have at most seven bits");
-            }
-        }
-        let stride = shape.stride;
-        let padding = shape.padding;
-        let plane = (
-            (shape.height + padding.top + padding.bottom).div_ceil(stride),
-            (shape.width + padding.left + padding.right).div_ceil(stride),
-        );
-        let phases = (
-            stride.min(shape.kernel_height),
-            stride.min(shape.kernel_width),
-        );
-        let mut offsets = Vec::with_capacity(groups * TAPS);
-        for c in 0..shape.channels_in {
-            for k in 0..shape.kernel_height {
-                for l in 0..shape.kernel_width {
-                    let phase = (c * phases.0 + k % stride) * phases.1 + l % stride;
-                    let row = phase * plane.0 + k / stride;
-                    offsets.push((row * plane.1 + l / stride) as u32);
-                }
-            }
-        }
-        offsets.resize(groups * TAPS, 0);
-        let (height, width) = (shape.out_height(), shape.out_width());
-        let places = (0..height).flat_map(|i| (0..width).map(move |j| i * plane.1 + j));
-        let mut positions: Vec<u32> = places.map(|place| place as u32).collect();
-        let last = *positions.last().expect("an output has a position");
-        positions.resize(positions.len().next_multiple_of(POSITIONS), last);
-        let copied_len = shape.channels_in * phases.0 * phases.1 * plane.0 * plane.1;
-        assert!(copied_len < i32::MAX as usize, "input is too large");
-        let furthest = offsets.iter().max().map_or(0, |tap| tap + last) as usize;
-        assert!(furthest < copied_len, "every tap lies in the copy");
-        Packed {
-            shape: *shape,
-            weights: packed,
-            blocks,
-            groups,
-            taps: offsets,
-            positions,
-            copied_len,
-            plane,
-            phases,
-        }
+/// The inner loops, where [`is_exact`] holds.
+pub(super) struct Vnni;
+
+impl Kernel for Vnni {
+    const POSITIONS: usize = POSITIONS;
+    const ROWS: usize = ROWS;
+    const TAPS: usize = TAPS;
+    const VECTORS: usize = VECTORS;
+    const NO_WEIGHTS: Weights = [[0; TAPS]; ROWS];
+    const NO_INPUTS: Inputs = Inputs([[0; 64]; VECTORS]);
+    const NO_SUMS: Sums = Sums([[[0; 16]; VECTORS]; ROWS]);
+
+    type Weights = Weights;
+    type Inputs = Inputs;
+    type Sums = Sums;
+
+    fn set(weights: &mut Weights, row: usize, tap: usize, weight: i16) {
+        weights[row][tap] = i8::try_from(weight).expect("weights have at most seven bits");
     }
 
-    pub(super) fn add_to(&self, input: &[u64], scratch: &mut Scratch, sum: &mut [u64]) {
-        self.copy(input, &mut scratch.copied);
-        let threads = rayon::current_num_threads();
-        let tiles = self.positions.len() / POSITIONS;
-        // As few blocks to a task as give every thread several, but no tiny ones: each task
-        // gathers its inputs.
-        let per_block = self.groups * VECTORS * ROWS;
-        let wanted = (4 * threads).div_ceil(tiles);
-        let parts = wanted.min((self.blocks * per_block).div_ceil(TASK)).max(1);
-        let part = self.blocks.div_ceil(parts).max(1);
-        let parts = self.blocks.div_ceil(part);
-        let workers = threads.min(tiles * parts);
-        if scratch.workers.len() < workers {
-            scratch.workers.resize_with(workers, Worker::default);
-        }
-        let output = Output {
-            sum: sum.as_mut_ptr(),
-            positions: self.shape.out_height() * self.shape.out_width(),
-        };
-        debug_assert_eq!(sum.len(), output.positions * self.shape.channels_out);
-        let (next, copied) = (AtomicUsize::new(0), &scratch.copied[..]);
-        let work = |worker: &mut Worker| {
-            worker.grow(part, self.groups.min(DEPTH));
-            loop {
-                let task = next.fetch_add(1, Ordering::Relaxed);
-                if task >= tiles * parts {
-                    break;
-                }
-                let (tile, first) = (task / parts, task % parts * part);
-                let blocks = first..self.blocks.min(first + part);
-                // SAFETY: `new` was promised the instructions, `copied` has `copied_len` elements,
-                // and no other task has this tile and these blocks, so that no other writes
-                // their outputs.
-                unsafe { self.task(copied, tile, blocks, worker, &output) };
-            }
-        };
-        match &mut scratch.workers[..workers] {
-            [only] => work(only),
-            workers => workers.par_iter_mut().with_max_len(1).for_each(work),
-        }
+    /// Its bytes as they lie in memory.
+    #[inline(always)]
+    fn limbs(x: u64) -> u64 {
+        x
     }
 
-    /// Copies the input into planes with their padding.
-    fn copy(&self, input: &[u64], copied: &mut Vec<u64>) {
-        let ConvShape {
-            height,
-            width,
-            stride,
-            padding,
-            ..
-        } = self.shape;
-        copied.clear();
-        copied.resize(self.copied_len, 0);
-        let area = height * width;
-        let planes =
-            copied.chunks_exact_mut(self.phases.0 * self.phases.1 * self.plane.0 * self.plane.1);
-        for (planes, input) in planes.zip(input.chunks_exact(area)) {
-            for (i, row) in input.chunks_exact(width).enumerate() {
-                let i = i + padding.top;
-                if i % stride >= self.phases.0 {
-                    continue;
-                }
-                for phase in 0..self.phases.1 {
-                    let at = (i % stride * self.phases.1 + phase) * self.plane.0 + i / stride;
-                    let out = &mut planes[at * self.plane.1..][..self.plane.1];
-                    // The first column of this phase that is no padding.
-                    let skipped = padding.left.saturating_sub(phase).div_ceil(stride);
-                    let from = skipped * stride + phase - padding.left;
-                    if stride == 1 {
-                        out[skipped..][..width].copy_from_slice(row);
-                    } else if from < width {
-                        let values = row[from..].iter().step_by(stride);
-                        for (out, &x) in out[skipped..].iter_mut().zip(values) {
-                            *out = x;
-                        }
-                    }
-                }
-            }
-        }
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn gather(copied: &[u64], taps: &[u32], positions: &[u32], out: &mut [Inputs]) {
+        // SAFETY: the caller promises the same.
+        unsafe { gather(copied, taps, positions, out) }
     }
 
-    /// Adds the outputs of some blocks at one tile.
-    ///
-    /// # Safety
-    /// The instructions are present; `copied` has `copied_len` elements; `output` is valid for
-    /// the shape, and nobody else uses the outputs of these blocks at this tile.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    unsafe fn task(
-        &self,
-        copied: &[u64],
-        tile: usize,
-        blocks: std::ops::Range<usize>,
-        worker: &mut Worker,
-        output: &Output,
-    ) {
-        let sums = &mut worker.sums[..blocks.len()];
-        sums.fill(Sums([[[0; 16]; VECTORS]; ROWS]));
-        let positions = &self.positions[tile * POSITIONS..][..POSITIONS];
-        for from in (0..self.groups).step_by(DEPTH) {
-            let depth = DEPTH.min(self.groups - from);
-            let inputs = &mut worker.inputs[..depth];
-            let taps = &self.taps[from * TAPS..][..depth * TAPS];
-            // SAFETY: as promised by the caller, and `new` checked the largest tap and
-            // position.
-            unsafe { gather(copied, taps, positions, inputs) };
-            for (block, sums) in blocks.clone().zip(&mut *sums) {
-                let weights = &self.weights[block * self.groups + from..][..depth];
-                multiply(weights, inputs, sums);
-            }
-        }
-        for (block, sums) in blocks.zip(&*sums) {
-            let rows = ROWS.min(self.shape.channels_out - block * ROWS);
-            for (r, sums) in sums.0[..rows].iter().enumerate() {
-                let values = recombine(sums);
-                let (row, at) = (block * ROWS + r, tile * POSITIONS);
-                let count = POSITIONS.min(output.positions - at);
-                let mask = (0xffu32 >> (POSITIONS - count)) as __mmask8;
-                // SAFETY: row and `count` positions from `at` on are the shape's, and this
-                // task's alone.
-                unsafe {
-                    let to = output.sum.add(row * output.positions + at);
-                    let old = _mm512_maskz_loadu_epi64(mask, to.cast());
-                    let new = subtract_once(_mm512_add_epi64(old, values));
-                    _mm512_mask_storeu_epi64(to.cast(), mask, new);
-                }
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    unsafe fn multiply(weights: &[Weights], inputs: &[Inputs], sums: &mut Sums) {
+        multiply(weights, inputs, sums)
+    }
+
+    #[target_feature(enable = "avx512f")]
+    unsafe fn add_sums(sums: &Sums, rows: usize, to: *mut u64, row_len: usize, count: usize) {
+        let mask = (0xffu32 >> (POSITIONS - count)) as __mmask8;
+        for (r, sums) in sums.0[..rows].iter().enumerate() {
+            let values = recombine(sums);
+            // SAFETY: the caller promises `count` elements of each row, and the mask has as many.
+            unsafe {
+                let to = to.add(r * row_len);
+                let old = _mm512_maskz_loadu_epi64(mask, to.cast());
+                let new = subtract_once(_mm512_add_epi64(old, values));
+                _mm512_mask_storeu_epi64(to.cast(), mask, new);
             }
         }
     }
 }
-
-impl Worker {
-    fn grow(&mut self, blocks: usize, depth: usize) {
-        if self.sums.len() < blocks {
-            self.sums.resize(blocks, Sums([[[0; 16]; VECTORS]; ROWS]));
-        }
-        if self.inputs.len() < depth {
-            self.inputs.resize(depth, Inputs([[0; 64]; VECTORS]));
-        }
-    }
-}
-
-/// The result, of which each task writes its own part.
-struct Output {
-    sum: *mut u64,
-    positions: usize,
-}
-
-// SAFETY: tasks write disjoint elements, and the slice it was made from is borrowed until all
-// of them have ended.
-unsafe impl Sync for Output {}
 
 /// Interleaves the bytes of four taps at eight positions.
 ///

@@ -1,0 +1,112 @@
+//! Convolution in products of 16 bits, by weights that were packed once.
+//!
+//! An input of 60 bits is four limbs of 15 bits, and a weight of at most [`WEIGHT_BITS`] bits and a
+//! sign is one word of 16: `vpmaddwd` multiplies 16 pairs of words and adds the products of
+//! neighbours to sums of 32 bits. That is four products over `F_p` per instruction with AVX2, two
+//! instructions a cycle; `f64` gives half as many.
+//!
+//! # Exactness
+//! A sum has a low word of 32 bits that the products go to, and a high word. Before the low word
+//! can overflow, all but its lowest 16 bits move to the high one: after [`depth`] groups, which the
+//! public bound on the weights decides.
+//!
+//! # Layout
+//! Tiles have four positions, groups two taps and blocks six rows. The copy of the inputs holds the
+//! four limbs of an element in the four words of its 64 bits.
+//!
+//! # Back ends
+//! - `avx2`: needs AVX2.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx2::Avx2;
+
+use super::ConvShape;
+use zeroize::Zeroize;
+
+/// Bits of a limb.
+const LIMB_BITS: u32 = 15;
+/// The largest limb.
+const LIMB: u64 = (1 << LIMB_BITS) - 1;
+/// Positions of a tile.
+const POSITIONS: usize = 4;
+/// Output channels of a block: twelve sums of eight lanes stay in the sixteen registers.
+const ROWS: usize = 6;
+/// Taps of a group.
+const TAPS: usize = 2;
+/// Lanes of a row of sums: four limbs at four positions.
+const LANES: usize = 4 * POSITIONS;
+/// Most groups multiplied at a time: their inputs, 16 KiB, stay in the first cache while all blocks
+/// read them.
+const DEPTH: usize = 256;
+/// Bits of a low word that stay there.
+const KEPT_BITS: u32 = 16;
+/// Bits of the largest weights that gain: with more, sums move so often that `f64` is as fast.
+const WEIGHT_BITS: u8 = 12;
+
+/// The weights of one block and group.
+type Weights = [[i16; TAPS]; ROWS];
+
+/// The inputs of one group and tile, in an order of the back end's.
+#[derive(Clone, Copy, Zeroize)]
+#[repr(align(64))]
+pub(super) struct Inputs([i16; TAPS * LANES]);
+
+/// The sums of one block and tile, with lanes in an order of the back end's: each is
+/// `low + 2^16 high` with `0 <= low < 2^16`.
+#[derive(Clone, Copy, Zeroize)]
+#[repr(align(64))]
+pub(super) struct Sums {
+    low: [[i32; LANES]; ROWS],
+    high: [[i32; LANES]; ROWS],
+}
+
+const NO_WEIGHTS: Weights = [[0; TAPS]; ROWS];
+const NO_INPUTS: Inputs = Inputs([0; TAPS * LANES]);
+const NO_SUMS: Sums = Sums {
+    low: [[0; LANES]; ROWS],
+    high: [[0; LANES]; ROWS],
+};
+
+/// The number of groups to multiply at a time, if sums of this shape with weights of this many bits
+/// are exact.
+pub(super) fn depth(shape: &ConvShape, weight_bits: u8) -> Option<usize> {
+    // |sum| <= taps * limb * weight < 2^45, as the last reduction needs.
+    let bits = LIMB_BITS + weight_bits as u32;
+    let fits = weight_bits <= WEIGHT_BITS && shape.taps() < 1 << (45 - bits);
+    fits.then(|| exact_depth(weight_bits).min(DEPTH))
+}
+
+/// The groups whose products fit into the low word of a sum beside what stays there: at least one
+/// for up to 15 bits.
+const fn exact_depth(weight_bits: u8) -> usize {
+    let product = LIMB * ((1 << weight_bits) - 1);
+    let free = (1 << 31) - (1 << KEPT_BITS);
+    (free / (TAPS as u64 * product)) as usize
+}
+
+const _: () = assert!(exact_depth(7) == 258 && exact_depth(15) == 1);
+
+/// The four limbs of an element, one to a word.
+#[inline(always)]
+fn limbs(x: u64) -> u64 {
+    let limb = |i: u32| (x & LIMB << (LIMB_BITS * i)) << ((16 - LIMB_BITS) * i);
+    limb(0) | limb(1) | limb(2) | limb(3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limbs_are_the_digits() {
+        for x in [0u64, 1, 0xfed_cba9_8765_4321, (1 << 60) - 1, LIMB << 30] {
+            let words = limbs(x);
+            for i in 0..4 {
+                assert_eq!(words >> (16 * i) & 0xffff, x >> (15 * i) & LIMB);
+            }
+        }
+    }
+}

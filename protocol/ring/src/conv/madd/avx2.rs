@@ -1,0 +1,210 @@
+//! The inner loops with AVX2.
+//!
+//! The lanes of a row are, vector by vector, the limbs of positions 0, 2, 1 and 3: what interleaving
+//! the words of two taps gives.
+
+use super::{
+    Inputs, LANES, NO_INPUTS, NO_SUMS, NO_WEIGHTS, POSITIONS, ROWS, Sums, TAPS, Weights, limbs,
+};
+use crate::conv::tiles::Kernel;
+use pi_core::fp::P;
+use std::arch::x86_64::*;
+
+/// Sums of a row.
+const VECTORS: usize = LANES / 8;
+
+/// The inner loops, at a [`depth`](super::depth) that is exact.
+pub(in crate::conv) struct Avx2;
+
+impl Kernel for Avx2 {
+    const POSITIONS: usize = POSITIONS;
+    const ROWS: usize = ROWS;
+    const TAPS: usize = TAPS;
+    const VECTORS: usize = VECTORS;
+    const NO_WEIGHTS: Weights = NO_WEIGHTS;
+    const NO_INPUTS: Inputs = NO_INPUTS;
+    const NO_SUMS: Sums = NO_SUMS;
+
+    type Weights = Weights;
+    type Inputs = Inputs;
+    type Sums = Sums;
+
+    fn set(weights: &mut Weights, row: usize, tap: usize, weight: i16) {
+        weights[row][tap] = weight;
+    }
+
+    #[inline(always)]
+    fn limbs(x: u64) -> u64 {
+        limbs(x)
+    }
+
+    #[target_feature(enable = "avx2")]
+    unsafe fn gather(copied: &[u64], taps: &[u32], positions: &[u32], out: &mut [Inputs]) {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|p| positions[p]);
+        let place = |tap: u32, position: u32| {
+            debug_assert!(((tap + position) as usize) < copied.len());
+            // SAFETY: the caller promises that it is an index of `copied`.
+            unsafe { copied.as_ptr().add(tap as usize + position as usize) }
+        };
+        if (b, c, d) == (a + 1, a + 2, a + 3) {
+            // SAFETY: four neighbours, of which the last is an index too.
+            interleave(taps, out, |tap| unsafe {
+                _mm256_loadu_si256(place(tap, a).cast())
+            });
+        } else if (b, d) == (a + 1, c + 1) {
+            // SAFETY: twice two neighbours.
+            interleave(taps, out, |tap| unsafe {
+                _mm256_loadu2_m128i(place(tap, c).cast(), place(tap, a).cast())
+            });
+        } else {
+            // SAFETY: four indices.
+            interleave(taps, out, |tap| unsafe {
+                let element = |position| *place(tap, position) as i64;
+                _mm256_set_epi64x(element(d), element(c), element(b), element(a))
+            });
+        }
+    }
+
+    #[allow(
+        clippy::needless_range_loop,
+        reason = "one index runs over several arrays of registers"
+    )]
+    #[target_feature(enable = "avx2")]
+    unsafe fn multiply(weights: &[Weights], inputs: &[Inputs], sums: &mut Sums) {
+        let mut total = [[_mm256_setzero_si256(); VECTORS]; ROWS];
+        for r in 0..ROWS {
+            for v in 0..VECTORS {
+                total[r][v] = load(&sums.low[r], v);
+            }
+        }
+        for (weights, inputs) in weights.iter().zip(inputs) {
+            let [x, y] = [load(&inputs.0, 0), load(&inputs.0, 1)];
+            for r in 0..ROWS {
+                let [a, b] = weights[r];
+                let taps = _mm256_set1_epi32(a as u16 as i32 | (b as i32) << 16);
+                total[r][0] = _mm256_add_epi32(total[r][0], _mm256_madd_epi16(x, taps));
+                total[r][1] = _mm256_add_epi32(total[r][1], _mm256_madd_epi16(y, taps));
+            }
+        }
+        let kept = _mm256_set1_epi32(0xffff);
+        for r in 0..ROWS {
+            for v in 0..VECTORS {
+                let moved = _mm256_srai_epi32::<16>(total[r][v]);
+                let high = _mm256_add_epi32(load(&sums.high[r], v), moved);
+                store(&mut sums.high[r], v, high);
+                store(&mut sums.low[r], v, _mm256_and_si256(total[r][v], kept));
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    unsafe fn add_sums(sums: &Sums, rows: usize, to: *mut u64, row_len: usize, count: usize) {
+        for (r, (low, high)) in sums.low[..rows].iter().zip(&sums.high).enumerate() {
+            let values = recombine(low, high);
+            // SAFETY: the caller promises `count` elements of each row.
+            let row = unsafe { std::slice::from_raw_parts_mut(to.add(r * row_len), count) };
+            let mut old = [0u64; POSITIONS];
+            let whole = count == POSITIONS;
+            // SAFETY: four elements.
+            let sum = unsafe {
+                let from = if whole {
+                    row.as_ptr()
+                } else {
+                    old[..count].copy_from_slice(row);
+                    old.as_ptr()
+                };
+                _mm256_add_epi64(_mm256_loadu_si256(from.cast()), values)
+            };
+            let new = subtract_once(sum);
+            // SAFETY: four elements.
+            unsafe {
+                if whole {
+                    _mm256_storeu_si256(row.as_mut_ptr().cast(), new);
+                } else {
+                    _mm256_storeu_si256(old.as_mut_ptr().cast(), new);
+                    row.copy_from_slice(&old[..count]);
+                }
+            }
+        }
+    }
+}
+
+/// Vector `v` of a row.
+#[inline(always)]
+fn load<T>(row: &[T], v: usize) -> __m256i {
+    let row: &[T] = &row[v * 32 / size_of::<T>()..][..32 / size_of::<T>()];
+    // SAFETY: 32 bytes.
+    unsafe { _mm256_loadu_si256(row.as_ptr().cast()) }
+}
+
+/// Sets vector `v` of a row.
+#[inline(always)]
+fn store(row: &mut [i32; LANES], v: usize, vector: __m256i) {
+    // SAFETY: 32 bytes.
+    unsafe { _mm256_storeu_si256(row[8 * v..][..8].as_mut_ptr().cast(), vector) }
+}
+
+/// Interleaves the words of what `load` returns for the two taps of each group.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn interleave(taps: &[u32], out: &mut [Inputs], load: impl Fn(u32) -> __m256i) {
+    for (taps, out) in taps.chunks_exact(TAPS).zip(out) {
+        let [a, b] = [load(taps[0]), load(taps[1])];
+        // SAFETY: twice 32 bytes.
+        unsafe {
+            let out: *mut __m256i = out.0.as_mut_ptr().cast();
+            _mm256_store_si256(out, _mm256_unpacklo_epi16(a, b));
+            _mm256_store_si256(out.add(1), _mm256_unpackhi_epi16(a, b));
+        }
+    }
+}
+
+/// The values of four positions from the sums of their limbs.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn recombine(low: &[i32; LANES], high: &[i32; LANES]) -> __m256i {
+    let pairs = |v: usize| {
+        // Limbs 0 + 2^15 * 1 and 2 + 2^15 * 3.
+        let (low, high) = (load(low, v), load(high, v));
+        let signed = _mm256_add_epi64(
+            _mm256_mul_epi32(high, _mm256_set1_epi64x(1)),
+            _mm256_mul_epi32(_mm256_srli_epi64::<32>(high), _mm256_set1_epi64x(1 << 15)),
+        );
+        let even = _mm256_and_si256(low, _mm256_set1_epi64x(0xffff_ffff));
+        let odd = _mm256_slli_epi64::<15>(_mm256_srli_epi64::<32>(low));
+        _mm256_add_epi64(_mm256_add_epi64(even, odd), _mm256_slli_epi64::<16>(signed))
+    };
+    let (first, second) = (pairs(0), pairs(1));
+    let a = _mm256_unpacklo_epi64(first, second);
+    let b = _mm256_unpackhi_epi64(first, second);
+    // With |sum| < 2^45 both lie between -2^61 and 2^61, and |a| < 2^60 + 2^46. Adding 2^62 to b
+    // leaves 2^30 b = 2^60 (h - 2^32) + 2^30 l = (2^18 - 1) (h - 2^32) + 2^30 l mod p, with
+    // |h - 2^32| < 2^31 and 0 <= l < 2^30. With 2 p the total lies above 0 and below 2^62 + 2^51.
+    const OFFSET: i64 = 2 * P as i64 - (((1 << 18) - 1) << 32);
+    let b = _mm256_add_epi64(b, _mm256_set1_epi64x(1 << 62));
+    let l = _mm256_and_si256(b, _mm256_set1_epi64x((1 << 30) - 1));
+    let folded = fold(_mm256_srli_epi64::<30>(b));
+    let total = _mm256_add_epi64(
+        _mm256_add_epi64(a, _mm256_set1_epi64x(OFFSET)),
+        _mm256_add_epi64(folded, _mm256_slli_epi64::<30>(l)),
+    );
+    let rest = _mm256_and_si256(total, _mm256_set1_epi64x((1 << 60) - 1));
+    subtract_once(_mm256_add_epi64(rest, fold(_mm256_srli_epi64::<60>(total))))
+}
+
+/// `(2^18 - 1) x`, what `2^60 x` is modulo `p`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn fold(x: __m256i) -> __m256i {
+    _mm256_sub_epi64(_mm256_slli_epi64::<18>(x), x)
+}
+
+/// `x` modulo `p`, lane by lane, for `x < 2 p`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn subtract_once(x: __m256i) -> __m256i {
+    let reduced = _mm256_sub_epi64(x, _mm256_set1_epi64x(P as i64));
+    // The sign of the difference, as a double's, chooses.
+    let [x, reduced] = [_mm256_castsi256_pd(x), _mm256_castsi256_pd(reduced)];
+    _mm256_castpd_si256(_mm256_blendv_pd(reduced, x, reduced))
+}
