@@ -442,7 +442,7 @@ mod tests {
                 let mut scratch = ConvScratch::default();
                 let mut sum = vec![0; shape.output_len()];
                 let mut least = [f64::INFINITY; 3];
-                for _ in 0..(1 << 28) / (shape.output_len() * shape.taps()).max(1 << 23) {
+                for _ in 0..(1 << 30) / (shape.output_len() * shape.taps()).max(1 << 24) {
                     for (prepared, least) in kinds.iter().zip(&mut least) {
                         let start = std::time::Instant::now();
                         prepared.add_to(&x, &mut scratch, &mut sum);

@@ -38,8 +38,10 @@ const ROWS: usize = 6;
 const TAPS: usize = 2;
 /// Lanes of a row of sums: four limbs at four positions.
 const LANES: usize = 4 * POSITIONS;
-/// Most groups multiplied at a time: their inputs, 16 KiB, stay in the first cache while all blocks
-/// read them.
+/// Tiles of a task: sixteen positions, two cache lines of the result.
+const TILES: usize = 4;
+/// Most groups multiplied at a time: their inputs, 16 KiB a tile, stay in the second cache while all
+/// blocks read them, and a block's weights, 6 KiB, in the first.
 const DEPTH: usize = 256;
 /// Bits of a low word that stay there.
 const KEPT_BITS: u32 = 16;

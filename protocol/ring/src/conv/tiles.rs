@@ -5,8 +5,8 @@
 //! A *tile* is a few neighbouring output positions, a *block* a few rows (output channels), and the
 //! sum runs over *groups* of taps. Inputs are first copied into planes with their padding, one plane
 //! for each remainder of row and column modulo the stride, so that a tap of neighbouring positions
-//! is neighbouring memory. A task gathers the inputs of one tile, a number of groups at a time, and
-//! multiplies them by the weights of many blocks while they stay in the first cache. Rows and taps
+//! is neighbouring memory. A task gathers the inputs of one or more tiles, a number of groups at a
+//! time, and multiplies them by the weights of many blocks while they stay in a cache. Rows and taps
 //! that do not exist have weight zero.
 //!
 //! [`Kernel`] says how many positions, rows and taps these are, and has the inner loops.
@@ -28,6 +28,9 @@ pub(super) trait Kernel {
     const ROWS: usize;
     /// Taps of a group.
     const TAPS: usize;
+    /// Tiles of a task: more make better use of weights and of the cache lines of the result, as
+    /// long as the second cache holds their inputs.
+    const TILES: usize;
     /// Vector multiplications for each row, tile and group.
     const VECTORS: usize;
     /// Zeros, to fill memory with.
@@ -193,14 +196,15 @@ impl<K: Kernel> Packed<K> {
         self.copy(input, &mut scratch.copied);
         let threads = rayon::current_num_threads();
         let tiles = self.positions.len() / K::POSITIONS;
+        let spans = tiles.div_ceil(K::TILES);
         // As few blocks to a task as give every thread several, but no tiny ones: each task
         // gathers its inputs.
-        let per_block = self.groups * K::VECTORS * K::ROWS;
-        let wanted = (4 * threads).div_ceil(tiles);
+        let per_block = self.groups * K::VECTORS * K::ROWS * K::TILES.min(tiles);
+        let wanted = (4 * threads).div_ceil(spans);
         let parts = wanted.min((self.blocks * per_block).div_ceil(TASK)).max(1);
         let part = self.blocks.div_ceil(parts).max(1);
         let parts = self.blocks.div_ceil(part);
-        let workers = threads.min(tiles * parts);
+        let workers = threads.min(spans * parts);
         if scratch.workers.len() < workers {
             scratch.workers.resize_with(workers, Worker::new);
         }
@@ -211,18 +215,19 @@ impl<K: Kernel> Packed<K> {
         debug_assert_eq!(sum.len(), output.positions * self.shape.channels_out);
         let (next, copied) = (AtomicUsize::new(0), &scratch.copied[..]);
         let work = |worker: &mut Worker<K>| {
-            worker.grow(part, self.groups.min(self.depth));
+            worker.grow(part * K::TILES, self.groups.min(self.depth) * K::TILES);
             loop {
                 let task = next.fetch_add(1, Ordering::Relaxed);
-                if task >= tiles * parts {
+                if task >= spans * parts {
                     break;
                 }
-                let (tile, first) = (task / parts, task % parts * part);
+                let (span, first) = (task / parts, task % parts * part);
+                let span = span * K::TILES..tiles.min((span + 1) * K::TILES);
                 let blocks = first..self.blocks.min(first + part);
                 // SAFETY: `new` was promised the instructions, `copied` has `copied_len` elements,
-                // and no other task has this tile and these blocks, so that no other writes
+                // and no other task has these tiles and these blocks, so that no other writes
                 // their outputs.
-                unsafe { self.task(copied, tile, blocks, worker, &output) };
+                unsafe { self.task(copied, span, blocks, worker, &output) };
             }
         };
         match &mut scratch.workers[..workers] {
@@ -272,44 +277,53 @@ impl<K: Kernel> Packed<K> {
         }
     }
 
-    /// Adds the outputs of some blocks at one tile.
+    /// Adds the outputs of some blocks at some tiles.
     ///
     /// # Safety
     /// The instructions are present; `copied` has `copied_len` elements; `output` is valid for
-    /// the shape, and nobody else uses the outputs of these blocks at this tile.
+    /// the shape, and nobody else uses the outputs of these blocks at these tiles.
     unsafe fn task(
         &self,
         copied: &[u64],
-        tile: usize,
+        tiles: Range<usize>,
         blocks: Range<usize>,
         worker: &mut Worker<K>,
         output: &Output,
     ) {
-        let sums = &mut worker.sums[..blocks.len()];
+        // Block by block, tile by tile.
+        let sums = &mut worker.sums[..blocks.len() * tiles.len()];
         sums.fill(K::NO_SUMS);
-        let positions = &self.positions[tile * K::POSITIONS..][..K::POSITIONS];
         for from in (0..self.groups).step_by(self.depth) {
             let depth = self.depth.min(self.groups - from);
-            let inputs = &mut worker.inputs[..depth];
+            let inputs = &mut worker.inputs[..depth * tiles.len()];
             let taps = &self.taps[from * K::TAPS..][..depth * K::TAPS];
-            // SAFETY: as promised by the caller, and `new` checked the largest tap and
-            // position.
-            unsafe { K::gather(copied, taps, positions, inputs) };
-            for (block, sums) in blocks.clone().zip(&mut *sums) {
-                let weights = &self.weights[block * self.groups + from..][..depth];
-                // SAFETY: as promised by the caller.
-                unsafe { K::multiply(weights, inputs, sums) };
+            for (tile, inputs) in tiles.clone().zip(inputs.chunks_exact_mut(depth)) {
+                let positions = &self.positions[tile * K::POSITIONS..][..K::POSITIONS];
+                // SAFETY: as promised by the caller, and `new` checked the largest tap and
+                // position.
+                unsafe { K::gather(copied, taps, positions, inputs) };
             }
-        }
-        let at = tile * K::POSITIONS;
-        let count = K::POSITIONS.min(output.positions - at);
-        for (block, sums) in blocks.zip(&*sums) {
-            let rows = K::ROWS.min(self.shape.channels_out - block * K::ROWS);
-            // SAFETY: rows and `count` positions from `at` on are the shape's, and this task's
-            // alone.
-            unsafe {
-                let to = output.sum.add(block * K::ROWS * output.positions + at);
-                K::add_sums(sums, rows, to, output.positions, count);
+            let sums = sums.chunks_exact_mut(tiles.len());
+            for (block, sums) in blocks.clone().zip(sums) {
+                let weights = &self.weights[block * self.groups + from..][..depth];
+                for (inputs, sums) in inputs.chunks_exact(depth).zip(&mut *sums) {
+                    // SAFETY: as promised by the caller.
+                    unsafe { K::multiply(weights, inputs, sums) };
+                }
+                if from + depth < self.groups {
+                    continue;
+                }
+                let rows = K::ROWS.min(self.shape.channels_out - block * K::ROWS);
+                for (tile, sums) in tiles.clone().zip(&*sums) {
+                    let at = tile * K::POSITIONS;
+                    let count = K::POSITIONS.min(output.positions - at);
+                    // SAFETY: rows and `count` positions from `at` on are the shape's, and this
+                    // task's alone.
+                    unsafe {
+                        let to = output.sum.add(block * K::ROWS * output.positions + at);
+                        K::add_sums(sums, rows, to, output.positions, count);
+                    }
+                }
             }
         }
     }

@@ -61,6 +61,7 @@ impl Kernel for Vnni {
     const POSITIONS: usize = POSITIONS;
     const ROWS: usize = ROWS;
     const TAPS: usize = TAPS;
+    const TILES: usize = 1;
     const VECTORS: usize = VECTORS;
     const NO_WEIGHTS: Weights = [[0; TAPS]; ROWS];
     const NO_INPUTS: Inputs = Inputs([[0; 64]; VECTORS]);

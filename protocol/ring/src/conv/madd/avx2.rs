@@ -4,7 +4,8 @@
 //! the words of two taps gives.
 
 use super::{
-    Inputs, LANES, NO_INPUTS, NO_SUMS, NO_WEIGHTS, POSITIONS, ROWS, Sums, TAPS, Weights, limbs,
+    Inputs, LANES, NO_INPUTS, NO_SUMS, NO_WEIGHTS, POSITIONS, ROWS, Sums, TAPS, TILES, Weights,
+    limbs,
 };
 use crate::conv::tiles::Kernel;
 use pi_core::fp::P;
@@ -20,6 +21,7 @@ impl Kernel for Avx2 {
     const POSITIONS: usize = POSITIONS;
     const ROWS: usize = ROWS;
     const TAPS: usize = TAPS;
+    const TILES: usize = TILES;
     const VECTORS: usize = VECTORS;
     const NO_WEIGHTS: Weights = NO_WEIGHTS;
     const NO_INPUTS: Inputs = NO_INPUTS;
