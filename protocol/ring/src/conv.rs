@@ -6,7 +6,7 @@
 //! # Back ends
 //! [`PreparedConv::new`] chooses once, by the machine and the public bound on the weights:
 //! - `vnni`: weights of up to seven bits and a sign; needs AVX-512F, BW and VNNI;
-//! - `madd`: weights of up to twelve bits and a sign; needs AVX2;
+//! - `madd`: weights of up to twelve bits and a sign; needs AVX2 or NEON;
 //! - `limbs`: any weights, in `f64`; its matrix product has separate back ends.
 //!
 //! The first two share `tiles`: packing, gathering and the division into tasks.
@@ -16,10 +16,10 @@
 //! of the two ways is taken.
 
 mod limbs;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod madd;
 mod scalar;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
@@ -44,8 +44,8 @@ enum Kernel {
     },
     #[cfg(target_arch = "x86_64")]
     Vnni(tiles::Packed<vnni::Vnni>),
-    #[cfg(target_arch = "x86_64")]
-    Madd(tiles::Packed<madd::Avx2>),
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    Madd(tiles::Packed<madd::Madd>),
 }
 
 /// Memory that convolutions of any shape work in; grown by the first use, erased when dropped.
@@ -53,8 +53,8 @@ enum Kernel {
 pub struct ConvScratch {
     #[cfg(target_arch = "x86_64")]
     vnni: tiles::Scratch<vnni::Vnni>,
-    #[cfg(target_arch = "x86_64")]
-    madd: tiles::Scratch<madd::Avx2>,
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    madd: tiles::Scratch<madd::Madd>,
 }
 
 impl PreparedConv {
@@ -73,20 +73,20 @@ impl PreparedConv {
     /// [`PreparedConv::new`] on a back end that the machine supports, checked before.
     fn on(backend: Backend, weights: &[i16], shape: ConvShape, weight_bits: u8) -> Self {
         #[cfg(target_arch = "x86_64")]
-        match (backend, madd::depth(&shape, weight_bits)) {
-            (Backend::Avx512, _) if vnni::is_exact(&shape, weight_bits) => {
-                // SAFETY: the machine supports AVX-512.
-                let packed = unsafe { tiles::Packed::new(weights, &shape, vnni::DEPTH) };
-                let kernel = Kernel::Vnni(packed);
-                return Self { shape, kernel };
-            }
-            (Backend::Avx2, Some(depth)) => {
-                // SAFETY: the machine supports AVX2.
-                let packed = unsafe { tiles::Packed::new(weights, &shape, depth) };
-                let kernel = Kernel::Madd(packed);
-                return Self { shape, kernel };
-            }
-            _ => {}
+        if backend == Backend::Avx512 && vnni::is_exact(&shape, weight_bits) {
+            // SAFETY: the machine supports AVX-512.
+            let packed = unsafe { tiles::Packed::new(weights, &shape, vnni::DEPTH) };
+            let kernel = Kernel::Vnni(packed);
+            return Self { shape, kernel };
+        }
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        if let (Backend::Avx2 | Backend::Neon, Some(depth)) =
+            (backend, madd::depth(&shape, weight_bits))
+        {
+            // SAFETY: the machine supports the back end, which is the one of this architecture.
+            let packed = unsafe { tiles::Packed::new(weights, &shape, depth) };
+            let kernel = Kernel::Madd(packed);
+            return Self { shape, kernel };
         }
         Self::words(backend, weights, shape, weight_bits)
     }
@@ -131,10 +131,10 @@ impl PreparedConv {
             }
             #[cfg(target_arch = "x86_64")]
             Kernel::Vnni(packed) => packed.add_to(input, &mut scratch.vnni, sum),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             Kernel::Madd(packed) => packed.add_to(input, &mut scratch.madd, sum),
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let _ = scratch;
     }
 }

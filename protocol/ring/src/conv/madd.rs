@@ -15,15 +15,21 @@
 //! four limbs of an element in the four words of its 64 bits.
 //!
 //! # Back ends
-//! - `avx2`: needs AVX2.
+//! - `avx2`: needs AVX2;
+//! - `neon`: needs NEON.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use avx2::Avx2;
+pub(super) use avx2::Avx2 as Madd;
+#[cfg(target_arch = "aarch64")]
+pub(super) use neon::Neon as Madd;
 
 use super::ConvShape;
+use pi_core::fp::{self, P};
 use zeroize::Zeroize;
 
 /// Bits of a limb.
@@ -98,6 +104,20 @@ fn limbs(x: u64) -> u64 {
     limb(0) | limb(1) | limb(2) | limb(3)
 }
 
+/// The field element of a position's four sums, each with an absolute value below 2^45: the
+/// definition of what back ends may compute in vectors.
+#[inline(always)]
+#[allow(dead_code, reason = "not every back end and test needs it")]
+fn value(low: &[i32; 4], high: &[i32; 4]) -> u64 {
+    let sum = |i: usize| low[i] as i64 + ((high[i] as i64) << KEPT_BITS);
+    let pair = |i: usize| sum(i) + (sum(i + 1) << LIMB_BITS);
+    // |a|, |b| < 2^60 + 2^46, and 2^30 b = 2^60 h + 2^30 l = (2^18 - 1) h + 2^30 l mod p with
+    // |h| <= 2^30 + 2^16 and 0 <= l < 2^30. With 2 p the total lies above 0 and below 2^63.
+    let (a, b) = (pair(0), pair(2));
+    let (h, l) = (b >> 30, b & ((1 << 30) - 1));
+    fp::reduce_u64((a + (h << 18) - h + (l << 30) + 2 * P as i64) as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +129,21 @@ mod tests {
             for i in 0..4 {
                 assert_eq!(words >> (16 * i) & 0xffff, x >> (15 * i) & LIMB);
             }
+        }
+    }
+
+    #[test]
+    fn sums_at_their_bounds_have_their_value() {
+        let most = (1i64 << 45) - 1;
+        let sums = [0, 1, -1, 0xffff, -0x10000, most, -most, most / 3, -most / 7];
+        let count = sums.len();
+        for i in 0..count.pow(4) {
+            let sums = [1, count, count.pow(2), count.pow(3)].map(|n| sums[i / n % count]);
+            let low = sums.map(|sum| (sum & 0xffff) as i32);
+            let high = sums.map(|sum| (sum >> KEPT_BITS) as i32);
+            let terms = (0..).step_by(LIMB_BITS as usize).zip(sums);
+            let expected = fp::from_i128(terms.map(|(by, sum)| (sum as i128) << by).sum());
+            assert_eq!(value(&low, &high), expected, "{sums:?}");
         }
     }
 }

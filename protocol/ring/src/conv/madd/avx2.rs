@@ -179,7 +179,7 @@ fn recombine(low: &[i32; LANES], high: &[i32; LANES]) -> __m256i {
     let (first, second) = (pairs(0), pairs(1));
     let a = _mm256_unpacklo_epi64(first, second);
     let b = _mm256_unpackhi_epi64(first, second);
-    // With |sum| < 2^45 both lie between -2^61 and 2^61, and |a| < 2^60 + 2^46. Adding 2^62 to b
+    // As in `value`, |a|, |b| < 2^60 + 2^46; adding 2^62 to b lets the shift be unsigned. It
     // leaves 2^30 b = 2^60 (h - 2^32) + 2^30 l = (2^18 - 1) (h - 2^32) + 2^30 l mod p, with
     // |h - 2^32| < 2^31 and 0 <= l < 2^30. With 2 p the total lies above 0 and below 2^62 + 2^51.
     const OFFSET: i64 = 2 * P as i64 - (((1 << 18) - 1) << 32);
@@ -209,4 +209,48 @@ fn subtract_once(x: __m256i) -> __m256i {
     // The sign of the difference, as a double's, chooses.
     let [x, reduced] = [_mm256_castsi256_pd(x), _mm256_castsi256_pd(reduced)];
     _mm256_castpd_si256(_mm256_blendv_pd(reduced, x, reduced))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conv::madd::value;
+    use pi_core::{Backend, fp};
+
+    #[test]
+    fn sums_at_their_bounds_have_their_value_in_vectors() {
+        if !Backend::Avx2.is_supported() {
+            return;
+        }
+        let most = (1i64 << 45) - 1;
+        let sums = [0, 1, -1, 0xffff, -0x10000, most, -most, most / 3, -most / 7];
+        let count = sums.len();
+        for i in 0..count.pow(4) {
+            let sums = [1, count, count.pow(2), count.pow(3)].map(|n| sums[i / n % count]);
+            let mut all = NO_SUMS;
+            // Position p has the sums of position 0, rotated by p, in the vectors' order.
+            let place = |p: usize, limb: usize| [0, 8, 4, 12][p] + (limb + p) % 4;
+            for (p, limb) in (0..POSITIONS).flat_map(|p| [0, 1, 2, 3].map(|limb| (p, limb))) {
+                all.low[0][place(p, limb)] = (sums[limb] & 0xffff) as i32;
+                all.high[0][place(p, limb)] = (sums[limb] >> 16) as i32;
+            }
+            let start = [0, 1, fp::P - 1, fp::P / 2];
+            for count in 1..=POSITIONS {
+                let mut found = start;
+                // SAFETY: the machine has AVX2, and there are `count` elements.
+                unsafe { Avx2::add_sums(&all, 1, found.as_mut_ptr(), POSITIONS, count) };
+                for (p, (&found, &start)) in found.iter().zip(&start).enumerate() {
+                    let lanes =
+                        |row: &[i32; LANES]| [0, 1, 2, 3].map(|i| row[[0, 8, 4, 12][p] + i]);
+                    let added = value(&lanes(&all.low[0]), &lanes(&all.high[0]));
+                    let expected = if p < count {
+                        fp::add(start, added)
+                    } else {
+                        start
+                    };
+                    assert_eq!(found, expected, "position {p} of {count}, {sums:?}");
+                }
+            }
+        }
+    }
 }
