@@ -6,7 +6,7 @@
 //! # Back ends
 //! [`PreparedConv::new`] chooses once, by the machine and the public bound on the weights:
 //! - `vnni`: weights of up to seven bits and a sign; needs AVX-512F, BW and VNNI;
-//! - `madd`: weights of up to twelve bits and a sign; needs AVX2 or NEON;
+//! - `madd`: weights of up to thirteen bits and a sign; needs AVX2 or NEON;
 //! - `limbs`: any weights, in `f64`; its matrix product has separate back ends.
 //!
 //! The first two share `tiles`: packing, gathering and the division into tasks.
@@ -45,6 +45,8 @@ enum Kernel {
     #[cfg(target_arch = "x86_64")]
     Vnni(tiles::Packed<vnni::Vnni>),
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    Winograd(tiles::Packed<madd::Winograd<madd::Madd>>),
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     Madd(tiles::Packed<madd::Madd>),
 }
 
@@ -54,8 +56,14 @@ pub struct ConvScratch {
     #[cfg(target_arch = "x86_64")]
     vnni: tiles::Scratch<vnni::Vnni>,
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    winograd: tiles::Scratch<madd::Winograd<madd::Madd>>,
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     madd: tiles::Scratch<madd::Madd>,
 }
+
+/// Input and output channels from which fewer multiplications outweigh transformations.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+const WINOGRAD_CHANNELS: usize = 32;
 
 impl PreparedConv {
     /// Packs the weights (`O C kh kw`), for which `|w| < 2^weight_bits` holds publicly.
@@ -72,11 +80,19 @@ impl PreparedConv {
 
     /// [`PreparedConv::new`] on a back end that the machine supports, checked before.
     fn on(backend: Backend, weights: &[i16], shape: ConvShape, weight_bits: u8) -> Self {
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        let plane_out = (shape.out_height(), shape.out_width());
         #[cfg(target_arch = "x86_64")]
         if backend == Backend::Avx512 && vnni::is_exact(&shape, weight_bits) {
             // SAFETY: the machine supports AVX-512.
-            let packed = unsafe { tiles::Packed::new(weights, &shape, vnni::DEPTH) };
+            let packed = unsafe { tiles::Packed::new(weights, &shape, plane_out, vnni::DEPTH) };
             let kernel = Kernel::Vnni(packed);
+            return Self { shape, kernel };
+        }
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        if shape.channels_in.min(shape.channels_out) >= WINOGRAD_CHANNELS
+            && let Some(kernel) = winograd(backend, weights, &shape, weight_bits)
+        {
             return Self { shape, kernel };
         }
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -84,7 +100,7 @@ impl PreparedConv {
             (backend, madd::depth(&shape, weight_bits))
         {
             // SAFETY: the machine supports the back end, which is the one of this architecture.
-            let packed = unsafe { tiles::Packed::new(weights, &shape, depth) };
+            let packed = unsafe { tiles::Packed::new(weights, &shape, plane_out, depth) };
             let kernel = Kernel::Madd(packed);
             return Self { shape, kernel };
         }
@@ -132,11 +148,27 @@ impl PreparedConv {
             #[cfg(target_arch = "x86_64")]
             Kernel::Vnni(packed) => packed.add_to(input, &mut scratch.vnni, sum),
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            Kernel::Winograd(packed) => packed.add_to(input, &mut scratch.winograd, sum),
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             Kernel::Madd(packed) => packed.add_to(input, &mut scratch.madd, sum),
         }
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let _ = scratch;
     }
+}
+
+/// The kernel that multiplies less, if the back end has it and it is exact.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn winograd(
+    backend: Backend,
+    weights: &[i16],
+    shape: &ConvShape,
+    weight_bits: u8,
+) -> Option<Kernel> {
+    let serves = matches!(backend, Backend::Avx2 | Backend::Neon)
+        && madd::winograd_is_exact(shape, weight_bits);
+    // SAFETY: the machine supports the back end, which is the one of this architecture.
+    serves.then(|| Kernel::Winograd(unsafe { madd::pack_winograd(weights, shape) }))
 }
 
 /// Zeros around an input plane.
@@ -278,6 +310,9 @@ mod tests {
             shape((5, 11, 10), 3, (1, 1), 4, [0, 3, 2, 0]),
             shape((7, 4, 4), 36, (1, 1), 2, [0; 4]),
             shape((2, 5, 5), 3, (3, 1), 1, [1; 4]),
+            shape((33, 7, 10), 32, (3, 3), 1, [1, 0, 0, 1]),
+            shape((58, 5, 9), 7, (3, 3), 1, [2, 1, 1, 3]),
+            shape((1, 3, 3), 1, (3, 3), 1, [0; 4]),
             shape((16, 1, 1), 10, (1, 1), 1, [0; 4]),
             shape((1, 1, 1), 1, (1, 1), 1, [0; 4]),
             shape((1, 1, 3), 2, (1, 5), 1, [0, 4, 0, 4]),
@@ -301,12 +336,9 @@ mod tests {
             *e = fp::add(*e, s);
         }
         let mut scratch = ConvScratch::default();
-        for prepared in crate::supported_backends().flat_map(|backend| {
-            [
-                PreparedConv::on(backend, &weights, shape, weight_bits),
-                PreparedConv::words(backend, &weights, shape, weight_bits),
-            ]
-        }) {
+        for prepared in crate::supported_backends()
+            .flat_map(|backend| all_on(backend, &weights, shape, weight_bits))
+        {
             // Twice, so that what the first use left in the scratch is no part of the result.
             for _ in 0..2 {
                 let mut sum = start.clone();
@@ -314,6 +346,24 @@ mod tests {
                 assert_eq!(sum, expected, "{shape:?}");
             }
         }
+    }
+
+    /// All that a back end can do, the choice first.
+    fn all_on(
+        backend: Backend,
+        weights: &[i16],
+        shape: ConvShape,
+        weight_bits: u8,
+    ) -> Vec<PreparedConv> {
+        let mut all = vec![
+            PreparedConv::on(backend, weights, shape, weight_bits),
+            PreparedConv::words(backend, weights, shape, weight_bits),
+        ];
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        if let Some(kernel) = winograd(backend, weights, &shape, weight_bits) {
+            all.push(PreparedConv { shape, kernel });
+        }
+        all
     }
 
     #[test]
@@ -362,7 +412,7 @@ mod tests {
     fn most_taps_before_sums_move_and_one_more_are_exact() {
         // With each number of bits, around a multiple of the taps after which `madd` moves sums.
         for weight_bits in 7..=15 {
-            let most = (1usize << 31) / ((1 << 15) * ((1 << weight_bits) - 1));
+            let most = (1usize << 31) / ((1 << 14) * ((1 << weight_bits) - 1));
             for taps in [
                 most.max(2) - 1,
                 most,
@@ -374,8 +424,10 @@ mod tests {
                 let shape = shape((taps, 1, 5), 7, (1, 1), 1, [0; 4]);
                 let largest = ((1 << weight_bits) - 1) as i16;
                 for w in [largest, -largest] {
-                    // All limbs of 15 bits but one are as large as they can be, then the other.
-                    for x in [fp::P - (1 << 18), (1 << 18) - 1, fp::P - 1] {
+                    // With all limbs of 15 bits as far below zero as they can be, almost as far
+                    // above, and as large as they are without signs.
+                    let far = 1 << 14 | 1 << 29 | 1 << 44 | 1 << 59;
+                    for x in [fp::P - far, far - (1 << 18), fp::P - (1 << 18), fp::P - 1] {
                         check(shape, weight_bits, |_| w, |_| x);
                     }
                 }

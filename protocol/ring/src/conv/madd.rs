@@ -1,6 +1,6 @@
 //! Convolution in products of 16 bits, by weights that were packed once.
 //!
-//! An input of 60 bits is four limbs of 15 bits, and a weight of at most [`WEIGHT_BITS`] bits and a
+//! An input of 60 bits is four limbs of 15 bits with signs, and a weight of at most [`WEIGHT_BITS`] bits and a
 //! sign is one word of 16: `vpmaddwd` multiplies 16 pairs of words and adds the products of
 //! neighbours to sums of 32 bits. That is four products over `F_p` per instruction with AVX2, two
 //! instructions a cycle; `f64` gives half as many.
@@ -22,20 +22,27 @@
 mod avx2;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod winograd;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx2::Avx2 as Madd;
 #[cfg(target_arch = "aarch64")]
 pub(super) use neon::Neon as Madd;
+pub(super) use winograd::{Winograd, is_exact as winograd_is_exact, pack as pack_winograd};
 
 use super::ConvShape;
+use super::tiles::{Kernel, Output};
 use pi_core::fp::{self, P};
+use std::ops::Range;
 use zeroize::Zeroize;
 
 /// Bits of a limb.
 const LIMB_BITS: u32 = 15;
-/// The largest limb.
-const LIMB: u64 = (1 << LIMB_BITS) - 1;
+/// The largest absolute value of a limb, `-2^14`; limbs are those of the representative that has
+/// such limbs only.
+const LIMB: u64 = 1 << (LIMB_BITS - 1);
+/// What makes all limbs of that representative digits from 0 on: [`LIMB`] in each place.
+const BIAS: u64 = LIMB * (1 | 1 << LIMB_BITS | 1 << (2 * LIMB_BITS) | 1 << (3 * LIMB_BITS));
 /// Positions of a tile.
 const POSITIONS: usize = 4;
 /// Output channels of a block: twelve sums of eight lanes stay in the sixteen registers.
@@ -52,7 +59,7 @@ const DEPTH: usize = 256;
 /// Bits of a low word that stay there.
 const KEPT_BITS: u32 = 16;
 /// Bits of the largest weights that gain: with more, sums move so often that `f64` is as fast.
-const WEIGHT_BITS: u8 = 12;
+const WEIGHT_BITS: u8 = 13;
 
 /// The weights of one block and group.
 type Weights = [[i16; TAPS]; ROWS];
@@ -69,6 +76,44 @@ pub(super) struct Inputs([i16; TAPS * LANES]);
 pub(super) struct Sums {
     low: [[i32; LANES]; ROWS],
     high: [[i32; LANES]; ROWS],
+}
+
+/// What [`Winograd`] needs of a back end beside its loops.
+pub(super) trait Madd4: Kernel<Weights = Weights, Inputs = Inputs, Sums = Sums> {
+    /// Transforms four patches of inputs; see `winograd`.
+    ///
+    /// # Safety
+    /// As for [`Kernel::gather`], with 32 taps a group.
+    unsafe fn gather_patches(
+        copied: &[u64],
+        taps: &[u32],
+        positions: &[u32],
+        out: &mut [winograd::Inputs],
+    );
+
+    /// Brings together the limbs of four positions for two taps.
+    ///
+    /// # Safety
+    /// The instructions are present.
+    unsafe fn interleave(a: &[u64; POSITIONS], b: &[u64; POSITIONS]) -> Inputs;
+
+    /// Adds the outputs of transformed sums; see `winograd`.
+    ///
+    /// # Safety
+    /// As for [`Kernel::add_sums`], whose positions are squares.
+    unsafe fn add_squares(
+        sums: &winograd::Sums,
+        output: &Output,
+        rows: Range<usize>,
+        at: usize,
+        count: usize,
+    );
+
+    /// The field elements of a row of sums, position by position.
+    ///
+    /// # Safety
+    /// The instructions are present.
+    unsafe fn values(sums: &Sums, row: usize) -> [u64; POSITIONS];
 }
 
 const NO_WEIGHTS: Weights = [[0; TAPS]; ROWS];
@@ -95,13 +140,23 @@ const fn exact_depth(weight_bits: u8) -> usize {
     (free / (TAPS as u64 * product)) as usize
 }
 
-const _: () = assert!(exact_depth(7) == 258 && exact_depth(15) == 1);
+const _: () = assert!(exact_depth(7) == 516 && exact_depth(15) == 2);
 
 /// The four limbs of an element, one to a word.
 #[inline(always)]
 fn limbs(x: u64) -> u64 {
-    let limb = |i: u32| (x & LIMB << (LIMB_BITS * i)) << ((16 - LIMB_BITS) * i);
-    limb(0) | limb(1) | limb(2) | limb(3)
+    signed_digits(fp::reduce_u64(x + BIAS))
+}
+
+/// The digits of `x` to the base `2^15`, each less [`LIMB`], one to a word: the limbs of `x` less
+/// [`BIAS`].
+#[inline(always)]
+fn signed_digits(x: u64) -> u64 {
+    const TOPS: u64 = LIMB * (1 | 1 << 16 | 1 << 32 | 1 << 48);
+    let digit = |i: u32| (x & ((1 << LIMB_BITS) - 1) << (LIMB_BITS * i)) << ((16 - LIMB_BITS) * i);
+    let digits = (digit(0) | digit(1) | digit(2) | digit(3)) ^ TOPS;
+    // Now two's complement of 15 bits, of which the highest becomes that of 16 bits.
+    digits | (digits & TOPS) << 1
 }
 
 /// The field element of a position's four sums, each with an absolute value below 2^45: the
@@ -123,12 +178,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limbs_are_the_digits() {
-        for x in [0u64, 1, 0xfed_cba9_8765_4321, (1 << 60) - 1, LIMB << 30] {
+    fn limbs_are_small_and_have_the_value_of_the_element() {
+        let p = fp::P;
+        for x in [
+            0,
+            1,
+            0xfed_cba9_8765_4321,
+            BIAS,
+            p - BIAS,
+            p - 1,
+            p / 2,
+            LIMB,
+            LIMB - 1,
+            p - LIMB,
+        ] {
             let words = limbs(x);
+            let mut value = 0;
             for i in 0..4 {
-                assert_eq!(words >> (16 * i) & 0xffff, x >> (15 * i) & LIMB);
+                let limb = (words >> (16 * i)) as i16;
+                assert!(limb.unsigned_abs() as u64 <= LIMB && limb < LIMB as i16);
+                value += (limb as i128) << (LIMB_BITS * i);
             }
+            assert_eq!(fp::from_i128(value), x);
         }
     }
 

@@ -45,8 +45,8 @@ pub(super) trait Kernel {
     /// The sums of one block and tile.
     type Sums: Copy + Zeroize + Send + Sync;
 
-    /// Sets one weight, of as many bits as the kernel serves.
-    fn set(weights: &mut Self::Weights, row: usize, tap: usize, weight: i16);
+    /// Sets one weight, of as many bits as the kernel serves, among those of a block.
+    fn set(block: &mut [Self::Weights], group: usize, row: usize, tap: usize, weight: i16);
 
     /// An input as the copy holds it; 0 for 0.
     fn limbs(x: u64) -> u64;
@@ -58,23 +58,38 @@ pub(super) trait Kernel {
     /// positions; the sum of each tap and each position is an index of `copied`.
     unsafe fn gather(copied: &[u64], taps: &[u32], positions: &[u32], out: &mut [Self::Inputs]);
 
-    /// Adds the products of a block's weights and the inputs.
+    /// Adds the products of a block's weights and the inputs to the sums, or to zeros instead of
+    /// what is there if the sums are `fresh`.
     ///
     /// # Safety
-    /// The instructions are present.
-    unsafe fn multiply(weights: &[Self::Weights], inputs: &[Self::Inputs], sums: &mut Self::Sums);
+    /// The instructions are present; there are as many groups of weights as of inputs.
+    unsafe fn multiply(
+        weights: &[Self::Weights],
+        inputs: &[Self::Inputs],
+        sums: &mut Self::Sums,
+        fresh: bool,
+    );
 
-    /// Adds the first `rows` rows of sums to the first `count` positions of a tile, modulo `p`.
+    /// Adds the first rows of sums to these rows of the output, at the first `count` positions of
+    /// the tile from position `at` on, modulo `p`.
     ///
     /// # Safety
-    /// The instructions are present; `rows <= ROWS`, `1 <= count <= POSITIONS`, and `count`
-    /// elements from `to + r * row_len` on are valid to read and write for each row `r`.
-    unsafe fn add_sums(sums: &Self::Sums, rows: usize, to: *mut u64, row_len: usize, count: usize);
+    /// The instructions are present; at most `ROWS` rows, `1 <= count <= POSITIONS`; the rows have
+    /// the positions, and nobody else uses them there.
+    unsafe fn add_sums(
+        sums: &Self::Sums,
+        output: &Output,
+        rows: Range<usize>,
+        at: usize,
+        count: usize,
+    );
 }
 
 /// Weights and index tables.
 pub(super) struct Packed<K: Kernel> {
     shape: ConvShape,
+    /// Rows and columns of an output plane.
+    plane_out: (usize, usize),
     /// Block by block, group by group.
     weights: Zeroizing<Vec<K::Weights>>,
     blocks: usize,
@@ -132,20 +147,26 @@ impl<K: Kernel> Worker<K> {
 }
 
 impl<K: Kernel> Packed<K> {
-    /// Packs the weights, of which `depth` groups are multiplied at a time.
+    /// Packs the weights, of which `depth` groups are multiplied at a time. A plane of the output
+    /// has `plane_out` rows and columns.
     ///
     /// # Safety
     /// The instructions of the kernel are present.
     /// # Preconditions
     /// The weights have the shape and bits that the kernel serves at this depth.
-    pub(super) unsafe fn new(weights: &[i16], shape: &ConvShape, depth: usize) -> Self {
+    pub(super) unsafe fn new(
+        weights: &[i16],
+        shape: &ConvShape,
+        plane_out: (usize, usize),
+        depth: usize,
+    ) -> Self {
         let (taps, groups) = (shape.taps(), shape.taps().div_ceil(K::TAPS));
         let blocks = shape.channels_out.div_ceil(K::ROWS);
         let mut packed = Zeroizing::new(vec![K::NO_WEIGHTS; blocks * groups]);
         for (o, row) in weights.chunks_exact(taps).enumerate() {
+            let block = &mut packed[o / K::ROWS * groups..][..groups];
             for (t, &w) in row.iter().enumerate() {
-                let at = o / K::ROWS * groups + t / K::TAPS;
-                K::set(&mut packed[at], o % K::ROWS, t % K::TAPS, w);
+                K::set(block, t / K::TAPS, o % K::ROWS, t % K::TAPS, w);
             }
         }
         let stride = shape.stride;
@@ -180,6 +201,7 @@ impl<K: Kernel> Packed<K> {
         assert!(furthest < copied_len, "every tap lies in the copy");
         Packed {
             shape: *shape,
+            plane_out,
             weights: packed,
             blocks,
             groups,
@@ -210,12 +232,16 @@ impl<K: Kernel> Packed<K> {
         }
         let output = Output {
             sum: sum.as_mut_ptr(),
-            positions: self.shape.out_height() * self.shape.out_width(),
+            height: self.plane_out.0,
+            width: self.plane_out.1,
         };
-        debug_assert_eq!(sum.len(), output.positions * self.shape.channels_out);
+        assert_eq!(sum.len(), output.row_len() * self.shape.channels_out);
         let (next, copied) = (AtomicUsize::new(0), &scratch.copied[..]);
         let work = |worker: &mut Worker<K>| {
-            worker.grow(part * K::TILES, self.groups.min(self.depth) * K::TILES);
+            worker.grow(
+                self.sums(part) * K::TILES,
+                self.groups.min(self.depth) * K::TILES,
+            );
             loop {
                 let task = next.fetch_add(1, Ordering::Relaxed);
                 if task >= spans * parts {
@@ -234,6 +260,12 @@ impl<K: Kernel> Packed<K> {
             [only] => work(only),
             workers => workers.par_iter_mut().with_max_len(1).for_each(work),
         }
+    }
+
+    /// Sums that a tile of this many blocks needs: those of one block if they are complete when the
+    /// next begins.
+    fn sums(&self, blocks: usize) -> usize {
+        if self.groups > self.depth { blocks } else { 1 }
     }
 
     /// Copies the input into planes with their padding.
@@ -290,9 +322,9 @@ impl<K: Kernel> Packed<K> {
         worker: &mut Worker<K>,
         output: &Output,
     ) {
+        let existing = self.shape.out_height() * self.shape.out_width();
         // Block by block, tile by tile.
-        let sums = &mut worker.sums[..blocks.len() * tiles.len()];
-        sums.fill(K::NO_SUMS);
+        let all_sums = &mut worker.sums[..self.sums(blocks.len()) * tiles.len()];
         for from in (0..self.groups).step_by(self.depth) {
             let depth = self.depth.min(self.groups - from);
             let inputs = &mut worker.inputs[..depth * tiles.len()];
@@ -303,26 +335,24 @@ impl<K: Kernel> Packed<K> {
                 // position.
                 unsafe { K::gather(copied, taps, positions, inputs) };
             }
-            let sums = sums.chunks_exact_mut(tiles.len());
-            for (block, sums) in blocks.clone().zip(sums) {
+            for (i, block) in blocks.clone().enumerate() {
+                let first = (self.sums(i + 1) - 1) * tiles.len();
+                let sums = &mut all_sums[first..][..tiles.len()];
                 let weights = &self.weights[block * self.groups + from..][..depth];
                 for (inputs, sums) in inputs.chunks_exact(depth).zip(&mut *sums) {
                     // SAFETY: as promised by the caller.
-                    unsafe { K::multiply(weights, inputs, sums) };
+                    unsafe { K::multiply(weights, inputs, sums, from == 0) };
                 }
                 if from + depth < self.groups {
                     continue;
                 }
-                let rows = K::ROWS.min(self.shape.channels_out - block * K::ROWS);
+                let rows = block * K::ROWS..self.shape.channels_out.min((block + 1) * K::ROWS);
                 for (tile, sums) in tiles.clone().zip(&*sums) {
                     let at = tile * K::POSITIONS;
-                    let count = K::POSITIONS.min(output.positions - at);
+                    let count = K::POSITIONS.min(existing - at);
                     // SAFETY: rows and `count` positions from `at` on are the shape's, and this
                     // task's alone.
-                    unsafe {
-                        let to = output.sum.add(block * K::ROWS * output.positions + at);
-                        K::add_sums(sums, rows, to, output.positions, count);
-                    }
+                    unsafe { K::add_sums(sums, output, rows.clone(), at, count) };
                 }
             }
         }
@@ -330,11 +360,44 @@ impl<K: Kernel> Packed<K> {
 }
 
 /// The result, of which each task writes its own part.
-struct Output {
+pub(super) struct Output {
     sum: *mut u64,
-    positions: usize,
+    pub(super) height: usize,
+    pub(super) width: usize,
 }
 
 // SAFETY: tasks write disjoint elements, and the slice it was made from is borrowed until all
 // of them have ended.
 unsafe impl Sync for Output {}
+
+impl Output {
+    /// A result of one channel and one row of elements.
+    #[cfg(test)]
+    pub(super) fn of_row(row: &mut [u64]) -> Self {
+        Output {
+            sum: row.as_mut_ptr(),
+            height: 1,
+            width: row.len(),
+        }
+    }
+
+    /// Elements of an output channel.
+    fn row_len(&self) -> usize {
+        self.height * self.width
+    }
+
+    /// `count` elements of an output channel from `at` on.
+    ///
+    /// # Safety
+    /// The channel is one of the result, and nobody else uses these elements meanwhile.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref, reason = "tasks write disjoint elements")]
+    pub(super) unsafe fn elements(&self, channel: usize, at: usize, count: usize) -> &mut [u64] {
+        debug_assert!(at + count <= self.row_len());
+        // SAFETY: elements of the result, as promised by the caller; their plane has them.
+        unsafe {
+            let first = self.sum.add(channel * self.row_len() + at);
+            std::slice::from_raw_parts_mut(first, count)
+        }
+    }
+}

@@ -18,9 +18,10 @@
 //! Blocks have six rows; their weights lie group by group, four taps together.
 
 use super::ConvShape;
-use super::tiles::Kernel;
+use super::tiles::{Kernel, Output};
 use pi_core::fp::P;
 use std::arch::x86_64::*;
+use std::ops::Range;
 use zeroize::Zeroize;
 
 /// Positions of a tile.
@@ -71,8 +72,8 @@ impl Kernel for Vnni {
     type Inputs = Inputs;
     type Sums = Sums;
 
-    fn set(weights: &mut Weights, row: usize, tap: usize, weight: i16) {
-        weights[row][tap] = i8::try_from(weight).expect("weights have at most seven bits");
+    fn set(block: &mut [Weights], group: usize, row: usize, tap: usize, weight: i16) {
+        block[group][row][tap] = i8::try_from(weight).expect("weights have at most seven bits");
     }
 
     /// Its bytes as they lie in memory.
@@ -88,18 +89,21 @@ impl Kernel for Vnni {
     }
 
     #[target_feature(enable = "avx512f,avx512vnni")]
-    unsafe fn multiply(weights: &[Weights], inputs: &[Inputs], sums: &mut Sums) {
+    unsafe fn multiply(weights: &[Weights], inputs: &[Inputs], sums: &mut Sums, fresh: bool) {
+        if fresh {
+            *sums = Self::NO_SUMS;
+        }
         multiply(weights, inputs, sums)
     }
 
     #[target_feature(enable = "avx512f")]
-    unsafe fn add_sums(sums: &Sums, rows: usize, to: *mut u64, row_len: usize, count: usize) {
+    unsafe fn add_sums(sums: &Sums, output: &Output, rows: Range<usize>, at: usize, count: usize) {
         let mask = (0xffu32 >> (POSITIONS - count)) as __mmask8;
-        for (r, sums) in sums.0[..rows].iter().enumerate() {
+        for (row, sums) in rows.zip(&sums.0) {
             let values = recombine(sums);
-            // SAFETY: the caller promises `count` elements of each row, and the mask has as many.
+            // SAFETY: as promised by the caller, and the mask has `count` elements.
             unsafe {
-                let to = to.add(r * row_len);
+                let to = output.elements(row, at, count).as_mut_ptr();
                 let old = _mm512_maskz_loadu_epi64(mask, to.cast());
                 let new = subtract_once(_mm512_add_epi64(old, values));
                 _mm512_mask_storeu_epi64(to.cast(), mask, new);

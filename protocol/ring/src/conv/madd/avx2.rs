@@ -7,9 +7,11 @@ use super::{
     Inputs, LANES, NO_INPUTS, NO_SUMS, NO_WEIGHTS, POSITIONS, ROWS, Sums, TAPS, TILES, Weights,
     limbs,
 };
-use crate::conv::tiles::Kernel;
+use super::{Madd4, winograd};
+use crate::conv::tiles::{Kernel, Output};
 use pi_core::fp::P;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Sums of a row.
 const VECTORS: usize = LANES / 8;
@@ -31,8 +33,8 @@ impl Kernel for Avx2 {
     type Inputs = Inputs;
     type Sums = Sums;
 
-    fn set(weights: &mut Weights, row: usize, tap: usize, weight: i16) {
-        weights[row][tap] = weight;
+    fn set(block: &mut [Weights], group: usize, row: usize, tap: usize, weight: i16) {
+        block[group][row][tap] = weight;
     }
 
     #[inline(always)]
@@ -72,11 +74,13 @@ impl Kernel for Avx2 {
         reason = "one index runs over several arrays of registers"
     )]
     #[target_feature(enable = "avx2")]
-    unsafe fn multiply(weights: &[Weights], inputs: &[Inputs], sums: &mut Sums) {
+    unsafe fn multiply(weights: &[Weights], inputs: &[Inputs], sums: &mut Sums, fresh: bool) {
         let mut total = [[_mm256_setzero_si256(); VECTORS]; ROWS];
-        for r in 0..ROWS {
-            for v in 0..VECTORS {
-                total[r][v] = load(&sums.low[r], v);
+        if !fresh {
+            for r in 0..ROWS {
+                for v in 0..VECTORS {
+                    total[r][v] = load(&sums.low[r], v);
+                }
             }
         }
         for (weights, inputs) in weights.iter().zip(inputs) {
@@ -91,8 +95,10 @@ impl Kernel for Avx2 {
         let kept = _mm256_set1_epi32(0xffff);
         for r in 0..ROWS {
             for v in 0..VECTORS {
-                let moved = _mm256_srai_epi32::<16>(total[r][v]);
-                let high = _mm256_add_epi32(load(&sums.high[r], v), moved);
+                let mut high = _mm256_srai_epi32::<16>(total[r][v]);
+                if !fresh {
+                    high = _mm256_add_epi32(load(&sums.high[r], v), high);
+                }
                 store(&mut sums.high[r], v, high);
                 store(&mut sums.low[r], v, _mm256_and_si256(total[r][v], kept));
             }
@@ -100,34 +106,78 @@ impl Kernel for Avx2 {
     }
 
     #[target_feature(enable = "avx2")]
-    unsafe fn add_sums(sums: &Sums, rows: usize, to: *mut u64, row_len: usize, count: usize) {
-        for (r, (low, high)) in sums.low[..rows].iter().zip(&sums.high).enumerate() {
+    unsafe fn add_sums(sums: &Sums, output: &Output, rows: Range<usize>, at: usize, count: usize) {
+        for (row, (low, high)) in rows.zip(sums.low.iter().zip(&sums.high)) {
             let values = recombine(low, high);
-            // SAFETY: the caller promises `count` elements of each row.
-            let row = unsafe { std::slice::from_raw_parts_mut(to.add(r * row_len), count) };
-            let mut old = [0u64; POSITIONS];
+            // SAFETY: as promised by the caller.
+            let elements = unsafe { output.elements(row, at, count) };
+            let mut some = [0u64; POSITIONS];
             let whole = count == POSITIONS;
-            // SAFETY: four elements.
-            let sum = unsafe {
-                let from = if whole {
-                    row.as_ptr()
-                } else {
-                    old[..count].copy_from_slice(row);
-                    old.as_ptr()
-                };
-                _mm256_add_epi64(_mm256_loadu_si256(from.cast()), values)
-            };
-            let new = subtract_once(sum);
-            // SAFETY: four elements.
+            // SAFETY: four elements each.
             unsafe {
-                if whole {
-                    _mm256_storeu_si256(row.as_mut_ptr().cast(), new);
+                let from = if whole {
+                    elements.as_ptr()
                 } else {
-                    _mm256_storeu_si256(old.as_mut_ptr().cast(), new);
-                    row.copy_from_slice(&old[..count]);
+                    some[..count].copy_from_slice(elements);
+                    some.as_ptr()
+                };
+                let sum = _mm256_add_epi64(_mm256_loadu_si256(from.cast()), values);
+                let new = subtract_once(sum);
+                if whole {
+                    _mm256_storeu_si256(elements.as_mut_ptr().cast(), new);
+                } else {
+                    _mm256_storeu_si256(some.as_mut_ptr().cast(), new);
+                    elements.copy_from_slice(&some[..count]);
                 }
             }
         }
+    }
+}
+
+impl Madd4 for Avx2 {
+    #[target_feature(enable = "avx2")]
+    unsafe fn gather_patches(
+        copied: &[u64],
+        taps: &[u32],
+        positions: &[u32],
+        out: &mut [winograd::Inputs],
+    ) {
+        // SAFETY: as promised by the caller.
+        unsafe { winograd::gather_patches::<Self>(copied, taps, positions, out) }
+    }
+
+    #[inline(always)]
+    unsafe fn interleave(a: &[u64; POSITIONS], b: &[u64; POSITIONS]) -> Inputs {
+        let mut inputs = NO_INPUTS;
+        let (a, b) = (load(a, 0), load(b, 0));
+        // SAFETY: twice 32 bytes; the caller promises AVX2.
+        unsafe {
+            let out: *mut __m256i = inputs.0.as_mut_ptr().cast();
+            _mm256_store_si256(out, _mm256_unpacklo_epi16(a, b));
+            _mm256_store_si256(out.add(1), _mm256_unpackhi_epi16(a, b));
+        }
+        inputs
+    }
+
+    #[target_feature(enable = "avx2")]
+    unsafe fn add_squares(
+        sums: &winograd::Sums,
+        output: &Output,
+        rows: Range<usize>,
+        at: usize,
+        count: usize,
+    ) {
+        // SAFETY: as promised by the caller.
+        unsafe { winograd::add_squares::<Self>(sums, output, rows, at, count) }
+    }
+
+    #[target_feature(enable = "avx2")]
+    unsafe fn values(sums: &Sums, row: usize) -> [u64; POSITIONS] {
+        let mut values = [0; POSITIONS];
+        let vector = recombine(&sums.low[row], &sums.high[row]);
+        // SAFETY: four elements.
+        unsafe { _mm256_storeu_si256(values.as_mut_ptr().cast(), vector) };
+        values
     }
 }
 
@@ -237,8 +287,9 @@ mod tests {
             let start = [0, 1, fp::P - 1, fp::P / 2];
             for count in 1..=POSITIONS {
                 let mut found = start;
+                let output = Output::of_row(&mut found);
                 // SAFETY: the machine has AVX2, and there are `count` elements.
-                unsafe { Avx2::add_sums(&all, 1, found.as_mut_ptr(), POSITIONS, count) };
+                unsafe { Avx2::add_sums(&all, &output, 0..1, 0, count) };
                 for (p, (&found, &start)) in found.iter().zip(&start).enumerate() {
                     let lanes =
                         |row: &[i32; LANES]| [0, 1, 2, 3].map(|i| row[[0, 8, 4, 12][p] + i]);

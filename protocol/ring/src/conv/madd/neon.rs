@@ -8,9 +8,11 @@ use super::{
     Inputs, LANES, NO_INPUTS, NO_SUMS, NO_WEIGHTS, POSITIONS, ROWS, Sums, TAPS, TILES, Weights,
     limbs, value,
 };
-use crate::conv::tiles::Kernel;
+use super::{Madd4, winograd};
+use crate::conv::tiles::{Kernel, Output};
 use pi_core::fp;
 use std::arch::aarch64::*;
+use std::ops::Range;
 
 /// Sums of a row.
 const VECTORS: usize = LANES / 4;
@@ -32,8 +34,8 @@ impl Kernel for Neon {
     type Inputs = Inputs;
     type Sums = Sums;
 
-    fn set(weights: &mut Weights, row: usize, tap: usize, weight: i16) {
-        weights[row][tap] = weight;
+    fn set(block: &mut [Weights], group: usize, row: usize, tap: usize, weight: i16) {
+        block[group][row][tap] = weight;
     }
 
     #[inline(always)]
@@ -70,7 +72,10 @@ impl Kernel for Neon {
     }
 
     #[target_feature(enable = "neon")]
-    unsafe fn multiply(weights: &[Weights], inputs: &[Inputs], sums: &mut Sums) {
+    unsafe fn multiply(weights: &[Weights], inputs: &[Inputs], sums: &mut Sums, fresh: bool) {
+        if fresh {
+            *sums = NO_SUMS;
+        }
         let mut total = [[vdupq_n_s32(0); VECTORS]; ROWS];
         for (total, low) in total.iter_mut().zip(&sums.low) {
             for (v, total) in total.iter_mut().enumerate() {
@@ -133,14 +138,58 @@ impl Kernel for Neon {
         }
     }
 
-    unsafe fn add_sums(sums: &Sums, rows: usize, to: *mut u64, row_len: usize, count: usize) {
-        for (r, (low, high)) in sums.low[..rows].iter().zip(&sums.high).enumerate() {
-            // SAFETY: the caller promises `count` elements of each row.
-            let row = unsafe { std::slice::from_raw_parts_mut(to.add(r * row_len), count) };
-            let lanes = low.as_chunks().0.iter().zip(high.as_chunks().0);
-            for (sum, (low, high)) in row.iter_mut().zip(lanes) {
-                *sum = fp::add(*sum, value(low, high));
+    unsafe fn add_sums(sums: &Sums, output: &Output, rows: Range<usize>, at: usize, count: usize) {
+        for (r, row) in rows.enumerate() {
+            // SAFETY: as promised by the caller.
+            let elements = unsafe { output.elements(row, at, count) };
+            for (sum, value) in elements.iter_mut().zip(values(sums, r)) {
+                *sum = fp::add(*sum, value);
             }
         }
     }
+}
+
+impl Madd4 for Neon {
+    unsafe fn gather_patches(
+        copied: &[u64],
+        taps: &[u32],
+        positions: &[u32],
+        out: &mut [winograd::Inputs],
+    ) {
+        // SAFETY: as promised by the caller.
+        unsafe { winograd::gather_patches::<Self>(copied, taps, positions, out) }
+    }
+
+    #[inline(always)]
+    unsafe fn interleave(a: &[u64; POSITIONS], b: &[u64; POSITIONS]) -> Inputs {
+        let mut inputs = NO_INPUTS;
+        for (out, x) in inputs.0.chunks_exact_mut(4).zip(a.iter().chain(b)) {
+            for (out, by) in out.iter_mut().zip([0, 16, 32, 48]) {
+                *out = (x >> by) as i16;
+            }
+        }
+        inputs
+    }
+
+    unsafe fn add_squares(
+        sums: &winograd::Sums,
+        output: &Output,
+        rows: Range<usize>,
+        at: usize,
+        count: usize,
+    ) {
+        // SAFETY: as promised by the caller.
+        unsafe { winograd::add_squares::<Self>(sums, output, rows, at, count) }
+    }
+
+    unsafe fn values(sums: &Sums, row: usize) -> [u64; POSITIONS] {
+        values(sums, row)
+    }
+}
+
+/// The field elements of a row of sums.
+#[inline]
+fn values(sums: &Sums, row: usize) -> [u64; POSITIONS] {
+    let (low, high) = (sums.low[row].as_chunks().0, sums.high[row].as_chunks().0);
+    std::array::from_fn(|p| value(&low[p], &high[p]))
 }
