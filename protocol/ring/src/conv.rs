@@ -442,6 +442,22 @@ mod tests {
     }
 
     #[test]
+    fn squares_of_outputs_with_the_largest_sums_are_exact() {
+        // Around the channels after which sums move; a patch of equal inputs becomes four times one
+        // at a point whose weight is nine times one.
+        for channels in [113, 114, 115, 116, 229] {
+            let shape = shape((channels, 4, 9), 7, (3, 3), 1, [0, 1, 1, 0]);
+            let far = 1 << 14 | 1 << 29 | 1 << 44 | 1 << 59;
+            for x in [fp::P - far, far - (1 << 18)].map(|x| fp::mul(x, fp::inv(4))) {
+                for w in [127, -127] {
+                    check(shape, 7, |_| w, |_| x);
+                }
+                check(shape, 7, |r| 127 * (r as i16 & 2) - 127, |_| x);
+            }
+        }
+    }
+
+    #[test]
     fn scratch_serves_shapes_in_any_order() {
         let mut rng = ChaCha20Rng::seed_from_u64(2);
         let mut scratch = ConvScratch::default();

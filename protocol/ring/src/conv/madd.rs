@@ -1,9 +1,9 @@
 //! Convolution in products of 16 bits, by weights that were packed once.
 //!
-//! An input of 60 bits is four limbs of 15 bits with signs, and a weight of at most [`WEIGHT_BITS`] bits and a
-//! sign is one word of 16: `vpmaddwd` multiplies 16 pairs of words and adds the products of
-//! neighbours to sums of 32 bits. That is four products over `F_p` per instruction with AVX2, two
-//! instructions a cycle; `f64` gives half as many.
+//! An input of 60 bits is four limbs of 14 bits and a sign, and a weight of at most [`WEIGHT_BITS`]
+//! bits and a sign is one word of 16: `vpmaddwd` multiplies 16 pairs of words and adds the products
+//! of neighbours to sums of 32 bits. That is four products over `F_p` per instruction with AVX2,
+//! two instructions a cycle; `f64` gives half as many.
 //!
 //! # Exactness
 //! A sum has a low word of 32 bits that the products go to, and a high word. Before the low word
@@ -53,8 +53,8 @@ const TAPS: usize = 2;
 const LANES: usize = 4 * POSITIONS;
 /// Tiles of a task: sixteen positions, two cache lines of the result.
 const TILES: usize = 4;
-/// Most groups multiplied at a time: their inputs, 16 KiB a tile, stay in the second cache while all
-/// blocks read them, and a block's weights, 6 KiB, in the first.
+/// Most groups multiplied at a time: their inputs, 16 KiB a tile, stay in the second cache while
+/// all blocks read them, and a block's weights, 6 KiB, in the first.
 const DEPTH: usize = 256;
 /// Bits of a low word that stay there.
 const KEPT_BITS: u32 = 16;
@@ -113,7 +113,7 @@ pub(super) trait Madd4: Kernel<Weights = Weights, Inputs = Inputs, Sums = Sums> 
     ///
     /// # Safety
     /// The instructions are present.
-    unsafe fn values(sums: &Sums, row: usize) -> [u64; POSITIONS];
+    unsafe fn values(low: &[i32; LANES], high: &[i32; LANES]) -> [u64; POSITIONS];
 }
 
 const NO_WEIGHTS: Weights = [[0; TAPS]; ROWS];

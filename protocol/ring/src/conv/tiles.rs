@@ -3,11 +3,11 @@
 //!
 //! # Layout
 //! A *tile* is a few neighbouring output positions, a *block* a few rows (output channels), and the
-//! sum runs over *groups* of taps. Inputs are first copied into planes with their padding, one plane
-//! for each remainder of row and column modulo the stride, so that a tap of neighbouring positions
-//! is neighbouring memory. A task gathers the inputs of one or more tiles, a number of groups at a
-//! time, and multiplies them by the weights of many blocks while they stay in a cache. Rows and taps
-//! that do not exist have weight zero.
+//! sum runs over *groups* of taps. Inputs are first copied into planes with their padding, one
+//! plane for each remainder of row and column modulo the stride, so that a tap of neighbouring
+//! positions is neighbouring memory. A task gathers the inputs of one or more tiles, a number of
+//! groups at a time, and multiplies them by the weights of many blocks while they stay in a cache.
+//! Rows and taps that do not exist have weight zero.
 //!
 //! [`Kernel`] says how many positions, rows and taps these are, and has the inner loops.
 

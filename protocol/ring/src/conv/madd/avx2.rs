@@ -1,7 +1,7 @@
 //! The inner loops with AVX2.
 //!
-//! The lanes of a row are, vector by vector, the limbs of positions 0, 2, 1 and 3: what interleaving
-//! the words of two taps gives.
+//! The lanes of a row are, vector by vector, the limbs of positions 0, 2, 1 and 3: what
+//! interleaving the words of two taps gives.
 
 use super::{
     Inputs, LANES, NO_INPUTS, NO_SUMS, NO_WEIGHTS, POSITIONS, ROWS, Sums, TAPS, TILES, Weights,
@@ -172,9 +172,9 @@ impl Madd4 for Avx2 {
     }
 
     #[target_feature(enable = "avx2")]
-    unsafe fn values(sums: &Sums, row: usize) -> [u64; POSITIONS] {
+    unsafe fn values(low: &[i32; LANES], high: &[i32; LANES]) -> [u64; POSITIONS] {
         let mut values = [0; POSITIONS];
-        let vector = recombine(&sums.low[row], &sums.high[row]);
+        let vector = recombine(low, high);
         // SAFETY: four elements.
         unsafe { _mm256_storeu_si256(values.as_mut_ptr().cast(), vector) };
         values

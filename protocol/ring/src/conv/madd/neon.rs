@@ -98,7 +98,8 @@ impl Kernel for Neon {
             };
             // Rows by number, for lanes are part of the instruction.
             macro_rules! add {
-                ($x:ident, $y:ident, $row:literal, $low:ident, $high:ident, $w:ident, $lane:literal) => {
+                ($x:ident, $y:ident, $row:literal,
+                 $low:ident, $high:ident, $w:ident, $lane:literal) => {
                     let [a, b, c, d] = &mut total[$row];
                     *a = $low::<$lane>(*a, vget_low_s16($x), $w);
                     *b = $high::<$lane>(*b, $x, $w);
@@ -142,7 +143,7 @@ impl Kernel for Neon {
         for (r, row) in rows.enumerate() {
             // SAFETY: as promised by the caller.
             let elements = unsafe { output.elements(row, at, count) };
-            for (sum, value) in elements.iter_mut().zip(values(sums, r)) {
+            for (sum, value) in elements.iter_mut().zip(values(&sums.low[r], &sums.high[r])) {
                 *sum = fp::add(*sum, value);
             }
         }
@@ -182,14 +183,14 @@ impl Madd4 for Neon {
         unsafe { winograd::add_squares::<Self>(sums, output, rows, at, count) }
     }
 
-    unsafe fn values(sums: &Sums, row: usize) -> [u64; POSITIONS] {
-        values(sums, row)
+    unsafe fn values(low: &[i32; LANES], high: &[i32; LANES]) -> [u64; POSITIONS] {
+        values(low, high)
     }
 }
 
 /// The field elements of a row of sums.
 #[inline]
-fn values(sums: &Sums, row: usize) -> [u64; POSITIONS] {
-    let (low, high) = (sums.low[row].as_chunks().0, sums.high[row].as_chunks().0);
+fn values(low: &[i32; LANES], high: &[i32; LANES]) -> [u64; POSITIONS] {
+    let (low, high) = (low.as_chunks().0, high.as_chunks().0);
     std::array::from_fn(|p| value(&low[p], &high[p]))
 }

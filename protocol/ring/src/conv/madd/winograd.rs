@@ -1,8 +1,8 @@
 //! Convolution by 3x3 kernels with 16 multiplications for four outputs instead of 36.
 //!
 //! This is `F(2x2, 3x3)` of Lavin and Gray (Fast Algorithms for Convolutional Neural Networks,
-//! CVPR 2016, section 4.1), after Winograd: outputs are computed in squares of two by two, each from
-//! a patch of four by four inputs. Kernels, patches and products are transformed by
+//! CVPR 2016, section 4.1), after Winograd: outputs are computed in squares of two by two, each
+//! from a patch of four by four inputs. Kernels, patches and products are transformed by
 //!
 //! ```text
 //! B^T = 1  0 -1  0    G = 1  0  0    A^T = 2  1  1  0
@@ -21,10 +21,10 @@
 //! are split into limbs.
 //!
 //! # Layout
-//! To the tiles this is a convolution by 4x4 kernels with stride 2, whose positions are the squares.
-//! A group has the 16 taps of two channels. Of a block's weights and a tile's inputs, though, those
-//! of all groups lie together for each of the 16 *points* of transformed patches, for the loops
-//! multiply point by point.
+//! To the tiles this is a convolution by 4x4 kernels with stride 2, whose positions are the
+//! squares. A group has the 16 taps of two channels. Of a block's weights and a tile's inputs,
+//! though, those of all groups lie together for each of the 16 *points* of transformed patches, for
+//! the loops multiply point by point.
 
 use super::{
     BIAS, KEPT_BITS, LANES, LIMB, LIMB_BITS, Madd4, NO_INPUTS, NO_SUMS, NO_WEIGHTS, POSITIONS,
@@ -220,19 +220,21 @@ unsafe fn patches(
     out: &mut [[u64; POSITIONS]; POINTS],
 ) {
     let mut d = [[0i64; POSITIONS]; POINTS];
-    let [a, b, c, e] = *positions;
-    let run = (b, c, e) == (a + 1, a + 2, a + 3);
-    for i in 0..POINTS {
-        let tap = taps[i] as usize;
-        for p in 0..POSITIONS {
-            let at = if run {
-                a as usize + p
-            } else {
-                positions[p] as usize
-            };
-            debug_assert!(tap + at < copied.len());
-            // SAFETY: the caller promises that it is an index of `copied`.
-            d[i][p] = unsafe { *copied.get_unchecked(tap + at) } as i64;
+    let [a, b, c, e] = positions.map(|position| position as usize);
+    let at = |tap: u32, position: usize| {
+        debug_assert!(tap as usize + position < copied.len());
+        // SAFETY: the caller promises that it is an index of `copied`.
+        unsafe { copied.as_ptr().add(tap as usize + position).cast::<i64>() }
+    };
+    if (b, c, e) == (a + 1, a + 2, a + 3) {
+        for (d, &tap) in d.iter_mut().zip(taps) {
+            // SAFETY: four neighbours, of which the last is an index too.
+            *d = unsafe { at(tap, a).cast::<Four>().read() };
+        }
+    } else {
+        for (d, &tap) in d.iter_mut().zip(taps) {
+            // SAFETY: four indices.
+            *d = unsafe { [*at(tap, a), *at(tap, b), *at(tap, c), *at(tap, e)] };
         }
     }
     for column in 0..4 {
@@ -241,16 +243,20 @@ unsafe fn patches(
     for row in 0..4 {
         transform_line(&mut d, [4 * row, 4 * row + 1, 4 * row + 2, 4 * row + 3]);
     }
-    for i in 0..POINTS {
-        for p in 0..POSITIONS {
+    for (out, d) in out.iter_mut().zip(&d) {
+        for (out, &d) in out.iter_mut().zip(d) {
             // Sums of four elements, of which at most two are subtracted.
-            let x = (d[i][p] + 2 * P as i64) as u64;
-            out[i][p] = signed_digits(fp::reduce_u64(x + BIAS));
+            let x = (d + 2 * P as i64) as u64;
+            *out = signed_digits(fp::reduce_u64(x + BIAS));
         }
     }
 }
 
 /// `B^T` times the four numbers at these indices.
+#[allow(
+    clippy::needless_range_loop,
+    reason = "one index runs over several arrays"
+)]
 #[inline(always)]
 fn transform_line(d: &mut [Four; POINTS], [i, j, k, l]: [usize; 4]) {
     for p in 0..POSITIONS {
@@ -277,15 +283,15 @@ pub(super) unsafe fn add_squares<K: Madd4>(
     let squares = output.width.div_ceil(2);
     let (i, j) = (at / squares, at % squares);
     let neighbours = count == POSITIONS && 2 * (j + POSITIONS) <= output.width;
-    let mut outputs = [NO_SUMS; 4];
-    transform_sums(sums, &mut outputs);
+    let (mut low, mut high) = ([[0; LANES]; 4], [[0; LANES]; 4]);
     for (r, row) in rows.enumerate() {
+        transform_sums(sums, r, &mut low, &mut high);
         for k in 0..2 {
             // SAFETY: as promised by the caller.
             let [left, right] = unsafe {
                 [
-                    K::values(&outputs[2 * k], r),
-                    K::values(&outputs[2 * k + 1], r),
+                    K::values(&low[2 * k], &high[2 * k]),
+                    K::values(&low[2 * k + 1], &high[2 * k + 1]),
                 ]
             };
             if neighbours {
@@ -315,24 +321,26 @@ pub(super) unsafe fn add_squares<K: Madd4>(
     }
 }
 
-/// Transforms sums into those of the four outputs of squares: `A^T m A`.
+/// Transforms a row of sums into those of the four outputs of squares: `A^T m A`.
 #[inline(always)]
-fn transform_sums(sums: &Sums, out: &mut [super::Sums; 4]) {
-    for r in 0..ROWS {
-        for lane in (0..LANES).step_by(8) {
-            // Low words stay below 2^20 and, as |sum| < 2^41 by `is_exact`, high ones below 2^30.
-            let (mut low, mut high) = ([[0; 8]; POINTS], [[0; 8]; POINTS]);
-            for i in 0..POINTS {
-                low[i].copy_from_slice(&sums[i].low[r][lane..][..8]);
-                high[i].copy_from_slice(&sums[i].high[r][lane..][..8]);
-            }
-            let (low, high) = (outputs_of(&low), outputs_of(&high));
-            for i in 0..4 {
-                let out = &mut out[i];
-                for l in 0..8 {
-                    out.low[r][lane + l] = low[i][l] & ((1 << KEPT_BITS) - 1);
-                    out.high[r][lane + l] = high[i][l] + (low[i][l] >> KEPT_BITS);
-                }
+fn transform_sums(
+    sums: &Sums,
+    row: usize,
+    low_out: &mut [[i32; LANES]; 4],
+    high_out: &mut [[i32; LANES]; 4],
+) {
+    for lane in (0..LANES).step_by(8) {
+        // Low words stay below 2^20 and, as |sum| < 2^41 by `is_exact`, high ones below 2^30.
+        let (mut low, mut high) = ([[0; 8]; POINTS], [[0; 8]; POINTS]);
+        for i in 0..POINTS {
+            low[i].copy_from_slice(&sums[i].low[row][lane..][..8]);
+            high[i].copy_from_slice(&sums[i].high[row][lane..][..8]);
+        }
+        let (low, high) = (outputs_of(&low), outputs_of(&high));
+        for i in 0..4 {
+            for l in 0..8 {
+                low_out[i][lane + l] = low[i][l] & ((1 << KEPT_BITS) - 1);
+                high_out[i][lane + l] = high[i][l] + (low[i][l] >> KEPT_BITS);
             }
         }
     }
