@@ -524,7 +524,7 @@ fn a_back_end_that_cannot_run_is_explained() {
     let cases = [
         ("nonsense", "no back end has this name"),
         #[cfg(target_arch = "x86_64")]
-        ("neon", "this processor has no NEON"),
+        ("neon", "this processor has no neon"),
     ];
     for (value, reason) in cases {
         let mut served = server(state.path(), state.path(), "127.0.0.1:0");

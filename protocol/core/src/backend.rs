@@ -5,7 +5,7 @@
 //! | `scalar` | portable code, the definition of every kernel | all |
 //! | `avx2` | AES, 256-bit integers and fused multiplication | from Haswell and Zen on |
 //! | `avx512` | 512-bit registers with AES, Galois-field, 52-bit and dot-product instructions | from Ice Lake and Zen 4 on |
-//! | `neon` | nothing yet, so asking for it is refused | |
+//! | `neon` | 128-bit registers with AES instructions | AArch64 from Cortex-A72 and Apple M1 on, where AES is not left out |
 //!
 //! The best level that the processor has is taken, unless the environment variable `PI_BACKEND`
 //! names another. A level is all or nothing: it runs only where every one of its features is
@@ -33,7 +33,7 @@ pub enum Backend {
     Avx2,
     /// x86-64 with 512-bit registers and everything that Ice Lake added to them.
     Avx512,
-    /// AArch64 with NEON. No kernel is written for it yet.
+    /// AArch64 with NEON and AES instructions.
     Neon,
 }
 
@@ -88,8 +88,7 @@ impl Backend {
         ]
     }
 
-    /// Returns true if there are kernels for it and this machine can run them. Miri runs the scalar
-    /// code only.
+    /// Returns true if this machine can run it. Miri runs the scalar code only.
     pub fn is_supported(self) -> bool {
         self.is_supported_by(processor_has)
     }
@@ -129,12 +128,12 @@ impl Backend {
                 "gfni",
                 "vaes",
             ],
-            Backend::Neon => &["NEON"],
+            Backend::Neon => &["neon", "aes"],
         }
     }
 
     fn is_supported_by(self, has: impl Fn(&str) -> bool) -> bool {
-        self != Backend::Neon && self.missing_from(has).is_empty()
+        self.missing_from(has).is_empty()
     }
 
     fn missing_from(self, has: impl Fn(&str) -> bool) -> Vec<&'static str> {
@@ -153,10 +152,7 @@ fn choose(value: Option<String>, has: impl Fn(&str) -> bool) -> Result<Backend, 
     let named = Backend::all().into_iter().find(|b| b.name() == value);
     let reason = match named {
         Some(backend) if supported(&backend) => return Ok(backend),
-        Some(backend) => match backend.missing_from(&has) {
-            missing if missing.is_empty() => Reason::NoKernels,
-            missing => Reason::Processor(missing),
-        },
+        Some(backend) => Reason::Processor(backend.missing_from(&has)),
         None => Reason::Unknown,
     };
     Err(BackendError {
@@ -180,8 +176,6 @@ enum Reason {
     Unknown,
     /// The processor lacks these features.
     Processor(Vec<&'static str>),
-    /// The processor could, but no kernel is written.
-    NoKernels,
 }
 
 impl fmt::Display for BackendError {
@@ -192,7 +186,6 @@ impl fmt::Display for BackendError {
             Reason::Processor(missing) => {
                 write!(f, "this processor has no {}", missing.join(", no "))?;
             }
-            Reason::NoKernels => write!(f, "no kernels are written for it yet")?,
         }
         let supported: Vec<&str> = self.supported.iter().map(|b| b.name()).collect();
         write!(
@@ -224,10 +217,16 @@ fn processor_has(feature: &str) -> bool {
         detect!("aes" "ssse3" "avx2" "fma" "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512ifma"
             "avx512vbmi" "avx512vnni" "gfni" "vaes")
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    match feature {
+        "neon" => std::arch::is_aarch64_feature_detected!("neon"),
+        "aes" => std::arch::is_aarch64_feature_detected!("aes"),
+        _ => false,
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     {
-        // Part of every 64-bit ARM processor that runs this.
-        feature == "NEON" && cfg!(target_arch = "aarch64")
+        let _ = feature;
+        false
     }
 }
 
@@ -262,7 +261,8 @@ mod tests {
             assert_eq!(chosen(unset, &HASWELL), Ok(Backend::Avx2));
             assert_eq!(chosen(unset, &half), Ok(Backend::Avx2));
             assert_eq!(chosen(unset, ice_lake), Ok(Backend::Avx512));
-            assert_eq!(chosen(unset, &["NEON"]), Ok(Backend::Scalar));
+            assert_eq!(chosen(unset, &["neon"]), Ok(Backend::Scalar));
+            assert_eq!(chosen(unset, &["neon", "aes"]), Ok(Backend::Neon));
         }
         for backend in [Backend::Scalar, Backend::Avx2, Backend::Avx512] {
             assert_eq!(chosen(Some(backend.name()), ice_lake), Ok(backend));
@@ -285,9 +285,10 @@ mod tests {
              back end of this machine (scalar, avx2), or unset it to take the best"
         );
         let neon = complaint("neon", &HASWELL);
-        assert!(neon.starts_with("PI_BACKEND=neon: this processor has no NEON; "));
-        let neon = complaint("neon", &["NEON"]);
-        assert!(neon.starts_with("PI_BACKEND=neon: no kernels are written for it yet; "));
+        assert!(neon.starts_with("PI_BACKEND=neon: this processor has no neon; "));
+        // As the first 64-bit Raspberry Pis.
+        let neon = complaint("neon", &["neon"]);
+        assert!(neon.starts_with("PI_BACKEND=neon: this processor has no aes; "));
     }
 
     #[test]

@@ -11,6 +11,8 @@
 use crate::backend::Backend;
 use crate::block::Block;
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -71,7 +73,8 @@ pub trait Vector: Copy {
     fn sub32(self, a: Self::V, b: Self::V) -> Self::V;
     /// Returns all ones in those 32-bit words that are equal, zeros in the others.
     fn equal32(self, a: Self::V, b: Self::V) -> Self::V;
-    /// Returns all ones in those 32-bit words where `a > b`, both below `2^31`, zeros in the others.
+    /// Returns all ones in those 32-bit words where `a > b`, zeros in the others; both are below
+    /// `2^31`.
     fn greater32(self, a: Self::V, b: Self::V) -> Self::V;
     /// Adds 64-bit words.
     fn add64(self, a: Self::V, b: Self::V) -> Self::V;
@@ -126,22 +129,27 @@ enum Set {
     /// AVX2 and VAES, two blocks in a register.
     #[cfg(target_arch = "x86_64")]
     WideAes,
+    /// NEON and AES instructions, one block in a register.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Instructions {
     /// Runs a kernel with these instructions.
     #[inline(always)]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        #[cfg(target_arch = "x86_64")]
         match self.0 {
-            // SAFETY: the value was made by `Code::of`, for a back end in use, which is supported:
-            // the processor has AVX2 and AES instructions.
+            // SAFETY: the value was made by `Code::of`, for a back end that is supported: the
+            // processor has AVX2 and AES instructions.
+            #[cfg(target_arch = "x86_64")]
             Set::Aes => unsafe { x86::run_aes(kernel) },
-            // SAFETY: as above, and `Code` has found VAES.
+            // SAFETY: as above, and `Code::of` has found VAES.
+            #[cfg(target_arch = "x86_64")]
             Set::WideAes => unsafe { x86::run_wide_aes(kernel) },
+            // SAFETY: as for `Aes`: the processor has NEON and AES instructions.
+            #[cfg(target_arch = "aarch64")]
+            Set::Neon => unsafe { neon::run(kernel) },
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        match self.0 {}
     }
 }
 
@@ -177,6 +185,8 @@ impl Code {
             Backend::Avx2 if Backend::has_wide_aes() => Code::Vector(Instructions(Set::WideAes)),
             #[cfg(target_arch = "x86_64")]
             Backend::Avx2 => Code::Vector(Instructions(Set::Aes)),
+            #[cfg(target_arch = "aarch64")]
+            Backend::Neon => Code::Vector(Instructions(Set::Neon)),
             _ => Code::Portable,
         }
     }
