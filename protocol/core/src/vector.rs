@@ -17,8 +17,8 @@ mod neon;
 mod x86;
 
 /// Operations on registers of blocks. A value of an implementing type proves that this processor
-/// has the instructions.
-pub trait Vector: Copy {
+/// has the instructions. All implementations are in this module: kernels rely on what it says.
+pub trait Vector: Copy + Sealed {
     /// A register.
     type V: Copy;
 
@@ -104,6 +104,13 @@ pub trait Vector: Copy {
     fn round(self, x: Self::V, before: Self::V, key: Self::V) -> Self::V;
     /// Does the last round of AES.
     fn last_round(self, x: Self::V, before: Self::V, key: Self::V) -> Self::V;
+}
+
+use sealed::Sealed;
+
+mod sealed {
+    /// Keeps [`super::Vector`] from being implemented elsewhere.
+    pub trait Sealed {}
 }
 
 /// Work that is compiled for each set of instructions.

@@ -1,6 +1,6 @@
 //! Registers of one block on AArch64 with NEON and AES instructions.
 
-use super::{Kernel, Vector};
+use super::{Kernel, Sealed, Vector};
 use crate::block::Block;
 use std::arch::aarch64::*;
 
@@ -13,6 +13,8 @@ pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
 /// Proof that this processor has NEON and AES instructions.
 #[derive(Clone, Copy)]
 struct Neon(());
+
+impl Sealed for Neon {}
 
 /// Bytes of a round key's last word, rotated, each at the place from which the row shift of the AES
 /// instruction fetches it: the shift moves row `r` left by `r` columns.

@@ -1,6 +1,6 @@
 //! Registers of one or two blocks on x86-64 with AVX2 and AES instructions.
 
-use super::{Kernel, Vector};
+use super::{Kernel, Sealed, Vector};
 use crate::block::Block;
 use std::arch::x86_64::*;
 
@@ -23,6 +23,9 @@ struct Aes(());
 /// Proof that this processor has AVX2 and VAES.
 #[derive(Clone, Copy)]
 struct WideAes(());
+
+impl Sealed for Aes {}
+impl Sealed for WideAes {}
 
 /// Bytes of a round key's last word, rotated, each at the place from which the row shift of the
 /// last-round instruction fetches it: the shift moves row `r` left by `r` columns.
