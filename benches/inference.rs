@@ -13,7 +13,6 @@ use support::machine::Machine;
 use support::measure::{Figures, Phase, Plan, measure};
 use support::network::Budget;
 use support::options::Options;
-use support::predict::Rates;
 
 /// Prepares and spends bundles between a client and a server on this machine, checks the answers
 /// and reports the cost.
@@ -44,14 +43,14 @@ fn run(arguments: &Arguments) -> Result<()> {
     pi_core::Backend::chosen()?;
     let plan = arguments.options.plan(arguments.relus);
     let machine = Machine::here();
-    let rates = Rates::here()?;
-    let figures = measure(&plan, &rates)?;
+    let profile = arguments.options.machine()?;
+    let figures = measure(&plan, &profile)?;
     print(&plan, &figures);
     if let Some(path) = &arguments.options.json {
         let all = json!({
             "command": support::command("inference"),
             "machine": machine,
-            "rates_of_one_thread": rates,
+            "profile": profile,
             "figures": figures,
         });
         std::fs::write(path, format!("{all:#}\n"))

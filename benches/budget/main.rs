@@ -18,7 +18,7 @@ use support::machine::Machine;
 use support::measure::{Figures, measure};
 use support::network::Budget;
 use support::options::Options;
-use support::predict::{Predicted, Rates};
+use support::predict::Predicted;
 
 /// Measures one network at many ReLU budgets and compares with the predictions of the cost model,
 /// in a table and a chart.
@@ -65,7 +65,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     pi_core::Backend::chosen()?;
     let options = &arguments.options;
     let machine = Machine::here();
-    let rates = Rates::here()?;
+    let profile = options.machine()?;
     let whole = options.plan(Budget::All).subject;
     let total = graph_activations(&whole.graph()?).total();
     let mut measured = Vec::new();
@@ -78,7 +78,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             continue;
         }
         let plan = options.plan(budget);
-        let figures = measure(&plan, &rates)?;
+        let figures = measure(&plan, &profile)?;
         let predicted = figures.predicted;
         eprintln!(
             "{}: offline {:.3} s (predicted {:.3}), online {:.4} s (predicted {:.4})",
@@ -114,7 +114,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         let all = json!({
             "command": support::command("budget"),
             "machine": machine,
-            "rates_of_one_thread": rates,
+            "profile": profile,
             "sweep": sweep,
         });
         std::fs::write(path, format!("{all:#}\n"))

@@ -1,22 +1,16 @@
 //! Operations on single ciphertexts, and OLEs.
 
 use super::Criterion;
-use super::fixtures::{Client, all_coefficients};
+use super::fixtures::{Client, all_coefficients, galois_keys};
 use criterion::{BatchSize, Throughput};
 use pi_core::fp;
 use pi_rlwe::{
-    Ciphertext, CiphertextModulus, GaloisKeys, N, OLE_SLOTS, Packed, PlainPoly, Product, decrypt,
-    ole_receive, ole_respond, pack_rows,
+    Ciphertext, CiphertextModulus, N, OLE_SLOTS, Packed, PlainPoly, Product, decrypt, ole_receive,
+    ole_respond, pack_rows,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
 use std::cell::LazyCell;
-
-/// Galois keys of a client up to a gap.
-pub(crate) fn galois_keys(client: &Client, gap: usize) -> GaloisKeys {
-    let rng = &mut ChaCha20Rng::seed_from_u64(1);
-    GaloisKeys::generate(&client.params, &client.secret, &[1; 32], gap, rng)
-}
 
 pub(crate) fn measure(criterion: &mut Criterion) {
     let client = Client::new();

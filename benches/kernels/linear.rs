@@ -2,8 +2,7 @@
 //! parties.
 
 use super::Criterion;
-use super::ciphertexts::galois_keys;
-use super::fixtures::{Client, small_weights};
+use super::fixtures::{Client, galois_keys, small_weights};
 use criterion::{BenchmarkId, Throughput};
 use pi_compiler::pass::select::{Link, select};
 use pi_ir::{

@@ -12,8 +12,6 @@
 mod ciphertexts;
 mod clock;
 mod convolutions;
-#[path = "../support/fixtures.rs"]
-mod fixtures;
 mod garbling;
 mod layers;
 mod linear;
@@ -25,6 +23,7 @@ mod transforms;
 
 use clap::Parser;
 use clock::CpuTime;
+use pi_machine::fixtures;
 use std::time::Duration;
 
 type Criterion = criterion::Criterion<CpuTime>;

@@ -12,6 +12,7 @@ use clap::ValueEnum;
 use pi_compiler::pass::select::{Link, select};
 use pi_core::fp;
 use pi_ir::{Circuit, Conv, LayerWeights, Shape, Term, Weights, group_reads};
+use pi_machine::named;
 use pi_protocol::layout::AnswerMap;
 use pi_protocol::linear::{
     Answers, Operations, Rates, Uploads, cost, finish_answer, receive_upload, rows_of,
@@ -33,6 +34,9 @@ pub(crate) struct Options {
     /// Threads of the process.
     #[arg(long, value_name = "T", default_value_t = 1)]
     threads: usize,
+    /// Machine that the plan and the prediction are for, as pi-compile takes it.
+    #[arg(long, value_name = "MACHINE", default_value = pi_machine::HERE)]
+    machine: String,
     /// File for all figures.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -71,7 +75,13 @@ pub(crate) fn table(options: &Options) {
 fn run(options: &Options) -> serde_json::Value {
     let circuit = options.network.circuit();
     let bundles = options.bundles;
-    let plan = select(&circuit, bundles, &Link::default()).expect("a plan exists");
+    let machine = named(&options.machine).unwrap_or_else(|error| panic!("{error}"));
+    println!("for {}", machine.in_words());
+    let link = Link {
+        machine: machine.profile,
+        ..Link::default()
+    };
+    let plan = select(&circuit, bundles, &link).expect("a plan exists");
     let rng = &mut ChaCha20Rng::seed_from_u64(7);
     let weights = random_weights(&circuit, rng);
     let exchange = Exchange::new(&circuit, &plan, &weights, 0);
@@ -124,7 +134,8 @@ fn run(options: &Options) -> serde_json::Value {
         }
     }
     of_uploads.operations = costs.uploads.iter().copied().sum();
-    report(options, &circuit, packing.answers(), of_uploads, &rows)
+    let rates = &link.machine.linear;
+    report(options, rates, packing.answers(), of_uploads, &rows)
 }
 
 /// Seed of the public halves of all uploads.
@@ -214,12 +225,11 @@ fn compare(
 /// Prints the table, and gives the same as JSON.
 fn report(
     options: &Options,
-    circuit: &Circuit,
+    rates: &Rates,
     answers: &[AnswerMap],
     of_uploads: Measured,
     rows: &[Measured],
 ) -> serde_json::Value {
-    let rates = &Rates::MEASURED;
     println!("processor milliseconds of one run, all bundles; predicted ones behind the slash");
     let figures = |name: &str, count: usize, row: &Measured| {
         let o = &row.operations;

@@ -110,7 +110,7 @@ fn link(mbit: f64, options: &Options) -> Link {
         link.byte_price = nanoseconds * 1e-9;
     }
     if let Some(factor) = options.faster {
-        let rates = &mut link.rates;
+        let rates = &mut link.machine.linear;
         for rate in [
             &mut rates.upload,
             &mut rates.expand,

@@ -5,7 +5,7 @@ use pi_ir::count::circuit_multiply_adds;
 use pi_ir::{Artifact, Circuit};
 use pi_protocol::cost::{self, Cost};
 use pi_protocol::layout::Packing;
-use pi_protocol::linear::{self, Operations};
+use pi_protocol::linear::{self, Operations, Rates};
 use serde::Serialize;
 
 /// Size of a circuit.
@@ -75,7 +75,11 @@ pub(crate) fn circuit_figures(artifact: &Artifact, cost: &Cost) -> CircuitFigure
 ///
 /// # Errors
 /// If the plan does not fit its circuit.
-pub(crate) fn layer_figures(artifact: &Artifact, cost: &Cost) -> Result<Vec<LayerFigures>> {
+pub(crate) fn layer_figures(
+    artifact: &Artifact,
+    cost: &Cost,
+    rates: &Rates,
+) -> Result<Vec<LayerFigures>> {
     let mut figures = Vec::with_capacity(cost.per_layer.len());
     for (index, layer) in cost.per_layer.iter().enumerate() {
         let (circuit, plan) = alone(&artifact.circuit, &artifact.plan, index);
@@ -100,7 +104,7 @@ pub(crate) fn layer_figures(artifact: &Artifact, cost: &Cost) -> Result<Vec<Laye
             key_switches: operations.key_switches,
             output_ciphertexts: operations.outputs,
             multiply_adds: circuit_multiply_adds(&circuit),
-            predicted_linear_server_s: operations.server_micros(&linear::Rates::MEASURED) * 1e-6,
+            predicted_linear_server_s: operations.server_micros(rates) * 1e-6,
         });
     }
     Ok(figures)
@@ -152,8 +156,12 @@ pub(crate) fn operations(artifact: &Artifact, plan: &pi_ir::Plan) -> Result<Oper
 ///
 /// # Errors
 /// If the plan does not fit its circuit.
-pub(crate) fn predicted_server_seconds(artifact: &Artifact, plan: &pi_ir::Plan) -> Result<f64> {
-    let micros = operations(artifact, plan)?.server_micros(&linear::Rates::MEASURED);
+pub(crate) fn predicted_server_seconds(
+    artifact: &Artifact,
+    plan: &pi_ir::Plan,
+    rates: &Rates,
+) -> Result<f64> {
+    let micros = operations(artifact, plan)?.server_micros(rates);
     Ok(micros * 1e-6 / f64::from(plan.bundles))
 }
 

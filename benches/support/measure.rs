@@ -8,8 +8,9 @@ use super::line::Line;
 use super::link::{Link, Shaped, Shaper};
 use super::network::Subject;
 use super::party::{ClientProcess, Operation, Site, server_peak_bytes};
-use super::predict::{Predicted, Rates, predict};
+use super::predict::{Predicted, predict};
 use anyhow::{Context, Result, ensure};
+use pi_machine::Profile;
 use pi_protocol::cost;
 use pi_runtime::command::child::ServerProcess;
 use pi_runtime::model_files::read_artifact;
@@ -215,14 +216,14 @@ impl Parties {
 /// Time within which a trailing part of an operation ends, such as erasing a spent bundle.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// Measures a plan. `rates` serve the prediction beside it.
+/// Measures a plan; packing and predictions are for the machine of a profile.
 ///
 /// # Errors
 /// If a process fails, or the private answer is not the exact interpreter's.
-pub(crate) fn measure(plan: &Plan, rates: &Rates) -> Result<Figures> {
-    let model = plan.subject.model()?;
+pub(crate) fn measure(plan: &Plan, machine: &Profile) -> Result<Figures> {
+    let model = plan.subject.model(machine)?;
     let (artifact, _) = read_artifact(&model)?;
-    let predicted = predict(&artifact, rates, plan.link, plan.cores(), plan.bundles)?;
+    let predicted = predict(&artifact, machine, plan.link, plan.cores(), plan.bundles)?;
     let states = tempfile::tempdir().context("cannot make a temporary directory")?;
     let mut line = Line::new(plan.link, plan.shaper)?;
     let site = Site {
@@ -271,7 +272,7 @@ pub(crate) fn measure(plan: &Plan, rates: &Rates) -> Result<Figures> {
         .iter()
         .map(|phase| phase.divided(f64::from(plan.bundles)))
         .collect();
-    let layers = layer_figures(&artifact, &cost)?;
+    let layers = layer_figures(&artifact, &cost, &machine.linear)?;
     Ok(Figures {
         circuit: circuit_figures(&artifact, &cost),
         link,
@@ -303,7 +304,7 @@ pub(crate) fn measure(plan: &Plan, rates: &Rates) -> Result<Figures> {
             weights_file: weights_bytes(&model)?,
         },
         predicted,
-        predicted_linear_server_s: predicted_server_seconds(&artifact, packed)?,
+        predicted_linear_server_s: predicted_server_seconds(&artifact, packed, &machine.linear)?,
         layers,
     })
 }

@@ -1,7 +1,6 @@
 //! The parts that the benchmarks of whole inferences share.
 
 mod circuit;
-mod fixtures;
 mod line;
 mod link;
 pub(crate) mod machine;

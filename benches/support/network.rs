@@ -3,12 +3,14 @@
 
 use anyhow::{Context, Result, bail};
 use pi_compiler::examples::Examples;
+use pi_compiler::pass::select::Link;
 use pi_compiler::{Options, compile, emit};
 use pi_ir::builders::{
     Policy, Rest, lean9, mobilenet_v2, resnet18, resnet32, resnet50_large, wrn22_8,
 };
 use pi_ir::count::graph_activations;
 use pi_ir::{BatchNorm, Graph, Op, Shape, artifact};
+use pi_machine::Profile;
 use rand_core::{OsRng, TryRngCore};
 use std::fmt;
 use std::path::PathBuf;
@@ -196,13 +198,16 @@ impl Subject {
         Ok(graph)
     }
 
-    /// The directory of the compiled model, which is compiled now unless an earlier run of this
-    /// program left it.
+    /// The directory of the model compiled for a machine, which is compiled now unless an earlier
+    /// run of this program left it.
     ///
     /// # Errors
     /// If the compiler refuses the graph, or the directory cannot be written.
-    pub(crate) fn model(&self) -> Result<PathBuf> {
-        let directory = models()?.join(self.to_string());
+    pub(crate) fn model(&self, machine: &Profile) -> Result<PathBuf> {
+        // Packed for this machine.
+        let rates = serde_json::to_vec(&machine.linear)?;
+        let rates = blake3::hash(&rates).to_hex();
+        let directory = models()?.join(format!("{self}-{}", &rates[..8]));
         if directory.join(artifact::ARTIFACT_NAME).exists() {
             return Ok(directory);
         }
@@ -210,7 +215,14 @@ impl Subject {
         let graph = self.graph()?;
         let side = self.network.side();
         let calibration = Examples::synthetic(Shape::new(3, side, side), CALIBRATION_IMAGES, SEED);
-        let compiled = compile(&graph, &calibration, &Options::default())
+        let options = Options {
+            link: Link {
+                machine: machine.clone(),
+                ..Link::default()
+            },
+            ..Options::default()
+        };
+        let compiled = compile(&graph, &calibration, &options)
             .with_context(|| format!("cannot compile {self}"))?;
         let mut salt = [0; 32];
         OsRng

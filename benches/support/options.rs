@@ -3,7 +3,9 @@
 use super::link::{Net, Shaper};
 use super::measure::Plan;
 use super::network::{Budget, Network, RestKind, Subject};
+use anyhow::{Context, Result};
 use clap::Args;
+use pi_machine::{HERE, Profile, named};
 use std::path::PathBuf;
 
 /// The choice of what is measured, except for the budget.
@@ -40,6 +42,10 @@ pub(crate) struct Options {
     /// Threads of each party [default: all cores].
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+    /// Machine that plans and predictions are for, as pi-compile takes it: here, zen4-avx512,
+    /// zen3-avx2, or a file that `pi-compile --measure-machine` wrote.
+    #[arg(long, value_name = "MACHINE", default_value = HERE)]
+    machine: String,
     /// File for all figures, as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
@@ -49,6 +55,19 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// The machine that plans and predictions are for; says which.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub(crate) fn machine(&self) -> Result<Profile> {
+        let found = named(&self.machine).context("--machine")?;
+        for note in &found.notes {
+            eprintln!("note: machine: {note}");
+        }
+        eprintln!("plans and predictions are for {}", found.in_words());
+        Ok(found.profile)
+    }
+
     /// The plan for a budget.
     pub(crate) fn plan(&self, relus: Budget) -> Plan {
         Plan {

@@ -20,6 +20,7 @@ use pi_compiler::{Compiled, Options, PublicPrefix, channels, compile, emit, trac
 use pi_ir::artifact::{ARTIFACT_NAME, Accuracy, GRAPH_NAME, WEIGHTS_NAME};
 use pi_ir::value_file::Column;
 use pi_ir::{Artifact, Circuit, Graph, GraphFile, Reveal, Shape, Weights, WeightsFile};
+use pi_machine::{HERE, Profile};
 use pi_onnx::InputKind;
 use rand_core::{OsRng, TryRngCore};
 use std::fs;
@@ -34,7 +35,8 @@ use std::process::ExitCode;
 struct Arguments {
     /// The trained network: an ONNX model (.onnx), or a graph file as pi-train exports it. With
     /// --inspect, or with --evaluate and no --out: a model directory.
-    graph: PathBuf,
+    #[arg(required_unless_present = "measure_machine")]
+    graph: Option<PathBuf>,
     /// With --inspect: more model directories, to be compared with the first.
     #[arg(value_name = "DIRECTORY")]
     others: Vec<PathBuf>,
@@ -44,9 +46,9 @@ struct Arguments {
     #[arg(
         long,
         required_unless_present_any = [
-            "inspect", "evaluate", "costs", "export_onnx", "trace", "set_range_check"
-        ],
-        requires = "calibration"
+            "inspect", "evaluate", "costs", "export_onnx", "trace", "set_range_check",
+            "measure_machine"
+        ]
     )]
     out: Option<PathBuf>,
     /// Examples like those that the network will see. Pictures: .bin records, a .tar.xz archive, a
@@ -114,6 +116,11 @@ struct Arguments {
     /// --out, nothing else is written.
     #[arg(long, value_name = "FILE.onnx", conflicts_with = "inspect")]
     export_onnx: Option<PathBuf>,
+    /// Measures this machine anew with the back end of this process, which takes about two seconds,
+    /// and keeps the result for --machine here. Prints the profile, or writes it to the file that
+    /// --out names, for --machine FILE elsewhere.
+    #[arg(long, conflicts_with_all = ["graph", "evaluate", "costs", "calibration", "inspect"])]
+    measure_machine: bool,
     #[command(flatten)]
     choices: Choices,
     /// Writes units and bounds of all tensors to this file, as JSON, for quantisation-aware
@@ -232,6 +239,12 @@ struct Choices {
     /// Speed of the link that the packing is chosen for, in Mbit/s.
     #[arg(long, default_value_t = 100.0, value_parser = speed)]
     link: f64,
+    /// The server that the packing is chosen and times are predicted for: `here` for this machine
+    /// with the back end of this process (measured once, in about two seconds), `zen4-avx512` or
+    /// `zen3-avx2` for the profiles that come with the compiler, or a file that --measure-machine
+    /// wrote on the server.
+    #[arg(long, value_name = "MACHINE", default_value = HERE)]
+    machine: String,
 }
 
 /// [`InputKind`] on the command line.
@@ -288,6 +301,8 @@ const EXAMPLES: &str = "Examples:
   pi-compile mine/model.graph --calibration ../shared/data/cifar10 --out mine
   pi-compile mine/model.graph --calibration ../shared/data/cifar10 --costs costs.json
   pi-compile mine --inspect
+  pi-compile --measure-machine --out server.json
+  pi-compile mine.onnx --calibration photographs --machine server.json --out mine
   pi-compile --inspect mine yours --report costs.html
   pi-compile mine --evaluate ../shared/data/cifar10/cifar10_jpeg_test_batch.tar.xz";
 
@@ -301,7 +316,22 @@ fn main() -> ExitCode {
     }
 }
 
+impl Arguments {
+    /// The network, or the model directory.
+    fn graph(&self) -> &Path {
+        (self.graph.as_deref()).expect("the only use that needs none was served before")
+    }
+
+    /// Options for a machine.
+    fn options(&self, machine: Profile) -> Options {
+        self.choices.options(machine)
+    }
+}
+
 fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.measure_machine {
+        return measure_machine(arguments.out.as_deref());
+    }
     if arguments.inspect {
         return inspect(arguments);
     }
@@ -340,10 +370,33 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
+/// Measures this machine, and prints its profile or writes it to a file.
+fn measure_machine(out: Option<&Path>) -> Result<()> {
+    let found = pi_machine::anew()?;
+    say("machine", &found.notes);
+    match out {
+        Some(file) => {
+            write_whole(file, found.profile.encode().as_bytes())?;
+            eprintln!("{}: {}", file.display(), found.profile.in_words());
+        }
+        None => print!("{}", found.profile.encode()),
+    }
+    Ok(())
+}
+
+/// The machine that plan and costs are for; says which.
+fn machine(choices: &Choices) -> Result<Profile> {
+    let found = pi_machine::named(&choices.machine).context("--machine")?;
+    say("machine", &found.notes);
+    eprintln!("machine: plan and costs are for {}", found.in_words());
+    Ok(found.profile)
+}
+
 /// Prints what the artifacts of model directories cost, and writes the page on all of them.
 fn inspect(arguments: &Arguments) -> Result<()> {
-    let link = arguments.choices.options().link;
-    let paths = std::iter::once(&arguments.graph).chain(&arguments.others);
+    let link = arguments.options(machine(&arguments.choices)?).link;
+    let others = arguments.others.iter().map(PathBuf::as_path);
+    let paths = std::iter::once(arguments.graph()).chain(others);
     let models = paths.map(|path| {
         let report = Report::new(&load_artifact(path)?, &link);
         Model::of(path, report.with_context(|| path.display().to_string())?)
@@ -364,7 +417,7 @@ fn inspect(arguments: &Arguments) -> Result<()> {
 /// Rewrites the artifact of a model directory with other range checks. The weights stay, and so
 /// does everything else that the artifact says.
 fn set_range_check(arguments: &Arguments) -> Result<()> {
-    let directory = &arguments.graph;
+    let directory = arguments.graph();
     let artifact = load_artifact(directory)?;
     let weights = WeightsFile::decode(&read(&directory.join(WEIGHTS_NAME))?)?;
     artifact.check_weights(&weights)?;
@@ -411,7 +464,7 @@ fn export_onnx(arguments: &Arguments, file: &Path) -> Result<()> {
 /// Writes every tensor of an ONNX model, of its circuit too if there are calibration images.
 fn trace_model(arguments: &Arguments, input: &Path, out: &Path) -> Result<()> {
     let values = trace::read_input(input)?;
-    let import = import_onnx(&arguments.graph, &arguments.onnx)?;
+    let import = import_onnx(arguments.graph(), &arguments.onnx)?;
     let compiled = match &arguments.calibration {
         Some(_) => {
             let count = arguments.calibration_images.unwrap_or(COSTS_IMAGES);
@@ -422,7 +475,8 @@ fn trace_model(arguments: &Arguments, input: &Path, out: &Path) -> Result<()> {
             }
             let options = Options {
                 batches: Vec::new(),
-                ..arguments.choices.options()
+                // A trace shows no plan.
+                ..arguments.options(pi_machine::zen4_avx512())
             };
             Some(compile(&import.graph, &calibration, &options)?)
         }
@@ -440,20 +494,21 @@ fn costs_of_graph(arguments: &Arguments, file: &Path) -> Result<()> {
     let options = Options {
         batches: Vec::new(),
         failure_limit: 0.0,
-        ..arguments.choices.options()
+        ..arguments.options(machine(&arguments.choices)?)
     };
     let compiled = compile(&graph, &calibration, &options)
         .with_context(|| format!("cannot compile {}", path.display()))?;
-    write_costs(file, &graph, &compiled, &calibration)
+    write_costs(file, &graph, (&compiled, &options), &calibration)
 }
 
 fn write_costs(
     file: &Path,
     graph: &Graph,
-    compiled: &Compiled,
+    (compiled, options): (&Compiled, &Options),
     calibration: &Examples,
 ) -> Result<()> {
-    let costs = costs(graph, compiled, &source(calibration))?;
+    let source = source(calibration);
+    let costs = costs(graph, compiled, &source, &options.link.machine)?;
     let mut text = serde_json::to_string_pretty(&costs)?;
     text.push('\n');
     write_whole(file, text.as_bytes())?;
@@ -471,9 +526,10 @@ fn source(calibration: &Examples) -> String {
 }
 
 fn graph_of(arguments: &Arguments) -> Result<(PathBuf, Graph)> {
-    let path = match arguments.graph.is_dir() {
-        true => arguments.graph.join(GRAPH_NAME),
-        false => arguments.graph.clone(),
+    let graph = arguments.graph();
+    let path = match graph.is_dir() {
+        true => graph.join(GRAPH_NAME),
+        false => graph.to_path_buf(),
     };
     let graph = match path
         .extension()
@@ -503,7 +559,8 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     let (path, graph) = graph_of(arguments)?;
     let tolerance = tolerance(arguments, &graph)?;
     let (calibration, held_back) = calibration_and_held_back(arguments, &graph)?;
-    let compiled = compile(&graph, &calibration, &arguments.choices.options())
+    let options = arguments.options(machine(&arguments.choices)?);
+    let compiled = compile(&graph, &calibration, &options)
         .with_context(|| format!("cannot compile {}", path.display()))?;
     for disclosed in &compiled.disclosed {
         eprintln!("public: {disclosed}");
@@ -552,13 +609,13 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     write_whole(&out.join(WEIGHTS_NAME), &weights.encode())?;
     write_whole(&out.join(ARTIFACT_NAME), &artifact.encode())?;
     if let Some(file) = &arguments.costs {
-        write_costs(file, &graph, &compiled, &calibration)?;
+        write_costs(file, &graph, (&compiled, &options), &calibration)?;
     }
     if let Some(file) = &arguments.export_scales {
         let scales = pi_compiler::export::export(&compiled);
         write_whole(file, &serde_json::to_vec_pretty(&scales)?)?;
     }
-    let mut report = Report::new(&artifact, &arguments.choices.options().link)?;
+    let mut report = Report::new(&artifact, &options.link)?;
     report.measured = Some(measured);
     let model = Model::of(out, report)?;
     write_page(arguments, std::slice::from_ref(&model))?;
@@ -710,7 +767,7 @@ fn evaluated(arguments: &Arguments, path: &Path, graph: &Graph) -> Result<Exampl
 }
 
 fn evaluate_model(arguments: &Arguments, data: &Path) -> Result<()> {
-    let directory = &arguments.graph;
+    let directory = arguments.graph();
     let artifact = load_artifact(directory)?;
     let weights = WeightsFile::decode(&read(&directory.join(WEIGHTS_NAME))?)?;
     artifact.check_weights(&weights)?;
@@ -753,7 +810,7 @@ fn print(report: &Report, comparison: Option<&Comparison>, json: bool) -> Result
 }
 
 impl Choices {
-    fn options(&self) -> Options {
+    fn options(&self, machine: Profile) -> Options {
         Options {
             precision: Precision {
                 weight_bits: self.weight_bits,
@@ -778,6 +835,7 @@ impl Choices {
             range_check: !self.no_range_check,
             link: Link {
                 bits_per_second: self.link * 1e6,
+                machine,
                 ..Link::default()
             },
             ..Options::default()

@@ -8,9 +8,11 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+/// For a machine of the compiler's: this one's rates would be those of a test build.
 fn pi_compile(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pi-compile"))
         .args(arguments)
+        .args(["--machine", "zen4-avx512"])
         .output()
         .unwrap()
 }
@@ -500,4 +502,89 @@ fn tables_and_arrays_calibrate_and_evaluate() {
         &seven,
         "the label 7 is no class: the network has 2 outputs",
     );
+}
+
+/// The program where its cache and its back end are the test's.
+fn on_machine(home: &Path, machine: &[&str], arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pi-compile"))
+        .args(arguments)
+        .args(machine)
+        .env("XDG_CACHE_HOME", home)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn plan_and_costs_are_for_the_machine_that_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
+    write_graph(Path::new(&at("model.graph")));
+    let (graph, out, profile) = (at("model.graph"), at("model"), at("server.json"));
+    let zen3 = pi_machine::shipped("zen3-avx2").unwrap();
+    let mut server = zen3.clone();
+    server.processor = "our server".into();
+    fs::write(&profile, server.encode()).unwrap();
+    let compile = [
+        "--calibration",
+        "synthetic",
+        "--batches",
+        "4",
+        "--out",
+        &out,
+    ];
+    let arguments = [&[graph.as_str()], &compile[..]].concat();
+    let made = on_machine(directory.path(), &["--machine", &profile], &arguments);
+    let shown = text(&made);
+    assert!(made.status.success(), "{shown}");
+    for says in [
+        "machine: plan and costs are for our server, avx2 (",
+        "times are estimates for this machine: our server, avx2, both parties on two cores",
+        "; on zen4-avx512 (AMD EPYC (Zen 4), avx512), processor time would be about ",
+        "; on zen3-avx2 (",
+    ] {
+        assert!(shown.contains(says), "{says} is missing in {shown}");
+    }
+    let report = |machine: &str| {
+        let arguments = [out.as_str(), "--inspect", "--json"];
+        let shown = on_machine(directory.path(), &["--machine", machine], &arguments);
+        assert!(shown.status.success(), "{}", text(&shown));
+        serde_json::from_slice::<serde_json::Value>(&shown.stdout).unwrap()["report"].clone()
+    };
+    let (own, avx512) = (report("zen3-avx2"), report("zen4-avx512"));
+    assert_eq!(own["machine"], zen3.in_words());
+    // What one report says of elsewhere is what the other says of itself.
+    assert_eq!(own["elsewhere"].as_array().unwrap().len(), 1);
+    assert_eq!(own["elsewhere"][0]["profile"], "zen4-avx512");
+    assert_eq!(own["elsewhere"][0]["machine"], avx512["machine"]);
+    for phase in ["offline_cpu", "online_cpu"] {
+        assert_eq!(own["elsewhere"][0][phase], avx512[phase]);
+        assert_eq!(avx512["elsewhere"][0][phase], own[phase]);
+    }
+    fs::write(&profile, server.encode().replace("garbled", "garbler")).unwrap();
+    for (machine, says) in [
+        (profile.as_str(), "garbled is missing; garbler is unknown"),
+        ("mars", "mars: there is no such file"),
+    ] {
+        let refused = on_machine(directory.path(), &["--machine", machine], &arguments);
+        assert!(!refused.status.success() && text(&refused).contains(says));
+    }
+}
+
+#[test]
+fn this_machine_is_measured_for_a_file() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("here.json");
+    let measure = ["--measure-machine", "--out", file.to_str().unwrap()];
+    let measured = on_machine(home.path(), &[], &measure);
+    let shown = text(&measured);
+    assert!(measured.status.success(), "{shown}");
+    let profile = pi_machine::Profile::read(&file).unwrap();
+    assert_eq!(profile.processor, pi_machine::processor_name());
+    assert!(shown.contains(&profile.in_words()), "{shown}");
+    // An unoptimised build says so, and keeps nothing.
+    let kept = home.path().join("pianissimo").exists();
+    assert_eq!(kept, !cfg!(debug_assertions) && cfg!(target_os = "linux"));
+    assert_eq!(shown.contains("not optimised"), cfg!(debug_assertions));
+    refused(&["--measure-machine", "model.graph"], "cannot be used with");
+    refused(&[], "required arguments were not provided");
 }

@@ -9,6 +9,7 @@ use pi_compiler::{Compiled, Options, compile, emit};
 use pi_ir::builders::{Policy, Rest, resnet20};
 use pi_ir::costs::VERSION;
 use pi_ir::{ActivationKind, Graph, Op};
+use pi_machine::zen4_avx512;
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -60,7 +61,7 @@ fn compiled(graph: &Graph) -> Compiled {
 fn totals_are_those_of_the_report_and_elements_sum_to_layers() {
     let graph = graph();
     let compiled = compiled(&graph);
-    let costs = costs(&graph, &compiled, "4 images").unwrap();
+    let costs = costs(&graph, &compiled, "4 images", &zen4_avx512()).unwrap();
     let (artifact, _) = emit::files(&compiled, [0; 32], None, "");
     let report = Report::new(&artifact, &Link::default()).unwrap();
     assert_eq!(
@@ -129,7 +130,7 @@ fn totals_are_those_of_the_report_and_elements_sum_to_layers() {
 #[test]
 fn predictions_follow_the_line() {
     let graph = graph();
-    let costs = costs(&graph, &compiled(&graph), "").unwrap();
+    let costs = costs(&graph, &compiled(&graph), "", &zen4_avx512()).unwrap();
     let (lan, wan) = (costs.predicted["lan"], costs.predicted["wan"]);
     let bytes = (costs.online.bytes_up + costs.online.bytes_down) as f64;
     let trips = f64::from(costs.round_trips);
@@ -149,7 +150,7 @@ fn predictions_follow_the_line() {
 #[test]
 fn layers_carry_the_names_of_the_graphs_activations() {
     let graph = graph();
-    let costs = costs(&graph, &compiled(&graph), "").unwrap();
+    let costs = costs(&graph, &compiled(&graph), "", &zen4_avx512()).unwrap();
     let sites: Vec<&String> = costs
         .layers
         .iter()
@@ -192,6 +193,7 @@ fn the_trainers_fixture_has_the_form_that_is_written() {
     std::fs::write(&source, pi_ir::GraphFile { graph: graph() }.encode()).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_pi-compile"))
         .arg(&source)
+        .args(["--machine", "zen4-avx512"])
         .args(["--calibration", "synthetic", "--costs"])
         .arg(&file)
         .output()

@@ -78,6 +78,7 @@ fn lenet(activation: &[NodeProto]) -> Vec<u8> {
 fn pi_compile(model: &Path, out: &Path) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pi-compile"))
         .arg(model)
+        .args(["--machine", "zen4-avx512"])
         .args(["--calibration", "synthetic", "--batches", "2", "--out"])
         .arg(out)
         .output()

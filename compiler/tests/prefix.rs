@@ -8,6 +8,7 @@ use pi_compiler::{Compiled, Options, PublicPrefix, Refused, compile};
 use pi_ir::builders::{Builder, ConvShape, Policy, Rest, lean9};
 use pi_ir::interpret::{Interpreter, quantise};
 use pi_ir::{Graph, Input, NodeId, Origin, Preprocessing, Shape, Step};
+use pi_machine::zen4_avx512;
 
 fn network() -> Graph {
     let policy = Policy::Budget {
@@ -85,7 +86,7 @@ fn a_prefix_changes_answers_by_rounding_only() {
     }
 
     // What the client computes costs no protocol.
-    let cost = |compiled: &Compiled| costs(&graph, compiled, "drawn").unwrap();
+    let cost = |compiled: &Compiled| costs(&graph, compiled, "drawn", &zen4_avx512()).unwrap();
     let (whole, split) = (cost(&whole), cost(&split));
     assert_eq!(split.round_trips + 1, whole.round_trips);
     assert_eq!(whole.kinds.total() - split.kinds.total(), 24 * 15 * 15);

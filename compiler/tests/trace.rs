@@ -15,6 +15,7 @@ use std::process::{Command, Output};
 fn pi_compile(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pi-compile"))
         .args(arguments)
+        .args(["--machine", "zen4-avx512"])
         .output()
         .unwrap()
 }

@@ -5,7 +5,7 @@
 //! model with measured rates, for three lines, by the formulas of [`crate::cost::latency`].
 
 use crate::compile::Compiled;
-use crate::cost::latency::Work;
+use crate::cost::latency::{Machine, Work};
 use crate::cost::per_layer::{LINES, PerLayer, predict, predict_whole, profile, profiles};
 use crate::fault::Refused;
 use pi_ir::costs::{Costs, ElementCosts, LayerCosts, VERSION};
@@ -14,6 +14,7 @@ use pi_ir::{
     Activation, ActivationKind, Circuit, Graph, Kind, Layer, Op, PostTruncation, Range, Step,
     Verified, verify,
 };
+use pi_machine::Profile;
 use pi_protocol::cost::{self, Cost, LayerCost};
 use pi_protocol::layout::Packing;
 use std::collections::BTreeMap;
@@ -26,11 +27,17 @@ const KINDS: [(&str, Kind); 4] = [
     ("polynomial", Kind::Polynomial),
 ];
 
-/// Costs of a compiled graph; `calibration` describes the images it was calibrated on.
+/// Costs of a compiled graph on a machine; `calibration` describes the images it was calibrated on.
 ///
 /// # Errors
 /// If its circuit or plan is not sound.
-pub fn costs(graph: &Graph, compiled: &Compiled, calibration: &str) -> Result<Costs, Refused> {
+pub fn costs(
+    graph: &Graph,
+    compiled: &Compiled,
+    calibration: &str,
+    machine: &Profile,
+) -> Result<Costs, Refused> {
+    let machine = &Machine::of_two_cores(machine);
     let refuse = |why: String| Refused::one("", why);
     let circuit = &compiled.circuit;
     let measure = |circuit: &Verified<Circuit>| {
@@ -65,15 +72,22 @@ pub fn costs(graph: &Graph, compiled: &Compiled, calibration: &str) -> Result<Co
         let count = layer.shape.len() as f64;
         let elements = variants.iter().zip(&ole).map(|((name, variant), ole)| {
             let costs = &variant.per_layer[index];
-            let costs = element(costs, linear.answer_bytes[index], *ole, count);
+            let costs = element(costs, linear.answer_bytes[index], *ole, count, machine);
             ((*name).to_owned(), costs)
         });
         let element = match layer.step {
             Step::Activate(_) => elements.collect(),
             Step::Output { .. } => BTreeMap::new(),
         };
-        layers.push(layer_costs(index, layer, own, &linear, site, element));
-        work += &linear.work(index, own);
+        layers.push(layer_costs(
+            (index, layer),
+            own,
+            &linear,
+            site,
+            element,
+            machine,
+        ));
+        work += &linear.work(index, own, machine);
     }
     let (offline, online) = (whole.offline, whole.online);
     let round_trips = whole.online_round_trips();
@@ -88,23 +102,23 @@ pub fn costs(graph: &Graph, compiled: &Compiled, calibration: &str) -> Result<Co
         offline,
         online,
         round_trips,
-        predicted: predict_whole(&whole, &work),
+        predicted: predict_whole(&whole, &work, machine),
         layers,
         empty_sites: sites.empty,
     })
 }
 
 fn layer_costs(
-    index: usize,
-    layer: &Layer,
+    (index, layer): (usize, &Layer),
     own: &LayerCost,
     linear: &PerLayer,
     site: Option<String>,
     element: BTreeMap<String, ElementCosts>,
+    machine: &Machine<'_>,
 ) -> LayerCosts {
     let (offline, online) = (linear.offline(index, own), own.online);
     let round_trips = own.online_round_trips();
-    let work = linear.work(index, own);
+    let work = linear.work(index, own, machine);
     LayerCosts {
         name: layer.name.clone(),
         site,
@@ -116,7 +130,7 @@ fn layer_costs(
         online,
         round_trips,
         // Round trips offline are shared by all layers.
-        predicted: predict((&offline, 0), (&online, round_trips), &work),
+        predicted: predict((&offline, 0), (&online, round_trips), &work, machine),
         element,
     }
 }
@@ -170,13 +184,19 @@ fn uniform(circuit: &Circuit, kind: Kind) -> Circuit {
     circuit
 }
 
-fn element(costs: &LayerCost, answer_bytes: u64, extra: [f64; 2], count: f64) -> ElementCosts {
+fn element(
+    costs: &LayerCost,
+    answer_bytes: u64,
+    extra: [f64; 2],
+    count: f64,
+    machine: &Machine<'_>,
+) -> ElementCosts {
     // The layer without linear work: what is left is proportional to its elements.
     let mut alone = costs.clone();
     alone.offline.bytes_down -= answer_bytes;
     let work = Work::of_activation(&alone);
     let (offline, online) = (alone.offline, alone.online);
-    let mut predicted = predict((&offline, 0), (&online, 0), &work);
+    let mut predicted = predict((&offline, 0), (&online, 0), &work, machine);
     for (name, line) in LINES {
         let seconds = predicted.entry(name.into()).or_default();
         let shared = 8.0 * (extra[0] + extra[1]) / profile(name, &line).bits_per_second;

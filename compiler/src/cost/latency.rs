@@ -12,8 +12,9 @@
 //! at 15,000 ReLUs (two cores of an AMD EPYC of Zen 4, 2026-11-25, both parties on them, inferences
 //! on bound threads): within 10 % offline and 20 % online.
 
+use pi_machine::Profile;
 use pi_protocol::cost::LayerCost;
-use pi_protocol::linear::{Operations, Rates};
+use pi_protocol::linear::Operations;
 use std::ops::AddAssign;
 
 /// Seconds beside the line's round trip from a party's last byte to the other's first instruction,
@@ -41,36 +42,23 @@ const STORED_BIT_BYTES: f64 = 48.0;
 /// Bytes that both parties store of an element.
 const STORED_ELEMENT_BYTES: f64 = 24.0;
 
-/// Rates of the machine that both parties run on.
+/// The machine that both parties run on.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Machine {
-    /// Rates of linear layers on one core.
-    pub linear: Rates,
-    /// AND gates garbled a second by one core.
-    pub garbled: f64,
-    /// AND gates evaluated a second by one core.
-    pub evaluated: f64,
-    /// Correlated OTs extended a second by one core, both parties' work.
-    pub extended: f64,
-    /// Multiply-adds of the online convolution a second by one core.
-    pub multiplied: f64,
-    /// Bytes a second that bundles are stored at, durably.
-    pub stored: f64,
+pub struct Machine<'a> {
+    /// Rates of one core.
+    pub profile: &'a Profile,
     /// Cores.
     pub cores: f64,
 }
 
-impl Machine {
-    /// Two cores of an AMD EPYC of Zen 4, bundles of some thousand ReLUs; see docs/performance.md.
-    pub const MEASURED: Machine = Machine {
-        linear: Rates::MEASURED,
-        garbled: 110e6,
-        evaluated: 140e6,
-        extended: 46e6,
-        multiplied: 27e9,
-        stored: 300e6,
-        cores: 2.0,
-    };
+impl<'a> Machine<'a> {
+    /// Two cores, as those that the constants were fitted on.
+    pub fn of_two_cores(profile: &'a Profile) -> Self {
+        Machine {
+            profile,
+            cores: 2.0,
+        }
+    }
 }
 
 /// The line between the parties.
@@ -147,9 +135,9 @@ impl Work {
         operations: &Operations,
         convolutions: usize,
         bundles: f64,
-        machine: &Machine,
+        machine: &Machine<'_>,
     ) -> Self {
-        let rates = &machine.linear;
+        let rates = &machine.profile.linear;
         let micros = operations.server_micros(rates) + operations.client_micros(rates);
         self.linear_micros += micros / bundles;
         self.convolutions += convolutions as f64 / bundles;
@@ -157,22 +145,34 @@ impl Work {
     }
 
     /// Seconds to prepare it; bytes and round trips are its share of the request's.
-    pub fn offline_s(&self, bytes: f64, round_trips: f64, line: &Line, machine: &Machine) -> f64 {
+    pub fn offline_s(
+        &self,
+        bytes: f64,
+        round_trips: f64,
+        line: &Line,
+        machine: &Machine<'_>,
+    ) -> f64 {
         let work = self.linear_micros * 1e-6
-            + self.and_gates / machine.garbled
-            + self.choices / machine.extended
+            + self.and_gates / machine.profile.garbled
+            + self.choices / machine.profile.extended
             + self.elements * OFFLINE_ELEMENT_S;
         let stored = self.choices * STORED_BIT_BYTES + self.elements * STORED_ELEMENT_BYTES;
         line.seconds(bytes, round_trips)
             + work / machine.cores
-            + stored / machine.stored
+            + stored / machine.profile.stored
             + self.convolutions * OFFLINE_CONVOLUTION_S
     }
 
     /// Seconds of an inference, without [`MARKS_S`].
-    pub fn online_s(&self, bytes: f64, round_trips: f64, line: &Line, machine: &Machine) -> f64 {
-        let work = self.multiply_adds / machine.multiplied
-            + self.and_gates / machine.evaluated
+    pub fn online_s(
+        &self,
+        bytes: f64,
+        round_trips: f64,
+        line: &Line,
+        machine: &Machine<'_>,
+    ) -> f64 {
+        let work = self.multiply_adds / machine.profile.multiplied
+            + self.and_gates / machine.profile.evaluated
             + self.elements * ONLINE_ELEMENT_S
             + self.polynomials * ONLINE_POLYNOMIAL_S
             + self.relus * ONLINE_RELU_S;
@@ -200,15 +200,15 @@ mod tests {
     /// By hand: a line of 1 MB/s and 1 s, and a machine on which everything takes a second.
     #[test]
     fn terms_are_those_of_the_formulas() {
-        let machine = Machine {
+        let profile = Profile {
             garbled: 3.0,
             evaluated: 3.0,
             extended: 4.0,
             multiplied: 7.0,
             stored: 4.0 * 48.0 + 2.0 * 24.0,
-            cores: 2.0,
-            ..Machine::MEASURED
+            ..pi_machine::zen4_avx512()
         };
+        let machine = Machine::of_two_cores(&profile);
         let line = Line {
             bytes_per_second: 1e6,
             round_trip_s: 1.0,

@@ -77,10 +77,10 @@ impl PerLayer {
     }
 
     /// A layer's work in a bundle prepared alone.
-    pub(crate) fn work(&self, index: usize, own: &LayerCost) -> Work {
+    pub(crate) fn work(&self, index: usize, own: &LayerCost, machine: &Machine<'_>) -> Work {
         let (operations, convolutions) = (&self.operations[index], self.convolutions[index]);
         let activation = Work::of_activation(own);
-        let mut work = activation.with_linear(operations, convolutions, 1.0, &Machine::MEASURED);
+        let mut work = activation.with_linear(operations, convolutions, 1.0, machine);
         work.multiply_adds = self.multiply_adds[index] as f64;
         work
     }
@@ -105,11 +105,16 @@ impl PerLayer {
 }
 
 /// Seconds by profile of a bundle prepared alone and of an inference, durable marks included.
-pub(crate) fn predict_whole(cost: &Cost, work: &Work) -> BTreeMap<String, Seconds> {
+pub(crate) fn predict_whole(
+    cost: &Cost,
+    work: &Work,
+    machine: &Machine<'_>,
+) -> BTreeMap<String, Seconds> {
     let mut predicted = predict(
         (&cost.offline, cost.offline_round_trips(1)),
         (&cost.online, cost.online_round_trips()),
         work,
+        machine,
     );
     for seconds in predicted.values_mut() {
         seconds.online_s += MARKS_S;
@@ -122,9 +127,9 @@ pub(crate) fn predict(
     (offline, offline_trips): (&Traffic, u32),
     (online, online_trips): (&Traffic, u32),
     work: &Work,
+    machine: &Machine<'_>,
 ) -> BTreeMap<String, Seconds> {
     let bytes = |traffic: &Traffic| (traffic.bytes_up + traffic.bytes_down) as f64;
-    let machine = &Machine::MEASURED;
     let on = |line: &Line| Seconds {
         offline_s: work.offline_s(bytes(offline), offline_trips.into(), line, machine),
         online_s: work.online_s(bytes(online), online_trips.into(), line, machine),

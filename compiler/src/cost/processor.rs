@@ -12,28 +12,18 @@
 //! and reading bundles, choosing labels.
 //!
 //! # Source
-//! The linear layers' rates are [`Rates::MEASURED`], those of gates, OTs and multiply-adds are the
-//! ones of [`Machine::MEASURED`]. The others were fitted to the user times of both processes in the
-//! benchmarks whose JSON is in `docs/results/`: ResNet-18 at ten ReLU budgets, with squares and in
-//! batches of 16, ResNet-32, lean9, WRN-22-8, and the demo. `docs/costs.md` has the table of
-//! measured and predicted figures.
+//! The rates are those of a machine's [`Profile`], measured by [`pi_machine::measure`]. What that
+//! does not measure was fitted to the user times of both processes in the benchmarks whose JSON is
+//! in `docs/results/`: ResNet-18 at ten ReLU budgets, with squares and in batches of 16, ResNet-32,
+//! lean9, WRN-22-8, and the demo. `docs/costs.md` has the table of measured and predicted figures.
 
-use crate::cost::latency::Machine;
 use pi_ir::costs::Traffic;
+use pi_machine::Profile;
 use pi_protocol::cost::LayerCost;
-use pi_protocol::linear::{Operations, Rates};
-use serde::Serialize;
+use pi_protocol::linear::Operations;
 use std::iter::Sum;
-use std::ops::{Add, Mul, Sub};
 
-/// Processor seconds of each party.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Cpu {
-    /// The client's.
-    pub client_s: f64,
-    /// The server's.
-    pub server_s: f64,
-}
+pub use pi_machine::Cpu;
 
 /// What the parties do for one bundle and one inference, counted. Sums over layers are meaningful.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -62,96 +52,39 @@ pub struct Effort {
     pub round_trips: u32,
 }
 
-/// Processor time of a bundle with AVX2 alone, as a multiple of that with AVX-512. Measured for the
-/// bundled model with `PI_BACKEND=avx2` and `avx512` (`pi-demo`, medians of three runs each, on a
-/// busy EPYC of Zen 5, 2026-11-30): 1.95 and 1.12 s. That build had overflow checks, which both
-/// share; other networks mix the kernels otherwise.
-pub const AVX2_OFFLINE: f64 = 1.75;
-/// Processor time of an inference, likewise: 33 and 14 ms.
-pub const AVX2_ONLINE: f64 = 2.3;
-
-/// Rates of one core of a processor with the instructions that the kernels use there.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Processor {
-    /// Name for people: make and instructions.
-    pub name: &'static str,
-    /// Linear layers, offline.
-    pub linear: Rates,
-    /// Seconds for each convolution, offline.
-    pub convolution: Cpu,
-    /// AND gates garbled a second.
-    pub garbled: f64,
-    /// AND gates evaluated a second.
-    pub evaluated: f64,
-    /// Correlated OTs extended a second, both parties' work, half of it each.
-    pub extended: f64,
-    /// Seconds for each OLE slot.
-    pub slot: Cpu,
-    /// Seconds for each byte offline.
-    pub offline_byte: Cpu,
-    /// Multiply-adds of the online convolution a second.
-    pub multiplied: f64,
-    /// Seconds for each element online.
-    pub element: Cpu,
-    /// Seconds for each square or polynomial online, beside that.
-    pub quadratic: Cpu,
-    /// Seconds for each byte online.
-    pub online_byte: Cpu,
-    /// Seconds for each round trip online.
-    pub round_trip: Cpu,
+/// Seconds to prepare one bundle.
+pub fn offline(machine: &Profile, effort: &Effort) -> Cpu {
+    linear(machine, &effort.operations, effort.convolutions) + transfers(machine, effort)
 }
 
-impl Processor {
-    /// One core of an AMD EPYC of Zen 4 with AVX-512 IFMA, VNNI and VAES, both parties on two of
-    /// them; see the module's source.
-    pub const ZEN_4: Processor = Processor {
-        name: "AMD EPYC (Zen 4) with AVX-512",
-        linear: Rates::MEASURED,
-        convolution: Cpu::new(0.0, 8e-3),
-        garbled: Machine::MEASURED.garbled,
-        evaluated: Machine::MEASURED.evaluated,
-        extended: Machine::MEASURED.extended,
-        slot: Cpu::new(160e-9, 700e-9),
-        offline_byte: Cpu::new(1.4e-9, 1.4e-9),
-        multiplied: Machine::MEASURED.multiplied,
-        element: Cpu::new(7e-9, 25e-9),
-        quadratic: Cpu::new(0.0, 45e-9),
-        online_byte: Cpu::new(2.5e-9, 1.05e-9),
-        round_trip: Cpu::new(100e-6, 150e-6),
-    };
+/// Seconds of the linear layers of one exchange, for one bundle or a batch.
+pub fn linear(machine: &Profile, operations: &Operations, convolutions: usize) -> Cpu {
+    let work = Cpu::new(
+        1e-6 * operations.client_micros(&machine.linear),
+        1e-6 * operations.server_micros(&machine.linear),
+    );
+    work + machine.convolution * convolutions as f64
+}
 
-    /// Seconds to prepare one bundle.
-    pub fn offline(&self, effort: &Effort) -> Cpu {
-        self.linear(&effort.operations, effort.convolutions) + self.transfers(effort)
-    }
+/// Seconds to prepare one bundle without its linear layers: OTs, garbling, OLEs, and all bytes.
+pub fn transfers(machine: &Profile, effort: &Effort) -> Cpu {
+    let extended = effort.choices as f64 / machine.extended / 2.0;
+    Cpu::new(
+        extended,
+        extended + effort.and_gates as f64 / machine.garbled,
+    ) + machine.slot * effort.slots as f64
+        + machine.offline_byte * effort.offline_bytes as f64
+}
 
-    /// Seconds of the linear layers of one exchange, for one bundle or a batch.
-    pub fn linear(&self, operations: &Operations, convolutions: usize) -> Cpu {
-        let work = Cpu::new(
-            1e-6 * operations.client_micros(&self.linear),
-            1e-6 * operations.server_micros(&self.linear),
-        );
-        work + self.convolution * convolutions as f64
-    }
-
-    /// Seconds to prepare one bundle without its linear layers: OTs, garbling, OLEs, and all bytes.
-    pub fn transfers(&self, effort: &Effort) -> Cpu {
-        let extended = effort.choices as f64 / self.extended / 2.0;
-        Cpu::new(extended, extended + effort.and_gates as f64 / self.garbled)
-            + self.slot * effort.slots as f64
-            + self.offline_byte * effort.offline_bytes as f64
-    }
-
-    /// Seconds of one inference.
-    pub fn online(&self, effort: &Effort) -> Cpu {
-        Cpu::new(
-            effort.and_gates as f64 / self.evaluated,
-            effort.multiply_adds as f64 / self.multiplied,
-        ) + self.element * effort.elements as f64
-            + self.quadratic * effort.quadratics as f64
-            + self.online_byte * effort.online_bytes as f64
-            + self.round_trip * f64::from(effort.round_trips)
-    }
+/// Seconds of one inference.
+pub fn online(machine: &Profile, effort: &Effort) -> Cpu {
+    Cpu::new(
+        effort.and_gates as f64 / machine.evaluated,
+        effort.multiply_adds as f64 / machine.multiplied,
+    ) + machine.element * effort.elements as f64
+        + machine.quadratic * effort.quadratics as f64
+        + machine.online_byte * effort.online_bytes as f64
+        + machine.round_trip * f64::from(effort.round_trips)
 }
 
 impl Effort {
@@ -198,48 +131,11 @@ impl Sum for Effort {
     }
 }
 
-impl Cpu {
-    /// Seconds of both parties.
-    pub const fn new(client_s: f64, server_s: f64) -> Self {
-        Cpu { client_s, server_s }
-    }
-
-    /// Seconds of both parties together.
-    pub fn total(&self) -> f64 {
-        self.client_s + self.server_s
-    }
-}
-
-impl Add for Cpu {
-    type Output = Cpu;
-
-    fn add(self, other: Cpu) -> Cpu {
-        Cpu::new(
-            self.client_s + other.client_s,
-            self.server_s + other.server_s,
-        )
-    }
-}
-
-impl Sub for Cpu {
-    type Output = Cpu;
-
-    fn sub(self, other: Cpu) -> Cpu {
-        self + other * -1.0
-    }
-}
-
-impl Mul<f64> for Cpu {
-    type Output = Cpu;
-
-    fn mul(self, factor: f64) -> Cpu {
-        Cpu::new(self.client_s * factor, self.server_s * factor)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pi_machine::zen4_avx512;
+    use pi_protocol::linear::Rates;
 
     /// By hand: every count is 1 (2 for the traffic), every rate a power of two of its own.
     #[test]
@@ -258,8 +154,7 @@ mod tests {
             decrypt: 0.0,
             decrypt_value: 0.0,
         };
-        let processor = Processor {
-            name: "by hand",
+        let machine = Profile {
             linear: Rates {
                 upload: 1e6,
                 product: 2e6,
@@ -276,6 +171,7 @@ mod tests {
             quadratic: Cpu::new(4.0, 8.0),
             online_byte: Cpu::new(32.0, 64.0),
             round_trip: Cpu::new(128.0, 256.0),
+            ..zen4_avx512()
         };
         let effort = Effort {
             operations: Operations {
@@ -296,10 +192,10 @@ mod tests {
         };
         let client = 1.0 + 32.0 + 64.0 + 256.0;
         let server = 2.0 + 4.0 + 32.0 + 8.0 + 128.0 + 512.0;
-        assert_eq!(processor.offline(&effort), Cpu::new(client, server));
+        assert_eq!(offline(&machine, &effort), Cpu::new(client, server));
         let client = 16.0 + 1.0 + 4.0 + 32.0 + 128.0;
         let server = 1024.0 + 2.0 + 8.0 + 64.0 + 256.0;
-        assert_eq!(processor.online(&effort), Cpu::new(client, server));
+        assert_eq!(online(&machine, &effort), Cpu::new(client, server));
     }
 
     #[test]

@@ -10,9 +10,9 @@ pub use share::{Measure, Share};
 pub(crate) use table::Table;
 
 use crate::accuracy::Measured;
-use crate::cost::latency::Work;
+use crate::cost::latency::{Machine, Work};
 use crate::cost::per_layer::{PerLayer, predict, predict_whole, profiles};
-use crate::cost::processor::{AVX2_OFFLINE, AVX2_ONLINE, Cpu, Effort, Processor};
+use crate::cost::processor::{self, Cpu, Effort};
 use crate::fault::Refused;
 use crate::pass::select::{Alternative, Link, alternatives, conv_terms};
 use pi_ir::artifact::Accuracy;
@@ -23,6 +23,7 @@ use pi_ir::{
     Artifact, Circuit, Conv, Layer, LayerWeights, Layout, Plan, PostTruncation, Prefix, Range,
     Reveal, Step, Term,
 };
+use pi_machine::{Profile as MachineProfile, SHIPPED, shipped};
 use pi_protocol::cost::{self, Cost, Memory, Stored};
 use pi_protocol::flooding::{Flooding, flooding};
 use pi_protocol::layout::Packing;
@@ -69,14 +70,15 @@ pub struct Report {
     pub server_memory: Memory,
     /// Once per input: the rows' share, and the request.
     pub online: Traffic,
-    /// The processor that `offline_cpu` and `online_cpu`, here and everywhere, are estimates for.
-    pub processor: &'static str,
+    /// The processor and back end that the plan is weighed for, and that all times, here and
+    /// everywhere, are estimates for.
+    pub machine: String,
     /// Estimated processor seconds of a bundle that is prepared alone.
     pub offline_cpu: Cpu,
     /// Estimated processor seconds of an inference.
     pub online_cpu: Cpu,
-    /// Estimates of both for a processor with AVX2 alone.
-    pub avx2: Phases,
+    /// Estimates of both for other machines, those whose profiles ship with the compiler.
+    pub elsewhere: Vec<Elsewhere>,
     /// The lines that `predicted` is for, here and in the rows.
     pub profiles: Vec<Profile>,
     /// Predicted seconds of a bundle prepared alone and of an inference, by line.
@@ -175,13 +177,17 @@ pub struct Shared {
     pub online_cpu: Cpu,
 }
 
-/// Estimated processor seconds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Phases {
+/// Estimated processor seconds on another machine, with the same plan.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Elsewhere {
+    /// Name of the machine's profile, one of [`SHIPPED`].
+    pub profile: String,
+    /// Its processor and back end.
+    pub machine: String,
     /// Of a bundle that is prepared alone.
-    pub offline: Cpu,
+    pub offline_cpu: Cpu,
     /// Of an inference.
-    pub online: Cpu,
+    pub online_cpu: Cpu,
 }
 
 /// Bundles prepared in one exchange.
@@ -315,11 +321,8 @@ pub struct Why {
     pub next_costs: Option<[f64; 3]>,
 }
 
-/// The processor that estimates are for.
-const PROCESSOR: Processor = Processor::ZEN_4;
-
 impl Report {
-    /// Report of an artifact, with predictions for a link.
+    /// Report of an artifact, with predictions for a link and a machine.
     ///
     /// # Errors
     /// If its circuit or plan is not sound.
@@ -338,8 +341,9 @@ impl Report {
             .check(artifact.flooding_log2)
             .map_err(|e| refuse(e.to_string()))?;
         let layers = PerLayer::new(circuit, &artifact.plan, &packing);
-        let rows = rows(circuit, &failure.layers, &cost, &layers);
-        let whole = Whole::new(&cost, &layers, &rows);
+        let machine = &Machine::of_two_cores(&link.machine);
+        let rows = rows(circuit, &failure.layers, &cost, &layers, machine);
+        let whole = Whole::new(&cost, &layers, &rows, machine);
         Ok(Report {
             name: circuit.name.clone(),
             prefix: (circuit.prefix.as_ref()).map(|prefix| PublicLayers::new(circuit, prefix)),
@@ -361,20 +365,17 @@ impl Report {
             client_memory: cost.client_memory,
             server_memory: cost.server_memory,
             online: cost.online,
-            processor: PROCESSOR.name,
+            machine: link.machine.in_words(),
             offline_cpu: whole.offline_cpu,
             online_cpu: whole.online_cpu,
-            avx2: Phases {
-                offline: whole.offline_cpu * AVX2_OFFLINE,
-                online: whole.online_cpu * AVX2_ONLINE,
-            },
+            elsewhere: elsewhere(&link.machine, &whole.effort),
             profiles: profiles(),
-            predicted: predict_whole(&cost, &whole.work),
+            predicted: predict_whole(&cost, &whole.work, machine),
             round_trips: cost.online_round_trips(),
             packing: packed(artifact, &linear, &flooding, link),
             bundles: artifact.plan.bundles,
-            linear_seconds: linear.operations().server_micros(&link.rates) * 1e-6,
-            client_seconds: linear.operations().client_micros(&link.rates) * 1e-6,
+            linear_seconds: linear.operations().server_micros(&link.machine.linear) * 1e-6,
+            client_seconds: linear.operations().client_micros(&link.machine.linear) * 1e-6,
             exchange_seconds: link.seconds(&linear),
             failure_log2: failure.total,
             flooding_log2: flooding.total,
@@ -415,8 +416,8 @@ fn packed(artifact: &Artifact, cost: &LinearCost, flooding: &Flooding, link: &Li
             key_switches: down.key_switches,
             bytes_up,
             bytes_down: cost.answer_bytes[index],
-            server_millis: (up + down).server_micros(&link.rates) * 1e-3,
-            client_millis: (up + down).client_micros(&link.rates) * 1e-3,
+            server_millis: (up + down).server_micros(&link.machine.linear) * 1e-3,
+            client_millis: (up + down).client_micros(&link.machine.linear) * 1e-3,
             flooding_log2: flooding.answers[index],
             why,
         }
@@ -466,11 +467,34 @@ fn layout_name(group: u32, tile: (u32, u32), blocks: u32, output_blocks: u32) ->
     format!("{group} {}x{}/{blocks}/{output_blocks}", tile.0, tile.1)
 }
 
-fn rows(circuit: &Circuit, failure: &[f64], cost: &Cost, layers: &PerLayer) -> Vec<Row> {
+fn rows(
+    circuit: &Circuit,
+    failure: &[f64],
+    cost: &Cost,
+    layers: &PerLayer,
+    machine: &Machine<'_>,
+) -> Vec<Row> {
     let all = circuit.layers.iter().zip(failure).zip(&cost.per_layer);
     all.enumerate()
-        .map(|(index, ((layer, &failure), cost))| row(layer, index, failure, cost, layers))
+        .map(|(index, ((layer, &failure), cost))| {
+            row((index, layer), failure, cost, layers, machine)
+        })
         .collect()
+}
+
+/// Estimates for the shipped machines, less that which the report is for.
+fn elsewhere(here: &MachineProfile, effort: &Effort) -> Vec<Elsewhere> {
+    let shipped = SHIPPED
+        .iter()
+        .filter_map(|name| Some((name, shipped(name)?)));
+    let others = shipped.filter(|(_, machine)| machine != here);
+    let estimate = |(name, machine): (&&str, MachineProfile)| Elsewhere {
+        profile: (*name).into(),
+        machine: machine.in_words(),
+        offline_cpu: processor::offline(&machine, effort),
+        online_cpu: processor::online(&machine, effort),
+    };
+    others.map(estimate).collect()
 }
 
 /// What follows from all layers together.
@@ -479,11 +503,12 @@ struct Whole {
     batches: Vec<Batch>,
     offline_cpu: Cpu,
     online_cpu: Cpu,
+    effort: Effort,
     work: Work,
 }
 
 impl Whole {
-    fn new(cost: &Cost, layers: &PerLayer, rows: &[Row]) -> Self {
+    fn new(cost: &Cost, layers: &PerLayer, rows: &[Row], machine: &Machine<'_>) -> Self {
         let each = cost.per_layer.iter().enumerate();
         let efforts = each.clone().map(|(index, own)| layers.effort(index, own));
         let effort = Effort {
@@ -491,12 +516,13 @@ impl Whole {
             ..efforts.sum::<Effort>()
         }
         .with_traffic(&cost.offline, &cost.online);
-        let (offline_cpu, online_cpu) = (PROCESSOR.offline(&effort), PROCESSOR.online(&effort));
+        let offline_cpu = processor::offline(machine.profile, &effort);
+        let online_cpu = processor::online(machine.profile, &effort);
         let rest = |all: Traffic, of: fn(&Row) -> Traffic| rows.iter().map(of).fold(all, without);
         let sum = |of: fn(&Row) -> Cpu| rows.iter().map(of).fold(Cpu::default(), Cpu::add);
         let mut work = Work::default();
         for (index, own) in each {
-            work += &layers.work(index, own);
+            work += &layers.work(index, own, machine);
         }
         Whole {
             shared: Shared {
@@ -505,9 +531,12 @@ impl Whole {
                 offline_cpu: offline_cpu - sum(|row| row.offline_cpu),
                 online_cpu: online_cpu - sum(|row| row.online_cpu),
             },
-            batches: cost.batches.iter().map(|b| batch(b, &effort)).collect(),
+            batches: (cost.batches.iter())
+                .map(|b| batch(b, &effort, machine.profile))
+                .collect(),
             offline_cpu,
             online_cpu,
+            effort,
             work,
         }
     }
@@ -523,9 +552,9 @@ fn without(all: Traffic, part: Traffic) -> Traffic {
 }
 
 /// `effort` is that of a bundle prepared alone.
-fn batch(batch: &cost::BatchCost, effort: &Effort) -> Batch {
+fn batch(batch: &cost::BatchCost, effort: &Effort, machine: &MachineProfile) -> Batch {
     let bundles = batch.bundles as f64;
-    let linear = PROCESSOR.linear(&batch.operations, batch.convolutions);
+    let linear = processor::linear(machine, &batch.operations, batch.convolutions);
     let own = Effort {
         offline_bytes: (batch.offline.bytes_up + batch.offline.bytes_down) / batch.bundles as u64,
         ..*effort
@@ -533,18 +562,19 @@ fn batch(batch: &cost::BatchCost, effort: &Effort) -> Batch {
     Batch {
         bundles: batch.bundles,
         offline: batch.offline,
-        offline_cpu: linear * (1.0 / bundles) + PROCESSOR.transfers(&own),
+        offline_cpu: linear * (1.0 / bundles) + processor::transfers(machine, &own),
     }
 }
 
 fn row(
-    layer: &Layer,
-    index: usize,
+    (index, layer): (usize, &Layer),
     failure_log2: f64,
     cost: &cost::LayerCost,
     layers: &PerLayer,
+    machine: &Machine<'_>,
 ) -> Row {
-    let (effort, work) = (layers.effort(index, cost), layers.work(index, cost));
+    let effort = layers.effort(index, cost);
+    let work = layers.work(index, cost, machine);
     let offline = layers.offline(index, cost);
     let activation = match &layer.step {
         Step::Activate(activation) => Some(activation),
@@ -574,13 +604,18 @@ fn row(
         post: posts.collect(),
         failure_log2,
         // Round trips offline are shared by all layers.
-        predicted: predict((&offline, 0), (&cost.online, effort.round_trips), &work),
+        predicted: predict(
+            (&offline, 0),
+            (&cost.online, effort.round_trips),
+            &work,
+            machine,
+        ),
         offline,
         online: cost.online,
         round_trips: effort.round_trips,
         multiply_adds: effort.multiply_adds,
-        offline_cpu: PROCESSOR.offline(&effort),
-        online_cpu: PROCESSOR.online(&effort),
+        offline_cpu: processor::offline(machine.profile, &effort),
+        online_cpu: processor::online(machine.profile, &effort),
     }
 }
 

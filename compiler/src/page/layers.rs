@@ -86,7 +86,7 @@ fn processor_chart(title: &'static str, report: &Report, shared: Cpu, of: fn(&Ro
     let rows = report.layers.iter().map(|row| bar(&row.name, of(row)));
     Bars {
         title,
-        note: format!("Estimated, on an {}.", report.processor),
+        note: format!("Estimated, on {}.", report.machine),
         series: vec![("server", Colour::Green), ("client", Colour::Purple)],
         rows: rows.chain([bar(SHARED, shared)]).collect(),
         number: round_seconds,

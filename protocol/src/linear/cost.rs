@@ -3,6 +3,7 @@
 
 use super::{answers_bytes, uploads_bytes};
 use crate::layout::{AnswerMap, Packing, UploadMap};
+use serde::{Deserialize, Serialize};
 use std::iter::Sum;
 use std::ops::{Add, AddAssign};
 
@@ -121,7 +122,7 @@ impl Sum for Operations {
 }
 
 /// Microseconds of one core for each of [`Operations`].
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
     /// Client: draw, encrypt and correct one ciphertext.
     pub upload: f64,

@@ -54,12 +54,20 @@ pub fn artifact_learnt(report: &Report) -> String {
 
 /// What times are worth, likewise.
 pub fn estimates(report: &Report) -> String {
+    let elsewhere: String = (report.elsewhere.iter())
+        .map(|other| {
+            format!(
+                "; on {} ({}), processor time would be about {} offline and {} online",
+                other.profile,
+                other.machine,
+                seconds(other.offline_cpu.total()),
+                seconds(other.online_cpu.total())
+            )
+        })
+        .collect();
     format!(
-        "times are estimates for an {}, both parties on two cores; with AVX2 alone, processor time \
-         is about {} offline and {} online",
-        report.processor,
-        seconds(report.avx2.offline.total()),
-        seconds(report.avx2.online.total())
+        "times are estimates for this machine: {}, both parties on two cores{elsewhere}",
+        report.machine
     )
 }
 

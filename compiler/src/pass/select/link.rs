@@ -1,9 +1,10 @@
 //! The link and the machines that a packing is chosen for.
 
-use pi_protocol::linear::{LinearCost, Operations, Rates};
+use pi_machine::{Profile, zen4_avx512};
+use pi_protocol::linear::{LinearCost, Operations};
 
 /// The link, the machines and the prices that a packing is chosen for.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Link {
     /// Bits per second between the parties.
     pub bits_per_second: f64,
@@ -15,8 +16,8 @@ pub struct Link {
     /// keeps others waiting, so a plan for a fast link should not be lavish. By default as much as
     /// on a link of 200 Mbit/s.
     pub byte_price: f64,
-    /// Times of the operations.
-    pub rates: Rates,
+    /// The machine of both parties: times of the operations on one core.
+    pub machine: Profile,
 }
 
 impl Default for Link {
@@ -26,7 +27,7 @@ impl Default for Link {
             server_cores: 2.0,
             client_cores: 2.0,
             byte_price: 40e-9,
-            rates: Rates::MEASURED,
+            machine: zen4_avx512(),
         }
     }
 }
@@ -47,8 +48,8 @@ impl Link {
 
     fn weight_of_work(&self, operations: &Operations) -> f64 {
         let (server, client) = (
-            operations.server_micros(&self.rates),
-            operations.client_micros(&self.rates),
+            operations.server_micros(&self.machine.linear),
+            operations.client_micros(&self.machine.linear),
         );
         1e-6 * (server / self.server_cores + client / self.client_cores)
     }
@@ -61,9 +62,9 @@ impl Link {
         let all = cost.operations();
         let uploads: Operations = cost.uploads.iter().copied().sum();
         let wire = |bytes: usize| 8.0 * bytes as f64 / self.bits_per_second;
-        let encrypt = 1e-6 * uploads.client_micros(&self.rates) / self.client_cores;
-        let decrypt = 1e-6 * all.client_micros(&self.rates) / self.client_cores - encrypt;
-        let server = 1e-6 * all.server_micros(&self.rates) / self.server_cores;
+        let encrypt = 1e-6 * uploads.client_micros(&self.machine.linear) / self.client_cores;
+        let decrypt = 1e-6 * all.client_micros(&self.machine.linear) / self.client_cores - encrypt;
+        let server = 1e-6 * all.server_micros(&self.machine.linear) / self.server_cores;
         encrypt + wire(cost.bytes_up()) + server.max(wire(cost.bytes_down())).max(decrypt)
     }
 }

@@ -1,5 +1,5 @@
 //! Inputs on which kernels are measured, declared once: for the benchmarks of kernels, and for the
-//! rates of this machine on which the prediction of a whole inference rests.
+//! rates of this machine on which plans and predictions rest.
 //!
 //! Everything is drawn from seeds, and every call is one that the protocol makes.
 
@@ -12,21 +12,22 @@ use pi_ot::{
 };
 use pi_ring::conv::{ConvScratch, ConvShape, Padding, PreparedConv};
 use pi_rlwe::{
-    Ciphertext, CiphertextModulus, MaskedCiphertext, N, Packed, Params, PublicKey, SecretKey,
-    Seeded, SeededEncryption, SeededLayout, encrypt_seeded, expand_seeded, mask_and_flood,
+    Ciphertext, CiphertextModulus, GaloisKeys, MaskedCiphertext, N, Packed, Params, PublicKey,
+    SecretKey, Seeded, SeededEncryption, SeededLayout, encrypt_seeded, expand_seeded,
+    mask_and_flood,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 use std::time::Instant;
 
 /// Runs some work on a pool of this many threads.
-pub(crate) fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
+pub fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     pool.expect("a pool of threads").install(work)
 }
 
 /// The least seconds of several runs: the time that the work takes when nothing disturbs it.
-pub(crate) fn least(runs: usize, mut work: impl FnMut()) -> f64 {
+pub fn least(runs: usize, mut work: impl FnMut()) -> f64 {
     let once = |_| {
         let start = Instant::now();
         work();
@@ -36,17 +37,27 @@ pub(crate) fn least(runs: usize, mut work: impl FnMut()) -> f64 {
 }
 
 /// A client's keys, and what both parties do with a ciphertext under them.
-pub(crate) struct Client {
-    pub(crate) params: Params,
-    pub(crate) secret: SecretKey,
-    pub(crate) public: PublicKey,
+pub struct Client {
+    /// The standard ring.
+    pub params: Params,
+    /// The client's secret key.
+    pub secret: SecretKey,
+    /// Its public key, with which the server re-randomises.
+    pub public: PublicKey,
 }
 
 /// Seed of the public half of every upload.
 const UPLOAD_SEED: [u8; 32] = [2; 32];
 
+impl Default for Client {
+    fn default() -> Self {
+        Client::new()
+    }
+}
+
 impl Client {
-    pub(crate) fn new() -> Client {
+    /// A client with keys of its own.
+    pub fn new() -> Client {
         let params = Params::standard();
         let rng = &mut ChaCha20Rng::seed_from_u64(1);
         let secret = SecretKey::generate(&params, rng);
@@ -59,11 +70,7 @@ impl Client {
     }
 
     /// Encrypts a mask, all of whose coefficients are free.
-    pub(crate) fn upload(
-        &self,
-        modulus: CiphertextModulus,
-        rng: &mut ChaCha20Rng,
-    ) -> SeededEncryption {
+    pub fn upload(&self, modulus: CiphertextModulus, rng: &mut ChaCha20Rng) -> SeededEncryption {
         let layout = SeededLayout::all_free();
         let (params, secret) = (&self.params, &self.secret);
         encrypt_seeded(
@@ -76,7 +83,7 @@ impl Client {
     }
 
     /// Expands an upload, as the server does.
-    pub(crate) fn expand(&self, modulus: CiphertextModulus, sent: &SeededEncryption) -> Ciphertext {
+    pub fn expand(&self, modulus: CiphertextModulus, sent: &SeededEncryption) -> Ciphertext {
         let layout = SeededLayout::all_free();
         expand_seeded(
             &self.params,
@@ -87,24 +94,25 @@ impl Client {
     }
 
     /// Masks and floods a product, as the server does, at all coefficients.
-    pub(crate) fn finish(
-        &self,
-        packed: Packed,
-        mask: &[u64],
-        rng: &mut ChaCha20Rng,
-    ) -> MaskedCiphertext {
+    pub fn finish(&self, packed: Packed, mask: &[u64], rng: &mut ChaCha20Rng) -> MaskedCiphertext {
         let all = all_coefficients();
         mask_and_flood(&self.params, packed, &self.public, &all, mask, rng)
     }
 }
 
+/// Galois keys of a client up to a gap.
+pub fn galois_keys(client: &Client, gap: usize) -> GaloisKeys {
+    let rng = &mut ChaCha20Rng::seed_from_u64(1);
+    GaloisKeys::generate(&client.params, &client.secret, &[1; 32], gap, rng)
+}
+
 /// Every coefficient of a ciphertext.
-pub(crate) fn all_coefficients() -> Vec<u32> {
+pub fn all_coefficients() -> Vec<u32> {
     (0..N as u32).collect()
 }
 
 /// Sign circuits of 16 bits, with tables and labels to evaluate them.
-pub(crate) struct SignCircuits {
+pub struct SignCircuits {
     instances: usize,
     width: SignWidth,
     tweaks: TweakRange,
@@ -118,11 +126,11 @@ pub(crate) struct SignCircuits {
 }
 
 /// Width of the sign circuits, in bits.
-pub(crate) const SIGN_BITS: u32 = 16;
+pub const SIGN_BITS: u32 = 16;
 
 impl SignCircuits {
     /// Circuits that were garbled once.
-    pub(crate) fn new(instances: usize) -> SignCircuits {
+    pub fn new(instances: usize) -> SignCircuits {
         let rng = &mut ChaCha20Rng::seed_from_u64(2);
         let width = SignWidth::new(SIGN_BITS).expect("a legal width");
         let delta = Delta::random(rng);
@@ -155,11 +163,12 @@ impl SignCircuits {
     }
 
     /// AND gates of all circuits together.
-    pub(crate) fn gates(&self) -> usize {
+    pub fn gates(&self) -> usize {
         self.instances * self.width.and_gates()
     }
 
-    pub(crate) fn garble(&mut self) {
+    /// Garbles all of them.
+    pub fn garble(&mut self) {
         let zeros = InputLabels {
             client: &self.client_zero,
             server: &self.server_zero,
@@ -175,7 +184,8 @@ impl SignCircuits {
         .expect("shapes fit");
     }
 
-    pub(crate) fn evaluate(&self) -> Labels {
+    /// Evaluates all of them, and returns the labels of their outputs.
+    pub fn evaluate(&self) -> Labels {
         let (client, server) = (&self.client_labels, &self.server_labels);
         let evaluated = evaluate_sign(self.width, &self.tweaks, client, server, &self.tables);
         evaluated.expect("shapes fit").0
@@ -183,10 +193,7 @@ impl SignCircuits {
 }
 
 /// Master extensions in one direction, from base OTs.
-pub(crate) fn masters(
-    direction: Direction,
-    rng: &mut ChaCha20Rng,
-) -> (MasterSender, MasterReceiver) {
+pub fn masters(direction: Direction, rng: &mut ChaCha20Rng) -> (MasterSender, MasterReceiver) {
     let session = SessionId([1; 32]);
     let (setup, opening) = MasterSetup::start(session, direction, rng);
     let offset = Block::random(rng);
@@ -201,7 +208,7 @@ pub(crate) fn masters(
 }
 
 /// The extension of a bundle, one for each depth.
-pub(crate) fn extension(
+pub fn extension(
     masters: &(MasterSender, MasterReceiver),
     depth: TreeDepth,
     rng: &mut ChaCha20Rng,
@@ -214,7 +221,7 @@ pub(crate) fn extension(
 }
 
 /// A convolution as the server computes it online, on one input.
-pub(crate) struct Convolution {
+pub struct Convolution {
     shape: ConvShape,
     prepared: PreparedConv,
     input: Vec<u64>,
@@ -224,7 +231,7 @@ pub(crate) struct Convolution {
 
 impl Convolution {
     /// A convolution that keeps the height and width of its square input.
-    pub(crate) fn new(channels: u32, side: u32, out: u32, kernel: u32) -> Convolution {
+    pub fn new(channels: u32, side: u32, out: u32, kernel: u32) -> Convolution {
         let margin = kernel as usize / 2;
         let shape = ConvShape {
             channels_in: channels as usize,
@@ -252,18 +259,19 @@ impl Convolution {
     }
 
     /// Multiply-adds of one run.
-    pub(crate) fn multiply_adds(&self) -> usize {
+    pub fn multiply_adds(&self) -> usize {
         self.shape.output_len() * self.shape.taps()
     }
 
-    pub(crate) fn run(&mut self) {
+    /// Adds the convolution of the input to what earlier runs summed up.
+    pub fn run(&mut self) {
         self.prepared
             .add_to(&self.input, &mut self.scratch, &mut self.sum);
     }
 }
 
 /// Weights of 8 bits.
-pub(crate) fn small_weights(count: usize, rng: &mut ChaCha20Rng) -> Vec<i16> {
+pub fn small_weights(count: usize, rng: &mut ChaCha20Rng) -> Vec<i16> {
     (0..count)
         .map(|_| (rng.next_u32() % 255) as i16 - 127)
         .collect()
