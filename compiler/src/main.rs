@@ -715,7 +715,7 @@ fn calibration_and_held_back(arguments: &Arguments, graph: &Graph) -> Result<(Ex
 /// The examples that `--calibration` names, `count` unless the user says how many.
 fn calibration_of(arguments: &Arguments, graph: &Graph, count: usize) -> Result<Examples> {
     let path = arguments.calibration.as_ref();
-    let path = path.context("--calibration DATA is missing")?;
+    let path = path.context("--calibration <DATA> is missing")?;
     let data = Data {
         path,
         labels: None,

@@ -2,13 +2,14 @@
 //!
 //! Every kernel is the one that the protocol calls, in the back end of this process, on shapes and
 //! amounts of memory as a layer has them: products in the blocks of a job, sign circuits that fill
-//! no cache. All kernels run in turn, again and again, and of each the run counts that took the least
-//! processor time, so that what else the machine does matters little.
+//! no cache. All kernels run in turn, again and again, and of each the run counts that took the
+//! least processor time, so that what else the machine does matters little.
 //!
 //! # What is not measured
-//! Much of what a byte, an element or a round trip costs is no kernel of ours: system calls, copies,
-//! threads that wake up. It hardly depends on the back end, and is what was fitted to whole
-//! inferences on the machine of [`zen4_avx512`] (`docs/costs.md`), less the kernels' own part there.
+//! Much of what a byte, an element or a round trip costs is no kernel of ours: system calls,
+//! copies, threads that wake up. It hardly depends on the back end, and is what was fitted to whole
+//! inferences on the machine of [`zen4_avx512`] (`docs/costs.md`), less the kernels' own part
+//! there.
 
 use crate::fixtures::{
     self, Client, Convolution, SignCircuits, all_coefficients, galois_keys, on_threads,
