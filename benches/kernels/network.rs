@@ -135,7 +135,8 @@ fn run(options: &Options) -> serde_json::Value {
     }
     of_uploads.operations = costs.uploads.iter().copied().sum();
     let rates = &link.machine.linear;
-    report(options, rates, packing.answers(), of_uploads, &rows)
+    let of = (&circuit, rates);
+    report(options, of, packing.answers(), of_uploads, &rows)
 }
 
 /// Seed of the public halves of all uploads.
@@ -225,7 +226,7 @@ fn compare(
 /// Prints the table, and gives the same as JSON.
 fn report(
     options: &Options,
-    rates: &Rates,
+    (circuit, rates): (&Circuit, &Rates),
     answers: &[AnswerMap],
     of_uploads: Measured,
     rows: &[Measured],
