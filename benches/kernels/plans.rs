@@ -147,8 +147,8 @@ fn plan(circuit: &Circuit, bundles: u32, link: &Link, layers: bool) {
         o.kernels as f64 / b,
         o.products as f64 / b,
         o.key_switches as f64 / b,
-        o.server_micros(&link.rates) * 1e-6 / b,
-        o.client_micros(&link.rates) * 1e-6 / b,
+        o.server_micros(&link.machine.linear) * 1e-6 / b,
+        o.client_micros(&link.machine.linear) * 1e-6 / b,
         link.seconds(&cost) / b
     );
     if layers {
