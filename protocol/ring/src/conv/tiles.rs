@@ -372,7 +372,7 @@ unsafe impl Sync for Output {}
 
 impl Output {
     /// A result of one channel and one row of elements.
-    #[cfg(test)]
+    #[cfg(all(test, target_arch = "x86_64"))]
     pub(super) fn of_row(row: &mut [u64]) -> Self {
         Output {
             sum: row.as_mut_ptr(),
