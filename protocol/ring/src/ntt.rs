@@ -69,8 +69,8 @@ pub trait Ntt: Send + Sync {
         forward_reciprocal_by_definition(self, coefficients, out);
     }
 
-    /// The values of the centred representatives of `x`, residues modulo the first prime; the second
-    /// is this transform's.
+    /// The values of the centred representatives of `x`, residues modulo the first prime; the
+    /// second is this transform's.
     ///
     /// # Preconditions
     /// `x.len() == out.len() == length()`, entries of `x` are residues.

@@ -517,8 +517,8 @@ unsafe fn short_factors<V: Doubles>(vectors: &[[f64; LANES]; 6]) -> [(V, V); 3] 
 /// The last two layers, square by square, and integers below `q` from there on.
 ///
 /// # Safety
-/// The instructions of `V` are present; the length of `x` is a multiple of 16, and the input has the
-/// coefficients of all blocks.
+/// The instructions of `V` are present; the length of `x` is a multiple of 16, and the input has
+/// the coefficients of all blocks.
 #[inline(always)]
 unsafe fn forward_short<V: Doubles, const KIND: u8>(
     field: &Field<V>,
