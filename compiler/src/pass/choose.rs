@@ -98,20 +98,23 @@ pub struct Candidate {
 }
 
 impl Search<'_> {
-    /// The best of the rules of equalisation, with the least weight bits; the first that is good.
+    /// The best of the rules of equalisation, with the least weight bits.
     ///
     /// # Errors
     /// If no rule gives a circuit: the faults of the network without gains of channels.
     pub fn equalised(&self) -> Result<Candidate, Refused> {
         let rules = [None, Some(Balance::WEIGHTS), Some(Balance::MAKERS)];
         let bits = Bits::least(self.real, &self.options.precision);
-        let mut best: Option<Candidate> = None;
-        let mut first_fault = None;
-        for rule in rules {
+        let candidates = rules.map(|rule| {
             let gains = equalise(self.real, self.seen, rule);
             let real = self.real.with_gains(&gains);
             let seen = self.seen.with_gains(&gains);
-            match self.candidate((gains, real, seen), bits.clone()) {
+            self.candidate((gains, real, seen), bits.clone())
+        });
+        let mut best: Option<Candidate> = None;
+        let mut first_fault = None;
+        for candidate in candidates {
+            match candidate {
                 Err(why) => first_fault = first_fault.or(Some(why)),
                 Ok(candidate) => {
                     let better =
@@ -120,10 +123,6 @@ impl Search<'_> {
                         best = Some(candidate);
                     }
                 }
-            }
-            // No rule can make an error that is small already worth another trial.
-            if (best.as_ref()).is_some_and(|best| best.difference.relative() <= GOOD) {
-                break;
             }
         }
         best.ok_or_else(|| first_fault.expect("each rule gives a candidate or a fault"))
