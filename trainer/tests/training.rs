@@ -720,7 +720,9 @@ carry = true
     assert_eq!(run.network.counts(&run.state).relus, 500);
     let test = on_device(test);
     let accuracy = run.evaluate(&test).accuracy;
-    assert!(accuracy > 0.3, "ten classes, accuracy {accuracy}");
+    // A run depends on how sums are rounded, and so on the width of vectors: one with AVX2 ended at
+    // 0.30. Of 300 images, chance gets 0.10 and deviates by 0.02, a network of 0.30 by 0.03.
+    assert!(accuracy > 0.2, "ten classes, accuracy {accuracy}");
     let path = out.path().join("model.graph");
     export::export(&run, &test, 10, &path).unwrap();
     assert!(GraphFile::decode(&std::fs::read(&path).unwrap()).is_ok());
