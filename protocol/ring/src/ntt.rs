@@ -166,14 +166,14 @@ impl NttPrime {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: only asked for where the back end is AVX-512, which the machine supports.
         let ifma = || -> Option<Arc<dyn Ntt>> { Some(Arc::new(unsafe { IfmaNtt::new(self, n) }?)) };
-        // SAFETY: the machine supports the back end.
-        let doubles = unsafe { DoublesNtt::new(backend, self, n) };
-        let doubles = || -> Option<Arc<dyn Ntt>> { Some(Arc::new(doubles?)) };
+        let doubles = || -> Option<Arc<dyn Ntt>> {
+            // SAFETY: the machine supports the back end.
+            Some(Arc::new(unsafe { DoublesNtt::new(backend, self, n) }?))
+        };
         match backend {
             #[cfg(target_arch = "x86_64")]
             Backend::Avx512 => ifma().or_else(tfhe).unwrap_or_else(scalar),
-            Backend::Avx2 => doubles().or_else(tfhe).unwrap_or_else(scalar),
-            Backend::Neon => doubles().or_else(tfhe).unwrap_or_else(scalar),
+            Backend::Avx2 | Backend::Neon => doubles().or_else(tfhe).unwrap_or_else(scalar),
             _ => scalar(),
         }
     }
