@@ -6,8 +6,9 @@
 //! # Back ends
 //! [`PreparedConv::new`] chooses once, by the machine and the public bound on the weights:
 //! - `vnni`: weights of up to seven bits and a sign; needs AVX-512F, BW and VNNI;
-//! - `madd`: weights of up to thirteen bits and a sign; needs AVX2 or NEON. Its 3x3 kernels with
-//!   stride 1 and weights of up to seven bits multiply less if there are many channels;
+//! - `madd`: weights of up to thirteen bits and a sign; needs AVX-512 with VNNI, AVX2 or NEON. Its
+//!   3x3 kernels with stride 1 and weights of up to eleven bits multiply less, and are the first
+//!   choice if there are many channels;
 //! - `limbs`: any weights, in `f64`; its matrix product has separate back ends.
 //!
 //! The first two share `tiles`: packing, gathering and the division into tasks.
@@ -49,6 +50,10 @@ enum Kernel {
     Winograd(tiles::Packed<madd::Winograd<madd::Madd>>),
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     Madd(tiles::Packed<madd::Madd>),
+    #[cfg(target_arch = "x86_64")]
+    WideWinograd(tiles::Packed<madd::Winograd<madd::WideMadd>>),
+    #[cfg(target_arch = "x86_64")]
+    WideMadd(tiles::Packed<madd::WideMadd>),
 }
 
 /// Memory that convolutions of any shape work in; grown by the first use, erased when dropped.
@@ -60,10 +65,14 @@ pub struct ConvScratch {
     winograd: tiles::Scratch<madd::Winograd<madd::Madd>>,
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     madd: tiles::Scratch<madd::Madd>,
+    #[cfg(target_arch = "x86_64")]
+    wide_winograd: tiles::Scratch<madd::Winograd<madd::WideMadd>>,
+    #[cfg(target_arch = "x86_64")]
+    wide_madd: tiles::Scratch<madd::WideMadd>,
 }
 
 /// Input and output channels from which fewer multiplications outweigh transformations: on Zen 3
-/// they gain a tenth with 64 channels, and two thirds with 128 and 256.
+/// and 4 they gain a tenth to a quarter with 64 channels, half to two thirds with 128 and 256.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const WINOGRAD_CHANNELS: usize = 64;
 
@@ -83,30 +92,35 @@ impl PreparedConv {
     /// [`PreparedConv::new`] on a back end that the machine supports, checked before.
     fn on(backend: Backend, weights: &[i16], shape: ConvShape, weight_bits: u8) -> Self {
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        let plane_out = (shape.out_height(), shape.out_width());
-        #[cfg(target_arch = "x86_64")]
-        if backend == Backend::Avx512 && vnni::is_exact(&shape, weight_bits) {
-            // SAFETY: the machine supports AVX-512.
-            let packed = unsafe { tiles::Packed::new(weights, &shape, plane_out, vnni::DEPTH) };
-            let kernel = Kernel::Vnni(packed);
-            return Self { shape, kernel };
-        }
-        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        if shape.channels_in.min(shape.channels_out) >= WINOGRAD_CHANNELS
-            && let Some(kernel) = winograd(backend, weights, &shape, weight_bits)
         {
-            return Self { shape, kernel };
-        }
-        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        if let (Backend::Avx2 | Backend::Neon, Some(depth)) =
-            (backend, madd::depth(&shape, weight_bits))
-        {
-            // SAFETY: the machine supports the back end, which is the one of this architecture.
-            let packed = unsafe { tiles::Packed::new(weights, &shape, plane_out, depth) };
-            let kernel = Kernel::Madd(packed);
-            return Self { shape, kernel };
+            let many = shape.channels_in.min(shape.channels_out) >= WINOGRAD_CHANNELS;
+            let kernel = many
+                .then(|| winograd(backend, weights, &shape, weight_bits))
+                .flatten()
+                .or_else(|| direct(backend, weights, &shape, weight_bits));
+            if let Some(kernel) = kernel {
+                return Self { shape, kernel };
+            }
         }
         Self::words(backend, weights, shape, weight_bits)
+    }
+
+    /// What it is called where it is measured.
+    #[cfg(test)]
+    fn kind(&self) -> &'static str {
+        match self.kernel {
+            Kernel::Words { .. } => "f64",
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Vnni(_) => "vnni",
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            Kernel::Winograd(_) => "winograd",
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            Kernel::Madd(_) => "madd",
+            #[cfg(target_arch = "x86_64")]
+            Kernel::WideWinograd(_) => "winograd, 512 bits",
+            #[cfg(target_arch = "x86_64")]
+            Kernel::WideMadd(_) => "madd, 512 bits",
+        }
     }
 
     fn words(backend: Backend, weights: &[i16], shape: ConvShape, weight_bits: u8) -> Self {
@@ -127,9 +141,9 @@ impl PreparedConv {
     /// Adds the convolution of `input` (`C H W`) to `sum` (`O H' W'`), modulo `p`.
     ///
     /// # Cost
-    /// `output_len * taps / 8` instructions with AVX-512 VNNI, one a cycle on Zen 4. With AVX2
-    /// twice as many, two a cycle on Zen 3, of which 3x3 kernels with stride 1 and many channels
-    /// need 16 for 36. No allocation once `scratch` has seen the shape; the work is shared among
+    /// `output_len * taps / 8` instructions with AVX-512 VNNI, one a cycle on Zen 4, twice as many
+    /// with AVX2, two a cycle on Zen 3; 3x3 kernels with stride 1 and many channels need 16 for 36
+    /// of them. No allocation once `scratch` has seen the shape; the work is shared among
     /// the threads of the current rayon pool.
     /// # Panics
     /// If lengths do not match the shape.
@@ -154,6 +168,10 @@ impl PreparedConv {
             Kernel::Winograd(packed) => packed.add_to(input, &mut scratch.winograd, sum),
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             Kernel::Madd(packed) => packed.add_to(input, &mut scratch.madd, sum),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::WideWinograd(packed) => packed.add_to(input, &mut scratch.wide_winograd, sum),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::WideMadd(packed) => packed.add_to(input, &mut scratch.wide_madd, sum),
         }
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let _ = scratch;
@@ -168,10 +186,43 @@ fn winograd(
     shape: &ConvShape,
     weight_bits: u8,
 ) -> Option<Kernel> {
-    let serves = matches!(backend, Backend::Avx2 | Backend::Neon)
-        && madd::winograd_is_exact(shape, weight_bits);
-    // SAFETY: the machine supports the back end, which is the one of this architecture.
-    serves.then(|| Kernel::Winograd(unsafe { madd::pack_winograd(weights, shape) }))
+    // SAFETY: the machine supports the back end, and AVX2 and NEON exist on one architecture each.
+    unsafe {
+        match backend {
+            #[cfg(target_arch = "x86_64")]
+            Backend::Avx512 => {
+                madd::pack_winograd(weights, shape, weight_bits).map(Kernel::WideWinograd)
+            }
+            Backend::Avx2 | Backend::Neon => {
+                madd::pack_winograd(weights, shape, weight_bits).map(Kernel::Winograd)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The kernel that multiplies by each weight, if the back end has one that is exact.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn direct(backend: Backend, weights: &[i16], shape: &ConvShape, weight_bits: u8) -> Option<Kernel> {
+    let plane_out = (shape.out_height(), shape.out_width());
+    let depth = madd::depth(shape, weight_bits);
+    // SAFETY: the machine supports the back end, and AVX2 and NEON exist on one architecture each.
+    unsafe {
+        match backend {
+            #[cfg(target_arch = "x86_64")]
+            Backend::Avx512 if vnni::is_exact(shape, weight_bits) => Some(Kernel::Vnni(
+                tiles::Packed::new(weights, shape, plane_out, vnni::DEPTH),
+            )),
+            #[cfg(target_arch = "x86_64")]
+            Backend::Avx512 => Some(Kernel::WideMadd(tiles::Packed::new(
+                weights, shape, plane_out, depth?,
+            ))),
+            Backend::Avx2 | Backend::Neon => Some(Kernel::Madd(tiles::Packed::new(
+                weights, shape, plane_out, depth?,
+            ))),
+            _ => None,
+        }
+    }
 }
 
 /// Zeros around an input plane.
@@ -363,8 +414,18 @@ mod tests {
             PreparedConv::words(backend, weights, shape, weight_bits),
         ];
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        if let Some(kernel) = winograd(backend, weights, &shape, weight_bits) {
-            all.push(PreparedConv { shape, kernel });
+        {
+            let mut kernels = vec![
+                winograd(backend, weights, &shape, weight_bits),
+                direct(backend, weights, &shape, weight_bits),
+            ];
+            // What serves wider weights serves narrow ones.
+            #[cfg(target_arch = "x86_64")]
+            if backend == Backend::Avx512 && weight_bits <= 7 {
+                kernels.push(direct(backend, weights, &shape, 8));
+            }
+            let kernels = kernels.into_iter().flatten();
+            all.extend(kernels.map(|kernel| PreparedConv { shape, kernel }));
         }
         all
     }
@@ -446,16 +507,21 @@ mod tests {
 
     #[test]
     fn squares_of_outputs_with_the_largest_sums_are_exact() {
-        // Around the channels after which sums move; a patch of equal inputs becomes four times one
-        // at a point whose weight is nine times one.
-        for channels in [113, 114, 115, 116, 229] {
-            let shape = shape((channels, 4, 9), 7, (3, 3), 1, [0, 1, 1, 0]);
-            let far = 1 << 14 | 1 << 29 | 1 << 44 | 1 << 59;
-            for x in [fp::P - far, far - (1 << 18)].map(|x| fp::mul(x, fp::inv(4))) {
-                for w in [127, -127] {
-                    check(shape, 7, |_| w, |_| x);
+        // With each number of bits, around the channels after which sums move; a patch of equal
+        // inputs becomes four times one at a point whose weight is nine times one.
+        let far = 1 << 14 | 1 << 29 | 1 << 44 | 1 << 59;
+        for weight_bits in 7..=11 {
+            let largest = ((1 << weight_bits) - 1) as i16;
+            let most = (1usize << 31) / ((9 << 14) * largest as usize);
+            for channels in [most - 1, most, most + 1, most + 2, 2 * most + 1] {
+                let shape = shape((channels, 4, 9), 7, (3, 3), 1, [0, 1, 1, 0]);
+                for x in [fp::P - far, far - (1 << 18)].map(|x| fp::mul(x, fp::inv(4))) {
+                    for w in [largest, -largest] {
+                        check(shape, weight_bits, |_| w, |_| x);
+                    }
+                    let either = |r| if r & 2 == 0 { largest } else { -largest };
+                    check(shape, weight_bits, either, |_| x);
                 }
-                check(shape, 7, |r| 127 * (r as i16 & 2) - 127, |_| x);
             }
         }
     }
@@ -476,7 +542,8 @@ mod tests {
         }
     }
 
-    /// The layers of ResNet-18 for images of 32 pixels, on one thread, against `limbs`.
+    /// The layers of ResNet-18 for images of 32 pixels, on one thread: what the back end chooses,
+    /// then all that it can do, with weights of 7 to 11 bits.
     #[test]
     #[ignore = "measures"]
     fn rates_of_the_layers_of_a_resnet() {
@@ -504,15 +571,14 @@ mod tests {
                 let weights: Vec<i16> = (0..shape.weights_len())
                     .map(|_| (rng.next_u32() % 255) as i16 - 127)
                     .collect();
-                let backend = Backend::get();
-                let kinds = [
-                    PreparedConv::words(backend, &weights, shape, 7),
-                    PreparedConv::on(backend, &weights, shape, 7),
-                    PreparedConv::on(backend, &weights, shape, 10),
-                ];
+                let bits = [7, 8, 9, 10, 11];
+                let kinds: Vec<Vec<PreparedConv>> = bits
+                    .map(|bits| all_on(Backend::get(), &weights, shape, bits))
+                    .into();
                 let mut scratch = ConvScratch::default();
                 let mut sum = vec![0; shape.output_len()];
-                let mut least = [f64::INFINITY; 3];
+                let kinds: Vec<&PreparedConv> = kinds.iter().flatten().collect();
+                let mut least = vec![f64::INFINITY; kinds.len()];
                 for _ in 0..(1 << 30) / (shape.output_len() * shape.taps()).max(1 << 24) {
                     for (prepared, least) in kinds.iter().zip(&mut least) {
                         let start = std::time::Instant::now();
@@ -521,12 +587,10 @@ mod tests {
                     }
                 }
                 let products = (shape.output_len() * shape.taps()) as f64;
-                let rates = least.map(|ns| products / ns);
-                println!(
-                    "{input:?} to {out}, {kernel:?} by {stride}: {:.1} us with f64; {rates:.2?} \
-                     products/ns with f64, 7 bits, 10 bits",
-                    least[0] / 1e3
-                );
+                println!("{input:?} to {out}, {kernel:?} by {stride}, products/ns:");
+                for (prepared, ns) in kinds.iter().zip(least) {
+                    println!("  {:5.1} {}", products / ns, prepared.kind());
+                }
             }
         });
     }

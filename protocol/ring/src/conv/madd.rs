@@ -7,8 +7,8 @@
 //!
 //! # Exactness
 //! A sum has a low word of 32 bits that the products go to, and a high word. Before the low word
-//! can overflow, all but its lowest 16 bits move to the high one: after [`depth`] groups, which the
-//! public bound on the weights decides.
+//! can overflow, all but its lowest 16 bits move to the high one: after as many groups as the
+//! public bound on the weights allows, see [`depth`].
 //!
 //! # Layout
 //! Tiles have four positions, groups two taps and blocks six rows. The copy of the inputs holds the
@@ -16,22 +16,28 @@
 //!
 //! # Back ends
 //! - `avx2`: needs AVX2;
+//! - `avx512`: needs AVX-512F, BW, DQ, VL and VNNI. A row of a block is one register, and
+//!   `vpdpwssd` adds while it multiplies; the rest is that of `avx2`;
 //! - `neon`: needs NEON.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod winograd;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx2::Avx2 as Madd;
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx512::Avx512 as WideMadd;
 #[cfg(target_arch = "aarch64")]
 pub(super) use neon::Neon as Madd;
-pub(super) use winograd::{Winograd, is_exact as winograd_is_exact, pack as pack_winograd};
+pub(super) use winograd::{Winograd, pack as pack_winograd};
 
 use super::ConvShape;
-use super::tiles::{Kernel, Output};
+use super::tiles::{Depth, Kernel, Output};
 use pi_core::fp::{self, P};
 use std::ops::Range;
 use zeroize::Zeroize;
@@ -53,8 +59,8 @@ const TAPS: usize = 2;
 const LANES: usize = 4 * POSITIONS;
 /// Tiles of a task: sixteen positions, two cache lines of the result.
 const TILES: usize = 4;
-/// Most groups multiplied at a time: their inputs, 16 KiB a tile, stay in the second cache while
-/// all blocks read them, and a block's weights, 6 KiB, in the first.
+/// Groups multiplied at a time: their inputs, 16 KiB a tile, stay in the second cache while all
+/// blocks read them, and a block's weights, 6 KiB, in the first.
 const DEPTH: usize = 256;
 /// Bits of a low word that stay there.
 const KEPT_BITS: u32 = 16;
@@ -125,22 +131,24 @@ const NO_SUMS: Sums = Sums {
 
 /// The number of groups to multiply at a time, if sums of this shape with weights of this many bits
 /// are exact.
-pub(super) fn depth(shape: &ConvShape, weight_bits: u8) -> Option<usize> {
+pub(super) fn depth(shape: &ConvShape, weight_bits: u8) -> Option<Depth> {
     // |sum| <= taps * limb * weight < 2^45, as the last reduction needs.
     let bits = LIMB_BITS + weight_bits as u32;
     let fits = weight_bits <= WEIGHT_BITS && shape.taps() < 1 << (45 - bits);
-    fits.then(|| exact_depth(weight_bits).min(DEPTH))
+    fits.then(|| Depth {
+        gathered: DEPTH,
+        exact: exact_depth((1 << weight_bits) - 1),
+    })
 }
 
-/// The groups whose products fit into the low word of a sum beside what stays there: at least one
-/// for up to 15 bits.
-const fn exact_depth(weight_bits: u8) -> usize {
-    let product = LIMB * ((1 << weight_bits) - 1);
+/// The groups whose products with weights up to this one fit into the low word of a sum beside what
+/// stays there.
+const fn exact_depth(weight: u64) -> usize {
     let free = (1 << 31) - (1 << KEPT_BITS);
-    (free / (TAPS as u64 * product)) as usize
+    (free / (TAPS as u64 * LIMB * weight)) as usize
 }
 
-const _: () = assert!(exact_depth(7) == 516 && exact_depth(15) == 2);
+const _: () = assert!(exact_depth(127) == 516 && exact_depth((1 << 15) - 1) == 2);
 
 /// The four limbs of an element, one to a word.
 #[inline(always)]

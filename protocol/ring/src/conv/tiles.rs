@@ -59,13 +59,14 @@ pub(super) trait Kernel {
     unsafe fn gather(copied: &[u64], taps: &[u32], positions: &[u32], out: &mut [Self::Inputs]);
 
     /// Adds the products of a block's weights and the inputs to the sums, or to zeros instead of
-    /// what is there if the sums are `fresh`.
+    /// what is there if the sums are `fresh`. `exact` is that of [`Depth`].
     ///
     /// # Safety
     /// The instructions are present; there are as many groups of weights as of inputs.
     unsafe fn multiply(
         weights: &[Self::Weights],
         inputs: &[Self::Inputs],
+        exact: usize,
         sums: &mut Self::Sums,
         fresh: bool,
     );
@@ -85,6 +86,16 @@ pub(super) trait Kernel {
     );
 }
 
+/// Numbers of groups.
+#[derive(Clone, Copy)]
+pub(super) struct Depth {
+    /// Multiplied at a time, while their inputs stay in a cache.
+    pub(super) gathered: usize,
+    /// Whose products fit into one word of a sum: after so many, kernels whose sums have two make
+    /// room in the first.
+    pub(super) exact: usize,
+}
+
 /// Weights and index tables.
 pub(super) struct Packed<K: Kernel> {
     shape: ConvShape,
@@ -94,8 +105,7 @@ pub(super) struct Packed<K: Kernel> {
     weights: Zeroizing<Vec<K::Weights>>,
     blocks: usize,
     groups: usize,
-    /// Groups multiplied at a time.
-    depth: usize,
+    depth: Depth,
     /// Offset of each tap of position 0 in the copy; `TAPS` a group.
     taps: Vec<u32>,
     /// Offset of each position from position 0; positions behind the last repeat it.
@@ -147,8 +157,7 @@ impl<K: Kernel> Worker<K> {
 }
 
 impl<K: Kernel> Packed<K> {
-    /// Packs the weights, of which `depth` groups are multiplied at a time. A plane of the output
-    /// has `plane_out` rows and columns.
+    /// Packs the weights. A plane of the output has `plane_out` rows and columns.
     ///
     /// # Safety
     /// The instructions of the kernel are present.
@@ -158,7 +167,7 @@ impl<K: Kernel> Packed<K> {
         weights: &[i16],
         shape: &ConvShape,
         plane_out: (usize, usize),
-        depth: usize,
+        depth: Depth,
     ) -> Self {
         let (taps, groups) = (shape.taps(), shape.taps().div_ceil(K::TAPS));
         let blocks = shape.channels_out.div_ceil(K::ROWS);
@@ -240,7 +249,7 @@ impl<K: Kernel> Packed<K> {
         let work = |worker: &mut Worker<K>| {
             worker.grow(
                 self.sums(part) * K::TILES,
-                self.groups.min(self.depth) * K::TILES,
+                self.groups.min(self.depth.gathered) * K::TILES,
             );
             loop {
                 let task = next.fetch_add(1, Ordering::Relaxed);
@@ -265,7 +274,11 @@ impl<K: Kernel> Packed<K> {
     /// Sums that a tile of this many blocks needs: those of one block if they are complete when the
     /// next begins.
     fn sums(&self, blocks: usize) -> usize {
-        if self.groups > self.depth { blocks } else { 1 }
+        if self.groups > self.depth.gathered {
+            blocks
+        } else {
+            1
+        }
     }
 
     /// Copies the input into planes with their padding.
@@ -325,8 +338,9 @@ impl<K: Kernel> Packed<K> {
         let existing = self.shape.out_height() * self.shape.out_width();
         // Block by block, tile by tile.
         let all_sums = &mut worker.sums[..self.sums(blocks.len()) * tiles.len()];
-        for from in (0..self.groups).step_by(self.depth) {
-            let depth = self.depth.min(self.groups - from);
+        let Depth { gathered, exact } = self.depth;
+        for from in (0..self.groups).step_by(gathered) {
+            let depth = gathered.min(self.groups - from);
             let inputs = &mut worker.inputs[..depth * tiles.len()];
             let taps = &self.taps[from * K::TAPS..][..depth * K::TAPS];
             for (tile, inputs) in tiles.clone().zip(inputs.chunks_exact_mut(depth)) {
@@ -341,7 +355,7 @@ impl<K: Kernel> Packed<K> {
                 let weights = &self.weights[block * self.groups + from..][..depth];
                 for (inputs, sums) in inputs.chunks_exact(depth).zip(&mut *sums) {
                     // SAFETY: as promised by the caller.
-                    unsafe { K::multiply(weights, inputs, sums, from == 0) };
+                    unsafe { K::multiply(weights, inputs, exact, sums, from == 0) };
                 }
                 if from + depth < self.groups {
                     continue;

@@ -18,7 +18,7 @@
 //! Blocks have six rows; their weights lie group by group, four taps together.
 
 use super::ConvShape;
-use super::tiles::{Kernel, Output};
+use super::tiles::{Depth, Kernel, Output};
 use pi_core::fp::P;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -32,9 +32,12 @@ const VECTORS: usize = 4;
 const ROWS: usize = 6;
 /// Taps of a group.
 const TAPS: usize = 4;
-/// Groups multiplied at a time: their inputs, 18 KiB, stay in the first cache while all blocks
-/// read them.
-pub(super) const DEPTH: usize = 72;
+/// Inputs of so many groups, 18 KiB, stay in the first cache while all blocks read them; all sums
+/// fit, see [`is_exact`].
+pub(super) const DEPTH: Depth = Depth {
+    gathered: 72,
+    exact: usize::MAX,
+};
 
 /// The weights of one block and group.
 type Weights = [[i8; TAPS]; ROWS];
@@ -89,7 +92,13 @@ impl Kernel for Vnni {
     }
 
     #[target_feature(enable = "avx512f,avx512vnni")]
-    unsafe fn multiply(weights: &[Weights], inputs: &[Inputs], sums: &mut Sums, fresh: bool) {
+    unsafe fn multiply(
+        weights: &[Weights],
+        inputs: &[Inputs],
+        _exact: usize,
+        sums: &mut Sums,
+        fresh: bool,
+    ) {
         if fresh {
             *sums = Self::NO_SUMS;
         }

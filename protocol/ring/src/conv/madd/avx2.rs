@@ -16,7 +16,7 @@ use std::ops::Range;
 /// Sums of a row.
 const VECTORS: usize = LANES / 8;
 
-/// The inner loops, at a [`depth`](super::depth) that is exact.
+/// The inner loops.
 pub(in crate::conv) struct Avx2;
 
 impl Kernel for Avx2 {
@@ -74,7 +74,14 @@ impl Kernel for Avx2 {
         reason = "one index runs over several arrays of registers"
     )]
     #[target_feature(enable = "avx2")]
-    unsafe fn multiply(weights: &[Weights], inputs: &[Inputs], sums: &mut Sums, fresh: bool) {
+    unsafe fn multiply(
+        weights: &[Weights],
+        inputs: &[Inputs],
+        exact: usize,
+        sums: &mut Sums,
+        mut fresh: bool,
+    ) {
+        let kept = _mm256_set1_epi32(0xffff);
         let mut total = [[_mm256_setzero_si256(); VECTORS]; ROWS];
         if !fresh {
             for r in 0..ROWS {
@@ -83,24 +90,31 @@ impl Kernel for Avx2 {
                 }
             }
         }
-        for (weights, inputs) in weights.iter().zip(inputs) {
-            let [x, y] = [load(&inputs.0, 0), load(&inputs.0, 1)];
-            for r in 0..ROWS {
-                let [a, b] = weights[r];
-                let taps = _mm256_set1_epi32(a as u16 as i32 | (b as i32) << 16);
-                total[r][0] = _mm256_add_epi32(total[r][0], _mm256_madd_epi16(x, taps));
-                total[r][1] = _mm256_add_epi32(total[r][1], _mm256_madd_epi16(y, taps));
+        for (weights, inputs) in weights.chunks(exact).zip(inputs.chunks(exact)) {
+            for (weights, inputs) in weights.iter().zip(inputs) {
+                let [x, y] = [load(&inputs.0, 0), load(&inputs.0, 1)];
+                for r in 0..ROWS {
+                    let [a, b] = weights[r];
+                    let taps = _mm256_set1_epi32(a as u16 as i32 | (b as i32) << 16);
+                    total[r][0] = _mm256_add_epi32(total[r][0], _mm256_madd_epi16(x, taps));
+                    total[r][1] = _mm256_add_epi32(total[r][1], _mm256_madd_epi16(y, taps));
+                }
             }
+            for r in 0..ROWS {
+                for v in 0..VECTORS {
+                    let mut high = _mm256_srai_epi32::<16>(total[r][v]);
+                    if !fresh {
+                        high = _mm256_add_epi32(load(&sums.high[r], v), high);
+                    }
+                    store(&mut sums.high[r], v, high);
+                    total[r][v] = _mm256_and_si256(total[r][v], kept);
+                }
+            }
+            fresh = false;
         }
-        let kept = _mm256_set1_epi32(0xffff);
         for r in 0..ROWS {
             for v in 0..VECTORS {
-                let mut high = _mm256_srai_epi32::<16>(total[r][v]);
-                if !fresh {
-                    high = _mm256_add_epi32(load(&sums.high[r], v), high);
-                }
-                store(&mut sums.high[r], v, high);
-                store(&mut sums.low[r], v, _mm256_and_si256(total[r][v], kept));
+                store(&mut sums.low[r], v, total[r][v]);
             }
         }
     }

@@ -17,7 +17,7 @@ use std::ops::Range;
 /// Sums of a row.
 const VECTORS: usize = LANES / 4;
 
-/// The inner loops, at a [`depth`](super::depth) that is exact.
+/// The inner loops.
 pub(in crate::conv) struct Neon;
 
 impl Kernel for Neon {
@@ -72,7 +72,13 @@ impl Kernel for Neon {
     }
 
     #[target_feature(enable = "neon")]
-    unsafe fn multiply(weights: &[Weights], inputs: &[Inputs], sums: &mut Sums, fresh: bool) {
+    unsafe fn multiply(
+        weights: &[Weights],
+        inputs: &[Inputs],
+        exact: usize,
+        sums: &mut Sums,
+        fresh: bool,
+    ) {
         if fresh {
             *sums = NO_SUMS;
         }
@@ -83,58 +89,63 @@ impl Kernel for Neon {
                 *total = unsafe { vld1q_s32(low[4 * v..][..4].as_ptr()) };
             }
         }
-        for (weights, inputs) in weights.iter().zip(inputs) {
-            let words = weights.as_flattened();
-            // SAFETY: eight words of twelve, then four.
-            let (w, last) = unsafe {
-                (
-                    vld1q_s16(words[..8].as_ptr()),
-                    vld1_s16(words[8..].as_ptr()),
-                )
-            };
-            let load = |i: usize| {
-                // SAFETY: eight words.
-                unsafe { vld1q_s16(inputs.0[8 * i..][..8].as_ptr()) }
-            };
-            // Rows by number, for lanes are part of the instruction.
-            macro_rules! add {
-                ($x:ident, $y:ident, $row:literal,
-                 $low:ident, $high:ident, $w:ident, $lane:literal) => {
-                    let [a, b, c, d] = &mut total[$row];
-                    *a = $low::<$lane>(*a, vget_low_s16($x), $w);
-                    *b = $high::<$lane>(*b, $x, $w);
-                    *c = $low::<$lane>(*c, vget_low_s16($y), $w);
-                    *d = $high::<$lane>(*d, $y, $w);
-                };
-            }
-            let [x, y] = [load(0), load(1)];
-            add!(x, y, 0, vmlal_laneq_s16, vmlal_high_laneq_s16, w, 0);
-            add!(x, y, 1, vmlal_laneq_s16, vmlal_high_laneq_s16, w, 2);
-            add!(x, y, 2, vmlal_laneq_s16, vmlal_high_laneq_s16, w, 4);
-            add!(x, y, 3, vmlal_laneq_s16, vmlal_high_laneq_s16, w, 6);
-            add!(x, y, 4, vmlal_lane_s16, vmlal_high_lane_s16, last, 0);
-            add!(x, y, 5, vmlal_lane_s16, vmlal_high_lane_s16, last, 2);
-            let [x, y] = [load(2), load(3)];
-            add!(x, y, 0, vmlal_laneq_s16, vmlal_high_laneq_s16, w, 1);
-            add!(x, y, 1, vmlal_laneq_s16, vmlal_high_laneq_s16, w, 3);
-            add!(x, y, 2, vmlal_laneq_s16, vmlal_high_laneq_s16, w, 5);
-            add!(x, y, 3, vmlal_laneq_s16, vmlal_high_laneq_s16, w, 7);
-            add!(x, y, 4, vmlal_lane_s16, vmlal_high_lane_s16, last, 1);
-            add!(x, y, 5, vmlal_lane_s16, vmlal_high_lane_s16, last, 3);
-        }
         let kept = vdupq_n_s32(0xffff);
-        for (r, total) in total.iter().enumerate() {
-            for (v, &total) in total.iter().enumerate() {
-                let (low, high) = (
-                    &mut sums.low[r][4 * v..][..4],
-                    &mut sums.high[r][4 * v..][..4],
-                );
-                // SAFETY: four lanes each.
-                unsafe {
-                    let moved = vsraq_n_s32::<16>(vld1q_s32(high.as_ptr()), total);
-                    vst1q_s32(high.as_mut_ptr(), moved);
-                    vst1q_s32(low.as_mut_ptr(), vandq_s32(total, kept));
+        for (weights, inputs) in weights.chunks(exact).zip(inputs.chunks(exact)) {
+            for (weights, inputs) in weights.iter().zip(inputs) {
+                let words = weights.as_flattened();
+                // SAFETY: eight words of twelve, then four.
+                let (w, last) = unsafe {
+                    (
+                        vld1q_s16(words[..8].as_ptr()),
+                        vld1_s16(words[8..].as_ptr()),
+                    )
+                };
+                let load = |i: usize| {
+                    // SAFETY: eight words.
+                    unsafe { vld1q_s16(inputs.0[8 * i..][..8].as_ptr()) }
+                };
+                // Rows by number, for lanes are part of the instruction.
+                macro_rules! add {
+                    ($x:ident, $y:ident, $row:literal,
+                     $low:ident, $high:ident, $w:ident, $lane:literal) => {
+                        let [a, b, c, d] = &mut total[$row];
+                        *a = $low::<$lane>(*a, vget_low_s16($x), $w);
+                        *b = $high::<$lane>(*b, $x, $w);
+                        *c = $low::<$lane>(*c, vget_low_s16($y), $w);
+                        *d = $high::<$lane>(*d, $y, $w);
+                    };
                 }
+                let [x, y] = [load(0), load(1)];
+                add!(x, y, 0, vmlal_laneq_s16, vmlal_high_laneq_s16, w, 0);
+                add!(x, y, 1, vmlal_laneq_s16, vmlal_high_laneq_s16, w, 2);
+                add!(x, y, 2, vmlal_laneq_s16, vmlal_high_laneq_s16, w, 4);
+                add!(x, y, 3, vmlal_laneq_s16, vmlal_high_laneq_s16, w, 6);
+                add!(x, y, 4, vmlal_lane_s16, vmlal_high_lane_s16, last, 0);
+                add!(x, y, 5, vmlal_lane_s16, vmlal_high_lane_s16, last, 2);
+                let [x, y] = [load(2), load(3)];
+                add!(x, y, 0, vmlal_laneq_s16, vmlal_high_laneq_s16, w, 1);
+                add!(x, y, 1, vmlal_laneq_s16, vmlal_high_laneq_s16, w, 3);
+                add!(x, y, 2, vmlal_laneq_s16, vmlal_high_laneq_s16, w, 5);
+                add!(x, y, 3, vmlal_laneq_s16, vmlal_high_laneq_s16, w, 7);
+                add!(x, y, 4, vmlal_lane_s16, vmlal_high_lane_s16, last, 1);
+                add!(x, y, 5, vmlal_lane_s16, vmlal_high_lane_s16, last, 3);
+            }
+            for (total, high) in total.iter_mut().zip(&mut sums.high) {
+                for (v, total) in total.iter_mut().enumerate() {
+                    let high = &mut high[4 * v..][..4];
+                    // SAFETY: four lanes.
+                    unsafe {
+                        let moved = vsraq_n_s32::<16>(vld1q_s32(high.as_ptr()), *total);
+                        vst1q_s32(high.as_mut_ptr(), moved);
+                    }
+                    *total = vandq_s32(*total, kept);
+                }
+            }
+        }
+        for (total, low) in total.iter().zip(&mut sums.low) {
+            for (v, &total) in total.iter().enumerate() {
+                // SAFETY: four of the row's lanes.
+                unsafe { vst1q_s32(low[4 * v..][..4].as_mut_ptr(), total) };
             }
         }
     }

@@ -16,9 +16,9 @@
 //! what it is made of, the result is exact.
 //!
 //! # Exactness
-//! A transformed weight is a sum of at most nine weights. Of sums, outputs are combinations with
-//! coefficients of absolute sum 16 at most. Transformed inputs are reduced modulo `p` before they
-//! are split into limbs.
+//! A transformed weight is a sum of at most nine weights, so that sums have to make room after a
+//! ninth of the groups. Of sums, outputs are combinations with coefficients of absolute sum 16 at
+//! most. Transformed inputs are reduced modulo `p` before they are split into limbs.
 //!
 //! # Layout
 //! To the tiles this is a convolution by 4x4 kernels with stride 2, whose positions are the
@@ -27,10 +27,10 @@
 //! the loops multiply point by point.
 
 use super::{
-    BIAS, KEPT_BITS, LANES, LIMB, LIMB_BITS, Madd4, NO_INPUTS, NO_SUMS, NO_WEIGHTS, POSITIONS,
-    ROWS, TAPS, signed_digits,
+    BIAS, KEPT_BITS, LANES, LIMB, Madd4, NO_INPUTS, NO_SUMS, NO_WEIGHTS, POSITIONS, ROWS, TAPS,
+    exact_depth, signed_digits,
 };
-use crate::conv::tiles::{Kernel, Output, Packed};
+use crate::conv::tiles::{Depth, Kernel, Output, Packed};
 use crate::conv::{ConvShape, Padding};
 use pi_core::fp::{self, P};
 use std::marker::PhantomData;
@@ -39,42 +39,47 @@ use zeroize::Zeroizing;
 
 /// Elements of a patch, and of its transform.
 const POINTS: usize = 16;
-/// Bits of the largest weights.
-const WEIGHT_BITS: u8 = 7;
-/// The largest transformed weight.
-const WEIGHT: u64 = 9 * ((1 << WEIGHT_BITS) - 1);
-/// Groups after which sums move.
-const DEPTH: usize = 57;
+/// Bits of the largest weights whose transformed ones fit into a word.
+const WEIGHT_BITS: u8 = 11;
 
-const _: () = {
-    let product = LIMB * WEIGHT;
-    assert!((1 << KEPT_BITS) + DEPTH as u64 * TAPS as u64 * product < 1 << 31);
-};
+/// The largest transformed weight.
+const fn transformed(weight_bits: u8) -> u64 {
+    9 * ((1 << weight_bits) - 1)
+}
+
+const _: () = assert!(transformed(WEIGHT_BITS) < 1 << 15);
 
 type Weights = [super::Weights; POINTS];
 pub(in crate::conv) type Inputs = [super::Inputs; POINTS];
 pub(in crate::conv) type Sums = [super::Sums; POINTS];
 
-/// True if the kernel is of this kind, and sums with weights of this many bits are exact.
-pub(in crate::conv) fn is_exact(shape: &ConvShape, weight_bits: u8) -> bool {
-    // |sum| <= channels * limb * weight, and an output's is 16 times that: with 2^15 channels below
-    // 2^(15 + 14 + 11 + 4) < 2^45, as the last reduction needs.
-    const _: () = assert!(LIMB_BITS == 15 && WEIGHT < 1 << 11);
-    (shape.kernel_height, shape.kernel_width, shape.stride) == (3, 3, 1)
-        && weight_bits <= WEIGHT_BITS
-        && shape.channels_in <= 1 << 15
+/// The number of groups to multiply at a time, if the kernel is of this kind and sums with weights
+/// of this many bits are exact.
+fn depth(shape: &ConvShape, weight_bits: u8) -> Option<Depth> {
+    // |sum| <= channels * limb * weight, and an output's is 16 times that: below 2^45, as the last
+    // reduction needs.
+    let fits = weight_bits <= WEIGHT_BITS
+        && (shape.channels_in as u64) < (1 << (45 - 4)) / (LIMB * transformed(weight_bits))
+        && (shape.kernel_height, shape.kernel_width, shape.stride) == (3, 3, 1);
+    fits.then(|| Depth {
+        gathered: shape.channels_in.div_ceil(TAPS),
+        exact: exact_depth(transformed(weight_bits)),
+    })
 }
 
-/// Transforms and packs weights.
+/// Transforms and packs weights of at most this many bits, if the kernel is of this kind and
+/// exact.
 ///
 /// # Safety
 /// The instructions of the kernel are present.
 /// # Preconditions
-/// The weights have the shape and bits for which [`is_exact`] holds.
+/// The weights have the shape.
 pub(in crate::conv) unsafe fn pack<K: Madd4>(
     weights: &[i16],
     shape: &ConvShape,
-) -> Packed<Winograd<K>> {
+    weight_bits: u8,
+) -> Option<Packed<Winograd<K>>> {
+    let depth = depth(shape, weight_bits)?;
     let transformed: Zeroizing<Vec<i16>> = Zeroizing::new(
         weights
             .chunks_exact(9)
@@ -95,9 +100,8 @@ pub(in crate::conv) unsafe fn pack<K: Madd4>(
         },
         ..*shape
     };
-    let groups = shape.channels_in.div_ceil(TAPS);
     // SAFETY: as promised by the caller.
-    unsafe { Packed::new(&transformed, &squares, (height, width), groups) }
+    Some(unsafe { Packed::new(&transformed, &squares, (height, width), depth) })
 }
 
 /// `G g G^T`.
@@ -143,17 +147,19 @@ impl<K: Madd4> Kernel for Winograd<K> {
         unsafe { K::gather_patches(copied, taps, positions, out) }
     }
 
-    unsafe fn multiply(weights: &[Weights], inputs: &[Inputs], sums: &mut Sums, fresh: bool) {
+    unsafe fn multiply(
+        weights: &[Weights],
+        inputs: &[Inputs],
+        exact: usize,
+        sums: &mut Sums,
+        fresh: bool,
+    ) {
         let groups = weights.len();
         let weights = weights.as_flattened().chunks_exact(groups);
         let inputs = inputs.as_flattened().chunks_exact(groups);
         for (sums, (weights, inputs)) in sums.iter_mut().zip(weights.zip(inputs)) {
-            let mut fresh = fresh;
-            for (weights, inputs) in weights.chunks(DEPTH).zip(inputs.chunks(DEPTH)) {
-                // SAFETY: as promised by the caller.
-                unsafe { K::multiply(weights, inputs, sums, fresh) };
-                fresh = false;
-            }
+            // SAFETY: as promised by the caller.
+            unsafe { K::multiply(weights, inputs, exact, sums, fresh) };
         }
     }
 
@@ -330,7 +336,7 @@ fn transform_sums(
     high_out: &mut [[i32; LANES]; 4],
 ) {
     for lane in (0..LANES).step_by(8) {
-        // Low words stay below 2^20 and, as |sum| < 2^41 by `is_exact`, high ones below 2^30.
+        // Low words stay below 2^20 and, as |sum| < 2^41 by `depth`, high ones below 2^30.
         let (mut low, mut high) = ([[0; 8]; POINTS], [[0; 8]; POINTS]);
         for i in 0..POINTS {
             low[i].copy_from_slice(&sums[i].low[row][lane..][..8]);
