@@ -134,6 +134,10 @@ impl Tile {
     /// # Safety
     /// As for [`dot_matrix`]; `row + R` and `output + P` are within the matrix, and `at + 8`
     /// and `at + ahead` within the length.
+    #[allow(
+        clippy::needless_range_loop,
+        reason = "one index runs over several arrays of registers"
+    )]
     #[inline]
     #[target_feature(enable = "avx512f,avx512ifma")]
     unsafe fn multiply<const R: usize, const P: usize>(
@@ -145,26 +149,31 @@ impl Tile {
     ) {
         let zero = _mm512_setzero_si512();
         let (terms, at) = (self.terms, self.at);
-        let rows: [*const u64; R] = std::array::from_fn(|r| {
+        // Loops: `array::from_fn` is not inlined into a function with these instructions.
+        let mut words = [std::ptr::null(); R];
+        for r in 0..R {
             let row = rows[self.row + r];
-            row.words[16 * (at / 8 * row.terms + self.first)..][..16 * terms].as_ptr()
-        });
-        let columns: [&[&[u64]]; P] =
-            std::array::from_fn(|p| &factors[(self.output + p) * terms..][..terms]);
+            words[r] = row.words[16 * (at / 8 * row.terms + self.first)..][..16 * terms].as_ptr();
+        }
+        let mut columns: [&[&[u64]]; P] = [&[]; P];
+        for p in 0..P {
+            columns[p] = &factors[(self.output + p) * terms..][..terms];
+        }
         let mut low = [[[zero; 2]; P]; R];
         let mut high = [[[zero; 2]; P]; R];
         for t in 0..terms {
             // SAFETY: each column has `terms` factors, each at least at + 8 words; the rows
             // were found to have 16 words for each term.
             unsafe {
-                let factor: [__m512i; P] = std::array::from_fn(|p| {
+                let mut factor = [zero; P];
+                for p in 0..P {
                     let x = columns[p].get_unchecked(t).as_ptr().add(at);
                     _mm_prefetch::<_MM_HINT_T0>(x.add(self.ahead).cast());
-                    _mm512_loadu_si512(x.cast())
-                });
+                    factor[p] = _mm512_loadu_si512(x.cast());
+                }
                 for r in 0..R {
                     for h in 0..2 {
-                        let x = _mm512_loadu_si512(rows[r].add(16 * t + 8 * h).cast());
+                        let x = _mm512_loadu_si512(words[r].add(16 * t + 8 * h).cast());
                         for p in 0..P {
                             // Bounds as in `dot_pair`.
                             low[r][p][h] = _mm512_madd52lo_epu64(low[r][p][h], x, factor[p]);

@@ -16,6 +16,7 @@
 use super::{Ntt, NttPrime, reverse_bits};
 use crate::{Modulus, Modulus46, kernels};
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Twiddle factors and their companions `floor(2^52 w / q)`.
 struct Twiddles {
@@ -98,7 +99,10 @@ impl Ntt for IfmaNtt {
         assert_eq!(x.len(), self.n);
         // SAFETY: whoever made this value promised the instructions, and the length was just
         // checked.
-        unsafe { forward(&self.modulus, &self.forward, None, x) }
+        unsafe {
+            let x = x.as_mut_ptr();
+            forward(&self.modulus, &self.forward, InPlace(x), self.n, x)
+        }
     }
 
     fn forward_reciprocal(&self, coefficients: &[u64], out: &mut [u64]) {
@@ -109,9 +113,25 @@ impl Ntt for IfmaNtt {
         unsafe {
             match support {
                 ..64 => forward_few(&self.modulus, &self.inverse, coefficients, out),
-                _ => forward(&self.modulus, &self.inverse, Some(coefficients), out),
+                _ => {
+                    let source = First(coefficients);
+                    forward(
+                        &self.modulus,
+                        &self.inverse,
+                        source,
+                        support,
+                        out.as_mut_ptr(),
+                    )
+                }
             }
         }
+    }
+
+    fn forward_lifted(&self, [from, to]: [&Modulus46; 2], x: &[u64], out: &mut [u64]) {
+        debug_assert_eq!(*to, self.modulus);
+        assert!(x.len() == self.n && out.len() == self.n);
+        // SAFETY: as for the forward transform.
+        unsafe { forward_lifted([from, to], &self.forward, x, out) }
     }
 
     fn inverse_unscaled(&self, x: &mut [u64]) {
@@ -230,6 +250,34 @@ unsafe fn load(x: *const u64) -> __m512i {
     unsafe { _mm512_loadu_si512(x.cast()) }
 }
 
+/// The eight vectors of a block and its seven vectors of factors, with their companions.
+///
+/// # Safety
+/// AVX-512F is present; the block has 64 words.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load_short(
+    block: &[u64],
+    vectors: &[[u64; 8]; 14],
+) -> ([__m512i; 8], [(__m512i, __m512i); 7]) {
+    // Loops: `array::from_fn` is not inlined into a function with these instructions.
+    let zero = _mm512_setzero_si512();
+    let (mut a, mut w) = ([zero; 8], [(zero, zero); 7]);
+    // SAFETY: the block has 64 words, and each vector of twiddles eight.
+    unsafe {
+        for (i, a) in a.iter_mut().enumerate() {
+            *a = load(block.as_ptr().add(8 * i));
+        }
+        for (i, w) in w.iter_mut().enumerate() {
+            *w = (
+                load(vectors[2 * i].as_ptr()),
+                load(vectors[2 * i + 1].as_ptr()),
+            );
+        }
+    }
+    (a, w)
+}
+
 /// Writes eight words to `x`.
 ///
 /// # Safety
@@ -241,64 +289,135 @@ unsafe fn store(x: *mut u64, v: __m512i) {
     unsafe { _mm512_storeu_si512(x.cast(), v) }
 }
 
+/// What the first pass of a transform reads.
+trait Source: Copy {
+    /// Eight words from index `i` of the polynomial on.
+    ///
+    /// # Safety
+    /// AVX-512F is present, and `i + 8` is within the polynomial's length.
+    unsafe fn load(self, i: usize) -> __m512i;
+}
+
+/// The place where the values go.
+#[derive(Clone, Copy)]
+struct InPlace(*mut u64);
+
+impl Source for InPlace {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(self, i: usize) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe { load(self.0.add(i)) }
+    }
+}
+
+/// The first coefficients of a polynomial whose others are zero, as many as a power of two of at
+/// least eight: layers whose upper halves are zero copy, so that after them each block is what the
+/// first one was.
+#[derive(Clone, Copy)]
+struct First<'a>(&'a [u64]);
+
+impl Source for First<'_> {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(self, i: usize) -> __m512i {
+        // SAFETY: the rest of a multiple of eight by the length.
+        unsafe { load(self.0.as_ptr().add(i & (self.0.len() - 1))) }
+    }
+}
+
+/// Residues modulo another prime of the same size, whose centred representatives are meant.
+#[derive(Clone, Copy)]
+struct Lifted<'a> {
+    x: &'a [u64],
+    /// Half the other prime, rounded down.
+    half: __m512i,
+    /// This prime less the other, which takes what is above the half to its representative.
+    shift: __m512i,
+}
+
+impl Source for Lifted<'_> {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(self, i: usize) -> __m512i {
+        // SAFETY: the caller's promise.
+        let x = unsafe { load(self.x.as_ptr().add(i)) };
+        _mm512_mask_add_epi64(x, _mm512_cmpgt_epi64_mask(x, self.half), x, self.shift)
+    }
+}
+
+/// See [`Ntt::forward_lifted`].
+///
+/// # Safety
+/// AVX-512F and IFMA are present; `x` and `out` have the length of the twiddles, at least 64.
+#[target_feature(enable = "avx512f,avx512ifma")]
+unsafe fn forward_lifted(
+    [from, to]: [&Modulus46; 2],
+    twiddles: &Twiddles,
+    x: &[u64],
+    out: &mut [u64],
+) {
+    let source = Lifted {
+        x,
+        half: _mm512_set1_epi64((from.value() / 2) as i64),
+        shift: _mm512_set1_epi64(to.value().wrapping_sub(from.value()) as i64),
+    };
+    // SAFETY: as promised by the caller.
+    unsafe { forward(to, twiddles, source, x.len(), out.as_mut_ptr()) }
+}
+
 /// Coefficients of a block that stays in the first-level cache.
 const CACHED: usize = 2048;
 
-/// The values of `x`, or of `source`, which has the first coefficients of a polynomial whose others
-/// are zero.
+/// A forward transform in the making.
+struct Forward<'a, S> {
+    lanes: Lanes,
+    twiddles: &'a Twiddles,
+    source: S,
+    /// Where the values go; the only way to this memory meanwhile.
+    x: *mut u64,
+}
+
+/// The values of `source`, of whose polynomial coefficients from `length` on are zero.
 ///
 /// # Safety
-/// AVX-512F and IFMA are present; `x` has the length of the twiddles, at least 64, and `source` a
-/// power of two from 64 to that.
+/// AVX-512F and IFMA are present; at `x` there are as many words as twiddles, at least 64, which
+/// nobody else but the source uses, and `length` is a power of two from 64 to that.
 #[target_feature(enable = "avx512f,avx512ifma")]
-unsafe fn forward(m: &Modulus46, twiddles: &Twiddles, source: Option<&[u64]>, x: &mut [u64]) {
-    let lanes = Lanes::new(m);
-    // Layers whose upper halves are zero copy: after them, each block is what the source is.
-    let mut length = source.map_or(x.len(), <[u64]>::len);
-    let copies = x.len() / length;
-    if length > CACHED {
-        if let Some(source) = source {
-            for block in x.chunks_exact_mut(length) {
-                block.copy_from_slice(source);
-            }
-        }
-        // Down to blocks that fit, two layers at a time; an odd one goes first.
-        let mut groups = copies;
-        while length > CACHED {
-            // SAFETY: the blocks have the length of a power of two, more than 64.
-            unsafe {
-                if (length / CACHED).trailing_zeros() % 2 == 1 {
-                    forward_layer(&lanes, twiddles, groups, length, x);
-                    (length, groups) = (length / 2, groups * 2);
-                } else {
-                    forward_two_layers(&lanes, twiddles, groups, length, x);
-                    (length, groups) = (length / 4, groups * 4);
-                }
-            }
-        }
+unsafe fn forward<S: Source>(
+    m: &Modulus46,
+    twiddles: &Twiddles,
+    source: S,
+    mut length: usize,
+    x: *mut u64,
+) {
+    let n = twiddles.factors.len();
+    let transform = Forward {
+        lanes: Lanes::new(m),
+        twiddles,
+        source,
+        x,
+    };
+    let mut fresh = true;
+    // Down to blocks that fit, two layers at a time; an odd one goes first.
+    while length > CACHED {
+        let layers = 2 - (length / CACHED).trailing_zeros() % 2;
+        // SAFETY: the blocks have the length of a power of two, more than 64.
+        unsafe { transform.pass(layers, fresh, n / length, length, 0..n) };
+        (fresh, length) = (false, length >> layers);
     }
-    let first = x.len() / length;
-    for (index, block) in x.chunks_exact_mut(length).enumerate() {
-        if let Some(source) = source
-            && source.len() == length
-        {
-            block.copy_from_slice(source);
+    for block in 0..n / length {
+        let range = block * length..(block + 1) * length;
+        let (mut part, mut fresh) = (length, fresh);
+        while part > 8 {
+            let layers = 2 - (part / 8).trailing_zeros() % 2;
+            let first = n / part + block * (length / part);
+            // SAFETY: blocks have the length of a power of two, at least 64.
+            unsafe { transform.pass(layers, fresh, first, part, range.clone()) };
+            (fresh, part) = (false, part >> layers);
         }
-        let (mut half_block, mut groups) = (length, first + index);
-        // SAFETY: blocks have the length of a power of two, at least 64, and are whole blocks of
-        // the short layers.
-        unsafe {
-            if (length.trailing_zeros() - 3) % 2 == 1 {
-                forward_layer(&lanes, twiddles, groups, half_block, block);
-                (half_block, groups) = (half_block / 2, groups * 2);
-            }
-            while half_block >= 32 {
-                forward_two_layers(&lanes, twiddles, groups, half_block, block);
-                (half_block, groups) = (half_block / 4, groups * 4);
-            }
-            debug_assert_eq!(half_block, 8);
-            forward_short(&lanes, &twiddles.short[index * (length / 64)..], block);
-        }
+        // SAFETY: as above, which makes them whole blocks of the short layers.
+        unsafe { transform.short(range) };
     }
 }
 
@@ -312,95 +431,141 @@ unsafe fn forward_few(m: &Modulus46, twiddles: &Twiddles, source: &[u64], x: &mu
     if let [constant] = source {
         return x.fill(*constant);
     }
-    let lanes = Lanes::new(m);
     let length = source.len().max(8);
     let mut copies = [0; 64];
     for copy in copies.chunks_exact_mut(length) {
         copy[..source.len()].copy_from_slice(source);
     }
-    let blocks = x.len() / 64;
-    for (index, block) in x.chunks_exact_mut(64).enumerate() {
-        block.copy_from_slice(&copies);
-        let first = (blocks + index) * (64 / length);
-        // SAFETY: the block has 64 words, 64 / length whole ones of 16 or 32.
+    let n = x.len();
+    let transform = Forward {
+        lanes: Lanes::new(m),
+        twiddles,
+        source: First(&copies),
+        x: x.as_mut_ptr(),
+    };
+    for at in (0..n).step_by(64) {
+        // SAFETY: the block has 64 words, which are whole ones of 8, 16 or 32.
         unsafe {
             match length {
-                16 => forward_layer(&lanes, twiddles, first, length, block),
-                32 => forward_two_layers(&lanes, twiddles, first, length, block),
-                _ => {}
+                8 => {
+                    for i in (at..at + 64).step_by(8) {
+                        store(transform.x.add(i), transform.source.load(i));
+                    }
+                }
+                _ => {
+                    let first = (n + at) / length;
+                    transform.pass(length.ilog2() - 3, true, first, length, at..at + 64);
+                }
             }
-            forward_short(&lanes, &twiddles.short[index..], block);
+            transform.short(at..at + 64);
         }
     }
 }
 
-/// One layer of blocks of `length`, whose factors start at `first`.
-///
-/// # Safety
-/// AVX-512F and IFMA are present; `length` is a multiple of 16.
-#[inline]
-#[target_feature(enable = "avx512f,avx512ifma")]
-unsafe fn forward_layer(
-    lanes: &Lanes,
-    twiddles: &Twiddles,
-    first: usize,
-    length: usize,
-    x: &mut [u64],
-) {
-    for (group, block) in x.chunks_exact_mut(length).enumerate() {
-        let w = splat(twiddles.factors[first + group]);
-        let (low, high) = block.split_at_mut(length / 2);
-        for (a, b) in low.chunks_exact_mut(8).zip(high.chunks_exact_mut(8)) {
-            // SAFETY: chunks have eight words.
-            unsafe {
-                let (mut u, mut v) = (load(a.as_ptr()), load(b.as_ptr()));
-                lanes.forward(&mut u, &mut v, w);
-                store(a.as_mut_ptr(), u);
-                store(b.as_mut_ptr(), v);
+impl<S: Source> Forward<'_, S> {
+    /// One or two layers of the blocks of `length` within a range, the first's factors starting at
+    /// `first`: of the source if the pass is `fresh`, else of what is there.
+    ///
+    /// # Safety
+    /// AVX-512F and IFMA are present; `length` is a multiple of 16, for two layers of 32, the range
+    /// a multiple of that and within the values.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    unsafe fn pass(
+        &self,
+        layers: u32,
+        fresh: bool,
+        first: usize,
+        length: usize,
+        range: Range<usize>,
+    ) {
+        let here = InPlace(self.x);
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (layers, fresh) {
+                (1, true) => self.layer(self.source, first, length, range),
+                (1, false) => self.layer(here, first, length, range),
+                (_, true) => self.two_layers(self.source, first, length, range),
+                (_, false) => self.two_layers(here, first, length, range),
             }
         }
     }
-}
 
-/// Two layers of blocks of `length`, the first's factors starting at `first`.
-///
-/// # Safety
-/// AVX-512F and IFMA are present; `length` is a multiple of 32.
-#[inline]
-#[target_feature(enable = "avx512f,avx512ifma")]
-unsafe fn forward_two_layers(
-    lanes: &Lanes,
-    twiddles: &Twiddles,
-    first: usize,
-    length: usize,
-    x: &mut [u64],
-) {
-    let quarter = length / 4;
-    for (group, block) in x.chunks_exact_mut(length).enumerate() {
-        let w = splat(twiddles.factors[first + group]);
-        let low = splat(twiddles.factors[2 * (first + group)]);
-        let high = splat(twiddles.factors[2 * (first + group) + 1]);
-        let at = block.as_mut_ptr();
-        for j in (0..quarter).step_by(8) {
-            // SAFETY: j + 8 <= quarter, and the block has four quarters.
-            unsafe {
-                let p = [
-                    at.add(j),
-                    at.add(j + quarter),
-                    at.add(j + 2 * quarter),
-                    at.add(j + 3 * quarter),
-                ];
-                let mut a = [load(p[0]), load(p[1]), load(p[2]), load(p[3])];
-                let [a0, a1, a2, a3] = &mut a;
-                lanes.forward(a0, a2, w);
-                lanes.forward(a1, a3, w);
-                lanes.forward(a0, a1, low);
-                lanes.forward(a2, a3, high);
-                for (p, a) in p.into_iter().zip(a) {
-                    store(p, a);
+    /// See [`Forward::pass`].
+    ///
+    /// # Safety
+    /// As there.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    unsafe fn layer(&self, source: impl Source, first: usize, length: usize, range: Range<usize>) {
+        let half = length / 2;
+        for (group, block) in range.step_by(length).enumerate() {
+            let w = splat(self.twiddles.factors[first + group]);
+            for j in (block..block + half).step_by(8) {
+                // SAFETY: both halves of the block are within the values.
+                unsafe {
+                    let (mut u, mut v) = (source.load(j), source.load(j + half));
+                    self.lanes.forward(&mut u, &mut v, w);
+                    store(self.x.add(j), u);
+                    store(self.x.add(j + half), v);
                 }
             }
         }
+    }
+
+    /// See [`Forward::pass`].
+    ///
+    /// # Safety
+    /// As there.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    unsafe fn two_layers(
+        &self,
+        source: impl Source,
+        first: usize,
+        length: usize,
+        range: Range<usize>,
+    ) {
+        let (lanes, factors) = (&self.lanes, &self.twiddles.factors);
+        let quarter = length / 4;
+        for (group, block) in range.step_by(length).enumerate() {
+            let w = splat(factors[first + group]);
+            let low = splat(factors[2 * (first + group)]);
+            let high = splat(factors[2 * (first + group) + 1]);
+            for j in (block..block + quarter).step_by(8) {
+                let at = [j, j + quarter, j + 2 * quarter, j + 3 * quarter];
+                // SAFETY: all quarters of the block are within the values.
+                unsafe {
+                    let mut a = [
+                        source.load(at[0]),
+                        source.load(at[1]),
+                        source.load(at[2]),
+                        source.load(at[3]),
+                    ];
+                    let [a0, a1, a2, a3] = &mut a;
+                    lanes.forward(a0, a2, w);
+                    lanes.forward(a1, a3, w);
+                    lanes.forward(a0, a1, low);
+                    lanes.forward(a2, a3, high);
+                    for (at, a) in at.into_iter().zip(a) {
+                        store(self.x.add(at), a);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The last three layers of the blocks of 64 within a range.
+    ///
+    /// # Safety
+    /// AVX-512F and IFMA are present, the range is within the values.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    unsafe fn short(&self, range: Range<usize>) {
+        // SAFETY: nobody else uses the values meanwhile.
+        let x = unsafe { std::slice::from_raw_parts_mut(self.x.add(range.start), range.len()) };
+        // SAFETY: the instructions are there.
+        unsafe { forward_short(&self.lanes, &self.twiddles.short[range.start / 64..], x) };
     }
 }
 
@@ -414,13 +579,7 @@ unsafe fn forward_short(lanes: &Lanes, short: &[[[u64; 8]; 14]], x: &mut [u64]) 
     for (block, vectors) in x.chunks_exact_mut(64).zip(short) {
         // SAFETY: the block has 64 words, and each vector of twiddles eight.
         unsafe {
-            let mut a: [__m512i; 8] = std::array::from_fn(|i| load(block.as_ptr().add(8 * i)));
-            let w: [_; 7] = std::array::from_fn(|i| {
-                (
-                    load(vectors[2 * i].as_ptr()),
-                    load(vectors[2 * i + 1].as_ptr()),
-                )
-            });
+            let (mut a, w) = load_short(block, vectors);
             transpose(&mut a);
             let [a0, a1, a2, a3, a4, a5, a6, a7] = &mut a;
             for (a, b) in [
@@ -467,10 +626,19 @@ unsafe fn inverse(m: &Modulus46, twiddles: &Twiddles, x: &mut [u64]) {
             while joined * 4 <= length {
                 joined *= 4;
                 let first = n / joined + index * (length / joined);
-                inverse_two_layers(&lanes, twiddles, first, joined, block);
+                inverse_two_layers::<false>(&lanes, twiddles, first, joined, block);
             }
             if joined < length {
-                inverse_layer(&lanes, twiddles, n / length + index, block);
+                inverse_layer::<false>(&lanes, twiddles, n / length + index, block);
+            }
+        }
+    }
+    if length == n {
+        for x in x.chunks_exact_mut(8) {
+            // SAFETY: chunks have eight words.
+            unsafe {
+                let v = lanes.clear(load(x.as_ptr()));
+                store(x.as_mut_ptr(), lanes.finish(v));
             }
         }
     }
@@ -478,20 +646,16 @@ unsafe fn inverse(m: &Modulus46, twiddles: &Twiddles, x: &mut [u64]) {
     while joined < n {
         // SAFETY: the joined blocks have the length of a power of two, more than 64.
         unsafe {
-            if joined * 4 <= n {
+            if joined * 4 < n {
                 joined *= 4;
-                inverse_two_layers(&lanes, twiddles, n / joined, joined, x);
+                inverse_two_layers::<false>(&lanes, twiddles, n / joined, joined, x);
+            } else if joined * 4 == n {
+                joined = n;
+                inverse_two_layers::<true>(&lanes, twiddles, 1, n, x);
             } else {
-                joined *= 2;
-                inverse_layer(&lanes, twiddles, 1, x);
+                joined = n;
+                inverse_layer::<true>(&lanes, twiddles, 1, x);
             }
-        }
-    }
-    for x in x.chunks_exact_mut(8) {
-        // SAFETY: chunks have eight words.
-        unsafe {
-            let v = lanes.clear(load(x.as_ptr()));
-            store(x.as_mut_ptr(), lanes.finish(v));
         }
     }
 }
@@ -506,13 +670,7 @@ unsafe fn inverse_short(lanes: &Lanes, short: &[[[u64; 8]; 14]], x: &mut [u64]) 
     for (block, vectors) in x.chunks_exact_mut(64).zip(short) {
         // SAFETY: the block has 64 words, and each vector of twiddles eight.
         unsafe {
-            let mut a: [__m512i; 8] = std::array::from_fn(|i| load(block.as_ptr().add(8 * i)));
-            let w: [_; 7] = std::array::from_fn(|i| {
-                (
-                    load(vectors[2 * i].as_ptr()),
-                    load(vectors[2 * i + 1].as_ptr()),
-                )
-            });
+            let (mut a, w) = load_short(block, vectors);
             transpose(&mut a);
             let [a0, a1, a2, a3, a4, a5, a6, a7] = &mut a;
             // Inputs below q. Sums below 2q, then 4q, then 8q.
@@ -536,13 +694,14 @@ unsafe fn inverse_short(lanes: &Lanes, short: &[[[u64; 8]; 14]], x: &mut [u64]) 
     }
 }
 
-/// Two layers that join blocks to ones of `length`; the second's factors start at `first`.
+/// Two layers that join blocks to ones of `length`; the second's factors start at `first`. After
+/// the last ones values are below `q`.
 ///
 /// # Safety
 /// AVX-512F and IFMA are present; `length` is a multiple of 32.
 #[inline]
 #[target_feature(enable = "avx512f,avx512ifma")]
-unsafe fn inverse_two_layers(
+unsafe fn inverse_two_layers<const LAST: bool>(
     lanes: &Lanes,
     twiddles: &Twiddles,
     first: usize,
@@ -573,7 +732,10 @@ unsafe fn inverse_two_layers(
                 lanes.inverse(a1, a3, w);
                 *a0 = lanes.reduce(*a0);
                 *a1 = lanes.reduce(*a1);
-                for (p, a) in p.into_iter().zip(a) {
+                for (p, mut a) in p.into_iter().zip(a) {
+                    if LAST {
+                        a = lanes.finish(lanes.clear(a));
+                    }
                     store(p, a);
                 }
             }
@@ -581,13 +743,18 @@ unsafe fn inverse_two_layers(
     }
 }
 
-/// One layer that joins two halves.
+/// One layer that joins two halves. After the last one values are below `q`.
 ///
 /// # Safety
 /// AVX-512F and IFMA are present; the length is a multiple of 16.
 #[inline]
 #[target_feature(enable = "avx512f,avx512ifma")]
-unsafe fn inverse_layer(lanes: &Lanes, twiddles: &Twiddles, factor: usize, x: &mut [u64]) {
+unsafe fn inverse_layer<const LAST: bool>(
+    lanes: &Lanes,
+    twiddles: &Twiddles,
+    factor: usize,
+    x: &mut [u64],
+) {
     let w = splat(twiddles.factors[factor]);
     let (low, high) = x.split_at_mut(x.len() / 2);
     for (a, b) in low.chunks_exact_mut(8).zip(high.chunks_exact_mut(8)) {
@@ -595,7 +762,11 @@ unsafe fn inverse_layer(lanes: &Lanes, twiddles: &Twiddles, factor: usize, x: &m
         unsafe {
             let (mut u, mut v) = (load(a.as_ptr()), load(b.as_ptr()));
             lanes.inverse(&mut u, &mut v, w);
-            store(a.as_mut_ptr(), lanes.reduce(u));
+            u = lanes.reduce(u);
+            if LAST {
+                (u, v) = (lanes.finish(u), lanes.finish(lanes.clear(v)));
+            }
+            store(a.as_mut_ptr(), u);
             store(b.as_mut_ptr(), v);
         }
     }
