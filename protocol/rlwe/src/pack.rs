@@ -20,6 +20,8 @@ use crate::product::Product;
 use pi_ring::dot::{Term, dot_pair};
 use pi_ring::{Domain, RnsPoly, kernels};
 use rayon::prelude::*;
+use std::ops::{Deref, DerefMut};
+use std::sync::Mutex;
 
 /// A ciphertext in coefficients whose first half is known at the multiples of `gap` only.
 ///
@@ -132,6 +134,7 @@ pub fn pack_rows(
             .map(|k| Step::new(params, keys, unit << k))
             .collect(),
         products: checked,
+        workspaces: Mutex::default(),
     };
     let nodes = tree.node(0, 0).into_iter();
     nodes
@@ -157,6 +160,8 @@ struct Tree<'a, F> {
     /// Entry `k` merges at `m = unit 2^k`, the root being entry 0.
     steps: Vec<Step<'a>>,
     products: F,
+    /// Those that no merge uses now.
+    workspaces: Mutex<Vec<Workspace>>,
 }
 
 /// One level of merging.
@@ -242,8 +247,14 @@ impl<F: Fn(&[usize]) -> Vec<Vec<Product>> + Sync> Tree<'_, F> {
     fn merge_products(&self, step: &Step<'_>, a: Product, b: Product) -> Node {
         let params = self.params;
         let ([a0, mut sum], [b0, mut shifted]) = (a.halves, b.halves);
-        let mut own = RnsPoly::zero(N, DIGITS, Domain::Values);
-        let mut difference = RnsPoly::zero(N, 1, Domain::Values);
+        let mut borrowed = self.workspace();
+        let workspace = &mut *borrowed;
+        let Workspace {
+            digits,
+            own,
+            difference,
+            ..
+        } = workspace;
         for i in 0..DIGITS {
             let m = &params.moduli[i];
             let (shifted, difference) = (shifted.limb_mut(i), difference.limb_mut(0));
@@ -252,75 +263,157 @@ impl<F: Fn(&[usize]) -> Vec<Vec<Product>> + Sync> Tree<'_, F> {
             let automorphism = &step.tables.automorphism;
             automorphism.apply_values(difference, own.limb_mut(i));
             kernels::scale_assign(m, sum.limb_mut(i), params.special[i].0);
-        }
-        let mut digits = own.clone();
-        digits.inverse_unscaled(&params.ntts()[..DIGITS]);
-        // Products are in values times N^-1; digits are not.
-        for (i, m) in params.moduli[..DIGITS].iter().enumerate() {
+            let digit = digits.limb_mut(i);
+            digit.copy_from_slice(own.limb(i));
+            params.ntts()[i].inverse_unscaled(digit);
+            // Products are in values times N^-1; digits are not.
             kernels::scale_assign(m, own.limb_mut(i), N as u64);
         }
         let mut c0 = interleave_doubled(params, &self.leaf_half(&a0), &self.leaf_half(&b0));
-        let mut s1 = self.key_switch(step, &digits, Some(&own), &mut c0);
-        for (i, m) in params.moduli[..DIGITS].iter().enumerate() {
-            kernels::add_assign(m, s1.limb_mut(i), sum.limb(i));
-        }
-        s1.inverse_unscaled(params.ntts());
         let mut c1 = RnsPoly::zero(N, DIGITS, Domain::Coefficients);
-        add_divided_by_special(params, &s1, &mut c1);
+        self.key_switch(step, workspace, Some(&sum), [&mut c0, &mut c1]);
         Node { c0, c1 }
     }
 
     fn merge(&self, step: &Step<'_>, a: Node, b: Node) -> Node {
         let params = self.params;
+        let mut borrowed = self.workspace();
+        let workspace = &mut *borrowed;
         // tau(A - X^m B) and A + X^m B of the second halves.
-        let mut digits = RnsPoly::zero(N, DIGITS, Domain::Coefficients);
-        let mut difference = RnsPoly::zero(N, 1, Domain::Coefficients);
         let mut c1 = a.c1;
         for i in 0..DIGITS {
             let m = &params.moduli[i];
-            let difference = difference.limb_mut(0);
+            let difference = workspace.difference.limb_mut(0);
             kernels::butterfly(m, step.m, c1.limb_mut(i), b.c1.limb(i), difference);
             let automorphism = &step.tables.automorphism;
-            automorphism.apply_coefficients(difference, digits.limb_mut(i), m);
+            automorphism.apply_coefficients(difference, workspace.digits.limb_mut(i), m);
         }
         let mut c0 = interleave_doubled(params, &a.c0, &b.c0);
-        let mut s1 = self.key_switch(step, &digits, None, &mut c0);
-        s1.inverse_unscaled(params.ntts());
-        add_divided_by_special(params, &s1, &mut c1);
+        self.key_switch(step, workspace, None, [&mut c0, &mut c1]);
         Node { c0, c1 }
     }
 
-    /// Switches `digits`: adds the first half to `c0`, times `q4` and at the multiples of `m`, and
-    /// returns the second times `q4`, in values times `N^-1`. `own` has the values of each digit
-    /// modulo its own prime, where they are known.
+    /// Switches the workspace's digits: adds the first half to `c0`, times `q4` and at the
+    /// multiples of `m`, and the second to `c1`. With `products`, which are second halves times
+    /// `q4`, in values times `N^-1`, it adds those to the second half, and takes the values of each
+    /// digit modulo its own prime from the workspace.
+    ///
+    /// Prime by prime, the special one first, so that everything but the key stays in the second
+    /// cache.
     fn key_switch(
         &self,
         step: &Step<'_>,
-        digits: &RnsPoly,
-        own: Option<&RnsPoly>,
-        c0: &mut RnsPoly,
-    ) -> RnsPoly {
+        workspace: &mut Workspace,
+        products: Option<&RnsPoly>,
+        [c0, c1]: [&mut RnsPoly; 2],
+    ) {
         let params = self.params;
-        let mut lifted = RnsPoly::zero(N, DIGITS, Domain::Values);
-        let mut sums = [(); 2].map(|()| RnsPoly::zero(N, KEY_LIMBS, Domain::Values));
-        for (j, m) in params.moduli.iter().enumerate() {
+        let Workspace {
+            digits,
+            own,
+            lifted,
+            sums,
+            special,
+            folded,
+            ..
+        } = workspace;
+        let own = products.map(|_| &*own);
+        let folded = &mut folded.limb_mut(0)[..N / step.m];
+        for j in [DIGITS, 0, 1, 2] {
+            let (m, ntt) = (&params.moduli[j], &params.ntts()[j]);
             let own = own.filter(|_| j < DIGITS).map(|own| own.limb(j));
             for (i, lifted) in lifted.limbs_mut().enumerate() {
                 if i != j || own.is_none() {
-                    let moduli = [&params.moduli[i], m];
-                    params.ntts()[j].forward_lifted(moduli, digits.limb(i), lifted);
+                    ntt.forward_lifted([&params.moduli[i], m], digits.limb(i), lifted);
                 }
             }
             let terms: [Term<'_>; DIGITS] = std::array::from_fn(|i| Term {
                 halves: [step.key.digits[i][0].limb(j), step.key.digits[i][1].limb(j)],
                 factor: own.filter(|_| i == j).unwrap_or(lifted.limb(i)),
             });
-            let [s0, s1] = &mut sums;
-            dot_pair(m, &terms, false, [s0.limb_mut(j), s1.limb_mut(j)]);
+            let [s0, s1] = sums;
+            let (s0, s1) = (s0.limb_mut(0), s1.limb_mut(0));
+            dot_pair(m, &terms, false, [&mut *s0, &mut *s1]);
+            fold_limb(params, j, s0, folded);
+            kernels::add_assign(m, c0.limb_mut(j), folded);
+            if let Some(products) = products.filter(|_| j < DIGITS) {
+                kernels::add_assign(m, s1, products.limb(j));
+            }
+            ntt.inverse_unscaled(s1);
+            if j == DIGITS {
+                std::mem::swap(special, &mut sums[1]);
+            } else {
+                add_divided_limb(params, j, s1, special.limb(0), c1.limb_mut(j));
+            }
         }
-        let [s0, s1] = sums;
-        c0.add_assign(&fold(params, &s0, step.m), &params.moduli);
-        s1
+    }
+
+    /// Memory for a merge, not shared with another one at the same time.
+    fn workspace(&self) -> Borrowed<'_> {
+        let free = self
+            .workspaces
+            .lock()
+            .expect("nobody panics meanwhile")
+            .pop();
+        Borrowed {
+            workspace: Some(free.unwrap_or_default()),
+            workspaces: &self.workspaces,
+        }
+    }
+}
+
+/// What merges write beside their results. Kept from merge to merge, as polynomials are erased when
+/// they are dropped; their numbers go with the tree.
+struct Workspace {
+    digits: RnsPoly,
+    own: RnsPoly,
+    difference: RnsPoly,
+    lifted: RnsPoly,
+    sums: [RnsPoly; 2],
+    special: RnsPoly,
+    folded: RnsPoly,
+}
+
+impl Default for Workspace {
+    fn default() -> Self {
+        let limbs = |limbs| RnsPoly::zero(N, limbs, Domain::Values);
+        Self {
+            digits: limbs(DIGITS),
+            own: limbs(DIGITS),
+            difference: limbs(1),
+            lifted: limbs(DIGITS),
+            sums: [limbs(1), limbs(1)],
+            special: limbs(1),
+            folded: limbs(1),
+        }
+    }
+}
+
+/// A workspace that returns to the tree.
+struct Borrowed<'a> {
+    workspace: Option<Workspace>,
+    workspaces: &'a Mutex<Vec<Workspace>>,
+}
+
+impl Deref for Borrowed<'_> {
+    type Target = Workspace;
+
+    fn deref(&self) -> &Workspace {
+        self.workspace.as_ref().expect("there until it returns")
+    }
+}
+
+impl DerefMut for Borrowed<'_> {
+    fn deref_mut(&mut self) -> &mut Workspace {
+        self.workspace.as_mut().expect("there until it returns")
+    }
+}
+
+impl Drop for Borrowed<'_> {
+    fn drop(&mut self) {
+        if let (Some(workspace), Ok(mut free)) = (self.workspace.take(), self.workspaces.lock()) {
+            free.push(workspace);
+        }
     }
 }
 
@@ -338,30 +431,32 @@ fn interleave_doubled(params: &Params, a: &RnsPoly, b: &RnsPoly) -> RnsPoly {
 
 /// The coefficients of `x`, which is in values times `N^-1`, at the multiples of `gap`.
 pub(crate) fn fold(params: &Params, x: &RnsPoly, gap: usize) -> RnsPoly {
-    let n = N / gap;
-    let mut folded = RnsPoly::zero(n, x.limb_count(), Domain::Values);
-    for (i, m) in params.moduli.iter().take(x.limb_count()).enumerate() {
-        kernels::sum_adjacent(m, x.limb(i), folded.limb_mut(i));
+    let mut folded = RnsPoly::zero(N / gap, x.limb_count(), Domain::Coefficients);
+    for (i, (x, folded)) in x.limbs().zip(folded.limbs_mut()).enumerate() {
+        fold_limb(params, i, x, folded);
     }
+    folded
+}
+
+/// [`fold`] modulo one prime, to as many coefficients as there is place for.
+fn fold_limb(params: &Params, i: usize, x: &[u64], folded: &mut [u64]) {
+    kernels::sum_adjacent(&params.moduli[i], x, folded);
     // The mean of `gap` values, of which n^-1 is to be taken: n^-1 gap^-1 is the N^-1 that x
     // already has.
-    folded.inverse_unscaled(&params.short_ntts(n)[..x.limb_count()]);
-    folded
+    params.short_ntts(folded.len())[i].inverse_unscaled(folded);
 }
 
 /// Adds `x` divided by the special prime and rounded; `x` is modulo all four primes, `out` modulo
 /// three.
 fn add_divided_by_special(params: &Params, x: &RnsPoly, out: &mut RnsPoly) {
-    let special = &params.moduli[DIGITS];
     for (i, out) in out.limbs_mut().enumerate() {
-        let (_, inverse) = params.special[i];
-        kernels::add_divided(
-            &params.moduli[i],
-            special,
-            inverse,
-            x.limb(i),
-            x.limb(DIGITS),
-            out,
-        );
+        add_divided_limb(params, i, x.limb(i), x.limb(DIGITS), out);
     }
+}
+
+/// [`add_divided_by_special`] modulo one prime; `special` is modulo the special one.
+fn add_divided_limb(params: &Params, i: usize, x: &[u64], special: &[u64], out: &mut [u64]) {
+    let (_, inverse) = params.special[i];
+    let moduli = [&params.moduli[i], &params.moduli[DIGITS]];
+    kernels::add_divided(moduli[0], moduli[1], inverse, x, special, out);
 }

@@ -498,16 +498,17 @@ impl<S: Source> Forward<'_, S> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512ifma")]
     unsafe fn layer(&self, source: impl Source, first: usize, length: usize, range: Range<usize>) {
+        let (lanes, x, factors) = (self.lanes, self.x, &self.twiddles.factors);
         let half = length / 2;
         for (group, block) in range.step_by(length).enumerate() {
-            let w = splat(self.twiddles.factors[first + group]);
+            let w = splat(factors[first + group]);
             for j in (block..block + half).step_by(8) {
                 // SAFETY: both halves of the block are within the values.
                 unsafe {
                     let (mut u, mut v) = (source.load(j), source.load(j + half));
-                    self.lanes.forward(&mut u, &mut v, w);
-                    store(self.x.add(j), u);
-                    store(self.x.add(j + half), v);
+                    lanes.forward(&mut u, &mut v, w);
+                    store(x.add(j), u);
+                    store(x.add(j + half), v);
                 }
             }
         }
@@ -526,7 +527,7 @@ impl<S: Source> Forward<'_, S> {
         length: usize,
         range: Range<usize>,
     ) {
-        let (lanes, factors) = (&self.lanes, &self.twiddles.factors);
+        let (lanes, x, factors) = (self.lanes, self.x, &self.twiddles.factors);
         let quarter = length / 4;
         for (group, block) in range.step_by(length).enumerate() {
             let w = splat(factors[first + group]);
@@ -548,7 +549,7 @@ impl<S: Source> Forward<'_, S> {
                     lanes.forward(a0, a1, low);
                     lanes.forward(a2, a3, high);
                     for (at, a) in at.into_iter().zip(a) {
-                        store(self.x.add(at), a);
+                        store(x.add(at), a);
                     }
                 }
             }
