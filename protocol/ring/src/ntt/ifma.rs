@@ -187,12 +187,10 @@ impl Lanes {
     #[inline]
     #[target_feature(enable = "avx512f,avx512ifma")]
     fn reduce(&self, x: __m512i) -> __m512i {
-        // The upper part is below 2^6, its product with 2^46 - q < 2^20 below 2^26.
-        _mm512_madd52lo_epu64(
-            _mm512_and_si512(x, self.low_46),
-            _mm512_srli_epi64::<58>(_mm512_slli_epi64::<12>(x)),
-            self.fold,
-        )
+        // The upper part, what 2^6 x has above 2^52, is below 2^6, its product with 2^46 - q < 2^20
+        // below 2^26.
+        let upper = _mm512_madd52hi_epu64(_mm512_setzero_si512(), x, _mm512_set1_epi64(1 << 6));
+        _mm512_madd52lo_epu64(_mm512_and_si512(x, self.low_46), upper, self.fold)
     }
 
     /// `x` without the bits above its 52.
@@ -500,9 +498,12 @@ impl<S: Source> Forward<'_, S> {
     unsafe fn layer(&self, source: impl Source, first: usize, length: usize, range: Range<usize>) {
         let (lanes, x, factors) = (self.lanes, self.x, &self.twiddles.factors);
         let half = length / 2;
-        for (group, block) in range.step_by(length).enumerate() {
-            let w = splat(factors[first + group]);
-            for j in (block..block + half).step_by(8) {
+        let factors = &factors[first..][..range.len() / length];
+        let mut block = range.start;
+        for &factor in factors {
+            let w = splat(factor);
+            let mut j = block;
+            while j < block + half {
                 // SAFETY: both halves of the block are within the values.
                 unsafe {
                     let (mut u, mut v) = (source.load(j), source.load(j + half));
@@ -510,7 +511,9 @@ impl<S: Source> Forward<'_, S> {
                     store(x.add(j), u);
                     store(x.add(j + half), v);
                 }
+                j += 8;
             }
+            block += length;
         }
     }
 
@@ -529,11 +532,14 @@ impl<S: Source> Forward<'_, S> {
     ) {
         let (lanes, x, factors) = (self.lanes, self.x, &self.twiddles.factors);
         let quarter = length / 4;
-        for (group, block) in range.step_by(length).enumerate() {
-            let w = splat(factors[first + group]);
-            let low = splat(factors[2 * (first + group)]);
-            let high = splat(factors[2 * (first + group) + 1]);
-            for j in (block..block + quarter).step_by(8) {
+        let groups = range.len() / length;
+        let own = &factors[first..][..groups];
+        let (halves, _) = factors[2 * first..][..2 * groups].as_chunks::<2>();
+        let mut block = range.start;
+        for (&factor, &[low, high]) in own.iter().zip(halves) {
+            let (w, low, high) = (splat(factor), splat(low), splat(high));
+            let mut j = block;
+            while j < block + quarter {
                 let at = [j, j + quarter, j + 2 * quarter, j + 3 * quarter];
                 // SAFETY: all quarters of the block are within the values.
                 unsafe {
@@ -552,7 +558,9 @@ impl<S: Source> Forward<'_, S> {
                         store(x.add(at), a);
                     }
                 }
+                j += 8;
             }
+            block += length;
         }
     }
 
