@@ -231,7 +231,7 @@ impl<K: Kernel> Packed<K> {
         // As few blocks to a task as give every thread several, but no tiny ones: each task
         // gathers its inputs.
         let per_block = self.groups * K::VECTORS * K::ROWS * K::TILES.min(tiles);
-        let wanted = (4 * threads).div_ceil(spans);
+        let wanted = (2 * threads).div_ceil(spans);
         let parts = wanted.min((self.blocks * per_block).div_ceil(TASK)).max(1);
         let part = self.blocks.div_ceil(parts).max(1);
         let parts = self.blocks.div_ceil(part);
