@@ -129,14 +129,17 @@ pub(crate) struct Subject {
     pub(crate) relus: Budget,
     /// The other positions.
     pub(crate) rest: RestKind,
+    /// Whether values outside the network's ranges are found.
+    pub(crate) range_check: bool,
 }
 
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.relus {
-            Budget::All => write!(f, "{}-all", self.network),
-            Budget::Relus(relus) => write!(f, "{}-{relus}-{}", self.network, self.rest),
+            Budget::All => write!(f, "{}-all", self.network)?,
+            Budget::Relus(relus) => write!(f, "{}-{relus}-{}", self.network, self.rest)?,
         }
+        f.write_str(if self.range_check { "" } else { "-unchecked" })
     }
 }
 
@@ -220,6 +223,7 @@ impl Subject {
                 machine: machine.clone(),
                 ..Link::default()
             },
+            range_check: self.range_check,
             ..Options::default()
         };
         let compiled = compile(&graph, &calibration, &options)

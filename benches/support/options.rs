@@ -39,6 +39,9 @@ pub(crate) struct Options {
         value_parser = clap::value_parser!(u32).range(1..=1000)
     )]
     pub(crate) runs: u32,
+    /// Compile without the range check, to measure what it costs.
+    #[arg(long)]
+    no_range_check: bool,
     /// Threads of each party [default: all cores].
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -75,6 +78,7 @@ impl Options {
                 network: self.network,
                 relus,
                 rest: self.rest,
+                range_check: !self.no_range_check,
             },
             link: self.net.link(),
             shaper: self.shaper,
