@@ -75,6 +75,16 @@ impl Connection<'_> {
         }
     }
 
+    /// The number of bundles that both parties hold for the model served, all of them asked about.
+    ///
+    /// # Errors
+    /// Errors of the connection and of the store.
+    pub async fn usable(&mut self) -> Result<usize, Error> {
+        self.probe_rest().await?;
+        self.give_up_unheld()?;
+        Ok(self.candidates.len())
+    }
+
     /// Reads a bundle ahead, so that [`Connection::infer`] with it starts at once. Reading does not
     /// spend it. Of a bundle of more than [`READ_AHEAD`] bytes only the shares are read; its tables
     /// and labels are read while it is used.
