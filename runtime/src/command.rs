@@ -31,6 +31,12 @@ fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code.unwrap_or(exit::FAILURE))
 }
 
+/// Tells the user something on standard error. Nobody may be there to read it, which is no reason to
+/// end.
+fn note(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// Starts logging to standard error. `PI_LOG` selects what is logged, in the syntax of
 /// `tracing_subscriber::EnvFilter`.
 fn start_logging(default: &str) {

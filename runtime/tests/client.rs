@@ -390,6 +390,46 @@ fn a_server_is_found_by_any_of_its_names() {
     }
 }
 
+/// What answers at one address of a name is found although another one is silent.
+#[test]
+fn a_silent_address_does_not_hold_up_the_others() {
+    let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
+    let server = start_server(model.path(), &states.path().join("server"));
+    let deaf = format!("[::1]:{}", port_of(&server));
+    let Ok(_deaf) = UdpSocket::bind(&deaf) else {
+        eprintln!("{deaf} is no address of this machine, or is taken");
+        return;
+    };
+    let local = format!("localhost:{}", port_of(&server));
+    let fingerprint = server.fingerprint.to_string();
+    let mut command = client(&states.path().join("client"));
+    command.args(["--connect-timeout", "60", "prepare", "--server", &local]);
+    command.args(["--fingerprint", &fingerprint]);
+    let started = Instant::now();
+    ends(&mut command, 0);
+    // Far less than the time that the silent address is given.
+    assert!(started.elapsed() < Duration::from_secs(30));
+}
+
+/// An outage in the middle costs the batch under way; the rest is made when the server is back.
+#[test]
+fn preparing_goes_on_after_an_outage_if_asked_to_wait() {
+    let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
+    let (state, server_state) = (states.path().join("client"), states.path().join("server"));
+    let server = start_server(model.path(), &server_state);
+    let address = server.address.clone();
+    prepare(&state, &server, 1).assert().success();
+    let mut long = std::process::Command::new(env!("CARGO_BIN_EXE_pi-client"));
+    long.arg("--state").arg(&state).args(["--timeout", "2"]);
+    long.args(["prepare", "-n", "40", "--wait"]);
+    let mut long = long.stdout(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    kill(server);
+    let _server = start_server_at(model.path(), &server_state, &address);
+    assert!(long.wait().unwrap().success());
+    assert_eq!(ready_and_spent(&state), (41, 0));
+}
+
 #[test]
 fn a_server_that_is_late_is_waited_for() {
     let (model, states) = (Model::random(1), tempfile::tempdir().unwrap());
@@ -437,29 +477,21 @@ fn a_full_server_is_queued_for() {
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let holder = Client::open(&first, patience).unwrap();
+    let (inside, waiting) = std::sync::mpsc::channel();
     let holding = runtime.spawn(async move {
         let connecting = holder
             .connect(&server.address, &TrustOptions::default())
             .await;
         let connection = connecting.unwrap();
+        inside.send(()).unwrap();
         tokio::time::sleep(Duration::from_secs(4)).await;
         connection.close().await;
         server
     });
+    waiting.recv().unwrap();
     let image = model.file.to_str().unwrap();
-    let full = loop {
-        // Until the other one is in, this one is.
-        let output = client(&second).args(["infer", image]).output().unwrap();
-        match output.status.code() {
-            Some(0) => panic!("the holder came too late"),
-            Some(code) if code == i32::from(exit::REFUSED) => break output,
-            code => panic!("{code:?}"),
-        }
-    };
-    says(
-        &String::from_utf8(full.stderr).unwrap(),
-        &["as many clients", "--wait"],
-    );
+    let (_, text) = ends(client(&second).args(["infer", image]), exit::REFUSED);
+    says(&text, &["as many clients", "--wait"]);
     let (_, text) = ends(client(&second).args(["infer", image, "--wait=60"]), 0);
     says(&text, &["waiting: ", "as many clients"]);
     drop(runtime.block_on(holding).unwrap());

@@ -140,7 +140,8 @@ impl Connection<'_> {
     /// closed or the store opened again.
     ///
     /// # Errors
-    /// The bundle is spent once this was called, whatever the outcome.
+    /// The bundle is spent once this was called, whatever the outcome; only if the connection is
+    /// known to be closed already, it stays as it is.
     pub async fn infer(
         &mut self,
         model: &ClientModel,
@@ -149,6 +150,9 @@ impl Connection<'_> {
         trace: bool,
     ) -> Result<Prediction, Error> {
         let started = Instant::now();
+        if let Some(error) = self.quic.close_reason() {
+            return Err(connection_lost(&error));
+        }
         self.candidates.retain(|candidate| candidate.id != *id);
         let loaded = self.loaded.take().filter(|bundle| bundle.id() == *id);
         let reading = match loaded {

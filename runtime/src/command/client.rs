@@ -9,7 +9,7 @@ use self::infer::InferArguments;
 use self::keep::KeepArguments;
 use super::exit;
 use super::manuals::{self, Manual};
-use super::{megabytes, report, runtime, seconds, start_logging, state_directory};
+use super::{megabytes, note, report, runtime, seconds, start_logging, state_directory};
 use crate::client::{Backoff, Client, Connection, Patience, Spent, TrustOptions, Wait};
 use crate::control::MOST_BUNDLES;
 use crate::error::Error;
@@ -214,7 +214,9 @@ impl Setting {
         };
         let client = client.on_busy(|wait| {
             let seconds = wait.as_secs();
-            eprintln!("the server has no room for this now; trying again in {seconds} s");
+            note(format_args!(
+                "the server has no room for this now; trying again in {seconds} s"
+            ));
         });
         Ok(match self.unbound {
             true => client.unbound(),
@@ -246,7 +248,7 @@ impl Waiting {
         let seconds = pause.as_secs_f64();
         let text =
             format!("waiting: {reason}; trying again in {seconds:.1} s, and then less often");
-        self.progress.suspend(|| eprintln!("{text}"));
+        self.progress.suspend(|| note(text));
         self.last = reason;
     }
 }
@@ -297,27 +299,54 @@ fn address_to_prepare(client: &Client, server: &ServerArguments) -> Result<Strin
     }
 }
 
-async fn prepare(client: &Client, count: u32, server: &ServerArguments) -> anyhow::Result<()> {
+async fn prepare(client: &Client, count: u32, server: &ServerArguments) -> Result<(), Error> {
     let address = address_to_prepare(client, server)?;
-    let (trust, wait) = (server.trust(), server.wait());
+    let trust = server.trust();
     let mut waiting = Waiting::beside(&ProgressBar::hidden());
-    let mut connection = client
-        .connect_patiently(&address, &trust, wait, |error, pause| {
+    let mut backoff = Backoff::default();
+    let mut left = count;
+    loop {
+        // Each time anew: what was prepared since has used up no patience.
+        let wait = server.wait();
+        let connecting = client.connect_patiently(&address, &trust, wait, |error, pause| {
             waiting.say(error, pause);
-        })
-        .await?;
-    if trust.first_use {
-        eprintln!(
-            "trusting {address} with fingerprint {}",
-            connection.server()
-        );
+        });
+        let mut connection = connecting.await?;
+        if trust.first_use {
+            let fingerprint = connection.server();
+            note(format_args!(
+                "trusting {address} with fingerprint {fingerprint}"
+            ));
+        }
+        let mut made = 0;
+        let result = prepare_with(&mut connection, left, &mut made).await;
+        let model = short(&connection.model_digest());
+        connection.close().await;
+        left -= made;
+        match (result, wait) {
+            (Err(error), Some(wait)) if left > 0 => {
+                if made > 0 {
+                    backoff.reset();
+                }
+                let (error, pause) = wait.pause(&mut backoff, error)?;
+                waiting.say(&error, pause);
+                tokio::time::sleep(pause).await;
+            }
+            (result, _) => {
+                result?;
+                println!("{count} prepared for model {model}");
+                return Ok(());
+            }
+        }
     }
-    let result = prepare_with(&mut connection, count).await;
-    connection.close().await;
-    result
 }
 
-async fn prepare_with(connection: &mut Connection<'_>, count: u32) -> anyhow::Result<()> {
+/// Prepares bundles over one connection, and counts those that are kept.
+async fn prepare_with(
+    connection: &mut Connection<'_>,
+    count: u32,
+    made: &mut u32,
+) -> Result<(), Error> {
     let waiting = spinner("fetching the model");
     let (model, fetched) = connection.model().await?;
     waiting.set_message("exchanging keys");
@@ -333,25 +362,23 @@ async fn prepare_with(connection: &mut Connection<'_>, count: u32) -> anyhow::Re
     if let Some(available) = machine::available_memory()
         && needed > available
     {
-        eprintln!(
+        note(format_args!(
             "preparing needs about {} of memory at once, and {} are free: close other programs, or \
              prepare fewer bundles at a time",
             megabytes(needed),
             megabytes(available)
-        );
+        ));
     }
     let bar = ProgressBar::new(count.into()).with_style(bar_style());
     bar.set_message("preparing");
     bar.enable_steady_tick(Duration::from_millis(200));
-    let spent = connection
-        .prepare(&model, &setup, count, |_| bar.inc(1))
-        .await;
+    let progress = |_: &Spent| {
+        *made += 1;
+        bar.inc(1);
+    };
+    let spent = connection.prepare(&model, &setup, count, progress).await;
     bar.finish_and_clear();
     println!("bundles   {}", line(&spent?));
-    println!(
-        "{count} prepared for model {}",
-        short(&connection.model_digest())
-    );
     Ok(())
 }
 

@@ -30,9 +30,17 @@ pub(super) enum Form {
 pub(super) struct Answers {
     form: Form,
     probabilities: bool,
-    out: Box<dyn Write>,
+    out: Out,
+    /// Something was written.
+    begun: bool,
     /// Widths of the first two columns of a table.
     widths: (usize, usize),
+}
+
+/// Where answers go.
+enum Out {
+    Standard(io::Stdout),
+    File(File),
 }
 
 /// The widest column of names in a table; longer names push their row to the right.
@@ -47,31 +55,37 @@ impl Answers {
         path: Option<&Path>,
         names: &[String],
     ) -> anyhow::Result<Answers> {
-        let out: Box<dyn Write> = match path {
-            None => Box::new(io::stdout()),
+        let out = match path {
+            None => Out::Standard(io::stdout()),
             Some(path) => {
-                let file = File::create(path).with_context(|| {
+                // What the file holds stays until there is something to replace it.
+                let mut options = File::options();
+                let file = options.write(true).create(true).truncate(false).open(path);
+                Out::File(file.with_context(|| {
                     format!("the answers cannot be written to {}", path.display())
-                })?;
-                Box::new(file)
+                })?)
             }
         };
         let widest = names.iter().map(|name| shown(name).chars().count()).max();
-        let mut answers = Answers {
+        Ok(Answers {
             form,
             probabilities,
             out,
+            begun: false,
             widths: (widest.unwrap_or(0).clamp(4, WIDEST), 6),
-        };
-        if form == Form::Csv {
-            let mut columns = vec!["file", "answer", "class_index", "out_of_range"];
-            if probabilities {
-                columns.push("probability");
-            }
-            columns.extend(["seconds", "error"]);
-            answers.write(columns.join(",") + "\r\n")?;
+        })
+    }
+
+    fn header(&self) -> String {
+        if self.form != Form::Csv {
+            return String::new();
         }
-        Ok(answers)
+        let mut columns = vec!["file", "answer", "class_index", "out_of_range"];
+        if self.probabilities {
+            columns.push("probability");
+        }
+        columns.extend(["seconds", "error"]);
+        columns.join(",") + "\r\n"
     }
 
     /// Begins a table, now that the names of the classes are known.
@@ -198,9 +212,19 @@ impl Answers {
         self.write(quoted.join(",") + "\r\n")
     }
 
-    fn write(&mut self, text: String) -> anyhow::Result<()> {
-        let written = self.out.write_all(text.as_bytes());
-        written.and_then(|()| self.out.flush()).context(
+    fn write(&mut self, mut text: String) -> anyhow::Result<()> {
+        if !std::mem::replace(&mut self.begun, true) {
+            text.insert_str(0, &self.header());
+            if let Out::File(file) = &self.out {
+                // A device has no length.
+                let _ = file.set_len(0);
+            }
+        }
+        let written = match &mut self.out {
+            Out::Standard(out) => out.write_all(text.as_bytes()).and_then(|()| out.flush()),
+            Out::File(file) => file.write_all(text.as_bytes()),
+        };
+        written.context(
             "an answer could not be written: nothing more is asked, as its bundle would be lost",
         )
     }

@@ -10,7 +10,7 @@ use super::answers::{Answers, Form, shown};
 use super::inputs::Inputs;
 use super::{ServerArguments, Waiting, bar_style, spinner};
 use crate::client::{Client, Connection, Prediction, TrustOptions, Wait};
-use crate::command::{exit, report};
+use crate::command::{exit, note, report};
 use crate::error::Error;
 use crate::input_file::InputFile;
 use crate::stream::Refusal;
@@ -124,7 +124,9 @@ pub(super) async fn infer(client: &Client, arguments: InferArguments) -> anyhow:
     };
     if inputs.repeated > 0 {
         let repeated = inputs.repeated;
-        eprintln!("note: {repeated} files were named more than once; each is asked about once");
+        note(format_args!(
+            "note: {repeated} files were named more than once; each is asked about once"
+        ));
     }
     for (argument, reason) in inputs.empty.drain(..) {
         run.fail(&name_of(&argument), &reason, None)?;
@@ -175,13 +177,15 @@ impl Run {
             client,
             address,
             trust,
-            wait: arguments.wait(),
+            server: &arguments.server,
             progress: self.progress.clone(),
         };
         let mut connection = line.connect().await?;
         let (_, useless) = connection.next_bundle().await?;
         if useless > 0 {
-            eprintln!("note: the server lost its halves of {useless} bundles; they were given up");
+            note(format_args!(
+                "note: the server lost its halves of {useless} bundles; they were given up"
+            ));
         }
         if !self.one {
             self.say_what_is_missing(&mut connection, &line.address)
@@ -207,7 +211,7 @@ impl Run {
                 Err(error) => self.fail_with(error)?,
                 Ok(input) => {
                     if self.one {
-                        let tell = |notice: &String| eprintln!("note: {notice}");
+                        let tell = |notice: &String| note(format_args!("note: {notice}"));
                         self.progress
                             .suspend(|| input.notices.iter().for_each(tell));
                     }
@@ -231,16 +235,18 @@ impl Run {
         let files = self.pending.len();
         let missing = files.saturating_sub(ready);
         if missing > 0 {
-            eprintln!(
+            note(format_args!(
                 "note: {files} files, and {ready} bundles are ready: {missing} files will stay \
                  without an answer\n  \
                  what to do: pi-client prepare --server {address} -n {missing}"
-            );
+            ));
         }
         if let Some(left) = connection.answers_left()
             && left < files.min(ready) as u64
         {
-            eprintln!("note: the server gives this client {left} more answers");
+            note(format_args!(
+                "note: the server gives this client {left} more answers"
+            ));
         }
         Ok(())
     }
@@ -298,7 +304,7 @@ impl Run {
             return;
         }
         for (notice, count) in &self.notices {
-            eprintln!("note: of {count} files: {}", shown(notice));
+            note(format_args!("note: of {count} files: {}", shown(notice)));
         }
         let mut text = format!("{} answered", self.answered);
         for (count, what) in [
@@ -309,7 +315,7 @@ impl Run {
                 text.push_str(&format!(", {count} {what}"));
             }
         }
-        eprintln!("{text}; {:.1} s", took.as_secs_f64());
+        note(format_args!("{text}; {:.1} s", took.as_secs_f64()));
     }
 }
 
@@ -318,16 +324,18 @@ struct Line<'a> {
     client: &'a Client,
     address: String,
     trust: TrustOptions,
-    wait: Option<Wait>,
+    server: &'a ServerArguments,
     progress: ProgressBar,
 }
 
 impl<'a> Line<'a> {
     async fn connect(&self) -> Result<Connection<'a>, Error> {
         let mut waiting = Waiting::beside(&self.progress);
+        // Each time anew: a long run has used up no patience.
+        let wait = self.server.wait();
         let (client, address) = (self.client, &self.address);
         client
-            .connect_patiently(address, &self.trust, self.wait, |error, pause| {
+            .connect_patiently(address, &self.trust, wait, |error, pause| {
                 waiting.say(error, pause);
             })
             .await
@@ -344,7 +352,7 @@ impl<'a> Line<'a> {
         model: &ClientModel,
         input: &[i64],
     ) -> Result<Prediction, Error> {
-        let mut again = self.wait.is_some();
+        let mut again = self.server.wait.is_some();
         loop {
             if !connection.is_open() {
                 let prepared = connection.model_digest();
@@ -365,7 +373,7 @@ impl<'a> Line<'a> {
                 Err(error) if again && error.is_temporary() => {
                     again = false;
                     let text = format!("{error}; asking once more");
-                    self.progress.suspend(|| eprintln!("note: {text}"));
+                    self.progress.suspend(|| note(format_args!("note: {text}")));
                     connection.abandon();
                 }
                 Err(Error::Refused {

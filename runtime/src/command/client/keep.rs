@@ -13,6 +13,7 @@ use crate::control::MOST_BUNDLES;
 use crate::error::Error;
 use clap::Args;
 use indicatif::ProgressBar;
+use std::io::Write;
 use std::time::Duration;
 
 #[derive(Args)]
@@ -61,7 +62,7 @@ pub(super) async fn keep(setting: Setting, arguments: KeepArguments) -> Result<(
     tokio::select! {
         ended = refill(setting, arguments) => ended,
         _ = stopped.wait_for(|stop| *stop) => {
-            println!("stopped");
+            tell("stopped");
             Ok(())
         }
     }
@@ -75,12 +76,12 @@ async fn refill(setting: Setting, arguments: KeepArguments) -> Result<(), Error>
     loop {
         let pause = match step(&setting, &arguments, first).await {
             Ok(0) if first => {
-                println!("{} are ready", arguments.count);
+                tell(format_args!("{} are ready", arguments.count));
                 arguments.every
             }
             Ok(0) => arguments.every,
             Ok(made) => {
-                println!("{made} prepared");
+                tell(format_args!("{made} prepared"));
                 Duration::from_secs(60) * made / arguments.per_minute
             }
             Err(error) => {
@@ -139,4 +140,11 @@ async fn prepare_batch(
     }
     connection.close().await;
     Ok(made)
+}
+
+/// Tells on standard output what was done. Nobody may be there to read it, which is no reason to
+/// end.
+fn tell(text: impl std::fmt::Display) {
+    let mut out = std::io::stdout();
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }
