@@ -31,8 +31,8 @@ fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code.unwrap_or(exit::FAILURE))
 }
 
-/// Tells the user something on standard error. Nobody may be there to read it, which is no reason to
-/// end.
+/// Tells the user something on standard error. Nobody may be there to read it, which is no reason
+/// to end.
 fn note(text: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }

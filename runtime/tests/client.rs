@@ -1,5 +1,5 @@
 //! What makes `pi-client` pleasant to use and safe to script: many files at once, servers that are
-//! late, full or called by another name, bundles kept ready, and the codes that all of it ends with.
+//! late, full or called by another name, bundles kept ready, and the codes that it all ends with.
 
 mod common;
 

@@ -127,9 +127,10 @@ pub const EXTENSIONS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "gif", "bmp", "
 
 /// Reads a PNG, JPEG, WebP, GIF, BMP or TIFF file and brings it to the model's shape.
 ///
-/// Of several frames or pages the first is read. An image of another aspect ratio is cut to its middle, one of another size is resampled
-/// (Catmull-Rom), and transparency is laid on white. Grey becomes three equal channels, and colours
-/// become grey, as the model needs it. Each of these is reported as a [`Change`].
+/// Of several frames or pages the first is read. An image of another aspect ratio is cut to its
+/// middle, one of another size is resampled (Catmull-Rom), and transparency is laid on white. Grey
+/// becomes three equal channels, and colours become grey, as the model needs it. Each of these is
+/// reported as a [`Change`].
 ///
 /// # Errors
 /// [`ImageFileError`] names the file.
