@@ -155,7 +155,7 @@ fn many_files_are_answered_on_one_connection() {
     says(
         &notes,
         &[
-            "2 files were named more than once",
+            "2 repeated names left out",
             "4 answered, 4 without an answer",
         ],
     );
@@ -195,6 +195,13 @@ fn many_files_are_answered_on_one_connection() {
     says(rows[1], &[&format!(",{expected},false,")]);
     says(rows[2], &["e cut.jpg,,,,,", "cut short"]);
     assert_eq!(ready_and_spent(&state), (1, 8));
+
+    // A table has its header first, whatever comes first, and one without answers as well.
+    let broken = [at("folder/f.png"), at("folder/e cut.jpg")];
+    let (text, _) = ends(client(&state).arg("infer").args(&broken), exit::FILES);
+    let rows: Vec<&str> = text.lines().collect();
+    assert!(rows.len() == 3 && rows[0].starts_with("file "), "{text}");
+    says(rows[1], &["f.png", "error: "]);
 
     // A place where nothing can be written costs nothing.
     let mut infer = client(&state);
@@ -239,7 +246,7 @@ fn too_few_bundles_are_said_before_the_first_is_spent() {
     for line in &lines[1..] {
         says(
             line["error"].as_str().unwrap(),
-            &["not asked", "no bundle left"],
+            &["no answer", "no bundle left"],
         );
         says(line["remedy"].as_str().unwrap(), &["pi-client prepare"]);
     }
@@ -247,7 +254,7 @@ fn too_few_bundles_are_said_before_the_first_is_spent() {
     says(
         &notes,
         &[
-            "3 files, and 1 bundles are ready: 2 files",
+            "3 files, and 1 bundle ready: 2 will stay",
             "-n 2",
             "no bundle left",
         ],
@@ -478,23 +485,32 @@ fn a_full_server_is_queued_for() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let holder = Client::open(&first, patience).unwrap();
     let (inside, waiting) = std::sync::mpsc::channel();
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
+    let address = server.address.clone();
     let holding = runtime.spawn(async move {
-        let connecting = holder
-            .connect(&server.address, &TrustOptions::default())
-            .await;
+        let connecting = holder.connect(&address, &TrustOptions::default()).await;
         let connection = connecting.unwrap();
         inside.send(()).unwrap();
-        tokio::time::sleep(Duration::from_secs(4)).await;
+        released.await.unwrap();
         connection.close().await;
-        server
     });
     waiting.recv().unwrap();
     let image = model.file.to_str().unwrap();
     let (_, text) = ends(client(&second).args(["infer", image]), exit::REFUSED);
     says(&text, &["as many clients", "--wait"]);
-    let (_, text) = ends(client(&second).args(["infer", image, "--wait=60"]), 0);
-    says(&text, &["waiting: ", "as many clients"]);
-    drop(runtime.block_on(holding).unwrap());
+    let mut queued = std::process::Command::new(env!("CARGO_BIN_EXE_pi-client"));
+    queued.arg("--state").arg(&second);
+    queued
+        .args(["infer", image, "--wait"])
+        .stdout(Stdio::null());
+    let mut queued = queued.stderr(Stdio::piped()).spawn().unwrap();
+    let mut notes = BufReader::new(queued.stderr.take().unwrap());
+    let mut line = String::new();
+    notes.read_line(&mut line).unwrap();
+    says(&line, &["waiting: ", "as many clients"]);
+    release.send(()).unwrap();
+    assert!(queued.wait().unwrap().success());
+    runtime.block_on(holding).unwrap();
 }
 
 /// A server that restarts between two answers costs no bundle.

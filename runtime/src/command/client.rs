@@ -82,7 +82,7 @@ enum Command {
     #[command(after_long_help = exit::TABLE)]
     Infer(InferArguments),
     /// Keep a number of bundles ready: prepare in the background whatever is used, until
-    /// interrupted.
+    /// interrupted. A server that is away is waited for in any case.
     Keep(KeepArguments),
     /// Show the bundles stored for each server, without connecting to any.
     Status {
@@ -274,7 +274,11 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         Command::Infer(arguments) => {
             let client = setting.open(arguments.wait())?;
-            return runtime()?.block_on(infer::infer(&client, arguments));
+            let runtime = runtime()?;
+            let ended = runtime.block_on(infer::infer(&client, arguments));
+            // A file that is being read for nobody is not worth waiting for, and may be a pipe.
+            runtime.shutdown_timeout(Duration::from_millis(100));
+            return ended;
         }
         Command::Keep(arguments) => {
             let runtime = runtime()?;

@@ -33,6 +33,8 @@ pub(super) struct Answers {
     out: Out,
     /// Something was written.
     begun: bool,
+    /// Rows of a table that wait for its header; `None` behind it.
+    early: Option<String>,
     /// Widths of the first two columns of a table.
     widths: (usize, usize),
 }
@@ -72,6 +74,7 @@ impl Answers {
             probabilities,
             out,
             begun: false,
+            early: (form == Form::Table).then(String::new),
             widths: (widest.unwrap_or(0).clamp(4, WIDEST), 6),
         })
     }
@@ -102,7 +105,25 @@ impl Answers {
             widest += " 100.0 %".len();
         }
         self.widths.1 = widest;
-        self.row("file", "answer", "time")
+        self.head()
+    }
+
+    /// Writes what waits for a table that was never begun.
+    pub(super) fn finish(&mut self) -> anyhow::Result<()> {
+        match &self.early {
+            Some(early) if !early.is_empty() => self.head(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes the header of a table, and the rows that came before.
+    fn head(&mut self) -> anyhow::Result<()> {
+        let early = self.early.take().unwrap_or_default();
+        self.row("file", "answer", "time")?;
+        match early.is_empty() {
+            true => Ok(()),
+            false => self.write(early),
+        }
     }
 
     /// Writes an answer.
@@ -172,7 +193,14 @@ impl Answers {
             Form::Text => Ok(()),
             Form::Table => {
                 let (width, _) = self.widths;
-                self.write(format!("{:width$}  error: {}\n", shown(file), shown(error)))
+                let row = format!("{:width$}  error: {}\n", shown(file), shown(error));
+                match &mut self.early {
+                    Some(early) => {
+                        early.push_str(&row);
+                        Ok(())
+                    }
+                    None => self.write(row),
+                }
             }
             Form::Json => {
                 let json = json!({"file": file, "error": error, "remedy": remedy});
@@ -188,13 +216,13 @@ impl Answers {
         }
     }
 
-    /// Writes that a file was not asked about because of an error. A table leaves that to the
-    /// summary.
+    /// Writes that a file has no answer because the run ended with an error. A table leaves that to
+    /// the summary.
     pub(super) fn not_asked(&mut self, file: &str, error: &Error) -> anyhow::Result<()> {
         match self.form {
             Form::Text | Form::Table => Ok(()),
             Form::Json | Form::Csv => {
-                self.failure(file, &format!("not asked: {error}"), error.remedy())
+                self.failure(file, &format!("no answer: {error}"), error.remedy())
             }
         }
     }

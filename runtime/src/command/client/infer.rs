@@ -123,9 +123,9 @@ pub(super) async fn infer(client: &Client, arguments: InferArguments) -> anyhow:
         progress: ProgressBar::hidden(),
     };
     if inputs.repeated > 0 {
-        let repeated = inputs.repeated;
+        let repeated = counted(inputs.repeated, "repeated name");
         note(format_args!(
-            "note: {repeated} files were named more than once; each is asked about once"
+            "note: {repeated} left out: each file is asked about once"
         ));
     }
     for (argument, reason) in inputs.empty.drain(..) {
@@ -142,6 +142,8 @@ pub(super) async fn infer(client: &Client, arguments: InferArguments) -> anyhow:
             run.failed += usize::from(!run.one);
         }
     }
+    let finished = run.answers.finish();
+    let asked = asked.and(finished);
     run.sum_up(started.elapsed());
     let code = match asked {
         Err(error) => return Ok(report(&error)),
@@ -181,6 +183,21 @@ impl Run {
             progress: self.progress.clone(),
         };
         let mut connection = line.connect().await?;
+        let rest = (first, files);
+        let asked = self.ask_each(&mut line, &mut connection, rest, arguments);
+        let asked = asked.await;
+        connection.close().await;
+        asked
+    }
+
+    /// Answers the files over a connection, the first of which is read already.
+    async fn ask_each<'a>(
+        &mut self,
+        line: &mut Line<'a>,
+        connection: &mut Connection<'a>,
+        (first, files): (InputFile, std::vec::IntoIter<PathBuf>),
+        arguments: &InferArguments,
+    ) -> anyhow::Result<()> {
         let (_, useless) = connection.next_bundle().await?;
         if useless > 0 {
             note(format_args!(
@@ -188,8 +205,7 @@ impl Run {
             ));
         }
         if !self.one {
-            self.say_what_is_missing(&mut connection, &line.address)
-                .await?;
+            self.say_what_is_missing(connection, &line.address).await?;
         }
         let (model, _) = connection.model().await?;
         let circuit = model.artifact().circuit.clone();
@@ -215,13 +231,11 @@ impl Run {
                         self.progress
                             .suspend(|| input.notices.iter().for_each(tell));
                     }
-                    let asked = line.ask(&mut connection, &model, &input.values).await;
-                    let answer = asked?;
+                    let answer = line.ask(connection, &model, &input.values).await?;
                     self.answered(&circuit, &answer, input.notices)?;
                 }
             }
         }
-        connection.close().await;
         Ok(())
     }
 
@@ -236,17 +250,17 @@ impl Run {
         let missing = files.saturating_sub(ready);
         if missing > 0 {
             note(format_args!(
-                "note: {files} files, and {ready} bundles are ready: {missing} files will stay \
-                 without an answer\n  \
-                 what to do: pi-client prepare --server {address} -n {missing}"
+                "note: {}, and {} ready: {missing} will stay without an answer\n  \
+                 what to do: pi-client prepare --server {address} -n {missing}",
+                counted(files, "file"),
+                counted(ready, "bundle")
             ));
         }
         if let Some(left) = connection.answers_left()
             && left < files.min(ready) as u64
         {
-            note(format_args!(
-                "note: the server gives this client {left} more answers"
-            ));
+            let left = counted(left as usize, "more answer");
+            note(format_args!("note: the server gives this client {left}"));
         }
         Ok(())
     }
@@ -304,7 +318,11 @@ impl Run {
             return;
         }
         for (notice, count) in &self.notices {
-            note(format_args!("note: of {count} files: {}", shown(notice)));
+            note(format_args!(
+                "note: of {}: {}",
+                counted(*count, "file"),
+                shown(notice)
+            ));
         }
         let mut text = format!("{} answered", self.answered);
         for (count, what) in [
@@ -447,6 +465,12 @@ impl Reading {
             notices: prepared.notices,
         })
     }
+}
+
+/// A number of things that form their plural with an s.
+fn counted(count: usize, thing: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {thing}{plural}")
 }
 
 fn name_of(path: &Path) -> String {
