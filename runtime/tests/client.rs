@@ -575,8 +575,12 @@ fn completions_and_manual_pages_are_printed() {
         env!("CARGO_BIN_EXE_pi-client"),
         env!("CARGO_BIN_EXE_pi-server"),
     ];
-    for (program, option) in [(client, "allow-partial"), (server, "max-clients")] {
+    for (program, option, what) in [
+        (client, "allow-partial", "Classifies images"),
+        (server, "max-clients", "Serves a compiled model"),
+    ] {
         let print = |arguments: &[&str]| ends(Command::new(program).args(arguments), 0).0;
+        says(&print(&["--help"]), &[what, "completions"]);
         for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
             says(&print(&["completions", shell]), &[option, "completions"]);
         }

@@ -4,7 +4,8 @@ use clap::{Args, Command, Subcommand};
 use clap_complete::Shell;
 use std::io::Write;
 
-/// The subcommands that every program has for the sake of its installation.
+// The subcommands that every program has for the sake of its installation. This is no documentation
+// comment because clap would show it as the description of a program that adds them.
 #[derive(Subcommand)]
 pub(super) enum Manual {
     /// Print completions for a shell, to be put where it looks for them.
