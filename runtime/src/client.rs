@@ -4,14 +4,17 @@
 //! - `connection`: the model and the keys.
 //! - `prepare`: the offline phase.
 //! - `infer`: the online phase.
+//! - `wait`: patience with a server that is not there, or has no room.
 
 mod connect;
 mod connection;
 mod infer;
 mod prepare;
+mod wait;
 
 pub use connection::Connection;
 pub use infer::Prediction;
+pub use wait::{Backoff, Wait};
 
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
@@ -140,12 +143,27 @@ impl Client {
         Ok(peers)
     }
 
-    /// The server at this address or, without an address, the only one known.
+    /// The server with this fingerprint; without one, the server at this address; without either,
+    /// the only one known.
+    ///
+    /// Bundles belong to a fingerprint, so a server that is named by it is found under any address.
     ///
     /// # Errors
     /// [`Error::NoServer`] if none is known, [`Error::WhichServer`] if several are;
-    /// [`Error::NotPrepared`] if no bundles were made with the server at this address.
-    pub fn server(&self, address: Option<&str>) -> Result<(Fingerprint, PeerRecord), Error> {
+    /// [`Error::NotPrepared`] if no bundles were made with the server named.
+    pub fn server(
+        &self,
+        address: Option<&str>,
+        fingerprint: Option<Fingerprint>,
+    ) -> Result<(Fingerprint, PeerRecord), Error> {
+        if let Some(fingerprint) = fingerprint {
+            let mut peers = self.store.peers()?.into_iter();
+            let named = peers.find(|(peer, _)| *peer == fingerprint);
+            return named.ok_or_else(|| match address {
+                Some(address) => Error::NotPrepared(address.into()),
+                None => Error::NotPrepared(fingerprint.to_string()),
+            });
+        }
         let mut known = self.servers()?;
         if let Some(address) = address {
             known.retain(|(_, record)| record.addresses.iter().any(|a| a == address));
@@ -163,6 +181,35 @@ impl Client {
         }
     }
 
+    /// The address to ask for answers, once it is sure that bundles are ready for it.
+    ///
+    /// A server that is named by an address alone, and not known under it, may be any of those that
+    /// are known: its fingerprint will say.
+    ///
+    /// # Errors
+    /// [`Error::NotPrepared`] or [`Error::NoBundle`]; else as [`Client::server`].
+    pub fn prepared_server(
+        &self,
+        address: Option<&str>,
+        trust: &TrustOptions,
+    ) -> Result<String, Error> {
+        match (self.server(address, trust.fingerprint), address) {
+            (Ok((fingerprint, record)), _) => {
+                let address = address.unwrap_or(record.address());
+                self.check_ready(fingerprint, address)?;
+                Ok(address.into())
+            }
+            (Err(Error::NotPrepared(_)), Some(address)) if trust.fingerprint.is_none() => {
+                let bundles = self.store.bundles()?;
+                match bundles.iter().any(|b| b.state == BundleState::Ready) {
+                    true => Ok(address.into()),
+                    false => Err(Error::NotPrepared(address.into())),
+                }
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
     /// All bundles with a server, spent ones included, oldest first.
     ///
     /// # Errors
@@ -172,6 +219,14 @@ impl Client {
         bundles.retain(|entry| entry.peer == server);
         bundles.sort_by_key(|entry| (entry.stored_at, entry.id.0));
         Ok(bundles)
+    }
+
+    /// Number of bundles with a server that are ready for a model.
+    ///
+    /// # Errors
+    /// Errors of the store.
+    pub fn ready_for(&self, server: Fingerprint, model: &ModelDigest) -> Result<usize, Error> {
+        Ok(self.store.ready(server, model)?.len())
     }
 
     /// Number of answers that this client can still get from a server, as that said last; `None` if

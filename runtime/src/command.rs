@@ -3,6 +3,9 @@
 pub mod child;
 pub mod client;
 pub mod demo;
+pub mod exit;
+mod interrupts;
+mod manuals;
 pub mod server;
 
 use crate::error::Error;
@@ -24,7 +27,14 @@ fn report(error: &anyhow::Error) -> ExitCode {
     }
     // A closed standard error leaves the exit code to speak.
     let _ = std::io::stderr().write_all(text.as_bytes());
-    ExitCode::FAILURE
+    let code = error.downcast_ref::<Error>().map(Error::exit_code);
+    ExitCode::from(code.unwrap_or(exit::FAILURE))
+}
+
+/// Tells the user something on standard error. Nobody may be there to read it, which is no reason
+/// to end.
+fn note(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Starts logging to standard error. `PI_LOG` selects what is logged, in the syntax of

@@ -23,6 +23,22 @@ pub enum Error {
         /// The mistake in it.
         reason: String,
     },
+    /// The host has no address, or none can be found out now.
+    #[error("no address is found for {address:?}: {reason}")]
+    UnknownHost {
+        /// The address as the user wrote it.
+        address: String,
+        /// What the resolver says.
+        reason: String,
+    },
+    /// The name has several addresses, and a server at none of them.
+    #[error("no server answers at {address}: {tried}")]
+    NoneAnswers {
+        /// The address as the user wrote it.
+        address: String,
+        /// What came of each address.
+        tried: String,
+    },
     /// No answer from the server.
     #[error("no answer from {server} within {waited:?}")]
     Unreachable {
@@ -48,6 +64,17 @@ pub enum Error {
         server: SocketAddr,
         /// The fingerprint pinned.
         expected: Fingerprint,
+        /// The fingerprint of the certificate presented.
+        presented: Fingerprint,
+    },
+    /// A server at an address that is not known proved a certificate that is not known either.
+    #[error(
+        "the server at {server} is none of those that bundles were prepared with; \
+         it presents the fingerprint {presented}"
+    )]
+    UnknownServer {
+        /// The address.
+        server: SocketAddr,
         /// The fingerprint of the certificate presented.
         presented: Fingerprint,
     },
@@ -202,9 +229,13 @@ impl Error {
             Error::Address { .. } => {
                 "write HOST:PORT, for example 192.0.2.7:4433 or [2001:db8::7]:4433"
             }
-            Error::Unreachable { .. } => {
+            Error::UnknownHost { .. } => {
+                "check the spelling of the host, and that this machine is on the network; --wait \
+                 tries until it is"
+            }
+            Error::Unreachable { .. } | Error::NoneAnswers { .. } => {
                 "check that the server runs, that address and port are right, and that no \
-                 firewall blocks UDP"
+                 firewall blocks UDP; --wait tries until it answers"
             }
             Error::Lost(_) | Error::Silent { .. } => {
                 "try again when the server is back; a bundle that was in use is lost, all others \
@@ -214,11 +245,18 @@ impl Error {
             | Error::Refused {
                 refusal: Refusal::Busy,
                 ..
-            } => "try again later, or start the server with a larger --max-clients",
+            } => {
+                "try again later, with --wait to queue, or start the server with a larger \
+                 --max-clients"
+            }
             Error::WrongFingerprint { .. } => {
                 "compare it with the fingerprint that the server prints when it starts; if the \
                  server was set up anew, prepare with the new --fingerprint; otherwise someone \
                  else is answering"
+            }
+            Error::UnknownServer { .. } => {
+                "if it is what the server prints when it starts, prepare with it: \
+                 pi-client prepare --server HOST:PORT --fingerprint HEX -n COUNT"
             }
             Error::Certificate { .. } => {
                 "check --ca, and that the certificate names the host of --server"
@@ -231,7 +269,8 @@ impl Error {
                 "use the same release of pi-client and pi-server"
             }
             Error::NobodyListens(_) => {
-                "check that the server runs, and that address and port are right"
+                "check that the server runs, and that address and port are right; --wait tries \
+                 until it answers"
             }
             Error::NoServer => {
                 "prepare bundles first: \
@@ -299,7 +338,8 @@ impl Error {
                  --input-bound"
             }
             Error::Store(StoreError::Locked(_)) => {
-                "wait until the other pi-client or pi-server ends, or use another --state"
+                "wait until the other pi-client or pi-server ends, which pi-client does with \
+                 --wait, or use another --state"
             }
             Error::Store(StoreError::DiskFull { .. }) => {
                 "make room; nothing that was stored before is lost"
@@ -327,6 +367,25 @@ impl Error {
             Error::NoStateDirectory => "choose a directory with --state DIR",
             _ => return None,
         })
+    }
+
+    /// Whether the same call may well succeed in a while, without anybody's doing.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Error::UnknownHost { .. }
+            | Error::Unreachable { .. }
+            | Error::NoneAnswers { .. }
+            | Error::NobodyListens(_)
+            | Error::ServerFull(_)
+            | Error::Lost(_)
+            | Error::Silent { .. } => true,
+            Error::Refused { refusal, .. } => matches!(
+                refusal,
+                Refusal::Busy | Refusal::ShuttingDown | Refusal::Silent | Refusal::ComeBack(_)
+            ),
+            Error::Store(StoreError::Locked(_)) => true,
+            _ => false,
+        }
     }
 
     /// The error of a stream with this peer.
@@ -364,10 +423,16 @@ impl Error {
 fn input_file_remedy(error: &InputFileError) -> Option<&'static str> {
     Some(match error {
         InputFileError::Image(ImageFileError::Format(_)) => {
-            "convert it to PNG, JPEG or WebP; files of values end in .npy or .csv"
+            "convert it to PNG, JPEG, WebP, GIF, BMP or TIFF; files of values end in .npy or .csv"
         }
         InputFileError::Image(ImageFileError::Broken { .. }) => {
             "open it in an image viewer; if that fails too, get the file again"
+        }
+        InputFileError::Image(ImageFileError::Kind { .. }) => {
+            "save it again as a usual PNG or JPEG"
+        }
+        InputFileError::Image(ImageFileError::CutShort(_)) => {
+            "get the file again; --allow-partial classifies what there is of a picture"
         }
         InputFileError::Image(ImageFileError::TooLarge(_)) => "make it smaller",
         InputFileError::Image(ImageFileError::File { .. }) => "check the path and its permissions",

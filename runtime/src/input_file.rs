@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 pub struct InputFile {
     path: PathBuf,
     content: Content,
+    /// A part of the picture is missing.
+    cut: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -70,26 +72,53 @@ pub enum InputFileError {
 }
 
 impl InputFile {
-    /// Reads a file: values if its name ends in `.npy` or `.csv`, else a PNG or JPEG image. In a
-    /// table, one column may hold labels, which are left out.
+    /// Reads a file: values if its name ends in `.npy` or `.csv`, else an image as
+    /// [`pi_image::decode`] does. In a table, one column may hold labels, which are left out.
     ///
     /// # Errors
     /// [`InputFileError`] names the file.
     pub fn open(path: &Path, label_column: Option<&Column>) -> Result<Self, InputFileError> {
-        let content = match ValueFile::has_name(path) {
-            false => Content::Image(pi_image::decode(path)?),
+        Self::read(path, label_column, |path| {
+            Ok((pi_image::decode(path)?, false))
+        })
+    }
+
+    /// Reads a file as [`InputFile::open`] does, and of an image that is cut short as much as there
+    /// is, with a notice; see [`pi_image::decode_partial`].
+    ///
+    /// # Errors
+    /// [`InputFileError`] names the file.
+    pub fn open_partial(
+        path: &Path,
+        label_column: Option<&Column>,
+    ) -> Result<Self, InputFileError> {
+        Self::read(path, label_column, pi_image::decode_partial)
+    }
+
+    fn read(
+        path: &Path,
+        label_column: Option<&Column>,
+        image: impl FnOnce(&Path) -> Result<(DynamicImage, bool), ImageFileError>,
+    ) -> Result<Self, InputFileError> {
+        let (content, cut) = match ValueFile::has_name(path) {
+            false => {
+                let (image, cut) = image(path)?;
+                (Content::Image(image), cut)
+            }
             true => {
                 let file = File::open(path).map_err(value_file::Error::from);
                 let values = file.and_then(|file| ValueFile::read(path, file, label_column));
-                Content::Values(values.map_err(|error| InputFileError::Values {
+                let values = values.map_err(|error| InputFileError::Values {
                     path: path.into(),
                     error,
-                })?)
+                })?;
+                (Content::Values(values), false)
             }
         };
         Ok(InputFile {
             path: path.into(),
             content,
+            cut,
         })
     }
 
@@ -98,6 +127,7 @@ impl InputFile {
         InputFile {
             path: name.into(),
             content: Content::Image(image),
+            cut: false,
         }
     }
 
@@ -120,9 +150,16 @@ impl InputFile {
             }
             Content::Image(image) => {
                 let image = pi_image::to_shape(image.clone(), shape)?;
+                let mut notices: Vec<_> = image.changes.iter().map(ToString::to_string).collect();
+                if self.cut {
+                    notices.insert(
+                        0,
+                        "the file is cut short: a part of the image is missing".into(),
+                    );
+                }
                 return Ok(ModelInput {
                     input: image.pixels.into(),
-                    notices: image.changes.iter().map(ToString::to_string).collect(),
+                    notices,
                 });
             }
             Content::Values(values) => values,

@@ -36,6 +36,8 @@ pub const ALPN: &[u8] = b"pianissimo/1";
 pub enum Trust {
     /// The server must prove the certificate with this fingerprint.
     Pinned(Fingerprint),
+    /// The server must prove a certificate with one of these fingerprints.
+    OneOf(Vec<Fingerprint>),
     /// Any server that proves its certificate; the caller remembers the fingerprint and pins it
     /// from then on.
     FirstUse,
@@ -106,7 +108,8 @@ pub fn client_endpoint(
         provider: provider.clone(),
         seen: seen.clone(),
         rule: match trust {
-            Trust::Pinned(fingerprint) => Rule::Pinned(fingerprint),
+            Trust::Pinned(fingerprint) => Rule::OneOf(vec![fingerprint]),
+            Trust::OneOf(fingerprints) => Rule::OneOf(fingerprints),
             Trust::FirstUse => Rule::FirstUse,
             Trust::Authorities(certificates) => {
                 let mut roots = RootCertStore::empty();
@@ -300,7 +303,7 @@ struct ServerCheck {
 
 #[derive(Debug)]
 enum Rule {
-    Pinned(Fingerprint),
+    OneOf(Vec<Fingerprint>),
     FirstUse,
     Authorities(Arc<WebPkiServerVerifier>),
 }
@@ -317,8 +320,10 @@ impl ServerCertVerifier for ServerCheck {
         let presented = Fingerprint::of_certificate(end_entity);
         *self.seen.lock().expect("no holder of this lock panics") = Some(presented);
         match &self.rule {
-            Rule::Pinned(expected) if presented == *expected => Ok(ServerCertVerified::assertion()),
-            Rule::Pinned(_) => Err(CertificateError::ApplicationVerificationFailure.into()),
+            Rule::OneOf(expected) if expected.contains(&presented) => {
+                Ok(ServerCertVerified::assertion())
+            }
+            Rule::OneOf(_) => Err(CertificateError::ApplicationVerificationFailure.into()),
             Rule::FirstUse => Ok(ServerCertVerified::assertion()),
             Rule::Authorities(verifier) => verifier.verify_server_cert(
                 end_entity,

@@ -5,7 +5,8 @@ mod common;
 
 use assert_cmd::Command;
 use common::{
-    Model, client, complaint, kill, prepare, server_command, start_server, start_server_at,
+    Model, client, complaint, has_one_label, kill, prepare, server_command, start_server,
+    start_server_at,
 };
 use pi_ir::interpret::label;
 use pi_ir::{Artifact, Reveal, random};
@@ -265,16 +266,6 @@ fn an_input_out_of_range_gets_no_answer_and_an_exit_code_of_its_own() {
     assert_eq!(json["out_of_range"], true);
     assert!(json["class"].is_null() && json["class_index"].is_null());
     assert!(json.get("logits").is_none());
-}
-
-/// Whether no carry of a private run changes the label of the model's example.
-fn has_one_label(model: &Model) -> bool {
-    let (interpreter, input) = (model.interpreter(), model.input());
-    let expected = label(&interpreter.plain(&input).unwrap().logits);
-    (0..100).all(|seed| {
-        let trace = random::trace(&model.artifact.circuit, seed);
-        label(&interpreter.exact(&input, &trace).unwrap().logits) == expected
-    })
 }
 
 /// A row of a table through the program: only what the model can take costs a bundle.

@@ -10,11 +10,14 @@
 //! panics.
 #![forbid(unsafe_code)]
 
-pub mod jpeg;
+mod whole;
 
 use image::imageops::FilterType;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
+use image::{
+    ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, ImageResult,
+    Limits,
+};
 use pi_ir::Shape;
 use std::fmt;
 use std::fs::File;
@@ -83,8 +86,19 @@ pub enum ImageFileError {
         error: io::Error,
     },
     /// The file is of another format.
-    #[error("{0} is neither a PNG nor a JPEG nor a WebP image")]
+    #[error("{0} is neither a PNG nor a JPEG, WebP, GIF, BMP or TIFF image")]
     Format(PathBuf),
+    /// The file is of a kind of its format that is not read here.
+    #[error("the image {path} is of a kind that is not read: {reason}")]
+    Kind {
+        /// The file.
+        path: PathBuf,
+        /// What is special about it.
+        reason: String,
+    },
+    /// The end of the file is missing.
+    #[error("the image {0} is damaged: it is cut short")]
+    CutShort(PathBuf),
     /// The file is damaged.
     #[error("the image {path} is damaged: {reason}")]
     Broken {
@@ -108,11 +122,15 @@ const LARGEST_SIDE: u32 = 16_384;
 const LARGEST_FILE: u64 = 64 << 20;
 const LARGEST_MEMORY: u64 = 1 << 30;
 
-/// Reads a PNG, JPEG or WebP file and brings it to the model's shape.
+/// Ends of the names of the files that are read, in lower case and without the dot.
+pub const EXTENSIONS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"];
+
+/// Reads a PNG, JPEG, WebP, GIF, BMP or TIFF file and brings it to the model's shape.
 ///
-/// An image of another aspect ratio is cut to its middle, one of another size is resampled
-/// (Catmull-Rom), and transparency is laid on white. Grey becomes three equal channels, and colours
-/// become grey, as the model needs it. Each of these is reported as a [`Change`].
+/// Of several frames or pages the first is read. An image of another aspect ratio is cut to its
+/// middle, one of another size is resampled (Catmull-Rom), and transparency is laid on white. Grey
+/// becomes three equal channels, and colours become grey, as the model needs it. Each of these is
+/// reported as a [`Change`].
 ///
 /// # Errors
 /// [`ImageFileError`] names the file.
@@ -148,11 +166,34 @@ pub fn to_shape(image: DynamicImage, shape: Shape) -> Result<InputImage, ImageFi
     Ok(InputImage { pixels, changes })
 }
 
-/// Reads a PNG, JPEG or WebP file, upright.
+/// Reads a PNG, JPEG, WebP, GIF, BMP or TIFF file, upright; of several frames or pages the first.
+///
+/// # Errors
+/// [`ImageFileError`] names the file. A file that is cut short is refused.
+pub fn decode(path: &Path) -> Result<DynamicImage, ImageFileError> {
+    Ok(decode_all(path, read(path)?, false)?.0)
+}
+
+/// Reads the bytes of an image file as [`decode`] does; errors call it by `path`.
 ///
 /// # Errors
 /// [`ImageFileError`] names the file.
-pub fn decode(path: &Path) -> Result<DynamicImage, ImageFileError> {
+pub fn decode_bytes(path: &Path, bytes: Vec<u8>) -> Result<DynamicImage, ImageFileError> {
+    Ok(decode_all(path, bytes, false)?.0)
+}
+
+/// Reads an image file as [`decode`] does, and of one that is cut short as much as there is;
+/// returns whether it is. What is missing has the colour that the decoder gives it: grey in a JPEG
+/// file, black elsewhere.
+///
+/// # Errors
+/// [`ImageFileError`] names the file. [`ImageFileError::CutShort`] if nothing of the picture can be
+/// made out; that is so of every TIFF file.
+pub fn decode_partial(path: &Path) -> Result<(DynamicImage, bool), ImageFileError> {
+    decode_all(path, read(path)?, true)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ImageFileError> {
     let unreadable = |error| ImageFileError::File {
         path: path.into(),
         error,
@@ -169,14 +210,15 @@ pub fn decode(path: &Path) -> Result<DynamicImage, ImageFileError> {
     let mut bytes = Vec::new();
     let read = file.take(LARGEST_FILE + 1).read_to_end(&mut bytes);
     read.map_err(unreadable)?;
-    decode_bytes(path, bytes)
+    Ok(bytes)
 }
 
-/// Reads the bytes of a PNG, JPEG or WebP file, upright; errors call it by `path`.
-///
-/// # Errors
-/// [`ImageFileError`] names the file.
-pub fn decode_bytes(path: &Path, bytes: Vec<u8>) -> Result<DynamicImage, ImageFileError> {
+/// The image, upright, and whether a part of it is missing.
+fn decode_all(
+    path: &Path,
+    bytes: Vec<u8>,
+    partial: bool,
+) -> Result<(DynamicImage, bool), ImageFileError> {
     if bytes.len() as u64 > LARGEST_FILE {
         return Err(ImageFileError::TooLarge(path.into()));
     }
@@ -184,8 +226,9 @@ pub fn decode_bytes(path: &Path, bytes: Vec<u8>) -> Result<DynamicImage, ImageFi
         path: path.into(),
         reason,
     };
-    if jpeg::is_cut_short(&bytes) {
-        return Err(broken("it is cut short, before its end marker".into()));
+    let cut = whole::is_cut_short(&bytes);
+    if cut && !partial {
+        return Err(ImageFileError::CutShort(path.into()));
     }
     let unreadable = |error| ImageFileError::File {
         path: path.into(),
@@ -199,20 +242,78 @@ pub fn decode_bytes(path: &Path, bytes: Vec<u8>) -> Result<DynamicImage, ImageFi
     limits.max_image_height = Some(LARGEST_SIDE);
     limits.max_alloc = Some(LARGEST_MEMORY);
     reader.limits(limits);
-    if reader.format().is_none() {
+    let Some(format) = reader.format() else {
+        return Err(ImageFileError::Format(path.into()));
+    };
+    if !format.reading_enabled() {
         return Err(ImageFileError::Format(path.into()));
     }
     let explain = |error| match error {
-        ImageError::Unsupported(_) => ImageFileError::Format(path.into()),
+        ImageError::Unsupported(error) => ImageFileError::Kind {
+            path: path.into(),
+            reason: error.to_string(),
+        },
         ImageError::Limits(_) => ImageFileError::TooLarge(path.into()),
+        _ if cut => ImageFileError::CutShort(path.into()),
         error => broken(error.to_string()),
     };
     let mut decoder = reader.into_decoder().map_err(explain)?;
+    // The crate leaves this to its callers, and wide kinds of pixels pass the limits on sides.
+    if decoder.total_bytes() > LARGEST_MEMORY {
+        return Err(ImageFileError::TooLarge(path.into()));
+    }
     // A camera's note on how it was held; an image without one is upright.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(explain)?;
+    let mut image = match cut {
+        false => DynamicImage::from_decoder(decoder),
+        true => DynamicImage::from_decoder(Partial { decoder, format }),
+    }
+    .map_err(explain)?;
+    if cut && is_blank(&image) {
+        return Err(ImageFileError::CutShort(path.into()));
+    }
     image.apply_orientation(orientation);
-    Ok(image)
+    Ok((image, cut))
+}
+
+/// Whether there is nothing to see: a decoder without a single row leaves all bytes alike.
+fn is_blank(image: &DynamicImage) -> bool {
+    let mut bytes = image.as_bytes().iter();
+    let first = bytes.next();
+    bytes.all(|byte| Some(byte) == first)
+}
+
+/// A decoder that keeps the rows it has when it comes to the end of its file.
+struct Partial<D> {
+    decoder: D,
+    format: ImageFormat,
+}
+
+impl<D: ImageDecoder> ImageDecoder for Partial<D> {
+    fn dimensions(&self) -> (u32, u32) {
+        self.decoder.dimensions()
+    }
+
+    fn color_type(&self) -> ColorType {
+        self.decoder.color_type()
+    }
+
+    fn read_image(self, buffer: &mut [u8]) -> ImageResult<()> {
+        let wide = self.color_type().bytes_per_pixel() == 2 * self.color_type().channel_count();
+        let complete = self.decoder.read_image(buffer).is_ok();
+        // The decoder of PNG swaps the bytes of its numbers last.
+        if !complete && wide && self.format == ImageFormat::Png {
+            for number in buffer.chunks_exact_mut(2) {
+                let value = u16::from_be_bytes([number[0], number[1]]);
+                number.copy_from_slice(&value.to_ne_bytes());
+            }
+        }
+        Ok(())
+    }
+
+    fn read_image_boxed(self: Box<Self>, buffer: &mut [u8]) -> ImageResult<()> {
+        (*self).read_image(buffer)
+    }
 }
 
 fn on_white(image: DynamicImage, changes: &mut Vec<Change>) -> DynamicImage {
@@ -357,25 +458,14 @@ mod tests {
             .unwrap();
         let bytes = std::fs::read(&whole).unwrap();
         std::fs::write(at("half.png"), &bytes[..bytes.len() / 2]).unwrap();
+        assert!(matches!(load(&at("half.png")), ImageFileError::CutShort(_)));
+        let mut damaged = bytes.clone();
+        damaged[60] ^= 0x55;
+        std::fs::write(at("damaged.png"), damaged).unwrap();
         assert!(matches!(
-            load(&at("half.png")),
+            load(&at("damaged.png")),
             ImageFileError::Broken { .. }
         ));
-
-        // Decoders of JPEG would paint the rest in grey.
-        for name in ["whole.jpg", "whole.webp"] {
-            let path = at(name);
-            let picture = RgbImage::from_fn(143, 97, |x, y| Rgb([x as u8, y as u8, 200]));
-            picture.save(&path).unwrap();
-            assert!(decode(&path).is_ok(), "{name}");
-            let whole = std::fs::read(&path).unwrap();
-            for end in [whole.len() / 2, whole.len() * 9 / 10] {
-                std::fs::write(&path, &whole[..end]).unwrap();
-                let error = load(&path);
-                assert!(matches!(error, ImageFileError::Broken { .. }), "{error}");
-                assert!(!name.ends_with("jpg") || error.to_string().contains("cut short"));
-            }
-        }
 
         // The header of an image of 60,000 by 60,000 pixels, with its checksum.
         let mut huge = bytes.clone();
@@ -385,6 +475,202 @@ mod tests {
         huge[29..33].copy_from_slice(&checksum.to_be_bytes());
         std::fs::write(at("huge.png"), huge).unwrap();
         assert!(matches!(load(&at("huge.png")), ImageFileError::TooLarge(_)));
+    }
+
+    const FORMATS: [ImageFormat; 6] = [
+        ImageFormat::Bmp,
+        ImageFormat::Gif,
+        ImageFormat::Jpeg,
+        ImageFormat::Png,
+        ImageFormat::Tiff,
+        ImageFormat::WebP,
+    ];
+
+    fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    fn picture() -> DynamicImage {
+        RgbImage::from_fn(143, 97, |x, y| {
+            Rgb([x as u8, (y * 2) as u8, (x * y % 256) as u8])
+        })
+        .into()
+    }
+
+    /// Formats that keep every pixel give them back; the others come near.
+    #[test]
+    fn every_format_is_read() {
+        for format in FORMATS {
+            let picture = match format {
+                // A table of 256 colours holds all greys.
+                ImageFormat::Gif => DynamicImage::from(picture().to_luma8()).into_rgb8(),
+                _ => picture().into_rgb8(),
+            };
+            let bytes = encoded(&picture.clone().into(), format);
+            let read = decode_bytes(Path::new("it"), bytes).unwrap().into_rgb8();
+            assert_eq!(read.dimensions(), picture.dimensions(), "{format:?}");
+            let distance = |(a, b): (&u8, &u8)| u64::from(a.abs_diff(*b));
+            let distances = read.as_raw().iter().zip(picture.as_raw()).map(distance);
+            let mean = distances.sum::<u64>() as f64 / read.as_raw().len() as f64;
+            match format {
+                ImageFormat::Jpeg => assert!(mean < 12.0, "{mean}"),
+                // The encoder quantises by a neural net of its own.
+                ImageFormat::Gif => assert!(mean < 3.0, "{mean}"),
+                _ => assert_eq!(mean, 0.0, "{format:?}"),
+            }
+        }
+    }
+
+    /// What a camera noted of how it was held is followed, and deep pixels lose their lower halves.
+    #[test]
+    fn pictures_are_turned_upright_and_deep_ones_read() {
+        let jpeg = encoded(&picture(), ImageFormat::Jpeg);
+        let mut exif = b"Exif\0\0II\x2a\0\x08\0\0\0\x01\0".to_vec();
+        // Orientation (tag 0x0112), one short: 6, to be turned to the right.
+        exif.extend([0x12, 1, 3, 0, 1, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]);
+        let length = (exif.len() as u16 + 2).to_be_bytes();
+        let turned = [&jpeg[..2], &[0xff, 0xe1], &length, &exif, &jpeg[2..]].concat();
+        let name = Path::new("it");
+        let upright = decode_bytes(name, turned).unwrap();
+        assert_eq!(upright, decode_bytes(name, jpeg).unwrap().rotate90());
+
+        let deep = image::ImageBuffer::from_fn(3, 2, |x, y| {
+            Rgb([0x1234 * (x + 1) as u16, 0x00ff, 0x7f80 * y as u16])
+        });
+        for format in [ImageFormat::Png, ImageFormat::Tiff] {
+            let bytes = encoded(&DynamicImage::ImageRgb16(deep.clone()), format);
+            let read = decode_bytes(name, bytes).unwrap();
+            assert_eq!(read.to_rgb16(), deep, "{format:?}");
+            let prepared = to_shape(read, shape(3, 2, 3)).unwrap();
+            assert_eq!(prepared.pixels[..3], [0x12, 0x24, 0x36]);
+        }
+    }
+
+    /// A picture of which a part is missing would be classified as if it were whole.
+    #[test]
+    fn a_file_that_is_cut_short_is_refused_in_every_format_unless_parts_are_allowed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("picture");
+        for format in FORMATS {
+            let whole = encoded(&picture(), format);
+            let seen = decode_bytes(&path, whole.clone()).unwrap();
+            for end in [1, 2, 3].map(|part| whole.len() * part / 4) {
+                std::fs::write(&path, &whole[..end]).unwrap();
+                let error = decode(&path).unwrap_err();
+                assert!(matches!(error, ImageFileError::CutShort(_)), "{error}");
+                match decode_partial(&path) {
+                    Ok((part, cut)) => {
+                        assert!(cut, "{format:?}");
+                        assert_eq!(part.width(), seen.width(), "{format:?}");
+                        let same = part.as_bytes().iter().zip(seen.as_bytes());
+                        let same = same.filter(|(a, b)| a == b).count();
+                        let share = same as f64 / seen.as_bytes().len() as f64;
+                        assert!(share > 0.1 && share < 1.0, "{format:?} {end}: {share}");
+                    }
+                    Err(error) => {
+                        assert!(matches!(error, ImageFileError::CutShort(_)), "{error}");
+                        let refused = matches!(format, ImageFormat::Tiff | ImageFormat::WebP);
+                        assert!(refused, "{format:?} {end}");
+                    }
+                }
+            }
+            std::fs::write(&path, &whole).unwrap();
+            let (read, cut) = decode_partial(&path).unwrap();
+            assert!(!cut);
+            assert_eq!(read, seen);
+        }
+    }
+
+    /// Rows of 16-bit numbers are put in order even if the rest is missing.
+    #[test]
+    fn a_part_of_a_deep_image_has_its_own_colours() {
+        let deep = |x: u32, y: u32| Luma([(x * 400 + y) as u16]);
+        let image = image::ImageBuffer::from_fn(64, 64, deep);
+        let bytes = encoded(&DynamicImage::ImageLuma16(image.clone()), ImageFormat::Png);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("deep.png");
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        let (part, cut) = decode_partial(&path).unwrap();
+        assert!(cut);
+        assert_eq!(part.to_luma16().as_raw()[..64], image.as_raw()[..64]);
+    }
+
+    /// Headers of few bytes that promise more than the limits allow, in sides or in memory.
+    #[test]
+    fn bombs_of_every_format_are_refused() {
+        let tiff = |side: u32, colours: u32, bits: u16| {
+            let mut bytes = b"II\x2a\0\x08\0\0\0".to_vec();
+            let behind = 8 + 2 + 9 * 12 + 4;
+            let entries: [(u16, u16, u32, u32); 9] = [
+                (256, 4, 1, side),
+                (257, 4, 1, side),
+                (
+                    258,
+                    3,
+                    colours,
+                    if colours == 1 { bits.into() } else { behind },
+                ),
+                (259, 3, 1, 1),
+                (262, 3, 1, if colours == 1 { 1 } else { 2 }),
+                (273, 4, 1, 8),
+                (277, 3, 1, colours),
+                (278, 4, 1, side),
+                (279, 4, 1, 16),
+            ];
+            bytes.extend((entries.len() as u16).to_le_bytes());
+            for (tag, kind, count, value) in entries {
+                bytes.extend(tag.to_le_bytes());
+                bytes.extend(kind.to_le_bytes());
+                bytes.extend(count.to_le_bytes());
+                bytes.extend(value.to_le_bytes());
+            }
+            bytes.extend([0; 4]);
+            bytes.extend([bits.to_le_bytes(); 3].concat());
+            bytes
+        };
+        let mut gif = encoded(&picture(), ImageFormat::Gif);
+        gif[6..10].copy_from_slice(&[0xff; 4]);
+        let mut frame = encoded(&picture(), ImageFormat::Gif);
+        let descriptor = frame.iter().position(|&byte| byte == 0x2c).unwrap();
+        // In a table of colours, there may be such a byte too.
+        let at = (descriptor..frame.len())
+            .find(|&at| frame[at..].starts_with(&[0x2c, 0, 0, 0, 0, 143, 0, 97, 0]))
+            .unwrap();
+        frame[at + 5..at + 9].copy_from_slice(&[0xff; 4]);
+        let mut webp = encoded(&picture(), ImageFormat::WebP);
+        // 14 bits each for width and height less one, behind the signature 0x2f.
+        let at = webp.iter().position(|&byte| byte == 0x2f).unwrap() + 1;
+        webp[at..at + 3].copy_from_slice(&[0xff; 3]);
+        webp[at + 3] |= 0x0f;
+        let mut jpeg = encoded(&picture(), ImageFormat::Jpeg);
+        let at = jpeg
+            .windows(2)
+            .position(|pair| pair == [0xff, 0xc0])
+            .unwrap();
+        jpeg[at + 5..at + 9].copy_from_slice(&[0xff; 4]);
+        // Run lengths of no run, so that no length follows from the sides.
+        let mut bmp = encoded(&picture(), ImageFormat::Bmp);
+        bmp[18..22].copy_from_slice(&60_000u32.to_le_bytes());
+        bmp[22..26].copy_from_slice(&60_000u32.to_le_bytes());
+        bmp[28..30].copy_from_slice(&8u16.to_le_bytes());
+        bmp[30..34].copy_from_slice(&1u32.to_le_bytes());
+        bmp[34..38].copy_from_slice(&16u32.to_le_bytes());
+        for (name, bytes, refused) in [
+            ("sides.tif", tiff(60_000, 1, 8), true),
+            ("memory.tif", tiff(16_384, 3, 16), true),
+            ("sides.gif", gif, true),
+            ("frame.gif", frame, false),
+            ("memory.webp", webp, false),
+            ("sides.jpg", jpeg, true),
+            ("sides.bmp", bmp, true),
+        ] {
+            let error = decode_bytes(Path::new(name), bytes).unwrap_err();
+            let too_large = matches!(error, ImageFileError::TooLarge(_));
+            // Where the sides alone are within the limits, other rules are broken.
+            assert!(too_large || !refused, "{error:?}");
+        }
     }
 
     fn crc32(bytes: &[u8]) -> u32 {

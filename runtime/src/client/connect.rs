@@ -4,27 +4,35 @@ use super::connection::{Candidate, Connection, connection_lost, open_stream};
 use super::{Client, TrustOptions, from_server};
 use crate::control::{Hello, REPLY_LIMIT, Request, Welcome, software};
 use crate::error::Error;
-use crate::fingerprint::Fingerprint;
 use crate::identity;
 use crate::party::{Greeting, random};
 use crate::store::{BundleEntry, BundleState};
 use crate::stream::{Refusal, StreamError, describe};
 use crate::transport::{self, ClientEndpoint, Trust, no_common_key_exchange};
 use pi_protocol::header::PROTOCOL_VERSION;
-use std::net::SocketAddr;
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
-use tokio::task::block_in_place;
+use tokio::task::{JoinSet, block_in_place};
 
 /// Bundles that a greeting asks about: one that can be used is enough for the next answer, and
 /// [`Request::Probe`] asks about the others.
 const HELLO_PROBES: usize = 64;
 
+/// Time after which the next address of a name is tried beside those that have not answered yet, as
+/// RFC 8305 recommends (Happy Eyeballs, section 8).
+const HEAD_START: Duration = Duration::from_millis(250);
+
 impl Client {
     /// Connects to a server and greets it.
     ///
     /// The server must be the one pinned by `trust.fingerprint`, by a certificate authority, or by
-    /// what is remembered of this address. Whoever answers is trusted only if the address is
+    /// what is remembered of this address; under an address that is not known, any server with
+    /// which bundles were prepared is accepted. Whoever answers is trusted only if the address is
     /// unknown and the user asked for that.
+    ///
+    /// All addresses of a name are tried, of both families in turn (RFC 8305), and the first that
+    /// answers is taken.
     ///
     /// # Errors
     /// [`Error`] says whether nobody answered, the wrong server did, or one that speaks another
@@ -36,31 +44,25 @@ impl Client {
     ) -> Result<Connection<'_>, Error> {
         let trust = self.decide_trust(address, trust)?;
         let host = host_of(address)?;
-        let addresses = tokio::net::lookup_host(address)
-            .await
-            .map_err(|error| Error::Address {
-                address: address.into(),
-                reason: error.to_string(),
-            })?;
-        let mut result = Err(Error::Address {
-            address: address.into(),
-            reason: "the name has no address".into(),
-        });
-        for to in addresses {
-            result = self.connect_to(to, &host, trust.clone()).await;
-            // Another address of the same name is worth a try only if this one is dead.
-            let dead = matches!(
-                result,
-                Err(Error::Unreachable { .. } | Error::NobodyListens(_))
-            );
-            if !dead {
-                break;
+        let addresses = addresses_of(address, &host).await?;
+        let several = addresses.len() > 1;
+        let (endpoint, quic) = self.race(address, &host, addresses, &trust).await?;
+        let at = quic.remote_address();
+        match self.greet(address, endpoint, quic).await {
+            // A server takes a client's latest connection for its only one. An attempt at another
+            // of its addresses may have come in behind the one that was taken.
+            Err(
+                Error::Lost(_)
+                | Error::Refused {
+                    refusal: Refusal::Silent,
+                    ..
+                },
+            ) if several => {
+                let (endpoint, quic) = self.race(address, &host, vec![at], &trust).await?;
+                self.greet(address, endpoint, quic).await
             }
+            result => result,
         }
-        let (endpoint, quic) = result?;
-        let server = transport::peer_fingerprint(&quic)
-            .ok_or_else(|| Error::Internal("a connection without a server certificate".into()))?;
-        self.greet(address, endpoint, quic, server).await
     }
 
     fn decide_trust(&self, address: &str, options: &TrustOptions) -> Result<Trust, Error> {
@@ -70,25 +72,68 @@ impl Client {
         if let Some(path) = &options.authorities {
             return Ok(Trust::Authorities(identity::read_certificates(path)?));
         }
-        match self.server(Some(address)) {
+        match self.server(Some(address), None) {
             Ok((fingerprint, _)) => Ok(Trust::Pinned(fingerprint)),
             Err(Error::NotPrepared(_)) if options.first_use => Ok(Trust::FirstUse),
-            Err(Error::NotPrepared(_)) => Err(Error::NoTrust(address.into())),
+            Err(Error::NotPrepared(_)) => {
+                let known: Vec<_> = self.servers()?.into_iter().map(|(peer, _)| peer).collect();
+                match known.is_empty() {
+                    true => Err(Error::NoTrust(address.into())),
+                    false => Ok(Trust::OneOf(known)),
+                }
+            }
             Err(error) => Err(error),
         }
     }
 
-    async fn connect_to(
+    /// Connects to the first of these addresses that answers.
+    async fn race(
+        &self,
+        address: &str,
+        host: &str,
+        addresses: Vec<SocketAddr>,
+        trust: &Trust,
+    ) -> Result<(ClientEndpoint, quinn::Connection), Error> {
+        let mut attempts = JoinSet::new();
+        let mut failures = Vec::new();
+        let mut rest = addresses.into_iter();
+        loop {
+            if let Some(to) = rest.next() {
+                match self.attempt(to, host, trust.clone()) {
+                    Ok(attempt) => drop(attempts.spawn(attempt)),
+                    // A machine without this family of addresses has no socket for it.
+                    Err(error) => {
+                        failures.push(error);
+                        continue;
+                    }
+                }
+            } else if attempts.is_empty() {
+                return Err(most_telling(address, failures));
+            }
+            let others = rest.len() > 0;
+            tokio::select! {
+                Some(ended) = attempts.join_next() => match ended {
+                    Ok(Ok(connected)) => return Ok(connected),
+                    Ok(Err(error)) => failures.push(error),
+                    Err(error) => failures.push(Error::Internal(error.to_string())),
+                },
+                () = tokio::time::sleep(HEAD_START), if others => {}
+                else => {}
+            }
+        }
+    }
+
+    /// Begins to connect to one address, from a socket of its own.
+    fn attempt(
         &self,
         server: SocketAddr,
         host: &str,
         trust: Trust,
-    ) -> Result<(ClientEndpoint, quinn::Connection), Error> {
-        let pinned = match &trust {
-            Trust::Pinned(fingerprint) => Some(*fingerprint),
-            _ => None,
-        };
-        let client = transport::client_endpoint(&self.identity, trust, server)?;
+    ) -> Result<
+        impl Future<Output = Result<(ClientEndpoint, quinn::Connection), Error>> + 'static,
+        Error,
+    > {
+        let client = transport::client_endpoint(&self.identity, trust.clone(), server)?;
         let connecting = client
             .endpoint
             .connect(server, host)
@@ -97,15 +142,17 @@ impl Client {
                 reason: e.to_string(),
             })?;
         let waited = self.patience.connect;
-        let connected = tokio::select! {
-            result = tokio::time::timeout(waited, connecting) => result,
-            () = refused(server) => return Err(Error::NobodyListens(server)),
-        };
-        match connected {
-            Ok(Ok(quic)) => Ok((client, quic)),
-            Ok(Err(error)) => Err(connect_error(server, waited, error, pinned, &client)),
-            Err(_) => Err(Error::Unreachable { server, waited }),
-        }
+        Ok(async move {
+            let connected = tokio::select! {
+                result = tokio::time::timeout(waited, connecting) => result,
+                () = refused(server) => return Err(Error::NobodyListens(server)),
+            };
+            match connected {
+                Ok(Ok(quic)) => Ok((client, quic)),
+                Ok(Err(error)) => Err(connect_error(server, waited, error, &trust, &client)),
+                Err(_) => Err(Error::Unreachable { server, waited }),
+            }
+        })
     }
 
     async fn greet(
@@ -113,8 +160,9 @@ impl Client {
         address: &str,
         endpoint: ClientEndpoint,
         quic: quinn::Connection,
-        server: Fingerprint,
     ) -> Result<Connection<'_>, Error> {
+        let server = transport::peer_fingerprint(&quic)
+            .ok_or_else(|| Error::Internal("a connection without a server certificate".into()))?;
         let mut ready = self.bundles(server)?;
         ready.retain(|entry| entry.state == BundleState::Ready);
         // Those of the model that the server is likely to serve come first, oldest first.
@@ -238,15 +286,93 @@ fn host_of(address: &str) -> Result<String, Error> {
     Ok(host.into())
 }
 
+/// The addresses of a server, those of one family and of the other in turn, IPv6 first.
+async fn addresses_of(address: &str, host: &str) -> Result<Vec<SocketAddr>, Error> {
+    let unknown = |reason: String| Error::UnknownHost {
+        address: address.into(),
+        reason,
+    };
+    let looked_up = tokio::net::lookup_host(address).await;
+    let mut addresses = match looked_up {
+        Ok(found) => found.collect(),
+        Err(_) if is_localhost(host) => Vec::new(),
+        Err(error) => return Err(unknown(error.to_string())),
+    };
+    // RFC 6761, section 6.3: the name stands for both loopback addresses, whatever a resolver and
+    // its files say.
+    if is_localhost(host)
+        && let Some(Ok(port)) = address.rsplit(':').next().map(str::parse)
+    {
+        addresses.push(SocketAddr::from((Ipv6Addr::LOCALHOST, port)));
+        addresses.push(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    }
+    let mut seen = HashSet::new();
+    addresses.retain(|address| seen.insert(*address));
+    if addresses.is_empty() {
+        return Err(unknown("the name has no address".into()));
+    }
+    Ok(in_turn(addresses))
+}
+
+fn is_localhost(host: &str) -> bool {
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    host == "localhost" || host.ends_with(".localhost")
+}
+
+/// Addresses of the two families in turn, IPv6 first, each family in its order.
+fn in_turn(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let (six, four): (Vec<_>, Vec<_>) = addresses.into_iter().partition(SocketAddr::is_ipv6);
+    let (mut six, mut four) = (six.into_iter(), four.into_iter());
+    let mut sorted = Vec::new();
+    loop {
+        let pair = [six.next(), four.next()];
+        if pair == [None, None] {
+            return sorted;
+        }
+        sorted.extend(pair.into_iter().flatten());
+    }
+}
+
+/// Of the failures at all addresses of a server the one that says most: whoever answers says more
+/// than silence.
+fn most_telling(address: &str, mut failures: Vec<Error>) -> Error {
+    let dead = |error: &Error| {
+        matches!(
+            error,
+            Error::Unreachable { .. } | Error::NobodyListens(_) | Error::Endpoint(_)
+        )
+    };
+    if let Some(telling) = failures.iter().position(|error| !dead(error)) {
+        return failures.swap_remove(telling);
+    }
+    if failures.len() == 1 {
+        return failures.swap_remove(0);
+    }
+    let tried: Vec<String> = failures.iter().map(ToString::to_string).collect();
+    Error::NoneAnswers {
+        address: address.into(),
+        tried: tried.join("; "),
+    }
+}
+
 /// The error of a failed handshake, as the user needs it.
 fn connect_error(
     server: SocketAddr,
     waited: Duration,
     error: quinn::ConnectionError,
-    pinned: Option<Fingerprint>,
+    trust: &Trust,
     client: &ClientEndpoint,
 ) -> Error {
     use quinn::ConnectionError;
+    let pinned = match trust {
+        Trust::Pinned(fingerprint) => Some(*fingerprint),
+        _ => None,
+    };
+    if let (Trust::OneOf(known), Some(presented)) = (trust, client.presented())
+        && !known.contains(&presented)
+    {
+        return Error::UnknownServer { server, presented };
+    }
     // Alerts of RFC 8446: 120 is no_application_protocol, 70 protocol_version.
     const NO_APPLICATION_PROTOCOL: u64 = 0x100 + 120;
     match (&error, pinned, client.presented()) {
@@ -280,5 +406,52 @@ fn connect_error(
             Error::Version("the server offers no protocol that this client speaks".into())
         }
         _ => connection_lost(&error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_come_in_turn() {
+        let parse = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let [a, b, c] = ["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"].map(parse);
+        let [d, e] = ["[2001:db8::1]:1", "[2001:db8::2]:1"].map(parse);
+        assert_eq!(in_turn(vec![a, b, c, d, e]), [d, a, e, b, c]);
+        assert_eq!(in_turn(vec![a, b]), [a, b]);
+        assert_eq!(in_turn(vec![d]), [d]);
+    }
+
+    #[tokio::test]
+    async fn localhost_is_both_loopback_addresses() {
+        for host in ["localhost", "LocalHost", "some.localhost"] {
+            let found = addresses_of(&format!("{host}:7"), host).await.unwrap();
+            for address in ["[::1]:7", "127.0.0.1:7"] {
+                assert!(found.contains(&address.parse().unwrap()), "{found:?}");
+            }
+        }
+        let found = addresses_of("127.0.0.1:7", "127.0.0.1").await.unwrap();
+        assert_eq!(found, ["127.0.0.1:7".parse().unwrap()]);
+    }
+
+    /// Whoever answers says more than who does not, in whatever order they do.
+    #[test]
+    fn the_most_telling_failure_is_reported() {
+        let [one, other] = [1, 2].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let dead = || Error::NobodyListens(one);
+        let full = || Error::ServerFull(other);
+        for failures in [vec![dead(), full()], vec![full(), dead()]] {
+            assert!(matches!(most_telling("it", failures), Error::ServerFull(_)));
+        }
+        assert!(matches!(
+            most_telling("it", vec![dead()]),
+            Error::NobodyListens(_)
+        ));
+        let both = most_telling("it:1", vec![dead(), Error::NobodyListens(other)]).to_string();
+        assert!(
+            both.contains("127.0.0.1:1; no program listens at 127.0.0.1:2"),
+            "{both}"
+        );
     }
 }

@@ -139,6 +139,17 @@ impl Connection<'_> {
         Ok((setup, Some(spent)))
     }
 
+    /// Whether the connection still stands, as far as is known here. A bundle for one that does not
+    /// would be lost.
+    pub fn is_open(&self) -> bool {
+        self.quic.close_reason().is_none()
+    }
+
+    /// Ends the connection at once, after an error on it.
+    pub fn abandon(&self) {
+        self.quic.close(quinn::VarInt::from_u32(0), b"");
+    }
+
     /// Says goodbye, so that the server frees the slot at once.
     pub async fn close(mut self) {
         self.erased().await;

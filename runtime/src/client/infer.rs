@@ -75,6 +75,16 @@ impl Connection<'_> {
         }
     }
 
+    /// The number of bundles that both parties hold for the model served, all of them asked about.
+    ///
+    /// # Errors
+    /// Errors of the connection and of the store.
+    pub async fn usable(&mut self) -> Result<usize, Error> {
+        self.probe_rest().await?;
+        self.give_up_unheld()?;
+        Ok(self.candidates.len())
+    }
+
     /// Reads a bundle ahead, so that [`Connection::infer`] with it starts at once. Reading does not
     /// spend it. Of a bundle of more than [`READ_AHEAD`] bytes only the shares are read; its tables
     /// and labels are read while it is used.
@@ -130,7 +140,8 @@ impl Connection<'_> {
     /// closed or the store opened again.
     ///
     /// # Errors
-    /// The bundle is spent once this was called, whatever the outcome.
+    /// The bundle is spent once this was called, whatever the outcome; only if the connection is
+    /// known to be closed already, it stays as it is.
     pub async fn infer(
         &mut self,
         model: &ClientModel,
@@ -139,6 +150,9 @@ impl Connection<'_> {
         trace: bool,
     ) -> Result<Prediction, Error> {
         let started = Instant::now();
+        if let Some(error) = self.quic.close_reason() {
+            return Err(connection_lost(&error));
+        }
         self.candidates.retain(|candidate| candidate.id != *id);
         let loaded = self.loaded.take().filter(|bundle| bundle.id() == *id);
         let reading = match loaded {

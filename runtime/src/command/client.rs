@@ -1,18 +1,23 @@
 //! `pi-client`: prepares bundles with a server and classifies images, signals and rows of tables.
 
-use super::{megabytes, report, runtime, seconds, start_logging, state_directory};
-use crate::client::{Client, Connection, Patience, Prediction, Spent, TrustOptions, class_name};
+mod answers;
+mod infer;
+mod inputs;
+mod keep;
+
+use self::infer::InferArguments;
+use self::keep::KeepArguments;
+use super::exit;
+use super::manuals::{self, Manual};
+use super::{megabytes, note, report, runtime, seconds, start_logging, state_directory};
+use crate::client::{Backoff, Client, Connection, Patience, Spent, TrustOptions, Wait};
 use crate::control::MOST_BUNDLES;
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, hex, short};
-use crate::input_file::InputFile;
 use crate::machine;
-use crate::store::BundleState;
-use clap::{Args, Parser, Subcommand};
+use crate::store::{BundleState, StoreError};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use pi_ir::Circuit;
-use pi_ir::interpret::quantise;
-use pi_ir::value_file::Column;
 use pi_protocol::session::ClientModel;
 use serde_json::json;
 use std::io::Write;
@@ -26,7 +31,7 @@ use std::time::Duration;
 /// This is secure if both parties follow the protocol (semi-honest security); see
 /// docs/threat-model.md.
 #[derive(Parser)]
-#[command(name = "pi-client", version)]
+#[command(name = "pi-client", version, after_long_help = exit::TABLE)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -61,9 +66,6 @@ struct Arguments {
 enum Command {
     /// Prepare bundles for future inputs. This is the slow part, done in advance.
     Prepare {
-        /// Address of the server; may be left out while only one is known.
-        #[arg(long, value_name = "HOST:PORT")]
-        server: Option<String>,
         /// Number of bundles; each classifies one input.
         #[arg(
             short = 'n',
@@ -74,38 +76,74 @@ enum Command {
         )]
         count: u32,
         #[command(flatten)]
-        trust: TrustArguments,
+        server: ServerArguments,
     },
-    /// Classify an image, a signal or a row of a table. This spends one bundle.
-    Infer {
-        /// The image, a PNG, JPEG or WebP file; or, as the model reads it, a .npy file of an array,
-        /// or a .csv file with one example a row.
-        file: PathBuf,
-        /// The example to classify, from 0, if the file has several.
-        #[arg(long, value_name = "N")]
-        row: Option<usize>,
-        /// The column of a .csv file that has labels, which are left out: its name in the first
-        /// line, or its place, from 0 or, negative, from the end.
-        #[arg(long, value_name = "COLUMN", allow_hyphen_values = true)]
-        label_column: Option<Column>,
-        /// Address of the server; may be left out while only one is known.
-        #[arg(long, value_name = "HOST:PORT")]
-        server: Option<String>,
-        /// Print the answer as one JSON object.
-        #[arg(long)]
-        json: bool,
-        #[command(flatten)]
-        trust: TrustArguments,
-    },
+    /// Classify images, signals and rows of tables. Each answer spends one bundle.
+    #[command(after_long_help = exit::TABLE)]
+    Infer(InferArguments),
+    /// Keep a number of bundles ready: prepare in the background whatever is used, until
+    /// interrupted. A server that is away is waited for in any case.
+    Keep(KeepArguments),
     /// Show the bundles stored for each server, without connecting to any.
     Status {
         /// Print the status as one JSON object.
         #[arg(long)]
         json: bool,
     },
+    #[command(flatten)]
+    Manual(Manual),
 }
 
 #[derive(Args)]
+struct ServerArguments {
+    /// Address of the server; may be left out while only one is known. A server is known by its
+    /// fingerprint, so any of its names will do.
+    #[arg(long, value_name = "HOST:PORT")]
+    server: Option<String>,
+    /// Wait for a server that is not up or full, for as many seconds or, without a number, for as
+    /// long as it takes; also for another pi-client that uses the same state.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = WaitLimit::NONE
+    )]
+    wait: Option<WaitLimit>,
+    #[command(flatten)]
+    trust: TrustArguments,
+}
+
+impl ServerArguments {
+    fn wait(&self) -> Option<Wait> {
+        self.wait.map(|WaitLimit(limit)| Wait::new(limit))
+    }
+
+    fn trust(&self) -> TrustOptions {
+        self.trust.clone().into()
+    }
+}
+
+/// The limit of `--wait`.
+#[derive(Clone, Copy)]
+struct WaitLimit(Option<Duration>);
+
+impl WaitLimit {
+    const NONE: &str = "forever";
+}
+
+impl std::str::FromStr for WaitLimit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<WaitLimit, String> {
+        match text {
+            WaitLimit::NONE => Ok(WaitLimit(None)),
+            text => Ok(WaitLimit(Some(seconds(text)?))),
+        }
+    }
+}
+
+#[derive(Args, Clone)]
 struct TrustArguments {
     /// The server's fingerprint, which it prints when it starts.
     #[arg(long, value_name = "HEX")]
@@ -138,9 +176,6 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Exit code of an inference without an answer, because the input is out of the network's range.
-pub const OUT_OF_RANGE: u8 = 3;
-
 /// What to tell who asked about an input that is out of range.
 pub(super) const OUT_OF_RANGE_ADVICE: &str = "\
 out of the network's range: no answer
@@ -149,76 +184,173 @@ out of the network's range: no answer
   another input, or have the model compiled with data like this one, or with more --head-room.
 ";
 
-fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    pi_core::Backend::chosen()?;
-    let state = state_directory(arguments.state, "PI_CLIENT_STATE", "client")?;
-    let patience = Patience {
-        connect: arguments.connect_timeout,
-        silence: arguments.timeout,
-    };
-    let client = Client::open(&state, patience)?;
-    let mut client = client.on_busy(|wait| {
-        let seconds = wait.as_secs();
-        eprintln!("the server has no room for this now; trying again in {seconds} s");
-    });
-    if arguments.unbound {
-        client = client.unbound();
-    }
-    let runtime = runtime()?;
-    match arguments.command {
-        Command::Prepare {
-            server,
-            count,
-            trust,
-        } => {
-            let server = server.as_deref();
-            runtime.block_on(prepare(&client, server, count, &trust.into()))?;
-        }
-        Command::Infer {
-            file,
-            row,
-            label_column,
-            server,
-            json,
-            trust,
-        } => {
-            // Whatever can fail without the server is tried before the server is called.
-            let file = InputFile::open(&file, label_column.as_ref()).map_err(Error::from)?;
-            let server = server.as_deref();
-            let trust = trust.into();
-            let answered = infer(&client, &file, row, server, json, &trust);
-            if !runtime.block_on(answered)? {
-                return Ok(ExitCode::from(OUT_OF_RANGE));
+/// Where a client's state is, and how it is used.
+struct Setting {
+    state: PathBuf,
+    patience: Patience,
+    unbound: bool,
+}
+
+impl Setting {
+    /// Opens the state. Another program may hold it for a moment, and with `--wait` for longer.
+    fn open(&self, wait: Option<Wait>) -> Result<Client, Error> {
+        /// Time that `pi-client keep` takes to look whether there is something to do, and more.
+        const MOMENT: Duration = Duration::from_secs(2);
+        let wait = wait.unwrap_or_else(|| Wait::new(Some(MOMENT)));
+        let mut backoff = Backoff::default();
+        let mut waiting = Waiting::beside(&ProgressBar::hidden());
+        let client = loop {
+            match Client::open(&self.state, self.patience) {
+                Err(error @ Error::Store(StoreError::Locked(_))) => {
+                    let (error, pause) = wait.pause(&mut backoff, error)?;
+                    let pause = pause.min(MOMENT);
+                    if pause >= MOMENT / 2 {
+                        waiting.say(&error, pause);
+                    }
+                    std::thread::sleep(pause);
+                }
+                opened => break opened?,
             }
+        };
+        let client = client.on_busy(|wait| {
+            let seconds = wait.as_secs();
+            note(format_args!(
+                "the server has no room for this now; trying again in {seconds} s"
+            ));
+        });
+        Ok(match self.unbound {
+            true => client.unbound(),
+            false => client,
+        })
+    }
+}
+
+/// Tells what is waited for, once for each reason.
+struct Waiting {
+    last: String,
+    progress: ProgressBar,
+}
+
+impl Waiting {
+    /// Tells it without damage to a bar on the same terminal.
+    fn beside(progress: &ProgressBar) -> Waiting {
+        Waiting {
+            last: String::new(),
+            progress: progress.clone(),
         }
-        Command::Status { json } => status(&client, &state, json)?,
+    }
+
+    fn say(&mut self, error: &Error, pause: Duration) {
+        let reason = error.to_string();
+        if reason == self.last {
+            return;
+        }
+        let seconds = pause.as_secs_f64();
+        let text =
+            format!("waiting: {reason}; trying again in {seconds:.1} s, and then less often");
+        self.progress.suspend(|| note(text));
+        self.last = reason;
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    if let Command::Manual(manual) = &arguments.command {
+        manuals::print(manual, Arguments::command())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    pi_core::Backend::chosen()?;
+    let setting = Setting {
+        state: state_directory(arguments.state, "PI_CLIENT_STATE", "client")?,
+        patience: Patience {
+            connect: arguments.connect_timeout,
+            silence: arguments.timeout,
+        },
+        unbound: arguments.unbound,
+    };
+    match arguments.command {
+        Command::Prepare { count, server } => {
+            let client = setting.open(server.wait())?;
+            runtime()?.block_on(prepare(&client, count, &server))?;
+        }
+        Command::Infer(arguments) => {
+            let client = setting.open(arguments.wait())?;
+            let runtime = runtime()?;
+            let ended = runtime.block_on(infer::infer(&client, arguments));
+            // A file that is being read for nobody is not worth waiting for, and may be a pipe.
+            runtime.shutdown_timeout(Duration::from_millis(100));
+            return ended;
+        }
+        Command::Keep(arguments) => {
+            let runtime = runtime()?;
+            runtime.block_on(keep::keep(setting, arguments))?;
+            // A computation that was interrupted is not worth waiting for.
+            runtime.shutdown_background();
+        }
+        Command::Status { json } => status(&setting.open(None)?, &setting.state, json)?,
+        Command::Manual(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn prepare(
-    client: &Client,
-    server: Option<&str>,
-    count: u32,
-    trust: &TrustOptions,
-) -> anyhow::Result<()> {
-    let address = match server {
-        Some(address) => address.to_owned(),
-        None => client.server(None)?.1.address().to_owned(),
-    };
-    let mut connection = client.connect(&address, trust).await?;
-    if trust.first_use {
-        eprintln!(
-            "trusting {address} with fingerprint {}",
-            connection.server()
-        );
+/// The address to prepare bundles with.
+fn address_to_prepare(client: &Client, server: &ServerArguments) -> Result<String, Error> {
+    match &server.server {
+        Some(address) => Ok(address.clone()),
+        None => {
+            let (_, record) = client.server(None, server.trust.fingerprint)?;
+            Ok(record.address().to_owned())
+        }
     }
-    let result = prepare_with(&mut connection, count).await;
-    connection.close().await;
-    result
 }
 
-async fn prepare_with(connection: &mut Connection<'_>, count: u32) -> anyhow::Result<()> {
+async fn prepare(client: &Client, count: u32, server: &ServerArguments) -> Result<(), Error> {
+    let address = address_to_prepare(client, server)?;
+    let trust = server.trust();
+    let mut waiting = Waiting::beside(&ProgressBar::hidden());
+    let mut backoff = Backoff::default();
+    let mut left = count;
+    loop {
+        // Each time anew: what was prepared since has used up no patience.
+        let wait = server.wait();
+        let connecting = client.connect_patiently(&address, &trust, wait, |error, pause| {
+            waiting.say(error, pause);
+        });
+        let mut connection = connecting.await?;
+        if trust.first_use {
+            let fingerprint = connection.server();
+            note(format_args!(
+                "trusting {address} with fingerprint {fingerprint}"
+            ));
+        }
+        let mut made = 0;
+        let result = prepare_with(&mut connection, left, &mut made).await;
+        let model = short(&connection.model_digest());
+        connection.close().await;
+        left -= made;
+        match (result, wait) {
+            (Err(error), Some(wait)) if left > 0 => {
+                if made > 0 {
+                    backoff.reset();
+                }
+                let (error, pause) = wait.pause(&mut backoff, error)?;
+                waiting.say(&error, pause);
+                tokio::time::sleep(pause).await;
+            }
+            (result, _) => {
+                result?;
+                println!("{count} prepared for model {model}");
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Prepares bundles over one connection, and counts those that are kept.
+async fn prepare_with(
+    connection: &mut Connection<'_>,
+    count: u32,
+    made: &mut u32,
+) -> Result<(), Error> {
     let waiting = spinner("fetching the model");
     let (model, fetched) = connection.model().await?;
     waiting.set_message("exchanging keys");
@@ -234,24 +366,23 @@ async fn prepare_with(connection: &mut Connection<'_>, count: u32) -> anyhow::Re
     if let Some(available) = machine::available_memory()
         && needed > available
     {
-        eprintln!(
+        note(format_args!(
             "preparing needs about {} of memory at once, and {} are free: close other programs, or \
              prepare fewer bundles at a time",
             megabytes(needed),
             megabytes(available)
-        );
+        ));
     }
     let bar = ProgressBar::new(count.into()).with_style(bar_style());
+    bar.set_message("preparing");
     bar.enable_steady_tick(Duration::from_millis(200));
-    let spent = connection
-        .prepare(&model, &setup, count, |_| bar.inc(1))
-        .await;
+    let progress = |_: &Spent| {
+        *made += 1;
+        bar.inc(1);
+    };
+    let spent = connection.prepare(&model, &setup, count, progress).await;
     bar.finish_and_clear();
     println!("bundles   {}", line(&spent?));
-    println!(
-        "{count} prepared for model {}",
-        short(&connection.model_digest())
-    );
     Ok(())
 }
 
@@ -261,81 +392,6 @@ fn most_memory(model: &ClientModel, count: u32) -> u64 {
     // What is wrong with a plan is reported when it is used.
     let bytes = sizes.filter_map(|size| model.offline_memory(size).ok());
     bytes.max().unwrap_or(0)
-}
-
-/// Returns whether there is an answer.
-async fn infer(
-    client: &Client,
-    file: &InputFile,
-    row: Option<usize>,
-    server: Option<&str>,
-    json: bool,
-    trust: &TrustOptions,
-) -> anyhow::Result<bool> {
-    let (fingerprint, record) = client.server(server)?;
-    let address = server.unwrap_or(record.address());
-    client.check_ready(fingerprint, address)?;
-    let mut connection = client.connect(address, trust).await?;
-    let (id, useless) = connection.next_bundle().await?;
-    if useless > 0 {
-        eprintln!("note: the server lost its halves of {useless} bundles; they were given up");
-    }
-    let (model, _) = connection.model().await?;
-    let circuit = &model.artifact().circuit;
-    let prepared = file.for_model(circuit, row).map_err(Error::from)?;
-    for notice in &prepared.notices {
-        eprintln!("note: {notice}");
-    }
-    let input = quantise(circuit, &prepared.input).map_err(Error::from)?;
-    let waiting = spinner("classifying");
-    let answer = connection.infer(&model, &id, &input, false).await;
-    waiting.finish_and_clear();
-    let answer = answer?;
-    let mut out = std::io::stdout();
-    match json {
-        true => writeln!(out, "{}", answer_json(circuit, &answer))?,
-        false => write!(out, "{}", answer_text(circuit, &answer))?,
-    }
-    connection.close().await;
-    Ok(answer.class().is_some())
-}
-
-fn answer_json(circuit: &Circuit, answer: &Prediction) -> serde_json::Value {
-    let mut json = json!({
-        "class": answer.class().map(|class| class_name(circuit, class)),
-        "class_index": answer.class(),
-        "out_of_range": answer.class().is_none(),
-        "bundle": hex(&answer.bundle.0),
-        "online": {
-            "wall_s": answer.online.wall.as_secs_f64(),
-            "bytes_up": answer.online.traffic.bytes_sent,
-            "bytes_down": answer.online.traffic.bytes_received,
-            "messages": messages(&answer.online),
-        },
-    });
-    if let Some(logits) = answer.answer.logits() {
-        json["logits"] = json!(logits);
-        json["output_scale"] = json!(f64::from(answer.output_frac_bits).exp2());
-    }
-    json
-}
-
-/// The answer as text: the class, the three largest logits if they are revealed, and the cost; or
-/// that there is none.
-fn answer_text(circuit: &Circuit, answer: &Prediction) -> String {
-    let logits = answer.answer.logits().unwrap_or(&[]);
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    order.sort_by_key(|&class| std::cmp::Reverse(logits[class]));
-    let mut text = match answer.class() {
-        Some(class) => format!("{}\n", class_name(circuit, class)),
-        None => OUT_OF_RANGE_ADVICE.to_owned(),
-    };
-    for &class in order.iter().take(3) {
-        let logit = logits[class] as f64 / f64::from(answer.output_frac_bits).exp2();
-        text.push_str(&format!("  {logit:9.3}  {}\n", class_name(circuit, class)));
-    }
-    text.push_str(&format!("  online {}\n", line(&answer.online)));
-    text
 }
 
 fn status(client: &Client, state: &Path, json: bool) -> anyhow::Result<()> {
@@ -431,6 +487,6 @@ pub(super) fn spinner(message: &'static str) -> ProgressBar {
 }
 
 fn bar_style() -> ProgressStyle {
-    ProgressStyle::with_template("preparing {bar:30} {pos}/{len}, {elapsed} gone, {eta} left")
+    ProgressStyle::with_template("{msg} {bar:30} {pos}/{len}, {elapsed} gone, {eta} left")
         .expect("the template is well formed")
 }

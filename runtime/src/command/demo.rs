@@ -37,7 +37,7 @@ struct Arguments {
     /// with what the network computes in the clear.
     #[arg(long)]
     label: bool,
-    /// A PNG, JPEG or WebP image [default: a ship that the demo draws]; or, as the model reads it,
+    /// An image [default: a ship that the demo draws]; or, as the model reads it,
     /// a .npy file of an array, or a .csv file with one row.
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,

@@ -1,11 +1,13 @@
 //! `pi-server`: serves a model.
 
+use super::interrupts::Interrupts;
+use super::manuals::{self, Manual};
 use super::{report, runtime, seconds, start_logging, state_directory};
 use crate::error::Error;
 use crate::fingerprint::short;
 use crate::model_files::read_artifact;
 use crate::server::{Server, ServerOptions, default_budget};
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use pi_ir::Reveal;
 use std::ffi::OsString;
 use std::io::{BufRead, Write};
@@ -98,8 +100,20 @@ const MOST_LOGITS: u64 = 1000;
 /// Runs `pi-server` with this process's arguments.
 pub fn main() -> ExitCode {
     start_logging("pi_runtime=info,warn");
-    let arguments = Arguments::parse();
-    match serve(arguments, false) {
+    let command = Manual::augment_subcommands(Arguments::command())
+        .subcommand_required(false)
+        .arg_required_else_help(false)
+        .subcommand_negates_reqs(true)
+        .args_conflicts_with_subcommands(true);
+    let matches = command.clone().get_matches();
+    let done = match Manual::from_arg_matches(&matches) {
+        Ok(manual) => manuals::print(&manual, command),
+        Err(_) => match Arguments::from_arg_matches(&matches) {
+            Ok(arguments) => serve(arguments, false),
+            Err(error) => error.exit(),
+        },
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),
     }
@@ -216,51 +230,6 @@ async fn stop_on_signal(mut interrupts: Interrupts, stop: watch::Sender<bool>) {
     stop.send_replace(true);
     interrupts.next().await;
     std::process::exit(130);
-}
-
-/// The user's wish to end the program. Interrupts count from the moment that this is made.
-#[cfg(unix)]
-struct Interrupts {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-#[cfg(unix)]
-impl Interrupts {
-    fn listen() -> std::io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    /// Waits for an interrupt or a request to terminate.
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
-/// The user's wish to end the program.
-#[cfg(not(unix))]
-struct Interrupts;
-
-#[cfg(not(unix))]
-impl Interrupts {
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self)
-    }
-
-    /// Waits for an interrupt.
-    async fn next(&mut self) {
-        if tokio::signal::ctrl_c().await.is_err() {
-            // Without signals the process can still be killed, which is safe at any moment.
-            std::future::pending().await
-        }
-    }
 }
 
 fn obey_parent(stop: &watch::Sender<bool>) {

@@ -7,7 +7,7 @@
 
 use assert_cmd::Command;
 use image::{DynamicImage, GrayImage, RgbImage};
-use pi_ir::interpret::{Interpreter, quantise};
+use pi_ir::interpret::{Interpreter, label, quantise};
 use pi_ir::{
     Artifact, Circuit, Input, Kind, Reveal, Step, Verified, Weights, WeightsFile, artifact, random,
 };
@@ -154,6 +154,17 @@ fn image_of(artifact: &Artifact, pixels: &[u8]) -> DynamicImage {
                 .into()
         }
     }
+}
+
+/// Whether no carry of a private run changes the label of the model's example, as far as is seen in
+/// so many runs that one more will hardly be another.
+pub fn has_one_label(model: &Model) -> bool {
+    let (interpreter, input) = (model.interpreter(), model.input());
+    let expected = label(&interpreter.plain(&input).unwrap().logits);
+    (0..3000).all(|seed| {
+        let trace = random::trace(&model.artifact.circuit, seed);
+        label(&interpreter.exact(&input, &trace).unwrap().logits) == expected
+    })
 }
 
 /// A `pi-server` process on a free port, to be started.

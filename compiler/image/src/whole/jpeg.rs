@@ -1,8 +1,5 @@
-//! Whether a JPEG file is whole.
-//!
-//! Decoders paint what is missing of a file in grey, and say nothing: a picture that was cut in the
-//! middle would be classified without a word. A whole file ends with a marker of its own (ITU-T
-//! T.81, B.1.1.3 and B.2.1), which this module looks for. Damage before the end is not found.
+//! Whether a JPEG file is whole: it ends with a marker of its own (ITU-T T.81, B.1.1.3 and B.2.1),
+//! which this module looks for.
 
 const START_OF_IMAGE: u8 = 0xd8;
 const END_OF_IMAGE: u8 = 0xd9;
@@ -10,7 +7,7 @@ const START_OF_SCAN: u8 = 0xda;
 
 /// Returns whether the bytes are a JPEG file that ends before its end-of-image marker; `false` for
 /// files of other formats.
-pub fn is_cut_short(bytes: &[u8]) -> bool {
+pub(super) fn is_cut_short(bytes: &[u8]) -> bool {
     if !bytes.starts_with(&[0xff, START_OF_IMAGE]) {
         return false;
     }
