@@ -2,13 +2,11 @@
 //! attributes, other operators with the same trap. The right behaviour is what ONNX defines, or a
 //! refusal that names node, attribute and remedy.
 
-mod support;
-
+use super::support::Attr::{Float, Int, Ints, Text};
+use super::support::{Array, Attributes, Builder};
 use pi_ir::{ActivationKind, Op, Shape};
 use pi_onnx::proto::{AttributeProto, ValueInfoProto};
 use pi_onnx::{Import, Options, parse};
-use support::Attr::{Float, Int, Ints, Text};
-use support::{Array, Attributes, Builder};
 
 /// Logits for an input as the network reads it.
 fn logits(import: &Import, input: &[f32]) -> Vec<f32> {
