@@ -204,7 +204,20 @@ fn check(what: &str, measured: u64, formula: u64) {
     );
 }
 
-/// The client's half of a batch: its first bundle goes to `first`, the others to a file.
+/// Takes every bundle of a batch: the first goes to `first`, the others to a file.
+async fn keep_first<B>(
+    batch: B,
+    first: &mut dyn BundleSink,
+    mut next: impl AsyncFnMut(B, &mut dyn BundleSink) -> Option<B>,
+) {
+    let mut left = next(batch, first).await;
+    assert!(left.is_some(), "a batch without bundles");
+    while let Some(batch) = left {
+        left = next(batch, &mut Gone).await;
+    }
+}
+
+/// The client's half of a batch.
 async fn prepare(
     line: &mut impl Channel,
     model: &ClientModel,
@@ -216,10 +229,11 @@ async fn prepare(
     let rng = &mut rng(1);
     let start = ClientBatch::start(line, model, setup, &index, bundles, rng);
     let batch = start.await.unwrap();
-    let (_, mut batch) = batch.next_bundle(line, first).await.unwrap().unwrap();
-    while let Some((_, rest)) = batch.next_bundle(line, &mut Gone).await.unwrap() {
-        batch = rest;
-    }
+    keep_first(batch, first, async |batch, sink| {
+        let (_, rest) = batch.next_bundle(line, sink).await.unwrap()?;
+        Some(rest)
+    })
+    .await;
 }
 
 /// The server's half, likewise.
@@ -234,13 +248,12 @@ async fn serve(
     let rng = &mut rng(2);
     let start = ServerBatch::start(line, model, setup, &index, bundles, rng);
     let batch = start.await.unwrap();
-    let (bundle, mut batch) = batch.next_bundle(line).await.unwrap().unwrap();
-    bundle.write(first).unwrap();
-    drop(bundle);
-    while let Some((bundle, rest)) = batch.next_bundle(line).await.unwrap() {
-        bundle.write(&mut Gone).unwrap();
-        batch = rest;
-    }
+    keep_first(batch, first, async |batch, sink| {
+        let (bundle, rest) = batch.next_bundle(line).await.unwrap()?;
+        bundle.write(sink).unwrap();
+        Some(rest)
+    })
+    .await;
 }
 
 async fn answer(line: &mut impl Channel, model: &ServerModel, half: ServerBundle) {

@@ -19,7 +19,7 @@ pub mod verdict;
 pub use culprit::{Culprit, Wrong, culprit};
 
 use crate::compile::Compiled;
-use crate::cost::evaluate::{Comparison, compare};
+use crate::cost::evaluate::{Comparison, compare_leniently};
 use crate::cost::report::Table;
 use crate::examples::Examples;
 use crate::pass::calibrate::FloatWeights;
@@ -71,13 +71,14 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// Measures a network that was compiled from a graph.
+    /// Measures a network that was compiled from a graph. Labels are not used if they are of other
+    /// classes, as those of photographs that were given for calibration may be.
     ///
     /// # Errors
     /// If there are no examples, or examples, graph and circuit do not fit together.
     pub fn new(graph: &Graph, compiled: &Compiled, held_back: &Examples) -> Result<Self> {
         Ok(Measured {
-            comparison: compare(graph, &compiled.circuit, &compiled.weights, held_back)?,
+            comparison: compare_leniently(graph, &compiled.circuit, &compiled.weights, held_back)?,
             layers: measure(compiled, held_back)?,
         })
     }

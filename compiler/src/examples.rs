@@ -236,6 +236,15 @@ impl Examples {
         few
     }
 
+    /// The labels, if all of them are classes of a network with so many outputs; none otherwise.
+    pub fn labels_of(&self, outputs: usize) -> &[u32] {
+        let known = |&label: &u32| (label as usize) < outputs;
+        match self.labels.iter().all(known) {
+            true => &self.labels,
+            false => &[],
+        }
+    }
+
     /// Gives every example its label.
     fn label(&mut self, words: &[String], reads: &Reads<'_>) -> Result<()> {
         let count = self.inputs.len();

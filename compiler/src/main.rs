@@ -723,18 +723,17 @@ fn calibration_of(arguments: &Arguments, graph: &Graph, count: usize) -> Result<
     };
     let reads = Reads::of(graph)?;
     let found = Examples::read_noting(&data, &reads, count);
-    let (mut examples, Notices { inputs, .. }) = found.context("calibration data")?;
+    let (examples, Notices { inputs, .. }) = found.context("calibration data")?;
     say("calibration", &inputs);
-    // Calibration needs no labels, and photographs of anything may serve for it.
-    if let Some(&most) = examples.labels.iter().max()
-        && most as usize >= reads.outputs
+    // Photographs of anything may calibrate.
+    if let Some(most) = examples.labels.iter().max()
+        && examples.labels_of(reads.outputs).is_empty()
     {
         eprintln!(
             "note: calibration: labels go up to {most}, and the network has {} outputs: they are \
              of other classes, and are not used",
             reads.outputs
         );
-        examples.labels.clear();
     }
     if examples.is_drawn() {
         eprintln!("note: `--calibration {SYNTHETIC}` calibrates on {DRAWN}");

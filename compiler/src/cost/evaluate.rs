@@ -59,12 +59,45 @@ pub(crate) struct Outcome {
 /// Evaluates float graph and circuit on all images.
 ///
 /// # Errors
-/// If images, graph and circuit do not fit together.
+/// If images, graph and circuit do not fit together, or a label is no class.
 pub fn compare(
     graph: &Graph,
     circuit: &Circuit,
     weights: &Weights,
     images: &Examples,
+) -> Result<Comparison> {
+    let classes = outputs(circuit);
+    let foreign = |label: &&u32| **label as usize >= classes;
+    if let Some(label) = images.labels.iter().find(foreign) {
+        bail!("the label {label} is no class: the network has {classes} outputs, counted from 0");
+    }
+    compare_labelled(graph, (circuit, weights), images, &images.labels)
+}
+
+/// [`compare`] for examples whose labels may be of other classes: then it goes without them.
+///
+/// # Errors
+/// If images, graph and circuit do not fit together.
+pub(crate) fn compare_leniently(
+    graph: &Graph,
+    circuit: &Circuit,
+    weights: &Weights,
+    images: &Examples,
+) -> Result<Comparison> {
+    let labels = images.labels_of(outputs(circuit));
+    compare_labelled(graph, (circuit, weights), images, labels)
+}
+
+fn outputs(circuit: &Circuit) -> usize {
+    circuit.layers.last().map_or(0, |layer| layer.shape.len())
+}
+
+/// The comparison with labels that are known to be classes, or none.
+fn compare_labelled(
+    graph: &Graph,
+    (circuit, weights): (&Circuit, &Weights),
+    images: &Examples,
+    labels: &[u32],
 ) -> Result<Comparison> {
     ensure!(!images.inputs.is_empty(), "no examples to evaluate");
     let interpreter = Interpreter::new(circuit, weights)?;
@@ -86,16 +119,8 @@ pub fn compare(
         };
         Ok(Outcome { float, fixed })
     };
-    let classes = circuit.layers.last().map_or(0, |layer| layer.shape.len());
-    if let Some(label) = images
-        .labels
-        .iter()
-        .find(|&&label| label as usize >= classes)
-    {
-        bail!("the label {label} is no class: the network has {classes} outputs, counted from 0");
-    }
     let outcomes: Vec<Outcome> = images.inputs.par_iter().map(one).collect::<Result<_>>()?;
-    Ok(summary(&outcomes, &images.source, &images.labels))
+    Ok(summary(&outcomes, &images.source, labels))
 }
 
 /// The comparison over all outcomes; `labels` may be empty.

@@ -212,6 +212,9 @@ pub struct Row {
     pub terms: String,
     /// Elements by kind.
     pub kinds: Activations,
+    /// Bits of its weights, the sign included, as the circuit declares them: those of its widest
+    /// kernel, and none of a layer without.
+    pub weight_bits: Option<u8>,
     /// Scale of the result.
     pub frac_bits: i32,
     /// `f`: bits cut off.
@@ -591,6 +594,7 @@ fn row(
         shape: layer.shape.to_string(),
         terms: terms(layer),
         kinds,
+        weight_bits: weight_bits(layer),
         frac_bits: match &layer.step {
             Step::Activate(a) => a.frac_bits.into(),
             Step::Output { frac_bits, .. } => (*frac_bits).into(),
@@ -617,6 +621,14 @@ fn row(
         offline_cpu: processor::offline(machine.profile, &effort),
         online_cpu: processor::online(machine.profile, &effort),
     }
+}
+
+fn weight_bits(layer: &Layer) -> Option<u8> {
+    let kernels = layer.terms.iter().filter_map(|term| match term {
+        Term::Conv(conv) => Some(conv.weight_bits + 1),
+        Term::Residual { .. } => None,
+    });
+    kernels.max()
 }
 
 fn head_room(bound_bits: u8, range: Range) -> Option<f64> {

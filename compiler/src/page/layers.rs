@@ -260,7 +260,7 @@ fn range(name: String, bound_bits: u8, head_room: Option<f64>) -> Bar {
     }
 }
 
-const HEAD: [&str; 17] = [
+const HEAD: [&str; 18] = [
     "layer",
     "shape",
     "ReLUs",
@@ -268,6 +268,7 @@ const HEAD: [&str; 17] = [
     "polynomials",
     "identities",
     "multiply-adds",
+    "bits of weights",
     "bits of the sum",
     "bits of a sign circuit",
     "failure",
@@ -301,7 +302,8 @@ pub(super) fn table(report: &Report) -> Element {
 }
 
 fn figures(report: &Report, index: usize, row: &Row) -> Vec<String> {
-    let (kinds, sign) = (&row.kinds, row.sign_bits);
+    let kinds = &row.kinds;
+    let bits = |bits: Option<u8>| bits.map_or(String::new(), |bits| bits.to_string());
     let measured = report.measured.as_ref();
     let measured = measured.and_then(|measured| measured.layers.get(index));
     let decibels = |of: fn(&LayerAccuracy) -> Option<f64>| {
@@ -314,8 +316,9 @@ fn figures(report: &Report, index: usize, row: &Row) -> Vec<String> {
         number(kinds.polynomial as u64),
         number(kinds.identity as u64),
         short(row.multiply_adds),
-        row.bound_bits.to_string(),
-        sign.map_or(String::new(), |bits| bits.to_string()),
+        bits(row.weight_bits),
+        bits(Some(row.bound_bits)),
+        bits(row.sign_bits),
         power(row.failure_log2),
         decibels(|layer| layer.snr_db),
         decibels(|layer| layer.own_db),
@@ -329,7 +332,7 @@ fn figures(report: &Report, index: usize, row: &Row) -> Vec<String> {
 
 fn shared(report: &Report) -> Element {
     let shared = &report.shared;
-    let mut all = vec![String::new(); 11];
+    let mut all = vec![String::new(); 12];
     all.extend([
         amount(shared.offline.bytes_up),
         amount(shared.offline.bytes_down),
@@ -349,6 +352,7 @@ fn totals(report: &Report) -> Element {
         number(kinds.polynomial as u64),
         number(kinds.identity as u64),
         short(report.multiply_adds),
+        String::new(),
         String::new(),
         String::new(),
         power(report.failure_log2),

@@ -9,8 +9,9 @@ use std::fmt;
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new(&[
-            "layer", "shape", "reads", "relu", "ident", "square", "poly", "scale", "f", "B", "m",
-            "guard", "range", "post B", "failure", "off up", "off down", "on up", "on down", "msg",
+            "layer", "shape", "reads", "relu", "ident", "square", "poly", "weights", "scale", "f",
+            "B", "m", "guard", "range", "post B", "failure", "off up", "off down", "on up",
+            "on down", "msg",
         ]);
         for row in &self.layers {
             let post: Vec<String> = row
@@ -26,6 +27,7 @@ impl fmt::Display for Report {
                 row.kinds.identity.to_string(),
                 row.kinds.square.to_string(),
                 row.kinds.polynomial.to_string(),
+                (row.weight_bits).map_or("-".into(), |bits| format!("{bits} bits")),
                 format!("2^{}", row.frac_bits),
                 row.truncate.to_string(),
                 format!("2^{}", row.bound_bits),

@@ -131,6 +131,28 @@ fn cuts_change_neither_the_answer_nor_the_bytes() {
     assert_eq!(u64::from(cut_models().client.cost().unwrap().parts), PARTS);
 }
 
+/// The key of the range check is of all pieces' guards: a client that leaves one out has another.
+#[test]
+fn values_out_of_range_are_announced_whichever_piece_they_are_in() {
+    let (circuit, weights) = wide_circuit();
+    let mut circuit = circuit.into_inner();
+    circuit.layers[0].guard_bits = 1;
+    circuit.layers[1].guard_bits = 1;
+    let bound = 1 << circuit.layers[0].bound_bits;
+    let models = Models::new(verify::circuit(circuit).unwrap(), weights).in_parts_of(1);
+    assert!(models.check(&wide_input(7), 2700).in_range);
+    let indexed = models.client.indexed();
+    let pieces = indexed.parts.of_layer(0);
+    assert_eq!(pieces.len(), 4);
+    for (seed, piece) in (2701..).zip(pieces) {
+        let mut input = wide_input(7);
+        let last = piece.first + piece.len - 1;
+        input[indexed.layers[0].relu[last] as usize] = bound + 100;
+        let run = models.check(&input, seed);
+        assert!(!run.in_range, "ReLU {last}");
+    }
+}
+
 #[test]
 fn no_message_of_a_part_is_longer_than_its_limit() {
     let models = cut_models();

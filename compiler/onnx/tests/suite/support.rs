@@ -1,8 +1,6 @@
 //! Models put together node by node, and what they compute by ONNX's definitions, one element after
 //! the other.
 
-#![allow(dead_code, reason = "each test file uses its part")]
-
 use pi_ir::Input;
 use pi_onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, attribute_type,

@@ -1,9 +1,7 @@
 //! Images that the bundled network was not made for: each gets a right answer or none, never a
 //! wrong one that looks like a right one.
 
-mod common;
-
-use common::{Model, Pair};
+use super::common::{Model, Pair};
 use pi_ir::artifact::{ARTIFACT_NAME, Artifact, WEIGHTS_NAME, WeightsFile};
 use pi_ir::interpret::{Interpreter, quantise_image};
 use pi_ir::{Circuit, Reveal, Shape, random};

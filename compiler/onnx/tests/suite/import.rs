@@ -1,13 +1,11 @@
 //! Imported models compute what ONNX's definitions say, and what cannot be imported is refused with
 //! all its faults.
 
-mod support;
-
+use super::support::Attr::{Float, Int, Ints, Text};
+use super::support::{Array, Attributes, Builder};
 use pi_ir::{ActivationKind, Graph, Op, Preprocessing};
 use pi_onnx::proto::{EXTERNAL, StringStringEntryProto, ValueInfoProto};
 use pi_onnx::{InputKind, Options, parse, read};
-use support::Attr::{Float, Int, Ints, Text};
-use support::{Array, Attributes, Builder};
 
 fn kinds(graph: &Graph) -> Vec<&[ActivationKind]> {
     let nodes = graph.nodes.iter();

@@ -1,7 +1,8 @@
 //! The program itself: a model directory out of a graph file, the table, accuracy, and mistakes
 //! that users make.
 
-use pi_ir::builders::{Builder, ConvShape, Policy, Rest, resnet20};
+use super::support::plain;
+use pi_ir::builders::{Builder, Policy, Rest, resnet20};
 use pi_ir::value_file::Array;
 use pi_ir::{Artifact, GraphFile, NodeId, Preprocessing, Shape, WeightsFile};
 use std::fs;
@@ -162,22 +163,14 @@ fn a_graph_file_becomes_a_model_directory() {
     refused(&[&out, "--inspect"], "digest");
 }
 
-/// Writes a graph of convolutions without biases and norms: its answers depend on the images alone,
-/// however little these vary.
+/// Writes a graph whose answers depend on the images alone.
 fn write_plain_graph(path: &Path, outputs: u32) {
     let mut builder = Builder::new("plain", Shape::new(3, 8, 8), 6);
     builder.preprocessing(Preprocessing::Channels {
         mean: vec![0.5; 3],
         std: vec![0.25; 3],
     });
-    let mut last = NodeId(0);
-    for index in 1..=2 {
-        let conv = builder.conv(&format!("conv{index}"), last, ConvShape::same(8, 3, 1));
-        last = builder.relu(&format!("relu{index}"), conv);
-    }
-    let flat = builder.flatten("flat", last);
-    let logits = builder.dense("logits", flat, outputs);
-    let graph = builder.finish(logits);
+    let graph = plain(builder, 2, outputs);
     fs::write(path, GraphFile { graph }.encode()).unwrap();
 }
 

@@ -7,7 +7,7 @@
 //! the attack must succeed, or the document warns of something that does not exist.
 //!
 //! The bit-exact interpreter stands for the protocol. Given the client's shares it computes the
-//! same logits (`tests/oracles.rs`), and the shares of a bundle are uniform.
+//! same logits (`tests/suite/oracles.rs`), and the shares of a bundle are uniform.
 
 use pi_ir::artifact::{Artifact, WeightsFile};
 use pi_ir::interpret::{Interpreter, label, quantise};

@@ -1,10 +1,8 @@
 //! Every tensor of a model has the value that ONNX's definitions give it.
 
-mod support;
-
+use super::support::Attr::{Float, Int, Ints};
+use super::support::{Array, Builder};
 use pi_onnx::{Import, Options, parse};
-use support::Attr::{Float, Int, Ints};
-use support::{Array, Builder};
 
 fn traced(b: &Builder) -> Import {
     let options = Options {

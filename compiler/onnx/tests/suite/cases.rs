@@ -2,13 +2,11 @@
 //! attributes, other operators with the same trap. The right behaviour is what ONNX defines, or a
 //! refusal that names node, attribute and remedy.
 
-mod support;
-
+use super::support::Attr::{Float, Int, Ints, Text};
+use super::support::{Array, Attributes, Builder};
 use pi_ir::{ActivationKind, Op, Shape};
 use pi_onnx::proto::{AttributeProto, ValueInfoProto};
 use pi_onnx::{Import, Options, parse};
-use support::Attr::{Float, Int, Ints, Text};
-use support::{Array, Attributes, Builder};
 
 /// Logits for an input as the network reads it.
 fn logits(import: &Import, input: &[f32]) -> Vec<f32> {
@@ -336,7 +334,7 @@ fn means_of_padded_windows_are_exact() {
     let pool = |size: [usize; 2],
                 kernel: [i64; 2],
                 stride: [i64; 2],
-                rest: &[(&'static str, support::Attr)]| {
+                rest: &[(&'static str, super::support::Attr)]| {
         for relu in [false, true] {
             let mut b = Builder::new(&[1, 2, size[0], size[1]]);
             b.weights("w", &[3, 2, 1, 1]).node("Conv", "x w > c", &[]);
@@ -592,7 +590,7 @@ fn nodes_without_their_operands_end_in_errors() {
         "Unsqueeze",
         "Where",
     ];
-    let lists: [&[(&str, support::Attr)]; 3] = [
+    let lists: [&[(&str, super::support::Attr)]; 3] = [
         &[],
         &[
             ("axis", Int(-7)),

@@ -1,6 +1,6 @@
 //! Cases that users of such software reported in public, as far as the compiler has a part in them:
 //! small models from ONNX to fixed point, against the float network. (Those of the import alone are
-//! in `compiler/onnx/tests/cases.rs`.)
+//! in `compiler/onnx/tests/suite/cases.rs`.)
 
 use pi_compiler::examples::Examples;
 use pi_compiler::pass::quantise::{Precision, WeightBits};

@@ -1,20 +1,24 @@
 //! What quantisation chooses: gains that change no function, biases without mean errors, scales and
 //! widths of least error, and the failure budget.
 
+use super::support::plain;
 use pi_compiler::cost::evaluate::compare;
+use pi_compiler::cost::report::Report;
 use pi_compiler::examples::Examples;
 use pi_compiler::export::export;
 use pi_compiler::pass::calibrate::{FloatWeights, Magnitudes};
 use pi_compiler::pass::choose::{Candidate, Search};
+use pi_compiler::pass::correct::correct;
 use pi_compiler::pass::equalise::{Balance, equalise};
 use pi_compiler::pass::fold::fold;
 use pi_compiler::pass::lower::{Pools, lower_and_measure};
-use pi_compiler::pass::quantise::{Identity, WeightBits};
+use pi_compiler::pass::quantise::{Identity, Scales, WeightBits, quantise, scales};
+use pi_compiler::pass::select::Link;
 use pi_compiler::real_circuit::{RealCircuit, Step, Term};
-use pi_compiler::{Compiled, Options, compile};
-use pi_ir::builders::{Policy, Rest, lean9, resnet20};
+use pi_compiler::{Compiled, Options, compile, emit};
+use pi_ir::builders::{Builder, Policy, Rest, lean9, resnet20};
 use pi_ir::random::{GraphOptions, graph};
-use pi_ir::{Graph, Op, Shape};
+use pi_ir::{Circuit, Graph, Op, Shape, Weights, interpret};
 use pi_protocol::flooding::LIMIT_LOG2;
 use std::fs;
 use std::path::PathBuf;
@@ -27,6 +31,9 @@ fn input(graph: &Graph) -> Shape {
         _ => panic!("node 0 is the input"),
     }
 }
+
+/// A circuit, its bounds at their widest, with its weights.
+type Quantised = (Circuit, Weights);
 
 /// A network with the examples that calibrate it.
 struct Case {
@@ -68,6 +75,32 @@ impl Case {
             options,
         };
         search.equalised().unwrap()
+    }
+
+    /// The network at these scales, its biases not corrected yet.
+    fn quantised(&self, real: &RealCircuit, seen: &Magnitudes, scales: &Scales) -> Quantised {
+        let identity = Identity {
+            name: "case",
+            preprocessing: &self.graph.preprocessing,
+            classes: &[],
+        };
+        quantise(real, scales, seen, &identity).unwrap()
+    }
+
+    /// Takes mean errors out of the biases, as the circuit shows them.
+    fn corrected(&self, real: &RealCircuit, (circuit, weights): &mut Quantised) {
+        let integers = |input| interpret::quantise(circuit, input).unwrap();
+        let integers = self.examples.inputs.iter().map(integers);
+        let inputs: Vec<_> = self.images.iter().cloned().zip(integers).collect();
+        correct(real, circuit, weights, &inputs).unwrap();
+    }
+
+    /// Error of the results on examples that nothing was chosen with, over their spread.
+    fn error(&self, (circuit, weights): &Quantised) -> f64 {
+        let held_back = Examples::synthetic(input(&self.graph), 24, 1 << 20);
+        compare(&self.graph, circuit, weights, &held_back)
+            .unwrap()
+            .noise
     }
 
     fn compile(&self, options: &Options) -> Compiled {
@@ -203,6 +236,68 @@ fn equalisation_helps_random_networks() {
     assert!(better >= 3, "only {better} of 6 use gains of channels");
 }
 
+/// Each of the choices below is made on a network where it matters, and held against the same
+/// network without it, so that a pass that does nothing is found.
+#[test]
+fn corrected_biases_take_away_errors() {
+    let case = Case::new(resnet20(8, 10, mixed(900), 11), 48, 11);
+    let precision = options(WeightBits::Of(5)).precision;
+    let scales = scales(&case.real, &case.seen, &precision).unwrap();
+    let mut quantised = case.quantised(&case.real, &case.seen, &scales);
+    let before = case.error(&quantised);
+    case.corrected(&case.real, &mut quantised);
+    let after = case.error(&quantised);
+    assert!(after < 0.7 * before, "{after}, and {before} without");
+}
+
+/// The second convolution has weights four times as large as all others where it reads a channel of
+/// tiny values. To hold them takes two bits off the others.
+#[test]
+fn scales_of_least_error_clip_weights_that_hardly_matter() {
+    let mut graph = plain(Builder::new("outliers", Shape::new(3, 8, 8), 6), 2, 10);
+    let mut kernels = graph
+        .nodes
+        .iter_mut()
+        .filter_map(|node| match &mut node.op {
+            Op::Conv2d { weight, bias, .. } => Some((weight, bias)),
+            _ => None,
+        });
+    let (first, second) = (kernels.next().unwrap(), kernels.next().unwrap());
+    first.0[..27].iter_mut().for_each(|w| *w /= 1024.0);
+    first.1.iter_mut().take(1).for_each(|b| *b /= 1024.0);
+    let largest = second.0.iter().fold(0.0f32, |max, w| max.max(w.abs()));
+    for row in second.0.chunks_exact_mut(72) {
+        row[..9].fill(4.0 * largest);
+    }
+    let case = Case::new(graph, 12, 3);
+    let bits = options(WeightBits::Of(6)).precision;
+    let chosen = scales(&case.real, &case.seen, &bits).unwrap();
+    // The largest of the six-bit integers is 31.
+    let exact = (31.499 / (4.0 * f64::from(largest))).log2().floor() as i32;
+    let mut unclipped = chosen.clone();
+    unclipped.sums[1] = chosen.tensors[1] + exact;
+    let [found, without] = [&chosen, &unclipped]
+        .map(|scales| case.error(&case.quantised(&case.real, &case.seen, scales)));
+    assert!(found < 0.6 * without, "{found}, and {without} without");
+}
+
+#[test]
+fn the_rule_of_equalisation_is_chosen_by_its_error() {
+    let case = Case::new(resnet20(8, 10, Policy::Relu, 3), 12, 3);
+    let options = options(WeightBits::Of(8));
+    let (real, seen) = spread(&case, 8);
+    let chosen = case.equalised(&real, &seen, &options);
+    let scales = scales(&real, &seen, &options.precision).unwrap();
+    let mut without = case.quantised(&real, &seen, &scales);
+    case.corrected(&real, &mut without);
+    let found = case.error(&(chosen.circuit, chosen.weights));
+    let without = case.error(&without);
+    assert!(
+        found < 0.5 * without,
+        "{found}, and {without} without gains"
+    );
+}
+
 #[test]
 fn weights_of_chosen_widths_are_better_and_stay_hidden() {
     let case = Case::new(resnet20(16, 10, Policy::Relu, 4), 12, 4);
@@ -219,6 +314,18 @@ fn weights_of_chosen_widths_are_better_and_stay_hidden() {
         coarse.difference.error
     );
     assert!(chosen.flooding_log2 <= LIMIT_LOG2);
+    // The report shows them.
+    let (artifact, _) = emit::files(&chosen, [0; 32], None, "");
+    let report = Report::new(&artifact, &Link::default()).unwrap();
+    let (mut with_kernels, layers) = (0, report.layers.iter().zip(bits));
+    for (row, bits) in layers.filter(|(row, _)| row.terms.contains(" t")) {
+        assert_eq!(row.weight_bits, Some(*bits), "{}", row.name);
+        with_kernels += 1;
+    }
+    assert!(with_kernels > 15);
+    let text = report.to_string();
+    let widest = bits.iter().max().unwrap();
+    assert!(text.contains(&format!(" {widest} bits ")), "{text}");
 }
 
 /// Multiplies the weights and biases of the last layer of its kind.
@@ -279,7 +386,7 @@ fn negative_inputs_of_a_relu_do_not_size_its_result() {
     let seen = pi_compiler::pass::calibrate::magnitudes(&case.real, &case.images);
     assert!(seen.sums[layer] > 50.0 * seen.operands[layer]);
     let precision = Options::default().precision;
-    let scales = pi_compiler::pass::quantise::scales(&case.real, &seen, &precision).unwrap();
+    let scales = scales(&case.real, &seen, &precision).unwrap();
     let used = seen.operands[layer] * f64::from(scales.tensors[layer + 1]).exp2();
     assert!(used > 2f64.powi(7), "the largest result has {used} units");
 }

@@ -1,12 +1,14 @@
 //! What is measured on examples held back, on networks that are faithful and on such that were
 //! spoiled on purpose, and what is said of them.
 
+use super::support::plain;
 use pi_compiler::accuracy::verdict::{Disagreement, Outputs, Shortfall, Tolerance};
 use pi_compiler::accuracy::{Measured, measure};
+use pi_compiler::cost::evaluate::compare;
 use pi_compiler::examples::Examples;
 use pi_compiler::pass::quantise::{Precision, WeightBits};
 use pi_compiler::{Compiled, Options, PublicPrefix, compile};
-use pi_ir::builders::{Builder, ConvShape};
+use pi_ir::builders::Builder;
 use pi_ir::verify::{self, Verified};
 use pi_ir::{Circuit, Graph, Input, NodeId, Op, Reveal, Shape};
 use rand_chacha::ChaCha20Rng;
@@ -14,17 +16,8 @@ use rand_core::{RngCore, SeedableRng};
 
 const SHAPE: Shape = Shape::new(3, 8, 8);
 
-/// Three convolutions with ReLUs and a dense layer of as many outputs.
 fn network(outputs: u32) -> Graph {
-    let mut builder = Builder::new("spoiled", SHAPE, 5);
-    let mut last = NodeId(0);
-    for index in 1..=3 {
-        let conv = builder.conv(&format!("conv{index}"), last, ConvShape::same(8, 3, 1));
-        last = builder.relu(&format!("relu{index}"), conv);
-    }
-    let flat = builder.flatten("flat", last);
-    let logits = builder.dense("logits", flat, outputs);
-    builder.finish(logits)
+    plain(Builder::new("spoiled", SHAPE, 5), 3, outputs)
 }
 
 /// Pictures of noise around a colour of their own, so that answers differ.
@@ -107,6 +100,29 @@ fn a_faithful_network_is_measured_as_one() {
             .in_words(Outputs::Classes)
             .contains("of 40 examples held back")
     );
+}
+
+/// Photographs of anything may calibrate, but a network is evaluated on its own classes.
+#[test]
+fn labels_of_other_classes_are_not_used_or_refused() {
+    let graph = network(10);
+    let compiled = compiled(&graph);
+    let labelled = |labels: [u32; 2]| Examples {
+        labels: labels.repeat(12),
+        ..pictures(24, 2)
+    };
+    let measured = |labels| Measured::new(&graph, &compiled, &labelled(labels)).unwrap();
+    let own = measured([3, 9]).comparison;
+    assert!(own.labelled, "{own}");
+    let other = measured([3, 10]).comparison;
+    assert!(!other.labelled && other.float_correct == 0, "{other}");
+    assert_eq!((own.agree, own.noise), (other.agree, other.noise));
+    // Refused before anything is evaluated: these are no inputs of the network.
+    let mut wrong = labelled([3, 10]);
+    wrong.inputs[0] = Input::Values(Vec::new());
+    let refused = compare(&graph, &compiled.circuit, &compiled.weights, &wrong);
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("the label 10 is no class"), "{refused}");
 }
 
 /// The logits' noise by layers is that of the comparison, which goes by the graph itself.

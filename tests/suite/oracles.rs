@@ -12,13 +12,10 @@
 //! elsewhere images drawn by the compiler stand in, and a message says so. The long form is one
 //! command, whose output is in `docs/results/`:
 //!
-//!     cargo test --test oracles -- --ignored --nocapture
+//!     cargo test --test suite oracles:: -- --ignored --nocapture
 
-mod common;
-#[path = "common/compiled.rs"]
-mod compiled;
-
-use common::{Model, Pair};
+use super::common::{Model, Pair};
+use super::compiled;
 use pi_compiler::examples::Examples;
 use pi_compiler::{Options, compile};
 use pi_ir::artifact::{Accuracy, Artifact, WeightsFile};
@@ -322,7 +319,7 @@ fn a_hundred_images_in_full_and_ten_thousand_through_the_interpreter() {
         .map(|(image, margin)| json!({ "image": image, "margin_units": margin }))
         .collect();
     let text = json!({
-        "command": "cargo test --test oracles -- --ignored --nocapture",
+        "command": "cargo test --test suite oracles:: -- --ignored --nocapture",
         "images": all.source,
         "plain_interpreter": {
             "images": found.images,

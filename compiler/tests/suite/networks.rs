@@ -73,6 +73,14 @@ fn fine() -> Options {
             activation_bits: 14,
             ..Precision::default()
         },
+        ..alone()
+    }
+}
+
+/// No packing for batches, the search for which takes longer than all else of a small network.
+fn alone() -> Options {
+    Options {
+        batches: Vec::new(),
         ..Options::default()
     }
 }
@@ -99,7 +107,16 @@ fn relative_error(graph: &Graph, compiled: &Compiled, images: &Examples) -> f64 
 fn errors(seed: u64, options: &GraphOptions) -> Option<(f64, f64)> {
     let graph = graph(seed, options);
     let images = images(&graph, 12, seed);
-    let coarse = match compile(&graph, &images, &Options::default()) {
+    // Batches of some: those of all would take most of the time.
+    let batches = match seed % 10 {
+        0 => Options::default().batches,
+        _ => Vec::new(),
+    };
+    let coarse = Options {
+        batches,
+        ..Options::default()
+    };
+    let coarse = match compile(&graph, &images, &coarse) {
         Ok(compiled) => compiled,
         // Random polynomials may run away from any scale; then a layer must be named.
         Err(Refused(faults)) => {
@@ -110,8 +127,10 @@ fn errors(seed: u64, options: &GraphOptions) -> Option<(f64, f64)> {
     };
     let faults = verify::weights(&coarse.circuit, &coarse.weights);
     assert_eq!(faults, [], "seed {seed}");
-    let faults = layout::verify_plan(&coarse.circuit, &coarse.plan);
-    assert_eq!(faults, Vec::<String>::new(), "seed {seed}");
+    for plan in [&coarse.plan].into_iter().chain(&coarse.batches) {
+        let faults = layout::verify_plan(&coarse.circuit, plan);
+        assert_eq!(faults, Vec::<String>::new(), "seed {seed}");
+    }
     let fine = compile(&graph, &images, &fine()).unwrap();
     Some((
         relative_error(&graph, &coarse, &images),
@@ -168,7 +187,7 @@ fn resnet20_with_mixed_activations_compiles_and_tracks_the_float_graph() {
     };
     let graph = resnet20(32, 10, policy, 7);
     let images = images(&graph, 6, 7);
-    let compiled = compile(&graph, &images, &Options::default()).unwrap();
+    let compiled = compile(&graph, &images, &alone()).unwrap();
     assert_eq!(verify::weights(&compiled.circuit, &compiled.weights), []);
     let kinds = |wanted: Kind| {
         let layers = compiled.circuit.layers.iter();
@@ -188,7 +207,7 @@ fn resnet20_with_mixed_activations_compiles_and_tracks_the_float_graph() {
 #[test]
 fn bounds_leave_head_room_and_sign_circuits_stay_narrow() {
     let graph = resnet20(16, 10, Policy::Relu, 5);
-    let compiled = compile(&graph, &images(&graph, 6, 5), &Options::default()).unwrap();
+    let compiled = compile(&graph, &images(&graph, 6, 5), &alone()).unwrap();
     let mut calibrated = 0;
     for layer in &compiled.circuit.layers {
         let m = layer.sign_bits().map_or(0, |m| m - layer.guard_bits);
@@ -223,7 +242,7 @@ fn compilation_is_deterministic() {
         (artifact.encode(), weights.encode())
     };
     let (artifact, weights) = bytes();
-    assert_eq!((&artifact, &weights), (&bytes().0, &bytes().1));
+    assert_eq!(bytes(), (artifact.clone(), weights.clone()));
     let artifact = Artifact::decode(&artifact).unwrap();
     artifact
         .check_weights(&WeightsFile::decode(&weights).unwrap())
@@ -243,12 +262,12 @@ fn a_failure_probability_above_the_limit_names_the_worst_layer() {
     let graph = resnet20(8, 10, Policy::Relu, 3);
     let options = Options {
         failure_limit: -40.0,
-        ..Options::default()
+        ..alone()
     };
     let Err(Refused(faults)) = compile(&graph, &images(&graph, 4, 3), &options) else {
         panic!("a limit of 2^-40 must refuse");
     };
-    let compiled = compile(&graph, &images(&graph, 4, 3), &Options::default()).unwrap();
+    let compiled = compile(&graph, &images(&graph, 4, 3), &alone()).unwrap();
     let shares = pi_ir::failure::failure_log2(&compiled.circuit).layers;
     let worst = (0..shares.len())
         .max_by(|&a, &b| shares[a].total_cmp(&shares[b]))

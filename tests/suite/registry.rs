@@ -4,13 +4,10 @@
 //! are to be tried; what is missing is skipped, and a message says so. `docs/results/registry.md`
 //! has the commands that fetch them, and the figures.
 //!
-//!     PI_REGISTRY_MODELS=DIR cargo test --release --test registry -- --ignored --nocapture
+//!     PI_REGISTRY_MODELS=DIR cargo test --release --test suite registry:: -- --ignored --nocapture
 
-mod common;
-#[path = "common/compiled.rs"]
-mod compiled;
-
-use common::Pair;
+use super::common::Pair;
+use super::compiled;
 use flate2::read::GzDecoder;
 use pi_compiler::accuracy::Measured;
 use pi_compiler::accuracy::verdict::Tolerance;
