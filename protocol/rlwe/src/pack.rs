@@ -20,8 +20,8 @@ use crate::product::Product;
 use pi_ring::dot::{Term, dot_pair};
 use pi_ring::{Domain, RnsPoly, kernels};
 use rayon::prelude::*;
-use std::ops::{Deref, DerefMut};
-use std::sync::Mutex;
+use std::iter;
+use std::sync::{Mutex, MutexGuard};
 
 /// A ciphertext in coefficients whose first half is known at the multiples of `gap` only.
 ///
@@ -247,14 +247,13 @@ impl<F: Fn(&[usize]) -> Vec<Vec<Product>> + Sync> Tree<'_, F> {
     fn merge_products(&self, step: &Step<'_>, a: Product, b: Product) -> Node {
         let params = self.params;
         let ([a0, mut sum], [b0, mut shifted]) = (a.halves, b.halves);
-        let mut borrowed = self.workspace();
-        let workspace = &mut *borrowed;
+        let mut workspace = self.take_workspace();
         let Workspace {
             digits,
             own,
             difference,
             ..
-        } = workspace;
+        } = &mut workspace;
         for i in 0..DIGITS {
             let m = &params.moduli[i];
             let (shifted, difference) = (shifted.limb_mut(i), difference.limb_mut(0));
@@ -271,14 +270,14 @@ impl<F: Fn(&[usize]) -> Vec<Vec<Product>> + Sync> Tree<'_, F> {
         }
         let mut c0 = interleave_doubled(params, &self.leaf_half(&a0), &self.leaf_half(&b0));
         let mut c1 = RnsPoly::zero(N, DIGITS, Domain::Coefficients);
-        self.key_switch(step, workspace, Some(&sum), [&mut c0, &mut c1]);
+        self.key_switch(step, &mut workspace, Some(&sum), [&mut c0, &mut c1]);
+        self.give_workspace(workspace);
         Node { c0, c1 }
     }
 
     fn merge(&self, step: &Step<'_>, a: Node, b: Node) -> Node {
         let params = self.params;
-        let mut borrowed = self.workspace();
-        let workspace = &mut *borrowed;
+        let mut workspace = self.take_workspace();
         // tau(A - X^m B) and A + X^m B of the second halves.
         let mut c1 = a.c1;
         for i in 0..DIGITS {
@@ -289,7 +288,8 @@ impl<F: Fn(&[usize]) -> Vec<Vec<Product>> + Sync> Tree<'_, F> {
             automorphism.apply_coefficients(difference, workspace.digits.limb_mut(i), m);
         }
         let mut c0 = interleave_doubled(params, &a.c0, &b.c0);
-        self.key_switch(step, workspace, None, [&mut c0, &mut c1]);
+        self.key_switch(step, &mut workspace, None, [&mut c0, &mut c1]);
+        self.give_workspace(workspace);
         Node { c0, c1 }
     }
 
@@ -319,7 +319,7 @@ impl<F: Fn(&[usize]) -> Vec<Vec<Product>> + Sync> Tree<'_, F> {
         } = workspace;
         let own = products.map(|_| &*own);
         let folded = &mut folded.limb_mut(0)[..N / step.m];
-        for j in [DIGITS, 0, 1, 2] {
+        for j in iter::once(DIGITS).chain(0..DIGITS) {
             let (m, ntt) = (&params.moduli[j], &params.ntts()[j]);
             let own = own.filter(|_| j < DIGITS).map(|own| own.limb(j));
             for (i, lifted) in lifted.limbs_mut().enumerate() {
@@ -349,16 +349,18 @@ impl<F: Fn(&[usize]) -> Vec<Vec<Product>> + Sync> Tree<'_, F> {
     }
 
     /// Memory for a merge, not shared with another one at the same time.
-    fn workspace(&self) -> Borrowed<'_> {
-        let free = self
-            .workspaces
-            .lock()
-            .expect("nobody panics meanwhile")
-            .pop();
-        Borrowed {
-            workspace: Some(free.unwrap_or_default()),
-            workspaces: &self.workspaces,
-        }
+    fn take_workspace(&self) -> Workspace {
+        self.free_workspaces().pop().unwrap_or_default()
+    }
+
+    /// Keeps memory for another merge.
+    fn give_workspace(&self, workspace: Workspace) {
+        self.free_workspaces().push(workspace);
+    }
+
+    fn free_workspaces(&self) -> MutexGuard<'_, Vec<Workspace>> {
+        let free = self.workspaces.lock();
+        free.expect("nothing panics while it holds the lock")
     }
 }
 
@@ -385,34 +387,6 @@ impl Default for Workspace {
             sums: [limbs(1), limbs(1)],
             special: limbs(1),
             folded: limbs(1),
-        }
-    }
-}
-
-/// A workspace that returns to the tree.
-struct Borrowed<'a> {
-    workspace: Option<Workspace>,
-    workspaces: &'a Mutex<Vec<Workspace>>,
-}
-
-impl Deref for Borrowed<'_> {
-    type Target = Workspace;
-
-    fn deref(&self) -> &Workspace {
-        self.workspace.as_ref().expect("there until it returns")
-    }
-}
-
-impl DerefMut for Borrowed<'_> {
-    fn deref_mut(&mut self) -> &mut Workspace {
-        self.workspace.as_mut().expect("there until it returns")
-    }
-}
-
-impl Drop for Borrowed<'_> {
-    fn drop(&mut self) {
-        if let (Some(workspace), Ok(mut free)) = (self.workspace.take(), self.workspaces.lock()) {
-            free.push(workspace);
         }
     }
 }
