@@ -157,6 +157,10 @@ impl Tiff<'_> {
                 STRIP_LENGTHS | TILE_LENGTHS => &mut lengths,
                 _ => continue,
             };
+            // A tag stands once; read again and again, long lists would fill the memory.
+            if !list.is_empty() {
+                continue;
+            }
             // The values lie in the file, so their number is bounded by its length.
             for index in 0..values {
                 list.push(self.number(place + index * size, size)?);
