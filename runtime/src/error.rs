@@ -411,7 +411,9 @@ impl Error {
             Error::ModelChanged { .. } => Refusal::ModelChanged,
             Error::Store(StoreError::Spent(_)) => Refusal::SpentBundle,
             Error::Store(StoreError::Unknown(_)) => Refusal::UnknownBundle,
-            Error::Store(StoreError::AnswersUsed(_)) => Refusal::AnswersUsed,
+            Error::Store(StoreError::AnswersUsed(_) | StoreError::AnswersUsedToday(_)) => {
+                Refusal::AnswersUsed
+            }
             Error::Store(_) => Refusal::Storage,
             Error::Refused { refusal, .. } => *refusal,
             _ => Refusal::Internal,

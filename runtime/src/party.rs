@@ -3,12 +3,13 @@
 
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
-use crate::store::{BundleWriter, ContentSource, Reading, Store, StoreError};
+use crate::store::{BundleContent, BundleWriting, StoreError};
 use crate::stream::MessageStream;
 use pi_protocol::header::{BundleId, HeaderInputs};
-use pi_protocol::session::READ_AT_ONCE;
+use pi_protocol::session::{BundleSource, READ_AT_ONCE};
 use rand_core::{OsRng, RngCore, TryRngCore};
 use std::future::Future;
+use std::path::Path;
 use tokio::runtime::Handle;
 use tokio::task::block_in_place;
 
@@ -37,7 +38,7 @@ pub(crate) fn protocol_error(
 }
 
 /// The error of a bundle half that could not be written.
-pub(crate) fn not_written(writer: &mut BundleWriter<'_>, error: pi_protocol::Error) -> Error {
+pub(crate) fn not_written(writer: &mut dyn BundleWriting, error: pi_protocol::Error) -> Error {
     match writer.take_failure() {
         Some(failure) => failure.into(),
         None => Error::Internal(error.to_string()),
@@ -74,17 +75,18 @@ impl Greeting {
 }
 
 /// Reads a bundle half and checks that it has the name under which it was stored; `decode` returns
-/// the half with its name, from all of its bytes or from the file.
+/// the half with its name, from all of its bytes or from where it is stored. `place` names the
+/// store.
 pub(crate) fn read_bundle<B>(
-    store: &Store,
+    place: &Path,
     id: &BundleId,
-    reading: Reading,
+    reading: Box<dyn BundleContent>,
     decode: impl FnOnce(Stored<'_>) -> Result<(BundleId, B), pi_protocol::Error>,
 ) -> Result<B, Error> {
-    let damaged = |reason: String| damaged(store, format!("bundle {}: {reason}", short(&id.0)));
+    let damaged = |reason: String| damaged(place, format!("bundle {}: {reason}", short(&id.0)));
     let decoded = match reading.length() <= READ_AT_ONCE {
         true => decode(Stored::Whole(&reading.run()?)),
-        false => decode(Stored::File(reading.open()?)),
+        false => decode(Stored::Source(reading.open()?)),
     };
     let (name, bundle) = decoded.map_err(|e| damaged(e.to_string()))?;
     match name == *id {
@@ -98,11 +100,11 @@ pub(crate) enum Stored<'a> {
     /// In memory, verified.
     Whole(&'a [u8]),
     /// To be read.
-    File(ContentSource),
+    Source(Box<dyn BundleSource>),
 }
 
-/// The error of a store whose content is not what was written.
-pub(crate) fn damaged(store: &Store, reason: String) -> Error {
-    let path = store.directory().to_owned();
+/// The error of the store at this place, whose content is not what was written.
+pub(crate) fn damaged(place: impl AsRef<Path>, reason: String) -> Error {
+    let path = place.as_ref().to_owned();
     StoreError::Damaged { path, reason }.into()
 }

@@ -26,7 +26,7 @@ use crate::fingerprint::Fingerprint;
 use crate::identity::Identity;
 use crate::model_files;
 use crate::pinned_pool::PinnedPools;
-use crate::store::{BundleState, ModelDigest, Store};
+use crate::store::{AnswerLimits, BundleState, ModelDigest, ServerStore, Store, today};
 use crate::stream::Refusal;
 use crate::transport;
 use bytes::Bytes;
@@ -80,7 +80,7 @@ struct Shared {
     model: ServerModel,
     digest: ModelDigest,
     artifact: Bytes,
-    store: Arc<Store>,
+    store: Arc<dyn ServerStore>,
     fingerprint: Fingerprint,
     patience: Duration,
     max_bundles: usize,
@@ -107,6 +107,8 @@ struct Shared {
 /// Limit on the sessions at once: half of the threads that tokio allows itself. The other half is
 /// for the disk, and keeps the reactor going.
 const SESSIONS: usize = 256;
+/// The account of every client: one model is served.
+const ACCOUNT: &str = "model";
 /// Time after which a client that connects, or is connected and does nothing, makes room for
 /// others.
 const IDLE: Duration = Duration::from_secs(60);
@@ -320,7 +322,15 @@ impl Shared {
         let Some(limit) = self.max_answers else {
             return Ok(None);
         };
-        Ok(Some(limit.saturating_sub(self.store.answers(client)?)))
+        let used = self.store.usage(client, ACCOUNT, today())?;
+        Ok(Some(limit.saturating_sub(used.answers)))
+    }
+
+    fn answer_limits(&self) -> AnswerLimits {
+        AnswerLimits {
+            ever: self.max_answers,
+            per_day: None,
+        }
     }
 
     /// Closes an earlier connection of the same client: its state belongs to one process at a time,

@@ -7,7 +7,7 @@
 use crate::control::Request;
 use crate::error::Error;
 use crate::failpoint;
-use crate::store::{Store, StoreError};
+use crate::store::StoreError;
 use crate::stream::{MessageStream, StreamTraffic};
 use pi_protocol::Channel;
 use std::sync::Arc;
@@ -17,11 +17,12 @@ use tokio::task::{JoinHandle, spawn_blocking};
 pub(crate) struct Mark(JoinHandle<Result<(), StoreError>>);
 
 impl Mark {
-    /// Starts to mark a bundle by `spend`. The two failpoints are reached before and after.
-    pub(crate) fn start(
-        store: &Arc<Store>,
+    /// Starts to mark a bundle by `spend`, in either kind of store. The two failpoints are reached
+    /// before and after.
+    pub(crate) fn start<S: Send + Sync + ?Sized + 'static>(
+        store: &Arc<S>,
         failpoints: [&'static str; 2],
-        spend: impl FnOnce(&Store) -> Result<(), StoreError> + Send + 'static,
+        spend: impl FnOnce(&S) -> Result<(), StoreError> + Send + 'static,
     ) -> Mark {
         let store = store.clone();
         Mark(spawn_blocking(move || {

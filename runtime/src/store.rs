@@ -1,5 +1,8 @@
 //! What a party keeps between runs: setups, artifacts and bundle halves, for one process at a time.
 //!
+//! [`Store`] is the store of a client, and of a server that has it for itself. A server uses it
+//! through [`ServerStore`], as it does a store that it shares with others.
+//!
 //! A bundle half may be used once. [`Store::spend`] records durably that it is spent, and nothing
 //! that follows from its content leaves the process before that. So a crash at any moment loses at
 //! most the bundle in hand, and no bundle is ever used twice. The record of a spent bundle stays
@@ -7,7 +10,8 @@
 //!
 //! # Layout
 //! `store.redb` is the database: one row per setup, artifact, peer and bundle, and the counts of
-//! answers. The content of a bundle, megabytes of it and more, is a separate file in `bundles/`,
+//! answers and bytes of each account of a client. The content of a bundle, megabytes of it and
+//! more, is a separate file in `bundles/`,
 //! written section by section while the bundle is made, and synchronised before its row; the row
 //! carries its BLAKE3 digest. So is the content of a setup, in
 //! `setups/`: what was in the database would stay in its free pages when the setup is replaced, and
@@ -16,12 +20,16 @@
 //! encrypted: whoever can read the files can read the secrets. Copies and snapshots of a store are
 //! outside the guarantee of single use.
 
+mod account;
 mod content;
+mod embedded;
 mod error;
 mod rows;
+mod server;
 
 pub use content::{BundleWriter, ContentSource, Erasure, Reading};
 pub use error::StoreError;
+pub use server::{AnswerLimits, BundleContent, BundleWriting, ServerStore, Usage};
 
 use crate::files;
 use crate::fingerprint::{Fingerprint, hex, short};
@@ -30,8 +38,8 @@ use pi_core::SecretBytes;
 use pi_protocol::session::{BundleId, is_current_setup};
 use redb::{Database, ReadableDatabase, ReadableTable};
 use rows::{
-    ANSWERS, ANSWERS_LEFT, ARTIFACTS, BUNDLES, BundleRow, Content, FORMAT, META, PEERS, SETUPS,
-    SetupRow, bundle_key, decode, encode, entry,
+    ACCOUNTS, ANSWERS, ANSWERS_LEFT, ARTIFACTS, BUNDLES, BundleRow, Content, FORMAT, META, PEERS,
+    SERVICE, SETUPS, SetupRow, UPGRADED, bundle_key, decode, encode, entry,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -359,43 +367,6 @@ impl Store {
         self.write(|transaction| mark_spent(transaction, peer, id))
     }
 
-    /// Marks a bundle as spent on an answer, as [`Store::spend`] does, and counts the answer, both
-    /// or neither. The count is for good, and includes answers that never arrived.
-    ///
-    /// # Errors
-    /// [`StoreError::AnswersUsed`] if the peer had `limit` answers before; else as
-    /// [`Store::spend`].
-    pub fn spend_on_answer(
-        &self,
-        peer: Fingerprint,
-        id: &BundleId,
-        limit: Option<u64>,
-    ) -> Result<(), StoreError> {
-        self.write(|transaction| {
-            mark_spent(transaction, peer, id)?;
-            let mut table = transaction.open_table(ANSWERS)?;
-            let given = table.get(&peer.0)?.map_or(0, |given| given.value());
-            if let Some(limit) = limit
-                && given >= limit
-            {
-                return Err(StoreError::AnswersUsed(limit).into());
-            }
-            table.insert(&peer.0, given + 1)?;
-            Ok(())
-        })
-    }
-
-    /// Number of answers that a peer was given.
-    ///
-    /// # Errors
-    /// As [`Store::setup`].
-    pub fn answers(&self, peer: Fingerprint) -> Result<u64, StoreError> {
-        self.read(|transaction| {
-            let table = transaction.open_table(ANSWERS)?;
-            Ok(table.get(&peer.0)?.map_or(0, |given| given.value()))
-        })
-    }
-
     /// Number of answers that a peer will still give, as it said last; `None` if it sets no limit.
     ///
     /// # Errors
@@ -512,8 +483,9 @@ impl Store {
         })
     }
 
+    /// Refuses a store of another format, brings one of the format before up to this one.
     fn check_format(&self) -> Result<(), StoreError> {
-        let found = self.write(|transaction| {
+        self.write(|transaction| {
             // Opening makes the tables of a new store, so that later readers find them.
             transaction.open_table(SETUPS)?;
             transaction.open_table(ARTIFACTS)?;
@@ -521,20 +493,23 @@ impl Store {
             transaction.open_table(BUNDLES)?;
             transaction.open_table(ANSWERS)?;
             transaction.open_table(ANSWERS_LEFT)?;
+            transaction.open_table(ACCOUNTS)?;
+            transaction.open_table(SERVICE)?;
             let mut table = transaction.open_table(META)?;
             let found = table.get("format")?.map(|value| value.value());
-            if found.is_none() {
-                table.insert("format", FORMAT)?;
+            match found {
+                None | Some(UPGRADED) => drop(table.insert("format", FORMAT)?),
+                Some(FORMAT) => {}
+                Some(found) => {
+                    return Err(StoreError::Format {
+                        path: self.directory.clone(),
+                        found,
+                    }
+                    .into());
+                }
             }
-            Ok(found.unwrap_or(FORMAT))
-        })?;
-        if found != FORMAT {
-            return Err(StoreError::Format {
-                path: self.directory.clone(),
-                found,
-            });
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Erases every file that belongs to no ready bundle and to no setup.
@@ -653,4 +628,9 @@ pub(crate) fn unix_milliseconds() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |elapsed| elapsed.as_millis() as u64)
+}
+
+/// Number of the day since 1970 in UTC; 0 if the clock is before.
+pub(crate) fn today() -> u64 {
+    unix_milliseconds() / 86_400_000
 }

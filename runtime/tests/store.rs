@@ -1,134 +1,131 @@
 //! A bundle is used once, whatever happens; a store belongs to one process at a time.
 
-use pi_core::SecretBytes;
-use pi_protocol::session::{BundleId, BundleSink, BundleSource};
-use pi_runtime::fingerprint::Fingerprint;
-use pi_runtime::store::{BundleState, PeerRecord, Store, StoreError};
-use std::collections::HashSet;
+#[path = "store/suite.rs"]
+#[macro_use]
+mod suite;
+
+use pi_protocol::session::BundleSource;
+use pi_runtime::store::{AnswerLimits, PeerRecord, ServerStore, Store, StoreError};
+use redb::TableDefinition;
 use std::path::Path;
+use suite::{CLIENT as PEER, MODEL, OTHER, Place, id, take};
 
-const PEER: Fingerprint = Fingerprint([1; 32]);
-const OTHER: Fingerprint = Fingerprint([2; 32]);
-const MODEL: [u8; 32] = [7; 32];
+/// A state directory with an embedded store.
+struct Embedded(tempfile::TempDir);
 
-fn id(n: u8) -> BundleId {
-    BundleId([n; 32])
+impl Place for Embedded {
+    fn new() -> Embedded {
+        Embedded(tempfile::tempdir().unwrap())
+    }
+
+    fn open(&self) -> Box<dyn ServerStore> {
+        Box::new(Store::open(self.0.path()).unwrap())
+    }
+
+    fn contents(&self) -> usize {
+        contents(self.0.path())
+    }
 }
 
-/// Marks a bundle as spent and returns its content, in the order in which the parties do it.
-fn take(store: &Store, peer: Fingerprint, id: &BundleId) -> Result<SecretBytes, StoreError> {
-    let reading = store.content(peer, id)?;
-    store.spend(peer, id)?;
-    reading.run()
-}
+suite!(Embedded);
 
 fn contents(state: &Path) -> usize {
     std::fs::read_dir(state.join("bundles")).unwrap().count()
 }
 
+/// Its client had four answers: so many count as those of each account.
 #[test]
-fn a_bundle_is_taken_once_and_stays_spent_after_reopening() {
+fn a_store_of_the_format_before_is_brought_up_to_this_one() {
     let state = tempfile::tempdir().unwrap();
     let store = Store::open(state.path()).unwrap();
-    store.put_bundle(PEER, &MODEL, &id(3), b"secret").unwrap();
+    store.put_bundle(PEER, &MODEL, &id(1), b"content").unwrap();
     drop(store);
-
-    let store = Store::open(state.path()).unwrap();
-    assert_eq!(store.ready(PEER, &MODEL).unwrap(), [id(3)]);
-    assert_eq!(take(&store, PEER, &id(3)).unwrap().as_slice(), b"secret");
-    assert!(matches!(
-        take(&store, PEER, &id(3)),
-        Err(StoreError::Spent(_))
-    ));
-    drop(store);
-
-    // Without `erase`, as after a crash: opening erases the content, the mark stays.
-    let store = Store::open(state.path()).unwrap();
-    assert_eq!(contents(state.path()), 0);
-    assert!(matches!(
-        take(&store, PEER, &id(3)),
-        Err(StoreError::Spent(_))
-    ));
-    let entry = store.bundle(PEER, &id(3)).unwrap().unwrap();
-    assert_eq!(entry.state, BundleState::Spent);
-    assert!(store.ready(PEER, &MODEL).unwrap().is_empty());
-}
-
-#[test]
-fn a_name_is_never_stored_twice() {
-    let state = tempfile::tempdir().unwrap();
-    let store = Store::open(state.path()).unwrap();
-    store.put_bundle(PEER, &MODEL, &id(1), b"first").unwrap();
-    let again = store.put_bundle(PEER, &MODEL, &id(1), b"second");
-    assert!(matches!(again, Err(StoreError::Exists(_))));
-    assert_eq!(take(&store, PEER, &id(1)).unwrap().as_slice(), b"first");
-    store.erase(PEER, &id(1)).unwrap();
-    let again = store.put_bundle(PEER, &MODEL, &id(1), b"third");
-    assert!(matches!(again, Err(StoreError::Exists(_))));
-    assert_eq!(contents(state.path()), 0);
-}
-
-#[test]
-fn bundles_of_another_peer_or_model_are_unknown() {
-    let state = tempfile::tempdir().unwrap();
-    let store = Store::open(state.path()).unwrap();
-    store.put_bundle(PEER, &MODEL, &id(1), b"x").unwrap();
-    assert!(matches!(
-        take(&store, OTHER, &id(1)),
-        Err(StoreError::Unknown(_))
-    ));
-    assert!(matches!(
-        take(&store, PEER, &id(2)),
-        Err(StoreError::Unknown(_))
-    ));
-    assert!(store.ready(PEER, &[8; 32]).unwrap().is_empty());
-    assert!(store.ready(OTHER, &MODEL).unwrap().is_empty());
-    take(&store, PEER, &id(1)).unwrap();
-}
-
-#[test]
-fn one_taker_wins_among_many_threads() {
-    let state = tempfile::tempdir().unwrap();
-    let store = Store::open(state.path()).unwrap();
-    for n in 0..8 {
-        store.put_bundle(PEER, &MODEL, &id(n), b"x").unwrap();
-    }
-    let taken = std::sync::atomic::AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                for n in 0..8 {
-                    match take(&store, PEER, &id(n)) {
-                        Ok(_) => {
-                            taken.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-                        }
-                        Err(StoreError::Spent(_)) => {}
-                        Err(e) => panic!("{e}"),
-                    }
-                }
-            });
-        }
+    change_format(state.path(), 3, |transaction| {
+        let accounts = TableDefinition::<(&[u8; 32], &str), &[u8]>::new("accounts");
+        let service = TableDefinition::<&str, &[u8; 32]>::new("service");
+        assert!(transaction.delete_table(accounts).unwrap());
+        assert!(transaction.delete_table(service).unwrap());
+        let answers = TableDefinition::<&[u8; 32], u64>::new("answers");
+        let mut answers = transaction.open_table(answers).unwrap();
+        answers.insert(&PEER.0, 4).unwrap();
     });
-    assert_eq!(taken.into_inner(), 8);
+    let store = Store::open(state.path()).unwrap();
+    let spend = |ever| {
+        let limits = AnswerLimits {
+            ever: Some(ever),
+            per_day: Some(1),
+        };
+        store.spend_on_answer(PEER, &id(1), "a", &limits, 9)
+    };
+    assert!(matches!(spend(4), Err(StoreError::AnswersUsed(4))));
+    spend(5).unwrap();
+    let answers = ["a", "b"].map(|account| {
+        let used = store.usage(PEER, account, 9).unwrap();
+        (used.answers, used.answers_today)
+    });
+    assert_eq!(answers, [(5, 1), (4, 0)]);
+    assert_eq!(store.usage(OTHER, "a", 9).unwrap().answers, 0);
 }
 
 #[test]
-fn orphans_are_given_up_and_the_others_kept() {
+fn a_store_of_another_format_is_refused() {
+    for format in [2, 5] {
+        let state = tempfile::tempdir().unwrap();
+        drop(Store::open(state.path()).unwrap());
+        change_format(state.path(), format, |_| {});
+        let error = Store::open(state.path()).err().unwrap();
+        assert!(
+            matches!(error, StoreError::Format { found, .. } if found == format),
+            "{error}"
+        );
+    }
+}
+
+fn change_format(state: &Path, format: u64, change: impl FnOnce(&redb::WriteTransaction)) {
+    let database = redb::Database::create(state.join("store.redb")).unwrap();
+    let transaction = database.begin_write().unwrap();
+    change(&transaction);
+    let meta = TableDefinition::<&str, u64>::new("meta");
+    let mut meta = transaction.open_table(meta).unwrap();
+    meta.insert("format", format).unwrap();
+    drop(meta);
+    transaction.commit().unwrap();
+}
+
+/// What a process that was killed left behind.
+#[test]
+fn a_half_that_was_never_kept_is_erased_on_opening() {
     let state = tempfile::tempdir().unwrap();
     let store = Store::open(state.path()).unwrap();
-    for n in 0..4 {
-        store.put_bundle(PEER, &MODEL, &id(n), &[n; 100]).unwrap();
-    }
-    store.put_bundle(OTHER, &MODEL, &id(9), b"other").unwrap();
-    let keep = HashSet::from([id(1), id(3), id(200)]);
-    assert_eq!(store.discard_others(PEER, &keep).unwrap(), 2);
-    assert_eq!(store.ready(PEER, &MODEL).unwrap(), [id(1), id(3)]);
-    assert_eq!(store.ready(OTHER, &MODEL).unwrap(), [id(9)]);
-    assert!(matches!(
-        take(&store, PEER, &id(0)),
-        Err(StoreError::Spent(_))
-    ));
-    assert_eq!(contents(state.path()), 3);
+    let mut writer = store.bundle_writer(PEER, &id(2)).unwrap();
+    writer.append(b"secret").unwrap();
+    assert_eq!(contents(state.path()), 1);
+    let mut left = std::fs::read_dir(state.path().join("bundles")).unwrap();
+    let left = left.next().unwrap().unwrap().path();
+    let copy = state.path().join("bundles").join("killed.new");
+    std::fs::copy(left, &copy).unwrap();
+    drop(writer);
+    assert_eq!(contents(state.path()), 1);
+    drop(store);
+    drop(Store::open(state.path()).unwrap());
+    assert_eq!(contents(state.path()), 0);
+}
+
+#[test]
+fn a_content_that_shrinks_is_found_where_it_ends() {
+    let state = tempfile::tempdir().unwrap();
+    let store = Store::open(state.path()).unwrap();
+    store.put_bundle(PEER, &MODEL, &id(1), b"content").unwrap();
+    let open = || store.content(PEER, &id(1)).unwrap().open();
+    // A length that changed is found at once, a file that shrinks later where it ends.
+    let mut begun = open().unwrap();
+    let mut files = std::fs::read_dir(state.path().join("bundles")).unwrap();
+    let path = files.next().unwrap().unwrap().path();
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len(5).unwrap();
+    assert!(matches!(open().err(), Some(StoreError::Damaged { .. })));
+    assert_eq!(begun.read(4).unwrap(), b"cont");
+    assert!(begun.read(3).is_err());
 }
 
 #[test]
@@ -194,71 +191,6 @@ fn marks_do_not_wait_for_a_bundle_that_is_being_written() {
     assert_eq!(store.ready(PEER, &MODEL).unwrap(), [id(2)]);
 }
 
-/// A half is no bundle before it is kept, and nothing of one that is not kept stays.
-#[test]
-fn a_half_that_is_written_bit_by_bit_is_kept_in_full_or_not_at_all() {
-    let state = tempfile::tempdir().unwrap();
-    let store = Store::open(state.path()).unwrap();
-    let mut writer = store.bundle_writer(PEER, &id(1)).unwrap();
-    writer.append(b"first ").unwrap();
-    assert_eq!(contents(state.path()), 1);
-    assert!(store.bundles().unwrap().is_empty());
-    let second = store.bundle_writer(PEER, &id(1));
-    assert!(matches!(second.err(), Some(StoreError::Exists(_))));
-    drop(writer);
-    assert_eq!(contents(state.path()), 0);
-
-    let mut writer = store.bundle_writer(PEER, &id(1)).unwrap();
-    for part in [&b"sec"[..], b"", b"ond"] {
-        BundleSink::write(&mut writer, part).unwrap();
-    }
-    assert!(writer.take_failure().is_none());
-    writer.keep(&MODEL).unwrap();
-    assert_eq!(store.ready(PEER, &MODEL).unwrap(), [id(1)]);
-    assert_eq!(take(&store, PEER, &id(1)).unwrap().as_slice(), b"second");
-    let again = store.bundle_writer(PEER, &id(1));
-    assert!(matches!(again.err(), Some(StoreError::Exists(_))));
-
-    // What a process that was killed left behind.
-    let mut writer = store.bundle_writer(PEER, &id(2)).unwrap();
-    writer.append(b"secret").unwrap();
-    let left = std::fs::read_dir(state.path().join("bundles")).unwrap();
-    let left = left.map(|file| file.unwrap().path());
-    let left = left.filter(|path| path.extension().is_some_and(|e| e == "new"));
-    let copy = state.path().join("bundles").join("killed.new");
-    std::fs::copy(left.last().unwrap(), &copy).unwrap();
-    drop(writer);
-    drop(store);
-    drop(Store::open(state.path()).unwrap());
-    assert_eq!(contents(state.path()), 0);
-}
-
-#[test]
-fn a_content_is_read_from_its_beginning_to_its_end() {
-    let state = tempfile::tempdir().unwrap();
-    let store = Store::open(state.path()).unwrap();
-    store.put_bundle(PEER, &MODEL, &id(1), b"content").unwrap();
-    let open = || store.content(PEER, &id(1)).unwrap().open();
-    let mut source = open().unwrap();
-    assert_eq!(source.read(3).unwrap(), b"con");
-    assert_eq!(source.read(0).unwrap(), b"");
-    assert!(source.end().is_err(), "four bytes are left");
-    assert_eq!(source.read(4).unwrap(), b"tent");
-    source.end().unwrap();
-    assert!(source.read(1).is_err());
-    // No more is reserved than there is.
-    assert!(open().unwrap().read(usize::MAX).is_err());
-    // A length that changed is found at once, a file that shrinks later where it ends.
-    let mut begun = open().unwrap();
-    let mut files = std::fs::read_dir(state.path().join("bundles")).unwrap();
-    let path = files.next().unwrap().unwrap().path();
-    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
-    file.set_len(5).unwrap();
-    assert!(matches!(open().err(), Some(StoreError::Damaged { .. })));
-    assert_eq!(begun.read(4).unwrap(), b"cont");
-    assert!(begun.read(3).is_err());
-}
-
 #[test]
 fn content_that_changed_on_disk_is_refused_and_the_bundle_spent() {
     let state = tempfile::tempdir().unwrap();
@@ -274,78 +206,6 @@ fn content_that_changed_on_disk_is_refused_and_the_bundle_spent() {
         take(&store, PEER, &id(1)),
         Err(StoreError::Spent(_))
     ));
-}
-
-#[test]
-fn reading_ahead_spends_nothing_and_spending_ends_it() {
-    let state = tempfile::tempdir().unwrap();
-    let store = Store::open(state.path()).unwrap();
-    store.put_bundle(PEER, &MODEL, &id(1), b"content").unwrap();
-    for _ in 0..2 {
-        let reading = store.content(PEER, &id(1)).unwrap();
-        assert_eq!(reading.length(), 7);
-        assert_eq!(reading.run().unwrap().as_slice(), b"content");
-    }
-    assert_eq!(store.ready(PEER, &MODEL).unwrap(), [id(1)]);
-    let begun = store.content(PEER, &id(1)).unwrap();
-    store.spend(PEER, &id(1)).unwrap();
-    // Who began before the mark may end after it: the mark is one thing, reading another.
-    assert_eq!(begun.run().unwrap().as_slice(), b"content");
-    assert!(matches!(
-        store.content(PEER, &id(1)),
-        Err(StoreError::Spent(_))
-    ));
-    assert!(matches!(
-        store.spend(PEER, &id(1)),
-        Err(StoreError::Spent(_))
-    ));
-    assert!(matches!(
-        store.content(PEER, &id(2)),
-        Err(StoreError::Unknown(_))
-    ));
-    store.erasure(PEER, &id(1)).unwrap().run().unwrap();
-    store.erasure(PEER, &id(1)).unwrap().run().unwrap();
-    assert_eq!(contents(state.path()), 0);
-}
-
-/// Of any number of threads, before and after a restart, as many get an answer as the limit says;
-/// the others leave their bundles as they are.
-#[test]
-fn answers_are_counted_for_good_and_never_beyond_the_limit() {
-    let state = tempfile::tempdir().unwrap();
-    let store = Store::open(state.path()).unwrap();
-    for n in 0..24 {
-        store.put_bundle(PEER, &MODEL, &id(n), b"x").unwrap();
-    }
-    store.put_bundle(OTHER, &MODEL, &id(0), b"x").unwrap();
-    let spend = |store: &Store, ids: std::ops::Range<u8>, limit| {
-        let store = &store;
-        std::thread::scope(|scope| {
-            let threads =
-                ids.map(|n| scope.spawn(move || store.spend_on_answer(PEER, &id(n), Some(limit))));
-            let threads: Vec<_> = threads.collect();
-            let results = threads.into_iter().map(|thread| thread.join().unwrap());
-            let (given, refused): (Vec<_>, Vec<_>) = results.partition(Result::is_ok);
-            let limited = |r: &Result<_, _>| matches!(r, Err(StoreError::AnswersUsed(_)));
-            assert!(refused.iter().all(limited), "{refused:?}");
-            given.len()
-        })
-    };
-    assert_eq!(spend(&store, 0..8, 5), 5);
-    assert_eq!(store.answers(PEER).unwrap(), 5);
-    drop(store);
-    let store = Store::open(state.path()).unwrap();
-    assert_eq!(spend(&store, 8..16, 5), 0);
-    assert_eq!(spend(&store, 16..24, 7), 2);
-    assert_eq!(store.answers(PEER).unwrap(), 7);
-    assert_eq!(store.ready(PEER, &MODEL).unwrap().len(), 24 - 7);
-    // A bundle that is spent already counts no second answer; another peer has its own count.
-    store.spend_on_answer(OTHER, &id(0), None).unwrap();
-    assert!(matches!(
-        store.spend_on_answer(OTHER, &id(0), None),
-        Err(StoreError::Spent(_))
-    ));
-    assert_eq!(store.answers(OTHER).unwrap(), 1);
 }
 
 #[test]

@@ -114,8 +114,12 @@ impl Connection<'_> {
         if let Some(bytes) = store.setup(self.server())?
             && is_current_setup(&bytes)
         {
-            let setup = ClientSetup::decode(&bytes)
-                .map_err(|e| damaged(store, format!("setup with {}: {e}", self.server())))?;
+            let setup = ClientSetup::decode(&bytes).map_err(|e| {
+                damaged(
+                    store.directory(),
+                    format!("setup with {}: {e}", self.server()),
+                )
+            })?;
             if self.welcome.setup == Some(setup.id()) {
                 return Ok((setup, None));
             }

@@ -120,10 +120,10 @@ impl Connection<'_> {
             Some(reading) => reading,
             None => store.content(self.server(), id)?,
         };
-        party::read_bundle(store, id, reading, |stored| {
+        party::read_bundle(store.directory(), id, Box::new(reading), |stored| {
             let bundle = match stored {
                 Stored::Whole(bytes) => ClientBundle::decode(bytes, model)?,
-                Stored::File(source) => ClientBundle::open(Box::new(source), model)?,
+                Stored::Source(source) => ClientBundle::open(source, model)?,
             };
             Ok((bundle.id(), bundle))
         })
@@ -131,7 +131,7 @@ impl Connection<'_> {
 
     fn damaged(&self, id: &BundleId, error: &pi_protocol::Error) -> Error {
         let reason = format!("bundle {}: {error}", short(&id.0));
-        damaged(&self.client.store, reason)
+        damaged(self.client.store.directory(), reason)
     }
 
     /// Spends a bundle on one input: the quantised pixels, in the order of the model's input.

@@ -254,7 +254,7 @@ impl Connection {
         };
         let setup = ServerSetup::decode(&bytes).map_err(|e| {
             let reason = format!("setup of client {}: {e}", self.client);
-            damaged(&shared.store, reason)
+            damaged(shared.store.directory_name(), reason)
         })?;
         let setup = Arc::new(setup);
         shared.share_setup(self.client, &setup);

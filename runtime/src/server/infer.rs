@@ -1,11 +1,12 @@
 //! The online phase at the server, and reading ahead the bundle that it will need next.
 
+use super::ACCOUNT;
 use super::connection::{Connection, from_client};
 use crate::error::Error;
 use crate::fingerprint::short;
 use crate::party::{self, Stored, protocol_error};
 use crate::spending::{Mark, Spending};
-use crate::store::Reading;
+use crate::store::{BundleContent, today};
 use crate::stream::MessageStream;
 use pi_protocol::session::{self, BundleId, OnlineRequest, ServerBundle};
 use std::sync::Arc;
@@ -66,9 +67,9 @@ impl Connection {
         }
         let reading = shared.store.content(self.client, id)?;
         let failpoints = ["server-infer-before-spend", "server-infer-after-spend"];
-        let (client, id, limit) = (self.client, *id, shared.max_answers);
+        let (client, id, limits) = (self.client, *id, shared.answer_limits());
         let mark = Mark::start(&shared.store, failpoints, move |store| {
-            store.spend_on_answer(client, &id, limit)
+            store.spend_on_answer(client, &id, ACCOUNT, &limits, today())
         });
         let loaded = self.loaded.lock().expect("no holder panics").take();
         let bundle = match loaded {
@@ -78,12 +79,17 @@ impl Connection {
         Ok((bundle, mark))
     }
 
-    fn read_bundle(&self, id: &BundleId, reading: Reading) -> Result<ServerBundle, Error> {
-        party::read_bundle(&self.shared.store, id, reading, |stored| {
+    fn read_bundle(
+        &self,
+        id: &BundleId,
+        reading: Box<dyn BundleContent>,
+    ) -> Result<ServerBundle, Error> {
+        let place = self.shared.store.directory_name();
+        party::read_bundle(place.as_ref(), id, reading, |stored| {
             let model = &self.shared.model;
             let bundle = match stored {
                 Stored::Whole(bytes) => ServerBundle::read(bytes, model)?,
-                Stored::File(source) => ServerBundle::read(source, model)?,
+                Stored::Source(source) => ServerBundle::read(source, model)?,
             };
             Ok((bundle.id(), bundle))
         })

@@ -74,8 +74,8 @@ impl Connection {
                 failpoint::reach("server-prepare-before-store");
                 block_in_place(|| {
                     let mut writer = shared.store.bundle_writer(self.client, &id)?;
-                    let written = bundle.write(&mut writer);
-                    written.map_err(|error| not_written(&mut writer, error))?;
+                    let written = bundle.write(&mut *writer);
+                    written.map_err(|error| not_written(&mut *writer, error))?;
                     failpoint::reach("server-prepare-before-keep");
                     Ok::<_, Error>(writer.keep(&shared.digest)?)
                 })?;

@@ -54,6 +54,9 @@ pub enum StoreError {
     /// A peer has had as many answers as it may get.
     #[error("all {0} answers that this peer may get were given")]
     AnswersUsed(u64),
+    /// A peer has had as many answers as it may get on one day.
+    #[error("all {0} answers that this peer may get today were given")]
+    AnswersUsedToday(u64),
     /// A bundle of that name is or was stored for this peer.
     #[error("bundle {} is stored already", name(.0))]
     Exists(BundleId),

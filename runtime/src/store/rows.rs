@@ -7,7 +7,10 @@ use redb::TableDefinition;
 use serde::{Deserialize, Serialize};
 
 /// Format of the rows and files; a store with another number is refused.
-pub(super) const FORMAT: u64 = 3;
+pub(super) const FORMAT: u64 = 4;
+/// The format whose rows are those of [`FORMAT`], of which some tables are absent: accounts, and
+/// the service. Its number of answers of a client counts as one of each account of that client.
+pub(super) const UPGRADED: u64 = 3;
 
 /// From `"format"` to [`FORMAT`].
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -21,7 +24,13 @@ pub(super) const PEERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition:
 /// From peer and bundle id to [`BundleRow`].
 pub(super) const BUNDLES: TableDefinition<'_, &[u8; 64], &[u8]> = TableDefinition::new("bundles");
 
-/// At a server, from client to the number of answers that it was given.
+/// At a server, from client and account to [`Account`](super::account::Account).
+pub(super) const ACCOUNTS: TableDefinition<'_, (&[u8; 32], &str), &[u8]> =
+    TableDefinition::new("accounts");
+/// At a server, from `"fingerprint"` to the identity that the store belongs to.
+pub(super) const SERVICE: TableDefinition<'_, &str, &[u8; 32]> = TableDefinition::new("service");
+/// At a server, from client to the number of answers that it was given before there were accounts
+/// ([`UPGRADED`]); never written.
 pub(super) const ANSWERS: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("answers");
 /// At a client, from server to the number of answers that it will still give, as it said last;
 /// none without a limit.
@@ -93,6 +102,7 @@ pub(super) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, postc
 #[cfg(test)]
 mod tests {
     use super::super::PeerRecord;
+    use super::super::account::Account;
     use super::*;
     use serde::de::DeserializeOwned;
 
@@ -109,6 +119,7 @@ mod tests {
             check::<SetupRow>(input);
             check::<BundleRow>(input);
             check::<PeerRecord>(input);
+            check::<Account>(input);
         });
     }
 }
