@@ -12,6 +12,7 @@ mod infer;
 mod prepare;
 mod wait;
 
+pub use connect::Choice;
 pub use connection::Connection;
 pub use infer::Prediction;
 pub use wait::{Backoff, Wait};
@@ -84,6 +85,12 @@ impl Client {
         })
     }
 
+    /// Proves an operator's certificate to servers, instead of the self-signed one.
+    pub fn with_identity(mut self, identity: Identity) -> Client {
+        self.identity = identity;
+        self
+    }
+
     /// Calls a function with the time until the next try whenever a server has no room for an
     /// operation.
     pub fn on_busy(mut self, busy: impl Fn(Duration) + Send + Sync + 'static) -> Client {
@@ -143,8 +150,8 @@ impl Client {
         Ok(peers)
     }
 
-    /// The server with this fingerprint; without one, the server at this address; without either,
-    /// the only one known.
+    /// The server that has shown this fingerprint; without one, the server at this address, or at
+    /// one of these, with commas between them; without either, the only one known.
     ///
     /// Bundles belong to a fingerprint, so a server that is named by it is found under any address.
     ///
@@ -158,7 +165,8 @@ impl Client {
     ) -> Result<(Fingerprint, PeerRecord), Error> {
         if let Some(fingerprint) = fingerprint {
             let mut peers = self.store.peers()?.into_iter();
-            let named = peers.find(|(peer, _)| *peer == fingerprint);
+            let named =
+                peers.find(|(peer, record)| *peer == fingerprint || record.has_shown(fingerprint));
             return named.ok_or_else(|| match address {
                 Some(address) => Error::NotPrepared(address.into()),
                 None => Error::NotPrepared(fingerprint.to_string()),
@@ -166,7 +174,8 @@ impl Client {
         }
         let mut known = self.servers()?;
         if let Some(address) = address {
-            known.retain(|(_, record)| record.addresses.iter().any(|a| a == address));
+            let asked = |known: &String| address.split(',').any(|address| address == known);
+            known.retain(|(_, record)| record.addresses.iter().any(asked));
             return known
                 .pop()
                 .ok_or_else(|| Error::NotPrepared(address.into()));
@@ -181,7 +190,7 @@ impl Client {
         }
     }
 
-    /// The address to ask for answers, once it is sure that bundles are ready for it.
+    /// The address, or addresses, to ask for answers, once it is sure that bundles are ready.
     ///
     /// A server that is named by an address alone, and not known under it, may be any of those that
     /// are known: its fingerprint will say.
@@ -195,9 +204,9 @@ impl Client {
     ) -> Result<String, Error> {
         match (self.server(address, trust.fingerprint), address) {
             (Ok((fingerprint, record)), _) => {
-                let address = address.unwrap_or(record.address());
-                self.check_ready(fingerprint, address)?;
-                Ok(address.into())
+                let address = address.map_or_else(|| record.all_addresses(), str::to_owned);
+                self.check_ready(fingerprint, &address)?;
+                Ok(address)
             }
             (Err(Error::NotPrepared(_)), Some(address)) if trust.fingerprint.is_none() => {
                 let bundles = self.store.bundles()?;

@@ -3,6 +3,7 @@
 use crate::fingerprint::{Fingerprint, short};
 use crate::identity::IdentityError;
 use crate::input_file::InputFileError;
+use crate::server::rest_of_today;
 use crate::store::{ModelDigest, StoreError};
 use crate::stream::{Refusal, StreamError};
 use crate::transport::EndpointError;
@@ -191,9 +192,18 @@ pub enum Error {
         /// Clients at once.
         max_clients: usize,
     },
+    /// Some of the models to serve cannot be used.
+    #[error("{}", all_lines(.0))]
+    Models(Vec<Error>),
+    /// The model for clients that name none is not there.
+    #[error("there is no model named {0:?} to be the default")]
+    NoSuchModel(String),
+    /// Two versions of models are one and the same.
+    #[error("{0} and {1} are the same model: their files have one digest")]
+    SameModel(String, String),
     /// The file that says whom to serve cannot be used.
     #[error("the list of clients {path} cannot be used: {reason}")]
-    AllowList {
+    ClientList {
         /// The file.
         path: PathBuf,
         /// The fault found.
@@ -222,7 +232,21 @@ pub enum Error {
     Internal(String),
 }
 
+/// Several errors, one a line.
+fn all_lines(errors: &[Error]) -> String {
+    let lines: Vec<String> = errors.iter().map(Error::to_string).collect();
+    lines.join("\n  ")
+}
+
 impl Error {
+    /// One error, or all of them.
+    pub(crate) fn all(mut errors: Vec<Error>) -> Error {
+        match errors.len() {
+            1 => errors.remove(0),
+            _ => Error::Models(errors),
+        }
+    }
+
     /// Advice to the user, if there is any to give.
     pub fn remedy(&self) -> Option<&'static str> {
         Some(match self {
@@ -297,12 +321,24 @@ impl Error {
                     "the server has just changed its model; run pi-client prepare"
                 }
                 Refusal::TooManyBundles => {
-                    "use some of the bundles first, or ask for fewer; the limit is set by \
-                     pi-server --max-bundles"
+                    "use some of the bundles first, or ask for fewer; whoever runs the server \
+                     sets the limit with pi-server --max-bundles or --clients"
+                }
+                Refusal::UnknownModel => "pi-client models lists what the server has",
+                Refusal::WhichModel => {
+                    "choose one with --model NAME; pi-client models lists what the server has"
+                }
+                Refusal::ModelNotAllowed => {
+                    "pi-client models lists what this client may use; whoever runs the server \
+                     decides that in the file of pi-server --clients"
+                }
+                Refusal::AnswersToday(_) | Refusal::BytesToday(_) => {
+                    "the limit ends with the day, in UTC; whoever runs the server can raise it in \
+                     the file of pi-server --clients"
                 }
                 Refusal::NotAllowed => {
                     "ask whoever runs the server to add this client's identity, which \
-                     pi-client status shows, to the file of pi-server --allow"
+                     pi-client status shows, to the file of pi-server --allow or --clients"
                 }
                 Refusal::AnswersUsed => {
                     "pi-client status shows how many answers are left: ask for no more bundles \
@@ -328,8 +364,14 @@ impl Error {
                 "give the server more with --memory, or let fewer clients connect at once with \
                  --max-clients"
             }
-            Error::AllowList { .. } => {
-                "write one fingerprint a line, as pi-client status shows it; # starts a comment"
+            Error::ClientList { .. } => {
+                "--allow takes one fingerprint a line, as pi-client status shows it, and # starts \
+                 a comment; for --clients see docs/operations.md"
+            }
+            Error::Models(faults) => return faults.iter().find_map(Error::remedy),
+            Error::NoSuchModel(_) => "choose one of the names that pi-server check lists",
+            Error::SameModel(..) => {
+                "bundles are bound to a model's digest: leave one of the two out"
             }
             Error::InputFile(error) => return input_file_remedy(error),
             Error::Input(pi_ir::interpret::Error::Input(InputError::Beyond { .. })) => {
@@ -411,9 +453,8 @@ impl Error {
             Error::ModelChanged { .. } => Refusal::ModelChanged,
             Error::Store(StoreError::Spent(_)) => Refusal::SpentBundle,
             Error::Store(StoreError::Unknown(_)) => Refusal::UnknownBundle,
-            Error::Store(StoreError::AnswersUsed(_) | StoreError::AnswersUsedToday(_)) => {
-                Refusal::AnswersUsed
-            }
+            Error::Store(StoreError::AnswersUsed(_)) => Refusal::AnswersUsed,
+            Error::Store(StoreError::AnswersUsedToday(_)) => Refusal::AnswersToday(rest_of_today()),
             Error::Store(_) => Refusal::Storage,
             Error::Refused { refusal, .. } => *refusal,
             _ => Refusal::Internal,

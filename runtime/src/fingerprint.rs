@@ -12,7 +12,19 @@ pub struct Fingerprint(pub [u8; 32]);
 impl Fingerprint {
     /// The fingerprint of a certificate in DER form.
     pub fn of_certificate(der: &[u8]) -> Fingerprint {
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der);
+        Fingerprint::sha256(der)
+    }
+
+    /// The name of a party whose certificate an authority signed, by the first name that the
+    /// certificate is for: `dns:NAME` or `uri:NAME`. It outlives the certificate and its key.
+    ///
+    /// No certificate has it for its fingerprint: this prefix starts no DER.
+    pub fn of_certificate_name(name: &str) -> Fingerprint {
+        Fingerprint::sha256(&[b"pianissimo certificate name\0", name.as_bytes()].concat())
+    }
+
+    fn sha256(bytes: &[u8]) -> Fingerprint {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
         Fingerprint(
             digest
                 .as_ref()

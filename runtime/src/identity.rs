@@ -93,6 +93,12 @@ impl Identity {
         Fingerprint::of_certificate(&self.chain[0])
     }
 
+    /// The name that a server knows this identity by if it demands certificates of an authority;
+    /// `None` if the certificate is for no name.
+    pub fn certificate_name(&self) -> Option<Fingerprint> {
+        crate::transport::certificate_name(&self.chain[0])
+    }
+
     /// Certificates, own first, and the private key, for the TLS configuration.
     pub(crate) fn to_tls(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         (self.chain.clone(), self.key.clone_key())

@@ -26,6 +26,7 @@ mod machine;
 pub mod model_files;
 mod party;
 mod pinned_pool;
+mod quiet_pool;
 pub mod server;
 mod spending;
 pub mod store;

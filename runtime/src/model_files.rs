@@ -1,6 +1,7 @@
 //! The two files of a model directory, as `pi-compile` writes them.
 
 use crate::error::Error;
+use crate::store::ModelDigest;
 use pi_ir::{Artifact, WeightsFile, artifact};
 use std::path::Path;
 
@@ -21,6 +22,14 @@ pub fn read_artifact(directory: &Path) -> Result<(Artifact, Vec<u8>), Error> {
 pub fn read_weights(directory: &Path) -> Result<WeightsFile, Error> {
     let bytes = read(directory, artifact::WEIGHTS_NAME)?;
     WeightsFile::decode(&bytes).map_err(|e| unusable(directory, e))
+}
+
+/// The digest of the model in a directory, without its weights being read.
+///
+/// # Errors
+/// As [`read_artifact`].
+pub(crate) fn digest(directory: &Path) -> Result<ModelDigest, Error> {
+    Ok(read_artifact(directory)?.0.digest())
 }
 
 fn read(directory: &Path, name: &str) -> Result<Vec<u8>, Error> {

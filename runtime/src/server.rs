@@ -5,87 +5,163 @@
 //! does not starve an inference. An operation that fails (or panics) ends with its stream: other
 //! operations and clients do not notice.
 //!
-//! - `allow`: the list of clients that are served.
+//! - `models`: the models that it has, and their versions.
+//! - `clients`: who is served, and what each may have.
+//! - `limits`: limits, and the days by which some are counted.
+//! - `upkeep`: files that change while it runs.
 //! - `connection`: a client's connection and the operations on it.
 //! - `memory`: the memory that clients can make it use.
 //! - `prepare`: the offline phase.
 //! - `infer`: the online phase.
 
-mod allow;
+mod clients;
 mod connection;
 mod infer;
+mod limits;
 mod memory;
+mod models;
 mod prepare;
+mod upkeep;
 
+pub use self::clients::{ClientEntry, ClientFile, ClientList, read_clients};
+pub use self::limits::{Limits, Most, bytes};
 pub use self::memory::default_budget;
+pub use self::models::{Found, ModelSources, check_name};
 
-use self::allow::AllowList;
+pub(crate) use self::limits::rest_of_today;
+
+use self::clients::{Allowance, Clients};
 use self::memory::{AHEAD_BYTES, Memory};
+use self::models::{Models, Served};
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
-use crate::identity::Identity;
-use crate::model_files;
 use crate::pinned_pool::PinnedPools;
 use crate::store::{AnswerLimits, BundleState, ModelDigest, ServerStore, Store, today};
 use crate::stream::Refusal;
-use crate::transport;
-use bytes::Bytes;
-use pi_protocol::session::{ServerModel, ServerSetup};
+use pi_ir::Reveal;
+use pi_protocol::session::ServerSetup;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 /// Settings of a server.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
-    /// Directory with `model.pia` and `model.piw`.
-    pub model: PathBuf,
+    /// Where the models are.
+    pub models: ModelSources,
+    /// Name of the model for clients that ask for none; without it, the only one.
+    pub default_model: Option<String>,
     /// Address to listen at; port 0 lets the system choose.
     pub listen: SocketAddr,
     /// Directory of identity and store.
     pub state: PathBuf,
-    /// Certificate chain and key of an operator, instead of the self-signed certificate.
+    /// Certificate chain and key of an operator, instead of the self-signed certificate. They are
+    /// read again when they change.
     pub certificate: Option<(PathBuf, PathBuf)>,
+    /// Certificates of authorities: every client must prove a certificate that one of them signed.
+    /// Read again when it changes; without it any certificate is a client's name.
+    pub client_authorities: Option<PathBuf>,
     /// Limit on the clients connected at once.
     pub max_clients: usize,
-    /// Limit on the bundles kept for one client.
-    pub max_bundles: usize,
-    /// Limit on the answers that one client ever gets from this state; no limit if `None`.
-    pub max_answers: Option<u64>,
-    /// Bytes of memory that clients can make the server use, all together; the model is not
+    /// Limits of a client for a model, where the list of clients sets none.
+    pub limits: Limits,
+    /// Bytes of memory that clients can make the server use, all together; the models are not
     /// counted.
     pub memory: u64,
-    /// File with the fingerprints of the clients to serve; all are served if `None`.
-    pub allow: Option<PathBuf>,
+    /// The clients to serve, and what each may have; all are served if `None`.
+    pub clients: Option<ClientList>,
     /// Longest silence of a client in the middle of an operation.
     pub patience: Duration,
     /// Binds computing threads to processors.
     pub bound: bool,
 }
 
+impl ServerOptions {
+    /// Limit on the clients connected at once, unless another is given.
+    pub const CLIENTS: usize = 32;
+    /// Limit on the bundles that a client has at rest for a model, unless another is given.
+    pub const BUNDLES: u64 = 1000;
+    /// Patience with a silent client, unless another is given.
+    pub const PATIENCE: Duration = Duration::from_secs(300);
+
+    /// A server of one model on a free port of this machine alone, for all clients.
+    pub fn new(model: impl Into<PathBuf>, state: impl Into<PathBuf>) -> ServerOptions {
+        ServerOptions {
+            models: ModelSources::one(model),
+            default_model: None,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            state: state.into(),
+            certificate: None,
+            client_authorities: None,
+            max_clients: ServerOptions::CLIENTS,
+            limits: Limits {
+                bundles: Some(Most::At(ServerOptions::BUNDLES)),
+                ..Limits::default()
+            },
+            memory: default_budget(),
+            clients: None,
+            patience: ServerOptions::PATIENCE,
+            bound: true,
+        }
+    }
+}
+
+/// A version of a model that a server has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServedModel {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its digest.
+    pub digest: ModelDigest,
+    /// What a client learns of an answer.
+    pub reveals: Reveal,
+    /// Whether bundles are made for it.
+    pub current: bool,
+    /// Answers that a client of which nothing else is said ever gets; `None` without a limit.
+    pub most_answers: Option<u64>,
+}
+
+fn describe(clients: &Clients, served: &Served) -> ServedModel {
+    // Nobody has this fingerprint.
+    let anyone = Fingerprint([0; 32]);
+    ServedModel {
+        name: served.name.clone(),
+        version: served.version.clone(),
+        digest: served.digest,
+        reveals: served.reveals,
+        current: served.is_current(),
+        most_answers: clients
+            .allowance(anyone, &served.name, served.reveals)
+            .answers,
+    }
+}
+
 /// A server that listens.
 pub struct Server {
     endpoint: quinn::Endpoint,
     shared: Arc<Shared>,
+    credentials: upkeep::Credentials,
+    reload: Arc<Notify>,
     fingerprint: Fingerprint,
     max_clients: usize,
 }
 
 /// The state that all operations of a server share.
 struct Shared {
-    model: ServerModel,
-    digest: ModelDigest,
-    artifact: Bytes,
+    models: Models,
     store: Arc<dyn ServerStore>,
-    fingerprint: Fingerprint,
+    /// The name under which bundles are made: see [`ServerStore::service`].
+    service: Fingerprint,
+    /// Whether clients are known by the names in their certificates.
+    by_name: bool,
     patience: Duration,
-    max_bundles: usize,
-    max_answers: Option<u64>,
-    allow: Option<AllowList>,
+    clients: Clients,
     /// Permits for sessions under way; each holds a thread.
     sessions: Semaphore,
     /// Permits for offline exchanges that compute; others wait their turn.
@@ -107,8 +183,6 @@ struct Shared {
 /// Limit on the sessions at once: half of the threads that tokio allows itself. The other half is
 /// for the disk, and keeps the reactor going.
 const SESSIONS: usize = 256;
-/// The account of every client: one model is served.
-const ACCOUNT: &str = "model";
 /// Time after which a client that connects, or is connected and does nothing, makes room for
 /// others.
 const IDLE: Duration = Duration::from_secs(60);
@@ -116,51 +190,88 @@ const IDLE: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(30);
 
 impl Server {
-    /// Loads model, identity and store and starts to listen. Must be called inside a tokio runtime.
+    /// Looks at all that the options name, without a store and without listening, and returns the
+    /// models that would be served.
+    ///
+    /// # Errors
+    /// All faults found.
+    pub fn check(options: &ServerOptions) -> Result<Vec<ServedModel>, Vec<Error>> {
+        let mut faults = Vec::new();
+        let mut note = |error: Error| match error {
+            Error::Models(errors) => faults.extend(errors),
+            error => faults.push(error),
+        };
+        let clients = Clients::open(options.clients.as_ref(), options.limits);
+        let clients = clients.map_err(&mut note).ok();
+        let models = Models::load(options.models.clone(), options.default_model.clone());
+        let models = models.map_err(&mut note).ok();
+        upkeep::Credentials::new(options)
+            .check()
+            .into_iter()
+            .for_each(&mut note);
+        let all = models.map(|models| models.all()).unwrap_or_default();
+        let memory = Memory::new(
+            all.iter().map(|served| &served.model),
+            options.max_clients.max(1),
+            options.memory,
+        );
+        memory.map(drop).unwrap_or_else(&mut note);
+        if let (Some(clients), Some(list), false) = (&clients, &options.clients, all.is_empty()) {
+            let known: HashSet<&str> = all.iter().map(|served| served.name.as_str()).collect();
+            let unknown = clients.models_named().into_iter();
+            for name in unknown.filter(|name| !known.contains(name.as_str())) {
+                note(Error::ClientList {
+                    path: list.path().to_owned(),
+                    reason: format!("there is no model named {name}"),
+                });
+            }
+        }
+        match (faults.is_empty(), clients) {
+            (true, Some(clients)) => Ok(all.iter().map(|s| describe(&clients, s)).collect()),
+            _ => Err(faults),
+        }
+    }
+
+    /// Loads models, identity and store and starts to listen. Must be called inside a tokio
+    /// runtime.
     ///
     /// # Errors
     /// [`Error`] says what stands in the way; nothing listens then.
     pub fn start(options: &ServerOptions) -> Result<Server, Error> {
-        let allow = options.allow.as_deref().map(AllowList::open).transpose()?;
-        tracing::info!("loading the model");
-        let (model, artifact) = load_model(&options.model)?;
+        let clients = Clients::open(options.clients.as_ref(), options.limits)?;
+        tracing::info!("loading the models");
+        let models = Models::load(options.models.clone(), options.default_model.clone())?;
         let max_clients = options.max_clients.max(1);
-        let memory = Memory::new(&model, max_clients, options.memory);
-        let memory = memory.map_err(|least| Error::Memory {
-            budget: options.memory,
-            least,
-            max_clients,
-        })?;
-        let store = Arc::new(Store::open(&options.state)?);
-        let identity = match &options.certificate {
-            Some((chain, key)) => Identity::from_files(chain, key)?,
-            None => Identity::load_or_create(&options.state, &["localhost", "pi-server"])?,
-        };
-        let endpoint = transport::server_endpoint(&identity, options.listen)?;
+        let all = models.all();
+        let memory = Memory::new(all.iter().map(|s| &s.model), max_clients, options.memory)?;
+        let store: Arc<dyn ServerStore> = Arc::new(Store::open(&options.state)?);
+        let credentials = upkeep::Credentials::new(options);
+        let (identity, endpoint) = credentials.listen(options.listen)?;
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let shared = Shared {
+            models,
+            service: store.service(identity.fingerprint())?,
+            store,
+            by_name: options.client_authorities.is_some(),
+            patience: options.patience,
+            clients,
+            sessions: Semaphore::new(SESSIONS),
+            turns: Semaphore::new(cores.div_ceil(2)),
+            memory,
+            exchanging: Mutex::default(),
+            setups: Mutex::default(),
+            pools: PinnedPools::new(options.bound),
+            ahead: Arc::new(Semaphore::new(AHEAD_BYTES / 1024)),
+            connections: Mutex::default(),
+        };
+        shared.give_up_revoked()?;
         Ok(Server {
             endpoint,
+            credentials,
+            reload: Arc::default(),
             fingerprint: identity.fingerprint(),
             max_clients,
-            shared: Arc::new(Shared {
-                digest: model.digest(),
-                artifact: artifact.into(),
-                model,
-                store,
-                fingerprint: identity.fingerprint(),
-                patience: options.patience,
-                max_bundles: options.max_bundles,
-                max_answers: options.max_answers,
-                allow,
-                sessions: Semaphore::new(SESSIONS),
-                turns: Semaphore::new(cores.div_ceil(2)),
-                memory,
-                exchanging: Mutex::default(),
-                setups: Mutex::default(),
-                pools: PinnedPools::new(options.bound),
-                ahead: Arc::new(Semaphore::new(AHEAD_BYTES / 1024)),
-                connections: Mutex::default(),
-            }),
+            shared: Arc::new(shared),
         })
     }
 
@@ -177,30 +288,56 @@ impl Server {
         self.fingerprint
     }
 
-    /// Digest of the model served.
-    pub fn model(&self) -> ModelDigest {
-        self.shared.digest
+    /// The name under which clients keep their bundles with this server.
+    pub fn service(&self) -> Fingerprint {
+        self.shared.service
     }
 
-    /// Number of bundles in the store that are ready for this model, and for other models.
+    /// The versions of models that it has.
+    pub fn models(&self) -> Vec<ServedModel> {
+        let shared = &self.shared;
+        shared
+            .models
+            .all()
+            .iter()
+            .map(|served| describe(&shared.clients, served))
+            .collect()
+    }
+
+    /// Number of bundles in the store that are ready for its models, and for other models.
     ///
     /// # Errors
     /// Errors of the store.
     pub fn bundles(&self) -> Result<(usize, usize), Error> {
         let mut all = self.shared.store.bundles()?;
         all.retain(|entry| entry.state == BundleState::Ready);
-        let mine = all.iter().filter(|entry| entry.model == self.shared.digest);
+        let models: HashSet<_> = self.shared.models.all().iter().map(|s| s.digest).collect();
+        let mine = all.iter().filter(|entry| models.contains(&entry.model));
         let mine = mine.count();
         Ok((mine, all.len() - mine))
     }
 
-    /// Number of clients on the list of those that are served; `None` if all are.
-    pub fn allowed_clients(&self) -> Option<usize> {
-        self.shared.allow.as_ref().map(AllowList::len)
+    /// Number of clients that the list names; `None` if all that come are served.
+    pub fn listed_clients(&self) -> Option<usize> {
+        self.shared.clients.listed()
+    }
+
+    /// Whoever notifies it has files that changed read again at once.
+    pub fn reload(&self) -> Arc<Notify> {
+        self.reload.clone()
     }
 
     /// Serves until `stop` becomes true or its sender is gone, then lets operations under way end.
+    /// Meanwhile files that change are read again.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
+        let upkeep = upkeep::keep_up(
+            self.shared.clone(),
+            self.credentials.clone(),
+            self.endpoint.clone(),
+            self.reload.clone(),
+            stop.clone(),
+        );
+        let upkeep = tokio::spawn(upkeep);
         let slots = Arc::new(Semaphore::new(self.max_clients));
         let mut connections = JoinSet::new();
         let stopping = stop.clone();
@@ -222,6 +359,10 @@ impl Server {
                 }
                 _ = stop.wait_for(|stop| *stop) => break,
             }
+        }
+        // First, since it may let the endpoint accept connections anew.
+        if let Err(error) = upkeep.await {
+            tracing::error!(%error, "files that change were no longer looked at");
         }
         self.endpoint.set_server_config(None);
         let all_ended = async { while connections.join_next().await.is_some() {} };
@@ -256,16 +397,6 @@ impl Server {
         }
         Some((incoming, slot))
     }
-}
-
-/// The model in a directory, and the bytes of its artifact.
-fn load_model(directory: &Path) -> Result<(ServerModel, Vec<u8>), Error> {
-    let (artifact, bytes) = model_files::read_artifact(directory)?;
-    let weights = model_files::read_weights(directory)?;
-    let unusable = |error: &dyn ToString| model_files::unusable(directory, error.to_string());
-    artifact.check_weights(&weights).map_err(|e| unusable(&e))?;
-    let model = ServerModel::new(artifact, weights).map_err(|e| unusable(&e))?;
-    Ok((model, bytes))
 }
 
 /// The right of a client to an offline exchange, until it is dropped.
@@ -309,28 +440,78 @@ impl Shared {
         setups.insert(client, Arc::downgrade(setup));
     }
 
-    /// Ensures that a client is to be served; reads the list anew.
-    fn admit(&self, client: Fingerprint) -> Result<(), Refusal> {
-        match &self.allow {
-            Some(list) if !list.allows(client) => Err(Refusal::NotAllowed),
-            _ => Ok(()),
+    /// What a client may have of a model, as the list says now.
+    fn allowance(&self, client: Fingerprint, served: &Served) -> Allowance {
+        self.clients.allowance(client, &served.name, served.reveals)
+    }
+
+    /// Answers of a model that a client can still get, ever and today; `None` without a limit.
+    fn answers_left(
+        &self,
+        client: Fingerprint,
+        served: &Served,
+    ) -> Result<(Option<u64>, Option<u64>), Error> {
+        let allowance = self.allowance(client, served);
+        if allowance.answers.is_none() && allowance.answers_per_day.is_none() {
+            return Ok((None, None));
         }
+        let usage = self.store.usage(client, &served.name, today())?;
+        let left = |limit: Option<u64>, used| limit.map(|limit| limit.saturating_sub(used));
+        Ok((
+            left(allowance.answers, usage.answers),
+            left(allowance.answers_per_day, usage.answers_today),
+        ))
     }
 
-    /// Answers that a client can still get; `None` without a limit.
-    fn answers_left(&self, client: Fingerprint) -> Result<Option<u64>, Error> {
-        let Some(limit) = self.max_answers else {
-            return Ok(None);
-        };
-        let used = self.store.usage(client, ACCOUNT, today())?;
-        Ok(Some(limit.saturating_sub(used.answers)))
-    }
-
-    fn answer_limits(&self) -> AnswerLimits {
+    /// The limits by which an answer is counted.
+    fn answer_limits(&self, client: Fingerprint, served: &Served) -> AnswerLimits {
+        let allowance = self.allowance(client, served);
         AnswerLimits {
-            ever: self.max_answers,
-            per_day: None,
+            ever: allowance.answers,
+            per_day: allowance.answers_per_day,
         }
+    }
+
+    /// Ensures that a client has bytes left today, for an operation that moves many.
+    fn check_bytes(&self, client: Fingerprint, served: &Served) -> Result<(), Error> {
+        let Some(limit) = self.allowance(client, served).bytes_per_day else {
+            return Ok(());
+        };
+        let usage = self.store.usage(client, &served.name, today())?;
+        match usage.bytes_today < limit {
+            true => Ok(()),
+            false => {
+                let refusal = Refusal::BytesToday(rest_of_today());
+                Err(connection::refused(refusal))
+            }
+        }
+    }
+
+    /// Counts the bytes of an operation, if there is a limit that asks for it.
+    fn count_bytes(&self, client: Fingerprint, served: &Served, bytes: u64) -> Result<(), Error> {
+        match self.allowance(client, served).bytes_per_day {
+            Some(_) => Ok(self.store.add_bytes(client, &served.name, today(), bytes)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives up what belongs to clients that the list revokes, and ends their connections.
+    fn give_up_revoked(&self) -> Result<(), Error> {
+        let revoked: HashSet<Fingerprint> = self.clients.revoked().into_iter().collect();
+        if revoked.is_empty() {
+            return Ok(());
+        }
+        for client in &revoked {
+            if let Some(quic) = lock(&self.connections).get(client) {
+                quic.close(Refusal::NotAllowed.code(), b"revoked");
+            }
+        }
+        let known = self.store.clients()?.into_iter();
+        for client in known.filter(|client| revoked.contains(client)) {
+            let bundles = self.store.forget_client(client)?;
+            tracing::info!(client = %client, bundles, "revoked: keys and bundles are erased");
+        }
+        Ok(())
     }
 
     /// Closes an earlier connection of the same client: its state belongs to one process at a time,

@@ -39,7 +39,7 @@ use pi_protocol::session::{BundleId, is_current_setup};
 use redb::{Database, ReadableDatabase, ReadableTable};
 use rows::{
     ACCOUNTS, ANSWERS, ANSWERS_LEFT, ARTIFACTS, BUNDLES, BundleRow, Content, FORMAT, META, PEERS,
-    SERVICE, SETUPS, SetupRow, UPGRADED, bundle_key, decode, encode, entry,
+    SERVICE, SETUPS, SetupRow, UPGRADED, bundle_key, decode, decode_peer, encode, entry,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -92,16 +92,52 @@ pub struct BundleEntry {
 pub struct PeerRecord {
     /// The addresses at which it was reached, as the user wrote them, the latest first.
     pub addresses: Vec<String>,
-    /// The model that it last served.
+    /// The model for which bundles were last prepared.
     pub model: ModelDigest,
     /// Time at which bundles were last prepared with it, in milliseconds since 1970.
     pub prepared_at: u64,
+    /// Fingerprints of the certificates that it has shown, the latest first.
+    pub certificates: Vec<Fingerprint>,
+    /// The models for which bundles were prepared, the latest version of each name.
+    pub models: Vec<NamedModel>,
+}
+
+/// A model under the name that its server has for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedModel {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The digest of that.
+    pub model: ModelDigest,
 }
 
 impl PeerRecord {
     /// The address at which it was last reached.
     pub fn address(&self) -> &str {
         self.addresses.first().map_or("", String::as_str)
+    }
+
+    /// All addresses, as one that [`crate::client::Client::connect`] takes.
+    pub fn all_addresses(&self) -> String {
+        self.addresses.join(",")
+    }
+
+    /// Whether it is known by this fingerprint.
+    pub fn has_shown(&self, certificate: Fingerprint) -> bool {
+        self.certificates.contains(&certificate)
+    }
+
+    /// The latest version of a model of this name; of the model used last without a name.
+    pub fn model_named(&self, name: Option<&str>) -> Option<ModelDigest> {
+        let Some(name) = name else {
+            return Some(self.model);
+        };
+        let mut models = self.models.iter();
+        models
+            .find(|model| model.name == name)
+            .map(|model| model.model)
     }
 }
 
@@ -238,7 +274,8 @@ impl Store {
             let mut peers = Vec::new();
             for row in table.iter()? {
                 let (key, value) = row?;
-                peers.push((Fingerprint(*key.value()), decode(value.value())?));
+                let peer = Fingerprint(*key.value());
+                peers.push((peer, decode_peer(peer, value.value())?));
             }
             Ok(peers)
         })

@@ -107,16 +107,31 @@ pub enum Refusal {
     /// The server serves a list of clients, and this is none of them.
     #[error("a client that is not on its list")]
     NotAllowed,
-    /// The server gives no more answers to this client.
+    /// The server gives no more answers to this client, for good.
     #[error("more answers than it gives to one client")]
     AnswersUsed,
+    /// The server has no such model, or no such version.
+    #[error("a model that it does not have")]
+    UnknownModel,
+    /// The server has several models, and the client named none.
+    #[error("a choice among several models")]
+    WhichModel,
+    /// The client may not use the model.
+    #[error("a model that this client may not use")]
+    ModelNotAllowed,
+    /// The server gives no more answers to this client for this many seconds.
+    #[error("more answers than it gives to one client in a day; the next day begins in {0} s")]
+    AnswersToday(u32),
+    /// The server exchanges no more bytes with this client for this many seconds.
+    #[error("more bytes than it exchanges with one client in a day; the next day begins in {0} s")]
+    BytesToday(u32),
     /// There is no room for the operation now; in this many seconds there may be.
     #[error("no room for this now; try again in {0} s")]
     ComeBack(u16),
 }
 
 /// Codes of refusals on the wire; `ComeBack` has one for each number of seconds.
-const CODES: [(Refusal, u32); 14] = [
+const CODES: [(Refusal, u32); 17] = [
     (Refusal::Internal, 1),
     (Refusal::Busy, 2),
     (Refusal::Misbehaved, 3),
@@ -131,15 +146,28 @@ const CODES: [(Refusal, u32); 14] = [
     (Refusal::TooManyBundles, 12),
     (Refusal::NotAllowed, 13),
     (Refusal::AnswersUsed, 14),
+    (Refusal::UnknownModel, 15),
+    (Refusal::WhichModel, 16),
+    (Refusal::ModelNotAllowed, 17),
 ];
 /// The code of `ComeBack(0)`.
 const COME_BACK: u32 = 1 << 16;
+/// The code of `AnswersToday(0)`.
+const ANSWERS_TODAY: u64 = 1 << 32;
+/// The code of `BytesToday(0)`.
+const BYTES_TODAY: u64 = 2 << 32;
 
 impl Refusal {
     /// The code on the wire.
     pub fn code(self) -> VarInt {
-        if let Refusal::ComeBack(seconds) = self {
-            return VarInt::from_u32(COME_BACK + u32::from(seconds));
+        let later = match self {
+            Refusal::ComeBack(seconds) => Some(u64::from(COME_BACK) + u64::from(seconds)),
+            Refusal::AnswersToday(seconds) => Some(ANSWERS_TODAY + u64::from(seconds)),
+            Refusal::BytesToday(seconds) => Some(BYTES_TODAY + u64::from(seconds)),
+            _ => None,
+        };
+        if let Some(code) = later {
+            return VarInt::from_u64(code).expect("below 2^34");
         }
         let code = CODES.iter().find(|(refusal, _)| *refusal == self);
         VarInt::from_u32(code.map_or(1, |(_, code)| *code))
@@ -152,6 +180,12 @@ impl Refusal {
             && let Ok(seconds) = u16::try_from(seconds)
         {
             return Refusal::ComeBack(seconds);
+        }
+        let seconds = code as u32;
+        match code - u64::from(seconds) {
+            ANSWERS_TODAY => return Refusal::AnswersToday(seconds),
+            BYTES_TODAY => return Refusal::BytesToday(seconds),
+            _ => {}
         }
         let refusal = CODES.iter().find(|(_, known)| u64::from(*known) == code);
         refusal.map_or(Refusal::Internal, |(refusal, _)| *refusal)

@@ -3,7 +3,9 @@
 //!
 //! The server proves a certificate that the client pins by fingerprint, or checks against a CA. The
 //! client proves a self-signed certificate: any is accepted, its fingerprint is the client's name,
-//! and the handshake signature shows that it holds the key. Keys are agreed by X25519 and ML-KEM at
+//! and the handshake signature shows that it holds the key. Or the server demands certificates of
+//! its operator's CA: then the name in the certificate is the client's, however often the
+//! certificate is renewed. Keys are agreed by X25519 and ML-KEM at
 //! once (X25519MLKEM768), and by nothing else. Nothing is resumed and nothing is sent before the
 //! handshake ends (no 0-RTT).
 
@@ -18,6 +20,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::aws_lc_rs::kx_group::X25519MLKEM768;
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, PeerIncompatible, RootCertStore,
@@ -29,7 +32,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Application protocol of the handshake; the number is the version of the control protocol.
-pub const ALPN: &[u8] = b"pianissimo/1";
+pub const ALPN: &[u8] = b"pianissimo/2";
 
 /// A client's rule for deciding whether a server is the right one.
 #[derive(Clone, Debug)]
@@ -65,20 +68,53 @@ pub enum EndpointError {
     },
 }
 
+/// A server's rule for the certificates of clients.
+#[derive(Clone, Debug)]
+pub enum Clients {
+    /// Any certificate will do: it is a name.
+    Any,
+    /// The certificate must be signed by one of these authorities, and be for some name.
+    Authorities(Vec<CertificateDer<'static>>),
+}
+
 /// A listening endpoint.
 ///
 /// # Errors
 /// [`EndpointError`]; must be called inside a tokio runtime.
 pub fn server_endpoint(
     identity: &Identity,
+    clients: Clients,
     address: SocketAddr,
 ) -> Result<quinn::Endpoint, EndpointError> {
+    let config = server_config(identity, clients)?;
+    let socket = bind(address)?;
+    let runtime = Arc::new(quinn::TokioRuntime);
+    quinn::Endpoint::new(Default::default(), Some(config), socket, runtime)
+        .map_err(|error| EndpointError::Socket { address, error })
+}
+
+/// What a listening endpoint needs to accept connections.
+///
+/// # Errors
+/// [`EndpointError::Tls`] if a certificate or key cannot be used.
+pub fn server_config(
+    identity: &Identity,
+    clients: Clients,
+) -> Result<quinn::ServerConfig, EndpointError> {
     let provider = provider();
     let (chain, key) = identity.to_tls();
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider.clone())
+    let verifier: Arc<dyn ClientCertVerifier> = match clients {
+        Clients::Any => Arc::new(AnyClient(provider.clone())),
+        Clients::Authorities(certificates) => {
+            let roots = Arc::new(roots(certificates)?);
+            let builder = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
+            builder.build().map_err(tls_error)?
+        }
+    };
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(tls_error)?
-        .with_client_cert_verifier(Arc::new(AnyClient(provider)))
+        .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)
         .map_err(tls_error)?;
     tls.alpn_protocols = vec![ALPN.to_vec()];
@@ -86,10 +122,15 @@ pub fn server_endpoint(
     let crypto = QuicServerConfig::try_from(tls).map_err(tls_error)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(Arc::new(transport_config(&SERVER)));
-    let socket = bind(address)?;
-    let runtime = Arc::new(quinn::TokioRuntime);
-    quinn::Endpoint::new(Default::default(), Some(config), socket, runtime)
-        .map_err(|error| EndpointError::Socket { address, error })
+    Ok(config)
+}
+
+fn roots(certificates: Vec<CertificateDer<'static>>) -> Result<RootCertStore, EndpointError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates {
+        roots.add(certificate).map_err(tls_error)?;
+    }
+    Ok(roots)
 }
 
 /// An endpoint for one connection, and what its handshake shows. Packets to it carry no connection
@@ -112,12 +153,8 @@ pub fn client_endpoint(
             Trust::OneOf(fingerprints) => Rule::OneOf(fingerprints),
             Trust::FirstUse => Rule::FirstUse,
             Trust::Authorities(certificates) => {
-                let mut roots = RootCertStore::empty();
-                for certificate in certificates {
-                    roots.add(certificate).map_err(tls_error)?;
-                }
-                let builder =
-                    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+                let roots = Arc::new(roots(certificates)?);
+                let builder = WebPkiServerVerifier::builder_with_provider(roots, provider.clone());
                 Rule::Authorities(builder.build().map_err(tls_error)?)
             }
         },
@@ -174,6 +211,30 @@ pub fn peer_fingerprint(connection: &quinn::Connection) -> Option<Fingerprint> {
     let identity = connection.peer_identity()?;
     let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     chain.first().map(|c| Fingerprint::of_certificate(c))
+}
+
+/// The name in the certificate that the other end of a connection proved: its first URI, or its
+/// first DNS name if it has none, as [`Fingerprint::of_certificate_name`] makes it a name here.
+pub fn peer_certificate_name(connection: &quinn::Connection) -> Option<Fingerprint> {
+    let identity = connection.peer_identity()?;
+    let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    certificate_name(chain.first()?)
+}
+
+/// As [`peer_certificate_name`], of a certificate.
+pub(crate) fn certificate_name(certificate: &CertificateDer<'_>) -> Option<Fingerprint> {
+    let parsed = webpki::EndEntityCert::try_from(certificate).ok()?;
+    let uri = parsed
+        .valid_uri_names()
+        .next()
+        .map(|name| format!("uri:{name}"));
+    let name = uri.or_else(|| {
+        parsed
+            .valid_dns_names()
+            .next()
+            .map(|name| format!("dns:{name}"))
+    });
+    name.map(|name| Fingerprint::of_certificate_name(&name))
 }
 
 const MIB: u32 = 1 << 20;
@@ -362,7 +423,8 @@ impl ServerCertVerifier for ServerCheck {
     }
 }
 
-/// The server's side of the handshake: every client must prove some certificate.
+/// The server's side of the handshake without an authority: every client must prove some
+/// certificate.
 #[derive(Debug)]
 struct AnyClient(Arc<CryptoProvider>);
 

@@ -577,7 +577,7 @@ fn completions_and_manual_pages_are_printed() {
     ];
     for (program, option, what) in [
         (client, "allow-partial", "Classifies images"),
-        (server, "max-clients", "Serves a compiled model"),
+        (server, "max-clients", "Serves compiled models"),
     ] {
         let print = |arguments: &[&str]| ends(Command::new(program).args(arguments), 0).0;
         says(&print(&["--help"]), &[what, "completions"]);

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Model, server_options};
+use common::{Model, limits, server_options};
 use pi_ir::interpret::{label, quantise};
 use pi_ir::{PublicWeights, Reveal, verify};
 use pi_protocol::header::PROTOCOL_VERSION;
@@ -13,7 +13,7 @@ use pi_runtime::control::{Hello, Request, Welcome};
 use pi_runtime::error::Error;
 use pi_runtime::fingerprint::Fingerprint;
 use pi_runtime::identity::Identity;
-use pi_runtime::server::{Server, ServerOptions};
+use pi_runtime::server::{ClientList, Server, ServerOptions};
 use pi_runtime::store::{BundleState, ModelDigest, Store, StoreError};
 use pi_runtime::stream::{MessageStream, Refusal, StreamError};
 use pi_runtime::transport::{Trust, client_endpoint};
@@ -44,7 +44,7 @@ impl Running {
         Running {
             address: server.address().unwrap().to_string(),
             fingerprint: server.fingerprint(),
-            model: server.model(),
+            model: server.models()[0].digest,
             stop,
             task: tokio::spawn(server.run(stopped)),
         }
@@ -571,7 +571,7 @@ async fn a_client_gets_no_more_answers_than_the_server_gives() {
     let model = Model::random(1);
     let server_state = states.path().join("server");
     let options = |max_answers| ServerOptions {
-        max_answers: Some(max_answers),
+        limits: limits(Some(max_answers)),
         ..server_options(&model, &server_state)
     };
     let client = open(&states.path().join("client"));
@@ -643,7 +643,7 @@ async fn streams_at_once_get_no_more_answers_than_one() {
     drop(client);
 
     let server = Running::with(&ServerOptions {
-        max_answers: Some(1),
+        limits: limits(Some(1)),
         patience: Duration::from_secs(2),
         ..server_options(&model, &server_state)
     });
@@ -660,6 +660,8 @@ async fn streams_at_once_get_no_more_answers_than_one() {
         protocol: PROTOCOL_VERSION,
         software: "liar".into(),
         nonce: [1; 32],
+        model: None,
+        prefer: Vec::new(),
         probes: Vec::new(),
     });
     let mut stream = open().await;
@@ -705,7 +707,7 @@ async fn only_clients_on_the_list_are_served() {
     );
     std::fs::write(&list, format!("# ours\n{}\n", first.fingerprint())).unwrap();
     let server = Running::with(&ServerOptions {
-        allow: Some(list.clone()),
+        clients: Some(ClientList::Plain(list.clone())),
         ..server_options(&model, &states.path().join("server"))
     });
     let (mut connection, public) = prepared(&first, &server, 1).await;

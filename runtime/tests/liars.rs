@@ -80,6 +80,8 @@ fn hello() -> Request {
         protocol: PROTOCOL_VERSION,
         software: "liar".into(),
         nonce: [1; 32],
+        model: None,
+        prefer: Vec::new(),
         probes: Vec::new(),
     })
 }

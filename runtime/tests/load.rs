@@ -87,6 +87,8 @@ impl Stranger {
             protocol: PROTOCOL_VERSION,
             software: "stranger".into(),
             nonce: NONCE,
+            model: None,
+            prefer: Vec::new(),
             probes: Vec::new(),
         });
         let mut stream = open(&connection, &hello).await;

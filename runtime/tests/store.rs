@@ -215,6 +215,8 @@ fn setups_artifacts_and_peers_are_kept() {
         addresses: vec!["localhost:4433".into()],
         model: MODEL,
         prepared_at: 5,
+        certificates: vec![PEER],
+        models: Vec::new(),
     };
     let store = Store::open(state.path()).unwrap();
     assert!(store.setup(PEER).unwrap().is_none());

@@ -6,7 +6,7 @@ use pi_runtime::fingerprint::Fingerprint;
 use pi_runtime::identity::{Identity, read_certificates};
 use pi_runtime::stream::{MessageStream, Refusal, StreamError, StreamTraffic};
 use pi_runtime::transport::{
-    ClientEndpoint, Trust, client_endpoint, peer_fingerprint, server_endpoint,
+    ClientEndpoint, Clients, Trust, client_endpoint, peer_fingerprint, server_endpoint,
 };
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ impl Pair {
     async fn connect() -> Pair {
         let (_, server_identity) = identity();
         let (_, client_identity) = identity();
-        let listening = server_endpoint(&server_identity, loopback()).unwrap();
+        let listening = server_endpoint(&server_identity, Clients::Any, loopback()).unwrap();
         let to = listening.local_addr().unwrap();
         let trust = Trust::Pinned(server_identity.fingerprint());
         let calling = client_endpoint(&client_identity, trust, to).unwrap();
@@ -232,7 +232,7 @@ async fn try_connect(
     name: &str,
 ) -> (Option<Fingerprint>, Option<Fingerprint>) {
     let (_, client_identity) = identity();
-    let listening = server_endpoint(server, loopback()).unwrap();
+    let listening = server_endpoint(server, Clients::Any, loopback()).unwrap();
     let to = listening.local_addr().unwrap();
     let calling = client_endpoint(&client_identity, trust, to).unwrap();
     let accepting = async {
@@ -284,10 +284,10 @@ async fn a_client_without_a_certificate_or_with_another_protocol_is_refused() {
     };
     use rustls::crypto::aws_lc_rs::kx_group::{X25519, X25519MLKEM768};
     for (alpn, certificate, exchange, accepted) in [
-        (&b"pianissimo/1"[..], true, X25519MLKEM768, true),
-        (b"pianissimo/1", false, X25519MLKEM768, false),
-        (b"pianissimo/9", true, X25519MLKEM768, false),
-        (b"pianissimo/1", true, X25519, false),
+        (&b"pianissimo/2"[..], true, X25519MLKEM768, true),
+        (b"pianissimo/2", false, X25519MLKEM768, false),
+        (b"pianissimo/1", true, X25519MLKEM768, false),
+        (b"pianissimo/2", true, X25519, false),
     ] {
         let provider = std::sync::Arc::new(rustls::crypto::CryptoProvider {
             kx_groups: vec![exchange],
@@ -312,7 +312,7 @@ async fn a_client_without_a_certificate_or_with_another_protocol_is_refused() {
         let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
         let config = quinn::ClientConfig::new(std::sync::Arc::new(crypto));
 
-        let listening = server_endpoint(&server, loopback()).unwrap();
+        let listening = server_endpoint(&server, Clients::Any, loopback()).unwrap();
         let to = listening.local_addr().unwrap();
         let calling = quinn::Endpoint::client(loopback()).unwrap();
         let accepting = async { listening.accept().await.unwrap().await.is_ok() };
@@ -338,7 +338,7 @@ async fn a_server_without_the_post_quantum_exchange_is_refused_and_the_reason_na
         .with_no_client_auth()
         .with_single_cert(vec![made.cert.der().clone()], key.unwrap())
         .unwrap();
-    tls.alpn_protocols = vec![b"pianissimo/1".to_vec()];
+    tls.alpn_protocols = vec![b"pianissimo/2".to_vec()];
     let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls).unwrap();
     let config = quinn::ServerConfig::with_crypto(std::sync::Arc::new(crypto));
     let listening = quinn::Endpoint::server(config, loopback()).unwrap();
@@ -365,9 +365,9 @@ async fn a_server_without_the_post_quantum_exchange_is_refused_and_the_reason_na
 #[tokio::test(flavor = "multi_thread")]
 async fn a_taken_port_is_named() {
     let (_state, server) = identity();
-    let first = server_endpoint(&server, loopback()).unwrap();
+    let first = server_endpoint(&server, Clients::Any, loopback()).unwrap();
     let address = first.local_addr().unwrap();
-    let error = server_endpoint(&server, address).unwrap_err();
+    let error = server_endpoint(&server, Clients::Any, address).unwrap_err();
     assert!(error.to_string().contains(&address.to_string()), "{error}");
     assert!(error.to_string().contains("taken"), "{error}");
 }

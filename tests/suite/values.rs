@@ -18,7 +18,6 @@ use prost::Message;
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 use std::fs;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -153,17 +152,9 @@ async fn ask(graph: &Graph, compiled: &Compiled, file: &Path, row: Option<usize>
     fs::write(at(ARTIFACT_NAME), artifact.encode()).unwrap();
     fs::write(at(WEIGHTS_NAME), weights.encode()).unwrap();
     let server = Server::start(&ServerOptions {
-        model: directory.path().into(),
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        state: at("server"),
-        certificate: None,
-        max_clients: 2,
-        max_bundles: 10,
-        max_answers: None,
         memory: 4 << 30,
-        allow: None,
-        patience: Duration::from_secs(60),
         bound: false,
+        ..ServerOptions::new(directory.path(), at("server"))
     })
     .unwrap();
     let address = server.address().unwrap().to_string();

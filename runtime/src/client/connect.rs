@@ -2,11 +2,15 @@
 
 use super::connection::{Candidate, Connection, connection_lost, open_stream};
 use super::{Client, TrustOptions, from_server};
-use crate::control::{Hello, REPLY_LIMIT, Request, Welcome, software};
+use crate::control::{
+    CATALOGUE_LIMIT, Catalogue, Hello, Listing, MOST_PREFERRED, REPLY_LIMIT, Request, Wanted,
+    Welcome, software,
+};
 use crate::error::Error;
+use crate::fingerprint::Fingerprint;
 use crate::identity;
 use crate::party::{Greeting, random};
-use crate::store::{BundleEntry, BundleState};
+use crate::store::{BundleEntry, BundleState, ModelDigest, PeerRecord};
 use crate::stream::{Refusal, StreamError, describe};
 use crate::transport::{self, ClientEndpoint, Trust, no_common_key_exchange};
 use pi_protocol::header::PROTOCOL_VERSION;
@@ -23,16 +27,63 @@ const HELLO_PROBES: usize = 64;
 /// RFC 8305 recommends (Happy Eyeballs, section 8).
 const HEAD_START: Duration = Duration::from_millis(250);
 
+/// A client's choice among the models of a server.
+#[derive(Clone, Debug, Default)]
+pub struct Choice {
+    /// The model by name; the server's default without one.
+    pub model: Option<Wanted>,
+    /// Whether an older version will do if bundles for it are ready here. None are made for it.
+    pub held: bool,
+}
+
+impl Choice {
+    /// A model as a user names it: `NAME`, or `NAME:VERSION`.
+    pub fn of_name(text: &str) -> Choice {
+        let (name, version) = match text.split_once(':') {
+            Some((name, version)) => (name, Some(version.to_owned())),
+            None => (text, None),
+        };
+        let name = name.to_owned();
+        Choice {
+            model: Some(Wanted { name, version }),
+            held: false,
+        }
+    }
+
+    /// The same, with an older version if bundles for it are ready here.
+    pub fn held(mut self) -> Choice {
+        self.held = true;
+        self
+    }
+}
+
+/// A socket address with the name for which it stands.
+#[derive(Clone)]
+struct Target {
+    socket: SocketAddr,
+    /// The address as the user wrote it, and the host in it.
+    address: String,
+    host: String,
+}
+
+/// A connection that stands, and what it was made to.
+struct Connected {
+    endpoint: ClientEndpoint,
+    quic: quinn::Connection,
+    target: Target,
+}
+
 impl Client {
-    /// Connects to a server and greets it.
+    /// Connects to a server and greets it, for the current version of its default model.
     ///
     /// The server must be the one pinned by `trust.fingerprint`, by a certificate authority, or by
     /// what is remembered of this address; under an address that is not known, any server with
     /// which bundles were prepared is accepted. Whoever answers is trusted only if the address is
     /// unknown and the user asked for that.
     ///
-    /// All addresses of a name are tried, of both families in turn (RFC 8305), and the first that
-    /// answers is taken.
+    /// Several addresses, with commas between them, are those of servers that share their state.
+    /// All addresses of all names are tried, of both families in turn (RFC 8305), and the first
+    /// that answers is taken.
     ///
     /// # Errors
     /// [`Error`] says whether nobody answered, the wrong server did, or one that speaks another
@@ -42,27 +93,64 @@ impl Client {
         address: &str,
         trust: &TrustOptions,
     ) -> Result<Connection<'_>, Error> {
-        let trust = self.decide_trust(address, trust)?;
-        let host = host_of(address)?;
-        let addresses = addresses_of(address, &host).await?;
-        let several = addresses.len() > 1;
-        let (endpoint, quic) = self.race(address, &host, addresses, &trust).await?;
-        let at = quic.remote_address();
-        match self.greet(address, endpoint, quic).await {
-            // A server takes a client's latest connection for its only one. An attempt at another
-            // of its addresses may have come in behind the one that was taken.
-            Err(
-                Error::Lost(_)
-                | Error::Refused {
-                    refusal: Refusal::Silent,
+        self.connect_to(address, trust, &Choice::default()).await
+    }
+
+    /// As [`Client::connect`], for the model of the user's choice.
+    ///
+    /// # Errors
+    /// As [`Client::connect`], and [`Error::Refused`] if the server has no such model, or several
+    /// and none was named.
+    pub async fn connect_to(
+        &self,
+        address: &str,
+        trust: &TrustOptions,
+        choice: &Choice,
+    ) -> Result<Connection<'_>, Error> {
+        let rule = self.decide_trust(address, trust)?;
+        // What may show that a server is another one's successor.
+        let vouched = matches!(rule, Trust::Authorities(_)) || trust.fingerprint.is_some();
+        let mut targets = targets_of(address).await?;
+        loop {
+            let several = targets.len() > 1;
+            let connected = self.race(address, targets.clone(), &rule).await?;
+            let target = connected.target.clone();
+            match self.greet(address, connected, vouched, choice).await {
+                // A server takes a client's latest connection for its only one. An attempt at
+                // another of its addresses may have come in behind the one that was taken.
+                Err(
+                    Error::Lost(_)
+                    | Error::Refused {
+                        refusal: Refusal::Silent,
+                        ..
+                    },
+                ) if several => targets = vec![target],
+                Err(Error::Refused {
+                    refusal: Refusal::ShuttingDown,
                     ..
-                },
-            ) if several => {
-                let (endpoint, quic) = self.race(address, &host, vec![at], &trust).await?;
-                self.greet(address, endpoint, quic).await
+                }) if several => targets.retain(|other| other.socket != target.socket),
+                result => return result,
             }
-            result => result,
         }
+    }
+
+    /// The models that a server lets this client use.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn models(&self, address: &str, trust: &TrustOptions) -> Result<Vec<Listing>, Error> {
+        let rule = self.decide_trust(address, trust)?;
+        let connected = self
+            .race(address, targets_of(address).await?, &rule)
+            .await?;
+        let quic = &connected.quic;
+        let mut stream = open_stream(quic, self.patience.silence, &Request::Catalogue).await?;
+        let reply = stream.receive_control(CATALOGUE_LIMIT).await;
+        let Catalogue { models } = reply.map_err(from_server)?;
+        quic.close(quinn::VarInt::from_u32(0), b"");
+        let idle = connected.endpoint.endpoint.wait_idle();
+        let _ = tokio::time::timeout(Duration::from_secs(1), idle).await;
+        Ok(models)
     }
 
     fn decide_trust(&self, address: &str, options: &TrustOptions) -> Result<Trust, Error> {
@@ -73,10 +161,14 @@ impl Client {
             return Ok(Trust::Authorities(identity::read_certificates(path)?));
         }
         match self.server(Some(address), None) {
-            Ok((fingerprint, _)) => Ok(Trust::Pinned(fingerprint)),
+            Ok((_, record)) => Ok(match record.certificates[..] {
+                [only] => Trust::Pinned(only),
+                _ => Trust::OneOf(record.certificates),
+            }),
             Err(Error::NotPrepared(_)) if options.first_use => Ok(Trust::FirstUse),
             Err(Error::NotPrepared(_)) => {
-                let known: Vec<_> = self.servers()?.into_iter().map(|(peer, _)| peer).collect();
+                let known = self.servers()?.into_iter();
+                let known: Vec<_> = known.flat_map(|(_, record)| record.certificates).collect();
                 match known.is_empty() {
                     true => Err(Error::NoTrust(address.into())),
                     false => Ok(Trust::OneOf(known)),
@@ -86,20 +178,19 @@ impl Client {
         }
     }
 
-    /// Connects to the first of these addresses that answers.
+    /// Connects to the first of these targets that answers.
     async fn race(
         &self,
         address: &str,
-        host: &str,
-        addresses: Vec<SocketAddr>,
+        targets: Vec<Target>,
         trust: &Trust,
-    ) -> Result<(ClientEndpoint, quinn::Connection), Error> {
+    ) -> Result<Connected, Error> {
         let mut attempts = JoinSet::new();
         let mut failures = Vec::new();
-        let mut rest = addresses.into_iter();
+        let mut rest = targets.into_iter();
         loop {
             if let Some(to) = rest.next() {
-                match self.attempt(to, host, trust.clone()) {
+                match self.attempt(to, trust.clone()) {
                     Ok(attempt) => drop(attempts.spawn(attempt)),
                     // A machine without this family of addresses has no socket for it.
                     Err(error) => {
@@ -126,21 +217,19 @@ impl Client {
     /// Begins to connect to one address, from a socket of its own.
     fn attempt(
         &self,
-        server: SocketAddr,
-        host: &str,
+        target: Target,
         trust: Trust,
-    ) -> Result<
-        impl Future<Output = Result<(ClientEndpoint, quinn::Connection), Error>> + 'static,
-        Error,
-    > {
+    ) -> Result<impl Future<Output = Result<Connected, Error>> + 'static, Error> {
+        let server = target.socket;
         let client = transport::client_endpoint(&self.identity, trust.clone(), server)?;
-        let connecting = client
-            .endpoint
-            .connect(server, host)
-            .map_err(|e| Error::Address {
-                address: server.to_string(),
-                reason: e.to_string(),
-            })?;
+        let connecting =
+            client
+                .endpoint
+                .connect(server, &target.host)
+                .map_err(|e| Error::Address {
+                    address: server.to_string(),
+                    reason: e.to_string(),
+                })?;
         let waited = self.patience.connect;
         Ok(async move {
             let connected = tokio::select! {
@@ -148,54 +237,80 @@ impl Client {
                 () = refused(server) => return Err(Error::NobodyListens(server)),
             };
             match connected {
-                Ok(Ok(quic)) => Ok((client, quic)),
+                Ok(Ok(quic)) => Ok(Connected {
+                    endpoint: client,
+                    quic,
+                    target,
+                }),
                 Ok(Err(error)) => Err(connect_error(server, waited, error, &trust, &client)),
                 Err(_) => Err(Error::Unreachable { server, waited }),
             }
         })
     }
 
+    /// Greets a server, and finds out which one it is.
     async fn greet(
         &self,
         address: &str,
-        endpoint: ClientEndpoint,
-        quic: quinn::Connection,
+        connected: Connected,
+        vouched: bool,
+        choice: &Choice,
     ) -> Result<Connection<'_>, Error> {
-        let server = transport::peer_fingerprint(&quic)
+        let quic = &connected.quic;
+        let certificate = transport::peer_fingerprint(quic)
             .ok_or_else(|| Error::Internal("a connection without a server certificate".into()))?;
-        let mut ready = self.bundles(server)?;
-        ready.retain(|entry| entry.state == BundleState::Ready);
-        // Those of the model that the server is likely to serve come first, oldest first.
-        let known = self
-            .store
-            .peers()?
-            .into_iter()
-            .find(|(peer, _)| *peer == server);
-        let expected = known.map(|(_, record)| record.model);
-        ready.sort_by_key(|entry| Some(entry.model) != expected);
+        let expected = self.expected(address, certificate)?;
+        let ready = match &expected {
+            Some((service, record)) => self.ready_bundles(*service, record.model)?,
+            None => Vec::new(),
+        };
         let nonce = random();
         let probes = &ready[..ready.len().min(HELLO_PROBES)];
-        let welcome = self.exchange_greetings(&quic, nonce, probes).await?;
-        let held = welcome.held.iter().copied().map(Some);
+        let prefer = match choice.held {
+            true => models_of(&ready),
+            false => Vec::new(),
+        };
+        let hello = Hello {
+            protocol: PROTOCOL_VERSION,
+            software: software(),
+            nonce,
+            model: choice.model.clone(),
+            prefer,
+            probes: probes.iter().map(|entry| entry.id.0).collect(),
+        };
+        let welcome = self.exchange_greetings(quic, hello).await?;
+        let service = welcome.service;
+        self.check_names(&welcome, certificate, vouched)?;
+        let (ready, mut held) = match expected.is_some_and(|(expected, _)| expected == service) {
+            true => (ready, welcome.held.clone()),
+            // Known under another certificate, which nobody could tell before.
+            false => (self.ready_bundles(service, welcome.model)?, Vec::new()),
+        };
+        held.resize(ready.len().max(held.len()), false);
+        let asked = welcome.held.len();
         let mut candidates = Vec::new();
         let mut stale = Vec::new();
-        for (entry, held) in ready.into_iter().zip(held.chain(std::iter::repeat(None))) {
+        let known_to_be = held.into_iter().enumerate();
+        let known_to_be = known_to_be.map(|(place, held)| (place < asked).then_some(held));
+        for (entry, held) in ready.into_iter().zip(known_to_be) {
             match entry.model == welcome.model {
                 true => candidates.push(Candidate { id: entry.id, held }),
                 false => stale.push(entry),
             }
         }
         let greeting = Greeting {
-            server,
-            client: self.fingerprint(),
+            server: service,
+            client: welcome.client,
             server_nonce: welcome.nonce,
             client_nonce: nonce,
         };
         let connection = Connection {
             client: self,
             address: address.into(),
-            endpoint,
-            quic,
+            at: connected.target.address,
+            certificate,
+            endpoint: connected.endpoint,
+            quic: connected.quic,
             greeting,
             next_index: 0,
             welcome,
@@ -208,18 +323,69 @@ impl Client {
         Ok(connection)
     }
 
+    /// The server that has shown this certificate, or else was found at this address.
+    fn expected(
+        &self,
+        address: &str,
+        certificate: Fingerprint,
+    ) -> Result<Option<(Fingerprint, PeerRecord)>, Error> {
+        let by_certificate = self.server(None, Some(certificate));
+        match by_certificate.or_else(|_| self.server(Some(address), None)) {
+            Ok(known) => Ok(Some(known)),
+            Err(Error::NotPrepared(_) | Error::NoServer | Error::WhichServer(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The bundles with a server that are ready, those for the model that it is likely to have
+    /// first, oldest first.
+    fn ready_bundles(
+        &self,
+        service: Fingerprint,
+        likely: ModelDigest,
+    ) -> Result<Vec<BundleEntry>, Error> {
+        let mut ready = self.bundles(service)?;
+        ready.retain(|entry| entry.state == BundleState::Ready);
+        ready.sort_by_key(|entry| entry.model != likely);
+        Ok(ready)
+    }
+
+    /// Checks the names by which the server calls itself and this client.
+    ///
+    /// A server has the name of its first certificate. One that takes the name of a server that is
+    /// known here must have shown its certificate before, or the user, or an authority, vouches for
+    /// it: otherwise one server that this client trusts could have the bundles of another spent.
+    fn check_names(
+        &self,
+        welcome: &Welcome,
+        certificate: Fingerprint,
+        vouched: bool,
+    ) -> Result<(), Error> {
+        let misbehaved = |what: &str| Error::PeerMisbehaved {
+            peer: "server",
+            what: what.into(),
+        };
+        let mut known = self.store.peers()?.into_iter();
+        let known = known.find(|(peer, _)| *peer == welcome.service);
+        let shown =
+            known.is_none_or(|(peer, record)| peer == certificate || record.has_shown(certificate));
+        if !shown && !vouched {
+            return Err(misbehaved("it takes the name of another server"));
+        }
+        let own = [Some(self.fingerprint()), self.identity.certificate_name()];
+        match own.contains(&Some(welcome.client)) {
+            true => Ok(()),
+            false => Err(misbehaved("it calls this client by another's name")),
+        }
+    }
+
     async fn exchange_greetings(
         &self,
         quic: &quinn::Connection,
-        nonce: [u8; 32],
-        probes: &[BundleEntry],
+        hello: Hello,
     ) -> Result<Welcome, Error> {
-        let hello = Request::Hello(Hello {
-            protocol: PROTOCOL_VERSION,
-            software: software(),
-            nonce,
-            probes: probes.iter().map(|entry| entry.id.0).collect(),
-        });
+        let probes = hello.probes.len();
+        let hello = Request::Hello(hello);
         let mut stream = open_stream(quic, self.patience.silence, &hello).await?;
         let reply = stream.receive_control(REPLY_LIMIT).await;
         let welcome: Welcome = reply.map_err(|error| match error {
@@ -234,9 +400,18 @@ impl Client {
                 welcome.protocol, PROTOCOL_VERSION
             )));
         }
-        check_answers(&welcome.held, probes.len())?;
+        check_answers(&welcome.held, probes)?;
         Ok(welcome)
     }
+}
+
+/// The models of bundles, each once, in their order.
+fn models_of(bundles: &[BundleEntry]) -> Vec<ModelDigest> {
+    let mut seen = HashSet::new();
+    let mut models: Vec<ModelDigest> = bundles.iter().map(|entry| entry.model).collect();
+    models.retain(|model| seen.insert(*model));
+    models.truncate(MOST_PREFERRED);
+    models
 }
 
 /// Checks that the server answered for every bundle that it was asked about.
@@ -284,6 +459,27 @@ fn host_of(address: &str) -> Result<String, Error> {
         return Err(bad("the host is missing"));
     }
     Ok(host.into())
+}
+
+/// What there is to connect to under these addresses, with commas between them.
+async fn targets_of(addresses: &str) -> Result<Vec<Target>, Error> {
+    let mut targets = Vec::new();
+    let mut failure = None;
+    for address in addresses.split(',') {
+        let host = host_of(address)?;
+        match addresses_of(address, &host).await {
+            Ok(sockets) => targets.extend(sockets.into_iter().map(|socket| Target {
+                socket,
+                address: address.to_owned(),
+                host: host.clone(),
+            })),
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    match (targets.is_empty(), failure) {
+        (true, Some(error)) => Err(error),
+        _ => Ok(targets),
+    }
 }
 
 /// The addresses of a server, those of one family and of the other in turn, IPv6 first.

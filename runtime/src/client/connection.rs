@@ -19,8 +19,12 @@ use tokio::task::{JoinHandle, block_in_place};
 /// A connection to a server that was greeted.
 pub struct Connection<'a> {
     pub(super) client: &'a Client,
-    /// The server's address, as the user wrote it.
+    /// The server's address, or addresses, as the user wrote them.
     pub(super) address: String,
+    /// The one of them that answered.
+    pub(super) at: String,
+    /// Fingerprint of the certificate that the server showed.
+    pub(super) certificate: Fingerprint,
     /// Keeps the socket open.
     pub(super) endpoint: ClientEndpoint,
     pub(super) quic: quinn::Connection,
@@ -47,9 +51,25 @@ pub(super) struct Candidate {
 }
 
 impl Connection<'_> {
-    /// The server's fingerprint.
+    /// The name under which bundles with the server are kept: the fingerprint of its first
+    /// certificate.
     pub fn server(&self) -> Fingerprint {
         self.greeting.server
+    }
+
+    /// The fingerprint of the certificate that the server showed.
+    pub fn certificate(&self) -> Fingerprint {
+        self.certificate
+    }
+
+    /// Name and version that the server gives its model.
+    pub fn model_name(&self) -> (&str, &str) {
+        (&self.welcome.name, &self.welcome.version)
+    }
+
+    /// Whether several addresses are known, so that another server may carry on.
+    pub fn has_others(&self) -> bool {
+        self.address.contains(',')
     }
 
     /// Digest of the model that the server serves.

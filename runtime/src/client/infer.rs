@@ -57,11 +57,15 @@ impl Connection<'_> {
         }
         let held = |candidate: &&Candidate| candidate.held == Some(true);
         let next = self.candidates.iter().find(held);
-        if next.is_some() && self.welcome.answers_left == Some(0) {
-            return Err(Error::Refused {
-                peer: "server",
-                refusal: Refusal::AnswersUsed,
-            });
+        // Without asking: the bundle would be lost.
+        let refusal = match (self.welcome.answers_left, self.welcome.answers_left_today) {
+            (Some(0), _) => Some(Refusal::AnswersUsed),
+            (_, Some((0, seconds))) => Some(Refusal::AnswersToday(seconds)),
+            _ => None,
+        };
+        if let (Some(_), Some(refusal)) = (&next, refusal) {
+            let peer = "server";
+            return Err(Error::Refused { peer, refusal });
         }
         match (next, useless, self.stale.first()) {
             (Some(candidate), _, _) => Ok((candidate.id, useless)),
@@ -191,6 +195,9 @@ impl Connection<'_> {
         let inference = self.client.pools.compute(session);
         if let Some(left) = &mut self.welcome.answers_left {
             // The server counts an answer when it marks the bundle, whatever comes of it.
+            *left = left.saturating_sub(1);
+        }
+        if let Some((left, _)) = &mut self.welcome.answers_left_today {
             *left = left.saturating_sub(1);
         }
         let online = Spent {

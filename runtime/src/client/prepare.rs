@@ -7,7 +7,7 @@ use crate::control::{Held, MOST_BUNDLES, MOST_PROBES, Prepare, REPLY_LIMIT, Requ
 use crate::error::Error;
 use crate::failpoint;
 use crate::party::{compute, not_written, protocol_error};
-use crate::store::{BundleState, BundleWriter, PeerRecord, unix_milliseconds};
+use crate::store::{BundleState, BundleWriter, NamedModel, PeerRecord, unix_milliseconds};
 use crate::stream::MessageStream;
 use pi_protocol::session::{BundleId, ClientBatch, ClientModel, ClientSetup};
 use rand_core::{OsRng, TryRngCore};
@@ -146,17 +146,35 @@ impl Connection<'_> {
     fn remember_server(&self) -> Result<(), Error> {
         /// Limit on the addresses remembered of one server.
         const MOST_ADDRESSES: usize = 8;
+        /// Limits on the certificates and models remembered of one server.
+        const MOST_NAMES: usize = 64;
         let store = &self.client.store;
         let mut peers = store.peers()?;
         peers.retain(|(server, _)| *server == self.server());
-        let mut addresses = peers.pop().map_or_else(Vec::new, |(_, old)| old.addresses);
-        addresses.retain(|address| *address != self.address);
-        addresses.insert(0, self.address.clone());
-        addresses.truncate(MOST_ADDRESSES);
+        let old = peers.pop().map(|(_, record)| record);
+        let (mut addresses, mut certificates, mut models) = old
+            .map_or_else(Default::default, |r| {
+                (r.addresses, r.certificates, r.models)
+            });
+        // The one that answered comes first.
+        for address in self.address.split(',').rev().chain([self.at.as_str()]) {
+            put_first(&mut addresses, address.to_owned(), MOST_ADDRESSES);
+        }
+        put_first(&mut certificates, self.certificate, MOST_NAMES);
+        let (name, version) = self.model_name();
+        models.retain(|model| model.name != name);
+        let model = NamedModel {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            model: self.welcome.model,
+        };
+        put_first(&mut models, model, MOST_NAMES);
         let record = PeerRecord {
             addresses,
             model: self.welcome.model,
             prepared_at: unix_milliseconds(),
+            certificates,
+            models,
         };
         Ok(store.put_peer(self.server(), &record)?)
     }
@@ -195,4 +213,11 @@ impl Connection<'_> {
             .retain(|candidate| candidate.held != Some(false));
         Ok(before - self.candidates.len())
     }
+}
+
+/// Puts an element at the front of a list, once, and forgets the last if there are too many.
+fn put_first<T: PartialEq>(list: &mut Vec<T>, first: T, most: usize) {
+    list.retain(|other| *other != first);
+    list.insert(0, first);
+    list.truncate(most);
 }

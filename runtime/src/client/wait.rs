@@ -1,6 +1,6 @@
 //! Patience with a server that is not there, or has no room: tries with growing pauses.
 
-use super::{Client, Connection, TrustOptions};
+use super::{Choice, Client, Connection, TrustOptions};
 use crate::error::Error;
 use rand_core::{OsRng, TryRngCore};
 use std::time::{Duration, Instant};
@@ -70,7 +70,7 @@ impl Backoff {
 }
 
 impl Client {
-    /// Connects as [`Client::connect`] does, and tries for as long as `wait` allows while the
+    /// Connects as [`Client::connect_to`] does, and tries for as long as `wait` allows while the
     /// server is not up or full. `waiting` is called with the reason before each pause.
     ///
     /// # Errors
@@ -79,12 +79,13 @@ impl Client {
         &self,
         address: &str,
         trust: &TrustOptions,
+        choice: &Choice,
         wait: Option<Wait>,
         mut waiting: impl FnMut(&Error, Duration),
     ) -> Result<Connection<'_>, Error> {
         let mut backoff = Backoff::default();
         loop {
-            match (self.connect(address, trust).await, wait) {
+            match (self.connect_to(address, trust, choice).await, wait) {
                 (Err(error), Some(wait)) => {
                     let (error, pause) = wait.pause(&mut backoff, error)?;
                     waiting(&error, pause);

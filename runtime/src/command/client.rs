@@ -4,18 +4,20 @@ mod answers;
 mod infer;
 mod inputs;
 mod keep;
+mod models;
 
 use self::infer::InferArguments;
 use self::keep::KeepArguments;
 use super::exit;
 use super::manuals::{self, Manual};
 use super::{megabytes, note, report, runtime, seconds, start_logging, state_directory};
-use crate::client::{Backoff, Client, Connection, Patience, Spent, TrustOptions, Wait};
+use crate::client::{Backoff, Choice, Client, Connection, Patience, Spent, TrustOptions, Wait};
 use crate::control::MOST_BUNDLES;
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, hex, short};
+use crate::identity::Identity;
 use crate::machine;
-use crate::store::{BundleState, StoreError};
+use crate::store::{BundleState, ModelDigest, PeerRecord, StoreError};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use pi_protocol::session::ClientModel;
@@ -60,6 +62,13 @@ struct Arguments {
     /// programs are busy too.
     #[arg(long, global = true)]
     unbound: bool,
+    /// PEM file with a certificate chain to prove to servers that demand one of their operator's,
+    /// instead of the self-signed certificate.
+    #[arg(long, global = true, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// PEM file with the private key of --cert.
+    #[arg(long, global = true, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -84,6 +93,14 @@ enum Command {
     /// Keep a number of bundles ready: prepare in the background whatever is used, until
     /// interrupted. A server that is away is waited for in any case.
     Keep(KeepArguments),
+    /// List the models that a server lets this client use, with what they cost and reveal.
+    Models {
+        /// Print each model as one JSON object on a line of its own.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArguments,
+    },
     /// Show the bundles stored for each server, without connecting to any.
     Status {
         /// Print the status as one JSON object.
@@ -97,9 +114,14 @@ enum Command {
 #[derive(Args)]
 struct ServerArguments {
     /// Address of the server; may be left out while only one is known. A server is known by its
-    /// fingerprint, so any of its names will do.
-    #[arg(long, value_name = "HOST:PORT")]
-    server: Option<String>,
+    /// fingerprint, so any of its names will do. Of servers that share their state, several
+    /// addresses can be given, with commas between them or by several options.
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    server: Vec<String>,
+    /// Model to use, by the name that the server gives it, and with a colon its version; may be
+    /// left out while the server has one, or a default.
+    #[arg(long, value_name = "NAME[:VERSION]")]
+    model: Option<String>,
     /// Wait for a server that is not up or full, for as many seconds or, without a number, for as
     /// long as it takes; also for another pi-client that uses the same state.
     #[arg(
@@ -121,6 +143,24 @@ impl ServerArguments {
 
     fn trust(&self) -> TrustOptions {
         self.trust.clone().into()
+    }
+
+    /// The address, or addresses with commas between them.
+    fn address(&self) -> Option<String> {
+        (!self.server.is_empty()).then(|| self.server.join(","))
+    }
+
+    /// The model asked for.
+    fn choice(&self) -> Choice {
+        self.model
+            .as_deref()
+            .map_or_else(Choice::default, Choice::of_name)
+    }
+
+    /// Its name alone.
+    fn model_name(&self) -> Option<&str> {
+        let model = self.model.as_deref()?;
+        model.split(':').next()
     }
 }
 
@@ -189,6 +229,7 @@ struct Setting {
     state: PathBuf,
     patience: Patience,
     unbound: bool,
+    certificate: Option<(PathBuf, PathBuf)>,
 }
 
 impl Setting {
@@ -211,6 +252,10 @@ impl Setting {
                 }
                 opened => break opened?,
             }
+        };
+        let client = match &self.certificate {
+            Some((chain, key)) => client.with_identity(Identity::from_files(chain, key)?),
+            None => client,
         };
         let client = client.on_busy(|wait| {
             let seconds = wait.as_secs();
@@ -266,6 +311,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             silence: arguments.timeout,
         },
         unbound: arguments.unbound,
+        certificate: arguments.cert.zip(arguments.key),
     };
     match arguments.command {
         Command::Prepare { count, server } => {
@@ -286,45 +332,50 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             // A computation that was interrupted is not worth waiting for.
             runtime.shutdown_background();
         }
+        Command::Models { json, server } => {
+            let client = setting.open(server.wait())?;
+            runtime()?.block_on(models::list(&client, &server, json))?;
+        }
         Command::Status { json } => status(&setting.open(None)?, &setting.state, json)?,
         Command::Manual(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The address to prepare bundles with.
-fn address_to_prepare(client: &Client, server: &ServerArguments) -> Result<String, Error> {
-    match &server.server {
-        Some(address) => Ok(address.clone()),
+/// The address to call a server at, or addresses with commas between them.
+fn address_to_call(client: &Client, server: &ServerArguments) -> Result<String, Error> {
+    match server.address() {
+        Some(address) => Ok(address),
         None => {
             let (_, record) = client.server(None, server.trust.fingerprint)?;
-            Ok(record.address().to_owned())
+            Ok(record.all_addresses())
         }
     }
 }
 
 async fn prepare(client: &Client, count: u32, server: &ServerArguments) -> Result<(), Error> {
-    let address = address_to_prepare(client, server)?;
-    let trust = server.trust();
+    let address = address_to_call(client, server)?;
+    let (trust, choice) = (server.trust(), server.choice());
     let mut waiting = Waiting::beside(&ProgressBar::hidden());
     let mut backoff = Backoff::default();
     let mut left = count;
     loop {
         // Each time anew: what was prepared since has used up no patience.
         let wait = server.wait();
-        let connecting = client.connect_patiently(&address, &trust, wait, |error, pause| {
-            waiting.say(error, pause);
-        });
+        let waiting = &mut waiting;
+        let say = |error: &Error, pause| waiting.say(error, pause);
+        let connecting = client.connect_patiently(&address, &trust, &choice, wait, say);
         let mut connection = connecting.await?;
         if trust.first_use {
-            let fingerprint = connection.server();
+            let fingerprint = connection.certificate();
             note(format_args!(
                 "trusting {address} with fingerprint {fingerprint}"
             ));
         }
         let mut made = 0;
         let result = prepare_with(&mut connection, left, &mut made).await;
-        let model = short(&connection.model_digest());
+        let (name, version) = connection.model_name();
+        let model = format!("{name}:{version} ({})", short(&connection.model_digest()));
         connection.close().await;
         left -= made;
         match (result, wait) {
@@ -402,49 +453,9 @@ fn status(client: &Client, state: &Path, json: bool) -> anyhow::Result<()> {
         client.fingerprint()
     );
     for (server, record) in client.servers()? {
-        let bundles = client.bundles(server)?;
-        let count = |wanted: BundleState, current: bool| {
-            let matching = bundles
-                .iter()
-                .filter(|b| b.state == wanted && (b.model == record.model) == current);
-            matching.count()
-        };
-        let (ready, stale) = (
-            count(BundleState::Ready, true),
-            count(BundleState::Ready, false),
-        );
-        let spent = count(BundleState::Spent, true) + count(BundleState::Spent, false);
-        let name = client
-            .circuit(&record.model)
-            .map_or_else(|_| "not fetched".into(), |circuit| circuit.name.clone());
-        text.push_str(&format!(
-            "server     {}\n  \
-             fingerprint {server}\n  \
-             model       {name} ({})\n  \
-             bundles     {ready} ready, {spent} spent",
-            record.addresses.join(", "),
-            short(&record.model)
-        ));
-        if stale > 0 {
-            text.push_str(&format!(", {stale} for other models"));
-        }
-        text.push('\n');
-        let left = client.answers_left(server)?;
-        if let Some(left) = left {
-            text.push_str(&format!(
-                "  answers     {left} left, when the server last said\n"
-            ));
-        }
-        servers.push(json!({
-            "addresses": record.addresses,
-            "fingerprint": server.to_string(),
-            "model": hex(&record.model),
-            "model_name": name,
-            "ready": ready,
-            "ready_for_other_models": stale,
-            "spent": spent,
-            "answers_left": left,
-        }));
+        let (lines, object) = server_status(client, server, &record)?;
+        text.push_str(&lines);
+        servers.push(object);
     }
     if servers.is_empty() {
         text.push_str(
@@ -461,6 +472,80 @@ fn status(client: &Client, state: &Path, json: bool) -> anyhow::Result<()> {
         false => out.write_all(text.as_bytes())?,
     }
     Ok(())
+}
+
+/// What is stored for one server, as text and as JSON.
+fn server_status(
+    client: &Client,
+    server: Fingerprint,
+    record: &PeerRecord,
+) -> anyhow::Result<(String, serde_json::Value)> {
+    let bundles = client.bundles(server)?;
+    let ready_for = |model: &ModelDigest| {
+        let of_model = bundles.iter().filter(|bundle| bundle.model == *model);
+        of_model.filter(|b| b.state == BundleState::Ready).count()
+    };
+    let all = bundles
+        .iter()
+        .filter(|b| b.state == BundleState::Ready)
+        .count();
+    let ready = ready_for(&record.model);
+    let (stale, spent) = (all - ready, bundles.len() - all);
+    let name_of = |model: &ModelDigest| {
+        let circuit = client.circuit(model);
+        circuit.map_or_else(|_| "not fetched".into(), |circuit| circuit.name.clone())
+    };
+    let name = name_of(&record.model);
+    let mut text = format!(
+        "server     {}\n  \
+         fingerprint {server}\n  \
+         model       {name} ({})\n  \
+         bundles     {ready} ready, {spent} spent",
+        record.addresses.join(", "),
+        short(&record.model)
+    );
+    if stale > 0 {
+        text.push_str(&format!(", {stale} for other models"));
+    }
+    text.push('\n');
+    let mut models = Vec::new();
+    for model in &record.models {
+        let ready = ready_for(&model.model);
+        let (name, version) = (&model.name, &model.version);
+        if record.models.len() > 1 {
+            text.push_str(&format!("  prepared    {name}:{version}, {ready} ready\n"));
+        }
+        models.push(json!({
+            "name": name,
+            "version": version,
+            "model": hex(&model.model),
+            "ready": ready,
+        }));
+    }
+    let left = client.answers_left(server)?;
+    if let Some(left) = left {
+        text.push_str(&format!(
+            "  answers     {left} left, when the server last said\n"
+        ));
+    }
+    let certificates: Vec<String> = record
+        .certificates
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let object = json!({
+        "addresses": record.addresses,
+        "fingerprint": server.to_string(),
+        "certificates": certificates,
+        "model": hex(&record.model),
+        "model_name": name,
+        "models": models,
+        "ready": ready,
+        "ready_for_other_models": stale,
+        "spent": spent,
+        "answers_left": left,
+    });
+    Ok((text, object))
 }
 
 /// Time, bytes and messages in one line.

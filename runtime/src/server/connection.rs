@@ -1,9 +1,13 @@
 //! A client's connection: its handshake, the requests on its streams, greeting and keys.
 
 use super::infer::Loaded;
+use super::models::Served;
 use super::prepare::Yielding;
-use super::{IDLE, Shared};
-use crate::control::{Held, Hello, MOST_PROBES, REQUEST_LIMIT, Request, Stored, Welcome, software};
+use super::{IDLE, Shared, rest_of_today};
+use crate::control::{
+    Catalogue, Held, Hello, LONGEST_NAME, MOST_PREFERRED, MOST_PROBES, REQUEST_LIMIT, Request,
+    Stored, Welcome, software,
+};
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
 use crate::party::{Greeting, compute, damaged, random};
@@ -24,6 +28,8 @@ pub(super) struct Connection {
     pub(super) shared: Arc<Shared>,
     pub(super) client: Fingerprint,
     greeting: OnceCell<Greeting>,
+    /// The model that the greeting chose.
+    served: OnceCell<Arc<Served>>,
     /// Index of the next bundle in the headers of this connection.
     pub(super) next_index: AtomicU64,
     /// The bundle that will be asked for next, if it was read ahead. Reading it holds the lock, so
@@ -62,12 +68,17 @@ pub(super) async fn serve(
             return;
         }
     };
-    let Some(client) = transport::peer_fingerprint(&quic) else {
-        quic.close(Refusal::Misbehaved.code(), b"no client certificate");
+    let client = match shared.by_name {
+        true => transport::peer_certificate_name(&quic),
+        false => transport::peer_fingerprint(&quic),
+    };
+    let Some(client) = client else {
+        tracing::warn!(%from, "refused: a client without a certificate, or one for no name");
+        quic.close(Refusal::Misbehaved.code(), b"no certificate with a name");
         return;
     };
     let name = short(&client.0);
-    if let Err(refusal) = block_in_place(|| shared.admit(client)) {
+    if let Err(refusal) = block_in_place(|| shared.clients.admit(client)) {
         tracing::warn!(client = %client, %from, "refused: not on the list of clients");
         quic.close(refusal.code(), b"not on the list");
         return;
@@ -78,6 +89,7 @@ pub(super) async fn serve(
         shared,
         client,
         greeting: OnceCell::new(),
+        served: OnceCell::new(),
         next_index: AtomicU64::new(0),
         loaded: Mutex::default(),
         inferring: tokio::sync::Mutex::default(),
@@ -123,6 +135,7 @@ async fn serve_operation(connection: Arc<Connection>, mut stream: MessageStream)
     };
     let operation = match &request {
         Request::Hello(_) => "hello",
+        Request::Catalogue => "catalogue",
         Request::Artifact => "artifact",
         Request::Setup => "setup",
         Request::Prepare(_) => "prepare",
@@ -131,6 +144,9 @@ async fn serve_operation(connection: Arc<Connection>, mut stream: MessageStream)
     };
     let result = connection.answer(request, &mut stream).await;
     let traffic = stream.traffic();
+    if matches!(operation, "artifact" | "setup" | "prepare") {
+        connection.count_bytes(traffic.bytes_received + traffic.bytes_sent);
+    }
     match result {
         Ok(()) => {
             if matches!(operation, "hello" | "prepare" | "infer") {
@@ -158,20 +174,27 @@ async fn serve_operation(connection: Arc<Connection>, mut stream: MessageStream)
 impl Connection {
     async fn answer(&self, request: Request, stream: &mut MessageStream) -> Result<(), Error> {
         // The list may have changed since the client connected.
-        block_in_place(|| self.shared.admit(self.client)).map_err(refused)?;
+        block_in_place(|| self.shared.clients.admit(self.client)).map_err(refused)?;
         if let Request::Hello(hello) = request {
             return self.hello(hello, stream).await;
+        }
+        if request == Request::Catalogue {
+            let models = block_in_place(|| self.shared.catalogue(self.client))?;
+            let catalogue = Catalogue { models };
+            return stream.send_control(&catalogue).await.map_err(from_client);
         }
         let Some(greeting) = self.greeting.get().copied() else {
             return Err(misbehaved("a request before the greeting"));
         };
+        let served = self.served()?;
         if request == Request::Artifact {
+            block_in_place(|| self.shared.check_bytes(self.client, &served))?;
             // No copy: however many ask for it, there is one.
-            let artifact = self.shared.artifact.clone();
+            let artifact = served.artifact.clone();
             return stream.send_message(artifact).await.map_err(from_client);
         }
         if let Request::Probe(probes) = request {
-            let held = block_in_place(|| self.held(&probes))?;
+            let held = block_in_place(|| self.held(&served, &probes))?;
             return stream
                 .send_control(&Held { held })
                 .await
@@ -180,12 +203,12 @@ impl Connection {
         let session = self.shared.sessions.acquire().await;
         let _session = session.map_err(|e| Error::Internal(e.to_string()))?;
         match request {
-            Request::Hello(_) | Request::Artifact | Request::Probe(_) => {
+            Request::Hello(_) | Request::Catalogue | Request::Artifact | Request::Probe(_) => {
                 unreachable!("answered above")
             }
-            Request::Setup => self.setup(greeting, stream).await,
-            Request::Prepare(prepare) => self.prepare(greeting, prepare, stream).await,
-            Request::Infer => self.infer(stream).await,
+            Request::Setup => self.setup(greeting, &served, stream).await,
+            Request::Prepare(prepare) => self.prepare(greeting, &served, prepare, stream).await,
+            Request::Infer => self.infer(&served, stream).await,
         }
     }
 
@@ -196,32 +219,88 @@ impl Connection {
                 hello.protocol, PROTOCOL_VERSION
             )));
         }
+        let served = block_in_place(|| self.choose(&hello))?;
         let greeting = Greeting {
-            server: self.shared.fingerprint,
+            server: self.shared.service,
             client: self.client,
             server_nonce: random(),
             client_nonce: hello.nonce,
         };
-        if self.greeting.set(greeting).is_err() {
+        if self.greeting.set(greeting).is_err() || self.served.set(served.clone()).is_err() {
             return Err(misbehaved("a second greeting"));
         }
         let welcome = block_in_place(|| {
+            let (left, left_today) = self.shared.answers_left(self.client, &served)?;
             Ok::<_, Error>(Welcome {
                 protocol: PROTOCOL_VERSION,
                 software: software(),
                 nonce: greeting.server_nonce,
-                model: self.shared.digest,
-                artifact_bytes: self.shared.artifact.len() as u64,
+                service: self.shared.service,
+                client: self.client,
+                model: served.digest,
+                name: served.name.clone(),
+                version: served.version.clone(),
+                current: served.is_current(),
+                artifact_bytes: served.artifact.len() as u64,
                 setup: self.shared.store.setup_id(self.client)?,
-                held: self.held(&hello.probes)?,
-                answers_left: self.shared.answers_left(self.client)?,
+                held: self.held(&served, &hello.probes)?,
+                answers_left: left,
+                answers_left_today: left_today.map(|left| (left, rest_of_today())),
             })
         })?;
         stream.send_control(&welcome).await.map_err(from_client)
     }
 
-    async fn setup(&self, greeting: Greeting, stream: &mut MessageStream) -> Result<(), Error> {
+    /// The model for a greeting.
+    fn choose(&self, hello: &Hello) -> Result<Arc<Served>, Error> {
+        let wanted = hello.model.as_ref();
+        let long = |text: &String| text.len() > LONGEST_NAME;
+        if hello.prefer.len() > MOST_PREFERRED
+            || wanted.is_some_and(|w| long(&w.name) || w.version.as_ref().is_some_and(long))
+        {
+            return Err(misbehaved(
+                "a model that is described at too great a length",
+            ));
+        }
+        let may_use = |model: &str| self.shared.clients.may_use(self.client, model);
+        let models = &self.shared.models;
+        models
+            .choose(wanted, &hello.prefer, may_use)
+            .map_err(refused)
+    }
+
+    /// The model of this connection, if the client may still use it.
+    pub(super) fn served(&self) -> Result<Arc<Served>, Error> {
+        let served = self.served.get();
+        let served = served.ok_or_else(|| misbehaved("a request before the greeting"))?;
+        if served.is_retired() {
+            return Err(refused(Refusal::ModelChanged));
+        }
+        match block_in_place(|| self.shared.clients.may_use(self.client, &served.name)) {
+            true => Ok(served.clone()),
+            false => Err(refused(Refusal::ModelNotAllowed)),
+        }
+    }
+
+    /// Counts the bytes of an operation that moves many.
+    fn count_bytes(&self, bytes: u64) {
+        let Some(served) = self.served.get() else {
+            return;
+        };
+        let counted = block_in_place(|| self.shared.count_bytes(self.client, served, bytes));
+        if let Err(error) = counted {
+            tracing::error!(client = short(&self.client.0), %error, "bytes are not counted");
+        }
+    }
+
+    async fn setup(
+        &self,
+        greeting: Greeting,
+        served: &Served,
+        stream: &mut MessageStream,
+    ) -> Result<(), Error> {
         let shared = &self.shared;
+        block_in_place(|| shared.check_bytes(self.client, served))?;
         let _exchanging = shared.exchange(self.client).map_err(refused)?;
         let memory = shared.memory.take(self.client, ServerModel::SETUP_MEMORY);
         let _memory = memory.map_err(refused)?;
@@ -261,8 +340,8 @@ impl Connection {
         Ok(Some(setup))
     }
 
-    /// Tells for each of these bundles whether it is ready for the model served.
-    fn held(&self, probes: &[[u8; 32]]) -> Result<Vec<bool>, Error> {
+    /// Tells for each of these bundles whether it is ready for a model.
+    fn held(&self, served: &Served, probes: &[[u8; 32]]) -> Result<Vec<bool>, Error> {
         if probes.len() > MOST_PROBES {
             return Err(misbehaved("too many probes"));
         }
@@ -270,7 +349,7 @@ impl Connection {
         for &id in probes {
             let entry = self.shared.store.bundle(self.client, &BundleId(id))?;
             held.push(entry.is_some_and(|entry| {
-                entry.state == BundleState::Ready && entry.model == self.shared.digest
+                entry.state == BundleState::Ready && entry.model == served.digest
             }));
         }
         Ok(held)

@@ -1,7 +1,7 @@
 //! The online phase at the server, and reading ahead the bundle that it will need next.
 
-use super::ACCOUNT;
 use super::connection::{Connection, from_client};
+use super::models::Served;
 use crate::error::Error;
 use crate::fingerprint::short;
 use crate::party::{self, Stored, protocol_error};
@@ -21,15 +21,19 @@ pub(super) struct Loaded {
 }
 
 impl Connection {
-    pub(super) async fn infer(&self, stream: &mut MessageStream) -> Result<(), Error> {
+    pub(super) async fn infer(
+        &self,
+        served: &Served,
+        stream: &mut MessageStream,
+    ) -> Result<(), Error> {
         let _inferring = self.inferring.lock().await;
-        let model = &self.shared.model;
+        let model = &served.model;
         let limit = OnlineRequest::encoded_len(model);
         let message = stream.receive_message(limit).await.map_err(from_client)?;
         let request = OnlineRequest::decode(&message, model)
             .map_err(|e| protocol_error("client", stream, e))?;
         let id = request.bundle_id();
-        let (bundle, mark) = block_in_place(|| self.take_bundle(&id))?;
+        let (bundle, mark) = block_in_place(|| self.take_bundle(served, &id))?;
         let bundle = match bundle {
             Ok(bundle) => bundle,
             Err(error) => {
@@ -53,40 +57,46 @@ impl Connection {
     ///
     /// The outer error leaves the bundle as it is. If the inner result is an error, the bundle is
     /// spent all the same, because its mark is under way.
-    fn take_bundle(&self, id: &BundleId) -> Result<(Result<ServerBundle, Error>, Mark), Error> {
+    fn take_bundle(
+        &self,
+        served: &Served,
+        id: &BundleId,
+    ) -> Result<(Result<ServerBundle, Error>, Mark), Error> {
         let shared = &self.shared;
         let entry = shared.store.bundle(self.client, id)?;
         if let Some(entry) = entry
-            && entry.model != shared.digest
+            && entry.model != served.digest
         {
             return Err(Error::ModelChanged {
                 stale: 1,
                 prepared: entry.model,
-                served: shared.digest,
+                served: served.digest,
             });
         }
         let reading = shared.store.content(self.client, id)?;
         let failpoints = ["server-infer-before-spend", "server-infer-after-spend"];
-        let (client, id, limits) = (self.client, *id, shared.answer_limits());
+        let limits = shared.answer_limits(self.client, served);
+        let (client, id, account) = (self.client, *id, served.name.clone());
         let mark = Mark::start(&shared.store, failpoints, move |store| {
-            store.spend_on_answer(client, &id, ACCOUNT, &limits, today())
+            store.spend_on_answer(client, &id, &account, &limits, today())
         });
         let loaded = self.loaded.lock().expect("no holder panics").take();
         let bundle = match loaded {
             Some(loaded) if loaded.bundle.id() == id => Ok(loaded.bundle),
-            _ => self.read_bundle(&id, reading),
+            _ => self.read_bundle(served, &id, reading),
         };
         Ok((bundle, mark))
     }
 
     fn read_bundle(
         &self,
+        served: &Served,
         id: &BundleId,
         reading: Box<dyn BundleContent>,
     ) -> Result<ServerBundle, Error> {
         let place = self.shared.store.directory_name();
         party::read_bundle(place.as_ref(), id, reading, |stored| {
-            let model = &self.shared.model;
+            let model = &served.model;
             let bundle = match stored {
                 Stored::Whole(bytes) => ServerBundle::read(bytes, model)?,
                 Stored::Source(source) => ServerBundle::read(source, model)?,
@@ -108,10 +118,10 @@ impl Connection {
 
     fn load_next(&self) -> Result<(), Error> {
         let mut loaded = self.loaded.lock().expect("no holder panics");
-        let shared = &self.shared;
+        let (shared, served) = (&self.shared, self.served()?);
         let next = shared
             .store
-            .ready(self.client, &shared.digest)?
+            .ready(self.client, &served.digest)?
             .into_iter()
             .next();
         let current = loaded.as_ref().map(|loaded| loaded.bundle.id());
@@ -126,7 +136,7 @@ impl Connection {
             return Ok(());
         };
         *loaded = Some(Loaded {
-            bundle: self.read_bundle(&id, reading)?,
+            bundle: self.read_bundle(&served, &id, reading)?,
             _memory: memory,
         });
         Ok(())

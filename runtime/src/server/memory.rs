@@ -10,7 +10,8 @@
 //! | a connection's windows, and one inference | [`transport::SERVER_WINDOWS`], a bundle and its messages | at the start, for as many as there may be clients |
 //! | an offline exchange or a setup, one at a time for a client | by formula, for the largest batch | when it is asked for |
 //!
-//! The model, its plans and kernels are the operator's own, and not in this budget.
+//! The models, their plans and kernels are the operator's own, and not in this budget. With several
+//! models, as much is set aside as the most demanding one needs.
 //!
 //! # Whose turn it is
 //! Clients that were sent away are served in the order in which they came first: a client for which
@@ -24,6 +25,7 @@
 
 use super::lock;
 use crate::control::REQUEST_LIMIT;
+use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::machine;
 use crate::stream::Refusal;
@@ -47,10 +49,16 @@ pub(super) struct Memory {
     state: Mutex<State>,
     /// Told when an exchange was refused.
     wanted: Notify,
+    /// The whole of it, in bytes.
+    budget: u64,
+    max_clients: usize,
 }
 
 struct State {
-    left: u64,
+    /// May be below zero for a while, when more was set aside for a new model.
+    left: i64,
+    /// What is set aside for connections and inferences.
+    aside: u64,
     /// The clients that were sent away, in the order of their turns, and when each came last.
     queue: Vec<(Fingerprint, Instant)>,
 }
@@ -63,7 +71,7 @@ pub(super) struct Share<'a> {
 
 impl Drop for Share<'_> {
     fn drop(&mut self) {
-        lock(&self.memory.state).left += self.bytes;
+        lock(&self.memory.state).left += self.bytes as i64;
     }
 }
 
@@ -71,23 +79,53 @@ impl Memory {
     /// The budget of a server in bytes, less what it sets aside at its start.
     ///
     /// # Errors
-    /// The least budget with which this model can be served to as many clients.
-    pub(super) fn new(model: &ServerModel, max_clients: usize, budget: u64) -> Result<Self, u64> {
+    /// [`Error::Memory`] with the least budget with which these models can be served to as many
+    /// clients.
+    pub(super) fn new<'m>(
+        models: impl Iterator<Item = &'m ServerModel>,
+        max_clients: usize,
+        budget: u64,
+    ) -> Result<Self, Error> {
+        let memory = Memory {
+            state: Mutex::new(State {
+                left: i64::try_from(budget).unwrap_or(i64::MAX) - AHEAD_BYTES as i64,
+                aside: 0,
+                queue: Vec::new(),
+            }),
+            wanted: Notify::new(),
+            budget,
+            max_clients,
+        };
+        for model in models {
+            memory.make_room(model)?;
+        }
+        Ok(memory)
+    }
+
+    /// Sets aside what one inference of each client needs of a model, unless as much is set aside
+    /// already. It stays so when the model is gone: exchanges under way count on what is left.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the budget is too small; nothing changes then.
+    pub(super) fn make_room(&self, model: &ServerModel) -> Result<(), Error> {
         let requests = transport::STREAMS * REQUEST_LIMIT as u64;
         let client = transport::SERVER_WINDOWS + requests + model.online_memory();
-        let aside = AHEAD_BYTES as u64 + max_clients as u64 * client;
-        let largest = model.most_offline_memory();
-        let least = aside + largest.max(ServerModel::SETUP_MEMORY);
-        match budget.checked_sub(aside) {
-            Some(left) if budget >= least => Ok(Memory {
-                state: Mutex::new(State {
-                    left,
-                    queue: Vec::new(),
-                }),
-                wanted: Notify::new(),
-            }),
-            _ => Err(least),
+        let clients = self.max_clients as u64;
+        let mut state = lock(&self.state);
+        let aside = state.aside.max(clients * client);
+        let largest = model.most_offline_memory().max(ServerModel::SETUP_MEMORY);
+        let least = AHEAD_BYTES as u64 + aside + largest;
+        if self.budget < least {
+            return Err(Error::Memory {
+                budget: self.budget,
+                least,
+                max_clients: self.max_clients,
+            });
         }
+        // Exchanges under way may hold what is set aside now; they give it back.
+        state.left -= (aside - state.aside) as i64;
+        state.aside = aside;
+        Ok(())
     }
 
     /// Takes memory for an exchange of a client.
@@ -97,11 +135,12 @@ impl Memory {
     pub(super) fn take(&self, client: Fingerprint, bytes: u64) -> Result<Share<'_>, Refusal> {
         let now = Instant::now();
         let mut state = lock(&self.state);
-        let State { left, queue } = &mut *state;
+        let State { left, queue, .. } = &mut *state;
         queue.retain(|(_, last)| now.duration_since(*last) < EXPECTED);
         let place = queue.iter().position(|(other, _)| *other == client);
-        if place.unwrap_or(queue.len()) == 0 && bytes <= *left {
-            *left -= bytes;
+        let fits = i64::try_from(bytes).is_ok_and(|bytes| bytes <= *left);
+        if place.unwrap_or(queue.len()) == 0 && fits {
+            *left -= bytes as i64;
             if place.is_some() {
                 queue.remove(0);
             }
@@ -141,13 +180,16 @@ pub fn default_budget() -> u64 {
 mod tests {
     use super::*;
 
-    fn memory(left: u64) -> Memory {
+    fn memory(left: i64) -> Memory {
         Memory {
             state: Mutex::new(State {
                 left,
+                aside: 0,
                 queue: Vec::new(),
             }),
             wanted: Notify::new(),
+            budget: left as u64,
+            max_clients: 1,
         }
     }
 

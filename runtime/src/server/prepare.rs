@@ -3,6 +3,7 @@
 use super::Shared;
 use super::connection::{Connection, from_client, misbehaved, refused};
 use super::memory::{self, Memory};
+use super::models::Served;
 use crate::control::{MOST_BUNDLES, Prepare, Stored};
 use crate::error::Error;
 use crate::failpoint;
@@ -21,6 +22,7 @@ impl Connection {
     pub(super) async fn prepare(
         &self,
         greeting: Greeting,
+        served: &Served,
         prepare: Prepare,
         stream: &mut MessageStream,
     ) -> Result<(), Error> {
@@ -28,9 +30,10 @@ impl Connection {
         if prepare.held.len() as u64 + count > MOST_BUNDLES as u64 {
             return Err(misbehaved("more bundles than a client may hold"));
         }
-        if prepare.held.len() as u64 + count > self.shared.max_bundles as u64 {
-            return Err(refused(Refusal::TooManyBundles));
+        if !served.is_current() {
+            return Err(refused(Refusal::ModelChanged));
         }
+        block_in_place(|| self.shared.check_bytes(self.client, served))?;
         // Indices of a connection only grow, so no two of its bundles have one header. A client
         // that was told to come back leaves some out.
         let first = prepare.first_index;
@@ -39,7 +42,7 @@ impl Connection {
         if claimed.is_err() {
             return Err(misbehaved("bundle indices that were used before"));
         }
-        let (shared, model) = (&self.shared, &self.shared.model);
+        let (shared, model) = (&self.shared, &served.model);
         let _exchanging = shared.exchange(self.client).map_err(refused)?;
         let sizes = model.batches(count as usize);
         // The largest comes first.
@@ -51,7 +54,7 @@ impl Connection {
         let _memory = memory.map_err(refused)?;
         let setup = block_in_place(|| {
             self.give_up_orphans(prepare.held)?;
-            self.check_answers_left(count)?;
+            self.check_allowance(served, count)?;
             self.setup_of_client()
         })?;
         let setup = setup.ok_or(refused(Refusal::NoSetup))?;
@@ -77,7 +80,7 @@ impl Connection {
                     let written = bundle.write(&mut *writer);
                     written.map_err(|error| not_written(&mut *writer, error))?;
                     failpoint::reach("server-prepare-before-keep");
-                    Ok::<_, Error>(writer.keep(&shared.digest)?)
+                    Ok::<_, Error>(writer.keep(&served.digest)?)
                 })?;
                 failpoint::reach("server-prepare-after-store");
                 stream
@@ -89,15 +92,18 @@ impl Connection {
         Ok(())
     }
 
-    /// Refuses bundles for which the client would get no answer.
-    fn check_answers_left(&self, count: u64) -> Result<(), Error> {
-        let Some(left) = self.shared.answers_left(self.client)? else {
-            return Ok(());
-        };
-        let ready = self.shared.store.ready(self.client, &self.shared.digest)?;
-        match ready.len() as u64 + count > left {
-            true => Err(refused(Refusal::AnswersUsed)),
-            false => Ok(()),
+    /// Refuses more bundles than a client may have at rest, and such for which it would get no
+    /// answer.
+    fn check_allowance(&self, served: &Served, count: u64) -> Result<(), Error> {
+        let shared = &self.shared;
+        let ready = shared.store.ready(self.client, &served.digest)?;
+        let wanted = ready.len() as u64 + count;
+        if wanted > shared.allowance(self.client, served).bundles {
+            return Err(refused(Refusal::TooManyBundles));
+        }
+        match shared.answers_left(self.client, served)? {
+            (Some(left), _) if wanted > left => Err(refused(Refusal::AnswersUsed)),
+            _ => Ok(()),
         }
     }
 

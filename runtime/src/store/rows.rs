@@ -1,6 +1,6 @@
 //! The tables of the database and the encoding of their rows.
 
-use super::{BundleEntry, BundleState, ModelDigest};
+use super::{BundleEntry, BundleState, ModelDigest, PeerRecord};
 use crate::fingerprint::Fingerprint;
 use pi_protocol::session::BundleId;
 use redb::TableDefinition;
@@ -99,9 +99,32 @@ pub(super) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, postc
     postcard::from_bytes(bytes)
 }
 
+/// Reads the record of a peer, as it is written now or was before servers had certificates apart
+/// from their names.
+pub(super) fn decode_peer(peer: Fingerprint, bytes: &[u8]) -> Result<PeerRecord, postcard::Error> {
+    #[derive(Deserialize)]
+    struct Former {
+        addresses: Vec<String>,
+        model: ModelDigest,
+        prepared_at: u64,
+    }
+    decode(bytes).or_else(|error| {
+        let (former, rest) = postcard::take_from_bytes::<Former>(bytes)?;
+        match rest {
+            [] => Ok(PeerRecord {
+                addresses: former.addresses,
+                model: former.model,
+                prepared_at: former.prepared_at,
+                certificates: vec![peer],
+                models: Vec::new(),
+            }),
+            _ => Err(error),
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::PeerRecord;
     use super::super::account::Account;
     use super::*;
     use serde::de::DeserializeOwned;
@@ -111,6 +134,20 @@ mod tests {
             let bytes = encode(&row);
             assert_eq!(encode(&decode::<T>(&bytes).unwrap()), bytes);
         }
+    }
+
+    #[test]
+    fn a_record_of_a_former_release_is_read() {
+        let peer = Fingerprint([7; 32]);
+        let former = encode(&(vec!["localhost:4433".to_string()], [1u8; 32], 5u64));
+        let record = decode_peer(peer, &former).unwrap();
+        assert!(record.has_shown(peer));
+        assert_eq!(
+            (record.address(), record.prepared_at),
+            ("localhost:4433", 5)
+        );
+        assert_eq!(decode_peer(peer, &encode(&record)).unwrap(), record);
+        assert!(decode_peer(peer, &former[1..]).is_err());
     }
 
     #[test]

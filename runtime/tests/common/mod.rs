@@ -14,10 +14,9 @@ use pi_ir::{
 use pi_protocol::flooding::flooding;
 use pi_protocol::layout::default_plan;
 use pi_runtime::command::child::{ServerCommand, ServerProcess};
-use pi_runtime::server::ServerOptions;
+use pi_runtime::server::{Limits, Most, ServerOptions};
 use pi_runtime::store::{BundleState, Store};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -199,17 +198,20 @@ pub fn kill(mut server: ServerProcess) {
 /// Options of a server in this process.
 pub fn server_options(model: &Model, state: &Path) -> ServerOptions {
     ServerOptions {
-        model: model.path().into(),
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        state: state.into(),
-        certificate: None,
         max_clients: 8,
-        max_bundles: 100,
-        max_answers: None,
+        limits: limits(None),
         memory: 4 << 30,
-        allow: None,
         patience: Duration::from_secs(20),
-        bound: true,
+        ..ServerOptions::new(model.path(), state)
+    }
+}
+
+/// A hundred bundles, and as many answers.
+pub fn limits(answers: Option<u64>) -> Limits {
+    Limits {
+        bundles: Some(Most::At(100)),
+        answers: Some(answers.map_or(Most::Unlimited, Most::At)),
+        ..Limits::default()
     }
 }
 

@@ -174,7 +174,8 @@ impl Run {
             }
         };
         let trust = arguments.server.trust();
-        let address = client.prepared_server(arguments.server.server.as_deref(), &trust)?;
+        let address = arguments.server.address();
+        let address = client.prepared_server(address.as_deref(), &trust)?;
         let mut line = Line {
             client,
             address,
@@ -352,25 +353,25 @@ impl<'a> Line<'a> {
         // Each time anew: a long run has used up no patience.
         let wait = self.server.wait();
         let (client, address) = (self.client, &self.address);
+        let choice = self.server.choice().held();
+        let say = |error: &Error, pause| waiting.say(error, pause);
         client
-            .connect_patiently(address, &self.trust, wait, |error, pause| {
-                waiting.say(error, pause);
-            })
+            .connect_patiently(address, &self.trust, &choice, wait, say)
             .await
     }
 
     /// Spends a bundle on an input.
     ///
     /// A connection that broke since the last answer is made anew, at the cost of nothing. One that
-    /// breaks in the middle costs the bundle in use; with `--wait` the input is then asked about
-    /// once more, with another.
+    /// breaks in the middle costs the bundle in use; with `--wait`, or if another server may carry
+    /// on, the input is then asked about once more, with another.
     async fn ask(
         &self,
         connection: &mut Connection<'a>,
         model: &ClientModel,
         input: &[i64],
     ) -> Result<Prediction, Error> {
-        let mut again = self.server.wait.is_some();
+        let mut again = self.server.wait.is_some() || connection.has_others();
         loop {
             if !connection.is_open() {
                 let prepared = connection.model_digest();

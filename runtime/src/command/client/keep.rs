@@ -5,7 +5,7 @@
 //! batch at a time, so that `pi-client infer` comes in between. Killing it is safe at any moment: a
 //! bundle counts once both parties have stored it, and what is left of a batch is made anew.
 
-use super::{ServerArguments, Setting, Waiting, address_to_prepare};
+use super::{ServerArguments, Setting, Waiting, address_to_call};
 use crate::client::{Backoff, Client, Wait};
 use crate::command::interrupts::Interrupts;
 use crate::command::seconds;
@@ -103,13 +103,14 @@ async fn refill(setting: Setting, arguments: KeepArguments) -> Result<(), Error>
 async fn step(setting: &Setting, arguments: &KeepArguments, first: bool) -> Result<u32, Error> {
     let client = setting.open(None)?;
     let server = &arguments.server;
-    let known = client.server(server.server.as_deref(), server.trust.fingerprint);
+    let known = client.server(server.address().as_deref(), server.trust.fingerprint);
     if let (false, Ok((fingerprint, record))) = (first, &known)
-        && client.ready_for(*fingerprint, &record.model)? >= arguments.count as usize
+        && let Some(model) = record.model_named(server.model_name())
+        && client.ready_for(*fingerprint, &model)? >= arguments.count as usize
     {
         return Ok(0);
     }
-    let address = address_to_prepare(&client, server)?;
+    let address = address_to_call(&client, server)?;
     prepare_batch(&client, &address, arguments).await
 }
 
@@ -118,7 +119,8 @@ async fn prepare_batch(
     address: &str,
     arguments: &KeepArguments,
 ) -> Result<u32, Error> {
-    let mut connection = client.connect(address, &arguments.server.trust()).await?;
+    let (trust, choice) = (arguments.server.trust(), arguments.server.choice());
+    let mut connection = client.connect_to(address, &trust, &choice).await?;
     let ready = connection.usable().await?;
     let missing = (arguments.count as usize).saturating_sub(ready);
     let mut made = 0;
