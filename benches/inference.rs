@@ -104,6 +104,13 @@ fn print(plan: &Plan, figures: &Figures) {
     let name = format!("offline, a bundle of {}", figures.offline.bundles_at_once);
     line(&name, &figures.offline.per_bundle);
     line("online", &figures.online.median);
+    if let Some(beside) = &figures.online.beside {
+        println!(
+            "online, beside {:2}      {:9.4} s wall, {:.2} times as long; {} bundles for others \
+             in {:.1} s",
+            beside.preparing, beside.wall_s, beside.times_idle, beside.bundles, beside.seconds
+        );
+    }
     let memory = &figures.memory;
     println!(
         "memory at most: server {:.0} MB ({:.0} MB loaded), client {:.0} MB; weights file {:.0} MB",

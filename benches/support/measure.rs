@@ -9,14 +9,15 @@ use super::link::{Link, Shaped, Shaper};
 use super::network::Subject;
 use super::party::{ClientProcess, Operation, Site, server_peak_bytes};
 use super::predict::{Predicted, predict};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use pi_machine::Profile;
 use pi_protocol::cost;
 use pi_runtime::command::child::ServerProcess;
 use pi_runtime::model_files::read_artifact;
 use serde::Serialize;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// The subject of a measurement, and the number of repetitions.
 #[derive(Clone, Copy, Debug)]
@@ -31,11 +32,18 @@ pub(crate) struct Plan {
     pub(crate) bundles: u32,
     /// Inferences timed.
     pub(crate) runs: u32,
+    /// Other clients that prepare beside a second series of inferences.
+    pub(crate) preparing: u16,
     /// Threads of each party; none means all cores.
     pub(crate) threads: Option<usize>,
 }
 
 impl Plan {
+    /// Inferences in all; one more than is timed, to be checked.
+    fn inferences(&self) -> u32 {
+        self.runs * if self.preparing > 0 { 2 } else { 1 } + 1
+    }
+
     /// Cores that work at a time: both parties share the machine, and in the model they take turns.
     fn cores(&self) -> f64 {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -140,6 +148,25 @@ pub(crate) struct Online {
     pub(crate) runs: Vec<Phase>,
     /// Number of times that a party waits for the other, by the protocol.
     pub(crate) round_trips: u32,
+    /// The same beside others that prepare, if that was asked for.
+    pub(crate) beside: Option<Beside>,
+}
+
+/// Inferences while other clients prepare bundles all the time.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Beside {
+    /// The other clients.
+    pub(crate) preparing: u16,
+    /// Bundles that they were given meanwhile.
+    pub(crate) bundles: u64,
+    /// Seconds that the inferences took in all, with the pauses between them.
+    pub(crate) seconds: f64,
+    /// Median time of an inference on the client's clock, in seconds.
+    pub(crate) wall_s: f64,
+    /// Every inference.
+    pub(crate) runs_s: Vec<f64>,
+    /// `wall_s` as a multiple of that without others.
+    pub(crate) times_idle: f64,
 }
 
 /// Largest resident memory until certain moments, in bytes.
@@ -230,6 +257,7 @@ pub(crate) fn measure(plan: &Plan, machine: &Profile) -> Result<Figures> {
         model: &model,
         states: states.path(),
         threads: plan.threads,
+        preparing: plan.preparing,
     };
     let mut server = site.start_server(&line)?;
     let server_loaded = server_peak_bytes(&mut server)?;
@@ -239,8 +267,7 @@ pub(crate) fn measure(plan: &Plan, machine: &Profile) -> Result<Figures> {
     let mut parties = Parties { server, client };
     let fetched = parties.phase("model")?;
     let setup = parties.phase("setup")?;
-    // One inference more than is timed, to be checked.
-    let requests = (plan.runs + 1).div_ceil(plan.bundles);
+    let requests = plan.inferences().div_ceil(plan.bundles);
     let prepare = format!("prepare {}", plan.bundles);
     let mut prepared = Vec::new();
     for index in 1..=requests {
@@ -254,7 +281,18 @@ pub(crate) fn measure(plan: &Plan, machine: &Profile) -> Result<Figures> {
         runs.push(parties.phase(&format!("infer {seed}"))?);
     }
     let client_peak = parties.client.peak_bytes()?;
-    parties.phase(&format!("trace {}", plan.runs))?;
+    let idle = Phase::median(&runs);
+    let beside = match plan.preparing {
+        0 => None,
+        _ => Some(measure_beside(
+            plan,
+            &site,
+            &address,
+            &mut parties,
+            idle.wall_s,
+        )?),
+    };
+    parties.phase(&format!("trace {}", plan.inferences() - 1))?;
     let server_peak = server_peak_bytes(&mut parties.server)?;
     let check = parties.client.check()?;
     parties.client.stop()?;
@@ -291,9 +329,10 @@ pub(crate) fn measure(plan: &Plan, machine: &Profile) -> Result<Figures> {
             round_trips: cost.offline_round_trips(packed.bundles),
         },
         online: Online {
-            median: Phase::median(&runs),
+            median: idle,
             runs,
             round_trips: cost.online_round_trips(),
+            beside,
         },
         memory: Memory {
             server_loaded,
@@ -306,6 +345,64 @@ pub(crate) fn measure(plan: &Plan, machine: &Profile) -> Result<Figures> {
         predicted,
         predicted_linear_server_s: predicted_server_seconds(&artifact, packed, &machine.linear)?,
         layers,
+    })
+}
+
+/// Times inferences while other clients prepare, a bundle at a time and without a pause.
+fn measure_beside(
+    plan: &Plan,
+    site: &Site<'_>,
+    address: &str,
+    parties: &mut Parties,
+    idle_s: f64,
+) -> Result<Beside> {
+    let mut others = Vec::new();
+    for number in 0..plan.preparing {
+        let mut other = site.start_other(number, parties.server.fingerprint, address)?;
+        for request in ["model", "setup", "prepare 1"] {
+            other.operate(request)?;
+        }
+        others.push(other);
+    }
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let preparing: Vec<_> = others
+            .into_iter()
+            .map(|mut other| {
+                let ended = &ended;
+                scope.spawn(move || -> Result<u64> {
+                    let mut bundles = 0;
+                    while !ended.load(Ordering::Relaxed) {
+                        other.operate("prepare 1")?;
+                        bundles += 1;
+                    }
+                    other.stop()?;
+                    Ok(bundles)
+                })
+            })
+            .collect();
+        let started = Instant::now();
+        let infer = |seed| Ok(parties.phase(&format!("infer {seed}"))?.wall_s);
+        let runs: Result<Vec<f64>> = (plan.runs..2 * plan.runs).map(infer).collect();
+        let seconds = started.elapsed().as_secs_f64();
+        ended.store(true, Ordering::Relaxed);
+        let mut bundles = 0;
+        for other in preparing {
+            let made = other
+                .join()
+                .map_err(|_| anyhow!("a client's thread panicked"))?;
+            bundles += made?;
+        }
+        let runs_s = runs?;
+        let wall_s = median(runs_s.clone());
+        Ok(Beside {
+            preparing: plan.preparing,
+            bundles,
+            seconds,
+            wall_s,
+            runs_s,
+            times_idle: wall_s / idle_s,
+        })
     })
 }
 

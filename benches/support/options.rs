@@ -39,6 +39,14 @@ pub(crate) struct Options {
         value_parser = clap::value_parser!(u32).range(1..=1000)
     )]
     pub(crate) runs: u32,
+    /// Time as many inferences once more while K other clients prepare bundles all the time.
+    #[arg(
+        long,
+        value_name = "K",
+        default_value_t = 0,
+        value_parser = clap::value_parser!(u16).range(..=16)
+    )]
+    pub(crate) preparing: u16,
     /// Compile without the range check, to measure what it costs.
     #[arg(long)]
     no_range_check: bool,
@@ -84,6 +92,7 @@ impl Options {
             shaper: self.shaper,
             bundles: self.bundles,
             runs: self.runs,
+            preparing: self.preparing,
             threads: self.threads.map(usize::from),
         }
     }

@@ -209,6 +209,8 @@ pub(crate) struct Site<'a> {
     pub(crate) states: &'a Path,
     /// Threads of each party; none means all cores.
     pub(crate) threads: Option<usize>,
+    /// Clients that prepare beside the one that is measured.
+    pub(crate) preparing: u16,
 }
 
 impl Site<'_> {
@@ -233,7 +235,8 @@ impl Site<'_> {
     pub(crate) fn start_server(&self, line: &Line) -> Result<ServerProcess> {
         let mut program = self.program(line.at_server(), AS_SERVER)?;
         // A server reserves memory for every client that it admits: gigabytes for a large network.
-        program.args(["--max-clients", "2"]);
+        let clients = 2 + self.preparing;
+        program.args(["--max-clients", &clients.to_string()]);
         ServerProcess::start(ServerCommand {
             program,
             model: self.model,
@@ -254,14 +257,39 @@ impl Site<'_> {
         server: Fingerprint,
         address: &str,
     ) -> Result<ClientProcess> {
-        let mut program = self.program(line.at_client(), AS_CLIENT)?;
+        self.start_named(line.at_client(), "client", server, address)
+    }
+
+    /// Starts another client, with the lowest priority: it stands for one on another machine, which
+    /// would take nothing from the two that are measured.
+    ///
+    /// # Errors
+    /// As [`Site::start_client`].
+    pub(crate) fn start_other(
+        &self,
+        number: u16,
+        server: Fingerprint,
+        address: &str,
+    ) -> Result<ClientProcess> {
+        let nice = ["nice", "-n", "19"].map(OsString::from).to_vec();
+        self.start_named(nice, &format!("other-{number}"), server, address)
+    }
+
+    fn start_named(
+        &self,
+        at: Vec<OsString>,
+        name: &str,
+        server: Fingerprint,
+        address: &str,
+    ) -> Result<ClientProcess> {
+        let mut program = self.program(at, AS_CLIENT)?;
         program
             .args(["--server", address, "--fingerprint", &server.to_string()])
             .arg("--state")
-            .arg(self.states.join("client"))
+            .arg(self.states.join(name))
             .arg("--model")
             .arg(self.model);
-        let log = Some(self.states.join("client.log"));
+        let log = Some(self.states.join(format!("{name}.log")));
         ChildProcess::start("client", program, log, PATIENCE).map(ClientProcess)
     }
 }

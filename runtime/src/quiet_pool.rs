@@ -3,8 +3,8 @@
 //! needs them.
 //!
 //! Preparing runs on the global pool of rayon. Its threads are alone on it, so their priority is
-//! that of preparing. Other programs of the machine come first too; where nothing else runs, nothing
-//! is lost.
+//! that of preparing. Other programs of the machine come first too; where nothing else runs,
+//! nothing is lost.
 
 use rayon::ThreadPoolBuilder;
 

@@ -609,6 +609,63 @@ fn connect_error(
 mod tests {
     use super::*;
 
+    fn welcome(service: Fingerprint, client: Fingerprint) -> Welcome {
+        Welcome {
+            protocol: PROTOCOL_VERSION,
+            software: software(),
+            nonce: [0; 32],
+            service,
+            client,
+            model: [0; 32],
+            name: "net".into(),
+            version: "1".into(),
+            current: true,
+            artifact_bytes: 0,
+            setup: None,
+            held: Vec::new(),
+            answers_left: None,
+            answers_left_today: None,
+        }
+    }
+
+    /// The name of a server decides which bundles are spent, and that of the client goes into every
+    /// header.
+    #[test]
+    fn a_server_takes_no_name_that_is_not_its_own() {
+        let state = tempfile::tempdir().unwrap();
+        let patience = crate::client::Patience {
+            connect: Duration::from_secs(1),
+            silence: Duration::from_secs(1),
+        };
+        let client = Client::open(state.path(), patience).unwrap();
+        let [service, second, stranger] = [1, 2, 3].map(|name| Fingerprint([name; 32]));
+        let record = PeerRecord {
+            addresses: vec!["localhost:1".into()],
+            model: [0; 32],
+            prepared_at: 1,
+            certificates: vec![second, service],
+            models: Vec::new(),
+        };
+        client.store.put_peer(service, &record).unwrap();
+        let own = client.fingerprint();
+        let check = |welcome: &Welcome, certificate, vouched| {
+            client.check_names(welcome, certificate, vouched).is_ok()
+        };
+        for shown in [service, second] {
+            assert!(check(&welcome(service, own), shown, false));
+        }
+        assert!(!check(&welcome(service, own), stranger, false));
+        assert!(
+            check(&welcome(service, own), stranger, true),
+            "an authority says so"
+        );
+        assert!(
+            check(&welcome(stranger, own), stranger, false),
+            "a new server"
+        );
+        assert!(!check(&welcome(service, stranger), service, false));
+    }
+
     #[test]
     fn families_come_in_turn() {
         let parse = |text: &str| text.parse::<SocketAddr>().unwrap();
