@@ -121,6 +121,17 @@ impl Server {
     /// # Errors
     /// [`Error`] says what stands in the way; nothing listens then.
     pub fn start(options: &ServerOptions) -> Result<Server, Error> {
+        Server::start_with(options, |state| Ok(Arc::new(Store::open(state)?)))
+    }
+
+    /// As [`Server::start`], with a store that `open` opens, given the state directory.
+    ///
+    /// # Errors
+    /// As [`Server::start`], and those of `open`.
+    pub fn start_with(
+        options: &ServerOptions,
+        open: impl FnOnce(&Path) -> Result<Arc<dyn ServerStore>, Error>,
+    ) -> Result<Server, Error> {
         let allow = options.allow.as_deref().map(AllowList::open).transpose()?;
         tracing::info!("loading the model");
         let (model, artifact) = load_model(&options.model)?;
@@ -131,7 +142,7 @@ impl Server {
             least,
             max_clients,
         })?;
-        let store = Arc::new(Store::open(&options.state)?);
+        let store = open(&options.state)?;
         let identity = match &options.certificate {
             Some((chain, key)) => Identity::from_files(chain, key)?,
             None => Identity::load_or_create(&options.state, &["localhost", "pi-server"])?,

@@ -1,5 +1,8 @@
 //! `pi-server`: serves a model.
 
+mod store_flags;
+
+use self::store_flags::StoreArguments;
 use super::interrupts::Interrupts;
 use super::manuals::{self, Manual};
 use super::{report, runtime, seconds, start_logging, state_directory};
@@ -76,6 +79,8 @@ struct Arguments {
     /// PEM file with the private key of --cert.
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
+    #[command(flatten)]
+    store: StoreArguments,
 }
 
 /// The limit of `--max-answers`.
@@ -154,11 +159,12 @@ fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
         patience: arguments.timeout,
         bound: !arguments.unbound,
     };
+    let store = arguments.store;
     let runtime = runtime()?;
     runtime.block_on(async {
         // Before the line that tells others that they may interrupt.
         let interrupts = Interrupts::listen()?;
-        let server = Server::start(&options)?;
+        let server = Server::start_with(&options, |state| store.open(state))?;
         let (ready, other) = server.bundles()?;
         let mut out = std::io::stdout();
         writeln!(out, "model {}", short(&server.model()))?;
