@@ -227,6 +227,9 @@ pub enum Error {
     /// No place for the state is known.
     #[error("there is no place for the state: this account has no home directory")]
     NoStateDirectory,
+    /// The flags about a shared store name none.
+    #[error("{0}")]
+    StoreFlags(String),
     /// A fault of this program.
     #[error("internal error: {0}")]
     Internal(String),
@@ -399,6 +402,18 @@ impl Error {
             Error::Identity(IdentityError::Broken { .. }) => {
                 "restore the file, or move it away: a new identity is then made, and peers see a \
                  new fingerprint"
+            }
+            Error::Store(StoreError::Database { .. }) => {
+                "check that the database runs and that --store-database names it; the server goes \
+                 on by itself when it is back"
+            }
+            Error::Store(StoreError::Objects { .. }) => {
+                "check --store-objects and its permissions; the server goes on by itself when it \
+                 is back"
+            }
+            Error::Store(StoreError::Key { .. }) => {
+                "--store-key names a file of mode 0600 with keys of 64 hexadecimal digits, one a \
+                 line: the first encrypts, all decrypt"
             }
             Error::Endpoint(EndpointError::AddressTaken(_)) => {
                 "choose another port with --listen, or end the program that uses this one"

@@ -42,7 +42,7 @@ use pi_ir::Reveal;
 use pi_protocol::session::ServerSetup;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
@@ -238,13 +238,24 @@ impl Server {
     /// # Errors
     /// [`Error`] says what stands in the way; nothing listens then.
     pub fn start(options: &ServerOptions) -> Result<Server, Error> {
+        Server::start_with(options, |state| Ok(Arc::new(Store::open(state)?)))
+    }
+
+    /// As [`Server::start`], with a store that `open` opens, given the state directory.
+    ///
+    /// # Errors
+    /// As [`Server::start`], and those of `open`.
+    pub fn start_with(
+        options: &ServerOptions,
+        open: impl FnOnce(&Path) -> Result<Arc<dyn ServerStore>, Error>,
+    ) -> Result<Server, Error> {
         let clients = Clients::open(options.clients.as_ref(), options.limits)?;
         tracing::info!("loading the models");
         let models = Models::load(options.models.clone(), options.default_model.clone())?;
         let max_clients = options.max_clients.max(1);
         let all = models.all();
         let memory = Memory::new(all.iter().map(|s| &s.model), max_clients, options.memory)?;
-        let store: Arc<dyn ServerStore> = Arc::new(Store::open(&options.state)?);
+        let store = open(&options.state)?;
         let credentials = upkeep::Credentials::new(options);
         let (identity, endpoint) = credentials.listen(options.listen)?;
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());

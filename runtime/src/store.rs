@@ -26,6 +26,8 @@ mod embedded;
 mod error;
 mod rows;
 mod server;
+#[cfg(feature = "shared-store")]
+pub mod shared;
 
 pub use content::{BundleWriter, ContentSource, Erasure, Reading};
 pub use error::StoreError;

@@ -14,8 +14,8 @@ use suite::{CLIENT as PEER, MODEL, OTHER, Place, id, take};
 struct Embedded(tempfile::TempDir);
 
 impl Place for Embedded {
-    fn new() -> Embedded {
-        Embedded(tempfile::tempdir().unwrap())
+    fn new() -> Option<Embedded> {
+        Some(Embedded(tempfile::tempdir().unwrap()))
     }
 
     fn open(&self) -> Box<dyn ServerStore> {

@@ -3,8 +3,10 @@
 mod check;
 mod clients;
 mod config;
+mod store_flags;
 
 use self::clients::ClientsArguments;
+use self::store_flags::StoreArguments;
 use super::interrupts::{Hangups, Interrupts};
 use super::manuals::{self, Manual};
 use super::{report, runtime, seconds, start_logging, state_directory};
@@ -112,6 +114,8 @@ struct Arguments {
     /// PEM file with the private key of --cert.
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
+    #[command(flatten)]
+    store: StoreArguments,
 }
 
 #[derive(Subcommand)]
@@ -231,13 +235,14 @@ pub fn serve_child(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
     pi_core::Backend::chosen()?;
     let options = arguments.options()?;
+    let store = arguments.store;
     quiet_pool::start();
     let runtime = runtime()?;
     runtime.block_on(async {
         // Before the line that tells others that they may interrupt.
         let interrupts = Interrupts::listen()?;
         let hangups = Hangups::listen()?;
-        let server = Server::start(&options)?;
+        let server = Server::start_with(&options, |state| store.open(state))?;
         std::io::stdout().write_all(announcement(&server, &options)?.as_bytes())?;
         std::io::stdout().flush()?;
         let (stop, stopped) = watch::channel(false);

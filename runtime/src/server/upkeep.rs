@@ -19,6 +19,9 @@ use tokio::task::spawn_blocking;
 
 /// Time between two looks.
 const EVERY: Duration = Duration::from_secs(2);
+/// Looks between two questions whether the last bundle of a version that was replaced is spent: the
+/// store goes through all bundles for it.
+const LOOKS: u32 = 5;
 
 /// Where the server's own certificate and the clients' authorities are.
 #[derive(Clone)]
@@ -133,7 +136,7 @@ pub(super) async fn keep_up(
 ) {
     let mut models = Watched::new(shared.models.files());
     let mut certificates = Watched::new(credentials.files());
-    loop {
+    for look in (1..LOOKS + 1).cycle() {
         let asked = tokio::select! {
             () = reload.notified() => true,
             () = tokio::time::sleep(EVERY) => false,
@@ -141,8 +144,9 @@ pub(super) async fn keep_up(
         };
         let (shared, credentials, endpoint) =
             (shared.clone(), credentials.clone(), endpoint.clone());
-        let look = spawn_blocking(move || {
-            if models.changed(shared.models.files(), asked) || shared.has_leaving() {
+        let looking = spawn_blocking(move || {
+            let changed = models.changed(shared.models.files(), asked);
+            if changed || look % LOOKS == 0 && shared.has_leaving() {
                 shared.reload_models().log();
             }
             if certificates.changed(credentials.files(), asked) {
@@ -158,7 +162,7 @@ pub(super) async fn keep_up(
             }
             (models, certificates)
         });
-        match look.await {
+        match looking.await {
             Ok(watched) => (models, certificates) = watched,
             Err(error) => {
                 tracing::error!(%error, "files that change are no longer looked at");

@@ -45,6 +45,30 @@ pub enum StoreError {
         /// The format found.
         found: u64,
     },
+    /// The database of a shared store cannot be used now.
+    #[error("the store's database {place} cannot be used: {reason}")]
+    Database {
+        /// Name and host.
+        place: String,
+        /// What it, or the line to it, says.
+        reason: String,
+    },
+    /// The object store of a shared store cannot be used now.
+    #[error("the store's objects in {place} cannot be used: {reason}")]
+    Objects {
+        /// Folder or URL.
+        place: String,
+        /// What it says.
+        reason: String,
+    },
+    /// The file with the operator's keys of a shared store cannot be used.
+    #[error("the store's key file {path} cannot be used: {reason}")]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// The fault found.
+        reason: String,
+    },
     /// The bundle was used or given up before.
     #[error("bundle {} is spent", name(.0))]
     Spent(BundleId),

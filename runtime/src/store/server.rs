@@ -1,8 +1,8 @@
 //! What a server asks of its store, whichever kind it is.
 //!
-//! Two kinds are there: [`Store`](super::Store), embedded in one process, and one that several
-//! servers share (of another implementation). Every method blocks until what it
-//! says is done, and none needs an async runtime.
+//! Two kinds are there: [`Store`](super::Store), embedded in one process, and with the feature
+//! `shared-store` one that several servers share. Every method blocks until what it says is done,
+//! and none needs an async runtime.
 
 use super::{BundleEntry, ModelDigest, StoreError};
 use crate::fingerprint::Fingerprint;

@@ -9,8 +9,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A place with one store, at first a new one.
-pub(crate) trait Place {
-    fn new() -> Self;
+pub(crate) trait Place: Sized {
+    /// `None` if there is nothing here to make it with.
+    fn new() -> Option<Self>;
 
     /// Opens the store; it was closed before.
     fn open(&self) -> Box<dyn ServerStore>;
@@ -24,7 +25,9 @@ macro_rules! suite {
     ($place:ty: $($name:ident)*) => {$(
         #[test]
         fn $name() {
-            suite::$name(&<$place as suite::Place>::new());
+            if let Some(place) = <$place as suite::Place>::new() {
+                suite::$name(&place);
+            }
         }
     )*};
     ($place:ty) => {
