@@ -17,6 +17,7 @@
 //! outside the guarantee of single use.
 
 mod content;
+mod database;
 mod error;
 mod rows;
 
@@ -25,10 +26,11 @@ pub use error::StoreError;
 
 use crate::files;
 use crate::fingerprint::{Fingerprint, hex, short};
+use database::Reopening;
 use error::{Failure, database_error, file_error};
 use pi_core::SecretBytes;
 use pi_protocol::session::{BundleId, is_current_setup};
-use redb::{Database, ReadableDatabase, ReadableTable};
+use redb::{ReadableDatabase, ReadableTable};
 use rows::{
     ANSWERS, ANSWERS_LEFT, ARTIFACTS, BUNDLES, BundleRow, Content, FORMAT, META, PEERS, SETUPS,
     SetupRow, bundle_key, decode, encode, entry,
@@ -49,7 +51,7 @@ const SETUP_FILES: &str = "setups";
 
 /// An open store; the process holds its lock until the value is dropped.
 pub struct Store {
-    database: Database,
+    database: Reopening,
     directory: PathBuf,
     /// Keys of the bundles whose contents are being written.
     writing: Mutex<HashSet<[u8; 64]>>,
@@ -115,7 +117,7 @@ impl Store {
         }
         let path = state.join("store.redb");
         files::create_private(&path).map_err(at(&path))?;
-        let database = Database::create(&path).map_err(|e| database_error(state, e.into()))?;
+        let database = Reopening::open(path).map_err(|e| database_error(state, e))?;
         let store = Store {
             database,
             directory: state.to_owned(),
@@ -583,8 +585,10 @@ impl Store {
         &self,
         body: impl FnOnce(&redb::ReadTransaction) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
-        let run = || -> Result<T, Failure> { body(&self.database.begin_read()?) };
-        run().map_err(|failure| failure.explain(&self.directory))
+        let run = |database: &redb::Database| body(&database.begin_read()?);
+        self.database
+            .run(run)
+            .map_err(|failure| failure.explain(&self.directory))
     }
 
     /// Runs one transaction; its changes are durable on return, or it had none.
@@ -592,8 +596,8 @@ impl Store {
         &self,
         body: impl FnOnce(&redb::WriteTransaction) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
-        let run = || -> Result<T, Failure> {
-            let mut transaction = self.database.begin_write()?;
+        let run = |database: &redb::Database| {
+            let mut transaction = database.begin_write()?;
             transaction
                 .set_durability(redb::Durability::Immediate)
                 .map_err(redb::Error::from)?;
@@ -601,7 +605,8 @@ impl Store {
             transaction.commit()?;
             Ok(result)
         };
-        run().map_err(|failure| failure.explain(&self.directory))
+        let ran = self.database.run(run);
+        ran.map_err(|failure| failure.explain(&self.directory))
     }
 }
 
