@@ -24,6 +24,7 @@ mod rows;
 pub use content::{BundleWriter, ContentSource, Erasure, Reading};
 pub use error::StoreError;
 
+use crate::failpoint;
 use crate::files;
 use crate::fingerprint::{Fingerprint, hex, short};
 use database::Reopening;
@@ -39,7 +40,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 /// Content hash of a compiled network, to which bundles are bound.
 pub type ModelDigest = [u8; 32];
@@ -655,7 +656,7 @@ impl Drop for Claim<'_> {
 
 /// Milliseconds since 1970; 0 if the clock is before.
 pub(crate) fn unix_milliseconds() -> u64 {
-    SystemTime::now()
+    failpoint::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |elapsed| elapsed.as_millis() as u64)
 }
