@@ -75,7 +75,8 @@ impl House {
         }
     }
 
-    /// Sets the server's clock wrong by so many seconds.
+    /// Sets the server's clock wrong by so many seconds, for what it keeps and counts by the day.
+    /// TLS reads the system's clock, but clients that pin a certificate do not ask for its dates.
     pub fn set_clock(&self, seconds: i64) {
         std::fs::write(&self.clock, seconds.to_string()).unwrap();
     }

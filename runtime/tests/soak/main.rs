@@ -203,8 +203,11 @@ fn run(plan: &Plan) -> Report {
         stop.store(true, Ordering::SeqCst);
         (weather.faults, weather.memory)
     });
-    // Nothing is in the way any more: what is left works.
-    let left = visitors.iter_mut().map(|visitor| use_up(visitor, 3));
+    // Nothing is in the way any more: what is left works, and what is made now.
+    let left = visitors.iter_mut().map(|visitor| {
+        make_ready(visitor, 1)?;
+        use_up(visitor, 4)
+    });
     let left = left.sum::<Result<usize, Error>>();
     let left = left.unwrap_or_else(|error| panic!("the last answers: {error}"));
     let warm = plan.warm.as_secs_f64();

@@ -174,8 +174,8 @@ impl fmt::Display for Report {
         if let Some(fit) = &self.memory {
             writeln!(
                 f,
-                "memory over the last {:.0} s: first {:.1} MiB, median {:.1}, last {:.1}, most {:.1}; \
-                 the fit grows by {:.2} %; {} files open",
+                "memory over the last {:.0} s: first {:.1} MiB, median {:.1}, last {:.1}, most \
+                 {:.1}; the fit grows by {:.2} %; {} files open",
                 fit.seconds,
                 fit.first,
                 fit.median,
