@@ -10,18 +10,21 @@
 #   docker run --network host -v pi-client:/var/lib/pianissimo -v "$PWD:/work:ro" pi-client \
 #       prepare --server HOST:4433 --fingerprint HEX -n 10
 #
+# With --build-arg FEATURES=shared-store, several servers can share a database and an object store.
 # The state volume holds secrets and must never be restored from a copy; see docs/operations.md.
 
 ARG RUST=1.95
 ARG DEBIAN=bookworm
 
 FROM rust:${RUST}-slim-${DEBIAN} AS build
+ARG FEATURES=""
 WORKDIR /src
 COPY . .
 # The caches make the next build a short one; what is needed of them is copied out.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked -p pi-runtime --bin pi-server --bin pi-client \
+    cargo build --release --locked -p pi-runtime --features "$FEATURES" \
+        --bin pi-server --bin pi-client \
     && mkdir /out \
     && cp target/release/pi-server target/release/pi-client /out/
 
@@ -43,6 +46,14 @@ ENTRYPOINT ["/usr/local/bin/pi-client", "--unbound"]
 CMD ["--help"]
 
 FROM base AS server
+ARG FEATURES=""
+USER root
+# Whoever talks to an object store over TLS needs authorities; clients pin or bring theirs.
+RUN if [ -n "$FEATURES" ]; then \
+        apt-get update && apt-get install -y --no-install-recommends ca-certificates \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
+USER 10001:10001
 COPY --from=build /out/pi-server /usr/local/bin/pi-server
 ENV PI_SERVER_STATE=/var/lib/pianissimo/server \
     PI_SERVER_LISTEN=0.0.0.0:4433 \
