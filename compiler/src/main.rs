@@ -307,7 +307,9 @@ const EXAMPLES: &str = "Examples:
   pi-compile mine --evaluate ../shared/data/cifar10/cifar10_jpeg_test_batch.tar.xz";
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    let asked = pi_manuals::arguments::<Arguments>();
+    let done = asked.and_then(|arguments| arguments.as_ref().map_or(Ok(()), run));
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pi-compile: {error:#}");

@@ -5,10 +5,10 @@ pub mod client;
 pub mod demo;
 pub mod exit;
 mod interrupts;
-mod manuals;
 pub mod server;
 
 use crate::error::Error;
+use pi_manuals as manuals;
 use std::ffi::OsStr;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;

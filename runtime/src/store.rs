@@ -22,6 +22,7 @@
 
 mod account;
 mod content;
+mod database;
 mod embedded;
 mod error;
 mod rows;
@@ -33,12 +34,14 @@ pub use content::{BundleWriter, ContentSource, Erasure, Reading};
 pub use error::StoreError;
 pub use server::{AnswerLimits, BundleContent, BundleWriting, ServerStore, Usage};
 
+use crate::failpoint;
 use crate::files;
 use crate::fingerprint::{Fingerprint, hex, short};
+use database::Reopening;
 use error::{Failure, database_error, file_error};
 use pi_core::SecretBytes;
 use pi_protocol::session::{BundleId, is_current_setup};
-use redb::{Database, ReadableDatabase, ReadableTable};
+use redb::{ReadableDatabase, ReadableTable};
 use rows::{
     ACCOUNTS, ANSWERS, ANSWERS_LEFT, ARTIFACTS, BUNDLES, BundleRow, Content, FORMAT, META, PEERS,
     SERVICE, SETUPS, SetupRow, UPGRADED, bundle_key, decode, decode_peer, encode, entry,
@@ -47,7 +50,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 /// Content hash of a compiled network, to which bundles are bound.
 pub type ModelDigest = [u8; 32];
@@ -59,7 +62,7 @@ const SETUP_FILES: &str = "setups";
 
 /// An open store; the process holds its lock until the value is dropped.
 pub struct Store {
-    database: Database,
+    database: Reopening,
     directory: PathBuf,
     /// Keys of the bundles whose contents are being written.
     writing: Mutex<HashSet<[u8; 64]>>,
@@ -161,7 +164,7 @@ impl Store {
         }
         let path = state.join("store.redb");
         files::create_private(&path).map_err(at(&path))?;
-        let database = Database::create(&path).map_err(|e| database_error(state, e.into()))?;
+        let database = Reopening::open(path).map_err(|e| database_error(state, e))?;
         let store = Store {
             database,
             directory: state.to_owned(),
@@ -597,8 +600,10 @@ impl Store {
         &self,
         body: impl FnOnce(&redb::ReadTransaction) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
-        let run = || -> Result<T, Failure> { body(&self.database.begin_read()?) };
-        run().map_err(|failure| failure.explain(&self.directory))
+        let run = |database: &redb::Database| body(&database.begin_read()?);
+        self.database
+            .run(run)
+            .map_err(|failure| failure.explain(&self.directory))
     }
 
     /// Runs one transaction; its changes are durable on return, or it had none.
@@ -606,8 +611,8 @@ impl Store {
         &self,
         body: impl FnOnce(&redb::WriteTransaction) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
-        let run = || -> Result<T, Failure> {
-            let mut transaction = self.database.begin_write()?;
+        let run = |database: &redb::Database| {
+            let mut transaction = database.begin_write()?;
             transaction
                 .set_durability(redb::Durability::Immediate)
                 .map_err(redb::Error::from)?;
@@ -615,7 +620,8 @@ impl Store {
             transaction.commit()?;
             Ok(result)
         };
-        run().map_err(|failure| failure.explain(&self.directory))
+        let ran = self.database.run(run);
+        ran.map_err(|failure| failure.explain(&self.directory))
     }
 }
 
@@ -664,7 +670,7 @@ impl Drop for Claim<'_> {
 
 /// Milliseconds since 1970; 0 if the clock is before.
 pub(crate) fn unix_milliseconds() -> u64 {
-    SystemTime::now()
+    failpoint::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |elapsed| elapsed.as_millis() as u64)
 }

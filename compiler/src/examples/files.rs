@@ -1,6 +1,7 @@
 //! Files of examples: which there are, and what their names and archives hold.
 
 use anyhow::{Context, Result, bail, ensure};
+use pi_image::EXTENSIONS;
 use std::fs;
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -14,17 +15,23 @@ pub(super) fn has_suffix(path: &Path, suffix: &str) -> bool {
 }
 
 pub(super) fn is_image(path: &Path) -> bool {
-    [".png", ".jpg", ".jpeg", ".webp"]
+    let end = path.extension().unwrap_or_default();
+    EXTENSIONS
         .iter()
-        .any(|suffix| has_suffix(path, suffix))
+        .any(|known| end.eq_ignore_ascii_case(known))
 }
 
 /// Ends of the names of files of pictures.
-pub(super) const IMAGES: &[&str] = &[".bin", ".npy", ".tar.xz", ".png", ".jpg", ".jpeg", ".webp"];
+pub(super) fn pictures() -> Vec<String> {
+    let records = [".bin", ".npy", ".tar.xz"].map(str::to_owned);
+    let images = EXTENSIONS.iter().map(|end| format!(".{end}"));
+    records.into_iter().chain(images).collect()
+}
 
 /// The files of a path whose names end so, by name; training batches before test batches stay apart
 /// by the caller's choice of path.
-pub(super) fn list(path: &Path, suffixes: &[&str]) -> Result<Vec<PathBuf>> {
+pub(super) fn list(path: &Path, suffixes: &[impl AsRef<str>]) -> Result<Vec<PathBuf>> {
+    let suffixes: Vec<&str> = suffixes.iter().map(AsRef::as_ref).collect();
     let usable = |p: &Path| suffixes.iter().any(|suffix| has_suffix(p, suffix));
     if path.is_file() {
         if !usable(path) {
@@ -84,7 +91,8 @@ pub(super) fn unpack(path: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
     }
     ensure!(
         !members.is_empty(),
-        "the archive has no .png, .jpg or .webp members"
+        "the archive has no members that are images ({})",
+        EXTENSIONS.join(", ")
     );
     members.sort();
     Ok(members)

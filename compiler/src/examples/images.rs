@@ -1,6 +1,6 @@
 //! Pictures as examples, brought to the network's shape as those of a client are.
 
-use super::files::{IMAGES, has_suffix, is_image, label, list, unpack};
+use super::files::{has_suffix, is_image, label, list, pictures, unpack};
 use super::{Examples, Notices, Reads, SYNTHETIC, folders, spread, values};
 use anyhow::{Context, Result, bail, ensure};
 use image::DynamicImage;
@@ -43,14 +43,15 @@ pub(super) fn read(
         tried: 0,
         failures: Vec::new(),
     };
-    let files = list(path, IMAGES)?;
+    let files = list(path, &pictures())?;
     if files.is_empty() && path.is_dir() {
         let folders = folders::list(path)?;
         ensure!(
             !folders.is_empty(),
-            "no images in {}: expected .bin records, .npy arrays, .tar.xz archives, .png, .jpg or \
-             .webp files, folders of such files named by class, or the word `{SYNTHETIC}`",
-            path.display()
+            "no images in {}: expected .bin records, .npy arrays, .tar.xz archives, images ({}), \
+             folders of such files named by class, or the word `{SYNTHETIC}`",
+            path.display(),
+            pi_image::EXTENSIONS.join(", ")
         );
         let names: Vec<&str> = folders.iter().map(|folder| &folder.name[..]).collect();
         let (classes, order) = folders::classes(&names, reads)?;

@@ -36,6 +36,27 @@ fn refused(arguments: &[&str], says: &str) {
     assert!(!text.contains("panicked"), "{text}");
 }
 
+#[test]
+fn completions_and_the_manual_page_are_printed() {
+    let print = |arguments: &[&str]| {
+        let program = env!("CARGO_BIN_EXE_pi-compile");
+        let output = Command::new(program).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        text(&output)
+    };
+    for shell in ["bash", "zsh", "fish"] {
+        let printed = print(&["completions", shell]);
+        assert!(printed.contains("pi-compile") && printed.contains("calibration"));
+    }
+    let page = print(&["man"]);
+    assert!(page.contains(".TH") && page.contains("calibration"));
+    // The program's own arguments are asked for as before.
+    let output = Command::new(env!("CARGO_BIN_EXE_pi-compile")).output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output).contains("<GRAPH"), "{}", text(&output));
+}
+
 /// Records of 20 labelled images of 8x8 with values in `least..least + span`: noise on a ground
 /// that becomes brighter from image to image.
 fn records(least: u8, span: u32) -> Vec<u8> {

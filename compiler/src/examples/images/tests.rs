@@ -88,6 +88,42 @@ fn pictures_that_are_cut_short_are_named_and_webp_is_read() {
     assert_eq!(images.labels, [4]);
 }
 
+/// What a client may ask about may be calibrated on, alone, in a folder and in an archive.
+#[test]
+fn every_format_that_a_client_reads_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let packed = fs::File::create(directory.path().join("all.tar")).unwrap();
+    let mut archive = tar::Builder::new(packed);
+    let ends = pi_image::EXTENSIONS;
+    let classes = directory.path().join("classes");
+    for (class, end) in ends.iter().enumerate() {
+        let name = format!("flat_{class}.{end}");
+        let path = directory.path().join(&name);
+        save(&path, 4, [10, 10, 10]);
+        let images = Examples::load(&path, SHAPE, 1).unwrap();
+        assert_eq!(images.labels, [class as u32], "{end}");
+        archive.append_path_with_name(&path, &name).unwrap();
+        let folder = classes.join(class.to_string());
+        fs::create_dir_all(&folder).unwrap();
+        // Names of cameras are in capitals.
+        fs::copy(&path, folder.join(format!("A.{}", end.to_uppercase()))).unwrap();
+    }
+    let all = Examples::load(directory.path(), SHAPE, 100).unwrap();
+    assert_eq!(all.inputs.len(), ends.len());
+    assert_eq!(
+        Examples::load(&classes, SHAPE, 100).unwrap().inputs.len(),
+        ends.len()
+    );
+    drop(archive);
+    let tar = fs::read(directory.path().join("all.tar")).unwrap();
+    let path = directory.path().join("all.tar.xz");
+    lzma_rs::xz_compress(&mut &tar[..], &mut fs::File::create(&path).unwrap()).unwrap();
+    assert_eq!(
+        Examples::load(&path, SHAPE, 100).unwrap().inputs.len(),
+        ends.len()
+    );
+}
+
 #[test]
 fn drawn_images_repeat_with_their_seed_and_span_the_range() {
     let drawn = Examples::synthetic(Shape::new(3, 16, 16), 20, 5);
