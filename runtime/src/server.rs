@@ -8,6 +8,7 @@
 //! - `allow`: the list of clients that are served.
 //! - `connection`: a client's connection and the operations on it.
 //! - `memory`: the memory that clients can make it use.
+//! - `observed`: what the operator sees of it.
 //! - `prepare`: the offline phase.
 //! - `infer`: the online phase.
 
@@ -15,6 +16,7 @@ mod allow;
 mod connection;
 mod infer;
 mod memory;
+mod observed;
 mod prepare;
 
 pub use self::memory::default_budget;
@@ -25,6 +27,7 @@ use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::identity::Identity;
 use crate::model_files;
+use crate::observe::{Health, Metrics, Observable, State, Turned};
 use crate::pinned_pool::PinnedPools;
 use crate::store::{BundleState, ModelDigest, Store};
 use crate::stream::Refusal;
@@ -79,6 +82,8 @@ pub struct Server {
 struct Shared {
     model: ServerModel,
     digest: ModelDigest,
+    /// The model's name in metrics and logs.
+    model_name: String,
     artifact: Bytes,
     store: Arc<Store>,
     fingerprint: Fingerprint,
@@ -102,6 +107,8 @@ struct Shared {
     ahead: Arc<Semaphore>,
     /// The connection of each client that is connected.
     connections: Mutex<HashMap<Fingerprint, quinn::Connection>>,
+    metrics: Metrics,
+    health: Health,
 }
 
 /// Limit on the sessions at once: half of the threads that tokio allows itself. The other half is
@@ -135,6 +142,7 @@ impl Server {
             None => Identity::load_or_create(&options.state, &["localhost", "pi-server"])?,
         };
         let endpoint = transport::server_endpoint(&identity, options.listen)?;
+        let model_name = observed::model_name(&model.digest());
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         Ok(Server {
             endpoint,
@@ -158,6 +166,9 @@ impl Server {
                 pools: PinnedPools::new(options.bound),
                 ahead: Arc::new(Semaphore::new(AHEAD_BYTES / 1024)),
                 connections: Mutex::default(),
+                metrics: Metrics::new(&[&model_name]),
+                health: Health::default(),
+                model_name,
             }),
         })
     }
@@ -173,6 +184,11 @@ impl Server {
     /// The fingerprint that clients pin.
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
+    }
+
+    /// What an operator may see of this server, for as long as it is held.
+    pub fn observable(&self) -> Arc<dyn Observable> {
+        self.shared.clone()
     }
 
     /// Digest of the model served.
@@ -202,6 +218,7 @@ impl Server {
         let slots = Arc::new(Semaphore::new(self.max_clients));
         let mut connections = JoinSet::new();
         let stopping = stop.clone();
+        self.shared.health.enter(State::Accepting);
         loop {
             tokio::select! {
                 incoming = self.endpoint.accept() => {
@@ -221,6 +238,7 @@ impl Server {
                 _ = stop.wait_for(|stop| *stop) => break,
             }
         }
+        self.shared.health.enter(State::ShuttingDown);
         self.endpoint.set_server_config(None);
         let all_ended = async { while connections.join_next().await.is_some() {} };
         if tokio::time::timeout(GRACE, all_ended).await.is_err() {
@@ -239,6 +257,7 @@ impl Server {
     ) -> Option<(quinn::Incoming, OwnedSemaphorePermit)> {
         let Ok(slot) = slots.clone().try_acquire_owned() else {
             tracing::warn!(from = %incoming.remote_address(), "refused: all slots taken");
+            self.shared.metrics.turned(Turned::Full);
             incoming.refuse();
             return None;
         };

@@ -18,6 +18,7 @@
 
 mod content;
 mod error;
+mod probe;
 mod rows;
 
 pub use content::{BundleWriter, ContentSource, Erasure, Reading};

@@ -5,6 +5,7 @@ use super::{Client, TrustOptions, from_server};
 use crate::control::{Hello, REPLY_LIMIT, Request, Welcome, software};
 use crate::error::Error;
 use crate::identity;
+use crate::observe::RequestId;
 use crate::party::{Greeting, random};
 use crate::store::{BundleEntry, BundleState};
 use crate::stream::{Refusal, StreamError, describe};
@@ -42,6 +43,7 @@ impl Client {
         address: &str,
         trust: &TrustOptions,
     ) -> Result<Connection<'_>, Error> {
+        self.failed.forget();
         let trust = self.decide_trust(address, trust)?;
         let host = host_of(address)?;
         let addresses = addresses_of(address, &host).await?;
@@ -221,6 +223,7 @@ impl Client {
             probes: probes.iter().map(|entry| entry.id.0).collect(),
         });
         let mut stream = open_stream(quic, self.patience.silence, &hello).await?;
+        let tracked = self.track(RequestId::of_hello(&nonce, stream.index()), "hello");
         let reply = stream.receive_control(REPLY_LIMIT).await;
         let welcome: Welcome = reply.map_err(|error| match error {
             StreamError::Refused(Refusal::Incompatible) => {
@@ -235,6 +238,7 @@ impl Client {
             )));
         }
         check_answers(&welcome.held, probes.len())?;
+        tracked.done(stream.traffic());
         Ok(welcome)
     }
 }

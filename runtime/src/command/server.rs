@@ -1,8 +1,11 @@
 //! `pi-server`: serves a model.
 
+mod observe_flags;
+
+use self::observe_flags::ObserveArguments;
 use super::interrupts::Interrupts;
 use super::manuals::{self, Manual};
-use super::{report, runtime, seconds, start_logging, state_directory};
+use super::{report, runtime, seconds, state_directory};
 use crate::error::Error;
 use crate::fingerprint::short;
 use crate::model_files::read_artifact;
@@ -76,6 +79,8 @@ struct Arguments {
     /// PEM file with the private key of --cert.
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
+    #[command(flatten)]
+    observe: ObserveArguments,
 }
 
 /// The limit of `--max-answers`.
@@ -99,7 +104,6 @@ const MOST_LOGITS: u64 = 1000;
 
 /// Runs `pi-server` with this process's arguments.
 pub fn main() -> ExitCode {
-    start_logging("pi_runtime=info,warn");
     let command = Manual::augment_subcommands(Arguments::command())
         .subcommand_required(false)
         .arg_required_else_help(false)
@@ -125,7 +129,6 @@ pub fn main() -> ExitCode {
 /// largest resident memory in bytes (0 where the system does not report it). It ends when standard
 /// input does, so that it never outlives its parent.
 pub fn serve_child(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    start_logging("pi_runtime=info,warn");
     match serve(Arguments::parse_from(arguments), true) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),
@@ -133,6 +136,7 @@ pub fn serve_child(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
+    let _logs = arguments.observe.start_logging("pi_runtime=info,warn")?;
     pi_core::Backend::chosen()?;
     let listen = listen_address(&arguments.listen)?;
     let reveal = read_artifact(&arguments.model)?.0.circuit.output().1;
@@ -183,7 +187,11 @@ fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
             options.memory / 1_000_000
         )?;
         writeln!(out, "fingerprint {}", server.fingerprint())?;
+        let metrics = arguments.observe.serve(&server).await?;
         writeln!(out, "listening on {}", server.address()?)?;
+        if let Some(address) = metrics {
+            writeln!(out, "metrics on http://{address}")?;
+        }
         out.flush()?;
         let (stop, stopped) = watch::channel(false);
         if child {

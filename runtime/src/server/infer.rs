@@ -3,12 +3,14 @@
 use super::connection::{Connection, from_client};
 use crate::error::Error;
 use crate::fingerprint::short;
+use crate::observe::Part;
 use crate::party::{self, Stored, protocol_error};
 use crate::spending::{Mark, Spending};
 use crate::store::Reading;
 use crate::stream::MessageStream;
 use pi_protocol::session::{self, BundleId, OnlineRequest, ServerBundle};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{block_in_place, spawn_blocking};
 
@@ -38,11 +40,16 @@ impl Connection {
         };
         let mut spending = Spending::new(stream, mark, None);
         let session = session::server_infer(&mut spending, model, bundle, request);
+        let started = Instant::now();
         let answered = self.shared.pools.compute(session);
+        let (took, waited) = (started.elapsed(), spending.waited());
+        self.part_took(Part::Wait, waited);
+        self.part_took(Part::Compute, took.saturating_sub(waited));
         spending.end().await?;
         // The answer is on its way, or never will be: what is left of the bundle goes in either
         // case.
         if let Err(error) = block_in_place(|| self.shared.store.erase(self.client, &id)) {
+            self.shared.metrics.store_failed(&error);
             tracing::warn!(bundle = short(&id.0), %error, "spent, but not erased yet");
         }
         answered.map_err(|e| protocol_error("client", stream, e))
@@ -67,15 +74,30 @@ impl Connection {
         let reading = shared.store.content(self.client, id)?;
         let failpoints = ["server-infer-before-spend", "server-infer-after-spend"];
         let (client, id, limit) = (self.client, *id, shared.max_answers);
+        let observed = shared.clone();
         let mark = Mark::start(&shared.store, failpoints, move |store| {
-            store.spend_on_answer(client, &id, limit)
+            let (metrics, model) = (&observed.metrics, &observed.model_name);
+            let spend = || store.spend_on_answer(client, &id, limit);
+            metrics.time(Part::Mark, model, spend)?;
+            metrics.bundle_spent(model);
+            Ok(())
         });
         let loaded = self.loaded.lock().expect("no holder panics").take();
         let bundle = match loaded {
             Some(loaded) if loaded.bundle.id() == id => Ok(loaded.bundle),
-            _ => self.read_bundle(&id, reading),
+            _ => {
+                let started = Instant::now();
+                let bundle = self.read_bundle(&id, reading);
+                self.part_took(Part::Read, started.elapsed());
+                bundle
+            }
         };
         Ok((bundle, mark))
+    }
+
+    fn part_took(&self, part: Part, took: Duration) {
+        let shared = &self.shared;
+        shared.metrics.part_took(part, &shared.model_name, took);
     }
 
     fn read_bundle(&self, id: &BundleId, reading: Reading) -> Result<ServerBundle, Error> {

@@ -26,6 +26,7 @@ use super::lock;
 use crate::control::REQUEST_LIMIT;
 use crate::fingerprint::Fingerprint;
 use crate::machine;
+use crate::observe::MemoryLevels;
 use crate::stream::Refusal;
 use crate::transport;
 use pi_protocol::session::ServerModel;
@@ -44,6 +45,8 @@ const EXPECTED: Duration = Duration::from_secs(8);
 
 /// What is left of the budget for exchanges.
 pub(super) struct Memory {
+    /// Bytes of the whole budget, and of what is for exchanges.
+    budget: (u64, u64),
     state: Mutex<State>,
     /// Told when an exchange was refused.
     wanted: Notify,
@@ -53,6 +56,8 @@ struct State {
     left: u64,
     /// The clients that were sent away, in the order of their turns, and when each came last.
     queue: Vec<(Fingerprint, Instant)>,
+    /// Exchanges that were sent away so far.
+    sent_away: u64,
 }
 
 /// Bytes of the budget that one exchange holds, until it is dropped.
@@ -79,14 +84,34 @@ impl Memory {
         let largest = model.most_offline_memory();
         let least = aside + largest.max(ServerModel::SETUP_MEMORY);
         match budget.checked_sub(aside) {
-            Some(left) if budget >= least => Ok(Memory {
-                state: Mutex::new(State {
-                    left,
-                    queue: Vec::new(),
-                }),
-                wanted: Notify::new(),
-            }),
+            Some(left) if budget >= least => Ok(Memory::with_left(left, budget)),
             _ => Err(least),
+        }
+    }
+
+    fn with_left(left: u64, budget: u64) -> Memory {
+        Memory {
+            budget: (budget, left),
+            state: Mutex::new(State {
+                left,
+                queue: Vec::new(),
+                sent_away: 0,
+            }),
+            wanted: Notify::new(),
+        }
+    }
+
+    /// What is taken now, and who waits.
+    pub(super) fn levels(&self) -> MemoryLevels {
+        let now = Instant::now();
+        let state = lock(&self.state);
+        let expected = |(_, last): &&(_, Instant)| now.duration_since(*last) < EXPECTED;
+        MemoryLevels {
+            budget: self.budget.0,
+            exchanges: self.budget.1,
+            left: state.left,
+            waiting: state.queue.iter().filter(expected).count(),
+            sent_away: state.sent_away,
         }
     }
 
@@ -97,7 +122,11 @@ impl Memory {
     pub(super) fn take(&self, client: Fingerprint, bytes: u64) -> Result<Share<'_>, Refusal> {
         let now = Instant::now();
         let mut state = lock(&self.state);
-        let State { left, queue } = &mut *state;
+        let State {
+            left,
+            queue,
+            sent_away,
+        } = &mut *state;
         queue.retain(|(_, last)| now.duration_since(*last) < EXPECTED);
         let place = queue.iter().position(|(other, _)| *other == client);
         if place.unwrap_or(queue.len()) == 0 && bytes <= *left {
@@ -110,6 +139,7 @@ impl Memory {
                 bytes,
             });
         }
+        *sent_away += 1;
         match place {
             Some(place) => queue[place].1 = now,
             None => queue.push((client, now)),
@@ -142,13 +172,7 @@ mod tests {
     use super::*;
 
     fn memory(left: u64) -> Memory {
-        Memory {
-            state: Mutex::new(State {
-                left,
-                queue: Vec::new(),
-            }),
-            wanted: Notify::new(),
-        }
+        Memory::with_left(left, left)
     }
 
     #[test]
@@ -159,6 +183,9 @@ mod tests {
         assert_eq!(memory.take(b, 8).err(), Some(come_back()));
         // There is room for this one, but it is not its turn.
         assert_eq!(memory.take(c, 2).err(), Some(come_back()));
+        let levels = memory.levels();
+        assert_eq!((levels.budget, levels.exchanges, levels.left), (10, 10, 2));
+        assert_eq!((levels.waiting, levels.sent_away), (2, 2));
         drop(first);
         assert_eq!(memory.take(a, 8).err(), Some(come_back()));
         assert_eq!(memory.take(c, 2).err(), Some(come_back()));
