@@ -56,7 +56,9 @@ impl InRequest {
     /// The error with the operation of this client that has just failed, if one has.
     fn of(client: &Client, error: impl Into<anyhow::Error>) -> anyhow::Error {
         let error = error.into();
-        match client.failed_request() {
+        // Of a store that fails here, the server knows nothing.
+        let local = matches!(error.downcast_ref(), Some(Error::Store(_)));
+        match client.failed_request().filter(|_| !local) {
             Some(request) => error.context(InRequest(request)),
             None => error,
         }

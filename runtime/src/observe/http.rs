@@ -6,10 +6,12 @@
 //!
 //! It must never slow the protocol. An answer is a few kilobytes of text that are put together in
 //! well below a millisecond; whatever asks the store runs on a blocking thread, once at a time, and
-//! for [`STORE_LIMIT`] at most. Each connection carries one request and ends after
+//! is waited for no longer than [`STORE_LIMIT`]. Bundles are counted in the whole of the store, so
+//! that is done a tenth of the time at most. Each connection carries one request and ends after
 //! [`CONNECTION_LIMIT`], and there are at most [`MOST_CONNECTIONS`].
 
 use super::health::{Observable, State};
+use super::metrics::AtRest;
 use crate::store::StoreError;
 use bytes::Bytes;
 use http_body_util::Full;
@@ -22,8 +24,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -31,6 +33,11 @@ use tokio::sync::Semaphore;
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Longest wait for an answer of the store.
 const STORE_LIMIT: Duration = Duration::from_secs(2);
+/// Longest wait for a count of the bundles, behind which the last one is taken.
+const COUNT_LIMIT: Duration = Duration::from_millis(500);
+/// Time for which a count is good, in times of what it took; one that took no time is made anew.
+const COUNT_REST: u32 = 10;
+const NO_TIME: Duration = Duration::from_millis(50);
 /// Longest wait for the headers of a request.
 const HEADERS_LIMIT: Duration = Duration::from_secs(5);
 /// Longest life of a connection.
@@ -71,6 +78,8 @@ impl HttpServer {
         let answers = Arc::new(Answers {
             server,
             asking: Arc::new(Semaphore::new(1)),
+            counting: Arc::new(Semaphore::new(1)),
+            counted: Mutex::default(),
         });
         loop {
             let stream = match self.listener.accept().await {
@@ -117,6 +126,23 @@ struct Answers {
     server: Arc<dyn Observable>,
     /// One question to the store at a time, so that a store that hangs holds one thread.
     asking: Arc<Semaphore>,
+    /// One count of the bundles at a time.
+    counting: Arc<Semaphore>,
+    counted: Mutex<Option<Counted>>,
+}
+
+/// A count of the bundles at rest.
+struct Counted {
+    /// None if the store gave an error.
+    at_rest: Option<AtRest>,
+    took: Duration,
+    when: Instant,
+}
+
+impl Counted {
+    fn is_good(&self) -> bool {
+        self.took > NO_TIME && self.when.elapsed() < COUNT_REST * self.took
+    }
 }
 
 impl Answers {
@@ -142,16 +168,48 @@ impl Answers {
     }
 
     async fn metrics(self: &Arc<Self>) -> Response<Full<Bytes>> {
-        let at_rest = self.ask_store(|server| server.bundles_at_rest()).await;
-        if let Err(reason) = &at_rest {
-            tracing::warn!(reason, "metrics without the bundles at rest");
+        let store = self.ask_store(|server| server.probe_store()).await;
+        if let Err(reason) = &store {
+            tracing::warn!(reason, "the store fails");
         }
-        let (metrics, memory) = (self.server.metrics(), self.server.memory());
-        let exposition = metrics.exposition(&memory, at_rest.as_ref().ok());
+        let at_rest = self.at_rest().await;
+        let metrics = self.server.metrics();
+        metrics.store_is(store.is_ok());
+        let exposition = metrics.exposition(&self.server.memory(), at_rest.as_ref());
         let mut answer = text(StatusCode::OK, exposition);
         let format = HeaderValue::from_static(OPEN_METRICS);
         answer.headers_mut().insert(CONTENT_TYPE, format);
         answer
+    }
+
+    /// The bundles at rest, counted now or, if that takes long, a while ago.
+    async fn at_rest(self: &Arc<Self>) -> Option<AtRest> {
+        let good = lock(&self.counted).as_ref().is_some_and(Counted::is_good);
+        if !good && let Ok(permit) = self.counting.clone().try_acquire_owned() {
+            let answers = self.clone();
+            let count = tokio::task::spawn_blocking(move || {
+                let _permit = permit;
+                answers.count();
+            });
+            // It goes on beyond that, for whoever asks next.
+            let _ = tokio::time::timeout(COUNT_LIMIT, count).await;
+        }
+        lock(&self.counted).as_ref()?.at_rest.clone()
+    }
+
+    fn count(&self) {
+        let started = Instant::now();
+        let at_rest = self.server.bundles_at_rest();
+        if let Err(error) = &at_rest {
+            tracing::warn!(%error, "the bundles are not counted");
+            self.server.metrics().store_failed(error);
+        }
+        let counted = Counted {
+            at_rest: at_rest.ok(),
+            took: started.elapsed(),
+            when: Instant::now(),
+        };
+        *lock(&self.counted) = Some(counted);
     }
 
     /// Whether a client that connects now would be served, or why not.
@@ -189,6 +247,11 @@ impl Answers {
             Err(_) => Err(format!("the store did not answer within {STORE_LIMIT:?}")),
         }
     }
+}
+
+/// What is under the lock is set in one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {

@@ -343,7 +343,7 @@ impl Metrics {
         }
         registry.register(
             "store_up",
-            "1 if the store was read for this answer, else 0",
+            "1 if the store can be read and written, else 0",
             self.store_up.clone(),
         );
         registry.register(
@@ -472,8 +472,13 @@ impl Metrics {
         self.store_errors.get_or_create(&OfKind { kind }).inc();
     }
 
+    /// The store can be used, or not.
+    pub fn store_is(&self, up: bool) {
+        self.store_up.set(i64::from(up));
+    }
+
     /// All metrics as text, with what is known only when it is asked for: the memory, and the
-    /// bundles at rest, `None` if the store does not answer.
+    /// bundles at rest, `None` if they cannot be counted.
     pub fn exposition(&self, memory: &MemoryLevels, at_rest: Option<&AtRest>) -> String {
         let gauge = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         self.memory_budget.set(gauge(memory.budget));
@@ -483,7 +488,6 @@ impl Metrics {
         self.sent_away
             .inner()
             .store(memory.sent_away, Ordering::Relaxed);
-        self.store_up.set(i64::from(at_rest.is_some()));
         // No number rather than an old one.
         self.at_rest.clear();
         for (model, count) in at_rest.into_iter().flatten() {
@@ -577,6 +581,7 @@ mod tests {
         let took = Duration::from_millis(3);
         metrics.ended("infer", "m", "ok", took, traffic);
         let connected = metrics.connected();
+        metrics.store_is(true);
         let at_rest = AtRest::from([("m".into(), 4), (OTHER.into(), 5)]);
         let text = metrics.exposition(&MemoryLevels::default(), Some(&at_rest));
         for line in [

@@ -247,9 +247,10 @@ fn add_answer(secrets: &mut Secrets, model: &Model, answer: &str) {
 async fn counts_are_exact_and_nothing_secret_is_told() {
     #[cfg(feature = "otel")]
     let (collector, url) = collector::Collector::start().await;
-    let mut arguments = vec!["--max-bundles", "3"];
     #[cfg(feature = "otel")]
-    arguments.extend(["--otlp", &url]);
+    let arguments = ["--max-bundles", "3", "--otlp", &url];
+    #[cfg(not(feature = "otel"))]
+    let arguments = ["--max-bundles", "3"];
     let watched = Watched::start(&arguments);
     let model = watched.model_name();
     let state = watched.at("client");
@@ -277,7 +278,8 @@ async fn counts_are_exact_and_nothing_secret_is_told() {
 
     // What the client counts is what the server counts.
     let gone = |scrape: &Scrape| scrape.get("pianissimo_connections") == 0.0;
-    let honest = watched.scrape_until(gone);
+    let at_rest = of("pianissimo_bundles_at_rest{model=\"$\"}");
+    let honest = watched.scrape_until(|scrape| gone(scrape) && scrape.get(&at_rest) == 2.0);
     let counted = traffic(&logs);
     let phases: BTreeSet<&str> = counted.keys().map(String::as_str).collect();
     assert_eq!(
@@ -432,10 +434,9 @@ async fn readiness_follows_the_store_and_ends_with_the_server() {
     assert!(reason.contains("store.redb"), "{reason}");
     assert_eq!(respond(&http, "GET", "/healthz").0, 200);
     let failed = scrape(&http);
-    assert_eq!(
-        failed.get("pianissimo_store_errors_total{kind=\"file\"}"),
-        1.0
-    );
+    assert_eq!(failed.get("pianissimo_store_up"), 0.0);
+    let errors = failed.get("pianissimo_store_errors_total{kind=\"file\"}");
+    assert_eq!(errors, 2.0, "one for each question");
     std::fs::rename(&away, &state).unwrap();
     assert_eq!(ready(), (200, "ready\n".into()));
 
