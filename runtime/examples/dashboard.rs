@@ -4,7 +4,7 @@
 //! It is no screenshot of Grafana, whose look and interaction it has not. An error of any query is
 //! an error of this program, so it also checks the dashboard against real data:
 //!
-//!     cargo run -p pi-runtime --example dashboard -- 127.0.0.1:9090 3600 picture.png
+//!     cargo run -p pi-runtime --example dashboard -- 127.0.0.1:9090 START END picture.png
 
 use anyhow::{Context, Result, anyhow, ensure};
 use plotters::coord::Shift;
@@ -13,10 +13,9 @@ use plotters::style::FontStyle;
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Pixels of one of the 24 columns, and of a unit of height.
-const UNIT: (u64, u64) = (68, 32);
+const UNIT: (u32, u32) = (68, 32);
 /// Points of a line.
 const POINTS: u64 = 240;
 /// What `$__rate_interval` stands for: several scrapes.
@@ -49,16 +48,17 @@ struct Line {
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [prometheus, seconds, file] = &arguments[..] else {
+    let [prometheus, start, end, file] = &arguments[..] else {
         return Err(anyhow!(
-            "give the address of a Prometheus, the seconds to show, and a file"
+            "give the address of a Prometheus, the time to show from and to, in seconds since \
+             1970, and a file"
         ));
     };
-    let end = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let span = Span {
-        start: end - seconds.parse::<u64>()?,
-        end,
+        start: start.parse()?,
+        end: end.parse()?,
     };
+    ensure!(span.start < span.end, "the time ends before it begins");
     let dashboard = include_str!("../../packaging/grafana-pianissimo.json");
     let dashboard: Value = serde_json::from_str(dashboard)?;
     let panels = dashboard["panels"].as_array().context("no panels")?;
@@ -70,7 +70,6 @@ fn main() -> Result<()> {
         .iter()
         .map(|panel| place(panel, "y") + place(panel, "h"));
     let size = (24 * UNIT.0, bottom.max().unwrap_or(0) * UNIT.1);
-    let size = (u32::try_from(size.0)?, u32::try_from(size.1)?);
     let font = epaint_default_fonts::UBUNTU_LIGHT;
     plotters::style::register_font("sans-serif", FontStyle::Normal, font)
         .map_err(|_| anyhow!("the font of the labels is damaged"))?;
@@ -90,8 +89,9 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn place(panel: &Value, side: &str) -> u64 {
-    panel["gridPos"][side].as_u64().unwrap_or(0)
+fn place(panel: &Value, side: &str) -> u32 {
+    let place = panel["gridPos"][side].as_u64().unwrap_or(0);
+    u32::try_from(place).unwrap_or(0)
 }
 
 /// All lines of a panel.

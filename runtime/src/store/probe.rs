@@ -3,7 +3,6 @@
 use super::error::file_error;
 use super::rows::META;
 use super::{BUNDLE_FILES, Store, StoreError};
-use crate::files;
 
 /// Bytes that must fit on the disk: a page.
 const PAGE: [u8; 4096] = [0; 4096];
@@ -23,10 +22,12 @@ impl Store {
         let database = self.directory.join("store.redb");
         std::fs::metadata(&database).map_err(|e| file_error(database, e))?;
         let path = self.directory.join(BUNDLE_FILES).join("probe");
-        // Dropped before it is kept, so that nothing is made durable. A crash leaves a file without
-        // a row, which is erased when the store is opened.
-        let written = files::PrivateFile::create(&path).and_then(|mut file| file.write_all(&PAGE));
-        written.map_err(|e| file_error(path, e))
+        // Nothing is made durable, which could take seconds on a busy disk. A crash leaves a file
+        // without a row, which is erased when the store is opened.
+        let written = std::fs::write(&path, PAGE);
+        // Also what there is of it on a disk that is full.
+        let removed = std::fs::remove_file(&path);
+        written.and(removed).map_err(|e| file_error(path, e))
     }
 }
 
