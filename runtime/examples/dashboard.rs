@@ -66,6 +66,9 @@ fn main() -> Result<()> {
     for panel in panels {
         asked.push((panel, lines(prometheus, panel, span)?));
     }
+    let mut points = asked.iter().flat_map(|(_, lines)| lines);
+    let some = points.any(|line| !line.points.is_empty());
+    ensure!(some, "Prometheus has nothing of a server in this time");
     let bottom = panels
         .iter()
         .map(|panel| place(panel, "y") + place(panel, "h"));
