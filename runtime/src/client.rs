@@ -4,12 +4,14 @@
 //! - `connection`: the model and the keys.
 //! - `prepare`: the offline phase.
 //! - `infer`: the online phase.
+//! - `tracked`: operations in the log.
 //! - `wait`: patience with a server that is not there, or has no room.
 
 mod connect;
 mod connection;
 mod infer;
 mod prepare;
+mod tracked;
 mod wait;
 
 pub use connect::Choice;
@@ -36,6 +38,7 @@ pub struct Client {
     patience: Patience,
     pools: PinnedPools,
     busy: Box<dyn Fn(Duration) + Send + Sync>,
+    failed: tracked::LastFailed,
 }
 
 /// Limits on waiting for a server.
@@ -82,6 +85,7 @@ impl Client {
             patience,
             pools: PinnedPools::new(true),
             busy: Box::new(|wait| tracing::info!(?wait, "the server has no room now")),
+            failed: tracked::LastFailed::default(),
         })
     }
 

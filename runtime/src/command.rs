@@ -5,22 +5,32 @@ pub mod client;
 pub mod demo;
 pub mod exit;
 mod interrupts;
+mod log_flags;
 pub mod server;
 
+use crate::client::Client;
 use crate::error::Error;
+use crate::observe::RequestId;
 use pi_manuals as manuals;
 use std::ffi::OsStr;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use tracing_subscriber::EnvFilter;
 
 /// Prints an error, its causes and what to do about it.
 fn report(error: &anyhow::Error) -> ExitCode {
-    let mut text = format!("error: {error}\n");
-    for cause in error.chain().skip(1) {
+    let request = error.downcast_ref::<InRequest>();
+    let mut chain = error.chain().skip(usize::from(request.is_some()));
+    let mut text = String::new();
+    if let Some(error) = chain.next() {
+        text.push_str(&format!("error: {error}\n"));
+    }
+    for cause in chain {
         text.push_str(&format!("  because: {cause}\n"));
+    }
+    if let Some(InRequest(request)) = request {
+        text.push_str(&format!("  in the server's log: request {request}\n"));
     }
     if let Some(remedy) = error.downcast_ref::<Error>().and_then(Error::remedy) {
         text.push_str(&format!("  what to do: {remedy}\n"));
@@ -31,22 +41,34 @@ fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code.unwrap_or(exit::FAILURE))
 }
 
+/// The operation in which an error came up, as context of the error: whoever runs the server finds
+/// its lines by it.
+#[derive(Debug)]
+struct InRequest(RequestId);
+
+impl std::fmt::Display for InRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "in request {}", self.0)
+    }
+}
+
+impl InRequest {
+    /// The error with the operation of this client that has just failed, if one has.
+    fn of(client: &Client, error: impl Into<anyhow::Error>) -> anyhow::Error {
+        let error = error.into();
+        // Of a store that fails here, the server knows nothing.
+        let local = matches!(error.downcast_ref(), Some(Error::Store(_)));
+        match client.failed_request().filter(|_| !local) {
+            Some(request) => error.context(InRequest(request)),
+            None => error,
+        }
+    }
+}
+
 /// Tells the user something on standard error. Nobody may be there to read it, which is no reason
 /// to end.
 fn note(text: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{text}");
-}
-
-/// Starts logging to standard error. `PI_LOG` selects what is logged, in the syntax of
-/// `tracing_subscriber::EnvFilter`.
-fn start_logging(default: &str) {
-    let filter = EnvFilter::try_from_env("PI_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    // A second subscriber, in a test that calls two programs, is refused: the first goes on.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .try_init();
 }
 
 /// The state directory: an argument, an environment variable, or the user's data directory.

@@ -6,6 +6,7 @@
 //! - [`control`] has the messages that the processes exchange around a session.
 //! - [`store`] keeps what outlives a process: above all bundles, each of which is used once.
 //! - [`identity`] and [`fingerprint`] say who a party is.
+//! - [`observe`] shows the server to whoever runs it: metrics, health, logs and traces.
 //! - [`model_files`] reads models; [`input_file`] reads what is asked about, pictures as
 //!   [`pi_image`] brings them to a model; [`draw`] draws one.
 //!
@@ -24,6 +25,7 @@ pub mod identity;
 pub mod input_file;
 mod machine;
 pub mod model_files;
+pub mod observe;
 mod party;
 mod pinned_pool;
 mod quiet_pool;

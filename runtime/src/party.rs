@@ -12,10 +12,12 @@ use std::future::Future;
 use std::path::Path;
 use tokio::runtime::Handle;
 use tokio::task::block_in_place;
+use tracing::Instrument;
 
 /// Runs a session. It computes for milliseconds to seconds between two messages, so this thread is
 /// given up to it and the reactor goes on elsewhere.
 pub(crate) fn compute<F: Future>(session: F) -> F::Output {
+    let session = session.instrument(tracing::debug_span!("compute"));
     block_in_place(|| Handle::current().block_on(session))
 }
 
@@ -83,6 +85,7 @@ pub(crate) fn read_bundle<B>(
     reading: Box<dyn BundleContent>,
     decode: impl FnOnce(Stored<'_>) -> Result<(BundleId, B), pi_protocol::Error>,
 ) -> Result<B, Error> {
+    let _span = tracing::debug_span!("read bundle").entered();
     let damaged = |reason: String| damaged(place, format!("bundle {}: {reason}", short(&id.0)));
     let decoded = match reading.length() <= READ_AT_ONCE {
         true => decode(Stored::Whole(&reading.run()?)),

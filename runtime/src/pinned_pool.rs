@@ -17,6 +17,7 @@ use std::future::Future;
 use std::sync::Mutex;
 use tokio::runtime::Handle;
 use tokio::task::block_in_place;
+use tracing::Instrument;
 
 /// Upper limit on the threads of a pool: with 16, each still has tens of microseconds of work in a
 /// layer.
@@ -48,6 +49,8 @@ impl PinnedPools {
         F::Output: Send,
     {
         let reactor = Handle::current();
+        // Made here, where its parent is: a pool's threads know of none.
+        let session = session.instrument(tracing::debug_span!("compute"));
         block_in_place(|| match self.take() {
             Some(pool) => {
                 let result = pool.install(|| reactor.block_on(session));

@@ -11,6 +11,7 @@
 //! - `upkeep`: files that change while it runs.
 //! - `connection`: a client's connection and the operations on it.
 //! - `memory`: the memory that clients can make it use.
+//! - `observed`: what the operator sees of it.
 //! - `prepare`: the offline phase.
 //! - `infer`: the online phase.
 
@@ -20,6 +21,7 @@ mod infer;
 mod limits;
 mod memory;
 mod models;
+mod observed;
 mod prepare;
 mod upkeep;
 
@@ -35,6 +37,7 @@ use self::memory::{AHEAD_BYTES, Memory};
 use self::models::{Models, Served};
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
+use crate::observe::{Health, Metrics, Observable, State, Turned};
 use crate::pinned_pool::PinnedPools;
 use crate::store::{AnswerLimits, BundleState, ModelDigest, ServerStore, Store, today};
 use crate::stream::Refusal;
@@ -178,6 +181,8 @@ struct Shared {
     ahead: Arc<Semaphore>,
     /// The connection of each client that is connected.
     connections: Mutex<HashMap<Fingerprint, quinn::Connection>>,
+    metrics: Metrics,
+    health: Health,
 }
 
 /// Limit on the sessions at once: half of the threads that tokio allows itself. The other half is
@@ -259,7 +264,11 @@ impl Server {
         let credentials = upkeep::Credentials::new(options);
         let (identity, endpoint) = credentials.listen(options.listen)?;
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let labels: Vec<String> = all.iter().map(|served| served.label()).collect();
+        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
         let shared = Shared {
+            metrics: Metrics::new(&labels),
+            health: Health::default(),
             models,
             service: store.service(identity.fingerprint())?,
             store,
@@ -302,6 +311,11 @@ impl Server {
     /// The name under which clients keep their bundles with this server.
     pub fn service(&self) -> Fingerprint {
         self.shared.service
+    }
+
+    /// What an operator may see of this server, for as long as it is held.
+    pub fn observable(&self) -> Arc<dyn Observable> {
+        self.shared.clone()
     }
 
     /// The versions of models that it has.
@@ -352,6 +366,7 @@ impl Server {
         let slots = Arc::new(Semaphore::new(self.max_clients));
         let mut connections = JoinSet::new();
         let stopping = stop.clone();
+        self.shared.health.enter(State::Accepting);
         loop {
             tokio::select! {
                 incoming = self.endpoint.accept() => {
@@ -371,6 +386,7 @@ impl Server {
                 _ = stop.wait_for(|stop| *stop) => break,
             }
         }
+        self.shared.health.enter(State::ShuttingDown);
         // First, since it may let the endpoint accept connections anew.
         if let Err(error) = upkeep.await {
             tracing::error!(%error, "files that change were no longer looked at");
@@ -393,6 +409,7 @@ impl Server {
     ) -> Option<(quinn::Incoming, OwnedSemaphorePermit)> {
         let Ok(slot) = slots.clone().try_acquire_owned() else {
             tracing::warn!(from = %incoming.remote_address(), "refused: all slots taken");
+            self.shared.metrics.turned(Turned::Full);
             incoming.refuse();
             return None;
         };

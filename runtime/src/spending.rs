@@ -11,6 +11,7 @@ use crate::store::StoreError;
 use crate::stream::{MessageStream, StreamTraffic};
 use pi_protocol::Channel;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 /// A bundle that is being marked as spent.
@@ -25,7 +26,9 @@ impl Mark {
         spend: impl FnOnce(&S) -> Result<(), StoreError> + Send + 'static,
     ) -> Mark {
         let store = store.clone();
+        let span = tracing::debug_span!("mark");
         Mark(spawn_blocking(move || {
+            let _span = span.entered();
             failpoint::reach(failpoints[0]);
             spend(&store)?;
             failpoint::reach(failpoints[1]);
@@ -50,6 +53,7 @@ pub(crate) struct Spending<'a> {
     /// Request to send before the first message.
     request: Option<Request>,
     failure: Option<Error>,
+    waited: Duration,
 }
 
 impl<'a> Spending<'a> {
@@ -64,12 +68,18 @@ impl<'a> Spending<'a> {
             mark: Some(mark),
             request,
             failure: None,
+            waited: Duration::ZERO,
         }
     }
 
     /// Traffic of the stream until now.
     pub(crate) fn traffic(&self) -> StreamTraffic {
         self.stream.traffic()
+    }
+
+    /// Time that the session has waited for its messages and for the mark, until now.
+    pub(crate) fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Waits for the mark, unless the session did. A session that failed early has spent its
@@ -88,6 +98,22 @@ impl<'a> Spending<'a> {
 
 impl Channel for Spending<'_> {
     async fn send(&mut self, message: Vec<u8>) -> Result<(), pi_protocol::Error> {
+        let started = Instant::now();
+        let sent = self.send_marked(message).await;
+        self.waited += started.elapsed();
+        sent
+    }
+
+    async fn receive(&mut self, limit: usize) -> Result<Vec<u8>, pi_protocol::Error> {
+        let started = Instant::now();
+        let message = self.stream.receive(limit).await;
+        self.waited += started.elapsed();
+        message
+    }
+}
+
+impl Spending<'_> {
+    async fn send_marked(&mut self, message: Vec<u8>) -> Result<(), pi_protocol::Error> {
         if let Some(mark) = self.mark.take()
             && let Err(failure) = mark.done().await
         {
@@ -103,9 +129,5 @@ impl Channel for Spending<'_> {
             sent.map_err(|error| self.stream.session_error(error))?;
         }
         self.stream.send(message).await
-    }
-
-    async fn receive(&mut self, limit: usize) -> Result<Vec<u8>, pi_protocol::Error> {
-        self.stream.receive(limit).await
     }
 }

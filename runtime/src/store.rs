@@ -25,6 +25,7 @@ mod content;
 mod database;
 mod embedded;
 mod error;
+mod probe;
 mod rows;
 mod server;
 #[cfg(feature = "shared-store")]

@@ -16,6 +16,7 @@ use quinn::{
 use serde::{Serialize, de::DeserializeOwned};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument;
 
 /// One operation's messages in both directions.
 pub struct MessageStream {
@@ -239,6 +240,11 @@ impl MessageStream {
         }
     }
 
+    /// Index of the stream among those of its connection that the client opened, from 0.
+    pub fn index(&self) -> u64 {
+        self.outgoing.id().index()
+    }
+
     /// Traffic of the stream until now.
     pub fn traffic(&self) -> StreamTraffic {
         self.traffic
@@ -439,12 +445,14 @@ pub(crate) fn describe(error: &dyn std::error::Error) -> String {
 
 impl Channel for MessageStream {
     async fn send(&mut self, message: Vec<u8>) -> Result<(), pi_protocol::Error> {
-        let result = self.send_message(message).await;
+        let span = tracing::debug_span!("send", bytes = message.len());
+        let result = self.send_message(message).instrument(span).await;
         result.map_err(|error| self.session_error(error))
     }
 
     async fn receive(&mut self, limit: usize) -> Result<Vec<u8>, pi_protocol::Error> {
-        let result = self.receive_message(limit).await;
+        let span = tracing::debug_span!("receive");
+        let result = self.receive_message(limit).instrument(span).await;
         result.map_err(|error| self.session_error(error))
     }
 }

@@ -9,6 +9,7 @@ use crate::control::{
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::identity;
+use crate::observe::RequestId;
 use crate::party::{Greeting, random};
 use crate::store::{BundleEntry, BundleState, ModelDigest, PeerRecord};
 use crate::stream::{Refusal, StreamError, describe};
@@ -107,6 +108,7 @@ impl Client {
         trust: &TrustOptions,
         choice: &Choice,
     ) -> Result<Connection<'_>, Error> {
+        self.failed.forget();
         let rule = self.decide_trust(address, trust)?;
         // What may show that a server is another one's successor.
         let vouched = matches!(rule, Trust::Authorities(_)) || trust.fingerprint.is_some();
@@ -384,9 +386,10 @@ impl Client {
         quic: &quinn::Connection,
         hello: Hello,
     ) -> Result<Welcome, Error> {
-        let probes = hello.probes.len();
+        let (probes, nonce) = (hello.probes.len(), hello.nonce);
         let hello = Request::Hello(hello);
         let mut stream = open_stream(quic, self.patience.silence, &hello).await?;
+        let tracked = self.track(RequestId::of_hello(&nonce, stream.index()), "hello");
         let reply = stream.receive_control(REPLY_LIMIT).await;
         let welcome: Welcome = reply.map_err(|error| match error {
             StreamError::Refused(Refusal::Incompatible) => {
@@ -401,6 +404,7 @@ impl Client {
             )));
         }
         check_answers(&welcome.held, probes)?;
+        tracked.done(stream.traffic());
         Ok(welcome)
     }
 }

@@ -97,6 +97,7 @@ impl Connection<'_> {
         }
         let started = Instant::now();
         let mut stream = self.open(&Request::Artifact).await?;
+        let tracked = self.track(&stream, "artifact");
         let bytes = stream
             .receive_message(limits::ARTIFACT_BYTES)
             .await
@@ -112,6 +113,7 @@ impl Connection<'_> {
         let model = block_in_place(|| ClientModel::new(artifact));
         let model = model.map_err(|e| Error::Artifact(e.to_string()))?;
         block_in_place(|| self.client.store.put_artifact(&digest, &bytes))?;
+        tracked.done(stream.traffic());
         let spent = Spent {
             wall: started.elapsed(),
             traffic: stream.traffic(),
@@ -146,6 +148,7 @@ impl Connection<'_> {
         }
         let started = Instant::now();
         let mut stream = self.open(&Request::Setup).await?;
+        let tracked = self.track(&stream, "setup");
         let inputs = self.greeting.header_inputs(0);
         let rng = &mut OsRng.unwrap_err();
         let setup = compute(session::client_setup(&mut stream, &inputs, rng));
@@ -156,6 +159,7 @@ impl Connection<'_> {
         let encoded = setup.encode();
         block_in_place(|| store.put_setup(self.greeting.server, &setup.id(), &encoded))?;
         self.welcome.setup = Some(setup.id());
+        tracked.done(stream.traffic());
         let spent = Spent {
             wall: started.elapsed(),
             traffic: stream.traffic(),

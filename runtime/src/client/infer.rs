@@ -190,6 +190,7 @@ impl Connection<'_> {
             }
         };
         let mut stream = MessageStream::new(outgoing, incoming, self.client.patience.silence);
+        let tracked = self.track(&stream, "infer");
         let mut spending = Spending::new(&mut stream, mark, Some(Request::Infer));
         let session = session::client_infer(&mut spending, model, bundle, input, trace);
         let inference = self.client.pools.compute(session);
@@ -211,6 +212,7 @@ impl Connection<'_> {
             error @ pi_protocol::Error::Stored { .. } => self.damaged(id, &error),
             error => protocol_error("server", &mut stream, error),
         })?;
+        tracked.done(online.traffic);
         Ok(Prediction {
             answer: inference.answer,
             output_frac_bits: model.artifact().circuit.output().0,

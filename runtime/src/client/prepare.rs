@@ -85,6 +85,7 @@ impl Connection<'_> {
             held: held.iter().map(|entry| entry.id.0).collect(),
         });
         let mut stream = self.open(&request).await?;
+        let tracked = self.track(&stream, "prepare");
         let earlier = making.spent.traffic;
         for size in sizes {
             let inputs = self.greeting.header_inputs(self.next_index);
@@ -122,6 +123,7 @@ impl Connection<'_> {
                 making.left -= 1;
             }
         }
+        tracked.done(stream.traffic());
         Ok(())
     }
 
@@ -187,11 +189,13 @@ impl Connection<'_> {
         for part in unknown.chunks(MOST_PROBES) {
             let ids = part.iter().map(|&index| self.candidates[index].id.0);
             let mut stream = self.open(&Request::Probe(ids.collect())).await?;
+            let tracked = self.track(&stream, "probe");
             let answer: Held = stream
                 .receive_control(REPLY_LIMIT)
                 .await
                 .map_err(from_server)?;
             check_answers(&answer.held, part.len())?;
+            tracked.done(stream.traffic());
             for (&index, held) in part.iter().zip(answer.held) {
                 self.candidates[index].held = Some(held);
             }

@@ -9,14 +9,16 @@ mod models;
 use self::infer::InferArguments;
 use self::keep::KeepArguments;
 use super::exit;
+use super::log_flags::LogArguments;
 use super::manuals::{self, Manual};
-use super::{megabytes, note, report, runtime, seconds, start_logging, state_directory};
+use super::{InRequest, megabytes, note, report, runtime, seconds, state_directory};
 use crate::client::{Backoff, Choice, Client, Connection, Patience, Spent, TrustOptions, Wait};
 use crate::control::MOST_BUNDLES;
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, hex, short};
 use crate::identity::Identity;
 use crate::machine;
+use crate::observe::logs;
 use crate::store::{BundleState, ModelDigest, PeerRecord, StoreError};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -69,6 +71,8 @@ struct Arguments {
     /// PEM file with the private key of --cert.
     #[arg(long, global = true, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
+    #[command(flatten)]
+    log: LogArguments,
 }
 
 #[derive(Subcommand)]
@@ -208,8 +212,8 @@ impl From<TrustArguments> for TrustOptions {
 
 /// Runs `pi-client` with this process's arguments.
 pub fn main() -> ExitCode {
-    start_logging("warn");
     let arguments = Arguments::parse();
+    let _logs = logs::start("warn", arguments.log.log_format, None);
     match run(arguments) {
         Ok(code) => code,
         Err(error) => report(&error),
@@ -316,7 +320,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Prepare { count, server } => {
             let client = setting.open(server.wait())?;
-            runtime()?.block_on(prepare(&client, count, &server))?;
+            let prepared = runtime()?.block_on(prepare(&client, count, &server));
+            prepared.map_err(|error| InRequest::of(&client, error))?;
         }
         Command::Infer(arguments) => {
             let client = setting.open(arguments.wait())?;

@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
 use crate::input_file::InputFile;
 use crate::model_files::{read_artifact, read_weights};
+use crate::observe::logs::{self, LogFormat};
 use crate::{draw, usage};
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -56,7 +57,7 @@ pub fn main() -> ExitCode {
     if arguments.next().is_some_and(|first| first == AS_SERVER) {
         return super::server::serve_child(program.into_iter().chain(arguments));
     }
-    super::start_logging("warn");
+    let _logs = logs::start("warn", LogFormat::Text, None);
     match run(Arguments::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {

@@ -3,13 +3,15 @@
 mod check;
 mod clients;
 mod config;
+mod observe_flags;
 mod store_flags;
 
 use self::clients::ClientsArguments;
+use self::observe_flags::ObserveArguments;
 use self::store_flags::StoreArguments;
 use super::interrupts::{Hangups, Interrupts};
 use super::manuals::{self, Manual};
-use super::{report, runtime, seconds, start_logging, state_directory};
+use super::{report, runtime, seconds, state_directory};
 use crate::error::Error;
 use crate::fingerprint::short;
 use crate::quiet_pool;
@@ -116,6 +118,8 @@ struct Arguments {
     key: Option<PathBuf>,
     #[command(flatten)]
     store: StoreArguments,
+    #[command(flatten)]
+    observe: ObserveArguments,
 }
 
 #[derive(Subcommand)]
@@ -192,7 +196,6 @@ fn command() -> clap::Command {
 
 /// Runs `pi-server` with this process's arguments.
 pub fn main() -> ExitCode {
-    start_logging("pi_runtime=info,warn");
     match run(std::env::args_os().collect()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),
@@ -225,7 +228,6 @@ fn run(given: Vec<OsString>) -> anyhow::Result<()> {
 /// largest resident memory in bytes (0 where the system does not report it). It ends when standard
 /// input does, so that it never outlives its parent.
 pub fn serve_child(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    start_logging("pi_runtime=info,warn");
     match serve(Arguments::parse_from(arguments), true) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),
@@ -233,6 +235,7 @@ pub fn serve_child(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
+    let _logs = arguments.observe.start_logging("pi_runtime=info,warn")?;
     pi_core::Backend::chosen()?;
     let options = arguments.options()?;
     let store = arguments.store;
@@ -243,7 +246,11 @@ fn serve(arguments: Arguments, child: bool) -> anyhow::Result<()> {
         let interrupts = Interrupts::listen()?;
         let hangups = Hangups::listen()?;
         let server = Server::start_with(&options, |state| store.open(state))?;
-        std::io::stdout().write_all(announcement(&server, &options)?.as_bytes())?;
+        let mut text = announcement(&server, &options)?;
+        if let Some(address) = arguments.observe.serve(&server).await? {
+            text.push_str(&format!("metrics on http://{address}\n"));
+        }
+        std::io::stdout().write_all(text.as_bytes())?;
         std::io::stdout().flush()?;
         let (stop, stopped) = watch::channel(false);
         if child {

@@ -10,6 +10,7 @@ use crate::control::{
 };
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
+use crate::observe::{Operation, Turned};
 use crate::party::{Greeting, compute, damaged, random};
 use crate::store::BundleState;
 use crate::stream::{MessageStream, Refusal, StreamError, describe};
@@ -19,9 +20,9 @@ use pi_protocol::session::{self, BundleId, ServerModel, ServerSetup, is_current_
 use rand_core::{OsRng, TryRngCore};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 use tokio::sync::{OnceCell, watch};
 use tokio::task::{JoinSet, block_in_place};
+use tracing::Instrument;
 
 /// The connection of one client.
 pub(super) struct Connection {
@@ -50,6 +51,7 @@ pub(super) async fn serve(
         Ok(connecting) => connecting,
         Err(error) => {
             tracing::info!(%from, error = describe(&error), "no connection");
+            shared.metrics.turned(Turned::Handshake);
             return;
         }
     };
@@ -57,14 +59,17 @@ pub(super) async fn serve(
         Ok(Ok(quic)) => quic,
         Ok(Err(error)) if transport::no_common_key_exchange(&error) => {
             tracing::info!(%from, "no connection: the client offers no X25519MLKEM768");
+            shared.metrics.turned(Turned::Handshake);
             return;
         }
         Ok(Err(error)) => {
             tracing::info!(%from, error = describe(&error), "no connection");
+            shared.metrics.turned(Turned::Handshake);
             return;
         }
         Err(_) => {
             tracing::info!(%from, "the handshake took too long");
+            shared.metrics.turned(Turned::Handshake);
             return;
         }
     };
@@ -75,12 +80,14 @@ pub(super) async fn serve(
     let Some(client) = client else {
         tracing::warn!(%from, "refused: a client without a certificate, or one for no name");
         quic.close(Refusal::Misbehaved.code(), b"no certificate with a name");
+        shared.metrics.turned(Turned::NoCertificate);
         return;
     };
     let name = short(&client.0);
     if let Err(refusal) = block_in_place(|| shared.clients.admit(client)) {
         tracing::warn!(client = %client, %from, "refused: not on the list of clients");
         quic.close(refusal.code(), b"not on the list");
+        shared.metrics.turned(Turned::NotAllowed);
         return;
     }
     tracing::info!(client = name, %from, "connected");
@@ -94,6 +101,8 @@ pub(super) async fn serve(
         loaded: Mutex::default(),
         inferring: tokio::sync::Mutex::default(),
     });
+    let shared = connection.shared.clone();
+    let _connected = shared.metrics.connected();
     let mut operations = JoinSet::new();
     let closing = loop {
         tokio::select! {
@@ -123,49 +132,67 @@ pub(super) async fn serve(
 }
 
 async fn serve_operation(connection: Arc<Connection>, mut stream: MessageStream) {
-    let client = short(&connection.client.0);
-    let started = Instant::now();
     let request = match stream.receive_control::<Request>(REQUEST_LIMIT).await {
         Ok(request) => request,
         Err(error) => {
+            let client = short(&connection.client.0);
             tracing::warn!(client, %error, "no request");
             stream.refuse(Error::from_stream("client", error).refusal());
             return;
         }
     };
-    let operation = match &request {
-        Request::Hello(_) => "hello",
-        Request::Catalogue => "catalogue",
-        Request::Artifact => "artifact",
-        Request::Setup => "setup",
-        Request::Prepare(_) => "prepare",
-        Request::Infer => "infer",
-        Request::Probe(_) => "probe",
-    };
+    let shared = connection.shared.clone();
+    let operation = Operation::begin(
+        &shared.metrics,
+        connection.client,
+        connection.greeting.get(),
+        (&request, stream.index()),
+    );
+    let span = operation.span();
+    let answered = answer_operation(&connection, request, stream, operation);
+    answered.instrument(span).await;
+}
+
+async fn answer_operation(
+    connection: &Arc<Connection>,
+    request: Request,
+    mut stream: MessageStream,
+    mut operation: Operation<'_>,
+) {
+    let read_ahead = matches!(
+        request,
+        Request::Hello(_) | Request::Prepare(_) | Request::Infer
+    );
+    let moves_many = matches!(
+        request,
+        Request::Artifact | Request::Setup | Request::Prepare(_)
+    );
     let result = connection.answer(request, &mut stream).await;
-    let traffic = stream.traffic();
-    if matches!(operation, "artifact" | "setup" | "prepare") {
+    let (took, traffic) = (operation.elapsed(), stream.traffic());
+    if let Some(served) = connection.served.get() {
+        operation.of_model(served.label());
+    }
+    if moves_many {
         connection.count_bytes(traffic.bytes_received + traffic.bytes_sent);
     }
+    operation.end(&result, traffic);
     match result {
         Ok(()) => {
-            if matches!(operation, "hello" | "prepare" | "infer") {
-                connection.read_ahead();
+            if read_ahead {
+                connection.clone().read_ahead();
             }
             // A client that has what it wants may be gone before it says so.
             let _ = stream.finish().await;
             tracing::info!(
-                client,
-                operation,
                 bytes_in = traffic.bytes_received,
                 bytes_out = traffic.bytes_sent,
                 messages = traffic.messages_received + traffic.messages_sent,
-                milliseconds = started.elapsed().as_millis() as u64,
+                milliseconds = took.as_millis() as u64,
                 "done"
             );
         }
         Err(error) => {
-            tracing::warn!(client, operation, %error, "failed");
+            tracing::warn!(%error, "failed");
             stream.refuse(error.refusal());
         }
     }

@@ -4,12 +4,14 @@ use super::connection::{Connection, from_client};
 use super::models::Served;
 use crate::error::Error;
 use crate::fingerprint::short;
+use crate::observe::Part;
 use crate::party::{self, Stored, protocol_error};
 use crate::spending::{Mark, Spending};
 use crate::store::{BundleContent, today};
 use crate::stream::MessageStream;
 use pi_protocol::session::{self, BundleId, OnlineRequest, ServerBundle};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{block_in_place, spawn_blocking};
 
@@ -43,11 +45,16 @@ impl Connection {
         };
         let mut spending = Spending::new(stream, mark, None);
         let session = session::server_infer(&mut spending, model, bundle, request);
+        let started = Instant::now();
         let answered = self.shared.pools.compute(session);
+        let (took, waited) = (started.elapsed(), spending.waited());
+        self.part_took(served, Part::Wait, waited);
+        self.part_took(served, Part::Compute, took.saturating_sub(waited));
         spending.end().await?;
         // The answer is on its way, or never will be: what is left of the bundle goes in either
         // case.
         if let Err(error) = block_in_place(|| self.shared.store.erase(self.client, &id)) {
+            self.shared.metrics.store_failed(&error);
             tracing::warn!(bundle = short(&id.0), %error, "spent, but not erased yet");
         }
         answered.map_err(|e| protocol_error("client", stream, e))
@@ -77,15 +84,29 @@ impl Connection {
         let failpoints = ["server-infer-before-spend", "server-infer-after-spend"];
         let limits = shared.answer_limits(self.client, served);
         let (client, id, account) = (self.client, *id, served.name.clone());
+        let (observed, label) = (shared.clone(), served.label());
         let mark = Mark::start(&shared.store, failpoints, move |store| {
-            store.spend_on_answer(client, &id, &account, &limits, today())
+            let metrics = &observed.metrics;
+            let spend = || store.spend_on_answer(client, &id, &account, &limits, today());
+            metrics.time(Part::Mark, &label, spend)?;
+            metrics.bundle_spent(&label);
+            Ok(())
         });
         let loaded = self.loaded.lock().expect("no holder panics").take();
         let bundle = match loaded {
             Some(loaded) if loaded.bundle.id() == id => Ok(loaded.bundle),
-            _ => self.read_bundle(served, &id, reading),
+            _ => {
+                let started = Instant::now();
+                let bundle = self.read_bundle(served, &id, reading);
+                self.part_took(served, Part::Read, started.elapsed());
+                bundle
+            }
         };
         Ok((bundle, mark))
+    }
+
+    fn part_took(&self, served: &Served, part: Part, took: Duration) {
+        self.shared.metrics.part_took(part, &served.label(), took);
     }
 
     fn read_bundle(

@@ -28,6 +28,7 @@ use crate::control::REQUEST_LIMIT;
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::machine;
+use crate::observe::MemoryLevels;
 use crate::stream::Refusal;
 use crate::transport;
 use pi_protocol::session::ServerModel;
@@ -61,6 +62,8 @@ struct State {
     aside: u64,
     /// The clients that were sent away, in the order of their turns, and when each came last.
     queue: Vec<(Fingerprint, Instant)>,
+    /// Exchanges that were sent away so far.
+    sent_away: u64,
 }
 
 /// Bytes of the budget that one exchange holds, until it is dropped.
@@ -86,15 +89,10 @@ impl Memory {
         max_clients: usize,
         budget: u64,
     ) -> Result<Self, Error> {
+        let left = i64::try_from(budget).unwrap_or(i64::MAX) - AHEAD_BYTES as i64;
         let memory = Memory {
-            state: Mutex::new(State {
-                left: i64::try_from(budget).unwrap_or(i64::MAX) - AHEAD_BYTES as i64,
-                aside: 0,
-                queue: Vec::new(),
-            }),
-            wanted: Notify::new(),
             budget,
-            max_clients,
+            ..Memory::empty(left, max_clients)
         };
         for model in models {
             memory.make_room(model)?;
@@ -128,6 +126,37 @@ impl Memory {
         Ok(())
     }
 
+    /// A budget of which nothing is set aside yet but for bundles that are read ahead.
+    fn empty(left: i64, max_clients: usize) -> Memory {
+        Memory {
+            state: Mutex::new(State {
+                left,
+                aside: 0,
+                queue: Vec::new(),
+                sent_away: 0,
+            }),
+            wanted: Notify::new(),
+            budget: u64::try_from(left)
+                .unwrap_or(0)
+                .saturating_add(AHEAD_BYTES as u64),
+            max_clients,
+        }
+    }
+
+    /// What is taken now, and who waits.
+    pub(super) fn levels(&self) -> MemoryLevels {
+        let now = Instant::now();
+        let state = lock(&self.state);
+        let expected = |(_, last): &&(_, Instant)| now.duration_since(*last) < EXPECTED;
+        MemoryLevels {
+            budget: self.budget,
+            exchanges: self.budget.saturating_sub(AHEAD_BYTES as u64 + state.aside),
+            left: u64::try_from(state.left).unwrap_or(0),
+            waiting: state.queue.iter().filter(expected).count(),
+            sent_away: state.sent_away,
+        }
+    }
+
     /// Takes memory for an exchange of a client.
     ///
     /// # Errors
@@ -135,7 +164,12 @@ impl Memory {
     pub(super) fn take(&self, client: Fingerprint, bytes: u64) -> Result<Share<'_>, Refusal> {
         let now = Instant::now();
         let mut state = lock(&self.state);
-        let State { left, queue, .. } = &mut *state;
+        let State {
+            left,
+            queue,
+            sent_away,
+            ..
+        } = &mut *state;
         queue.retain(|(_, last)| now.duration_since(*last) < EXPECTED);
         let place = queue.iter().position(|(other, _)| *other == client);
         let fits = i64::try_from(bytes).is_ok_and(|bytes| bytes <= *left);
@@ -149,6 +183,7 @@ impl Memory {
                 bytes,
             });
         }
+        *sent_away += 1;
         match place {
             Some(place) => queue[place].1 = now,
             None => queue.push((client, now)),
@@ -181,16 +216,7 @@ mod tests {
     use super::*;
 
     fn memory(left: i64) -> Memory {
-        Memory {
-            state: Mutex::new(State {
-                left,
-                aside: 0,
-                queue: Vec::new(),
-            }),
-            wanted: Notify::new(),
-            budget: left as u64,
-            max_clients: 1,
-        }
+        Memory::empty(left, 1)
     }
 
     #[test]
@@ -201,6 +227,9 @@ mod tests {
         assert_eq!(memory.take(b, 8).err(), Some(come_back()));
         // There is room for this one, but it is not its turn.
         assert_eq!(memory.take(c, 2).err(), Some(come_back()));
+        let levels = memory.levels();
+        assert_eq!((levels.budget, levels.exchanges, levels.left), (10, 10, 2));
+        assert_eq!((levels.waiting, levels.sent_away), (2, 2));
         drop(first);
         assert_eq!(memory.take(a, 8).err(), Some(come_back()));
         assert_eq!(memory.take(c, 2).err(), Some(come_back()));

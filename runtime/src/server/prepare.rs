@@ -82,6 +82,7 @@ impl Connection {
                     failpoint::reach("server-prepare-before-keep");
                     Ok::<_, Error>(writer.keep(&served.digest)?)
                 })?;
+                shared.metrics.bundle_made(&served.label());
                 failpoint::reach("server-prepare-after-store");
                 stream
                     .send_control(&Stored { id: id.0 })
@@ -112,6 +113,7 @@ impl Connection {
         let keep: HashSet<BundleId> = held.into_iter().map(BundleId).collect();
         let orphans = self.shared.store.discard_others(self.client, &keep)?;
         if orphans > 0 {
+            self.shared.metrics.bundles_given_up(orphans as u64);
             tracing::info!(client = short(&self.client.0), orphans, "given up");
         }
         Ok(())

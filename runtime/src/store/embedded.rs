@@ -47,6 +47,10 @@ impl ServerStore for Store {
         Store::put_setup(self, client, id, setup)
     }
 
+    fn probe(&self) -> Result<(), StoreError> {
+        Store::probe(self)
+    }
+
     fn bundles(&self) -> Result<Vec<BundleEntry>, StoreError> {
         Store::bundles(self)
     }

@@ -50,6 +50,15 @@ pub trait ServerStore: Send + Sync {
     fn put_setup(&self, client: Fingerprint, id: &[u8; 32], setup: &[u8])
     -> Result<(), StoreError>;
 
+    /// Ensures that the store answers.
+    ///
+    /// # Errors
+    /// As for every method.
+    fn probe(&self) -> Result<(), StoreError> {
+        // An account that nobody has.
+        self.usage(Fingerprint([0; 32]), "", 0).map(drop)
+    }
+
     /// All bundles, spent ones included.
     ///
     /// # Errors

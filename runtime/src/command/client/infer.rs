@@ -10,7 +10,7 @@ use super::answers::{Answers, Form, shown};
 use super::inputs::Inputs;
 use super::{ServerArguments, Waiting, bar_style, spinner};
 use crate::client::{Client, Connection, Prediction, TrustOptions, Wait};
-use crate::command::{exit, note, report};
+use crate::command::{InRequest, exit, note, report};
 use crate::error::Error;
 use crate::input_file::InputFile;
 use crate::stream::Refusal;
@@ -146,7 +146,7 @@ pub(super) async fn infer(client: &Client, arguments: InferArguments) -> anyhow:
     let asked = asked.and(finished);
     run.sum_up(started.elapsed());
     let code = match asked {
-        Err(error) => return Ok(report(&error)),
+        Err(error) => return Ok(report(&InRequest::of(client, error))),
         Ok(()) if run.failed > 0 => exit::FILES,
         Ok(()) if run.out_of_range > 0 => exit::OUT_OF_RANGE,
         Ok(()) => return Ok(ExitCode::SUCCESS),
