@@ -104,15 +104,26 @@ fn bundle(n: usize) -> BundleId {
     BundleId(id)
 }
 
+/// Keeps so many bundles, half of them through each store.
+fn put_many(stores: &[SharedStore; 2], count: usize) {
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            scope.spawn(move || {
+                for n in (thread..count).step_by(8) {
+                    put(&stores[n % 2], CLIENT, &bundle(n), b"content").unwrap();
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn of_two_servers_with_many_threads_each_bundle_is_spent_by_one() {
     const BUNDLES: usize = 200;
     let Some(place) = Shared::new() else { return };
     let stores = [place.store(), place.store()];
-    for n in 0..BUNDLES {
-        // Prepared with one, spent with any.
-        put(&stores[n % 2], CLIENT, &bundle(n), b"content").unwrap();
-    }
+    // Prepared with one, spent with any.
+    put_many(&stores, BUNDLES);
     let won: Vec<AtomicUsize> = (0..BUNDLES).map(|_| AtomicUsize::new(0)).collect();
     std::thread::scope(|scope| {
         for thread in 0..8 {
@@ -173,15 +184,13 @@ fn servers_that_start_at_once_make_the_tables_once() {
 /// acknowledged stays, and nothing is spent twice.
 #[test]
 fn a_database_that_was_gone_is_used_again_and_forgot_nothing() {
-    const BUNDLES: usize = 400;
+    const BUNDLES: usize = 100;
     let Some(postgres) = Postgres::start() else {
         return;
     };
     let place = Shared::on(Arc::new(postgres));
     let stores = [place.store(), place.store()];
-    for n in 0..BUNDLES {
-        put(&stores[0], CLIENT, &bundle(n), b"x").unwrap();
-    }
+    put_many(&stores, BUNDLES);
     let (failures, spent) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let back = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -208,7 +217,7 @@ fn a_database_that_was_gone_is_used_again_and_forgot_nothing() {
                 assert!(last > 0);
             });
         }
-        while spent.load(Ordering::SeqCst) < 20 {
+        while spent.load(Ordering::SeqCst) < 10 {
             std::thread::yield_now();
         }
         place.postgres.crash();
@@ -266,6 +275,42 @@ fn a_database_that_is_not_there_is_an_error_that_names_it_without_its_password()
             text.contains(expected) && !text.contains("geheim"),
             "{text}"
         );
+    }
+}
+
+/// With the authority of its certificate, and with no other.
+#[test]
+fn the_line_to_a_database_elsewhere_is_encrypted_and_authenticated() {
+    let folder = tempfile::tempdir().unwrap();
+    let certified = |name: &str| {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, made.cert.pem()).unwrap();
+        (path, made.signing_key.serialize_pem())
+    };
+    let (authority, key) = certified("authority");
+    let (stranger, _) = certified("stranger");
+    let certificate = std::fs::read_to_string(&authority).unwrap();
+    let Some((postgres, port)) = Postgres::with_tls(&certificate, &key) else {
+        return;
+    };
+    let place = Shared::on(Arc::new(postgres));
+    let name = place.database.rsplit(' ').next().unwrap();
+    let open = |authorities: &Path, mode: &str| {
+        SharedStore::open(&SharedOptions {
+            database: format!("host=localhost port={port} user=pi {name} sslmode={mode}"),
+            authorities: Some(authorities.into()),
+            ..place.options()
+        })
+    };
+    let store = open(&authority, "require").unwrap();
+    put(&store, CLIENT, &id(1), b"x").unwrap();
+    let encrypted = "SELECT count(*) > 0, bool_and(ssl) FROM pg_stat_ssl
+                     JOIN pg_stat_activity USING (pid) WHERE application_name = 'pi-server'";
+    assert_eq!(place.query(encrypted), "t|t");
+    for (authorities, mode) in [(&stranger, "require"), (&authority, "prefer")] {
+        let error = open(authorities, mode).err().unwrap();
+        assert!(matches!(error, StoreError::Database { .. }), "{error}");
     }
 }
 

@@ -351,7 +351,10 @@ impl Connection {
     /// The server's half of the setup with this client, if there is one.
     pub(super) fn setup_of_client(&self) -> Result<Option<Arc<ServerSetup>>, Error> {
         let shared = &self.shared;
-        if let Some(setup) = shared.setup_in_use(self.client) {
+        // Through another server of the same store, the client may have made a new one.
+        if let Some(setup) = shared.setup_in_use(self.client)
+            && shared.store.setup_id(self.client)? == Some(setup.id())
+        {
             return Ok(Some(setup));
         }
         let bytes = shared.store.setup(self.client)?;

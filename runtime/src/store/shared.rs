@@ -89,8 +89,8 @@ impl SharedStore {
     /// Connects to a store, and makes its tables if there are none.
     ///
     /// # Errors
-    /// [`StoreError::Database`], [`StoreError::Objects`] and [`StoreError::Key`] name what cannot be
-    /// used.
+    /// [`StoreError::Database`], [`StoreError::Objects`] and [`StoreError::Key`] name what cannot
+    /// be used.
     pub fn open(options: &SharedOptions) -> Result<SharedStore, StoreError> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)

@@ -1,6 +1,10 @@
 //! A PostgreSQL of Debian's packages in a temporary directory, for a test.
+#![allow(
+    dead_code,
+    reason = "every test file compiles this module and uses a part of it"
+)]
 
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,6 +19,8 @@ pub(crate) struct Postgres {
     programs: PathBuf,
     /// The user as which it runs, if this test may not be the one.
     user: Option<(u32, u32)>,
+    /// The port at which it listens with TLS.
+    port: Option<u16>,
     child: Mutex<Option<Child>>,
     databases: AtomicU32,
 }
@@ -35,6 +41,32 @@ impl Postgres {
 
     /// A server for one test.
     pub(crate) fn start() -> Option<Postgres> {
+        let server = Postgres::init()?;
+        server.run();
+        Some(server)
+    }
+
+    /// A server that also listens at a port of `localhost` with this certificate and key.
+    pub(crate) fn with_tls(certificate: &str, key: &str) -> Option<(Postgres, u16)> {
+        let mut server = Postgres::init()?;
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        for (name, text) in [("server.crt", certificate), ("server.key", key)] {
+            let path = server.data().join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+            if let Some((uid, gid)) = server.user {
+                chown(&path, Some(uid), Some(gid)).unwrap();
+            }
+        }
+        server.port = Some(port);
+        server.run();
+        Some((server, port))
+    }
+
+    /// A server that does not run yet.
+    fn init() -> Option<Postgres> {
         let Some(programs) = programs() else {
             // Not by a macro, whose text is shown only when a test fails.
             let text = b"skipped: there is no PostgreSQL here (Debian: postgresql)\n";
@@ -51,6 +83,7 @@ impl Postgres {
             directory,
             programs,
             user,
+            port: None,
             child: Mutex::default(),
             databases: AtomicU32::new(0),
         };
@@ -72,11 +105,10 @@ impl Postgres {
             "{}",
             String::from_utf8_lossy(&made.stderr)
         );
-        server.run();
         Some(server)
     }
 
-    /// Starts the server that was stopped, and waits until it answers.
+    /// Starts the server, and waits until it answers.
     pub(crate) fn run(&self) {
         let mut command = self.command("postgres");
         command
@@ -84,7 +116,13 @@ impl Postgres {
             .arg(self.data())
             .arg("-k")
             .arg(self.directory.path());
-        command.args(["-c", "listen_addresses=", "-c", "max_connections=200"]);
+        command.args(["-c", "max_connections=200"]);
+        match self.port {
+            Some(port) => command
+                .args(["-c", "ssl=on", "-c", "listen_addresses=127.0.0.1", "-p"])
+                .arg(port.to_string()),
+            None => command.args(["-c", "listen_addresses="]),
+        };
         *self.child.lock().unwrap() = Some(command.spawn().unwrap());
         for _ in 0..600 {
             let ready = self
@@ -156,6 +194,9 @@ impl Postgres {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
+        if let Some(port) = self.port {
+            command.env("PGPORT", port.to_string());
+        }
         if let Some((uid, gid)) = self.user {
             command.uid(uid).gid(gid);
         }
@@ -169,7 +210,7 @@ impl Drop for Postgres {
     }
 }
 
-/// The newest of Debian's directories of PostgreSQL's programs, or one in `PATH`.
+/// One of Debian's directories of PostgreSQL's programs, or one in `PATH`.
 fn programs() -> Option<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -179,10 +220,8 @@ fn programs() -> Option<PathBuf> {
     let mut places: Vec<PathBuf> = std::env::split_paths(&path).collect();
     places.extend(debian);
     let complete = |place: &PathBuf| {
-        let there = |name: &&str| place.join(name).exists();
-        ["initdb", "postgres", "psql", "pg_isready"]
-            .iter()
-            .all(|name| there(name))
+        let needed = ["initdb", "postgres", "psql", "pg_isready"];
+        needed.iter().all(|name| place.join(name).exists())
     };
     places.into_iter().rev().find(complete)
 }
