@@ -39,7 +39,7 @@ use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::observe::{Health, Metrics, Observable, State, Turned};
 use crate::pinned_pool::PinnedPools;
-use crate::store::{AnswerLimits, BundleState, ModelDigest, ServerStore, Store, today};
+use crate::store::{AnswerLimits, ModelDigest, ServerStore, Store, today};
 use crate::stream::Refusal;
 use pi_ir::Reveal;
 use pi_protocol::session::ServerSetup;
@@ -333,13 +333,15 @@ impl Server {
     ///
     /// # Errors
     /// Errors of the store.
-    pub fn bundles(&self) -> Result<(usize, usize), Error> {
-        let mut all = self.shared.store.bundles()?;
-        all.retain(|entry| entry.state == BundleState::Ready);
-        let models: HashSet<_> = self.shared.models.all().iter().map(|s| s.digest).collect();
-        let mine = all.iter().filter(|entry| models.contains(&entry.model));
-        let mine = mine.count();
-        Ok((mine, all.len() - mine))
+    pub fn bundles(&self) -> Result<(u64, u64), Error> {
+        let at_rest = self.shared.store.at_rest()?;
+        let all: u64 = at_rest.values().sum();
+        let models = self.shared.models.all();
+        let mine = models
+            .iter()
+            .filter_map(|served| at_rest.get(&served.digest));
+        let mine: u64 = mine.sum();
+        Ok((mine, all - mine))
     }
 
     /// Number of clients that the list names; `None` if all that come are served.

@@ -11,7 +11,7 @@ use crate::control::{LONGEST_NAME, Listing, MOST_MODELS, Wanted};
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
 use crate::model_files;
-use crate::store::{BundleState, ModelDigest, today};
+use crate::store::{ModelDigest, today};
 use crate::stream::Refusal;
 use bytes::Bytes;
 use pi_ir::Reveal;
@@ -616,9 +616,7 @@ impl Shared {
 
     /// The versions for which bundles are ready.
     pub(super) fn held_models(&self) -> Result<HashSet<ModelDigest>, Error> {
-        let bundles = self.store.bundles()?;
-        let ready = bundles.iter().filter(|b| b.state == BundleState::Ready);
-        Ok(ready.map(|bundle| bundle.model).collect())
+        Ok(self.store.at_rest()?.into_keys().collect())
     }
 }
 

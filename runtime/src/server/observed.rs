@@ -2,7 +2,7 @@
 
 use super::Shared;
 use crate::observe::{AtRest, Health, MemoryLevels, Metrics, OTHER, Observable};
-use crate::store::{BundleState, ModelDigest, StoreError};
+use crate::store::{ModelDigest, StoreError};
 use std::collections::HashMap;
 
 impl Observable for Shared {
@@ -25,11 +25,9 @@ impl Observable for Shared {
             .collect();
         let names = labels.values().cloned().chain([OTHER.to_owned()]);
         let mut at_rest: AtRest = names.map(|name| (name, 0)).collect();
-        for entry in self.store.bundles()? {
-            if entry.state == BundleState::Ready {
-                let model = labels.get(&entry.model).map_or(OTHER, String::as_str);
-                *at_rest.entry(model.into()).or_default() += 1;
-            }
+        for (model, count) in self.store.at_rest()? {
+            let name = labels.get(&model).map_or(OTHER, String::as_str);
+            *at_rest.entry(name.into()).or_default() += count;
         }
         Ok(at_rest)
     }

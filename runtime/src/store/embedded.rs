@@ -12,7 +12,7 @@ use crate::fingerprint::Fingerprint;
 use pi_core::SecretBytes;
 use pi_protocol::session::{BundleId, BundleSource};
 use redb::ReadableTable;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 impl ServerStore for Store {
     fn directory_name(&self) -> String {
@@ -53,6 +53,16 @@ impl ServerStore for Store {
 
     fn bundles(&self) -> Result<Vec<BundleEntry>, StoreError> {
         Store::bundles(self)
+    }
+
+    fn at_rest(&self) -> Result<HashMap<ModelDigest, u64>, StoreError> {
+        let mut at_rest = HashMap::new();
+        for entry in Store::bundles(self)? {
+            if entry.state == BundleState::Ready {
+                *at_rest.entry(entry.model).or_default() += 1;
+            }
+        }
+        Ok(at_rest)
     }
 
     fn ready(&self, client: Fingerprint, model: &ModelDigest) -> Result<Vec<BundleId>, StoreError> {

@@ -8,7 +8,7 @@ use super::{BundleEntry, ModelDigest, StoreError};
 use crate::fingerprint::Fingerprint;
 use pi_core::SecretBytes;
 use pi_protocol::session::{BundleId, BundleSink, BundleSource};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// The store of a server: setups and bundle halves of its clients, and what each client was given.
 ///
@@ -64,6 +64,12 @@ pub trait ServerStore: Send + Sync {
     /// # Errors
     /// As for every method.
     fn bundles(&self) -> Result<Vec<BundleEntry>, StoreError>;
+
+    /// Number of bundles that are ready, by the model that they are for.
+    ///
+    /// # Errors
+    /// As for every method.
+    fn at_rest(&self) -> Result<HashMap<ModelDigest, u64>, StoreError>;
 
     /// The bundles with this client that are ready for this model, oldest first.
     ///

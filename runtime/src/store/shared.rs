@@ -46,7 +46,7 @@ use objects::{Objects, Upload};
 use pi_core::SecretBytes;
 use pi_protocol::session::{BundleId, is_current_setup};
 use seal::{Keys, Kind};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Weak};
@@ -177,6 +177,8 @@ const BUNDLE: &str = "SELECT client, id, model, state,
      WHERE client = $1 AND id = $2";
 const BUNDLES: &str = "SELECT client, id, model, state,
      (extract(epoch FROM stored_at) * 1000)::bigint AS stored_at FROM bundles";
+const AT_REST: &str = "SELECT model, count(*) AS count FROM bundles
+     WHERE state = 'ready' GROUP BY model";
 const READY: &str = "SELECT id FROM bundles
      WHERE client = $1 AND model = $2 AND state = 'ready' ORDER BY stored_at, id";
 const INSERT: &str = "WITH kept AS (
@@ -521,6 +523,16 @@ impl ServerStore for SharedStore {
             .inner
             .transact(async |work| work.query(BUNDLES, &[]).await)?;
         rows.iter().map(|row| self.inner.entry(row)).collect()
+    }
+
+    fn at_rest(&self) -> Result<HashMap<ModelDigest, u64>, StoreError> {
+        let inner = &self.inner;
+        let rows = inner.transact(async |work| work.query(AT_REST, &[]).await)?;
+        let count = |row: &Row| {
+            let count = row.get::<_, i64>("count").unsigned_abs();
+            Ok((inner.digest(row, "model")?, count))
+        };
+        rows.iter().map(count).collect()
     }
 
     fn ready(&self, client: Fingerprint, model: &ModelDigest) -> Result<Vec<BundleId>, StoreError> {

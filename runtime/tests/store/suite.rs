@@ -4,7 +4,7 @@ use pi_core::SecretBytes;
 use pi_protocol::session::{BundleId, BundleSource};
 use pi_runtime::fingerprint::Fingerprint;
 use pi_runtime::store::{AnswerLimits, BundleState, ServerStore, StoreError, Usage};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -48,6 +48,7 @@ macro_rules! suite {
             a_setup_is_kept_and_replaced
             a_client_that_is_forgotten_keeps_its_counts_alone
             a_store_belongs_to_who_came_first
+            bundles_at_rest_are_counted_by_their_model
         );
     };
 }
@@ -470,4 +471,21 @@ pub(crate) fn a_store_belongs_to_who_came_first(place: &impl Place) {
     let store = place.open();
     let again = store.service(Fingerprint([99; 32])).unwrap();
     assert!(answers.contains(&again));
+}
+
+pub(crate) fn bundles_at_rest_are_counted_by_their_model(place: &impl Place) {
+    const SECOND: [u8; 32] = [8; 32];
+    let store = place.open();
+    store.probe().unwrap();
+    assert!(store.at_rest().unwrap().is_empty());
+    for n in 1..=3 {
+        put(&*store, CLIENT, &id(n), b"half").unwrap();
+    }
+    put(&*store, OTHER, &id(1), b"half").unwrap();
+    let mut writer = store.bundle_writer(OTHER, &id(2)).unwrap();
+    writer.append(b"half").unwrap();
+    writer.keep(&SECOND).unwrap();
+    spend(&*store, CLIENT, &id(2)).unwrap();
+    let expected = HashMap::from([(MODEL, 3), (SECOND, 1)]);
+    assert_eq!(store.at_rest().unwrap(), expected);
 }
