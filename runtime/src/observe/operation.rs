@@ -46,10 +46,10 @@ impl<'a> Operation<'a> {
             // Of the highest level, so that whatever is logged at all names its request.
             span: tracing::error_span!(
                 "operation",
-                request = id,
-                client = short(&client.0),
-                operation = phase,
-                model
+                request = %id,
+                client = %short(&client.0),
+                operation = %phase,
+                %model
             ),
         }
     }
