@@ -6,9 +6,9 @@
 //!
 //! It must never slow the protocol. An answer is a few kilobytes of text that are put together in
 //! well below a millisecond; whatever asks the store runs on a blocking thread, once at a time, and
-//! is waited for no longer than [`STORE_LIMIT`]. Bundles are counted in the whole of the store, so
+//! is waited for no longer than `STORE_LIMIT`. Bundles are counted in the whole of the store, so
 //! that is done a tenth of the time at most. Each connection carries one request and ends after
-//! [`CONNECTION_LIMIT`], and there are at most [`MOST_CONNECTIONS`].
+//! `CONNECTION_LIMIT`, and there are at most `MOST_CONNECTIONS`.
 
 use super::health::{Observable, State};
 use super::metrics::AtRest;

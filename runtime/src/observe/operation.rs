@@ -49,9 +49,9 @@ impl<'a> Operation<'a> {
             // Of the highest level, so that whatever is logged at all names its request.
             span: tracing::error_span!(
                 "operation",
-                request = id,
-                client = short(&client.0),
-                operation = phase,
+                request = %id,
+                client = %short(&client.0),
+                operation = %phase,
                 model = Empty,
             ),
         }
@@ -64,7 +64,7 @@ impl<'a> Operation<'a> {
 
     /// The model of its connection, once that has chosen one.
     pub(crate) fn of_model(&mut self, model: String) {
-        self.span.record("model", &model);
+        self.span.record("model", tracing::field::display(&model));
         self.model = model;
     }
 

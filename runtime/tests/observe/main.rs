@@ -283,7 +283,7 @@ async fn counts_are_exact_and_nothing_secret_is_told() {
     // What the client counts is what the server counts.
     let gone = |scrape: &Scrape| scrape.get("pianissimo_connections") == 0.0;
     let at_rest = of("pianissimo_bundles_at_rest{model=\"$\"}");
-    let honest = watched.scrape_until(|scrape| gone(scrape) && scrape.get(&at_rest) == 2.0);
+    let honest = watched.scrape_until(|scrape| gone(scrape) && scrape.find(&at_rest) == Some(2.0));
     let counted = traffic(&logs);
     let phases: BTreeSet<&str> = counted.keys().map(String::as_str).collect();
     assert_eq!(
@@ -322,7 +322,7 @@ async fn counts_are_exact_and_nothing_secret_is_told() {
     let breaking = Stranger::greet(&watched, "breaking").await;
     let _unanswered = breaking.say(&Request::Setup).await;
     let begun = "pianissimo_operations_under_way{phase=\"setup\"}";
-    watched.scrape_until(|scrape| scrape.get(begun) == 1.0);
+    watched.scrape_until(|scrape| scrape.find(begun) == Some(1.0));
     breaking.quic.close(0_u32.into(), b"");
     drop(stranger.quic);
 
@@ -448,7 +448,7 @@ async fn readiness_follows_the_store_and_ends_with_the_server() {
     let stranger = Stranger::greet(&watched, "stranger").await;
     let _unanswered = stranger.say(&Request::Setup).await;
     let begun = "pianissimo_operations_under_way{phase=\"setup\"}";
-    watched.scrape_until(|scrape| scrape.get(begun) == 1.0);
+    watched.scrape_until(|scrape| scrape.find(begun) == Some(1.0));
     let id = watched.server.process.child.id().to_string();
     let kill = std::process::Command::new("kill").arg(&id).status();
     assert!(kill.unwrap().success());

@@ -26,8 +26,13 @@ impl Scrape {
 
     /// The value of a series, by its name and labels.
     pub(crate) fn get(&self, series: &str) -> f64 {
-        let value = self.series.get(series);
-        *value.unwrap_or_else(|| panic!("{series} is not in\n{}", self.text))
+        let value = self.find(series);
+        value.unwrap_or_else(|| panic!("{series} is not in\n{}", self.text))
+    }
+
+    /// The same of a series that is there once something has happened.
+    pub(crate) fn find(&self, series: &str) -> Option<f64> {
+        self.series.get(series).copied()
     }
 }
 
