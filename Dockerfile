@@ -58,7 +58,8 @@ COPY --from=build /out/pi-server /usr/local/bin/pi-server
 ENV PI_SERVER_STATE=/var/lib/pianissimo/server \
     PI_SERVER_LISTEN=0.0.0.0:4433 \
     PI_SERVER_METRICS=0.0.0.0:9464 \
-    PI_SERVER_UNBOUND=true
+    PI_SERVER_UNBOUND=true \
+    MALLOC_ARENA_MAX=2
 EXPOSE 4433/udp 9464/tcp
 # The image has bash and no HTTP client.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD ["bash", "-c", \

@@ -32,7 +32,7 @@ pub struct Completions {
 /// manual was asked for instead, and printed. Ends the process if they cannot be understood.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn arguments<A: Parser>() -> anyhow::Result<Option<A>> {
     let command = with_manuals(A::command());
     let matches = command.clone().get_matches();

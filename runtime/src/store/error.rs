@@ -153,7 +153,7 @@ pub(super) fn database_error(directory: &Path, error: redb::Error) -> StoreError
         redb::Error::Io(error) => file_error(path, error),
         redb::Error::PreviousIo => StoreError::File {
             path,
-            error: io::Error::other("an earlier write failed; start again when its cause is gone"),
+            error: io::Error::other("an earlier write failed, and the database is opened again"),
         },
         error => StoreError::Damaged {
             path,

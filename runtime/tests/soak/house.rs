@@ -97,6 +97,9 @@ fn start(
         .arg(command.program.get_program())
         .args(["--timeout", "10", "--unbound"])
         .env("PI_CLOCK", clock)
+        // As the unit and the image have it: with an arena for each of many threads, the C library
+        // keeps what each of them once needed, and grows for hours.
+        .env("MALLOC_ARENA_MAX", "2")
         .stderr(Stdio::piped());
     command.program = shell;
     command.listen = listen;
