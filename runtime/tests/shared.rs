@@ -119,3 +119,64 @@ fn a_server_that_is_killed_while_it_prepares_leaves_what_was_prepared() {
         assert_eq!(site.query("SELECT count(*) FROM writes"), ["0"], "{fault}");
     }
 }
+
+/// A client that knows both servers is answered by the other when one is lost, in the middle of a
+/// run over many files and without being asked to wait.
+#[test]
+fn a_client_carries_on_with_the_other_server() {
+    let Some(site) = Site::new() else { return };
+    // The second inference of this one ends it.
+    let mut first = site.server(0, "127.0.0.1:0", "server-infer-after-spend:2");
+    let second = site.server(1, "127.0.0.1:0", "");
+    let both = format!("{},{}", first.address, second.address);
+    let mut prepare = client(&site.client(0));
+    let fingerprint = first.fingerprint.to_string();
+    prepare.args([
+        "prepare",
+        "-n",
+        "6",
+        "--server",
+        &both,
+        "--fingerprint",
+        &fingerprint,
+    ]);
+    prepare.assert().success();
+    let files: Vec<_> = (0..4)
+        .map(|number| {
+            let name = format!(
+                "{number}.{}",
+                site.model.file.extension().unwrap().display()
+            );
+            let file = site.client(0).with_file_name(name);
+            std::fs::copy(&site.model.file, &file).unwrap();
+            file
+        })
+        .collect();
+    // The addresses are remembered, and the first that answers is taken.
+    let mut infer = client(&site.client(0));
+    infer
+        .args(["--timeout", "10", "infer", "--json"])
+        .args(&files);
+    let output = infer.assert().success();
+    let text = String::from_utf8(output.get_output().stdout.clone()).unwrap();
+    assert_eq!(text.lines().count(), 4, "{text}");
+    assert!(
+        text.lines().all(|line| line.contains("class_index")),
+        "{text}"
+    );
+    first.process.child.wait().unwrap();
+    assert_eq!(
+        census(&site),
+        [(1, 5), (1, 5)],
+        "one bundle was lost with the first server"
+    );
+    let mut again = client(&site.client(0));
+    again.arg("infer").arg(&files[0]).assert().success();
+    kill(second);
+    let mut alone = client(&site.client(0));
+    alone
+        .args(["--connect-timeout", "2", "infer"])
+        .arg(&files[0])
+        .assert()
+        .failure();
+}
