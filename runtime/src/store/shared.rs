@@ -110,9 +110,11 @@ impl SharedStore {
         inner.sweep()?;
         let (sweeping, ended) = channel::<()>();
         let weak = Arc::downgrade(&inner);
-        std::thread::spawn(move || {
+        let sweeps = move || {
             while ended.recv_timeout(SWEEP) == Err(RecvTimeoutError::Timeout) && sweep(&weak) {}
-        });
+        };
+        let thread = std::thread::Builder::new().name("store-sweep".into());
+        thread.spawn(sweeps).map_err(|e| inner.objects.error(e))?;
         Ok(SharedStore {
             inner,
             _sweeping: sweeping,

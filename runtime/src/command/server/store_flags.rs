@@ -5,8 +5,9 @@ use crate::store::{ServerStore, Store};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A store that several servers share, instead of the one in the state directory.
-#[derive(Clone, Debug, Default, clap::Args)]
+/// A store that several servers share, instead of the one in the state directory. Its URL may hold
+/// a password, so this is not for messages.
+#[derive(Clone, Default, clap::Args)]
 pub(crate) struct StoreArguments {
     /// Database of a store that several servers share, as
     /// postgresql://USER@HOST/NAME?sslmode=require. Without it, this server has a store of its own
