@@ -23,6 +23,8 @@ use tokio::task::{JoinSet, block_in_place};
 pub(super) struct Connection {
     pub(super) shared: Arc<Shared>,
     pub(super) client: Fingerprint,
+    /// Tells it from the client's other connections.
+    stable_id: usize,
     greeting: OnceCell<Greeting>,
     /// Index of the next bundle in the headers of this connection.
     pub(super) next_index: AtomicU64,
@@ -77,6 +79,7 @@ pub(super) async fn serve(
     let connection = Arc::new(Connection {
         shared,
         client,
+        stable_id: quic.stable_id(),
         greeting: OnceCell::new(),
         next_index: AtomicU64::new(0),
         loaded: Mutex::default(),
@@ -156,6 +159,15 @@ async fn serve_operation(connection: Arc<Connection>, mut stream: MessageStream)
 }
 
 impl Connection {
+    /// Ensures that the client has not come back over another connection: what it asked for over
+    /// this one may be about a state that is no more.
+    pub(super) fn check_current(&self) -> Result<(), Error> {
+        match self.shared.is_current(self.client, self.stable_id) {
+            true => Ok(()),
+            false => Err(refused(Refusal::Silent)),
+        }
+    }
+
     async fn answer(&self, request: Request, stream: &mut MessageStream) -> Result<(), Error> {
         // The list may have changed since the client connected.
         block_in_place(|| self.shared.admit(self.client)).map_err(refused)?;
