@@ -554,6 +554,13 @@ impl Shared {
         }
     }
 
+    /// Whether a client's connection is the latest one.
+    fn is_current(&self, client: Fingerprint, stable_id: usize) -> bool {
+        let connections = self.connections.lock().expect("no holder panics");
+        let current = connections.get(&client).map(quinn::Connection::stable_id);
+        current == Some(stable_id)
+    }
+
     fn forget(&self, client: Fingerprint, quic: &quinn::Connection) {
         let mut connections = self.connections.lock().expect("no holder panics");
         let current = connections.get(&client).map(quinn::Connection::stable_id);

@@ -28,6 +28,8 @@ use tracing::Instrument;
 pub(super) struct Connection {
     pub(super) shared: Arc<Shared>,
     pub(super) client: Fingerprint,
+    /// Tells it from the client's other connections.
+    stable_id: usize,
     greeting: OnceCell<Greeting>,
     /// The model that the greeting chose.
     served: OnceCell<Arc<Served>>,
@@ -95,6 +97,7 @@ pub(super) async fn serve(
     let connection = Arc::new(Connection {
         shared,
         client,
+        stable_id: quic.stable_id(),
         greeting: OnceCell::new(),
         served: OnceCell::new(),
         next_index: AtomicU64::new(0),
@@ -199,6 +202,15 @@ async fn answer_operation(
 }
 
 impl Connection {
+    /// Ensures that the client has not come back over another connection: what it asked for over
+    /// this one may be about a state that is no more.
+    pub(super) fn check_current(&self) -> Result<(), Error> {
+        match self.shared.is_current(self.client, self.stable_id) {
+            true => Ok(()),
+            false => Err(refused(Refusal::Silent)),
+        }
+    }
+
     async fn answer(&self, request: Request, stream: &mut MessageStream) -> Result<(), Error> {
         // The list may have changed since the client connected.
         block_in_place(|| self.shared.clients.admit(self.client)).map_err(refused)?;

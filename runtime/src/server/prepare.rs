@@ -44,6 +44,8 @@ impl Connection {
         }
         let (shared, model) = (&self.shared, &served.model);
         let _exchanging = shared.exchange(self.client).map_err(refused)?;
+        // Bundles that were made over a later connection are not in its list, and no orphans.
+        self.check_current()?;
         let sizes = model.batches(count as usize);
         // The largest comes first.
         let largest = sizes

@@ -95,7 +95,7 @@ fn start(
     shell
         .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""])
         .arg(command.program.get_program())
-        .args(["--timeout", "10", "--unbound"])
+        .args(["--timeout", "10", "--unbound", "--max-answers", "none"])
         .env("PI_CLOCK", clock)
         // As the unit and the image have it: with an arena for each of many threads, the C library
         // keeps what each of them once needed, and grows for hours.
