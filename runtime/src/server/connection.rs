@@ -11,7 +11,8 @@ use crate::control::{
 use crate::error::Error;
 use crate::fingerprint::{Fingerprint, short};
 use crate::observe::{Operation, Turned};
-use crate::party::{Greeting, compute, damaged, random};
+use crate::party::{Greeting, damaged, random};
+use crate::quiet_pool;
 use crate::store::BundleState;
 use crate::stream::{MessageStream, Refusal, StreamError, describe};
 use crate::transport;
@@ -346,7 +347,7 @@ impl Connection {
         let inputs = greeting.header_inputs(0);
         let rng = &mut OsRng.unwrap_err();
         let mut channel = Yielding::new(stream, &shared.memory);
-        let setup = compute(session::server_setup(&mut channel, &inputs, rng));
+        let setup = quiet_pool::compute(session::server_setup(&mut channel, &inputs, rng));
         let setup = channel.finish(setup)?;
         let id = setup.id();
         block_in_place(|| {

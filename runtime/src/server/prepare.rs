@@ -8,7 +8,8 @@ use crate::control::{MOST_BUNDLES, Prepare, Stored};
 use crate::error::Error;
 use crate::failpoint;
 use crate::fingerprint::short;
-use crate::party::{Greeting, compute, not_written, protocol_error};
+use crate::party::{Greeting, not_written, protocol_error};
+use crate::quiet_pool;
 use crate::stream::{MessageStream, Refusal};
 use pi_protocol::Channel;
 use pi_protocol::session::{BundleId, ServerBatch};
@@ -67,11 +68,11 @@ impl Connection {
             let rng = &mut OsRng.unwrap_err();
             let mut channel = InTurn::new(stream, shared);
             let exchange = ServerBatch::start(&mut channel, model, &setup, &inputs, size, rng);
-            let batch = compute(exchange);
+            let batch = quiet_pool::compute(exchange);
             let mut batch = channel.finish(batch)?;
             loop {
                 let mut channel = InTurn::new(stream, shared);
-                let next = compute(batch.next_bundle(&mut channel));
+                let next = quiet_pool::compute(batch.next_bundle(&mut channel));
                 let next = channel.finish(next)?;
                 let Some((bundle, rest)) = next else { break };
                 batch = rest;
