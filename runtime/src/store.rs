@@ -493,23 +493,6 @@ impl Store {
         self.erase(peer, id)
     }
 
-    /// Gives up all bundles with a peer that are ready and not in `keep`, and returns their number.
-    ///
-    /// # Errors
-    /// As [`Store::spend`].
-    pub fn discard_others(
-        &self,
-        peer: Fingerprint,
-        keep: &HashSet<BundleId>,
-    ) -> Result<usize, StoreError> {
-        let mut others = self.of_peer(peer)?;
-        others.retain(|entry| entry.state == BundleState::Ready && !keep.contains(&entry.id));
-        for entry in &others {
-            self.discard(peer, &entry.id)?;
-        }
-        Ok(others.len())
-    }
-
     fn of_peer(&self, peer: Fingerprint) -> Result<Vec<BundleEntry>, StoreError> {
         self.read(|transaction| {
             let table = transaction.open_table(BUNDLES)?;

@@ -19,6 +19,7 @@ use crate::transport;
 use pi_protocol::header::PROTOCOL_VERSION;
 use pi_protocol::session::{self, BundleId, ServerModel, ServerSetup, is_current_setup};
 use rand_core::{OsRng, TryRngCore};
+use std::collections::HashSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{OnceCell, watch};
@@ -34,6 +35,8 @@ pub(super) struct Connection {
     greeting: OnceCell<Greeting>,
     /// The model that the greeting chose.
     served: OnceCell<Arc<Served>>,
+    /// The bundles of the client that were ready when it greeted.
+    pub(super) ready_at_greeting: OnceCell<HashSet<BundleId>>,
     /// Index of the next bundle in the headers of this connection.
     pub(super) next_index: AtomicU64,
     /// The bundle that will be asked for next, if it was read ahead. Reading it holds the lock, so
@@ -101,6 +104,7 @@ pub(super) async fn serve(
         stable_id: quic.stable_id(),
         greeting: OnceCell::new(),
         served: OnceCell::new(),
+        ready_at_greeting: OnceCell::new(),
         next_index: AtomicU64::new(0),
         loaded: Mutex::default(),
         inferring: tokio::sync::Mutex::default(),
@@ -270,6 +274,9 @@ impl Connection {
             return Err(misbehaved("a second greeting"));
         }
         let welcome = block_in_place(|| {
+            let ready = self.shared.store.ready_of(self.client)?;
+            // Set once: a second greeting has ended above.
+            let _ = self.ready_at_greeting.set(ready);
             let (left, left_today) = self.shared.answers_left(self.client, &served)?;
             Ok::<_, Error>(Welcome {
                 protocol: PROTOCOL_VERSION,

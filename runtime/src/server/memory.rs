@@ -228,7 +228,7 @@ mod tests {
         // There is room for this one, but it is not its turn.
         assert_eq!(memory.take(c, 2).err(), Some(come_back()));
         let levels = memory.levels();
-        assert_eq!((levels.budget, levels.exchanges, levels.left), (10, 10, 2));
+        assert_eq!((levels.exchanges, levels.left), (10, 2));
         assert_eq!((levels.waiting, levels.sent_away), (2, 2));
         drop(first);
         assert_eq!(memory.take(a, 8).err(), Some(come_back()));

@@ -14,7 +14,6 @@ use crate::stream::{MessageStream, Refusal};
 use pi_protocol::Channel;
 use pi_protocol::session::{BundleId, ServerBatch};
 use rand_core::{OsRng, TryRngCore};
-use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::block_in_place;
@@ -113,8 +112,18 @@ impl Connection {
 
     /// Gives up the halves whose other half the client does not have: they are of no use to anyone.
     fn give_up_orphans(&self, held: Vec<[u8; 32]>) -> Result<(), Error> {
-        let keep: HashSet<BundleId> = held.into_iter().map(BundleId).collect();
-        let orphans = self.shared.store.discard_others(self.client, &keep)?;
+        // Not of those that were made since the greeting: the client may have made them over a
+        // later connection, with another server even, and this list may be an old one.
+        let Some(mut orphans) = self.ready_at_greeting.get().cloned() else {
+            return Ok(());
+        };
+        for id in held {
+            orphans.remove(&BundleId(id));
+        }
+        let orphans = match orphans.is_empty() {
+            true => 0,
+            false => self.shared.store.discard(self.client, &orphans)?,
+        };
         if orphans > 0 {
             self.shared.metrics.bundles_given_up(orphans as u64);
             tracing::info!(client = short(&self.client.0), orphans, "given up");

@@ -141,16 +141,30 @@ impl ServerStore for Store {
         Store::erase(self, client, id)
     }
 
-    fn discard_others(
+    fn ready_of(&self, client: Fingerprint) -> Result<HashSet<BundleId>, StoreError> {
+        let entries = self.of_peer(client)?.into_iter();
+        let ready = entries.filter(|entry| entry.state == BundleState::Ready);
+        Ok(ready.map(|entry| entry.id).collect())
+    }
+
+    fn discard(
         &self,
         client: Fingerprint,
-        keep: &HashSet<BundleId>,
+        bundles: &HashSet<BundleId>,
     ) -> Result<usize, StoreError> {
-        Store::discard_others(self, client, keep)
+        let mut discarded = 0;
+        for id in bundles {
+            match Store::discard(self, client, id) {
+                Ok(()) => discarded += 1,
+                Err(StoreError::Spent(_) | StoreError::Unknown(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(discarded)
     }
 
     fn forget_client(&self, client: Fingerprint) -> Result<usize, StoreError> {
-        let count = Store::discard_others(self, client, &HashSet::new())?;
+        let count = ServerStore::discard(self, client, &self.ready_of(client)?)?;
         let setup: Option<SetupRow> = self.write(|transaction| {
             let mut table = transaction.open_table(SETUPS)?;
             let row = table.remove(&client.0)?;

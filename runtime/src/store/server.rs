@@ -151,15 +151,21 @@ pub trait ServerStore: Send + Sync {
     /// If the bundle is not spent, since its owner would lose it.
     fn erase(&self, client: Fingerprint, id: &BundleId) -> Result<(), StoreError>;
 
-    /// Gives up all bundles with a client that are ready and not in `keep`: spent without use, and
-    /// erased. Returns their number.
+    /// The bundles with a client that are ready, whatever model they are for.
     ///
     /// # Errors
     /// As for every method.
-    fn discard_others(
+    fn ready_of(&self, client: Fingerprint) -> Result<HashSet<BundleId>, StoreError>;
+
+    /// Gives up those of these bundles with a client that are ready: spent without use, and erased.
+    /// Returns their number.
+    ///
+    /// # Errors
+    /// As for every method.
+    fn discard(
         &self,
         client: Fingerprint,
-        keep: &HashSet<BundleId>,
+        bundles: &HashSet<BundleId>,
     ) -> Result<usize, StoreError>;
 
     /// Gives up all ready bundles of a client, and erases its setup. The counts of its answers stay

@@ -183,6 +183,7 @@ const AT_REST: &str = "SELECT model, count(*) AS count FROM bundles
      WHERE state = 'ready' GROUP BY model";
 const READY: &str = "SELECT id FROM bundles
      WHERE client = $1 AND model = $2 AND state = 'ready' ORDER BY stored_at, id";
+const READY_OF: &str = "SELECT id FROM bundles WHERE client = $1 AND state = 'ready'";
 const INSERT: &str = "WITH kept AS (
          INSERT INTO bundles (client, id, model, state, object, length)
          VALUES ($1, $2, $3, 'ready', $4, $5) ON CONFLICT DO NOTHING RETURNING client, id)
@@ -193,7 +194,7 @@ const SPEND: &str = "WITH spent AS (
      INSERT INTO journal (what, client, bundle, server) SELECT 'spend', client, id, $3 FROM spent";
 const DISCARD: &str = "WITH others AS (
          UPDATE bundles SET state = 'spent', spent_at = clock_timestamp()
-         WHERE client = $1 AND state = 'ready' AND NOT id = ANY ($2)
+         WHERE client = $1 AND state = 'ready' AND id = ANY ($2)
          RETURNING client, id, object),
      noted AS (
          INSERT INTO journal (what, client, bundle, server)
@@ -333,12 +334,18 @@ impl Inner {
         })
     }
 
-    /// Marks the ready bundles of a client as spent without use, but those in `keep`.
-    fn discard(&self, client: Fingerprint, keep: &HashSet<BundleId>) -> Result<usize, StoreError> {
-        let keep: Vec<&[u8]> = keep.iter().map(|id| &id.0[..]).collect();
+    /// Marks those of these bundles of a client that are ready as spent without use.
+    fn discard(
+        &self,
+        client: Fingerprint,
+        bundles: &HashSet<BundleId>,
+    ) -> Result<usize, StoreError> {
+        let bundles: Vec<&[u8]> = bundles.iter().map(|id| &id.0[..]).collect();
         let client = &client.0[..];
-        let rows =
-            self.transact(async |work| work.query(DISCARD, &[&client, &keep, &self.server]).await)?;
+        let rows = self.transact(async |work| {
+            work.query(DISCARD, &[&client, &bundles, &self.server])
+                .await
+        })?;
         for row in &rows {
             self.delete_or_leave(row.get(0));
         }
@@ -646,16 +653,23 @@ impl ServerStore for SharedStore {
             .wait(self.inner.objects.delete(row.get("object")))
     }
 
-    fn discard_others(
+    fn ready_of(&self, client: Fingerprint) -> Result<HashSet<BundleId>, StoreError> {
+        let (inner, client) = (&self.inner, &client.0[..]);
+        let rows = inner.transact(async |work| work.query(READY_OF, &[&client]).await)?;
+        let ids = rows.iter().map(|row| inner.digest(row, "id").map(BundleId));
+        ids.collect()
+    }
+
+    fn discard(
         &self,
         client: Fingerprint,
-        keep: &HashSet<BundleId>,
+        bundles: &HashSet<BundleId>,
     ) -> Result<usize, StoreError> {
-        self.inner.discard(client, keep)
+        self.inner.discard(client, bundles)
     }
 
     fn forget_client(&self, client: Fingerprint) -> Result<usize, StoreError> {
-        let count = self.inner.discard(client, &HashSet::new())?;
+        let count = self.inner.discard(client, &self.ready_of(client)?)?;
         let client = &client.0[..];
         let setup = self
             .inner

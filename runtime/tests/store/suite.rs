@@ -191,13 +191,17 @@ pub(crate) fn orphans_are_given_up_and_the_others_kept(place: &impl Place) {
         put(&*store, CLIENT, &id(n), &[n; 100]).unwrap();
     }
     put(&*store, OTHER, &id(9), b"other").unwrap();
-    let keep = HashSet::from([id(1), id(3), id(200)]);
-    assert_eq!(store.discard_others(CLIENT, &keep).unwrap(), 2);
-    assert_eq!(store.ready(CLIENT, &MODEL).unwrap(), [id(1), id(3)]);
+    let ready = store.ready_of(CLIENT).unwrap();
+    assert_eq!(ready, (0..4).map(id).collect());
+    // One that is made meanwhile, and one that there never was.
+    put(&*store, CLIENT, &id(4), &[4; 100]).unwrap();
+    let orphans = HashSet::from([id(0), id(2), id(200)]);
+    assert_eq!(store.discard(CLIENT, &orphans).unwrap(), 2);
+    assert_eq!(store.ready(CLIENT, &MODEL).unwrap(), [id(1), id(3), id(4)]);
     assert_eq!(store.ready(OTHER, &MODEL).unwrap(), [id(9)]);
     assert!(is_spent(&take(&*store, CLIENT, &id(0))));
-    assert_eq!(place.contents(), 3);
-    assert_eq!(store.discard_others(CLIENT, &keep).unwrap(), 0);
+    assert_eq!(place.contents(), 4);
+    assert_eq!(store.discard(CLIENT, &orphans).unwrap(), 0);
     assert_eq!(store.usage(CLIENT, ACCOUNT, 0).unwrap(), Usage::default());
 }
 
