@@ -280,12 +280,13 @@ impl Clients {
         })
     }
 
-    /// The clients that are served no more, for good.
+    /// The clients that are served no more, for good, in the order of the file.
     pub(super) fn revoked(&self) -> Vec<Fingerprint> {
         self.consult(|rules| {
-            let places = rules.places.iter();
-            let revoked = places.filter(|(_, place)| rules.file.client[**place].revoked);
-            revoked.map(|(account, _)| *account).collect()
+            let entries = rules.file.client.iter();
+            let revoked = entries.filter(|entry| entry.revoked);
+            // Every entry of rules that are in force has an account.
+            revoked.filter_map(|entry| entry.account().ok()).collect()
         })
     }
 

@@ -8,6 +8,7 @@
 use super::models::Changes;
 use super::{ServerOptions, Shared};
 use crate::error::Error;
+use crate::fingerprint::Fingerprint;
 use crate::identity::{Identity, read_certificates};
 use crate::transport;
 use std::net::SocketAddr;
@@ -19,8 +20,8 @@ use tokio::task::spawn_blocking;
 
 /// Time between two looks.
 const EVERY: Duration = Duration::from_secs(2);
-/// Looks between two questions whether the last bundle of a version that was replaced is spent: the
-/// store goes through all bundles for it.
+/// Looks between two questions to the store, which may go through all bundles for them: whether the
+/// last one of a version that was replaced is spent, and what there is of revoked clients.
 const LOOKS: u32 = 5;
 
 /// Where the server's own certificate and the clients' authorities are.
@@ -134,39 +135,70 @@ pub(super) async fn keep_up(
     reload: Arc<Notify>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut models = Watched::new(shared.models.files());
-    let mut certificates = Watched::new(credentials.files());
-    for look in (1..LOOKS + 1).cycle() {
+    let mut upkeep = Upkeep {
+        models: Watched::new(shared.models.files()),
+        certificates: Watched::new(credentials.files()),
+        revoked: shared.clients.revoked(),
+        looks: 0,
+        shared,
+        credentials,
+        endpoint,
+    };
+    loop {
         let asked = tokio::select! {
             () = reload.notified() => true,
             () = tokio::time::sleep(EVERY) => false,
             _ = stop.wait_for(|stop| *stop) => return,
         };
-        let (shared, credentials, endpoint) =
-            (shared.clone(), credentials.clone(), endpoint.clone());
         let looking = spawn_blocking(move || {
-            let changed = models.changed(shared.models.files(), asked);
-            if changed || look % LOOKS == 0 && shared.has_leaving() {
-                shared.reload_models().log();
-            }
-            if certificates.changed(credentials.files(), asked) {
-                match credentials.renew(&endpoint) {
-                    Ok(()) => tracing::info!("certificates were read again"),
-                    Err(error) => {
-                        tracing::error!(%error, "certificates cannot be used; the last ones stay");
-                    }
-                }
-            }
-            if let Err(error) = shared.give_up_revoked() {
-                tracing::error!(%error, "what belongs to revoked clients is not erased yet");
-            }
-            (models, certificates)
+            upkeep.look(asked);
+            upkeep
         });
         match looking.await {
-            Ok(watched) => (models, certificates) = watched,
+            Ok(after) => upkeep = after,
             Err(error) => {
                 tracing::error!(%error, "files that change are no longer looked at");
                 return;
+            }
+        }
+    }
+}
+
+/// What is looked at, and how it was when it was last.
+struct Upkeep {
+    shared: Arc<Shared>,
+    credentials: Credentials,
+    endpoint: quinn::Endpoint,
+    models: Watched,
+    certificates: Watched,
+    revoked: Vec<Fingerprint>,
+    looks: u32,
+}
+
+impl Upkeep {
+    /// Looks at everything; `asked` if somebody says that something has changed.
+    fn look(&mut self, asked: bool) {
+        self.looks = self.looks.wrapping_add(1);
+        let shared = &self.shared;
+        let searching = asked || self.looks.is_multiple_of(LOOKS);
+        let changed = self.models.changed(shared.models.files(), asked);
+        if changed || searching && shared.has_leaving() {
+            shared.reload_models().log();
+        }
+        if self.certificates.changed(self.credentials.files(), asked) {
+            match self.credentials.renew(&self.endpoint) {
+                Ok(()) => tracing::info!("certificates were read again"),
+                Err(error) => {
+                    tracing::error!(%error, "certificates cannot be used; the last ones stay");
+                }
+            }
+        }
+        // Also where nothing has changed: an operation that was under way may have kept a bundle.
+        let revoked = shared.clients.revoked();
+        if searching || revoked != self.revoked {
+            self.revoked = revoked;
+            if let Err(error) = shared.give_up_revoked() {
+                tracing::error!(%error, "what belongs to revoked clients is not erased yet");
             }
         }
     }

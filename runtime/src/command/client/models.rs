@@ -39,10 +39,11 @@ fn text(listing: &Listing) -> String {
         (true, true) => ", the default",
         (true, false) => "",
     };
-    let left = |left: Option<u64>| left.map_or_else(|| "without limit".into(), |n| n.to_string());
-    let today = match listing.answers_left_today {
-        Some(today) => format!(", {today} of them today"),
-        None => String::new(),
+    let left = match (listing.answers_left, listing.answers_left_today) {
+        (None, None) => "answers without limit".into(),
+        (None, Some(today)) => format!("{today} answers today"),
+        (Some(left), None) => format!("{left} answers"),
+        (Some(left), Some(today)) => format!("{left} answers, {} of them today", today.min(left)),
     };
     format!(
         "{name}:{version}{state}\n  \
@@ -50,7 +51,7 @@ fn text(listing: &Listing) -> String {
          model       {} to fetch once\n  \
          bundle      {} up, {} down, {} at rest, {} of memory\n  \
          answer      {} up, {} down, {} round trips\n  \
-         left        {} answers{today}; at most {} bundles at rest\n",
+         left        {left}; at most {} bundles at rest\n",
         match listing.reveals {
             pi_ir::Reveal::Label => "the label",
             pi_ir::Reveal::Logits => "the logits",
@@ -64,7 +65,6 @@ fn text(listing: &Listing) -> String {
         megabytes(listing.online_bytes_up),
         megabytes(listing.online_bytes_down),
         listing.online_round_trips,
-        left(listing.answers_left),
         listing.most_bundles,
     )
 }
