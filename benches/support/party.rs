@@ -260,8 +260,8 @@ impl Site<'_> {
         self.start_named(line.at_client(), "client", server, address)
     }
 
-    /// Starts another client, with the lowest priority: it stands for one on another machine, which
-    /// would take nothing from the two that are measured.
+    /// Starts another client, which gives way to all else (`chrt` of util-linux): it stands for one
+    /// on another machine, which would take nothing from the two that are measured.
     ///
     /// # Errors
     /// As [`Site::start_client`].
@@ -271,8 +271,8 @@ impl Site<'_> {
         server: Fingerprint,
         address: &str,
     ) -> Result<ClientProcess> {
-        let nice = ["nice", "-n", "19"].map(OsString::from).to_vec();
-        self.start_named(nice, &format!("other-{number}"), server, address)
+        let idle = ["chrt", "--idle", "0"].map(OsString::from).to_vec();
+        self.start_named(idle, &format!("other-{number}"), server, address)
     }
 
     fn start_named(

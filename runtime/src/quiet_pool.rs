@@ -1,20 +1,22 @@
-//! The threads on which bundles are prepared, at the lowest priority: an inference, whose client
-//! waits, computes on threads of its own (see `pinned_pool`) and has the processors whenever it
-//! needs them.
+//! The threads on which bundles are prepared, which run only when nothing else wants to: an
+//! inference, whose client waits, computes on threads of its own (see `pinned_pool`) and has the
+//! processors whenever it needs them.
 //!
 //! Preparing runs on the global pool of rayon, and what of a session is not shared out there on a
 //! thread of its own for each exchange. Nothing else runs on either, so their priority is that of
-//! preparing. Other programs of the machine come first too; where nothing else runs,
-//! nothing is lost.
+//! preparing. Other programs of the machine come first too; where nothing else runs, nothing is
+//! lost.
+//!
+//! On Linux their policy is `SCHED_IDLE`. The lowest priority (`nice` 19) is not enough: such a
+//! thread finishes its slice when another wakes up, and an inference wakes up in each of its round
+//! trips. Measured on two cores while two other clients prepare all the time (ResNet-18, 15,000
+//! ReLUs): 1.6 times the latency of an idle server by priority, 1.3 times by policy.
 
 use rayon::ThreadPoolBuilder;
 use std::future::Future;
 use tokio::runtime::Handle;
 use tokio::task::block_in_place;
 use tracing::Span;
-
-/// Lowest priority of a thread, by the scale of `nice`.
-const LOWEST: i32 = 19;
 
 /// Makes the threads of the global pool, unless there are some already.
 pub(crate) fn start() {
@@ -23,21 +25,29 @@ pub(crate) fn start() {
     }
 }
 
-/// A pool whose threads have the lowest priority.
+/// A pool whose threads give way to all others.
 fn quiet() -> ThreadPoolBuilder {
     ThreadPoolBuilder::new().start_handler(|_| give_way())
 }
 
-/// Gives the calling thread the lowest priority, for good.
+/// Has the calling thread give way to all others, for good. Nothing happens where the system has no
+/// such policy.
 fn give_way() {
-    // The caller's thread alone, on Linux; where it is the whole process, nothing is changed.
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, LOWEST) {
-        tracing::debug!(%error, "preparing has the priority of everything else");
+    {
+        use thread_priority::{
+            NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy,
+            set_thread_priority_and_policy, thread_native_id,
+        };
+        let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+        let set = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle);
+        if let Err(error) = set {
+            tracing::debug!(%error, "preparing has the priority of everything else");
+        }
     }
 }
 
-/// Runs a session as [`crate::party::compute`] does, at the lowest priority.
+/// Runs a session as [`crate::party::compute`] does, on a thread that gives way.
 pub(crate) fn compute<F>(session: F) -> F::Output
 where
     F: Future + Send,
@@ -60,30 +70,31 @@ where
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
-    use rustix::process::getpriority_process;
+    use thread_priority::{
+        NormalThreadSchedulePolicy, ThreadSchedulePolicy, thread_schedule_policy,
+    };
+
+    const IDLE: ThreadSchedulePolicy =
+        ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
 
     #[test]
-    fn preparing_has_the_lowest_priority_and_nothing_else_has() {
-        let before = getpriority_process(None).unwrap();
+    fn preparing_gives_way_and_nothing_else_does() {
         let pool = quiet().build().unwrap();
-        let preparing = pool.broadcast(|_| getpriority_process(None).unwrap());
+        let preparing = pool.broadcast(|_| thread_schedule_policy().unwrap());
         assert!(
-            preparing.iter().all(|&priority| priority == LOWEST),
+            preparing.iter().all(|policy| *policy == IDLE),
             "{preparing:?}"
         );
-        assert_eq!(getpriority_process(None).unwrap(), before);
+        assert_ne!(thread_schedule_policy().unwrap(), IDLE);
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_is_not_shared_out_has_the_lowest_priority_too() {
-        let before = getpriority_process(None).unwrap();
+    async fn what_is_not_shared_out_gives_way_too() {
         let computing = compute(async {
             tokio::task::yield_now().await;
-            getpriority_process(None).unwrap()
+            thread_schedule_policy().unwrap()
         });
-        assert_eq!(
-            (computing, getpriority_process(None).unwrap()),
-            (LOWEST, before)
-        );
+        assert_eq!(computing, IDLE);
+        assert_ne!(thread_schedule_policy().unwrap(), IDLE);
     }
 }
