@@ -283,18 +283,15 @@ impl Client {
         let welcome = self.exchange_greetings(quic, hello).await?;
         let service = welcome.service;
         self.check_names(&welcome, certificate, vouched)?;
-        let (ready, mut held) = match expected.is_some_and(|(expected, _)| expected == service) {
+        let (ready, held) = match expected.is_some_and(|(expected, _)| expected == service) {
             true => (ready, welcome.held.clone()),
-            // Known under another certificate, which nobody could tell before.
+            // Known by another name than was expected: it was not asked about these.
             false => (self.ready_bundles(service, welcome.model)?, Vec::new()),
         };
-        held.resize(ready.len().max(held.len()), false);
-        let asked = welcome.held.len();
+        let held = held.into_iter().map(Some).chain(std::iter::repeat(None));
         let mut candidates = Vec::new();
         let mut stale = Vec::new();
-        let known_to_be = held.into_iter().enumerate();
-        let known_to_be = known_to_be.map(|(place, held)| (place < asked).then_some(held));
-        for (entry, held) in ready.into_iter().zip(known_to_be) {
+        for (entry, held) in ready.into_iter().zip(held) {
             match entry.model == welcome.model {
                 true => candidates.push(Candidate { id: entry.id, held }),
                 false => stale.push(entry),
