@@ -25,7 +25,7 @@ mod observed;
 mod prepare;
 mod upkeep;
 
-pub use self::clients::{ClientEntry, ClientFile, ClientList, read_clients};
+pub use self::clients::{ClientEntry, ClientFile, ClientList, is_certificate_name, read_clients};
 pub use self::limits::{Limits, Most, bytes};
 pub use self::memory::default_budget;
 pub use self::models::{Found, ModelSources, check_name};

@@ -55,10 +55,15 @@ impl Place {
 
     /// A server with these options, its state, and a free port.
     fn serve(&self, options: &[&str]) -> ServerProcess {
+        self.serve_at("127.0.0.1:0", "server", options)
+    }
+
+    /// A server with this address, its state in this directory, and these options.
+    fn serve_at(&self, listen: &str, state: &str, options: &[&str]) -> ServerProcess {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_pi-server"));
         command
-            .args(["--listen", "127.0.0.1:0", "--state"])
-            .arg(self.at("server"));
+            .args(["--listen", listen, "--state"])
+            .arg(self.at(state));
         command.args(options);
         let patience = Duration::from_secs(120);
         let log = Some(self.at("log"));
@@ -515,6 +520,40 @@ fn certificates_of_an_authority_are_renewed_without_a_restart_and_without_loss()
     let halves = bundles(&place.at("client"));
     assert_eq!(count(&halves, BundleState::Spent), 2);
     assert_eq!(count(&halves, BundleState::Ready), 2);
+}
+
+#[test]
+fn a_server_that_moved_to_the_address_of_another_keeps_its_bundles() {
+    let ([model, _], place) = (models(), Place::new());
+    let authority = Authority::new();
+    let ca = place.write("ca.pem", &authority.pem);
+    let serve = |listen: &str, state: &str, certificate: &str| {
+        let [cert, key] = authority.issue(place.directory.path(), certificate, dns("localhost"));
+        let model = model.path().to_str().unwrap();
+        let options = ["--model", model, "--cert", &cert, "--key", &key];
+        place.serve_at(listen, state, &options)
+    };
+    let localhost = |server: &ServerProcess| server.address.replace("127.0.0.1", "localhost");
+    let ask = |address: &str, arguments: &[&str]| {
+        let mut command = place.client();
+        command.args(arguments).args(["--server", address, "--ca"]);
+        command.arg(&ca).assert().success();
+    };
+    let prepare = ["prepare", "-n", "2"];
+    let staying = serve("127.0.0.1:0", "staying", "first");
+    ask(&localhost(&staying), &prepare);
+    let moving = serve("127.0.0.1:0", "moving", "second");
+    ask(&localhost(&moving), &prepare);
+
+    // The client meets it where the other was, under a certificate that it never saw.
+    let listen = staying.address.clone();
+    drop((staying, moving));
+    let moved = serve(&listen, "moving", "third");
+    ask(&localhost(&moved), &["infer", model.file.to_str().unwrap()]);
+    drop(moved);
+    let halves = bundles(&place.at("client"));
+    assert_eq!(count(&halves, BundleState::Ready), 3);
+    assert_eq!(count(&halves, BundleState::Spent), 1);
 }
 
 #[test]

@@ -79,14 +79,12 @@ impl ClientEntry {
             (Some(text), None) => text
                 .parse()
                 .map_err(|error| format!("fingerprint {text:?}: {error}")),
-            (None, Some(name)) => match name.split_once(':') {
-                Some(("dns" | "uri", rest)) if !rest.is_empty() => {
-                    Ok(Fingerprint::of_certificate_name(name))
-                }
-                _ => Err(format!(
-                    "certificate-name {name:?} does not start with dns: or uri:"
-                )),
-            },
+            (None, Some(name)) if is_certificate_name(name) => {
+                Ok(Fingerprint::of_certificate_name(name))
+            }
+            (None, Some(name)) => Err(format!(
+                "certificate-name {name:?} does not start with dns: or uri:"
+            )),
             _ => Err("a client has either a fingerprint or a certificate-name".into()),
         }
     }
@@ -95,6 +93,12 @@ impl ClientEntry {
         let allowed = |models: &Vec<String>| models.iter().any(|name| name == model);
         !self.revoked && self.models.as_ref().is_none_or(allowed)
     }
+}
+
+/// Whether this has the form of a name in a certificate: `dns:NAME` or `uri:NAME`.
+pub fn is_certificate_name(name: &str) -> bool {
+    let name = name.split_once(':');
+    name.is_some_and(|(kind, rest)| matches!(kind, "dns" | "uri") && !rest.is_empty())
 }
 
 /// What a file of clients says.

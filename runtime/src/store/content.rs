@@ -188,12 +188,7 @@ impl BundleSource for ContentSource {
         let failed = |what: String| pi_protocol::Error::Stored { what };
         // The file has as many, so no more is reserved than is there.
         let left = self.left.checked_sub(count as u64);
-        let left = left.ok_or_else(|| {
-            failed(format!(
-                "the content ends {} bytes before {count} more",
-                self.left
-            ))
-        })?;
+        let left = left.ok_or_else(|| ends_early(self.left, count))?;
         // What was read before is erased first.
         self.bytes = SecretBytes::with_capacity(0);
         let bytes = SecretBytes::read(&self.file, count).map_err(|e| failed(e.to_string()))?;
@@ -205,12 +200,23 @@ impl BundleSource for ContentSource {
     }
 
     fn end(&mut self) -> Result<(), pi_protocol::Error> {
-        match self.left {
-            0 => Ok(()),
-            left => Err(pi_protocol::Error::Stored {
-                what: format!("{left} bytes follow the end of the content"),
-            }),
-        }
+        all_read(self.left)
+    }
+}
+
+/// A content of which `left` bytes are left when `count` are asked for.
+pub(super) fn ends_early(left: u64, count: usize) -> pi_protocol::Error {
+    let what = format!("the content ends with {left} bytes where {count} are expected");
+    pi_protocol::Error::Stored { what }
+}
+
+/// An error unless nothing is left of a content.
+pub(super) fn all_read(left: u64) -> Result<(), pi_protocol::Error> {
+    match left {
+        0 => Ok(()),
+        left => Err(pi_protocol::Error::Stored {
+            what: format!("{left} bytes follow the end of the content"),
+        }),
     }
 }
 

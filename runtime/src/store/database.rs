@@ -6,9 +6,19 @@
 //! after the error. Opening fails for as long as the cause is there.
 
 use super::error::Failure;
-use redb::Database;
+use redb::{Builder, Database};
 use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock};
+
+/// Pages kept in memory. What is looked up again and again fits; redb would keep up to a gigabyte of
+/// the rows that spent bundles leave.
+const CACHE_BYTES: usize = 16 << 20;
+
+fn builder() -> Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
 
 /// A database that is opened again after an error of the disk.
 pub(super) struct Reopening {
@@ -20,7 +30,7 @@ pub(super) struct Reopening {
 impl Reopening {
     /// Opens the database in a file, or makes it.
     pub(super) fn open(path: PathBuf) -> Result<Reopening, redb::Error> {
-        let database = Database::create(&path)?;
+        let database = builder().create(&path)?;
         Ok(Reopening {
             path,
             database: RwLock::new(Some(database)),
@@ -67,7 +77,7 @@ impl Reopening {
             .unwrap_or_else(PoisonError::into_inner);
         if database.is_none() {
             // Not `create`: a database that is gone must not be replaced by an empty one.
-            let opened = Database::open(&self.path);
+            let opened = builder().open(&self.path);
             *database = Some(opened.map_err(|error| Failure::Database(Box::new(error.into())))?);
             tracing::info!(path = %self.path.display(), "opened again after an error of the disk");
         }

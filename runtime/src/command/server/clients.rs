@@ -3,7 +3,10 @@
 
 use super::config::variable;
 use crate::fingerprint::Fingerprint;
-use crate::server::{ClientEntry, ClientFile, ClientList, Limits, Most, check_name, read_clients};
+use crate::server::{
+    ClientEntry, ClientFile, ClientList, Limits, Most, check_name, is_certificate_name,
+    read_clients,
+};
 use anyhow::{Context, anyhow, bail, ensure};
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -234,10 +237,14 @@ fn add(document: &mut DocumentMut, file: &ClientFile, new: AddArguments) -> anyh
     }
     match new.client.parse::<Fingerprint>() {
         Ok(fingerprint) => entry["fingerprint"] = value(fingerprint.to_string()),
-        Err(_) if new.client.contains("dns:") || new.client.contains("uri:") => {
+        Err(_) if is_certificate_name(&new.client) => {
             entry["certificate-name"] = value(&new.client);
         }
-        Err(error) => bail!("{:?} is no fingerprint: {error}", new.client),
+        Err(error) => bail!(
+            "{:?} is no fingerprint ({error}), and no name in a certificate, which starts with \
+             dns: or uri:",
+            new.client
+        ),
     }
     if !new.models.is_empty() {
         for model in &new.models {

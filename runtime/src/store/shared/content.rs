@@ -1,5 +1,6 @@
 //! The content of a setup or bundle half: sealed while it is written, opened while it is read.
 
+use super::super::content::{all_read, ends_early};
 use super::super::{BundleContent, BundleWriting, ModelDigest, StoreError};
 use super::Inner;
 use super::objects::Upload;
@@ -334,10 +335,7 @@ impl BundleSource for Source {
         let failed = |what: String| pi_protocol::Error::Stored { what };
         // No more is reserved than is there.
         if count as u64 > self.left {
-            let left = self.left;
-            return Err(failed(format!(
-                "the content ends {left} bytes before {count} more"
-            )));
+            return Err(ends_early(self.left, count));
         }
         // What was read before is erased first.
         self.bytes = SecretBytes::with_capacity(0);
@@ -346,11 +344,6 @@ impl BundleSource for Source {
     }
 
     fn end(&mut self) -> Result<(), pi_protocol::Error> {
-        match self.left {
-            0 => Ok(()),
-            left => Err(pi_protocol::Error::Stored {
-                what: format!("{left} bytes follow the end of the content"),
-            }),
-        }
+        all_read(self.left)
     }
 }
