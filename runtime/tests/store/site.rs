@@ -21,6 +21,8 @@ pub(crate) struct Site {
     pub(crate) fingerprint: Fingerprint,
     postgres: Arc<Postgres>,
     database: String,
+    /// A folder, or where `PI_TEST_S3` says.
+    objects: String,
     states: tempfile::TempDir,
 }
 
@@ -39,6 +41,8 @@ impl Site {
             std::fs::copy(state(0).join(file), state(server).join(file)).unwrap();
         }
         let database = postgres.database();
+        let folder = || at("objects").display().to_string();
+        let objects = std::env::var("PI_TEST_S3").unwrap_or_else(|_| folder());
         std::fs::write(at("database"), format!("{database}\n")).unwrap();
         std::fs::write(at("key"), "5a".repeat(32)).unwrap();
         let private = std::fs::Permissions::from_mode(0o600);
@@ -48,6 +52,7 @@ impl Site {
             fingerprint: identity.fingerprint(),
             postgres,
             database,
+            objects,
             states,
         })
     }
@@ -65,7 +70,7 @@ impl Site {
             .program
             .arg("--store-database-file")
             .arg(at("database"));
-        command.program.arg("--store-objects").arg(at("objects"));
+        command.program.arg("--store-objects").arg(&self.objects);
         command.program.arg("--store-key").arg(at("key"));
         command.program.env("PI_FAULT", fault);
         let log = format!("log{server}");
@@ -78,7 +83,7 @@ impl Site {
         self.states.path().join(format!("client{number}"))
     }
 
-    /// Files of the contents of bundles.
+    /// Files of the contents of bundles, if they are in a folder.
     pub(crate) fn objects(&self) -> usize {
         let files = std::fs::read_dir(self.states.path().join("objects/bundles"));
         files.into_iter().flatten().count()

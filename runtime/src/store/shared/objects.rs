@@ -245,3 +245,68 @@ impl Upload {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writes an object of so many bytes, each its place modulo 251.
+    async fn write(objects: &Objects, name: &str, length: usize) -> Vec<u8> {
+        let content: Vec<u8> = (0..length).map(|place| (place % 251) as u8).collect();
+        let mut upload = Upload::new(name.into());
+        for piece in content.chunks(3 << 20) {
+            upload.bytes.extend_from_slice(piece);
+            upload.flush(objects).await.unwrap();
+        }
+        upload.end(objects).await.unwrap();
+        content
+    }
+
+    async fn check(objects: &Objects) {
+        let sizes = [("bundles/a", 5), ("bundles/b", (20 << 20) + 7)];
+        for (name, length) in sizes {
+            assert_eq!(objects.length(name).await.unwrap(), None);
+            assert_eq!(objects.read(name, 0..3).await.unwrap(), None);
+            let content = write(objects, name, length).await;
+            let length = length as u64;
+            assert_eq!(objects.length(name).await.unwrap(), Some(length));
+            for range in [0..2, length - 3..length, 0..length] {
+                let expected = &content[range.start as usize..range.end as usize];
+                let read = objects.read(name, range).await.unwrap().unwrap();
+                assert_eq!(read, expected);
+            }
+        }
+        let mut given_up = Upload::new("bundles/c".into());
+        given_up.bytes = vec![1; PART];
+        given_up.flush(objects).await.unwrap();
+        given_up.abort(objects).await.unwrap();
+
+        let mut names = objects.names().await.unwrap();
+        names.sort();
+        assert_eq!(names, ["bundles/a", "bundles/b"]);
+        for (name, _) in sizes {
+            objects.delete(name).await.unwrap();
+            objects.delete(name).await.unwrap();
+            assert_eq!(objects.length(name).await.unwrap(), None);
+        }
+        assert!(objects.names().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_folder_gives_back_what_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = Objects::open(folder.path().to_str().unwrap()).unwrap();
+        check(&objects).await;
+    }
+
+    /// Needs an empty bucket or prefix in `PI_TEST_S3`, the variables of its keys, and feature `s3`.
+    #[tokio::test]
+    async fn a_bucket_gives_back_what_was_written() {
+        let Ok(place) = std::env::var("PI_TEST_S3") else {
+            eprintln!("left out: no bucket in PI_TEST_S3");
+            return;
+        };
+        let place = format!("{place}/objects-{}", std::process::id());
+        check(&Objects::open(&place).unwrap()).await;
+    }
+}
