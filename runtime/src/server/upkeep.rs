@@ -23,6 +23,11 @@ const EVERY: Duration = Duration::from_secs(2);
 /// Looks between two questions to the store, which may go through all bundles for them: whether the
 /// last one of a version that was replaced is spent, and what there is of revoked clients.
 const LOOKS: u32 = 5;
+/// Looks between two counts of all bundles that were ever made: an hour.
+const LOOKS_BETWEEN_COUNTS: u32 = 1800;
+/// Bundles of one model, all clients together, for which its statistical security is stated; see
+/// `docs/parameters.md`.
+const MOST_BUNDLES_OF_A_MODEL: u64 = 1 << 20;
 
 /// Where the server's own certificate and the clients' authorities are.
 #[derive(Clone)]
@@ -193,6 +198,9 @@ impl Upkeep {
                 }
             }
         }
+        if self.looks % LOOKS_BETWEEN_COUNTS == 1 {
+            shared.count_bundles_ever();
+        }
         // Also where nothing has changed: an operation that was under way may have kept a bundle.
         let revoked = shared.clients.revoked();
         if searching || revoked != self.revoked {
@@ -218,6 +226,23 @@ impl Shared {
         }
     }
 
+    /// Says which models have had more bundles than their security is stated for, or soon will.
+    fn count_bundles_ever(&self) {
+        let ever = match self.store.ever_kept() {
+            Ok(ever) => ever,
+            Err(error) => {
+                tracing::error!(%error, "the bundles of each model cannot be counted");
+                return;
+            }
+        };
+        for served in self.models.all() {
+            let bundles = ever.get(&served.digest).copied().unwrap_or(0);
+            if let Some(warning) = of_many_bundles(bundles) {
+                tracing::warn!(model = served.label(), bundles, "{warning}");
+            }
+        }
+    }
+
     /// Whether a version is kept for the sake of bundles that may be spent by now.
     fn has_leaving(&self) -> bool {
         let leaving: Vec<_> = self.models.leaving();
@@ -231,9 +256,30 @@ impl Shared {
     }
 }
 
+/// What to say of a model that so many bundles were made for.
+fn of_many_bundles(bundles: u64) -> Option<&'static str> {
+    if bundles > MOST_BUNDLES_OF_A_MODEL {
+        return Some(
+            "more bundles than the 2^20 for which its statistical security is stated: each time \
+             they are four times as many, one bit less is left",
+        );
+    }
+    let soon = MOST_BUNDLES_OF_A_MODEL / 10 * 9;
+    (bundles > soon).then_some("soon more bundles than the 2^20 for which its security is stated")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_model_with_more_bundles_than_its_security_is_stated_for_is_announced() {
+        assert_eq!(of_many_bundles(0), None);
+        assert_eq!(of_many_bundles(900_000), None);
+        assert!(of_many_bundles(1_000_000).unwrap().starts_with("soon"));
+        assert!(of_many_bundles(1 << 20).unwrap().starts_with("soon"));
+        assert!(of_many_bundles((1 << 20) + 1).unwrap().contains("2^20"));
+    }
 
     #[test]
     fn files_are_read_once_they_have_stopped_changing() {

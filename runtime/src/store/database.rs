@@ -10,7 +10,7 @@ use redb::{Builder, Database};
 use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock};
 
-/// Pages kept in memory. What is looked up again and again fits; redb would keep up to a gigabyte of
+/// Pages kept in memory. What is looked up again and again fits; redb would keep up to 1 GiB of
 /// the rows that spent bundles leave.
 const CACHE_BYTES: usize = 16 << 20;
 

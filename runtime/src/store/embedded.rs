@@ -56,13 +56,13 @@ impl ServerStore for Store {
     }
 
     fn at_rest(&self) -> Result<HashMap<ModelDigest, u64>, StoreError> {
-        let mut at_rest = HashMap::new();
-        for entry in Store::bundles(self)? {
-            if entry.state == BundleState::Ready {
-                *at_rest.entry(entry.model).or_default() += 1;
-            }
-        }
-        Ok(at_rest)
+        let mut bundles = Store::bundles(self)?;
+        bundles.retain(|entry| entry.state == BundleState::Ready);
+        Ok(by_model(&bundles))
+    }
+
+    fn ever_kept(&self) -> Result<HashMap<ModelDigest, u64>, StoreError> {
+        Ok(by_model(&Store::bundles(self)?))
     }
 
     fn ready(&self, client: Fingerprint, model: &ModelDigest) -> Result<Vec<BundleId>, StoreError> {
@@ -239,4 +239,12 @@ impl BundleContent for Reading {
     fn open(self: Box<Self>) -> Result<Box<dyn BundleSource>, StoreError> {
         Ok(Box::new(Reading::open(*self)?))
     }
+}
+
+fn by_model(bundles: &[BundleEntry]) -> HashMap<ModelDigest, u64> {
+    let mut numbers = HashMap::new();
+    for entry in bundles {
+        *numbers.entry(entry.model).or_default() += 1;
+    }
+    numbers
 }

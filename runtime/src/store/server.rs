@@ -71,6 +71,13 @@ pub trait ServerStore: Send + Sync {
     /// As for every method.
     fn at_rest(&self) -> Result<HashMap<ModelDigest, u64>, StoreError>;
 
+    /// Number of bundles that were ever kept, whatever became of them, by the model that they were
+    /// for. Goes through all of them.
+    ///
+    /// # Errors
+    /// As for every method.
+    fn ever_kept(&self) -> Result<HashMap<ModelDigest, u64>, StoreError>;
+
     /// The bundles with this client that are ready for this model, oldest first.
     ///
     /// # Errors

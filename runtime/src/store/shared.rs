@@ -181,6 +181,7 @@ const BUNDLES: &str = "SELECT client, id, model, state,
      (extract(epoch FROM stored_at) * 1000)::bigint AS stored_at FROM bundles";
 const AT_REST: &str = "SELECT model, count(*) AS count FROM bundles
      WHERE state = 'ready' GROUP BY model";
+const EVER_KEPT: &str = "SELECT model, count(*) AS count FROM bundles GROUP BY model";
 const READY: &str = "SELECT id FROM bundles
      WHERE client = $1 AND model = $2 AND state = 'ready' ORDER BY stored_at, id";
 const READY_OF: &str = "SELECT id FROM bundles WHERE client = $1 AND state = 'ready'";
@@ -359,6 +360,19 @@ impl Inner {
         }
     }
 
+    /// The numbers that a query counts for each model.
+    fn numbers_by_model(
+        &self,
+        query: &'static str,
+    ) -> Result<HashMap<ModelDigest, u64>, StoreError> {
+        let rows = self.transact(async |work| work.query(query, &[]).await)?;
+        let number = |row: &Row| {
+            let count = row.get::<_, i64>("count").unsigned_abs();
+            Ok((self.digest(row, "model")?, count))
+        };
+        rows.iter().map(number).collect()
+    }
+
     /// A column of 32 bytes.
     fn digest(&self, row: &Row, column: &str) -> Result<[u8; 32], StoreError> {
         let bytes: &[u8] = row.get(column);
@@ -535,13 +549,11 @@ impl ServerStore for SharedStore {
     }
 
     fn at_rest(&self) -> Result<HashMap<ModelDigest, u64>, StoreError> {
-        let inner = &self.inner;
-        let rows = inner.transact(async |work| work.query(AT_REST, &[]).await)?;
-        let count = |row: &Row| {
-            let count = row.get::<_, i64>("count").unsigned_abs();
-            Ok((inner.digest(row, "model")?, count))
-        };
-        rows.iter().map(count).collect()
+        self.inner.numbers_by_model(AT_REST)
+    }
+
+    fn ever_kept(&self) -> Result<HashMap<ModelDigest, u64>, StoreError> {
+        self.inner.numbers_by_model(EVER_KEPT)
     }
 
     fn ready(&self, client: Fingerprint, model: &ModelDigest) -> Result<Vec<BundleId>, StoreError> {

@@ -492,4 +492,7 @@ pub(crate) fn bundles_at_rest_are_counted_by_their_model(place: &impl Place) {
     spend(&*store, CLIENT, &id(2)).unwrap();
     let expected = HashMap::from([(MODEL, 3), (SECOND, 1)]);
     assert_eq!(store.at_rest().unwrap(), expected);
+    // One that was spent still counts.
+    let expected = HashMap::from([(MODEL, 4), (SECOND, 1)]);
+    assert_eq!(store.ever_kept().unwrap(), expected);
 }

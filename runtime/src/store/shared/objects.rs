@@ -299,7 +299,7 @@ mod tests {
         check(&objects).await;
     }
 
-    /// Needs an empty bucket or prefix in `PI_TEST_S3`, the variables of its keys, and feature `s3`.
+    /// Needs a bucket or prefix in `PI_TEST_S3`, the variables of its keys, and feature `s3`.
     #[tokio::test]
     async fn a_bucket_gives_back_what_was_written() {
         let Ok(place) = std::env::var("PI_TEST_S3") else {
