@@ -4,7 +4,7 @@
 //! may use an operator's certificate chain instead.
 
 use crate::files;
-use crate::fingerprint::Fingerprint;
+use crate::fingerprint::{Fingerprint, of_certificate};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::io;
@@ -90,7 +90,7 @@ impl Identity {
 
     /// The fingerprint that others know this identity by.
     pub fn fingerprint(&self) -> Fingerprint {
-        Fingerprint::of_certificate(&self.chain[0])
+        of_certificate(&self.chain[0])
     }
 
     /// The name that a server knows this identity by if it demands certificates of an authority;

@@ -40,7 +40,7 @@ use crate::fingerprint::Fingerprint;
 use crate::observe::{Health, Metrics, Observable, State, Turned};
 use crate::pinned_pool::PinnedPools;
 use crate::store::{AnswerLimits, ModelDigest, ServerStore, Store, today};
-use crate::stream::Refusal;
+use crate::stream::{Refusal, code};
 use pi_ir::Reveal;
 use pi_protocol::session::ServerSetup;
 use std::collections::{HashMap, HashSet};
@@ -399,7 +399,7 @@ impl Server {
             tracing::warn!("operations were cut off");
         }
         self.endpoint
-            .close(Refusal::ShuttingDown.code(), b"shutting down");
+            .close(code(Refusal::ShuttingDown), b"shutting down");
         let _ = tokio::time::timeout(Duration::from_secs(2), self.endpoint.wait_idle()).await;
     }
 
@@ -533,7 +533,7 @@ impl Shared {
         }
         for client in &revoked {
             if let Some(quic) = lock(&self.connections).get(client) {
-                quic.close(Refusal::NotAllowed.code(), b"revoked");
+                quic.close(code(Refusal::NotAllowed), b"revoked");
             }
         }
         let known = self.store.clients()?.into_iter();
@@ -550,7 +550,7 @@ impl Shared {
     fn supersede(&self, client: Fingerprint, quic: &quinn::Connection) {
         let mut connections = self.connections.lock().expect("no holder panics");
         if let Some(earlier) = connections.insert(client, quic.clone()) {
-            earlier.close(Refusal::Silent.code(), b"superseded");
+            earlier.close(code(Refusal::Silent), b"superseded");
         }
     }
 

@@ -9,7 +9,7 @@
 //! once (X25519MLKEM768), and by nothing else. Nothing is resumed and nothing is sent before the
 //! handshake ends (no 0-RTT).
 
-use crate::fingerprint::Fingerprint;
+use crate::fingerprint::{Fingerprint, of_certificate, of_certificate_name};
 use crate::identity::Identity;
 use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -210,11 +210,11 @@ impl ClientEndpoint {
 pub fn peer_fingerprint(connection: &quinn::Connection) -> Option<Fingerprint> {
     let identity = connection.peer_identity()?;
     let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    chain.first().map(|c| Fingerprint::of_certificate(c))
+    chain.first().map(|c| of_certificate(c))
 }
 
 /// The name in the certificate that the other end of a connection proved: its first URI, or its
-/// first DNS name if it has none, as [`Fingerprint::of_certificate_name`] makes it a name here.
+/// first DNS name if it has none, as [`of_certificate_name`] makes it a name here.
 pub fn peer_certificate_name(connection: &quinn::Connection) -> Option<Fingerprint> {
     let identity = connection.peer_identity()?;
     let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
@@ -234,7 +234,7 @@ pub(crate) fn certificate_name(certificate: &CertificateDer<'_>) -> Option<Finge
             .next()
             .map(|name| format!("dns:{name}"))
     });
-    name.map(|name| Fingerprint::of_certificate_name(&name))
+    name.map(|name| of_certificate_name(&name))
 }
 
 const MIB: u32 = 1 << 20;
@@ -378,7 +378,7 @@ impl ServerCertVerifier for ServerCheck {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let presented = Fingerprint::of_certificate(end_entity);
+        let presented = of_certificate(end_entity);
         *self.seen.lock().expect("no holder of this lock panics") = Some(presented);
         match &self.rule {
             Rule::OneOf(expected) if expected.contains(&presented) => {

@@ -4,7 +4,7 @@
 use super::limits::{Limits, Most};
 use super::lock;
 use crate::error::Error;
-use crate::fingerprint::Fingerprint;
+use crate::fingerprint::{Fingerprint, of_certificate_name};
 use crate::stream::Refusal;
 use pi_ir::Reveal;
 use serde::Deserialize;
@@ -80,9 +80,7 @@ impl ClientEntry {
                 .parse()
                 .map_err(|error| format!("fingerprint {text:?}: {error}")),
             (None, Some(name)) => match name.split_once(':') {
-                Some(("dns" | "uri", rest)) if !rest.is_empty() => {
-                    Ok(Fingerprint::of_certificate_name(name))
-                }
+                Some(("dns" | "uri", rest)) if !rest.is_empty() => Ok(of_certificate_name(name)),
                 _ => Err(format!(
                     "certificate-name {name:?} does not start with dns: or uri:"
                 )),
@@ -548,9 +546,9 @@ mod tests {
             ClientList::Toml,
         );
         let clients = file.open().unwrap();
-        let account = Fingerprint::of_certificate_name("dns:ward3.example");
+        let account = of_certificate_name("dns:ward3.example");
         assert!(clients.admit(account).is_ok());
-        let other = Fingerprint::of_certificate_name("dns:ward4.example");
+        let other = of_certificate_name("dns:ward4.example");
         assert!(clients.admit(other).is_err());
     }
 }

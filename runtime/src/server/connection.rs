@@ -14,7 +14,7 @@ use crate::observe::{Operation, Turned};
 use crate::party::{Greeting, damaged, random};
 use crate::quiet_pool;
 use crate::store::BundleState;
-use crate::stream::{MessageStream, Refusal, StreamError, describe};
+use crate::stream::{MessageStream, Refusal, StreamError, code, describe};
 use crate::transport;
 use pi_protocol::header::PROTOCOL_VERSION;
 use pi_protocol::session::{self, BundleId, ServerModel, ServerSetup, is_current_setup};
@@ -85,14 +85,14 @@ pub(super) async fn serve(
     };
     let Some(client) = client else {
         tracing::warn!(%from, "refused: a client without a certificate, or one for no name");
-        quic.close(Refusal::Misbehaved.code(), b"no certificate with a name");
+        quic.close(code(Refusal::Misbehaved), b"no certificate with a name");
         shared.metrics.turned(Turned::NoCertificate);
         return;
     };
     let name = short(&client.0);
     if let Err(refusal) = block_in_place(|| shared.clients.admit(client)) {
         tracing::warn!(client = %client, %from, "refused: not on the list of clients");
-        quic.close(refusal.code(), b"not on the list");
+        quic.close(code(refusal), b"not on the list");
         shared.metrics.turned(Turned::NotAllowed);
         return;
     }
@@ -134,7 +134,7 @@ pub(super) async fn serve(
     while operations.join_next().await.is_some() {}
     connection.shared.forget(client, &quic);
     if let Some(refusal) = closing {
-        quic.close(refusal.code(), b"");
+        quic.close(code(refusal), b"");
     }
     tracing::info!(client = name, "disconnected");
 }
