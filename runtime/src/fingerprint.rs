@@ -1,97 +1,34 @@
 //! The name of a peer: the SHA-256 of its certificate, as `openssl x509 -fingerprint -sha256`
 //! prints it.
 
-use serde::{Deserialize, Serialize};
-use std::fmt;
-use std::str::FromStr;
+pub use pi_wire::fingerprint::*;
 
-/// SHA-256 of a certificate in DER form, which is public.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Fingerprint(pub [u8; 32]);
-
-impl Fingerprint {
-    /// The fingerprint of a certificate in DER form.
-    pub fn of_certificate(der: &[u8]) -> Fingerprint {
-        Fingerprint::sha256(der)
-    }
-
-    /// The name of a party whose certificate an authority signed, by the first name that the
-    /// certificate is for: `dns:NAME` or `uri:NAME`. It outlives the certificate and its key.
-    ///
-    /// No certificate has it for its fingerprint: this prefix starts no DER.
-    pub fn of_certificate_name(name: &str) -> Fingerprint {
-        Fingerprint::sha256(&[b"pianissimo certificate name\0", name.as_bytes()].concat())
-    }
-
-    fn sha256(bytes: &[u8]) -> Fingerprint {
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
-        Fingerprint(
-            digest
-                .as_ref()
-                .try_into()
-                .expect("a SHA-256 digest has 32 bytes"),
-        )
-    }
+/// The fingerprint of a certificate in DER form.
+pub fn of_certificate(der: &[u8]) -> Fingerprint {
+    sha256(der)
 }
 
-impl fmt::Display for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex(&self.0))
-    }
+/// The name of a party whose certificate an authority signed, by the first name that the
+/// certificate is for: `dns:NAME` or `uri:NAME`. It outlives the certificate and its key.
+///
+/// No certificate has it for its fingerprint: this prefix starts no DER.
+pub fn of_certificate_name(name: &str) -> Fingerprint {
+    sha256(&[b"pianissimo certificate name\0", name.as_bytes()].concat())
 }
 
-impl fmt::Debug for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
+/// The name of a client in a browser, by its public key in the uncompressed form of SEC 1.
+pub fn of_web_key(key: &[u8]) -> Fingerprint {
+    sha256(&pi_wire::web::named_bytes(key))
 }
 
-/// Error of a text that is no fingerprint.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum ParseFingerprintError {
-    /// The number of digits is wrong.
-    #[error("a fingerprint has 64 hexadecimal digits, this text has {0}")]
-    Length(usize),
-    /// A character is neither `0-9`, `a-f`, `A-F` nor a separating colon.
-    #[error("{0:?} is not a hexadecimal digit")]
-    Digit(char),
-}
-
-impl FromStr for Fingerprint {
-    type Err = ParseFingerprintError;
-
-    /// Reads 64 hexadecimal digits; colons between them are skipped.
-    fn from_str(text: &str) -> Result<Fingerprint, ParseFingerprintError> {
-        let mut digits = Vec::with_capacity(64);
-        for c in text.trim().chars().filter(|&c| c != ':') {
-            let digit = c.to_digit(16).ok_or(ParseFingerprintError::Digit(c))?;
-            digits.push(digit as u8);
-        }
-        if digits.len() != 64 {
-            return Err(ParseFingerprintError::Length(digits.len()));
-        }
-        let mut bytes = [0; 32];
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            *byte = pair[0] << 4 | pair[1];
-        }
-        Ok(Fingerprint(bytes))
-    }
-}
-
-/// Lower-case hexadecimal digits of some public bytes.
-pub fn hex(bytes: &[u8]) -> String {
-    use fmt::Write;
-    bytes
-        .iter()
-        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-            write!(text, "{byte:02x}").expect("writing to a String does not fail");
-            text
-        })
-}
-
-/// The first eight digits, enough to recognise an id in a log.
-pub fn short(id: &[u8; 32]) -> String {
-    hex(&id[..4])
+fn sha256(bytes: &[u8]) -> Fingerprint {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    Fingerprint(
+        digest
+            .as_ref()
+            .try_into()
+            .expect("a SHA-256 digest has 32 bytes"),
+    )
 }
 
 #[cfg(test)]
@@ -99,26 +36,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_form_round_trips_with_and_without_colons() {
-        let fingerprint = Fingerprint::of_certificate(b"abc");
+    fn a_fingerprint_is_the_sha_256_of_the_certificate() {
         // FIPS 180-4, the one-block example.
         let text = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(fingerprint.to_string(), text);
-        assert_eq!(text.parse::<Fingerprint>().unwrap(), fingerprint);
-        let colons: Vec<&str> = (0..32).map(|i| &text[2 * i..2 * i + 2]).collect();
-        let shouting = colons.join(":").to_uppercase();
-        assert_eq!(shouting.parse::<Fingerprint>().unwrap(), fingerprint);
+        assert_eq!(of_certificate(b"abc").to_string(), text);
     }
 
     #[test]
-    fn short_and_odd_texts_are_refused() {
-        assert!(matches!(
-            "ab".parse::<Fingerprint>(),
-            Err(ParseFingerprintError::Length(2))
-        ));
-        assert!(matches!(
-            "xy".parse::<Fingerprint>(),
-            Err(ParseFingerprintError::Digit('x'))
-        ));
+    fn no_kind_of_name_is_one_of_another_kind() {
+        let names = [
+            of_certificate(b"a"),
+            of_certificate_name("a"),
+            of_web_key(b"a"),
+        ];
+        assert!(names[0] != names[1] && names[1] != names[2] && names[0] != names[2]);
     }
 }

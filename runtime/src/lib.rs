@@ -3,7 +3,8 @@
 //! - [`server`] and [`client`] are the two parties; [`command`] holds the programs around them.
 //! - [`transport`] and [`stream`] are QUIC endpoints that authenticate both parties, and messages
 //!   on their streams. These are the channels over which the sessions of `pi_protocol` run.
-//! - [`control`] has the messages that the processes exchange around a session.
+//! - [`control`] has the messages that the processes exchange around a session; they are in a crate
+//!   of their own, `pi_wire`, so that a client in a browser has them too.
 //! - [`store`] keeps what outlives a process: above all bundles, each of which is used once.
 //! - [`identity`] and [`fingerprint`] say who a party is.
 //! - [`observe`] shows the server to whoever runs it: metrics, health, logs and traces.
@@ -15,7 +16,6 @@
 
 pub mod client;
 pub mod command;
-pub mod control;
 pub mod draw;
 pub mod error;
 mod failpoint;
@@ -35,3 +35,7 @@ pub mod store;
 pub mod stream;
 pub mod transport;
 pub mod usage;
+#[cfg(feature = "web")]
+pub mod web;
+
+pub use pi_wire::control;

@@ -53,8 +53,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
-/// Content hash of a compiled network, to which bundles are bound.
-pub type ModelDigest = [u8; 32];
+pub use pi_wire::control::ModelDigest;
 
 /// Directory of the contents of bundles.
 const BUNDLE_FILES: &str = "bundles";

@@ -10,6 +10,9 @@
 use crate::control;
 use bytes::Bytes;
 use pi_protocol::Channel;
+pub use pi_wire::framing::SLOWEST_BYTES_PER_SECOND;
+use pi_wire::framing::{LENGTH_BYTES, PIECE_BYTES};
+pub use pi_wire::refusal::Refusal;
 use quinn::{
     ConnectionError, ReadError, ReadExactError, RecvStream, SendStream, VarInt, WriteError,
 };
@@ -22,6 +25,8 @@ use tracing::Instrument;
 pub struct MessageStream {
     outgoing: SendStream,
     incoming: RecvStream,
+    codes: Codes,
+    index: u64,
     patience: Duration,
     traffic: StreamTraffic,
     failure: Option<StreamError>,
@@ -66,130 +71,54 @@ impl std::ops::Sub for StreamTraffic {
     }
 }
 
-/// A party's reason to give an operation up; nothing else is sent to the other party.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// Something went wrong that does not concern the other party.
-    #[error("an internal error")]
-    Internal,
-    /// The limit on clients or operations under way is reached.
-    #[error("too many clients at once")]
-    Busy,
-    /// The bytes sent break the protocol.
-    #[error("bytes that break the protocol")]
-    Misbehaved,
-    /// Versions, parameters or headers do not match.
-    #[error("versions or parameters that do not match")]
-    Incompatible,
-    /// No keys of this client are known.
-    #[error("unknown client keys")]
-    NoSetup,
-    /// Another model is served now.
-    #[error("another model")]
-    ModelChanged,
-    /// No such bundle of this client.
-    #[error("an unknown bundle")]
-    UnknownBundle,
-    /// The bundle was used before.
-    #[error("a bundle that was used before")]
-    SpentBundle,
-    /// The disk is full or the store broken.
-    #[error("a store that cannot be written")]
-    Storage,
-    /// The process ends.
-    #[error("shutting down")]
-    ShuttingDown,
-    /// The other party waited too long.
-    #[error("a peer that went silent")]
-    Silent,
-    /// The server keeps no more bundles for one client.
-    #[error("more bundles than it keeps for one client")]
-    TooManyBundles,
-    /// The server serves a list of clients, and this is none of them.
-    #[error("a client that is not on its list")]
-    NotAllowed,
-    /// The server gives no more answers to this client, for good.
-    #[error("more answers than it gives to one client")]
-    AnswersUsed,
-    /// The server has no such model, or no such version.
-    #[error("a model that it does not have")]
-    UnknownModel,
-    /// The server has several models, and the client named none.
-    #[error("a choice among several models")]
-    WhichModel,
-    /// The client may not use the model.
-    #[error("a model that this client may not use")]
-    ModelNotAllowed,
-    /// The server gives no more answers to this client for this many seconds.
-    #[error("more answers than it gives to one client in a day; the next day begins in {0} s")]
-    AnswersToday(u32),
-    /// The server exchanges no more bytes with this client for this many seconds.
-    #[error("more bytes than it exchanges with one client in a day; the next day begins in {0} s")]
-    BytesToday(u32),
-    /// There is no room for the operation now; in this many seconds there may be.
-    #[error("no room for this now; try again in {0} s")]
-    ComeBack(u16),
+/// The code of a refusal on a QUIC stream or connection.
+pub(crate) fn code(refusal: Refusal) -> VarInt {
+    VarInt::from_u64(refusal.code()).expect("codes are below 2^34")
 }
 
-/// Codes of refusals on the wire; `ComeBack` has one for each number of seconds.
-const CODES: [(Refusal, u32); 17] = [
-    (Refusal::Internal, 1),
-    (Refusal::Busy, 2),
-    (Refusal::Misbehaved, 3),
-    (Refusal::Incompatible, 4),
-    (Refusal::NoSetup, 5),
-    (Refusal::ModelChanged, 6),
-    (Refusal::UnknownBundle, 7),
-    (Refusal::SpentBundle, 8),
-    (Refusal::Storage, 9),
-    (Refusal::ShuttingDown, 10),
-    (Refusal::Silent, 11),
-    (Refusal::TooManyBundles, 12),
-    (Refusal::NotAllowed, 13),
-    (Refusal::AnswersUsed, 14),
-    (Refusal::UnknownModel, 15),
-    (Refusal::WhichModel, 16),
-    (Refusal::ModelNotAllowed, 17),
-];
-/// The code of `ComeBack(0)`.
-const COME_BACK: u32 = 1 << 16;
-/// The code of `AnswersToday(0)`.
-const ANSWERS_TODAY: u64 = 1 << 32;
-/// The code of `BytesToday(0)`.
-const BYTES_TODAY: u64 = 2 << 32;
+/// How refusals are written in the codes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Codes {
+    /// As codes of QUIC, which have 62 bits.
+    Quic,
+    /// As codes of WebTransport, which have 32, among those that HTTP/3 leaves to it.
+    #[cfg(feature = "web")]
+    Web,
+}
 
-impl Refusal {
-    /// The code on the wire.
-    pub fn code(self) -> VarInt {
-        let later = match self {
-            Refusal::ComeBack(seconds) => Some(u64::from(COME_BACK) + u64::from(seconds)),
-            Refusal::AnswersToday(seconds) => Some(ANSWERS_TODAY + u64::from(seconds)),
-            Refusal::BytesToday(seconds) => Some(BYTES_TODAY + u64::from(seconds)),
-            _ => None,
-        };
-        if let Some(code) = later {
-            return VarInt::from_u64(code).expect("below 2^34");
+impl Codes {
+    fn code(self, refusal: Refusal) -> VarInt {
+        match self {
+            Codes::Quic => code(refusal),
+            #[cfg(feature = "web")]
+            Codes::Web => crate::web::session::stream_code(refusal.web_code()),
         }
-        let code = CODES.iter().find(|(refusal, _)| *refusal == self);
-        VarInt::from_u32(code.map_or(1, |(_, code)| *code))
     }
 
-    /// The reason behind a code; unknown codes are internal errors of a newer peer.
-    pub fn from_code(code: VarInt) -> Refusal {
-        let code = code.into_inner();
-        if let Some(seconds) = code.checked_sub(COME_BACK.into())
-            && let Ok(seconds) = u16::try_from(seconds)
-        {
-            return Refusal::ComeBack(seconds);
+    /// The error of a stream that the peer reset or stopped.
+    fn refused(self, code: VarInt) -> StreamError {
+        match self {
+            Codes::Quic => StreamError::Refused(Refusal::from_code(code.into_inner())),
+            #[cfg(feature = "web")]
+            Codes::Web => match crate::web::session::error_from_http3(code.into_inner()) {
+                Some(code) if code != 0 => StreamError::Refused(Refusal::from_web_code(code)),
+                // A page that is left says no more than that.
+                _ => StreamError::Lost(format!("the stream was given up with code {code}")),
+            },
         }
-        let seconds = code as u32;
-        match code - u64::from(seconds) {
-            ANSWERS_TODAY => return Refusal::AnswersToday(seconds),
-            BYTES_TODAY => return Refusal::BytesToday(seconds),
-            _ => {}
+    }
+
+    /// The error of a connection that ended.
+    fn connection_lost(self, error: &ConnectionError) -> StreamError {
+        match (self, error) {
+            (Codes::Quic, error) => connection_lost(error),
+            #[cfg(feature = "web")]
+            (Codes::Web, ConnectionError::ApplicationClosed(close)) => {
+                self.refused(close.error_code)
+            }
+            #[cfg(feature = "web")]
+            (Codes::Web, error) => StreamError::Lost(describe(error)),
         }
-        let refusal = CODES.iter().find(|(_, known)| u64::from(*known) == code);
-        refusal.map_or(Refusal::Internal, |(refusal, _)| *refusal)
     }
 }
 
@@ -221,17 +150,12 @@ pub enum StreamError {
     Malformed(String),
 }
 
-/// Messages are written in pieces of this size, so that no write holds the connection's lock for
-/// long.
-const PIECE_BYTES: usize = 256 * 1024;
-
-/// Rate below which a message is given up, once the patience with its peer is used up too.
-pub const SLOWEST_BYTES_PER_SECOND: u64 = 16 * 1024;
-
 impl MessageStream {
     /// Messages on a stream; `patience` is the longest silence of the peer.
     pub fn new(outgoing: SendStream, incoming: RecvStream, patience: Duration) -> MessageStream {
         MessageStream {
+            index: outgoing.id().index(),
+            codes: Codes::Quic,
             outgoing,
             incoming,
             patience,
@@ -240,9 +164,25 @@ impl MessageStream {
         }
     }
 
+    /// Messages on a stream of a WebTransport session, behind the name with which it starts.
+    /// `index` is its index among those of the session that carry operations.
+    #[cfg(feature = "web")]
+    pub fn of_session(
+        outgoing: SendStream,
+        incoming: RecvStream,
+        index: u64,
+        patience: Duration,
+    ) -> MessageStream {
+        MessageStream {
+            index,
+            codes: Codes::Web,
+            ..MessageStream::new(outgoing, incoming, patience)
+        }
+    }
+
     /// Index of the stream among those of its connection that the client opened, from 0.
     pub fn index(&self) -> u64 {
-        self.outgoing.id().index()
+        self.index
     }
 
     /// Traffic of the stream until now.
@@ -307,7 +247,7 @@ impl MessageStream {
     /// # Errors
     /// [`StreamError`]; [`StreamError::TooLong`] before any of a longer message is stored.
     pub async fn receive_message(&mut self, limit: usize) -> Result<Vec<u8>, StreamError> {
-        let mut header = [0; 4];
+        let mut header = [0; LENGTH_BYTES];
         let deadline = self.deadline(0);
         match self.wait(deadline, ReadWhat::Header(&mut header)).await? {
             Some(_) => {}
@@ -342,7 +282,7 @@ impl MessageStream {
         let deadline = self.deadline(0);
         match timeout_at(deadline, self.outgoing.stopped()).await {
             Ok(Ok(None)) => Ok(()),
-            Ok(Ok(Some(code))) => Err(StreamError::Refused(Refusal::from_code(code))),
+            Ok(Ok(Some(code))) => Err(self.codes.refused(code)),
             Ok(Err(e)) => Err(StreamError::Lost(e.to_string())),
             Err(_) => Err(StreamError::Silent(self.patience)),
         }
@@ -351,8 +291,8 @@ impl MessageStream {
     /// Gives the operation up and tells the peer why.
     pub fn refuse(mut self, refusal: Refusal) {
         // Both fail only where the stream is over already.
-        let _ = self.outgoing.reset(refusal.code());
-        let _ = self.incoming.stop(refusal.code());
+        let _ = self.outgoing.reset(self.codes.code(refusal));
+        let _ = self.incoming.stop(self.codes.code(refusal));
     }
 
     /// Takes the cause of the last error that a session got from this channel.
@@ -372,10 +312,8 @@ impl MessageStream {
         let until = deadline.min(Instant::now() + self.patience);
         match timeout_at(until, self.outgoing.write_all_chunks(&mut pieces)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(WriteError::Stopped(code))) => {
-                Err(StreamError::Refused(Refusal::from_code(code)))
-            }
-            Ok(Err(WriteError::ConnectionLost(e))) => Err(connection_lost(&e)),
+            Ok(Err(WriteError::Stopped(code))) => Err(self.codes.refused(code)),
+            Ok(Err(WriteError::ConnectionLost(e))) => Err(self.codes.connection_lost(&e)),
             Ok(Err(e)) => Err(StreamError::Lost(describe(&e))),
             Err(_) => Err(StreamError::Silent(self.patience)),
         }
@@ -404,8 +342,8 @@ impl MessageStream {
         };
         match timeout_at(until, read).await {
             Ok(Ok(bytes)) => Ok(bytes),
-            Ok(Err(ReadError::Reset(code))) => Err(StreamError::Refused(Refusal::from_code(code))),
-            Ok(Err(ReadError::ConnectionLost(e))) => Err(connection_lost(&e)),
+            Ok(Err(ReadError::Reset(code))) => Err(self.codes.refused(code)),
+            Ok(Err(ReadError::ConnectionLost(e))) => Err(self.codes.connection_lost(&e)),
             Ok(Err(e)) => Err(StreamError::Lost(describe(&e))),
             Err(_) => Err(StreamError::Silent(self.patience)),
         }
@@ -417,14 +355,14 @@ impl MessageStream {
 pub(crate) fn connection_lost(error: &ConnectionError) -> StreamError {
     match error {
         ConnectionError::ApplicationClosed(close) if close.error_code.into_inner() != 0 => {
-            StreamError::Refused(Refusal::from_code(close.error_code))
+            StreamError::Refused(Refusal::from_code(close.error_code.into_inner()))
         }
         error => StreamError::Lost(describe(error)),
     }
 }
 
 enum ReadWhat<'a> {
-    Header(&'a mut [u8; 4]),
+    Header(&'a mut [u8; LENGTH_BYTES]),
     Piece(usize),
 }
 

@@ -173,7 +173,8 @@ async fn a_closed_connection_is_an_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_closed_with_a_refusal_is_that_refusal_on_every_stream() {
     let mut pair = Pair::connect().await;
-    pair.client.close(Refusal::Storage.code(), b"");
+    let code = Refusal::Storage.code().try_into().unwrap();
+    pair.client.close(code, b"");
     let error = soon(pair.server_stream.receive_message(1000)).await;
     assert!(
         matches!(error, Err(StreamError::Refused(Refusal::Storage))),

@@ -4,7 +4,7 @@
 use super::limits::{Limits, Most};
 use super::lock;
 use crate::error::Error;
-use crate::fingerprint::Fingerprint;
+use crate::fingerprint::{Fingerprint, of_certificate_name};
 use crate::stream::Refusal;
 use pi_ir::Reveal;
 use serde::Deserialize;
@@ -79,9 +79,7 @@ impl ClientEntry {
             (Some(text), None) => text
                 .parse()
                 .map_err(|error| format!("fingerprint {text:?}: {error}")),
-            (None, Some(name)) if is_certificate_name(name) => {
-                Ok(Fingerprint::of_certificate_name(name))
-            }
+            (None, Some(name)) if is_certificate_name(name) => Ok(of_certificate_name(name)),
             (None, Some(name)) => Err(format!(
                 "certificate-name {name:?} does not start with dns: or uri:"
             )),
@@ -259,6 +257,11 @@ impl Clients {
             true => Ok(()),
             false => Err(Refusal::NotAllowed),
         }
+    }
+
+    /// Whether the file names a client, and does not revoke it.
+    pub(super) fn names(&self, client: Fingerprint) -> bool {
+        self.consult(|rules| rules.entry(client).is_some_and(|entry| !entry.revoked))
     }
 
     /// Tells whether a client may use a model.
@@ -552,9 +555,9 @@ mod tests {
             ClientList::Toml,
         );
         let clients = file.open().unwrap();
-        let account = Fingerprint::of_certificate_name("dns:ward3.example");
+        let account = of_certificate_name("dns:ward3.example");
         assert!(clients.admit(account).is_ok());
-        let other = Fingerprint::of_certificate_name("dns:ward4.example");
+        let other = of_certificate_name("dns:ward4.example");
         assert!(clients.admit(other).is_err());
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! The client opens one stream per operation and sends a [`Request`] as its first message. The
 //! first operation of a connection is [`Request::Hello`]; no other is accepted before. A party that
-//! gives up resets the stream with a [`crate::stream::Refusal`]. `Catalogue` alone needs no
+//! gives up resets the stream with a [`crate::refusal::Refusal`]. `Catalogue` alone needs no
 //! greeting.
 //!
 //! A greeting chooses one of the models that the server has, for the whole connection.
@@ -23,10 +23,12 @@
 //! Encoding: postcard; every message has a limit that is checked before it is read.
 
 use crate::fingerprint::Fingerprint;
-use crate::store::ModelDigest;
 use pi_ir::Reveal;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+/// Content hash of a compiled network, to which bundles are bound.
+pub type ModelDigest = [u8; 32];
 
 /// Largest [`Request`], with room for [`MOST_BUNDLES`] ids.
 pub const REQUEST_LIMIT: usize = 1 << 20;
@@ -216,8 +218,11 @@ pub fn software() -> String {
     concat!("pianissimo ", env!("CARGO_PKG_VERSION")).into()
 }
 
-/// Reads a control message; says what is wrong with it otherwise.
-pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+/// Reads a control message, which must be all of `bytes`.
+///
+/// # Errors
+/// What is wrong with it, for the error of the stream.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     match postcard::take_from_bytes(bytes) {
         Ok((message, [])) => Ok(message),
         Ok((_, rest)) => Err(format!("{} bytes behind its end", rest.len())),
