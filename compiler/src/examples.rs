@@ -206,6 +206,11 @@ impl Examples {
         (part(false), part(true))
     }
 
+    /// Where the examples come from, and how many they are.
+    pub fn in_words(&self) -> String {
+        format!("{} ({} examples)", self.source, self.inputs.len())
+    }
+
     /// Returns whether the examples were drawn, not read.
     pub fn is_drawn(&self) -> bool {
         self.source.starts_with(&format!("{SYNTHETIC}, "))

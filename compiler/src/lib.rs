@@ -20,14 +20,17 @@
 //!     size of batch. It verifies every plan it returns.
 //!
 //! [`accuracy`] then measures the result on examples that calibration did not see, and says whether
-//! it may be written; [`emit::files`] makes the two files. [`cost`] computes what the network
-//! costs, [`examples`] reads or draws the inputs that calibration and evaluation need, and
-//! [`channels`] turns a network that reads blue first into one that reads red first; [`export`]
-//! gives the scales to training, and [`trace`] tells what became of the tensors of an ONNX model.
+//! it may be written; [`emit::files`] makes the two files. [`checked()`] does all of that.
+//!
+//! [`cost`] computes what the network costs, [`examples`] reads or draws the inputs that
+//! calibration and evaluation need, and [`channels`] turns a network that reads blue first into one
+//! that reads red first; [`export`] gives the scales to training, and [`trace`] tells what became
+//! of the tensors of an ONNX model.
 #![forbid(unsafe_code)]
 
 pub mod accuracy;
 pub mod channels;
+pub mod checked;
 pub mod compile;
 pub mod cost;
 pub mod emit;
@@ -43,6 +46,7 @@ pub mod prefix;
 pub mod real_circuit;
 pub mod trace;
 
+pub use checked::checked;
 pub use compile::{Compiled, Options, compile};
 pub use fault::{Fault, Refused};
 pub use prefix::PublicPrefix;

@@ -4,8 +4,8 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser};
-use pi_compiler::accuracy::Measured;
 use pi_compiler::accuracy::verdict::{Disagreement, MAX_ERROR, Outputs, Tolerance};
+use pi_compiler::checked::{DRAWN, Request, Unfaithful, checked, say_range_check};
 use pi_compiler::cost::activations::costs;
 use pi_compiler::cost::evaluate::{Comparison, compare};
 use pi_compiler::cost::report::Report;
@@ -16,13 +16,12 @@ use pi_compiler::pass::guard;
 use pi_compiler::pass::lower::Pools;
 use pi_compiler::pass::quantise::{Precision, WIDEST_WEIGHTS, WeightBits};
 use pi_compiler::pass::select::Link;
-use pi_compiler::{Compiled, Options, PublicPrefix, channels, compile, emit, trace};
-use pi_ir::artifact::{ARTIFACT_NAME, Accuracy, GRAPH_NAME, WEIGHTS_NAME};
+use pi_compiler::{Compiled, Options, PublicPrefix, channels, compile, emit, import, trace};
+use pi_ir::artifact::{ARTIFACT_NAME, GRAPH_NAME, WEIGHTS_NAME};
 use pi_ir::value_file::Column;
-use pi_ir::{Artifact, Circuit, Graph, GraphFile, Reveal, Shape, Weights, WeightsFile};
+use pi_ir::{Artifact, Graph, GraphFile, Reveal, Shape, WeightsFile};
 use pi_machine::{HERE, Profile};
 use pi_onnx::InputKind;
-use rand_core::{OsRng, TryRngCore};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -294,6 +293,24 @@ enum RevealChoice {
     Logits,
 }
 
+impl From<RevealChoice> for Reveal {
+    fn from(choice: RevealChoice) -> Reveal {
+        match choice {
+            RevealChoice::Label => Reveal::Label,
+            RevealChoice::Logits => Reveal::Logits,
+        }
+    }
+}
+
+impl From<OutputsChoice> for Outputs {
+    fn from(choice: OutputsChoice) -> Outputs {
+        match choice {
+            OutputsChoice::Classes => Outputs::Classes,
+            OutputsChoice::Values => Outputs::Values,
+        }
+    }
+}
+
 const EXAMPLES: &str = "Examples:
   pi-compile mine.onnx --calibration photographs --out mine
   pi-compile ecg.onnx --calibration train.npy --evaluate test.npy --labels labels.npy --out ecg
@@ -427,19 +444,13 @@ fn set_range_check(arguments: &Arguments) -> Result<()> {
     let check = !arguments.choices.no_range_check;
     guard::guard(&mut circuit, &weights.weights, check);
     let (circuit, failure_log2) = emit::check(circuit, &weights.weights, emit::FAILURE_LIMIT)?;
-    print_range_check(&circuit, &weights.weights);
+    say_range_check(&circuit, &weights.weights, &mut |line| eprintln!("{line}"));
     let artifact = Artifact {
         circuit,
         failure_log2,
         ..artifact
     };
     write_whole(&directory.join(ARTIFACT_NAME), &artifact.encode())
-}
-
-fn print_range_check(circuit: &Circuit, weights: &Weights) {
-    for line in guard::in_words(circuit, weights) {
-        eprintln!("range: {line}");
-    }
 }
 
 fn write_page(arguments: &Arguments, models: &[Model]) -> Result<()> {
@@ -509,7 +520,7 @@ fn write_costs(
     (compiled, options): (&Compiled, &Options),
     calibration: &Examples,
 ) -> Result<()> {
-    let source = source(calibration);
+    let source = calibration.in_words();
     let costs = costs(graph, compiled, &source, &options.link.machine)?;
     let mut text = serde_json::to_string_pretty(&costs)?;
     text.push('\n');
@@ -517,14 +528,6 @@ fn write_costs(
     let sites = costs.layers.iter().filter(|layer| layer.site.is_some());
     eprintln!("{}: costs of {} activations", file.display(), sites.count());
     Ok(())
-}
-
-fn source(calibration: &Examples) -> String {
-    format!(
-        "{} ({} examples)",
-        calibration.source,
-        calibration.inputs.len()
-    )
 }
 
 fn graph_of(arguments: &Arguments) -> Result<(PathBuf, Graph)> {
@@ -562,137 +565,51 @@ fn compile_to(arguments: &Arguments, out: &Path) -> Result<()> {
     let tolerance = tolerance(arguments, &graph)?;
     let (calibration, held_back) = calibration_and_held_back(arguments, &graph)?;
     let options = arguments.options(machine(&arguments.choices)?);
-    let compiled = compile(&graph, &calibration, &options)
-        .with_context(|| format!("cannot compile {}", path.display()))?;
-    for disclosed in &compiled.disclosed {
-        eprintln!("public: {disclosed}");
-    }
-    print_range_check(&compiled.circuit, &compiled.weights);
-    for note in &compiled.notes {
-        eprintln!("note: {note}");
-    }
-    for (bundles, why) in &compiled.unplanned {
-        eprintln!(
-            "note: no batches of {bundles} bundles, which are prepared in smaller ones: {why}"
-        );
-    }
-    let measured = Measured::new(&graph, &compiled, &held_back)?;
-    let mut notes = vec![calibrated_on(&calibration)];
-    match disagreement(&compiled, (&measured.comparison, &held_back), tolerance)? {
-        None => notes.push(measured.in_words(tolerance.outputs)),
-        Some(found) => notes.push(allowed(arguments, &measured, &found)?),
-    }
-    let evaluated = match &arguments.evaluate {
-        Some(data) => {
-            let examples = evaluated(arguments, data, &graph)?;
-            let comparison = compare(&graph, &compiled.circuit, &compiled.weights, &examples)?;
-            let found = (&comparison, &examples);
-            if let Some(found) = disagreement(&compiled, found, tolerance)? {
-                notes.push(allowed(arguments, &measured, &found)?);
-            }
-            Some(comparison)
-        }
-        None => None,
+    let evaluate = arguments.evaluate.as_ref();
+    let evaluate = evaluate.map(|data| evaluated(arguments, data, &graph));
+    let evaluate = evaluate.transpose()?;
+    let request = Request {
+        graph: &graph,
+        calibration: &calibration,
+        held_back: &held_back,
+        evaluate: evaluate.as_ref(),
+        options: &options,
+        tolerance,
+        allow_disagreement: arguments.allow_disagreement,
+        note: &arguments.note,
     };
-    // Held-back examples have labels at times, but accuracy is recorded only of what was meant so.
-    let recorded = evaluated.as_ref().filter(|found| found.labelled);
-    let accuracy = recorded.map(|found| Accuracy {
-        images: found.images as u32,
-        float_correct: found.float_correct as u32,
-        fixed_correct: found.fixed_correct as u32,
-    });
-    let mut salt = [0; 32];
-    OsRng
-        .try_fill_bytes(&mut salt)
-        .context("no random numbers from the system")?;
-    let note = format!("{} {}", arguments.note, notes.join(" "));
-    let (artifact, weights) = emit::files(&compiled, salt, accuracy, note.trim());
+    let made = checked(&request, &mut |line| eprintln!("{line}"));
+    let made = made.map_err(|error| match error.downcast_ref::<Unfaithful>() {
+        Some(Unfaithful { measured, .. }) => {
+            eprint!("{measured}");
+            error.context("nothing is written")
+        }
+        None => error.context(format!("cannot compile {}", path.display())),
+    })?;
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    write_whole(&out.join(WEIGHTS_NAME), &weights.encode())?;
-    write_whole(&out.join(ARTIFACT_NAME), &artifact.encode())?;
+    write_whole(&out.join(WEIGHTS_NAME), &made.weights.encode())?;
+    write_whole(&out.join(ARTIFACT_NAME), &made.artifact.encode())?;
     if let Some(file) = &arguments.costs {
-        write_costs(file, &graph, (&compiled, &options), &calibration)?;
+        write_costs(file, &graph, (&made.compiled, &options), &calibration)?;
     }
     if let Some(file) = &arguments.export_scales {
-        let scales = pi_compiler::export::export(&compiled);
+        let scales = pi_compiler::export::export(&made.compiled);
         write_whole(file, &serde_json::to_vec_pretty(&scales)?)?;
     }
-    let mut report = Report::new(&artifact, &options.link)?;
-    report.measured = Some(measured);
-    let model = Model::of(out, report)?;
+    let model = Model::of(out, made.report)?;
     write_page(arguments, std::slice::from_ref(&model))?;
-    print(&model.report, evaluated.as_ref(), arguments.json)
+    print(&model.report, made.evaluated.as_ref(), arguments.json)
 }
 
 /// What is asked of the network in fixed point.
 fn tolerance(arguments: &Arguments, graph: &Graph) -> Result<Tolerance> {
-    let outputs = Reads::of(graph)?.outputs;
-    let mut tolerance = Tolerance::of(outputs);
-    tolerance.max_error = arguments.max_error;
-    tolerance.outputs = match arguments.outputs {
-        None => tolerance.outputs,
-        Some(OutputsChoice::Classes) => Outputs::Classes,
-        Some(OutputsChoice::Values) => Outputs::Values,
-    };
-    if tolerance.outputs == Outputs::Values {
-        ensure!(
-            matches!(arguments.choices.reveal, RevealChoice::Logits),
-            "the network's {} values, and a label says nothing of them: give --reveal logits, with \
-             which clients learn the outputs",
-            match outputs {
-                1 => "only output is taken for a value, no class, so that its outputs are",
-                _ => "outputs are",
-            }
-        );
-        return Ok(tolerance);
-    }
-    ensure!(
-        outputs > 1,
-        "--outputs classes: the network has one output, and its label would always be 0"
-    );
-    Ok(tolerance)
+    Tolerance::asked(
+        Reads::of(graph)?.outputs,
+        arguments.outputs.map(Outputs::from),
+        arguments.max_error,
+        arguments.choices.reveal.into(),
+    )
 }
-
-/// The shortfall of a comparison, explained, if there is one.
-fn disagreement(
-    compiled: &Compiled,
-    (comparison, examples): (&Comparison, &Examples),
-    tolerance: Tolerance,
-) -> Result<Option<Disagreement>> {
-    let Some(shortfall) = tolerance.shortfall(comparison) else {
-        return Ok(None);
-    };
-    Disagreement::explain(compiled, (comparison, shortfall), examples).map(Some)
-}
-
-/// The sentence for the artifact's note on a network that is written all the same.
-///
-/// # Errors
-/// If it may not be.
-fn allowed(arguments: &Arguments, measured: &Measured, found: &Disagreement) -> Result<String> {
-    if !arguments.allow_disagreement {
-        eprint!("{measured}");
-        return Err(anyhow::anyhow!("{found}").context("nothing is written"));
-    }
-    eprintln!("warning: written all the same (--allow-disagreement): {found}");
-    Ok(format!(
-        "Not faithful to the float network: {}.",
-        found.figures()
-    ))
-}
-
-/// The sentence for the artifact's note on its calibration.
-fn calibrated_on(calibration: &Examples) -> String {
-    let count = calibration.inputs.len();
-    match calibration.is_drawn() {
-        true => format!("Calibrated on {count} {DRAWN}"),
-        false => format!("Calibrated on {}.", source(calibration)),
-    }
-}
-
-/// What drawn calibration means, for the note, the page and the user.
-const DRAWN: &str = "drawn examples, not on real ones: costs and times hold, but ranges, scales \
-                     and agreement say nothing of real data, which may get wrong answers.";
 
 /// The examples that `--calibration` names: those that calibrate, and those held back.
 fn calibration_and_held_back(arguments: &Arguments, graph: &Graph) -> Result<(Examples, Examples)> {
@@ -824,10 +741,7 @@ impl Choices {
                 PoolChoice::Absorb => Pools::Absorb,
                 PoolChoice::Separate => Pools::Separate,
             },
-            reveal: match self.reveal {
-                RevealChoice::Label => Reveal::Label,
-                RevealChoice::Logits => Reveal::Logits,
-            },
+            reveal: self.reveal.into(),
             public_prefix: self.public_prefix.clone().map(|node| PublicPrefix {
                 node,
                 reveal_learned: self.reveal_learned_weights,
@@ -899,12 +813,7 @@ impl OnnxChoices {
 
     /// Means and deviations of pixels from 0 to 1, or of values, as far as they are given.
     fn statistics(&self) -> (Option<Vec<f32>>, Option<Vec<f32>>) {
-        let scaled = |list: &Option<Vec<f32>>, default: f32| match (list, self.white) {
-            (list, 1.0) => list.clone(),
-            (None, white) => Some(vec![default / white]),
-            (Some(list), white) => Some(list.iter().map(|v| v / white).collect()),
-        };
-        (scaled(&self.mean, 0.0), scaled(&self.deviation, 1.0))
+        import::in_unit_pixels(self.mean.as_deref(), self.deviation.as_deref(), self.white)
     }
 }
 

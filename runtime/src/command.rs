@@ -71,8 +71,12 @@ fn note(text: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// The state directory: an argument, an environment variable, or the user's data directory.
-fn state_directory(
+/// The state directory: an argument, an environment variable, or the user's data directory, in
+/// which each program has a directory of its own `name`.
+///
+/// # Errors
+/// [`Error::NoStateDirectory`] if the account has no data directory, and nothing else is named.
+pub fn state_directory(
     argument: Option<PathBuf>,
     variable: &str,
     name: &str,

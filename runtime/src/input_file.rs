@@ -131,6 +131,32 @@ impl InputFile {
         }
     }
 
+    /// Values in memory, which errors call by this name.
+    pub fn values(name: &str, values: ValueFile) -> Self {
+        InputFile {
+            path: name.into(),
+            content: Content::Values(values),
+            cut: false,
+        }
+    }
+
+    /// Number of examples in the file, as a model reads them: one of an image.
+    ///
+    /// # Errors
+    /// [`InputFileError`] if its values are none of the model's.
+    pub fn count(&self, circuit: &Circuit) -> Result<usize, InputFileError> {
+        match &self.content {
+            Content::Image(_) => Ok(1),
+            Content::Values(values) => {
+                let count = values.count(circuit.image());
+                count.map_err(|error| InputFileError::Values {
+                    path: self.path.clone(),
+                    error,
+                })
+            }
+        }
+    }
+
     /// The input that a model reads from the file: the image, brought to the model's shape, or the
     /// values of one example. A file of several needs `row`, which counts from 0.
     ///

@@ -5,7 +5,8 @@ use super::{Culprit, LayerAccuracy, Wrong, culprit, measure};
 use crate::compile::Compiled;
 use crate::cost::evaluate::Comparison;
 use crate::examples::Examples;
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use pi_ir::Reveal;
 use std::fmt;
 
 /// What a network's outputs are.
@@ -52,6 +53,40 @@ impl Tolerance {
             },
             max_error: MAX_ERROR,
         }
+    }
+
+    /// What a user asks of a network with `outputs` outputs, taken for `wanted`, of which `reveal`
+    /// is what clients learn.
+    ///
+    /// # Errors
+    /// If answers would say nothing: a label of values, or of a single class.
+    pub fn asked(
+        outputs: usize,
+        wanted: Option<Outputs>,
+        max_error: f64,
+        reveal: Reveal,
+    ) -> Result<Self> {
+        let tolerance = Tolerance {
+            outputs: wanted.unwrap_or(Tolerance::of(outputs).outputs),
+            max_error,
+        };
+        if tolerance.outputs == Outputs::Values {
+            ensure!(
+                reveal == Reveal::Logits,
+                "the network's {} values, and a label says nothing of them: give --reveal logits, \
+                 with which clients learn the outputs",
+                match outputs {
+                    1 => "only output is taken for a value, no class, so that its outputs are",
+                    _ => "outputs are",
+                }
+            );
+            return Ok(tolerance);
+        }
+        ensure!(
+            outputs > 1,
+            "--outputs classes: the network has one output, and its label would always be 0"
+        );
+        Ok(tolerance)
     }
 
     /// What the comparison falls short of, if anything.
