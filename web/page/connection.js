@@ -1,0 +1,226 @@
+// A WebTransport session with the server, and operations on it: one bidirectional stream each, on
+// which the module and the server talk.
+
+import { COMPUTING, DONE, EVENT, NEEDS_BYTES } from "./module.js";
+
+/** The server cannot be reached, or the session broke. */
+export class Lost extends Error {
+  constructor(what) {
+    super(what);
+    this.name = "Lost";
+  }
+}
+
+/** The server refused, with this code. */
+export class Refused extends Error {
+  constructor(code) {
+    super(`refused with code ${code}`);
+    this.name = "Refused";
+    this.code = code;
+  }
+}
+
+/** The server is not the one that this page belongs to. */
+export class Impostor extends Error {
+  constructor(what) {
+    super(what);
+    this.name = "Impostor";
+  }
+}
+
+/** Longest wait for a session, and for the next bytes in the middle of an operation. */
+const CONNECT_SECONDS = 10;
+const SILENCE_SECONDS = 60;
+
+function bytesOf(digits) {
+  return Uint8Array.from(digits.match(/../g) ?? [], (pair) => parseInt(pair, 16));
+}
+
+export function digitsOf(bytes) {
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+async function within(seconds, promise, what) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Lost(what)), seconds * 1000);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Where the session is, and by what its server is known: asked anew each time, as certificates change. */
+export async function place() {
+  let response;
+  try {
+    response = await fetch("server.json", { cache: "no-store" });
+  } catch {
+    throw new Lost("the server does not answer");
+  }
+  if (!response.ok) throw new Lost(`the server answers with status ${response.status}`);
+  return response.json();
+}
+
+export class Connection {
+  #transport;
+  #module;
+  #traffic;
+  #ended = null;
+
+  /** Bytes of this session, up and down, as `onTraffic` is told. */
+  static async open(module, identity, where, onTraffic) {
+    const connection = new Connection();
+    connection.#module = module;
+    connection.#traffic = onTraffic;
+    const url = new URL(where.session, location.href);
+    const certificates = where.certificates ?? [];
+    const options = { congestionControl: "low-latency" };
+    if (certificates.length > 0) {
+      options.serverCertificateHashes = certificates.map((digits) => ({
+        algorithm: "sha-256",
+        value: bytesOf(digits),
+      }));
+    }
+    const transport = new WebTransport(url, options);
+    connection.#transport = transport;
+    transport.closed.then(
+      ({ closeCode }) => {
+        connection.#ended = closeCode ? new Refused(closeCode) : new Lost("the server hung up");
+      },
+      () => {
+        connection.#ended = new Lost("the connection broke");
+      },
+    );
+    try {
+      const late = "the server does not answer";
+      await within(CONNECT_SECONDS, transport.ready, late);
+    } catch {
+      transport.close();
+      const known = certificates.length > 0;
+      throw new Lost(
+        known
+          ? "no connection stands: the server does not answer, or shows another certificate"
+          : "no connection stands: the server does not answer",
+      );
+    }
+    module.disconnect();
+    await connection.#introduce(identity, url.host, where.service);
+    return connection;
+  }
+
+  async #introduce(identity, authority, service) {
+    const algorithm = { name: "ECDSA", hash: "SHA-256" };
+    this.#module.pass(identity.key, authority);
+    const names = await this.run("introduce", [identity.key.length], async (toSign) => {
+      return new Uint8Array(await crypto.subtle.sign(algorithm, identity.private, toSign));
+    });
+    const [served, client] = JSON.parse(new TextDecoder().decode(names));
+    const prefix = new TextEncoder().encode("pianissimo web key\0");
+    const named = new Uint8Array([...prefix, ...identity.key]);
+    const own = digitsOf(new Uint8Array(await crypto.subtle.digest("SHA-256", named)));
+    if (client !== own) throw new Impostor("the server calls this browser by another's name");
+    if (served !== service) throw new Impostor("the server has another name than its page says");
+    this.service = served;
+    this.client = client;
+  }
+
+  /** Whether the session stands, as far as is known here. */
+  get open() {
+    return this.#ended === null;
+  }
+
+  close() {
+    this.#ended ??= new Lost("closed");
+    this.#transport.close();
+  }
+
+  /** Has the bytes counted by another function from now on. */
+  onTraffic(count) {
+    this.#traffic = count;
+  }
+
+  /**
+   * Runs one operation of the module on a stream of its own; arguments were passed before. Returns
+   * its result. `onEvent` gets what the operation tells, and returns the answer.
+   */
+  async run(name, numbers, onEvent = async () => new Uint8Array()) {
+    if (this.#ended) throw this.#ended;
+    this.#module.call(name, ...numbers);
+    let stream;
+    try {
+      stream = await this.#transport.createBidirectionalStream();
+      return await this.#carry(stream, onEvent);
+    } catch (error) {
+      this.#module.abandon();
+      throw await this.#explained(error, stream);
+    }
+  }
+
+  async #carry(stream, onEvent) {
+    const module = this.#module;
+    const writer = stream.writable.getWriter();
+    const reader = stream.readable.getReader();
+    const failed = new Promise((_, reject) => writer.closed.catch(reject));
+    failed.catch(() => {});
+    try {
+      for (;;) {
+        let state;
+        try {
+          state = module.call("poll");
+        } finally {
+          const outgoing = module.outgoing();
+          if (outgoing.length > 0) {
+            this.#traffic(outgoing.length, 0);
+            // Its failure shows in `closed`.
+            writer.write(outgoing).catch(() => {});
+          }
+        }
+        if (state === COMPUTING) {
+          await within(SILENCE_SECONDS, Promise.race([writer.ready, failed]), "the server takes nothing");
+        } else if (state === NEEDS_BYTES) {
+          const read = reader.read();
+          const { value, done } = await within(SILENCE_SECONDS, read, "the server went silent");
+          if (done) {
+            module.call("ended");
+          } else {
+            this.#traffic(0, value.length);
+            module.pass(value);
+            module.call("arrived");
+          }
+        } else if (state === EVENT) {
+          const event = module.bytes();
+          const answer = await onEvent(event);
+          event.fill(0);
+          module.pass(answer);
+          module.call("reply");
+        } else if (state === DONE) {
+          const result = module.bytes();
+          module.forget();
+          writer.close().catch(() => {});
+          return result;
+        }
+      }
+    } finally {
+      reader.cancel().catch(() => {});
+    }
+  }
+
+  /** The error behind an error of a stream. */
+  async #explained(error, stream) {
+    stream?.writable.abort?.().catch?.(() => {});
+    if (error instanceof WebTransportError) {
+      if (error.source === "stream" && error.streamErrorCode) {
+        return new Refused(error.streamErrorCode);
+      }
+      // The session's own end says more, and comes right behind.
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      return this.#ended ?? new Lost("the connection broke");
+    }
+    if (error?.kind === "lost") return this.#ended ?? new Lost(error.message);
+    if (error instanceof Lost) this.close();
+    return error;
+  }
+}
