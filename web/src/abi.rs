@@ -5,8 +5,8 @@
 //! a failure in JSON for the result. Everything else is in [`crate::client`].
 //!
 //! # Safety
-//! The module has one thread and its worker calls one function at a time. All unsafe code of the crate
-//! is what an exported name and a buffer for another language need.
+//! The module has one thread and its worker calls one function at a time. All unsafe code of the
+//! crate is what an exported name and a buffer for another language need.
 
 use crate::advice::advice;
 use crate::client::{Client, State, Wishes};
@@ -176,8 +176,8 @@ extern "C" fn use_artifact() -> i32 {
     })
 }
 
-/// See [`Client::use_setup`]; 64 digits of the id, then the stored form. 0 if it is used, 2 if it is
-/// not of this id.
+/// See [`Client::use_setup`]; 64 digits of the id, then the stored form. 0 if it is used, 2 if it
+/// is not of this id.
 #[unsafe(no_mangle)]
 extern "C" fn use_setup() -> i32 {
     let mut used = false;

@@ -1,9 +1,9 @@
 //! A client's operations on a server, one at a time.
 //!
-//! Each is one stream; the worker opens it, carries its bytes and stores its results. What is checked
-//! and when is as in the native client: the server's names and version at the greeting, the digest
-//! and the circuit of a model before it is used, the plans of batches before bundles are asked for,
-//! and both digests of a bundle before it is spent.
+//! Each is one stream; the worker opens it, carries its bytes and stores its results. What is
+//! checked and when is as in the native client: the server's names and version at the greeting, the
+//! digest and the circuit of a model before it is used, the plans of batches before bundles are
+//! asked for, and both digests of a bundle before it is spent.
 
 use crate::failure::{Failure, Kind};
 use crate::line::{Line, lost};
@@ -409,8 +409,8 @@ impl Client {
     /// which is empty, says that it is stored. `held` are all bundles that are ready here.
     ///
     /// # Errors
-    /// [`Kind::Internal`] before there are model and keys; [`Kind::Model`] if the model has no sound
-    /// plan for a batch.
+    /// [`Kind::Internal`] before there are model and keys; [`Kind::Model`] if the model has no
+    /// sound plan for a batch.
     pub fn prepare(&mut self, count: u32, held: &[String]) -> Result<(), Failure> {
         let greeting = self.greeted()?;
         let model = self.used_model()?;
@@ -433,8 +433,8 @@ impl Client {
         Ok(())
     }
 
-    /// Reads an image file for the model: returns its pixels as red, green, blue and alpha bytes, and
-    /// behind them what was done to it, in lines.
+    /// Reads an image file for the model: returns its pixels as red, green, blue and alpha bytes,
+    /// and behind them what was done to it, in lines.
     ///
     /// # Errors
     /// [`Kind::Input`].
@@ -463,7 +463,8 @@ impl Client {
     /// Reads a bundle from its stored form, for the next answer. Reading does not spend it.
     ///
     /// # Errors
-    /// [`Kind::Stored`] if it is damaged or another one, [`Kind::Internal`] if it is of another model.
+    /// [`Kind::Stored`] if it is damaged or another one, [`Kind::Internal`] if it is of another
+    /// model.
     pub fn load_bundle(&mut self, id: &str, bytes: &[u8]) -> Result<(), Failure> {
         let model = self.used_model()?;
         let bundle = ClientBundle::decode(bytes, &model)?;

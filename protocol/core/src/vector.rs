@@ -2,9 +2,9 @@
 //!
 //! Kernels on labels and columns of bits are written once, over [`Vector`], and compiled for each
 //! set of [`Instructions`]: AES instructions on 128 bits, the same on 256 bits where an x86-64
-//! processor has them, those of AArch64, and in WebAssembly permutations of bytes. The `avx512` back
-//! end has code of its own, which uses masks and permutations that the others lack; [`Code`] says
-//! which version of a kernel runs.
+//! processor has them, those of AArch64, and in WebAssembly permutations of bytes. The `avx512`
+//! back end has code of its own, which uses masks and permutations that the others lack; [`Code`]
+//! says which version of a kernel runs.
 //!
 //! Every operation works on each 128-bit block of a register by itself, so that a kernel does not
 //! see how many there are, but for [`Vector::BLOCKS`].

@@ -1,23 +1,24 @@
 //! Registers of one block in WebAssembly, which has no AES instructions but permutes bytes.
 //!
 //! AES by table look-ups of 16 bytes each in a register, hence in constant time: Hamburg,
-//! "Accelerating AES with Vector Permute Instructions" (CHES 2009), whose formula for the inverse is
-//! derived below with the tables. WebAssembly's `swizzle` gives zero for indices from 16 on, which
-//! stand for infinity here.
+//! "Accelerating AES with Vector Permute Instructions" (CHES 2009), whose formula for the inverse
+//! is derived below with the tables. WebAssembly's `swizzle` gives zero for indices from 16 on,
+//! which stand for infinity here.
 //!
 //! # The inverse in GF(2^8)
-//! Let `z` be an element with `z + z' = 1`, where `z' = z^16`, so that an element `x = i z + j z'` has
-//! coordinates `i`, `j` in GF(2^4), and let `k = i + j`. With `n = z z'` and `a = 1 / n`, the norm is
-//! `N = x x' = n k^2 + i j`, and `1 / x = x' / N = (j z + i z') / N`. From look-ups of one nibble each,
+//! Let `z` be an element with `z + z' = 1`, where `z' = z^16`, so that an element `x = i z + j z'`
+//! has coordinates `i`, `j` in GF(2^4), and let `k = i + j`. With `n = z z'` and `a = 1 / n`, the
+//! norm is `N = x x' = n k^2 + i j`, and `1 / x = x' / N = (j z + i z') / N`. From look-ups of one
+//! nibble each,
 //!
 //!     r = 1 / (1 / i + a / k) + j = (k^2 + a i j) / (k + a i) = a N / ((1 + a) i + j)
 //!     s = 1 / (1 / j + a / k) + i = (k^2 + a i j) / (k + a j) = a N / (i + (1 + a) j)
 //!
-//! so that `1 / x = (1 / r) (z + (1 + a) z') / a + (1 / s) ((1 + a) z + z') / a`: two more look-ups,
-//! whose tables apply the affine map of the S-box too. The equations hold where a denominator is zero
-//! if infinity is what it should be: `1 / 0`, and a sum with one infinite term. Where both terms are,
-//! that is for `x = 0`, the sum of both is an index of zero, whose look-up is infinite again, and both
-//! results are zero.
+//! so that `1 / x = (1 / r) (z + (1 + a) z') / a + (1 / s) ((1 + a) z + z') / a`: two more
+//! look-ups, whose tables apply the affine map of the S-box too. The equations hold where a
+//! denominator is zero if infinity is what it should be: `1 / 0`, and a sum with one infinite term.
+//! Where both terms are, that is for `x = 0`, the sum of both is an index of zero, whose look-up is
+//! infinite again, and both results are zero.
 
 use super::{Kernel, Sealed, Vector};
 use crate::block::Block;
@@ -368,8 +369,8 @@ impl Vector for Wasm {
     }
 
     /// Each byte of a mixed column is `2 s0 + 3 s1 + s2 + s3`, of its own and of the next rows: of
-    /// `s` and `2 s`, which are looked up, four permutations that shift the rows as well. The affine
-    /// constant is the same before and after, because `2 + 3 + 1 + 1 = 1`.
+    /// `s` and `2 s`, which are looked up, four permutations that shift the rows as well. The
+    /// affine constant is the same before and after, because `2 + 3 + 1 + 1 = 1`.
     #[inline(always)]
     fn round(self, x: v128, _before: v128, key: v128) -> v128 {
         let inverted = invert(x);
