@@ -54,7 +54,7 @@ if command -v wasm-opt >/dev/null; then
   wasm-opt -O3 --enable-simd --enable-bulk-memory --enable-mutable-globals \
     --enable-nontrapping-float-to-int --enable-sign-ext --strip-debug "$module" -o "$out/client.wasm"
 else
-  cp "$module" "$out/client.wasm"
+  install -m 644 "$module" "$out/client.wasm"
 fi
 
 compressed() {

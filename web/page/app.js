@@ -118,11 +118,13 @@ const LINE = {
   waiting: ({ seconds }) => `no connection, next try in ${seconds} s`,
 };
 
+const OFFLINE = { what: "This device is offline.", remedy: "This page goes on when it is back." };
+
 const tellers = {
   connection(detail) {
     of("line").dataset.state = detail.state;
     of("line-text").textContent = LINE[detail.state](detail);
-    if (detail.state === "waiting") showTrouble(detail.trouble);
+    if (detail.state === "waiting") showTrouble(navigator.onLine ? detail.trouble : OFFLINE);
     if (detail.state === "open") showTrouble();
   },
 

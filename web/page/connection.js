@@ -28,9 +28,19 @@ export class Impostor extends Error {
   }
 }
 
+/** An error of whoever handles an operation's events. */
+class OfEvent extends Error {
+  constructor(cause) {
+    super("an event was not handled", { cause });
+    this.name = "OfEvent";
+  }
+}
+
 /** Longest wait for a session, and for the next bytes in the middle of an operation. */
 const CONNECT_SECONDS = 10;
 const SILENCE_SECONDS = 60;
+/** Longest wait for an answer that takes no computing. */
+export const REPLY_SECONDS = 5;
 
 function bytesOf(digits) {
   return Uint8Array.from(digits.match(/../g) ?? [], (pair) => parseInt(pair, 16));
@@ -69,6 +79,7 @@ export class Connection {
   #module;
   #traffic;
   #ended = null;
+  #heard = performance.now();
 
   /** Bytes of this session, up and down, as `onTraffic` is told. */
   static async open(module, identity, where, onTraffic) {
@@ -77,7 +88,7 @@ export class Connection {
     connection.#traffic = onTraffic;
     const url = new URL(where.session, location.href);
     const certificates = where.certificates ?? [];
-    const options = { congestionControl: "low-latency" };
+    const options = { congestionControl: "throughput" };
     if (certificates.length > 0) {
       options.serverCertificateHashes = certificates.map((digits) => ({
         algorithm: "sha-256",
@@ -137,6 +148,11 @@ export class Connection {
     this.#transport.close();
   }
 
+  /** Milliseconds since the server was heard last. */
+  get silent() {
+    return performance.now() - this.#heard;
+  }
+
   /** Has the bytes counted by another function from now on. */
   onTraffic(count) {
     this.#traffic = count;
@@ -144,25 +160,27 @@ export class Connection {
 
   /**
    * Runs one operation of the module on a stream of its own; arguments were passed before. Returns
-   * its result. `onEvent` gets what the operation tells, and returns the answer.
+   * its result. `onEvent` gets what the operation tells, and returns the answer; `patience` is the
+   * longest silence of the server, in seconds.
    */
-  async run(name, numbers, onEvent = async () => new Uint8Array()) {
+  async run(name, numbers, onEvent = async () => new Uint8Array(), patience = SILENCE_SECONDS) {
     if (this.#ended) throw this.#ended;
     this.#module.call(name, ...numbers);
-    let stream;
+    let reader;
     try {
-      stream = await this.#transport.createBidirectionalStream();
-      return await this.#carry(stream, onEvent);
+      const stream = await this.#transport.createBidirectionalStream();
+      reader = stream.readable.getReader();
+      return await this.#carry(stream.writable.getWriter(), reader, onEvent, patience);
     } catch (error) {
       this.#module.abandon();
-      throw await this.#explained(error, stream);
+      throw await this.#explained(error, reader);
+    } finally {
+      reader?.cancel().catch(() => {});
     }
   }
 
-  async #carry(stream, onEvent) {
+  async #carry(writer, reader, onEvent, patience) {
     const module = this.#module;
-    const writer = stream.writable.getWriter();
-    const reader = stream.readable.getReader();
     const failed = new Promise((_, reject) => writer.closed.catch(reject));
     failed.catch(() => {});
     try {
@@ -179,10 +197,12 @@ export class Connection {
           }
         }
         if (state === COMPUTING) {
-          await within(SILENCE_SECONDS, Promise.race([writer.ready, failed]), "the server takes nothing");
+          const taken = Promise.race([writer.ready, failed]);
+          await within(patience, taken, "the server takes nothing");
         } else if (state === NEEDS_BYTES) {
           const read = reader.read();
-          const { value, done } = await within(SILENCE_SECONDS, read, "the server went silent");
+          const { value, done } = await within(patience, read, "the server went silent");
+          this.#heard = performance.now();
           if (done) {
             module.call("ended");
           } else {
@@ -192,7 +212,9 @@ export class Connection {
           }
         } else if (state === EVENT) {
           const event = module.bytes();
-          const answer = await onEvent(event);
+          const answer = await onEvent(event).catch((cause) => {
+            throw new OfEvent(cause);
+          });
           event.fill(0);
           module.pass(answer);
           module.call("reply");
@@ -203,20 +225,24 @@ export class Connection {
           return result;
         }
       }
-    } finally {
-      reader.cancel().catch(() => {});
+    } catch (error) {
+      writer.abort().catch(() => {});
+      throw error;
     }
   }
 
-  /** The error behind an error of a stream. */
-  async #explained(error, stream) {
-    stream?.writable.abort?.().catch?.(() => {});
-    if (error instanceof WebTransportError) {
-      if (error.source === "stream" && error.streamErrorCode) {
-        return new Refused(error.streamErrorCode);
+  /**
+   * The error behind an error of a stream. A server that refuses stops what comes and resets what
+   * goes, and only the second has its reason; a session's own end says more than that of a stream.
+   */
+  async #explained(error, reader) {
+    if (error instanceof OfEvent) return error.cause;
+    if (error instanceof DOMException) {
+      const moment = new Promise((resolve) => setTimeout(resolve, 500));
+      const reset = await Promise.race([reader?.closed.catch((reason) => reason), moment]);
+      for (const reason of [error, reset]) {
+        if (reason?.streamErrorCode) return new Refused(reason.streamErrorCode);
       }
-      // The session's own end says more, and comes right behind.
-      await new Promise((resolve) => setTimeout(resolve, 50));
       return this.#ended ?? new Lost("the connection broke");
     }
     if (error?.kind === "lost") return this.#ended ?? new Lost(error.message);

@@ -2,7 +2,7 @@
 // and the session, and does what the page asks for, one thing at a time. All tabs of a browser share
 // its key and its bundles, and take turns: whoever does something has the lock.
 
-import { Connection, Impostor, Lost, Refused, place } from "./connection.js";
+import { Connection, Impostor, Lost, REPLY_SECONDS, Refused, place } from "./connection.js";
 import { Failure, Module } from "./module.js";
 import { Spent, Store } from "./store.js";
 import { Trouble, troubleOf } from "./trouble.js";
@@ -365,7 +365,7 @@ async function load() {
 /** Spends one bundle on the picture. */
 async function ask({ trace = false }) {
   if (!file) throw new Trouble("There is no picture yet.", "Choose one.");
-  await patiently(async () => {});
+  await patiently(hearServer);
   refuseWithoutAnswers();
   const { started, marked } = await spend();
   tell("asked", {});
@@ -400,6 +400,15 @@ async function ask({ trace = false }) {
     height: model.sent.height,
     channels: model.sent.channels,
   };
+}
+
+/** Makes sure that the server is there, before a bundle is spent for nothing. */
+async function hearServer() {
+  const recently = 1000;
+  if (connection.silent < recently || held.length === 0) return;
+  module.pass(JSON.stringify([held[0]]));
+  const [there] = parsed(await connection.run("probe", [], undefined, REPLY_SECONDS));
+  if (!there) await store.discard(held.shift()).catch(() => {});
 }
 
 /** Marks the bundle that is loaded as spent: on the disk, before the first online byte. */

@@ -34,7 +34,7 @@ class Server {
 
   /** Starts, at the same addresses as before if it ran before. */
   async up() {
-    const flags = ["--listen", "127.0.0.1:0", "--state", this.state, "--web", this.web];
+    const flags = ["--unbound", "--listen", "127.0.0.1:0", "--state", this.state, "--web", this.web];
     flags.push("--web-http", this.http, "--web-files", dist, "--model", this.models);
     this.process = spawn(program, flags, { stdio: ["ignore", "pipe", "pipe"] });
     let said = "";
@@ -57,6 +57,7 @@ class Server {
   }
 
   async down(signal = "SIGTERM") {
+    if (this.process.exitCode !== null || this.process.signalCode !== null) return;
     const gone = new Promise((resolve) => this.process.once("exit", resolve));
     this.process.kill(signal);
     await gone;
@@ -131,6 +132,8 @@ async function askPrivately(page) {
   return page.locator("#answer-label").innerText();
 }
 
+/** Waits until the page no longer trusts that the server is there because it was a moment ago. */
+const longer = (page) => page.waitForTimeout(1200);
 const prepared = (page) => page.locator("#prepared").innerText();
 const trouble = (page) => page.locator("#trouble").innerText();
 const shoot = (page, name) => page.screenshot({ path: join(shots, `${name}.png`), fullPage: true });
@@ -308,6 +311,7 @@ const claims = {
       await choose(page);
       await context.setOffline(true);
       await server.down("SIGKILL");
+      await longer(page);
       await page.locator("#ask").click();
       await page.locator("#trouble:not([hidden])").waitFor();
       assert.match(await trouble(page), /offline/);
@@ -326,6 +330,7 @@ const claims = {
       await prepare(page, 4);
       await choose(page);
       await server.down();
+      await longer(page);
       await page.locator("#ask").click();
       await page.locator('#line[data-state="waiting"]').waitFor();
       await server.up();
