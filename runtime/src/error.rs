@@ -230,6 +230,12 @@ pub enum Error {
     /// The flags about a shared store name none.
     #[error("{0}")]
     StoreFlags(String),
+    /// Browsers cannot be served as the options say.
+    #[error("browsers cannot be served: {0}")]
+    Web(String),
+    /// There is no page for browsers.
+    #[error("browsers cannot be served: {0}")]
+    Page(String),
     /// A fault of this program.
     #[error("internal error: {0}")]
     Internal(String),
@@ -420,6 +426,10 @@ impl Error {
             }
             Error::Endpoint(EndpointError::Socket { .. }) => {
                 "--listen must be an address of this machine"
+            }
+            Error::Page(_) => {
+                "make the page with web/build.sh, which writes web/dist, or name its folder with \
+                 --web-files DIR"
             }
             Error::NoStateDirectory => "choose a directory with --state DIR",
             _ => return None,

@@ -81,7 +81,7 @@ impl Identity {
         })
     }
 
-    fn from_pem(path: &Path, text: &[u8]) -> Result<Identity, IdentityError> {
+    pub(crate) fn from_pem(path: &Path, text: &[u8]) -> Result<Identity, IdentityError> {
         Ok(Identity {
             chain: parse_certificates(path, text)?,
             key: parse_key(path, text)?,
@@ -97,6 +97,19 @@ impl Identity {
     /// `None` if the certificate is for no name.
     pub fn certificate_name(&self) -> Option<Fingerprint> {
         crate::transport::certificate_name(&self.chain[0])
+    }
+
+    /// Whether the certificate is for this host name or IP address.
+    #[cfg(feature = "web")]
+    pub(crate) fn is_for(&self, host: &str) -> bool {
+        let certificate = webpki::EndEntityCert::try_from(&self.chain[0]);
+        let name = rustls::pki_types::ServerName::try_from(host);
+        match (certificate, name) {
+            (Ok(certificate), Ok(name)) => {
+                certificate.verify_is_valid_for_subject_name(&name).is_ok()
+            }
+            _ => false,
+        }
     }
 
     /// Certificates, own first, and the private key, for the TLS configuration.

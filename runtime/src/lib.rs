@@ -35,5 +35,7 @@ pub mod store;
 pub mod stream;
 pub mod transport;
 pub mod usage;
+#[cfg(feature = "web")]
+pub mod web;
 
 pub use pi_wire::control;

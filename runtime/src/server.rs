@@ -9,6 +9,8 @@
 //! - `clients`: who is served, and what each may have.
 //! - `limits`: limits, and the days by which some are counted.
 //! - `upkeep`: files that change while it runs.
+//! - `link`: a connection, of `pi-client` or of a browser.
+//! - `web`: the page for browsers, and their sessions.
 //! - `connection`: a client's connection and the operations on it.
 //! - `memory`: the memory that clients can make it use.
 //! - `observed`: what the operator sees of it.
@@ -19,22 +21,32 @@ mod clients;
 mod connection;
 mod infer;
 mod limits;
+mod link;
 mod memory;
 mod models;
 mod observed;
 mod prepare;
 mod upkeep;
+#[cfg(feature = "web")]
+mod web;
+#[cfg(not(feature = "web"))]
+#[path = "server/no_web.rs"]
+mod web;
+mod web_options;
 
 pub use self::clients::{ClientEntry, ClientFile, ClientList, read_clients};
 pub use self::limits::{Limits, Most, bytes};
 pub use self::memory::default_budget;
 pub use self::models::{Found, ModelSources, check_name};
+pub use self::web_options::{Clock, WebOptions};
 
 pub(crate) use self::limits::rest_of_today;
 
 use self::clients::{Allowance, Clients};
+use self::link::Link;
 use self::memory::{AHEAD_BYTES, Memory};
 use self::models::{Models, Served};
+use self::web::Web;
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::observe::{Health, Metrics, Observable, State, Turned};
@@ -81,6 +93,8 @@ pub struct ServerOptions {
     pub patience: Duration,
     /// Binds computing threads to processors.
     pub bound: bool,
+    /// The part for browsers, if they are served. Builds without the feature `web` have none.
+    pub web: Option<WebOptions>,
 }
 
 impl ServerOptions {
@@ -109,6 +123,7 @@ impl ServerOptions {
             clients: None,
             patience: ServerOptions::PATIENCE,
             bound: true,
+            web: None,
         }
     }
 }
@@ -153,6 +168,7 @@ pub struct Server {
     reload: Arc<Notify>,
     fingerprint: Fingerprint,
     max_clients: usize,
+    web: Option<Arc<Web>>,
 }
 
 /// The state that all operations of a server share.
@@ -180,7 +196,7 @@ struct Shared {
     /// Kibibytes left for bundles that are read ahead, for all clients together.
     ahead: Arc<Semaphore>,
     /// The connection of each client that is connected.
-    connections: Mutex<HashMap<Fingerprint, quinn::Connection>>,
+    connections: Mutex<HashMap<Fingerprint, Link>>,
     metrics: Metrics,
     health: Health,
 }
@@ -214,6 +230,7 @@ impl Server {
             .check()
             .into_iter()
             .for_each(&mut note);
+        web::check(options).into_iter().for_each(&mut note);
         let all = models.map(|models| models.all()).unwrap_or_default();
         let memory = Memory::new(
             all.iter().map(|served| &served.model),
@@ -263,6 +280,7 @@ impl Server {
         let store = open(&options.state)?;
         let credentials = upkeep::Credentials::new(options);
         let (identity, endpoint) = credentials.listen(options.listen)?;
+        let web = web::listen(options)?;
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let labels: Vec<String> = all.iter().map(|served| served.label()).collect();
         let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
@@ -285,7 +303,9 @@ impl Server {
             connections: Mutex::default(),
         };
         shared.give_up_revoked()?;
+        let web = web.map(|listening| listening.start(&shared).map(Arc::new));
         Ok(Server {
+            web: web.transpose()?,
             endpoint,
             credentials,
             reload: Arc::default(),
@@ -301,6 +321,16 @@ impl Server {
     /// An error of the system if it does not know the address.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.endpoint.local_addr()
+    }
+
+    /// The address of the page for browsers (HTTPS), and of their sessions (UDP).
+    pub fn web_address(&self) -> Option<SocketAddr> {
+        self.web.as_ref().map(|web| web.address())
+    }
+
+    /// The address of the page without TLS.
+    pub fn web_http_address(&self) -> Option<SocketAddr> {
+        self.web.as_ref().and_then(|web| web.plain_address())
     }
 
     /// The fingerprint that clients pin.
@@ -360,7 +390,7 @@ impl Server {
         let upkeep = upkeep::keep_up(
             self.shared.clone(),
             self.credentials.clone(),
-            self.endpoint.clone(),
+            (self.endpoint.clone(), self.web.clone()),
             self.reload.clone(),
             stop.clone(),
         );
@@ -368,6 +398,7 @@ impl Server {
         let slots = Arc::new(Semaphore::new(self.max_clients));
         let mut connections = JoinSet::new();
         let stopping = stop.clone();
+        let page = self.web.clone().map(|web| tokio::spawn(web.serve_page()));
         self.shared.health.enter(State::Accepting);
         loop {
             tokio::select! {
@@ -377,6 +408,15 @@ impl Server {
                     let (shared, stop) = (self.shared.clone(), stopping.clone());
                     connections.spawn(async move {
                         connection::serve(shared, incoming, stop).await;
+                        drop(slot);
+                    });
+                }
+                incoming = accept_web(self.web.as_deref()) => {
+                    let Some((incoming, slot)) = self.admit(incoming, &slots) else { continue };
+                    let Some(web) = self.web.clone() else { continue };
+                    let (shared, stop) = (self.shared.clone(), stopping.clone());
+                    connections.spawn(async move {
+                        web.serve(shared, incoming, stop).await;
                         drop(slot);
                     });
                 }
@@ -394,6 +434,12 @@ impl Server {
             tracing::error!(%error, "files that change were no longer looked at");
         }
         self.endpoint.set_server_config(None);
+        if let Some(page) = page {
+            page.abort();
+        }
+        if let Some(web) = &self.web {
+            web.refuse_more();
+        }
         let all_ended = async { while connections.join_next().await.is_some() {} };
         if tokio::time::timeout(GRACE, all_ended).await.is_err() {
             tracing::warn!("operations were cut off");
@@ -401,6 +447,9 @@ impl Server {
         self.endpoint
             .close(code(Refusal::ShuttingDown), b"shutting down");
         let _ = tokio::time::timeout(Duration::from_secs(2), self.endpoint.wait_idle()).await;
+        if let Some(web) = &self.web {
+            web.close().await;
+        }
     }
 
     /// Takes a slot for a connection, or turns it away.
@@ -426,6 +475,18 @@ impl Server {
             return None;
         }
         Some((incoming, slot))
+    }
+}
+
+/// The next connection of a browser; waits for ever where none are served.
+async fn accept_web(web: Option<&Web>) -> quinn::Incoming {
+    let next = match web {
+        Some(web) => web.accept().await,
+        None => None,
+    };
+    match next {
+        Some(incoming) => incoming,
+        None => std::future::pending().await,
     }
 }
 
@@ -525,6 +586,18 @@ impl Shared {
         }
     }
 
+    /// Ensures that a client is to be served over this connection.
+    ///
+    /// Where the operator's authority says who the clients are, a browser is served only if the
+    /// list names it: it has no certificate.
+    fn admit(&self, client: Fingerprint, link: &Link) -> Result<(), Refusal> {
+        self.clients.admit(client)?;
+        match link.is_web() && self.by_name && !self.clients.names(client) {
+            true => Err(Refusal::NotAllowed),
+            false => Ok(()),
+        }
+    }
+
     /// Gives up what belongs to clients that the list revokes, and ends their connections.
     fn give_up_revoked(&self) -> Result<(), Error> {
         let revoked: HashSet<Fingerprint> = self.clients.revoked().into_iter().collect();
@@ -532,8 +605,8 @@ impl Shared {
             return Ok(());
         }
         for client in &revoked {
-            if let Some(quic) = lock(&self.connections).get(client) {
-                quic.close(code(Refusal::NotAllowed), b"revoked");
+            if let Some(link) = lock(&self.connections).get(client) {
+                link.close(Refusal::NotAllowed, "revoked");
             }
         }
         let known = self.store.clients()?.into_iter();
@@ -547,24 +620,24 @@ impl Shared {
     /// Closes an earlier connection of the same client: its state belongs to one process at a time,
     /// so that process is gone, and what was under way with it can end now instead of after a
     /// silence.
-    fn supersede(&self, client: Fingerprint, quic: &quinn::Connection) {
+    fn supersede(&self, client: Fingerprint, link: &Link) {
         let mut connections = self.connections.lock().expect("no holder panics");
-        if let Some(earlier) = connections.insert(client, quic.clone()) {
-            earlier.close(code(Refusal::Silent), b"superseded");
+        if let Some(earlier) = connections.insert(client, link.clone()) {
+            earlier.close(Refusal::Silent, "superseded");
         }
     }
 
     /// Whether a client's connection is the latest one.
-    fn is_current(&self, client: Fingerprint, stable_id: usize) -> bool {
+    fn is_current(&self, client: Fingerprint, link: &Link) -> bool {
         let connections = self.connections.lock().expect("no holder panics");
-        let current = connections.get(&client).map(quinn::Connection::stable_id);
-        current == Some(stable_id)
+        let current = connections.get(&client).map(Link::stable_id);
+        current == Some(link.stable_id())
     }
 
-    fn forget(&self, client: Fingerprint, quic: &quinn::Connection) {
+    fn forget(&self, client: Fingerprint, link: &Link) {
         let mut connections = self.connections.lock().expect("no holder panics");
-        let current = connections.get(&client).map(quinn::Connection::stable_id);
-        if current == Some(quic.stable_id()) {
+        let current = connections.get(&client).map(Link::stable_id);
+        if current == Some(link.stable_id()) {
             connections.remove(&client);
         }
     }

@@ -25,6 +25,8 @@ use tracing::Instrument;
 pub struct MessageStream {
     outgoing: SendStream,
     incoming: RecvStream,
+    codes: Codes,
+    index: u64,
     patience: Duration,
     traffic: StreamTraffic,
     failure: Option<StreamError>,
@@ -74,9 +76,50 @@ pub(crate) fn code(refusal: Refusal) -> VarInt {
     VarInt::from_u64(refusal.code()).expect("codes are below 2^34")
 }
 
-/// The reason behind the code of a QUIC stream or connection.
-fn refusal(code: VarInt) -> Refusal {
-    Refusal::from_code(code.into_inner())
+/// How refusals are written in the codes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Codes {
+    /// As codes of QUIC, which have 62 bits.
+    Quic,
+    /// As codes of WebTransport, which have 32, among those that HTTP/3 leaves to it.
+    #[cfg(feature = "web")]
+    Web,
+}
+
+impl Codes {
+    fn code(self, refusal: Refusal) -> VarInt {
+        match self {
+            Codes::Quic => code(refusal),
+            #[cfg(feature = "web")]
+            Codes::Web => crate::web::session::stream_code(refusal.web_code()),
+        }
+    }
+
+    /// The error of a stream that the peer reset or stopped.
+    fn refused(self, code: VarInt) -> StreamError {
+        match self {
+            Codes::Quic => StreamError::Refused(Refusal::from_code(code.into_inner())),
+            #[cfg(feature = "web")]
+            Codes::Web => match crate::web::session::error_from_http3(code.into_inner()) {
+                Some(code) if code != 0 => StreamError::Refused(Refusal::from_web_code(code)),
+                // A page that is left says no more than that.
+                _ => StreamError::Lost(format!("the stream was given up with code {code}")),
+            },
+        }
+    }
+
+    /// The error of a connection that ended.
+    fn connection_lost(self, error: &ConnectionError) -> StreamError {
+        match (self, error) {
+            (Codes::Quic, error) => connection_lost(error),
+            #[cfg(feature = "web")]
+            (Codes::Web, ConnectionError::ApplicationClosed(close)) => {
+                self.refused(close.error_code)
+            }
+            #[cfg(feature = "web")]
+            (Codes::Web, error) => StreamError::Lost(describe(error)),
+        }
+    }
 }
 
 /// The end of a stream, other than in good order.
@@ -111,6 +154,8 @@ impl MessageStream {
     /// Messages on a stream; `patience` is the longest silence of the peer.
     pub fn new(outgoing: SendStream, incoming: RecvStream, patience: Duration) -> MessageStream {
         MessageStream {
+            index: outgoing.id().index(),
+            codes: Codes::Quic,
             outgoing,
             incoming,
             patience,
@@ -119,9 +164,25 @@ impl MessageStream {
         }
     }
 
+    /// Messages on a stream of a WebTransport session, behind the name with which it starts.
+    /// `index` is its index among those of the session that carry operations.
+    #[cfg(feature = "web")]
+    pub fn of_session(
+        outgoing: SendStream,
+        incoming: RecvStream,
+        index: u64,
+        patience: Duration,
+    ) -> MessageStream {
+        MessageStream {
+            index,
+            codes: Codes::Web,
+            ..MessageStream::new(outgoing, incoming, patience)
+        }
+    }
+
     /// Index of the stream among those of its connection that the client opened, from 0.
     pub fn index(&self) -> u64 {
-        self.outgoing.id().index()
+        self.index
     }
 
     /// Traffic of the stream until now.
@@ -221,7 +282,7 @@ impl MessageStream {
         let deadline = self.deadline(0);
         match timeout_at(deadline, self.outgoing.stopped()).await {
             Ok(Ok(None)) => Ok(()),
-            Ok(Ok(Some(code))) => Err(StreamError::Refused(refusal(code))),
+            Ok(Ok(Some(code))) => Err(self.codes.refused(code)),
             Ok(Err(e)) => Err(StreamError::Lost(e.to_string())),
             Err(_) => Err(StreamError::Silent(self.patience)),
         }
@@ -230,8 +291,8 @@ impl MessageStream {
     /// Gives the operation up and tells the peer why.
     pub fn refuse(mut self, refusal: Refusal) {
         // Both fail only where the stream is over already.
-        let _ = self.outgoing.reset(code(refusal));
-        let _ = self.incoming.stop(code(refusal));
+        let _ = self.outgoing.reset(self.codes.code(refusal));
+        let _ = self.incoming.stop(self.codes.code(refusal));
     }
 
     /// Takes the cause of the last error that a session got from this channel.
@@ -251,8 +312,8 @@ impl MessageStream {
         let until = deadline.min(Instant::now() + self.patience);
         match timeout_at(until, self.outgoing.write_all_chunks(&mut pieces)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(WriteError::Stopped(code))) => Err(StreamError::Refused(refusal(code))),
-            Ok(Err(WriteError::ConnectionLost(e))) => Err(connection_lost(&e)),
+            Ok(Err(WriteError::Stopped(code))) => Err(self.codes.refused(code)),
+            Ok(Err(WriteError::ConnectionLost(e))) => Err(self.codes.connection_lost(&e)),
             Ok(Err(e)) => Err(StreamError::Lost(describe(&e))),
             Err(_) => Err(StreamError::Silent(self.patience)),
         }
@@ -281,8 +342,8 @@ impl MessageStream {
         };
         match timeout_at(until, read).await {
             Ok(Ok(bytes)) => Ok(bytes),
-            Ok(Err(ReadError::Reset(code))) => Err(StreamError::Refused(refusal(code))),
-            Ok(Err(ReadError::ConnectionLost(e))) => Err(connection_lost(&e)),
+            Ok(Err(ReadError::Reset(code))) => Err(self.codes.refused(code)),
+            Ok(Err(ReadError::ConnectionLost(e))) => Err(self.codes.connection_lost(&e)),
             Ok(Err(e)) => Err(StreamError::Lost(describe(&e))),
             Err(_) => Err(StreamError::Silent(self.patience)),
         }
@@ -294,7 +355,7 @@ impl MessageStream {
 pub(crate) fn connection_lost(error: &ConnectionError) -> StreamError {
     match error {
         ConnectionError::ApplicationClosed(close) if close.error_code.into_inner() != 0 => {
-            StreamError::Refused(refusal(close.error_code))
+            StreamError::Refused(Refusal::from_code(close.error_code.into_inner()))
         }
         error => StreamError::Lost(describe(error)),
     }

@@ -241,7 +241,7 @@ const MIB: u32 = 1 << 20;
 
 /// Bytes that a connection may have under way: received and not read, by stream and in all, and
 /// sent and not acknowledged.
-struct Windows {
+pub(crate) struct Windows {
     stream: u32,
     receive: u32,
     send: u32,
@@ -256,7 +256,7 @@ const CLIENT: Windows = Windows {
 
 /// A server has many, and those who fill them may be strangers: 8 MiB are the bytes of 67 ms at 1
 /// Gbit/s, or of 670 ms at 100 Mbit/s.
-const SERVER: Windows = Windows {
+pub(crate) const SERVER: Windows = Windows {
     stream: 8 * MIB,
     receive: 8 * MIB,
     send: 8 * MIB,
@@ -272,7 +272,7 @@ pub(crate) const SERVER_WINDOWS: u64 = (SERVER.receive + SERVER.send) as u64;
 ///
 /// Measured over loopback, 500 MB, with the client's windows on both sides: Cubic 1,373 MB/s, BBR
 /// 729 MB/s (it drops half), segmentation offload off 424 MB/s.
-fn transport_config(windows: &Windows) -> TransportConfig {
+pub(crate) fn transport_config(windows: &Windows) -> TransportConfig {
     let mut cubic = CubicConfig::default();
     // A layer's labels are up to half a megabyte (of 15,000 ReLUs) and should cross in one flight:
     // from the usual 14 KB slow start would take about seven round trips. This is far above what
@@ -296,7 +296,7 @@ fn transport_config(windows: &Windows) -> TransportConfig {
 }
 
 /// A UDP socket with buffers of 4 MiB, or as much of that as the system allows.
-fn bind(address: SocketAddr) -> Result<std::net::UdpSocket, EndpointError> {
+pub(crate) fn bind(address: SocketAddr) -> Result<std::net::UdpSocket, EndpointError> {
     use socket2::{Domain, Protocol, Socket, Type};
     const BUFFER_BYTES: usize = 4 << 20;
     let open = || -> io::Result<Socket> {
@@ -330,7 +330,7 @@ fn bind(address: SocketAddr) -> Result<std::net::UdpSocket, EndpointError> {
 /// session does not fall to a later quantum computer. Both programs of this project speak it, so
 /// nothing is gained by offering another, and nobody can talk them down to one. Certificates stay
 /// ECDSA: a signature is no use to forge once the handshake is over.
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider {
         kx_groups: vec![X25519MLKEM768],
         ..aws_lc_rs::default_provider()
@@ -350,7 +350,7 @@ pub(crate) fn no_common_key_exchange(error: &quinn::ConnectionError) -> bool {
     }
 }
 
-fn tls_error(error: impl std::fmt::Display) -> EndpointError {
+pub(crate) fn tls_error(error: impl std::fmt::Display) -> EndpointError {
     EndpointError::Tls(error.to_string())
 }
 

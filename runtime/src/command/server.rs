@@ -5,10 +5,12 @@ mod clients;
 mod config;
 mod observe_flags;
 mod store_flags;
+mod web_flags;
 
 use self::clients::ClientsArguments;
 use self::observe_flags::ObserveArguments;
 use self::store_flags::StoreArguments;
+use self::web_flags::WebArguments;
 use super::interrupts::{Hangups, Interrupts};
 use super::manuals::{self, Manual};
 use super::{report, runtime, seconds, state_directory};
@@ -119,6 +121,8 @@ struct Arguments {
     #[command(flatten)]
     store: StoreArguments,
     #[command(flatten)]
+    web: WebArguments,
+    #[command(flatten)]
     observe: ObserveArguments,
 }
 
@@ -181,6 +185,7 @@ impl Arguments {
             clients: plain.or_else(|| self.clients.clone().map(ClientList::Toml)),
             patience: self.timeout,
             bound: !self.unbound,
+            web: self.web.options()?,
         })
     }
 }
@@ -305,6 +310,7 @@ fn announcement(server: &Server, options: &ServerOptions) -> anyhow::Result<Stri
     if server.service() != server.fingerprint() {
         lines.push(format!("service {}", server.service()));
     }
+    lines.extend(web_flags::announcement(server));
     lines.push(format!("fingerprint {}", server.fingerprint()));
     lines.push(format!("listening on {}\n", server.address()?));
     Ok(lines.join("\n"))

@@ -32,6 +32,8 @@ pub struct Metrics {
     sent: Family<OfTraffic, Counter>,
     connections: Gauge,
     accepted: Counter,
+    web_connections: Gauge,
+    web_accepted: Counter,
     turned_away: Family<OfReason, Counter>,
     sent_away: Counter,
     waiting: Gauge,
@@ -120,14 +122,20 @@ pub enum Turned {
     NoCertificate,
     /// The client is not on the list.
     NotAllowed,
+    /// A browser opened no session that may be, or a page from elsewhere asked for it.
+    Origin,
+    /// A browser did not prove who it is.
+    Identification,
 }
 
 impl Turned {
-    const ALL: [Turned; 4] = [
+    const ALL: [Turned; 6] = [
         Turned::Full,
         Turned::Handshake,
         Turned::NoCertificate,
         Turned::NotAllowed,
+        Turned::Origin,
+        Turned::Identification,
     ];
 
     fn label(self) -> &'static str {
@@ -136,6 +144,8 @@ impl Turned {
             Turned::Handshake => "handshake",
             Turned::NoCertificate => "no_certificate",
             Turned::NotAllowed => "not_allowed",
+            Turned::Origin => "origin",
+            Turned::Identification => "identification",
         }
     }
 }
@@ -221,6 +231,8 @@ impl Metrics {
             sent: Family::default(),
             connections: Gauge::default(),
             accepted: Counter::default(),
+            web_connections: Gauge::default(),
+            web_accepted: Counter::default(),
             turned_away: Family::default(),
             sent_away: Counter::default(),
             waiting: Gauge::default(),
@@ -312,6 +324,16 @@ impl Metrics {
             "connections_accepted",
             "Connections of clients that are served",
             self.accepted.clone(),
+        );
+        registry.register(
+            "web_connections",
+            "Browsers connected, of all clients",
+            self.web_connections.clone(),
+        );
+        registry.register(
+            "web_connections_accepted",
+            "Connections of browsers that are served, of all",
+            self.web_accepted.clone(),
         );
         registry.register(
             "connections_refused",
@@ -445,11 +467,18 @@ impl Metrics {
         self.sent.get_or_create(&labels).inc_by(traffic.bytes_sent);
     }
 
-    /// A client is connected, until the value is dropped.
-    pub fn connected(&self) -> Connected<'_> {
+    /// A client is connected, until the value is dropped; `web` if it is a browser.
+    pub fn connected(&self, web: bool) -> Connected<'_> {
         self.accepted.inc();
         self.connections.inc();
-        Connected(&self.connections)
+        if web {
+            self.web_accepted.inc();
+            self.web_connections.inc();
+        }
+        Connected {
+            all: &self.connections,
+            web: web.then_some(&self.web_connections),
+        }
     }
 
     /// A connection came to nothing.
@@ -519,11 +548,17 @@ impl Metrics {
 }
 
 /// A connection that is counted.
-pub struct Connected<'a>(&'a Gauge);
+pub struct Connected<'a> {
+    all: &'a Gauge,
+    web: Option<&'a Gauge>,
+}
 
 impl Drop for Connected<'_> {
     fn drop(&mut self) {
-        self.0.dec();
+        self.all.dec();
+        if let Some(web) = self.web {
+            web.dec();
+        }
     }
 }
 
@@ -593,7 +628,7 @@ mod tests {
         };
         let took = Duration::from_millis(3);
         metrics.ended("infer", "m", "ok", took, traffic);
-        let connected = metrics.connected();
+        let connected = metrics.connected(true);
         metrics.store_is(true);
         let at_rest = AtRest::from([("m".into(), 4), (OTHER.into(), 5)]);
         let text = metrics.exposition(&MemoryLevels::default(), Some(&at_rest));
@@ -607,6 +642,8 @@ mod tests {
             "pianissimo_sent_bytes_total{phase=\"infer\",model=\"m\"} 7",
             "pianissimo_operations_under_way{phase=\"infer\"} 0",
             "pianissimo_connections 1",
+            "pianissimo_web_connections 1",
+            "pianissimo_web_connections_accepted_total 1",
             "pianissimo_store_up 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
@@ -618,6 +655,7 @@ mod tests {
         drop(connected);
         let text = metrics.exposition(&MemoryLevels::default(), None);
         assert!(text.contains("\npianissimo_connections 0\n"), "{text}");
+        assert!(text.contains("\npianissimo_web_connections 0\n"), "{text}");
         assert!(!text.contains("bundles_at_rest{"), "{text}");
     }
 }

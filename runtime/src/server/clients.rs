@@ -255,6 +255,11 @@ impl Clients {
         }
     }
 
+    /// Whether the file names a client, and does not revoke it.
+    pub(super) fn names(&self, client: Fingerprint) -> bool {
+        self.consult(|rules| rules.entry(client).is_some_and(|entry| !entry.revoked))
+    }
+
     /// Tells whether a client may use a model.
     pub(super) fn may_use(&self, client: Fingerprint, model: &str) -> bool {
         self.consult(|rules| {

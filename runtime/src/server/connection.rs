@@ -1,6 +1,7 @@
 //! A client's connection: its handshake, the requests on its streams, greeting and keys.
 
 use super::infer::Loaded;
+use super::link::{Link, Opened};
 use super::models::Served;
 use super::prepare::Yielding;
 use super::{IDLE, Shared, rest_of_today};
@@ -20,6 +21,7 @@ use pi_protocol::header::PROTOCOL_VERSION;
 use pi_protocol::session::{self, BundleId, ServerModel, ServerSetup, is_current_setup};
 use rand_core::{OsRng, TryRngCore};
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{OnceCell, watch};
@@ -30,8 +32,7 @@ use tracing::Instrument;
 pub(super) struct Connection {
     pub(super) shared: Arc<Shared>,
     pub(super) client: Fingerprint,
-    /// Tells it from the client's other connections.
-    stable_id: usize,
+    link: Link,
     greeting: OnceCell<Greeting>,
     /// The model that the greeting chose.
     served: OnceCell<Arc<Served>>,
@@ -50,34 +51,11 @@ pub(super) struct Connection {
 pub(super) async fn serve(
     shared: Arc<Shared>,
     incoming: quinn::Incoming,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) {
     let from = incoming.remote_address();
-    let connecting = match incoming.accept() {
-        Ok(connecting) => connecting,
-        Err(error) => {
-            tracing::info!(%from, error = describe(&error), "no connection");
-            shared.metrics.turned(Turned::Handshake);
-            return;
-        }
-    };
-    let quic = match tokio::time::timeout(IDLE, connecting).await {
-        Ok(Ok(quic)) => quic,
-        Ok(Err(error)) if transport::no_common_key_exchange(&error) => {
-            tracing::info!(%from, "no connection: the client offers no X25519MLKEM768");
-            shared.metrics.turned(Turned::Handshake);
-            return;
-        }
-        Ok(Err(error)) => {
-            tracing::info!(%from, error = describe(&error), "no connection");
-            shared.metrics.turned(Turned::Handshake);
-            return;
-        }
-        Err(_) => {
-            tracing::info!(%from, "the handshake took too long");
-            shared.metrics.turned(Turned::Handshake);
-            return;
-        }
+    let Some(quic) = shake_hands(&shared, incoming).await else {
+        return;
     };
     let client = match shared.by_name {
         true => transport::peer_certificate_name(&quic),
@@ -89,19 +67,59 @@ pub(super) async fn serve(
         shared.metrics.turned(Turned::NoCertificate);
         return;
     };
+    serve_client(shared, Link::Native(quic), client, from, stop).await;
+}
+
+/// The connection once its handshake has succeeded.
+pub(super) async fn shake_hands(
+    shared: &Shared,
+    incoming: quinn::Incoming,
+) -> Option<quinn::Connection> {
+    let from = incoming.remote_address();
+    let connecting = match incoming.accept() {
+        Ok(connecting) => connecting,
+        Err(error) => {
+            tracing::info!(%from, error = describe(&error), "no connection");
+            shared.metrics.turned(Turned::Handshake);
+            return None;
+        }
+    };
+    match tokio::time::timeout(IDLE, connecting).await {
+        Ok(Ok(quic)) => return Some(quic),
+        Ok(Err(error)) if transport::no_common_key_exchange(&error) => {
+            tracing::info!(%from, "no connection: the client offers no X25519MLKEM768");
+        }
+        Ok(Err(error)) => {
+            tracing::info!(%from, error = describe(&error), "no connection");
+        }
+        Err(_) => tracing::info!(%from, "the handshake took too long"),
+    }
+    shared.metrics.turned(Turned::Handshake);
+    None
+}
+
+/// Serves the requests of a client over its connection until either party ends it.
+pub(super) async fn serve_client(
+    shared: Arc<Shared>,
+    link: Link,
+    client: Fingerprint,
+    from: SocketAddr,
+    mut stop: watch::Receiver<bool>,
+) {
     let name = short(&client.0);
-    if let Err(refusal) = block_in_place(|| shared.clients.admit(client)) {
+    if let Err(refusal) = block_in_place(|| shared.admit(client, &link)) {
         tracing::warn!(client = %client, %from, "refused: not on the list of clients");
-        quic.close(code(refusal), b"not on the list");
+        link.close(refusal, "not on the list");
         shared.metrics.turned(Turned::NotAllowed);
         return;
     }
-    tracing::info!(client = name, %from, "connected");
-    shared.supersede(client, &quic);
+    let over = link.kind();
+    tracing::info!(client = name, %from, over, "connected");
+    shared.supersede(client, &link);
     let connection = Arc::new(Connection {
         shared,
         client,
-        stable_id: quic.stable_id(),
+        link: link.clone(),
         greeting: OnceCell::new(),
         served: OnceCell::new(),
         ready_at_greeting: OnceCell::new(),
@@ -110,17 +128,15 @@ pub(super) async fn serve(
         inferring: tokio::sync::Mutex::default(),
     });
     let shared = connection.shared.clone();
-    let _connected = shared.metrics.connected();
+    let _connected = shared.metrics.connected(link.is_web());
     let mut operations = JoinSet::new();
     let closing = loop {
         tokio::select! {
-            stream = quic.accept_bi() => match stream {
-                Ok((outgoing, incoming)) => {
-                    let patience = connection.shared.patience;
-                    let stream = MessageStream::new(outgoing, incoming, patience);
-                    operations.spawn(serve_operation(connection.clone(), stream));
+            opened = link.accept() => match opened {
+                Some(opened) => {
+                    operations.spawn(serve_operation(connection.clone(), opened));
                 }
-                Err(_) => break None,
+                None => break None,
             },
             Some(ended) = operations.join_next() => {
                 if let Err(error) = ended {
@@ -132,14 +148,23 @@ pub(super) async fn serve(
         }
     };
     while operations.join_next().await.is_some() {}
-    connection.shared.forget(client, &quic);
+    connection.shared.forget(client, &link);
     if let Some(refusal) = closing {
-        quic.close(code(refusal), b"");
+        link.close(refusal, "");
     }
-    tracing::info!(client = name, "disconnected");
+    tracing::info!(client = name, over, "disconnected");
 }
 
-async fn serve_operation(connection: Arc<Connection>, mut stream: MessageStream) {
+async fn serve_operation(connection: Arc<Connection>, opened: Opened) {
+    let patience = connection.shared.patience;
+    let mut stream = match connection.link.messages(opened, patience).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            let client = short(&connection.client.0);
+            tracing::warn!(client, %error, "no request");
+            return;
+        }
+    };
     let request = match stream.receive_control::<Request>(REQUEST_LIMIT).await {
         Ok(request) => request,
         Err(error) => {
@@ -210,7 +235,7 @@ impl Connection {
     /// Ensures that the client has not come back over another connection: what it asked for over
     /// this one may be about a state that is no more.
     pub(super) fn check_current(&self) -> Result<(), Error> {
-        match self.shared.is_current(self.client, self.stable_id) {
+        match self.shared.is_current(self.client, &self.link) {
             true => Ok(()),
             false => Err(refused(Refusal::Silent)),
         }
@@ -218,7 +243,7 @@ impl Connection {
 
     async fn answer(&self, request: Request, stream: &mut MessageStream) -> Result<(), Error> {
         // The list may have changed since the client connected.
-        block_in_place(|| self.shared.clients.admit(self.client)).map_err(refused)?;
+        block_in_place(|| self.shared.admit(self.client, &self.link)).map_err(refused)?;
         if let Request::Hello(hello) = request {
             return self.hello(hello, stream).await;
         }

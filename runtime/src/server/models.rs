@@ -531,6 +531,14 @@ impl Models {
         }
     }
 
+    /// The name of the model for clients that name none, if there is one.
+    #[cfg(feature = "web")]
+    pub(super) fn default_name(&self) -> Option<String> {
+        let served = self.all();
+        let default = served.iter().find(|served| self.is_default(served));
+        default.map(|served| served.name.clone())
+    }
+
     /// Whether a client that names no model gets this one.
     fn is_default(&self, served: &Served) -> bool {
         let only = || {

@@ -6,6 +6,7 @@
 //! while it is copied.
 
 use super::models::Changes;
+use super::web::Web;
 use super::{ServerOptions, Shared};
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
@@ -89,9 +90,9 @@ impl Credentials {
 }
 
 /// A file, its length and its date.
-type Mark = (PathBuf, u64, Option<SystemTime>);
+pub(super) type Mark = (PathBuf, u64, Option<SystemTime>);
 
-fn mark(path: &PathBuf) -> Mark {
+pub(super) fn mark(path: &PathBuf) -> Mark {
     let data = std::fs::metadata(path).ok();
     let length = data.as_ref().map_or(0, std::fs::Metadata::len);
     (
@@ -102,13 +103,13 @@ fn mark(path: &PathBuf) -> Mark {
 }
 
 /// Files that are read again once they have changed and then stayed the same.
-struct Watched {
+pub(super) struct Watched {
     read: Vec<Mark>,
     last: Vec<Mark>,
 }
 
 impl Watched {
-    fn new(now: Vec<Mark>) -> Watched {
+    pub(super) fn new(now: Vec<Mark>) -> Watched {
         Watched {
             read: now.clone(),
             last: now,
@@ -116,7 +117,7 @@ impl Watched {
     }
 
     /// Whether to read them, as they are now; `asked` if somebody says so.
-    fn changed(&mut self, now: Vec<Mark>, asked: bool) -> bool {
+    pub(super) fn changed(&mut self, now: Vec<Mark>, asked: bool) -> bool {
         let settled = now == self.last;
         self.last = now;
         if asked || settled && self.last != self.read {
@@ -131,7 +132,7 @@ impl Watched {
 pub(super) async fn keep_up(
     shared: Arc<Shared>,
     credentials: Credentials,
-    endpoint: quinn::Endpoint,
+    (endpoint, web): (quinn::Endpoint, Option<Arc<Web>>),
     reload: Arc<Notify>,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -143,6 +144,7 @@ pub(super) async fn keep_up(
         shared,
         credentials,
         endpoint,
+        web,
     };
     loop {
         let asked = tokio::select! {
@@ -169,6 +171,7 @@ struct Upkeep {
     shared: Arc<Shared>,
     credentials: Credentials,
     endpoint: quinn::Endpoint,
+    web: Option<Arc<Web>>,
     models: Watched,
     certificates: Watched,
     revoked: Vec<Fingerprint>,
@@ -192,6 +195,9 @@ impl Upkeep {
                     tracing::error!(%error, "certificates cannot be used; the last ones stay");
                 }
             }
+        }
+        if let Some(web) = &self.web {
+            web.look(shared, asked);
         }
         // Also where nothing has changed: an operation that was under way may have kept a bundle.
         let revoked = shared.clients.revoked();
