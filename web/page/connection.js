@@ -38,7 +38,7 @@ class OfEvent extends Error {
 
 /** Longest wait for a session, and for the next bytes in the middle of an operation. */
 const CONNECT_SECONDS = 10;
-const SILENCE_SECONDS = 60;
+const SILENCE_SECONDS = 300;
 /** Longest wait for an answer that takes no computing. */
 export const REPLY_SECONDS = 5;
 
