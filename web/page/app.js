@@ -153,6 +153,7 @@ const tellers = {
 
   spent(detail) {
     showBytes(`bytes-${detail.what}`, detail);
+    of(`bytes-${detail.what}`).dataset.computing = detail.computing;
   },
 
   traffic(all) {
@@ -218,6 +219,9 @@ function showModel({ model, name: label, version }) {
   }
 }
 
+/** Elements of the field of shares. */
+const FIELD = 2n ** 60n - 2n ** 18n + 1n;
+
 function clearAnswer() {
   of("answer").classList.remove("unsure");
   of("answer-label").textContent = "";
@@ -260,7 +264,9 @@ function showAnswer(answer) {
   mosaic(of("sent"), shades, answer);
   of("sent-caption").replaceChildren(
     bold("What was sent"),
-    `: each value less a random number. The first is ${answer.first[0]}, of 1,152,921,504,606,584,833 that are equally likely.`,
+    ": each value less a random number. " +
+      `The first is ${BigInt(answer.first[0]).toLocaleString("en")}, of ` +
+      `${FIELD.toLocaleString("en")} that are equally likely.`,
   );
 }
 

@@ -80,6 +80,8 @@ export class Connection {
   #traffic;
   #ended = null;
   #heard = performance.now();
+  /** Milliseconds that the module computed in the last operation. */
+  computed = 0;
 
   /** Bytes of this session, up and down, as `onTraffic` is told. */
   static async open(module, identity, where, onTraffic) {
@@ -105,20 +107,22 @@ export class Connection {
         connection.#ended = new Lost("the connection broke");
       },
     );
+    // The browser does not tell a wrong certificate from no answer.
+    const certificate = ", or shows another certificate than it should";
+    const late = `the server does not answer${certificates.length > 0 ? certificate : ""}`;
     try {
-      const late = "the server does not answer";
       await within(CONNECT_SECONDS, transport.ready, late);
     } catch {
       transport.close();
-      const known = certificates.length > 0;
-      throw new Lost(
-        known
-          ? "no connection stands: the server does not answer, or shows another certificate"
-          : "no connection stands: the server does not answer",
-      );
+      throw new Lost(late);
     }
     module.disconnect();
-    await connection.#introduce(identity, url.host, where.service);
+    try {
+      await connection.#introduce(identity, url.host, where.service);
+    } catch (error) {
+      connection.close();
+      throw error;
+    }
     return connection;
   }
 
@@ -166,6 +170,7 @@ export class Connection {
   async run(name, numbers, onEvent = async () => new Uint8Array(), patience = SILENCE_SECONDS) {
     if (this.#ended) throw this.#ended;
     this.#module.call(name, ...numbers);
+    this.computed = 0;
     let reader;
     try {
       const stream = await this.#transport.createBidirectionalStream();
@@ -186,9 +191,11 @@ export class Connection {
     try {
       for (;;) {
         let state;
+        const before = performance.now();
         try {
           state = module.call("poll");
         } finally {
+          this.computed += performance.now() - before;
           const outgoing = module.outgoing();
           if (outgoing.length > 0) {
             this.#traffic(outgoing.length, 0);

@@ -236,13 +236,18 @@ async function useKeys() {
   } finally {
     clearInterval(follow);
   }
-  tell("spent", { what: "keys", milliseconds: performance.now() - started, ...phase });
+  tellSpent("keys", performance.now() - started);
 }
 
 function digits(bytes) {
   module.pass(bytes);
   module.call("digits");
   return module.text();
+}
+
+/** Tells what the last operation took. */
+function tellSpent(what, milliseconds) {
+  tell("spent", { what, milliseconds, computing: connection.computed, ...phase });
 }
 
 function begin() {
@@ -293,7 +298,7 @@ async function prepare({ count: asked }) {
     } finally {
       connection.onTraffic(count);
     }
-    tell("spent", { what: "bundles", milliseconds: performance.now() - started, ...phase });
+    tellSpent("bundles", performance.now() - started);
   });
   tell("state", state());
   await load();
@@ -369,7 +374,7 @@ async function ask({ trace = false }) {
   if (!file) throw new Trouble("There is no picture yet.", "Choose one.");
   await patiently(hearServer);
   refuseWithoutAnswers();
-  const { started, marked } = await spend();
+  const started = await spend();
   tell("asked", {});
   let answer;
   try {
@@ -391,7 +396,7 @@ async function ask({ trace = false }) {
     }
   }
   const milliseconds = performance.now() - started;
-  tell("spent", { what: "answer", milliseconds, marking: marked - started, ...phase });
+  tellSpent("answer", milliseconds);
   tell("state", state());
   return {
     ...answer,
@@ -413,7 +418,10 @@ async function hearServer() {
   if (!there) await store.discard(held.shift()).catch(() => {});
 }
 
-/** Marks the bundle that is loaded as spent: on the disk, before the first online byte. */
+/**
+ * Marks the bundle that is loaded as spent: on the disk, before the first online byte. Returns the
+ * time when it began to.
+ */
 async function spend() {
   for (;;) {
     await load();
@@ -429,7 +437,7 @@ async function spend() {
     try {
       await store.spend(id);
       others.postMessage("changed");
-      return { started, marked: performance.now() };
+      return started;
     } catch (error) {
       // Another tab was faster: nothing was sent, and the next one will do.
       if (!(error instanceof Spent)) throw error;

@@ -457,7 +457,8 @@ impl Client {
     pub fn unmasked(&self) -> Result<Vec<u8>, Failure> {
         let picture = self.picture.as_ref();
         let picture = picture.ok_or_else(|| Failure::internal("there is no picture"))?;
-        Ok(picture::shades_of_input(&picture.input))
+        let shape = self.used_model()?.artifact().circuit.input;
+        Ok(picture::shades_of_input(&picture.input, shape))
     }
 
     /// Reads a bundle from its stored form, for the next answer. Reading does not spend it.

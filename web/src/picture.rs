@@ -51,8 +51,16 @@ pub fn shades(elements: &[u64]) -> Vec<u8> {
     elements.iter().map(shade).collect()
 }
 
-/// Integers as shades of grey, the least black and the largest white.
-pub fn shades_of_input(input: &[i64]) -> Vec<u8> {
+/// A tensor `[c][h][w]` as shades of grey: of each channel the least black and the largest white.
+pub fn shades_of_input(input: &[i64], shape: Shape) -> Vec<u8> {
+    let plane = (shape.h * shape.w) as usize;
+    input
+        .chunks(plane.max(1))
+        .flat_map(shades_of_channel)
+        .collect()
+}
+
+fn shades_of_channel(input: &[i64]) -> Vec<u8> {
     let least = input.iter().copied().min().unwrap_or(0);
     let most = input.iter().copied().max().unwrap_or(0);
     let range = i128::from(most) - i128::from(least);
@@ -67,8 +75,9 @@ mod tests {
     #[test]
     fn the_least_and_the_largest_element_are_black_and_white() {
         assert_eq!(shades(&[0, P / 2, P - 1]), [0, 127, 255]);
-        assert_eq!(shades_of_input(&[-3, 0, 3]), [0, 127, 255]);
-        assert_eq!(shades_of_input(&[5, 5]), [0, 0]);
+        let shape = |c, w| Shape { c, h: 1, w };
+        assert_eq!(shades_of_input(&[-3, 0, 3], shape(1, 3)), [0, 127, 255]);
+        assert_eq!(shades_of_input(&[5, 5, 8, 9], shape(2, 2)), [0, 0, 0, 255]);
     }
 
     #[test]
