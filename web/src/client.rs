@@ -198,7 +198,7 @@ fn json(value: &impl Serialize) -> Result<String, Failure> {
 }
 
 /// 32 bytes from their hexadecimal digits.
-fn name(digits: &String) -> Result<[u8; 32], Failure> {
+fn name(digits: &str) -> Result<[u8; 32], Failure> {
     let parsed = digits.parse::<Fingerprint>();
     Ok(parsed
         .map_err(|error| Failure::internal(error.to_string()))?
@@ -206,7 +206,7 @@ fn name(digits: &String) -> Result<[u8; 32], Failure> {
 }
 
 fn names(digits: &[String], most: usize) -> Result<Vec<[u8; 32]>, Failure> {
-    digits.iter().take(most).map(name).collect()
+    digits.iter().take(most).map(|id| name(id)).collect()
 }
 
 fn random() -> [u8; 32] {

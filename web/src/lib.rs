@@ -3,7 +3,7 @@
 //! that a worker in JavaScript drives.
 //!
 //! - [`client`] has a client's operations on a server: greeting, keys, bundles, answers.
-//! - [`line`] carries the messages of one operation between the session that computes and the
+//! - [`mod@line`] carries the messages of one operation between the session that computes and the
 //!   worker that has the stream; [`operation`] runs a session in steps, between which the worker
 //!   carries.
 //! - [`picture`] is about image files, and what the server saw of them.

@@ -5,11 +5,13 @@ use crate::line::{Line, Wait};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
+type Session<T> = dyn Future<Output = Result<T, Failure>>;
+
 /// A session under way, with the result that it will have.
 pub struct Operation<T> {
     line: Line,
     /// None once it is over.
-    session: Option<Pin<Box<dyn Future<Output = Result<T, Failure>>>>>,
+    session: Option<Pin<Box<Session<T>>>>,
 }
 
 impl<T> Operation<T> {

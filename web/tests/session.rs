@@ -17,13 +17,20 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::task::{Context, Waker};
 
-fn model() -> (Vec<u8>, Half) {
+fn read(name: &str) -> Vec<u8> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/cifar10-small");
-    let read = |name| std::fs::read(folder.join(name)).expect("the bundled model");
-    let bytes = read(ARTIFACT_NAME);
-    let artifact = Artifact::decode(&bytes).unwrap();
+    std::fs::read(folder.join(name)).expect("the bundled model")
+}
+
+fn model() -> (Artifact, WeightsFile) {
+    let artifact = Artifact::decode(&read(ARTIFACT_NAME)).unwrap();
     let weights = WeightsFile::decode(&read(WEIGHTS_NAME)).unwrap();
-    (bytes, Half::new(artifact, weights))
+    (artifact, weights)
+}
+
+fn half() -> Half {
+    let (artifact, weights) = model();
+    Half::new(artifact, weights)
 }
 
 /// Runs the client's operation against the server; events are collected and answered by nothing.
@@ -105,7 +112,8 @@ fn picture() -> (Vec<u8>, Vec<u8>) {
 
 #[test]
 fn a_private_answer_is_the_exact_interpreters() {
-    let (_, mut server) = model();
+    let (artifact, weights) = model();
+    let mut server = half();
     let mut client = greeted(&mut server);
     let (file, pixels) = picture();
     let shown = client.read_picture("a.bmp", file).unwrap();
@@ -126,7 +134,7 @@ fn a_private_answer_is_the_exact_interpreters() {
         let answer = json(&run(&mut client, &mut server).unwrap().0);
         let trace = shares::decode(&bytes(answer["trace"].as_str().unwrap())).unwrap();
         let label = answer["label"].as_u64().map(|label| label as usize);
-        let exact = server.exact(&pixels, &trace);
+        let exact = serve::exact(&artifact, &weights, &pixels, &trace);
         assert_eq!(label.map_or(Answer::OutOfRange, Answer::Label), exact);
         sent.push(answer["sent"].as_str().unwrap().to_owned());
     }
@@ -137,7 +145,7 @@ fn a_private_answer_is_the_exact_interpreters() {
 
 #[test]
 fn a_bundle_that_was_used_is_no_longer_there() {
-    let (_, mut server) = model();
+    let mut server = half();
     let mut client = greeted(&mut server);
     client.read_picture("a.bmp", picture().0).unwrap();
     client.prepare(1, &[]).unwrap();
@@ -165,7 +173,7 @@ fn a_bundle_that_was_used_is_no_longer_there() {
 
 #[test]
 fn another_model_than_the_one_announced_is_not_used() {
-    let (artifact, _) = model();
+    let artifact = read(ARTIFACT_NAME);
     let mut client = Client::default();
     let refused = client.use_artifact(&"0".repeat(64), &artifact);
     assert_eq!(refused.unwrap_err().kind, Kind::Model);
@@ -175,7 +183,7 @@ fn another_model_than_the_one_announced_is_not_used() {
 
 #[test]
 fn a_damaged_bundle_is_not_loaded() {
-    let (_, mut server) = model();
+    let mut server = half();
     let mut client = greeted(&mut server);
     client.prepare(1, &[]).unwrap();
     let (_, mut bundles) = run(&mut client, &mut server).unwrap();
@@ -197,7 +205,7 @@ fn a_damaged_bundle_is_not_loaded() {
 
 #[test]
 fn a_server_that_falls_silent_or_lies_ends_the_operation() {
-    let (_, mut server) = model();
+    let mut server = half();
     let mut client = greeted(&mut server);
     client.exchange_keys().unwrap();
     let line = client.line().unwrap().clone();
@@ -215,12 +223,11 @@ fn a_server_that_falls_silent_or_lies_ends_the_operation() {
 
 #[test]
 fn a_file_that_is_no_picture_is_refused_by_its_name() {
-    let (artifact, mut server) = model();
+    let mut server = half();
     let mut client = greeted(&mut server);
     let refused = client
         .read_picture("letter.txt", b"Dear all,".to_vec())
         .unwrap_err();
     assert_eq!(refused.kind, Kind::Input);
     assert!(refused.what.contains("letter.txt"), "{}", refused.what);
-    drop(artifact);
 }

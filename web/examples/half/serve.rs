@@ -18,7 +18,6 @@ use serde::Serialize;
 pub(crate) struct Half {
     model: ServerModel,
     artifact: Artifact,
-    weights: WeightsFile,
     inputs: HeaderInputs,
     setup: Option<ServerSetup>,
     bundles: Vec<ServerBundle>,
@@ -27,9 +26,8 @@ pub(crate) struct Half {
 impl Half {
     pub(crate) fn new(artifact: Artifact, weights: WeightsFile) -> Self {
         Half {
-            model: ServerModel::new(artifact.clone(), weights.clone()).expect("they fit"),
+            model: ServerModel::new(artifact.clone(), weights).expect("they fit"),
             artifact,
-            weights,
             inputs: HeaderInputs {
                 server_peer: [1; 32],
                 client_peer: [2; 32],
@@ -107,11 +105,6 @@ impl Half {
             answers_left: None,
             answers_left_today: None,
         }
-    }
-
-    /// What the exact interpreter answers, given the client's shares.
-    pub(crate) fn exact(&self, pixels: &[u8], trace: &Trace) -> Answer {
-        exact(&self.artifact, &self.weights, pixels, trace)
     }
 }
 
