@@ -184,6 +184,14 @@ const claims = {
       const label = await askPrivately(page);
       assert.notEqual(label, "");
       await shoot(page, "4-answer");
+      // For the documents.
+      await page.screenshot({
+        path: join(shots, "page.png"),
+        fullPage: true,
+        clip: { x: 110, y: 0, width: 780, height: 1290 },
+      });
+      const seen = page.locator('section[aria-labelledby="seen-heading"]');
+      await seen.screenshot({ path: join(shots, "seen.png") });
       const bytes = await page.locator("#bytes-answer").innerText();
       const keys = await page.locator("#bytes-keys").innerText();
       const bundles = await page.locator("#bytes-bundles").innerText();
