@@ -6,6 +6,7 @@
 //! | `avx2` | AES, 256-bit integers and fused multiplication | from Haswell and Zen on |
 //! | `avx512` | 512-bit registers with AES, Galois-field, 52-bit and dot-product instructions | from Ice Lake and Zen 4 on |
 //! | `neon` | 128-bit registers with AES instructions | AArch64 from Cortex-A72 and Apple M1 on, where AES is not left out |
+//! | `simd128` | 128-bit registers, AES by permuted bytes | WebAssembly, if a module is compiled for it |
 //!
 //! The best level that the processor has is taken, unless the environment variable `PI_BACKEND`
 //! names another. A level is all or nothing: it runs only where every one of its features is
@@ -35,6 +36,8 @@ pub enum Backend {
     Avx512,
     /// AArch64 with NEON and AES instructions.
     Neon,
+    /// WebAssembly with 128-bit registers.
+    Simd128,
 }
 
 impl Backend {
@@ -79,12 +82,13 @@ impl Backend {
     }
 
     /// Returns every back end, on a given architecture the best last.
-    pub const fn all() -> [Backend; 4] {
+    pub const fn all() -> [Backend; 5] {
         [
             Backend::Scalar,
             Backend::Avx2,
             Backend::Avx512,
             Backend::Neon,
+            Backend::Simd128,
         ]
     }
 
@@ -105,6 +109,7 @@ impl Backend {
             Backend::Avx2 => "avx2",
             Backend::Avx512 => "avx512",
             Backend::Neon => "neon",
+            Backend::Simd128 => "simd128",
         }
     }
 
@@ -129,6 +134,7 @@ impl Backend {
                 "vaes",
             ],
             Backend::Neon => &["neon", "aes"],
+            Backend::Simd128 => &["simd128"],
         }
     }
 
@@ -223,10 +229,10 @@ fn processor_has(feature: &str) -> bool {
         "aes" => std::arch::is_aarch64_feature_detected!("aes"),
         _ => false,
     }
+    // A module of WebAssembly has what it was compiled for, or does not start.
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     {
-        let _ = feature;
-        false
+        feature == "simd128" && cfg!(all(target_arch = "wasm32", target_feature = "simd128"))
     }
 }
 

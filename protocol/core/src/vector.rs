@@ -2,8 +2,9 @@
 //!
 //! Kernels on labels and columns of bits are written once, over [`Vector`], and compiled for each
 //! set of [`Instructions`]: AES instructions on 128 bits, the same on 256 bits where an x86-64
-//! processor has them, and those of AArch64. The `avx512` back end has code of its own, which uses
-//! masks and permutations that the others lack; [`Code`] says which version of a kernel runs.
+//! processor has them, those of AArch64, and in WebAssembly permutations of bytes. The `avx512`
+//! back end has code of its own, which uses masks and permutations that the others lack; [`Code`]
+//! says which version of a kernel runs.
 //!
 //! Every operation works on each 128-bit block of a register by itself, so that a kernel does not
 //! see how many there are, but for [`Vector::BLOCKS`].
@@ -13,6 +14,8 @@ use crate::block::Block;
 
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod wasm;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -139,6 +142,9 @@ enum Set {
     /// NEON and AES instructions, one block in a register.
     #[cfg(target_arch = "aarch64")]
     Neon,
+    /// WebAssembly, one block in a register.
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    Wasm,
 }
 
 impl Instructions {
@@ -156,6 +162,8 @@ impl Instructions {
             // SAFETY: as for `Aes`: the processor has NEON and AES instructions.
             #[cfg(target_arch = "aarch64")]
             Set::Neon => unsafe { neon::run(kernel) },
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Set::Wasm => wasm::run(kernel),
         }
     }
 }
@@ -194,6 +202,8 @@ impl Code {
             Backend::Avx2 => Code::Vector(Instructions(Set::Aes)),
             #[cfg(target_arch = "aarch64")]
             Backend::Neon => Code::Vector(Instructions(Set::Neon)),
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Backend::Simd128 => Code::Vector(Instructions(Set::Wasm)),
             _ => Code::Portable,
         }
     }

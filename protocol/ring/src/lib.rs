@@ -16,6 +16,11 @@
 //! file per back end, and says in its header which features that file needs and where it falls back
 //! to a lower one. The scalar implementations are the definition, and the vector ones are tested to
 //! equal them bit for bit.
+// What vector kernels share has no use where there are none.
+#![cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    allow(dead_code, unused_imports, unused_macros, unused_variables)
+)]
 
 pub mod conv;
 pub mod dot;
