@@ -5,7 +5,7 @@
 #
 # Rust's target wasm32-unknown-unknown is taken from rustup where it is installed
 # (`rustup target add wasm32-unknown-unknown`), and else built from Debian's packages
-# rustc-web, rust-web-src and lld. `wasm-opt` makes the module smaller where it is found.
+# rustc-web, cargo-web, rust-web-src and lld. `wasm-opt` makes the module smaller where it is found.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -41,7 +41,7 @@ else
   cat >&2 <<'EOF'
 web/build.sh: there is no Rust for WebAssembly here. Install one of the two:
   rustup target add wasm32-unknown-unknown
-  sudo apt-get install rustc-web rust-web-src lld    # Debian and Ubuntu
+  sudo apt-get install rustc-web cargo-web rust-web-src lld    # Debian and Ubuntu
 EOF
   exit 2
 fi

@@ -131,6 +131,7 @@ impl Choices {
             clients: plain.or_else(|| self.clients.clone().map(ClientList::Toml)),
             patience: seconds("timeout", self.timeout, ServerOptions::PATIENCE)?,
             bound: self.bound,
+            web: None,
         })
     }
 }
