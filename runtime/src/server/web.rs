@@ -438,7 +438,10 @@ impl Web {
         if request.path() != PATH {
             return Err((StatusCode::NOT_FOUND, "there is no session at this path"));
         }
-        let (authority, local) = (request.authority(), request.quic().local_ip());
+        let authority = request.authority();
+        // Not every system tells it.
+        let listening = Some(self.address.ip()).filter(|ip| !ip.is_unspecified());
+        let local = request.quic().local_ip().or(listening);
         let identity = lock(&self.in_use).proof.identity.clone();
         if !self.names.is_own(authority, local, &identity) {
             let reason = "this is no name of the server; --web-names lists such";

@@ -2,8 +2,8 @@
 //!
 //! It sends the files of one folder, and `/server.json`, by which the page finds the rest. Every
 //! answer carries headers that keep the page to itself: it runs no script and opens no connection
-//! but to this server, sits in no frame, and is isolated from other pages, as threads in WebAssembly
-//! demand.
+//! but to this server, sits in no frame, and is isolated from other pages, as threads in
+//! WebAssembly demand.
 //!
 //! A request has no say in what is read: files are in memory, by name. A connection ends after
 //! `CONNECTION_LIMIT` however it goes, and there are at most `MOST_CONNECTIONS`, of one address at

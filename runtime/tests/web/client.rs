@@ -1,5 +1,5 @@
-//! A server that serves browsers, and clients that stand in for them: HTTP by hand, and WebTransport
-//! over the same QUIC, with the client's half of the protocol.
+//! A server that serves browsers, and clients that stand in for them: HTTP by hand, and
+//! WebTransport over the same QUIC, with the client's half of the protocol.
 
 use crate::common::{Model, server_options};
 use pi_ir::Artifact;
