@@ -436,6 +436,10 @@ async fn a_client_gets_no_more_bundles_than_the_server_keeps() {
     let prepared = connection.prepare(&public, &setup, 99, |_| {}).await;
     assert_eq!(refused(prepared.unwrap_err()), Refusal::TooManyBundles);
     assert_eq!(client.bundles(server.fingerprint).unwrap().len(), 2);
+    // The connection goes on, with indices above those that were asked for in vain.
+    let prepared = connection.prepare(&public, &setup, 1, |_| {}).await;
+    prepared.unwrap();
+    assert_eq!(client.bundles(server.fingerprint).unwrap().len(), 3);
     connection.close().await;
     server.stop().await;
 }

@@ -79,17 +79,20 @@ impl Connection<'_> {
         sound.map_err(|e| Error::Artifact(e.to_string()))?;
         // Known from here on, so that a broken exchange does not lose the pin.
         block_in_place(|| self.remember_server())?;
+        // Used up whatever comes of the request: the server takes them all when it arrives.
+        let mut index = self.next_index;
+        self.next_index += u64::from(count);
         let request = Request::Prepare(Prepare {
             count,
-            first_index: self.next_index,
+            first_index: index,
             held: held.iter().map(|entry| entry.id.0).collect(),
         });
         let mut stream = self.open(&request).await?;
         let tracked = self.track(&stream, "prepare");
         let earlier = making.spent.traffic;
         for size in sizes {
-            let inputs = self.greeting.header_inputs(self.next_index);
-            self.next_index += size as u64;
+            let inputs = self.greeting.header_inputs(index);
+            index += size as u64;
             let rng = &mut OsRng.unwrap_err();
             let batch = compute(ClientBatch::start(
                 &mut stream,
