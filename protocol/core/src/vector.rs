@@ -211,7 +211,9 @@ impl Code {
     /// Returns every version that this machine can run, the definition first: for tests.
     pub fn supported() -> Vec<Code> {
         let backends = Backend::all().into_iter().filter(|b| b.is_supported());
-        let mut all: Vec<Code> = backends.map(Code::of).collect();
+        let all: Vec<Code> = backends.map(Code::of).collect();
+        #[cfg(target_arch = "x86_64")]
+        let mut all = all;
         #[cfg(target_arch = "x86_64")]
         if all.contains(&Code::Vector(Instructions(Set::WideAes))) {
             all.push(Code::Vector(Instructions(Set::Aes)));
